@@ -1,0 +1,117 @@
+"""What every job shares: flags from the configuration's types, errors without tracebacks, exit codes, signals."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+import tyro
+
+from pharmclf.config import ConfigError, RunConfig, load_yaml
+
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+_PROGRESS_EVERY_S = 3.0
+
+Say = Callable[[str], None]
+"""Takes a line for the console."""
+
+
+def parse_config(description: str, default: Path, arguments: Sequence[str] | None = None) -> RunConfig:
+    """Build the configuration: the file of `--config` (or the default one), then the other flags over it.
+
+    Args:
+        description: what the job does, for `--help`.
+        default: the configuration file that stands where `--config` is not given.
+        arguments: the command line without the program's name; None: this process's own.
+
+    Raises:
+        ConfigError: a bad file or value. An unknown flag ends the process with exit code 2.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    known, rest = finder.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
+    base = load_yaml(known.config or default)
+    lines = [*description.strip().splitlines(), "--config FILE: a YAML file of these settings; flags stand over it."]
+    about = "\n\n".join(line for line in lines if line)  # the help keeps only paragraphs apart
+    return tyro.cli(RunConfig, description=about, default=base, args=rest, config=(tyro.conf.FlagConversionOff,))
+
+
+def scan_progress(say: Say) -> Callable[[int, int], None]:
+    """A progress callback for the scan of a data set: a line with an ETA every few seconds."""
+    began = shown = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown > _PROGRESS_EVERY_S and done:
+            shown = now
+            say(f"images examined: {done:,} of {total:,}, {(now - began) / done * (total - done):.0f} s to go")
+
+    return progress
+
+
+class StopSignal:
+    """Remembers SIGINT and SIGTERM, so that a run can write its checkpoint and end; the second one ends at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = number
+        print("\nstopping: a checkpoint is written first (once more to end at once)", flush=True)  # noqa: T201
+
+    @property
+    def exit_code(self) -> int:
+        """130 after SIGINT, 143 after SIGTERM."""
+        return 128 + (self.received or 0)
+
+
+def run_job(main: Callable[[], int]) -> None:
+    """Run a job's main function and end the process with its exit code.
+
+    Bad input ends with 2, other failures with 1, each with one line on standard error; PHARMCLF_DEBUG=1 shows the
+    traceback. An interrupt ends with 130.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        code = main()
+    except ConfigError as error:
+        code = _complain(error, EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        code = _complain(error, EXIT_FAILED)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _complain(error: Exception, code: int) -> int:
+    if os.environ.get("PHARMCLF_DEBUG"):
+        traceback.print_exception(error)
+    text = str(error)
+    if code == EXIT_FAILED:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        more = " (PHARMCLF_DEBUG=1 shows all of it)" if len(lines) > 1 or "PHARMCLF_DEBUG" not in os.environ else ""
+        text = f"{type(error).__name__}: {lines[0] if lines else ''}{more}"
+    print(f"error: {text}", file=sys.stderr)  # noqa: T201
+    return code

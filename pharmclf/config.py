@@ -1,0 +1,368 @@
+"""The configuration of one run: frozen dataclasses, YAML in and out, every cross-check in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+DEMO = "demo"
+
+
+BackboneName = Literal[
+    "efficientnet_lite0", "resnet50", "resnet101", "resnet50v2", "vgg16", "mobilenet_v2", "mobilenet_v3_large",
+    "efficientnet_b0", "efficientnet_v2_b0", "densenet121", "inception_v3", "xception", "convnext_tiny",
+]  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """Bad input: what was received, what was expected, and how to mend it. Jobs turn it into exit code 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The images that `data: demo` draws."""
+
+    images_per_class: int = 100
+    """Images drawn for each of the ten products."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How rows are divided; stratified, and near duplicates stay together."""
+
+    test: float = 0.2
+    """Share of all rows in the test split."""
+    validation: float = 0.2
+    """Share of the remaining rows in the validation split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random transforms of the training images; validation and test images are never augmented."""
+
+    rotation_deg: float = 20.0
+    """Rotation, uniform in ± this many degrees."""
+    shift: float = 0.2
+    """Shift along each axis, uniform in ± this share of the side."""
+    shear: float = 0.2
+    """Horizontal shear, uniform in ± this factor."""
+    zoom: float = 0.2
+    """Zoom of each axis, uniform in 1 ± this factor."""
+    horizontal_flip: bool = True
+    """Mirror left-right with probability 1/2."""
+    vertical_flip: bool = False
+    """Mirror top-bottom with probability 1/2."""
+    fill: Literal["nearest", "reflect", "constant"] = "reflect"
+    """What stands beyond the edge of a moved picture."""
+    views: int = 0
+    """Different pictures of a row: epoch e sees view e mod views. 0: a new one every epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The classifier on the pooled features of the backbone."""
+
+    dense: tuple[int, ...] = (512, 256)
+    """Units of the hidden ReLU layers, each followed by dropout. Empty: one linear layer behind the dropout."""
+    dropout: float = 0.3
+    """Share of the units that are dropped in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """One phase of training."""
+
+    epochs: int = 20
+    """Epochs at most; early stopping may end the phase before. 0 leaves the phase out."""
+    learning_rate: float = 1e-4
+    """Learning rate, the peak of it with a cosine schedule."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """constant: halved on a plateau (see `stopping`). cosine: linear warm-up, then half a cosine down to the floor."""
+    warmup: float = 0.1
+    """Share of the phase's steps that warm up linearly (cosine schedule only)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppingConfig:
+    """When a phase ends early and when its learning rate falls."""
+
+    early_patience: int = 5
+    """Epochs without a better validation accuracy before the phase ends. 0: never."""
+    plateau_patience: int = 3
+    """Epochs without a lower validation loss before the learning rate falls (constant schedule only). 0: never."""
+    plateau_factor: float = 0.5
+    """The learning rate is multiplied by this on a plateau."""
+    learning_rate_floor: float = 1e-7
+    """The learning rate never falls below this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The loss and the optimizer, which is Adam."""
+
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW). 0: plain Adam."""
+    clip_norm: float = 0.0
+    """Gradients are scaled down to this global norm. 0: never."""
+    label_smoothing: float = 0.0
+    """Share of the target's probability that is spread over all classes."""
+    class_weights: Literal["off", "auto"] = "off"
+    """auto: a row weighs rows / (classes x rows of its class), so that rare products count as much as common ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run does. What is not given here or on the command line has these defaults."""
+
+    data: str = DEMO
+    """Folder or s3:// prefix of class folders, a CSV or Parquet list (path, label[, group, split]), or "demo"."""
+    storage: str = "runs"
+    """Folder or s3:// prefix that holds runs; must be shared by all nodes of a cluster."""
+    name: str = ""
+    """Name of the run, the folder below storage. The same name again resumes. Empty: named after the data."""
+    workers: str = "1"
+    """N: workers on Ray Train, one accelerator each; MIN-MAX: as many as there are; 0: train in this process."""
+    backbone: BackboneName = "efficientnet_lite0"
+    """The pretrained network."""
+    weights: str = "imagenet"
+    """imagenet, none (random), or a file: .weights.h5, .keras or the .h5 of keras.applications."""
+    seed: int = 0
+    """Decides split, order, augmentation, initial head and dropout."""
+    image_size: int = 224
+    """Side of the square that images are resized to, in pixels."""
+    batch_size: int = 64
+    """Global batch, whatever the number of workers."""
+    unfreeze_blocks: int = 2
+    """Blocks of the backbone, counted from the top, that phase 2 trains."""
+    max_bad: str = "20%"
+    """Largest share of quarantined images that the run accepts, as 1% or 0.01."""
+    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
+    """auto: mixed_bfloat16 or mixed_float16 where the GPU has fast units for it, float32 elsewhere."""
+    xla: bool = False
+    """Compile the training step with XLA."""
+    deterministic: bool = True
+    """Same steps bit for bit at every run on the same hardware; some GPU kernels are slower for it."""
+    checkpoint_every_s: float = 300.0
+    """Seconds between checkpoints inside an epoch; the end of an epoch always writes one. 0: only there."""
+    failures: int = 0
+    """Worker crashes after which Ray Train starts the workers again from the newest checkpoint."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    phase1: PhaseConfig = field(default_factory=PhaseConfig)
+    phase2: PhaseConfig = field(default_factory=lambda: PhaseConfig(epochs=30, learning_rate=1e-5))
+    stopping: StoppingConfig = field(default_factory=StoppingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    demo: DemoConfig = field(default_factory=DemoConfig)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def run_name(self) -> str:
+        """The name given, or one made of the last part of the data's path."""
+        if self.name:
+            return self.name
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", self.data.rstrip("/").rsplit("/", 1)[-1]).strip("-.")
+        return stem or "run"
+
+    @property
+    def max_bad_share(self) -> float:
+        """`max_bad` as a number in 0..1."""
+        return parse_share(self.max_bad)
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers; (0, 0) trains in the calling process."""
+        return parse_workers(self.workers)
+
+    @property
+    def views(self) -> int:
+        """Different pictures of a training row; 0: one per epoch."""
+        return self.augment.views
+
+
+def parse_share(text: str) -> float:
+    """Read a share: "1%" and "0.01" are the same.
+
+    Raises:
+        ConfigError: not a number, or outside 0..1.
+    """
+    try:
+        share = float(text.rstrip("% ")) / (100.0 if text.strip().endswith("%") else 1.0)
+    except ValueError:
+        share = math.nan
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(f"max_bad: received {text!r}, expected a share from 0 to 1. Write it as 1% or 0.01")
+    return share
+
+
+def parse_workers(text: str) -> tuple[int, int]:
+    """Read a number of workers: "2" -> (2, 2), "1-4" -> (1, 4), "0" -> (0, 0).
+
+    Raises:
+        ConfigError: anything else.
+    """
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    if match:
+        low, high = int(match[1]), int(match[2] or match[1])
+        if low <= high and (low > 0 or high == 0):
+            return low, high
+    raise ConfigError(
+        f"workers: received {text!r}, expected N, MIN-MAX or 0. "
+        "Write 2 for two workers, 1-4 for as many as there are, 0 to train in this process"
+    )
+
+
+def _check(config: RunConfig) -> None:
+    """Every check over the fields of a run, each with what was received, what is expected and the remedy."""
+    parse_share(config.max_bad)
+    parse_workers(config.workers)
+    if config.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+        raise ConfigError(
+            f"name: received {config.name!r}, expected letters, digits, '.', '_' and '-'. It becomes a folder's name"
+        )
+    for path, low, high, unit in _RANGES:
+        value: Any = config
+        for part in path.split("."):
+            value = getattr(value, part)
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
+            span = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+            raise ConfigError(f"{path}: received {value!r}, expected a {unit} {span}")
+    if any(units < 1 for units in config.head.dense):
+        raise ConfigError(f"head.dense: received {config.head.dense}, expected layers of 1 unit or more")
+    if config.phase1.epochs + config.phase2.epochs == 0:
+        raise ConfigError("phase1.epochs and phase2.epochs: both are 0. Give at least one phase an epoch")
+
+
+_INF = math.inf
+_RANGES: tuple[tuple[str, float, float, str], ...] = (
+    ("seed", 0, 2**31 - 1, "number"),
+    ("image_size", 32, 2048, "side in pixels"),
+    ("batch_size", 1, 65536, "number of images"),
+    ("unfreeze_blocks", 0, _INF, "number of blocks"),
+    ("checkpoint_every_s", 0, _INF, "number of seconds"),
+    ("failures", 0, _INF, "number"),
+    ("split.test", 0.01, 0.9, "share"),
+    ("split.validation", 0.01, 0.9, "share"),
+    ("augment.rotation_deg", 0, 180, "angle in degrees"),
+    ("augment.shift", 0, 1, "share"),
+    ("augment.shear", 0, 1, "factor"),
+    ("augment.zoom", 0, 0.9, "factor"),
+    ("augment.views", 0, 10_000, "number"),
+    ("head.dropout", 0, 0.95, "share"),
+    ("phase1.epochs", 0, 100_000, "number"),
+    ("phase2.epochs", 0, 100_000, "number"),
+    ("phase1.learning_rate", 0, _INF, "rate"),
+    ("phase2.learning_rate", 0, _INF, "rate"),
+    ("phase1.warmup", 0, 1, "share"),
+    ("phase2.warmup", 0, 1, "share"),
+    ("stopping.early_patience", 0, _INF, "number of epochs"),
+    ("stopping.plateau_patience", 0, _INF, "number of epochs"),
+    ("stopping.plateau_factor", 0.001, 1, "factor"),
+    ("stopping.learning_rate_floor", 0, 1, "rate"),
+    ("optimizer.weight_decay", 0, 1, "factor"),
+    ("optimizer.clip_norm", 0, _INF, "norm"),
+    ("optimizer.label_smoothing", 0, 0.9, "share"),
+    ("demo.images_per_class", 5, 1_000_000, "number"),
+)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The whole configuration as plain values, ready for YAML or JSON."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration as YAML, every field written out."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, width=120)
+
+
+def from_dict(mapping: dict[str, Any], *, source: str = "config") -> RunConfig:
+    """Build a configuration; what is missing has its default.
+
+    Raises:
+        ConfigError: an unknown key (the nearest known one is named) or a value of a wrong type.
+    """
+    return _build(RunConfig, mapping, source, "")
+
+
+def load_yaml(path: str | Path) -> RunConfig:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: no such file, not YAML, or not a configuration.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}. Give the path of a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path}: not a text file. Give the path of a YAML file") from error
+    try:
+        mapping = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path}: not YAML: {str(error).splitlines()[0]}") from error
+    return from_dict(mapping, source=str(path))
+
+
+def _build(cls: Any, mapping: Any, source: str, prefix: str) -> Any:
+    where = prefix.rstrip(".") or "the file"
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{source}: {where}: received {mapping!r}, expected keys and values")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in mapping.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
+            remedy = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(hints)}"
+            raise ConfigError(f"{source}: unknown key {prefix}{key}; {remedy}")
+        values[key] = _convert(hints[key], value, source, f"{prefix}{key}")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, source: str, path: str) -> Any:
+    """One value as the field's type; a whole number is a float too, and so is 1e-4, which YAML reads as text."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, source, f"{path}.")
+    if typing.get_origin(hint) is Literal:
+        if value is False and "off" in typing.get_args(hint):
+            return "off"  # YAML reads a bare off as false
+        if value in typing.get_args(hint):
+            return value
+        near = difflib.get_close_matches(str(value), typing.get_args(hint), n=1, cutoff=0.4)
+        did = f" Did you mean {near[0]}?" if near else ""
+        known = ", ".join(typing.get_args(hint))
+        raise ConfigError(f"{source}: {path}: received {value!r}, expected one of {known}.{did}")
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_convert(typing.get_args(hint)[0], item, source, path) for item in value)
+    elif hint is bool or isinstance(value, bool):
+        if hint is bool and isinstance(value, bool):
+            return value
+    elif hint is str and isinstance(value, (str, int, float)):
+        return str(value)
+    elif hint is float and isinstance(value, (int, float, str)):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif hint is int and isinstance(value, int):
+        return value
+    name = str(hint) if isinstance(hint, types.GenericAlias) else hint.__name__
+    raise ConfigError(f"{source}: {path}: received {value!r}, expected {name}")

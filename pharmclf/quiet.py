@@ -1,0 +1,27 @@
+"""Silence for what native libraries write to standard error by themselves, so that a run's own words can be read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def native_chatter_muted() -> Iterator[None]:
+    """Drop what is written to standard error below Python; errors still come out as exceptions.
+
+    TensorFlow says there what it is built for and that it found no GPU, Ray that actors cannot be restarted; no setting
+    of theirs silences it without hiding more.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,82 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pharmclf.config import AugmentConfig, HeadConfig, PhaseConfig, RunConfig
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--renew-goldens writes tests/goldens/ anew; read the difference before it is committed."""
+    parser.addoption("--renew-goldens", action="store_true", help="write the golden texts of the named configs anew")
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[None]:
+    """One Ray for all tests, with the settings that a run has."""
+    import ray
+
+    from pharmclf.training.launch import connect
+
+    connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def drawn_images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of drawn images, ten classes of eight."""
+    from pharmclf.data.demo import write_demo
+
+    return str(write_demo(tmp_path_factory.mktemp("demo") / "images", seed=0, images_per_class=8))
+
+
+@pytest.fixture(scope="session")
+def make_job(shared_ray: None, drawn_images: str) -> Callable[..., Any]:
+    """Makes a small job: EfficientNet-Lite0 at 64 pixels, four or five steps an epoch, two epochs a phase."""
+    import pyarrow as pa
+
+    from pharmclf.data.manifest import build_manifest
+    from pharmclf.data.splits import split_rows
+    from pharmclf.training.job import TrainingJob
+
+    manifest = build_manifest(drawn_images)
+    table = manifest.table
+    names = {name: number for number, name in enumerate(manifest.class_names)}
+    splits = split_rows(table["label"].to_numpy(), table["group"].to_numpy(), 0, 0.25, 0.25)
+
+    def make(folder: str, **settings: Any) -> TrainingJob:
+        config = RunConfig(
+            **{
+                "data": drawn_images,
+                "workers": "0",
+                "image_size": 64,
+                "batch_size": 10,
+                "head": HeadConfig(dense=(), dropout=0.2),
+                "augment": AugmentConfig(rotation_deg=180, vertical_flip=True),
+                "phase1": PhaseConfig(epochs=2, learning_rate=1e-3),
+                "phase2": PhaseConfig(epochs=2, learning_rate=1e-4),
+                "checkpoint_every_s": 0,
+            }
+            | settings
+        )
+        return TrainingJob(
+            config=config,
+            folder=folder,
+            class_names=manifest.class_names,
+            paths=pa.array(table["path"].tolist(), pa.string()),
+            labels=table["label"].map(names).to_numpy(np.int64),
+            train_rows=np.flatnonzero(splits == "train"),
+            validation_rows=np.flatnonzero(splits == "validation"),
+            fingerprints={"data": manifest.fingerprint},
+        )
+
+    return make
