@@ -1,0 +1,39 @@
+"""Look at a data set before training: the manifest, the splits, and the list of images that cannot be used.
+
+python jobs/prepare.py --data DIR                  writes <storage>/<name>/manifest.parquet and quarantine.csv
+python jobs/prepare.py --data DIR --max-bad 1%     exit code 2 where more than 1 % of the images are bad
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pharmclf import storage
+from pharmclf.cli import parse_config, run_job, scan_progress
+from pharmclf.data.prepare import count_table, prepare
+
+_SHOWN = 20
+
+
+def main() -> int:
+    """Parse, build the configuration, prepare, tell."""
+    config = parse_config(__doc__ or "", Path(__file__).parent / "configs" / "demo.yaml")
+    folder = storage.join(storage.absolute(config.storage), config.run_name)
+    manifest = prepare(config, folder, scan_progress(print))
+    rows = [("class", "train", "validation", "test"), *count_table(manifest)]
+    width = max(len(row[0]) for row in rows)
+    for name, *counts in rows:
+        print(f"{name:<{width}}  " + "  ".join(f"{count:>10}" for count in counts))
+    bad = manifest.quarantined
+    for path, status in zip(bad["path"].head(_SHOWN), bad["status"], strict=False):
+        print(f"quarantined: {path}: {status}")
+    if len(bad) > _SHOWN:
+        print(f"quarantined: and {len(bad) - _SHOWN} more, see {storage.join(folder, 'quarantine.csv')}")
+    for note in manifest.notes:
+        print(f"note: {note}")
+    print(f"{len(manifest.ok):,} usable images of {len(manifest.table):,}; written to {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)

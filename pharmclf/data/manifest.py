@@ -1,0 +1,213 @@
+"""The manifest: one row per image, scanned once per data set, read by everything after.
+
+Rows are sorted by path, so a row number is stable. A bad image is named once, with its reason, and quarantined: its
+row stays, its status is no longer "ok".
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from pharmclf import storage
+from pharmclf.config import ConfigError
+from pharmclf.data import duplicates
+from pharmclf.data.images import THUMBNAIL_SIDE, decode
+from pharmclf.data.scan import scan_files
+from pharmclf.data.sources import Listing, list_data
+from pharmclf.fingerprint import fingerprint
+
+OK, LABEL_CONFLICT = "ok", "label conflict"
+Progress = Callable[[int, int], None]
+"""Called with the number of files done and the number of all."""
+_VERSION = 1
+_METADATA = b"pharmclf.manifest"
+_NUMBERS = {"size_bytes": pa.int64(), "width": pa.int32(), "height": pa.int32(), "group": pa.int64()}
+_COLUMNS = ("path", "label", "size_bytes", "sha256", "width", "height", "phash", "group", "split", "status")
+_SCHEMA = pa.schema([(name, _NUMBERS.get(name, pa.string())) for name in _COLUMNS])
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a data set is made of."""
+
+    table: pd.DataFrame
+    """One row per image, sorted by path, index 0, 1, …: path (absolute, or a URI), label, size_bytes, sha256, width and
+    height in pixels, phash (16 hexadecimal digits), group (the smallest row of the copies), split ("" until it is
+    made), status ("ok", or why the image is quarantined)."""
+    class_names: tuple[str, ...]
+    """Labels of the usable rows, sorted; a class's number is its place here."""
+    root: str = ""
+    """The folder or prefix that paths are relative to in the fingerprint."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of the data set; one line each."""
+
+    @functools.cached_property
+    def ok(self) -> pd.DataFrame:
+        """The usable rows, with their row numbers as index."""
+        return self.table[self.table["status"] == OK]
+
+    @functools.cached_property
+    def quarantined(self) -> pd.DataFrame:
+        """The rows that are not used, with their row numbers as index."""
+        return self.table[self.table["status"] != OK]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of the usable rows: relative path, label, sha256, group, split; the folder may lie anywhere."""
+        rows, prefix = self.ok, self.root.rstrip("/") + "/"
+        paths = [path.removeprefix(prefix) for path in rows["path"]]
+        groups = pd.factorize(rows["group"])[0].tolist()
+        columns = [rows[name].tolist() for name in ("label", "sha256", "split")]
+        return fingerprint([paths, groups, *columns])
+
+    def with_splits(self, splits: ArrayLike) -> Manifest:
+        """The same manifest with the splits of the usable rows, in their order: (usable rows,) text."""
+        table = self.table.copy()
+        table["split"] = ""
+        table.loc[self.ok.index, "split"] = np.asarray(splits).astype(str).astype(object)
+        return replace(self, table=table)
+
+    def write(self, location: str) -> None:
+        """Write the manifest as Parquet, whole or not at all."""
+        about = {"version": _VERSION, "root": self.root, "class_names": self.class_names, "notes": self.notes}
+        table = pa.Table.from_pandas(self.table, schema=_SCHEMA, preserve_index=False)
+        buffer = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(about).encode()}), buffer)
+        storage.write_bytes(location, buffer.getvalue())
+
+    @staticmethod
+    def read(location: str) -> Manifest:
+        """Read a manifest that `write` has written.
+
+        Raises:
+            ConfigError: not there, or not a manifest of this version.
+        """
+        remedy = "Make it anew with jobs/prepare.py"
+        try:
+            table = pq.read_table(io.BytesIO(storage.read_bytes(location)))
+            about = json.loads((table.schema.metadata or {})[_METADATA])
+        except (OSError, KeyError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            raise ConfigError(f"manifest {location}: expected a manifest: {error!r}. {remedy}") from error
+        if about["version"] != _VERSION:
+            raise ConfigError(f"manifest {location}: received version {about['version']}, not {_VERSION}. {remedy}")
+        frame = table.select(_SCHEMA.names).replace_schema_metadata(None).to_pandas()
+        return Manifest(frame, tuple(about["class_names"]), about["root"], list(about["notes"]))
+
+    def write_quarantine(self, location: str) -> None:
+        """Write the quarantined rows as CSV: path, label, status."""
+        text = self.quarantined[["path", "label", "status"]].to_csv(index=False, lineterminator="\n")
+        storage.write_bytes(location, text.encode())
+
+
+def build_manifest(
+    data: str, *, max_bad_share: float = 1.0, progress: Progress | None = None, quarantine: str = ""
+) -> Manifest:
+    """Scan a data set: decode every image once, hash it, find what is bad and what are copies.
+
+    Args:
+        data: folder or prefix with one folder per class, at any depth (the label is the name of the folder that holds
+            the image), or a CSV or Parquet list: path, label[, group, split], paths relative to the list's folder.
+        max_bad_share: largest share of quarantined images, 0..1.
+        progress: called with (files done, files).
+        quarantine: where the list of quarantined images goes when there are too many of them; "": nowhere.
+
+    Raises:
+        ConfigError: nothing there, no image, fewer than two classes, or too many bad images.
+    """
+    return check_bad_share(scan(list_data(data), progress), max_bad_share, quarantine)
+
+
+def check_bad_share(manifest: Manifest, max_bad_share: float, quarantine: str = "") -> Manifest:
+    """Return the manifest, or refuse it for its bad images, and then write their list to `quarantine`, if given.
+
+    Raises:
+        ConfigError: more than `max_bad_share` (0..1) of the images are quarantined.
+    """
+    bad = manifest.quarantined
+    share = len(bad) / max(1, len(manifest.table))
+    if share <= max_bad_share:
+        return manifest
+    if quarantine:
+        manifest.write_quarantine(quarantine)
+    first = "; ".join(f"{row.path}: {row.status}" for row in bad.head(5).itertuples())
+    more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+    where = f", the whole list is in {quarantine}" if quarantine else ""
+    raise ConfigError(
+        f"{len(bad)} of {len(manifest.table)} images are bad ({share:.1%}), expected at most {max_bad_share:.1%}: "
+        f"{first}{more}{where}. Mend or remove them, or accept more with --max-bad"
+    )
+
+
+def scan(listing: Listing, progress: Progress | None) -> Manifest:
+    """Read all images of a listing, and decide on the status and the group of each.
+
+    Raises:
+        ConfigError: usable images of fewer than two classes.
+    """
+    items, notes = listing.items, list(listing.notes)
+    table = pd.DataFrame({"path": [i.location for i in items], "label": [i.label for i in items]})
+    thumbnails = np.zeros((len(items), THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8)
+    rows, wrong = [], []
+    for number, scan in enumerate(scan_files([i.location for i in items], progress)):
+        size = (scan.probe.width, scan.probe.height, scan.probe.phash) if scan.probe else (0, 0, "")
+        rows.append((scan.size_bytes, scan.sha256, *size, scan.status if items[number].label else "no label"))
+        if scan.probe:
+            thumbnails[number] = scan.probe.thumbnail
+            if scan.probe.wrong_extension:
+                wrong.append(items[number].relative)
+    table[["size_bytes", "sha256", "width", "height", "phash", "status"]] = pd.DataFrame(rows)
+    labels_of_content = table[table["status"] == OK].groupby("sha256")["label"].nunique()
+    conflicts = table["sha256"].isin(labels_of_content.index[labels_of_content > 1]) & (table["status"] == OK)
+    table.loc[conflicts, "status"] = LABEL_CONFLICT
+    if wrong:
+        notes.append(f"{len(wrong)} images of another format than their name says, read all the same: {_some(wrong)}")
+    used = table[table["status"] == OK]
+    class_names = tuple(sorted(used["label"].unique()))
+    lost = sorted(set(table["label"]) - set(class_names) - {""})
+    if lost:
+        notes.append(f"classes without a usable image: {_some(lost)}")
+    if len(class_names) < 2:
+        reason = f", {table['path'].iloc[0]}: {table['status'].iloc[0]}"
+        found = f"only the class {class_names[0]!r}" if class_names else f"{len(table)} images and all bad{reason}"
+        raise ConfigError(
+            f"--data {listing.data}: received {found}; expected usable images of two classes or more. Give the folder "
+            "that holds the class folders"
+        )
+    table["group"] = _group(table, thumbnails, [i.group for i in items], notes)
+    table["split"] = [i.split for i in items]
+    return Manifest(table[list(_COLUMNS)], class_names, listing.root, notes)
+
+
+def _group(table: pd.DataFrame, thumbnails: NDArray[np.uint8], given: list[str], notes: list[str]) -> NDArray[np.int64]:
+    """The group of each row, and notes on copies: joined are these, and rows of one group of the list; not bad rows."""
+    ok = (table["status"] == OK).to_numpy()
+    equal = duplicates.equal_pairs(table["sha256"].where(ok, "").tolist())
+    rows = np.setdiff1d(np.flatnonzero(ok), [other for _, other in equal])  # one row of each content
+    hashes = np.array([int(text, 16) for text in table["phash"].iloc[rows]], dtype=np.uint64)
+    paths, labels = table["path"].tolist(), table["label"].tolist()
+    found = duplicates.near_pairs(
+        hashes, thumbnails[rows], lambda place: decode(storage.read_bytes(paths[rows[place]]), duplicates.CHECK_SIDE)
+    )
+    near = [(int(rows[one]), int(rows[other])) for one, other in found]
+    mixed = [f"{paths[one]} and {paths[other]}" for one, other in near if labels[one] != labels[other]]
+    if equal or near:
+        copies = len({other for _, other in equal + near})
+        notes.append(f"{copies} images are copies of others ({len(equal)} byte for byte); copies share a split")
+    if mixed:
+        notes.append(f"{len(mixed)} pairs of near copies have different labels, please check: {_some(mixed)}")
+    wanted = duplicates.equal_pairs([group if good else "" for group, good in zip(given, ok, strict=True)])
+    return duplicates.group_rows(len(table), equal + near + wanted)
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

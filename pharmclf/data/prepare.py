@@ -1,0 +1,121 @@
+"""From a configuration to a manifest with splits: draw the demo if it is asked for, scan once, split, write."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pharmclf import storage
+from pharmclf.config import DEMO, ConfigError, RunConfig
+from pharmclf.data.manifest import Manifest, check_bad_share, scan
+from pharmclf.data.scan import NOT_READ
+from pharmclf.data.sources import list_data
+from pharmclf.data.splits import SPLITS, split_rows
+
+MANIFEST_FILE = "manifest.parquet"
+QUARANTINE_FILE = "quarantine.csv"
+
+
+def prepare(config: RunConfig, folder: str, progress: Callable[[int, int], None] | None = None) -> Manifest:
+    """Make the manifest of a run, with splits, and write it and the list of quarantined images to a folder.
+
+    Args:
+        config: its data, storage, max_bad, seed, split and demo decide the result.
+        folder: where `manifest.parquet` and `quarantine.csv` go; local or a URI.
+        progress: called with (files done, files) while images are scanned.
+
+    Raises:
+        ConfigError: the data set cannot be used; the message says why.
+    """
+    quarantine = storage.join(folder, QUARANTINE_FILE)
+    manifest = cached_manifest(
+        data_location(config),
+        storage.join(storage.absolute(config.storage), "manifests"),
+        max_bad_share=config.max_bad_share,
+        progress=progress,
+        quarantine=quarantine,
+    )
+    rows = manifest.ok
+    given = rows["split"].to_numpy()
+    splits = split_rows(
+        rows["label"].to_numpy(),
+        rows["group"].to_numpy(),
+        config.seed,
+        config.split.test,
+        config.split.validation,
+        given if (given != "").any() else None,
+    )
+    num_torn = int((rows.assign(split=splits).groupby("group")["split"].nunique() > 1).sum())
+    manifest = manifest.with_splits(splits)
+    if num_torn:
+        manifest.notes.append(
+            f"{num_torn} pictures have copies in several splits, as the list says: scores will flatter"
+        )
+    manifest.write(storage.join(folder, MANIFEST_FILE))
+    manifest.write_quarantine(quarantine)
+    return manifest
+
+
+def data_location(config: RunConfig) -> str:
+    """Where the images of a run lie; the demo's are drawn first, below the storage, or locally if that is remote."""
+    if config.data != DEMO:
+        return config.data
+    from pharmclf.data.demo import write_demo  # the drawing code is wanted by the demo alone
+
+    name = f"demo-data-{config.seed}-{config.demo.images_per_class}"
+    remote = storage.is_remote(config.storage)
+    home = Path(tempfile.gettempdir()) / "pharmclf" if remote else Path(storage.absolute(config.storage))
+    write_demo(str(home / name), seed=config.seed, images_per_class=config.demo.images_per_class)
+    return str(home / name)
+
+
+def cached_manifest(
+    data: str,
+    cache_location: str,
+    *,
+    max_bad_share: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+    quarantine: str = "",
+) -> Manifest:
+    """As `build_manifest`, but a data set whose files kept their names, sizes and times is not scanned again.
+
+    Args:
+        data: folder, prefix or list, as in `build_manifest`.
+        cache_location: folder or prefix of the cache, one Parquet file per data set.
+        max_bad_share: largest share of quarantined images, 0..1.
+        progress: called with (files done, files), not at all if nothing is scanned.
+        quarantine: where the list of quarantined images goes when there are too many of them; "": nowhere.
+
+    Raises:
+        ConfigError: as `build_manifest`.
+    """
+    listing = list_data(data)
+    location = storage.join(cache_location, f"{listing.key}.parquet")
+    manifest = _read_cache(location)
+    if manifest is None:
+        manifest = scan(listing, progress)
+        if not manifest.table["status"].str.startswith(NOT_READ).any():  # storage may give those the next time
+            manifest.write(location)
+    return check_bad_share(manifest, max_bad_share, quarantine)
+
+
+def _read_cache(location: str) -> Manifest | None:
+    """A manifest scanned before; None where there is none, or where it is damaged or of another version."""
+    if not storage.is_file(location):
+        return None
+    try:
+        return Manifest.read(location)
+    except ConfigError:
+        return None
+
+
+def count_table(manifest: Manifest) -> list[tuple[str, int, int, int]]:
+    """Usable rows of each class: (class, train, validation, test), and a last line "all" with the sums."""
+    counts = manifest.ok.groupby(["label", "split"]).size()
+    matrix = np.array([[int(counts.get((name, split), 0)) for split in SPLITS] for name in manifest.class_names])
+    names = [*manifest.class_names, "all"]
+    rows = [*matrix.tolist(), matrix.sum(axis=0).tolist()]
+    return [(name, train, validation, test) for name, (train, validation, test) in zip(names, rows, strict=True)]

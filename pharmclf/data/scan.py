@@ -1,0 +1,87 @@
+"""Reads every file of a data set once, on all cores: its hash, its size in pixels, or why it cannot be used."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pharmclf import storage
+from pharmclf.data.images import BadImage, Probe, probe
+from pharmclf.fingerprint import sha256_bytes
+
+NOT_READ = "not read"
+"""How the status of a file begins that storage did not give; another attempt may succeed."""
+_PROCESSES_FROM = 500  # fewer files are done sooner than processes start
+_CHUNK_FILES = 64
+_REMOTE_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One file as the manifest sees it."""
+
+    status: str
+    """"ok", or why the image cannot be used."""
+    size_bytes: int = 0
+    sha256: str = ""
+    """Of the content, also of an image that cannot be used; "" where it could not be read."""
+    probe: Probe | None = None
+
+
+def scan_file(location: str) -> Scan:
+    """Read, hash and probe one file; the status tells a bad one. Remote reads are tried three times."""
+    for attempt in range(3):
+        try:
+            content = storage.read_bytes(location)
+            break
+        except OSError as error:
+            reason = error.strerror or " ".join(str(error).split())[:80]
+            if attempt == 2 or not storage.is_remote(location) or isinstance(error, FileNotFoundError):
+                return Scan(f"{NOT_READ}: {reason}")
+            time.sleep(0.2 * 4**attempt)
+    digest = sha256_bytes(content)
+    try:
+        return Scan("ok", len(content), digest, probe(content, location))
+    except BadImage as error:
+        return Scan(str(error), len(content), digest)
+
+
+def scan_files(locations: list[str], progress: Callable[[int, int], None] | None = None) -> Iterator[Scan]:
+    """Scan files on all cores, in order: in processes where there are many, in threads where there are few.
+
+    `progress` is called with (files done, files); what waits in memory does not grow with the number of files.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    many = len(locations) > _PROCESSES_FROM
+    size = _CHUNK_FILES if many else 8
+    chunks = [locations[start : start + size] for start in range(0, len(locations), size)]
+    executor: Executor = ThreadPoolExecutor(cores)
+    if many:
+        spawn = multiprocessing.get_context("spawn")
+        ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+        executor = ProcessPoolExecutor(cores, spawn, initializer=signal.signal, initargs=ignore)
+    try:
+        done, waiting = 0, deque[Future[list[Scan]]]()
+        for number in range(len(chunks) + 2 * cores):
+            if number < len(chunks):
+                waiting.append(executor.submit(_scan_chunk, chunks[number]))
+            scans = waiting.popleft().result() if waiting and number >= 2 * cores else []
+            yield from scans
+            done += len(scans)
+            if progress and scans:
+                progress(done, len(locations))
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _scan_chunk(locations: list[str]) -> list[Scan]:
+    if not storage.is_remote(locations[0]):
+        return list(map(scan_file, locations))
+    with ThreadPoolExecutor(_REMOTE_THREADS) as threads:
+        return list(threads.map(scan_file, locations))

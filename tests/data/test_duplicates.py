@@ -1,0 +1,164 @@
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+from pharmclf.data.duplicates import CHECK_SIDE, candidate_pairs, equal_pairs, group_rows, near_pairs
+from pharmclf.data.images import decode, perceptual_hash, probe
+
+PILLS = Path(__file__).parents[3] / "shared" / "data" / "pills10-A"
+
+
+def jpeg(image, quality=90):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def crop(image, share):
+    width, height = image.size
+    left, top = round(width * share), round(height * share)
+    return image.crop((left, top, width - left, height - top))
+
+
+COPIES = {
+    "quality 40": lambda image: jpeg(image, 40),
+    "half size": lambda image: jpeg(image.resize((image.width // 2, image.height // 2))),
+    "one and a half size": lambda image: jpeg(image.resize((image.width * 3 // 2, image.height * 3 // 2))),
+    "cropped 2 %": lambda image: jpeg(crop(image, 0.02)),
+    "cropped 4 %": lambda image: jpeg(crop(image, 0.04)),
+}
+
+
+def pairs_of(contents):
+    probes = [probe(content, "a.jpg") for content in contents]
+    hashes = np.array([int(one.phash, 16) for one in probes], dtype=np.uint64)
+    return near_pairs(
+        hashes, np.stack([one.thumbnail for one in probes]), lambda row: decode(contents[row], CHECK_SIDE)
+    )
+
+
+def table_top(seed):
+    """A background with grain and slopes, 300 x 300."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(60, 200, (5, 5, 3), dtype=np.uint8)).resize(
+        (300, 300), Image.Resampling.BICUBIC
+    )
+    grain = Image.fromarray(rng.integers(0, 256, (150, 150, 3), dtype=np.uint8)).resize((300, 300))
+    return Image.blend(coarse, grain, 0.15)
+
+
+def lay(background, colour, angle, shape="caplet", at=(150, 150), text="A7"):
+    """The background with one product on it."""
+    pill = Image.new("RGBA", (160, 160), (0, 0, 0, 0))
+    pen = ImageDraw.Draw(pill)
+    box = (30, 50, 130, 110) if shape == "caplet" else (40, 40, 120, 120)
+    pen.rounded_rectangle(box, radius=30 if shape == "caplet" else 40, fill=(*colour, 255))
+    pen.text((68, 70), text, fill=(40, 40, 40, 255), font_size=22)
+    pill = pill.rotate(angle, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(0.7))
+    image = background.copy()
+    image.paste(pill, (at[0] - 80, at[1] - 80), pill)
+    return image
+
+
+def test_groups_are_named_after_their_smallest_row():
+    """Pairs join rows, also along a chain, and a row alone is its own group."""
+    assert group_rows(6, [(4, 2), (5, 4), (0, 3)]).tolist() == [0, 1, 2, 0, 2, 2]
+    assert equal_pairs(["a", "", "b", "a", "", "a"]) == [(0, 3), (0, 5)]
+
+
+def test_copies_of_drawn_pictures_are_found():
+    """Every kind of copy is paired with its original, and originals with nothing."""
+    originals = [lay(table_top(seed), (230, 40 * seed, 90), 50 * seed) for seed in range(5)]
+    contents = [jpeg(image) for image in originals]
+    contents += [copy(image) for copy in COPIES.values() for image in originals]
+    pairs = pairs_of(contents)
+    groups = group_rows(len(contents), pairs)
+    assert groups.tolist() == [row % 5 for row in range(len(contents))]
+
+
+def test_the_same_table_under_another_product_is_no_copy():
+    """One background: other colour, other shape, turned, moved, other imprint; none of them is grouped."""
+    for seed in range(3):
+        top = table_top(seed)
+        scenes = [
+            lay(top, (235, 235, 235), 0),
+            lay(top, (220, 60, 60), 0),
+            lay(top, (235, 235, 235), 0, shape="round"),
+            lay(top, (235, 235, 235), 30),
+            lay(top, (235, 235, 235), 180),
+            lay(top, (235, 235, 235), 0, at=(158, 150)),
+            lay(top, (235, 235, 235), 0, text="K4"),
+            lay(top, (235, 235, 235), 90, shape="round"),
+        ]
+        assert pairs_of([jpeg(scene) for scene in scenes]) == []
+
+
+def test_another_light_is_no_copy():
+    """The same product on backgrounds of the same pattern and another brightness or colour is not grouped."""
+    top = table_top(0)
+    lights = [top, top.point(lambda value: value * 0.8), Image.merge("RGB", top.split()[::-1])]
+    assert pairs_of([jpeg(lay(light, (235, 235, 235), 0)) for light in lights]) == []
+
+
+def test_flat_pictures_are_told_apart_by_their_level():
+    """Pictures without any structure do not break the arithmetic; unequal greys are not copies."""
+    contents = [jpeg(Image.new("RGB", (64, 64), (level,) * 3)) for level in (0, 60, 120, 180, 255)]
+    assert pairs_of(contents) == []
+
+
+def test_a_file_that_is_gone_has_no_copies():
+    """What cannot be read for the last check is not joined, and does not stop the others."""
+    contents = [jpeg(lay(table_top(seed), (230, 60, 90), 0)) for seed in (0, 0, 1, 1)]
+
+    def load(row):
+        if row == 0:
+            raise FileNotFoundError
+        return decode(contents[row], CHECK_SIDE)
+
+    probes = [probe(content, "a.jpg") for content in contents]
+    hashes = np.array([int(one.phash, 16) for one in probes], dtype=np.uint64)
+    assert near_pairs(hashes, np.stack([one.thumbnail for one in probes]), load) == [(2, 3)]
+
+
+@pytest.mark.skipif(not PILLS.is_dir(), reason=f"needs {PILLS}")
+def test_photographs_form_no_groups_and_their_copies_do():
+    """2,000 different photographs: no pair. 40 copies of each kind among them: 97 % joined to their original."""
+    contents = [path.read_bytes() for path in sorted(PILLS.glob("*/*.jpg"))]
+    num, rng = len(contents), np.random.default_rng(0)
+    kind_of, source_of = [], []
+    for kind, copy in COPIES.items():
+        for source in rng.choice(num, 40, replace=False):
+            with Image.open(io.BytesIO(contents[source])) as image:
+                contents.append(copy(image.convert("RGB")))
+            kind_of.append(kind)
+            source_of.append(int(source))
+    pairs = pairs_of(contents)
+    origin = [*range(num), *source_of]
+    assert [(one, other) for one, other in pairs if origin[one] != origin[other]] == []
+    groups = group_rows(len(contents), pairs)
+    joined = groups[num:] == np.array(source_of)
+    for kind in COPIES:
+        assert joined[np.array(kind_of) == kind].mean() >= 0.95, kind
+    assert joined.mean() >= 0.97
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_rows_take_a_minute():
+    """Candidates among 100,000 blended thumbnails: bounded pieces, in time."""
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (5000, 6, 6), dtype=np.uint8)
+    base = np.stack([np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BICUBIC)) for one in base])
+    thumbnails = np.empty((100_000, 32, 32), np.uint8)
+    for start in range(0, len(thumbnails), 10_000):
+        one, two = (base[rng.integers(0, 5000, 10_000)].astype(np.float32) for _ in range(2))
+        weight = rng.uniform(0.2, 0.8, (10_000, 1, 1)).astype(np.float32)
+        thumbnails[start : start + 10_000] = one * weight + two * (1 - weight)
+    hashes = np.array([int(perceptual_hash(one), 16) for one in thumbnails], dtype=np.uint64)
+    began = time.process_time()  # of this process: the machine may be busy
+    pieces = [len(piece) for piece in candidate_pairs(hashes, thumbnails)]
+    assert max(pieces) <= 256 * 32
+    assert time.process_time() - began < 60

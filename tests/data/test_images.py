@@ -1,0 +1,228 @@
+import io
+import struct
+import threading
+import warnings
+import zlib
+from contextlib import suppress
+
+import imagehash
+import numpy as np
+import pytest
+from PIL import Image
+
+from pharmclf.data import images
+from pharmclf.data.images import BadImage, decode, probe
+
+RNG = np.random.default_rng(0)
+
+
+def smooth(width, height, seed=0):
+    """A picture with slopes and edges, (height, width, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encode(pixels, kind, **options):
+    buffer = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pillow_rule(content, size):
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)).astype(int)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])
+def test_every_format_gives_what_pillow_gives(kind):
+    """Formats other than JPEG are Pillow's pixels under the resize rule, to the last bit."""
+    content = encode(smooth(90, 60), kind)
+    decoded = decode(content, 48)
+    assert decoded.shape == (48, 48, 3)
+    assert decoded.dtype == np.uint8
+    assert np.array_equal(decoded, pillow_rule(content, 48))
+    described = probe(content, f"a.{kind.lower()}")
+    assert (described.width, described.height, described.format, described.wrong_extension) == (90, 60, kind, False)
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_jpeg_by_turbo_is_pillows_within_a_few_levels(subsampling):
+    """A JPEG that is not scaled down differs from Pillow's pixels by rounding only."""
+    content = encode(smooth(200, 150), "JPEG", quality=90, subsampling=subsampling)
+    gap = np.abs(decode(content, 112).astype(int) - pillow_rule(content, 112))
+    assert gap.max() <= 4
+
+
+def test_the_scaled_decode_leaves_the_decision_to_the_resize_rule():
+    """Decoding 1600 pixels at a smaller DCT scale moves the result by less than a level on average."""
+    content = encode(smooth(1600, 1200), "JPEG", quality=95)
+    gap = np.abs(decode(content, 224).astype(int) - pillow_rule(content, 224))
+    assert gap.mean() < 0.6
+    assert gap.max() <= 8
+
+
+def test_grey_and_progressive_jpegs_are_rgb():
+    """Grey JPEGs come as three equal channels, progressive ones as any other."""
+    grey = decode(encode(smooth(64, 64)[:, :, 0], "JPEG"), 32)
+    assert np.array_equal(grey[..., 0], grey[..., 2])
+    content = encode(smooth(64, 64), "JPEG", progressive=True)
+    assert np.abs(decode(content, 32).astype(int) - pillow_rule(content, 32)).max() <= 4
+
+
+def test_cmyk_jpegs_keep_their_colours():
+    """CMYK falls back to Pillow, which knows the inverted inks of Adobe."""
+    red = Image.new("RGB", (40, 40), (220, 30, 30)).convert("CMYK")
+    assert np.abs(decode(encode(red, "JPEG", quality=95), 32).astype(int) - [220, 30, 30]).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied_once(kind, orientation):
+    """The picture stands upright whatever the tag says, and width and height are those of the upright picture."""
+    upright = smooth(96, 64)
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that stores the picture in that orientation
+    stored = Image.fromarray(upright)
+    if orientation > 1:
+        stored = stored.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+    content = encode(stored, kind, exif=exif, **options)
+    gap = np.abs(decode(content, 32).astype(int) - decode(encode(upright, "PNG"), 32))
+    assert gap.max() <= (12 if kind == "JPEG" else 1)
+    described = probe(content, f"a.{kind.lower()}")
+    assert (described.width, described.height) == (96, 64)
+
+
+def test_a_damaged_exif_block_does_not_cost_the_image():
+    """Rubbish behind the Exif mark is ignored, without a warning."""
+    content = encode(smooth(64, 48), "JPEG")
+    rubbish = b"Exif\0\0II*\0\xff\xff\xff\x7f" + bytes(range(256))
+    broken = content[:2] + b"\xff\xe1" + struct.pack(">H", len(rubbish) + 2) + rubbish + content[2:]
+    assert np.array_equal(decode(broken, 32), decode(content, 32))
+
+
+def test_transparency_is_laid_on_white():
+    """Transparent pixels become white: with an alpha channel, in a palette, and as one transparent colour."""
+    layer = np.zeros((32, 32, 4), np.uint8)
+    layer[:16] = (200, 0, 0, 255)
+    half = encode(layer, "PNG")
+    for content in (half, encode(Image.fromarray(layer).convert("LA"), "PNG"), encode(layer, "WEBP", lossless=True)):
+        pixels = decode(content, 32)
+        assert (pixels[20:] == 255).all()
+        assert (pixels[:12] != 255).any()
+    palette = Image.fromarray(layer[..., :3]).convert("P")
+    assert (decode(encode(palette, "PNG", transparency=palette.getpixel((0, 20))), 32)[20:] == 255).all()
+    assert (decode(encode(palette, "PNG", transparency=bytes([0] * 256)), 32) == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_greys_are_scaled_and_not_clipped(kind):
+    """0..65535 becomes 0..255 in proportion."""
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
+    pixels = decode(encode(Image.fromarray(ramp), kind), 64)
+    assert np.abs(pixels[0, :, 0].astype(int) - np.linspace(0, 255, 64)).max() <= 1
+
+
+def test_32_bit_pixels_are_scaled_by_their_range():
+    """Floats 0..1 and integers up to 65535 fill 0..255; what has no known range is refused."""
+    ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
+    for wide in (ramp, (ramp * 65535).astype(np.int32)):
+        assert np.abs(decode(encode(Image.fromarray(wide), "TIFF"), 64)[0, :, 1] - np.linspace(0, 255, 64)).max() <= 1
+    with pytest.raises(BadImage, match="pixel values"):
+        decode(encode(Image.fromarray(ramp - 5), "TIFF"), 64)
+
+
+def test_of_a_gif_the_first_frame_counts():
+    """An animation is its first frame."""
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    content = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (decode(content, 32) == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("share", [0.4, 0.7, 0.9])
+def test_a_truncated_file_is_found(kind, share):
+    """A file cut off anywhere in its pixels is refused by probe and by decode."""
+    pixels = RNG.integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    content = encode(pixels, kind)
+    cut = content[: int(len(content) * share)]
+    for read in (lambda: probe(cut, "a.jpg"), lambda: decode(cut, 32)):
+        with pytest.raises(BadImage, match=r"truncated|unreadable"):
+            read()
+
+
+def test_reasons_name_what_is_wrong():
+    """Empty, foreign and damaged files are told apart."""
+    jpeg = encode(smooth(64, 64), "JPEG")
+    for content, reason in [
+        (b"", "^empty$"),
+        (b"<html>not found</html>", "^no image$"),
+        (b"BM is how this text begins", "no image|unreadable|truncated"),
+        (jpeg[:300], "^truncated$"),
+        (b"GIF89a" + bytes(30), "unreadable|truncated"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(200), "unreadable|truncated"),
+    ]:
+        with pytest.raises(BadImage, match=reason):
+            probe(content, "a.jpg")
+
+
+def png_header(width, height):
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(bytes(99)))
+    parts = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("side", [12_000, 60_000])
+def test_a_decompression_bomb_is_refused_by_its_header(side):
+    """Too many pixels are refused before any is decoded."""
+    jpeg = bytearray(encode(smooth(16, 16), "JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
+    for content in (png_header(side, side), bytes(jpeg)):
+        with pytest.raises(BadImage, match="decompression bomb"):
+            probe(content, "a.png")
+
+
+def test_a_wrong_extension_is_noted_and_read():
+    """A PNG called .jpg decodes, and the probe says so; a name without extension claims nothing."""
+    content = encode(smooth(40, 40), "PNG")
+    assert probe(content, "a.jpg").wrong_extension
+    assert not probe(content, "a.PNG").wrong_extension
+    assert not probe(content, "a").wrong_extension
+
+
+def test_the_hash_is_that_of_imagehash():
+    """Of an image that is not scaled down, the hash equals imagehash.phash."""
+    for seed in range(5):
+        content = encode(smooth(120, 100, seed), "PNG")
+        with Image.open(io.BytesIO(content)) as image:
+            assert probe(content, "a.png").phash == str(imagehash.phash(image))
+
+
+def test_pillows_warnings_are_silenced_and_others_are_not():
+    """Inside, warnings of Pillow vanish, in several threads at once; afterwards the filters are as before."""
+    before = list(warnings.filters)
+    palette = encode(Image.new("P", (32, 32)), "PNG", transparency=bytes(256))
+    threads = [threading.Thread(target=lambda: [decode(palette, 32) for _ in range(30)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(warnings.filters) == before
+    with images._Quiet(), pytest.warns(UserWarning, match="ours"):
+        warnings.warn("ours", stacklevel=1)
+
+
+def test_rubbish_behind_any_header_never_raises_anything_else():
+    """Fuzz: bytes flipped in good files either decode or raise BadImage."""
+    for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"):
+        content = encode(smooth(48, 40), kind)
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            broken = np.frombuffer(content, np.uint8).copy()
+            broken[rng.integers(4, len(broken), 6)] = rng.integers(0, 256, 6)
+            with suppress(BadImage):
+                assert decode(broken.tobytes(), 32).shape == (32, 32, 3)
