@@ -1,0 +1,105 @@
+"""The plan of a phase: which row stands where in which batch, as a pure function of (seed, epoch).
+
+Global batch b of an epoch is rows b·G … (b+1)·G of the epoch's order, whatever the number of workers. Each worker takes
+its slice of every batch; a short slice is padded with row -1, so that every step has the same shape. An epoch is its
+training steps followed by its validation steps: one sequence, so that one pipeline serves the phase.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from pharmclf.data.stateless import shuffled
+
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of one worker."""
+
+    epoch: int
+    """Epoch within the phase, from 0."""
+    number: int
+    """Number of the step within the epoch's training or validation steps, from 0."""
+    training: bool
+    """Whether it trains or validates."""
+    rows: np.ndarray
+    """(local batch,) int64 row numbers of the manifest, `PADDING` where the slice is short."""
+    count: int
+    """Rows of the global batch, over all workers."""
+
+
+@dataclass(frozen=True, eq=False)
+class PhasePlan:
+    """The steps of one phase for one worker."""
+
+    train_rows: np.ndarray
+    """(n,) int64 row numbers of the training split."""
+    validation_rows: np.ndarray
+    """(m,) int64 row numbers of the validation split."""
+    batch_size: int
+    """Global batch."""
+    seed: int
+    first_epoch: int
+    """Number of the phase's first epoch among all epochs of the run: the order of epoch e is f(seed, first + e)."""
+    epochs: int
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def local_batch(self) -> int:
+        """Rows of each step of one worker, padding included."""
+        return -(-self.batch_size // self.world)
+
+    @property
+    def train_steps(self) -> int:
+        """Training steps of an epoch."""
+        return -(-len(self.train_rows) // self.batch_size)
+
+    @property
+    def validation_steps(self) -> int:
+        """Validation steps of an epoch."""
+        return -(-len(self.validation_rows) // self.batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training and validation steps of an epoch."""
+        return self.train_steps + self.validation_steps
+
+    @property
+    def num_steps(self) -> int:
+        """All steps of the phase."""
+        return self.epochs * self.steps_per_epoch
+
+    def index(self, epoch: int, number: int) -> int:
+        """Place of training step `number` of an epoch in the sequence of the phase."""
+        return epoch * self.steps_per_epoch + number
+
+    def step(self, index: int) -> Step:
+        """The step at a place of the sequence, 0 <= index < num_steps."""
+        epoch, place = divmod(index, self.steps_per_epoch)
+        training = place < self.train_steps
+        number = place if training else place - self.train_steps
+        order = self._epoch_order(epoch) if training else self.validation_rows
+        batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+        mine = batch[self.rank * self.local_batch : (self.rank + 1) * self.local_batch]
+        rows = np.full(self.local_batch, PADDING, np.int64)
+        rows[: len(mine)] = mine
+        return Step(epoch, number, training, rows, len(batch))
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        return _epoch_order(self, self.first_epoch + epoch)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(plan: PhasePlan, epoch: int) -> np.ndarray:
+    return shuffled(plan.seed, epoch, plan.train_rows)
+
+
+def view_of(epoch: int, views: int) -> int:
+    """The view that an epoch of the run sees: epoch mod views, or one of its own where views is 0."""
+    return epoch % views if views else epoch

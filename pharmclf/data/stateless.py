@@ -1,0 +1,42 @@
+"""Stateless random numbers: pure functions of what they are for, the same on every machine and version.
+
+numpy's generators promise no stable stream across versions and need a state that a resume would have to carry; a
+counter-based hash needs neither.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): uint64 -> uint64, a bijection that looks random."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _row_keys(seed: int, stream: int, rows: np.ndarray) -> np.ndarray:
+    key = _mix(_mix(np.array([seed], np.uint64)) + np.uint64(stream))
+    return _mix(key ^ _mix(np.asarray(rows).astype(np.uint64)))
+
+
+def uniforms(seed: int, stream: int, rows: np.ndarray, num_draws: int) -> np.ndarray:
+    """Numbers in [0, 1) that depend on (seed, stream, row, draw) alone.
+
+    Args:
+        stream: what the numbers are for, an epoch or a view.
+        rows: (n,) row numbers.
+
+    Returns:
+        (n, num_draws) float64.
+    """
+    counters = np.arange(num_draws, dtype=np.uint64)
+    return (_mix(_row_keys(seed, stream, rows)[:, None] + counters) >> np.uint64(11)) * 2.0**-53
+
+
+def shuffled(seed: int, stream: int, rows: np.ndarray) -> np.ndarray:
+    """The rows in an order that depends on (seed, stream, row) alone."""
+    keys = _row_keys(seed, stream ^ 0x5A5A5A5A, rows)
+    return np.asarray(rows)[np.argsort(keys, kind="stable")]

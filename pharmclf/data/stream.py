@@ -1,0 +1,156 @@
+"""Streams a worker's rows, in the order of its plan, through Ray Data: read, decode and resize in Ray tasks.
+
+One pipeline serves a whole phase, because Ray Data needs seconds to its first batch. The tasks work out their rows from
+the plan themselves, so nothing but step numbers travels to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from pharmclf import storage
+from pharmclf.data.images import BadImage, decode
+from pharmclf.data.plan import PADDING, PhasePlan
+
+_BLOCK_ROWS = 128  # rows decoded by one Ray task: 19 MB of pixels at 224 px
+_REMOTE_READS = 16  # concurrent reads of one task from an object store
+
+
+def load_images(paths: list[str], image_size: int) -> np.ndarray:
+    """Read, decode and resize images.
+
+    Args:
+        paths: n locations; "" gives a black image.
+        image_size: S, side in pixels.
+
+    Returns:
+        (n, S, S, 3) uint8.
+
+    Raises:
+        ValueError: a file that was whole when the manifest was made cannot be read any more.
+    """
+
+    def load(path: str) -> np.ndarray:
+        if not path:
+            return np.zeros((image_size, image_size, 3), np.uint8)
+        try:
+            return decode(storage.read_bytes(path), image_size)
+        except (BadImage, OSError) as error:
+            raise ValueError(
+                f"{path}: was whole when the data set was listed, now: {error}. Restore it, or delete the run and its "
+                "manifest so that the data set is listed anew"
+            ) from error
+
+    if paths and any(storage.is_remote(path) for path in paths):
+        with ThreadPoolExecutor(_REMOTE_READS) as pool:
+            return np.stack(list(pool.map(load, paths)))
+    return np.stack([load(path) for path in paths])
+
+
+def plan_batches(
+    plan: PhasePlan, paths: pa.Array, image_size: int, *, first: int = 0, num_cpus: float = 1.0
+) -> Iterator[np.ndarray]:
+    """The images of every step of a plan, in order.
+
+    Args:
+        plan: the worker's plan.
+        paths: location of every row of the manifest.
+        image_size: S, side in pixels.
+        first: index of the first step.
+        num_cpus: CPUs that this pipeline may use at a time.
+
+    Yields:
+        (plan.local_batch, S, S, 3) uint8, black where the step is padded.
+    """
+    if first >= plan.num_steps:
+        return
+    steps_per_block = max(1, _BLOCK_ROWS // plan.local_batch)
+    shared = ray.put((plan, paths))
+
+    def decode_steps(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        plan, paths = ray.get(shared)
+        rows = np.concatenate([plan.step(first + int(index)).rows for index in block["id"]])
+        names = [paths[int(row)].as_py() if row != PADDING else "" for row in rows]
+        return {"image": load_images(names, image_size)}
+
+    num_steps = plan.num_steps - first
+    blocks = -(-num_steps // steps_per_block)
+    with ordered_context(num_cpus):
+        dataset = ray.data.range(num_steps, override_num_blocks=blocks).map_batches(decode_steps, batch_size=None)
+        batches = dataset.iter_batches(batch_size=plan.local_batch, batch_format="numpy", prefetch_batches=2)
+        for batch in batches:
+            yield batch["image"]
+
+
+@contextlib.contextmanager
+def ordered_context(num_cpus: float | None) -> Iterator[None]:
+    """Ray Data in order, within a share of the CPUs, without bars and chatter; the settings are put back behind.
+
+    Args:
+        num_cpus: CPUs that one pipeline may use at a time; None: all.
+    """
+    context = ray.data.DataContext.get_current()
+    names = ("execution_options", "enable_progress_bars", "print_on_execution_start")
+    before = {name: getattr(context, name) for name in names}
+    limits = None if num_cpus is None else ray.data.ExecutionResources(cpu=num_cpus)
+    context.execution_options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that bars are off
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+def prefetch(items: Iterator[Any], convert: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
+    """Convert items ahead of their use in a thread of its own, so that the device does not wait for the copy.
+
+    An error of the thread comes out at the item it concerns. Closing the generator ends the thread.
+    """
+    ahead: queue.Queue[tuple[Any, BaseException | None, bool]] = queue.Queue(maxsize=depth)
+    closed = threading.Event()
+
+    def put(entry: tuple[Any, BaseException | None, bool]) -> None:
+        while not closed.is_set():
+            try:
+                ahead.put(entry, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                if closed.is_set():
+                    return
+                put((convert(item), None, False))
+            put((None, None, True))
+        except BaseException as error:
+            put((None, error, True))
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error, last = ahead.get()
+            if error is not None:
+                raise error
+            if last:
+                return
+            yield item
+    finally:
+        closed.set()
+        thread.join(timeout=10)
