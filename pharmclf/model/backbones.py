@@ -1,0 +1,153 @@
+"""The pretrained networks: image in raw 0..255 RGB -> pooled features, preprocessing inside the graph."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras import layers
+from keras.src.backend.common import global_state  # Keras has no public way to number names anew and keep the rest
+
+from pharmclf import storage
+from pharmclf.config import BackboneName, ConfigError
+from pharmclf.model.lite import efficientnet_lite0, load_lite0_imagenet
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How a network of keras.applications is built and what it wants of its input."""
+
+    constructor: str
+    """Name in keras.applications."""
+    preprocessing: str
+    """caffe: BGR minus the ImageNet means; torch: ImageNet mean and deviation; tf: -1..1; inside: the network's own."""
+
+
+BACKBONES: dict[BackboneName, Backbone | None] = {
+    "efficientnet_lite0": None,  # ours, see lite.py
+    "resnet50": Backbone("ResNet50", "caffe"),
+    "resnet101": Backbone("ResNet101", "caffe"),
+    "resnet50v2": Backbone("ResNet50V2", "tf"),
+    "vgg16": Backbone("VGG16", "caffe"),
+    "mobilenet_v2": Backbone("MobileNetV2", "tf"),
+    "mobilenet_v3_large": Backbone("MobileNetV3Large", "inside"),
+    "efficientnet_b0": Backbone("EfficientNetB0", "inside"),
+    "efficientnet_v2_b0": Backbone("EfficientNetV2B0", "inside"),
+    "densenet121": Backbone("DenseNet121", "torch"),
+    "inception_v3": Backbone("InceptionV3", "tf"),
+    "xception": Backbone("Xception", "tf"),
+    "convnext_tiny": Backbone("ConvNeXtTiny", "inside"),
+}
+
+
+def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.Model:
+    """Build a backbone with its weights.
+
+    Args:
+        name: a key of `BACKBONES`.
+        image_size: S, side of the input in pixels.
+        weights: "imagenet", "none" (random), or a local file: .weights.h5, .keras, or the .h5 of keras.applications.
+
+    Returns:
+        A functional model, (batch, S, S, 3) float RGB in 0..255 -> (batch, features).
+
+    Raises:
+        ConfigError: an image size that it cannot take, or weights that cannot be had or do not fit.
+    """
+    spec = BACKBONES[name]
+    try:
+        with _names_from_the_start():
+            features = efficientnet_lite0(image_size) if spec is None else _application(spec, image_size, weights)
+    except ConfigError:
+        raise
+    except ValueError as error:  # keras.applications: an image size below the least it can take
+        reason = _first_line(error).rstrip(".")
+        raise ConfigError(
+            f"backbone {name} with image_size {image_size}: {reason}. Give a larger image_size, or another backbone"
+        ) from error
+    if spec is None and weights == "imagenet":
+        load_lite0_imagenet(features)
+    if weights not in ("imagenet", "none"):
+        _load_file(features, name, weights)
+    pooled = layers.GlobalAveragePooling2D(name="pooled")(features.output)
+    return keras.Model(features.inputs[0], pooled, name=name)  # keras.applications has a list of one input
+
+
+@contextlib.contextmanager
+def _names_from_the_start() -> Iterator[None]:
+    """Number unnamed layers as in a fresh process, so that a network's names are its own whatever was built before.
+
+    Checkpoints and weight files know weights by these names; keras.applications leaves layers of some networks unnamed.
+    """
+    before = global_state.get_global_attribute("object_name_uids")
+    global_state.set_global_attribute("object_name_uids", collections.defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("object_name_uids", before)
+
+
+def _application(spec: Backbone, image_size: int, weights: str) -> keras.Model:
+    inputs = keras.Input((image_size, image_size, 3), name="image")
+    build: Callable[..., keras.Model] = getattr(keras.applications, spec.constructor)
+    source = "imagenet" if weights == "imagenet" else None
+    try:
+        return build(include_top=False, weights=source, input_tensor=_preprocess(inputs, spec.preprocessing))
+    except Exception as error:
+        if source is None or isinstance(error, ValueError):
+            raise
+        raise ConfigError(
+            f"weights: the ImageNet weights of {spec.constructor} could not be downloaded ({_first_line(error)}). "
+            "Give a local copy with --weights FILE, or use --backbone efficientnet_lite0, which needs no download"
+        ) from error
+
+
+def _preprocess(x: Any, mode: str) -> Any:
+    """What keras.applications' `preprocess_input` does, as layers that a saved model carries."""
+    if mode == "tf":
+        return layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(x)
+    if mode == "torch":
+        mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        scale = [1 / (255 * d) for d in deviation]
+        offset = [-m / d for m, d in zip(mean, deviation, strict=True)]
+        return layers.Rescaling(scale, offset=offset, name="rescale")(x)
+    if mode == "caffe":
+        return layers.Rescaling(1.0, offset=[-103.939, -116.779, -123.68], name="rescale")(keras.ops.flip(x, axis=-1))
+    return x
+
+
+def _load_file(model: keras.Model, name: str, weights: str) -> None:
+    path = Path(storage.absolute(weights))
+    if not path.is_file():
+        raise ConfigError(
+            f"weights: {weights} is no file. Expected imagenet, none, or the path of a .weights.h5, .keras or .h5 file"
+        )
+    try:
+        if path.suffix == ".keras":
+            _copy_weights(keras.saving.load_model(path, compile=False, safe_mode=True), model)
+        else:
+            model.load_weights(path)
+    except Exception as error:
+        raise ConfigError(
+            f"weights: {weights} does not fit backbone {name} without its classifier: {_first_line(error)}. "
+            "Give weights saved from the same backbone (for keras.applications the files ending in _notop.h5)"
+        ) from error
+
+
+def _copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Copy by layer name; a classifier that the source has on top is left out."""
+    found = {layer.name: layer for layer in source._flatten_layers() if layer.weights}
+    for layer in target.layers:
+        if layer.weights:
+            if layer.name not in found:
+                raise ValueError(f"it has no layer {layer.name!r}")
+            layer.set_weights(found[layer.name].get_weights())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,153 @@
+"""Where a backbone can be cut into a frozen prefix and a trained suffix.
+
+A cut stands where one tensor alone is alive, so that suffix(prefix(x)) equals the whole model. Of those places the ones
+count that end a block: behind a merge of branches (a residual block), or where the tensor is smaller than its
+neighbours (an inverted bottleneck without a skip, a pooling). They are found from the graph, not from layers' names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pharmclf.config import ConfigError
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Node:
+    """One tensor of a graph, in an order in which it can be computed."""
+
+    inputs: tuple[int, ...]
+    """Places of the nodes it is computed from; empty for the input."""
+    size: int
+    """Elements per image."""
+    closes: bool = False
+    """Made by an addition or concatenation of branches, or by a pooling."""
+    follows: bool = False
+    """Made by a layer that belongs to the one before it: normalisation, activation, pooling, padding."""
+
+
+def block_ends(nodes: Sequence[Node]) -> list[int]:
+    """Places of the nodes after which a block ends, in order; the last node is always the last of them.
+
+    Pure: it knows nothing of Keras.
+    """
+    last_use = list(range(len(nodes)))
+    for place, node in enumerate(nodes):
+        for source in node.inputs:
+            last_use[source] = place
+    # alone: everything computed later depends on this tensor only
+    reach, alone = -1, []
+    for place in range(len(nodes)):
+        if reach <= place:  # no earlier tensor is used beyond this one
+            alone.append(place)
+        reach = max(reach, last_use[place])
+    consumers: dict[int, list[int]] = {}
+    for place, node in enumerate(nodes):
+        for source in node.inputs:
+            consumers.setdefault(source, []).append(place)
+    # a cut never parts a layer from the normalisation or activation that follows it
+    free = [p for p in alone if p > 0 and not _goes_on(nodes, consumers.get(p, []))]
+
+    closing = _closing(nodes)
+    # the output is pooled: it counts as the smallest, so that ends are the same at every image size
+    sizes = [node.size for node in nodes[:-1]] + [0]
+    ends = []
+    for i, place in enumerate(free):
+        before = next((sizes[p] for p in reversed(free[:i]) if sizes[p] != sizes[place]), None)
+        after = next((sizes[p] for p in free[i + 1 :] if sizes[p] != sizes[place]), None)
+        narrow = (before is None or sizes[place] < before) and (after is None or sizes[place] < after)
+        if closing[place] or (narrow and before is not None):
+            ends.append(place)
+    return ends if ends and ends[-1] == len(nodes) - 1 else [*ends, len(nodes) - 1]
+
+
+def _goes_on(nodes: Sequence[Node], consumers: list[int]) -> bool:
+    """Whether all that is made of a tensor is its own normalisation, activation or pooling."""
+    return len(consumers) == 1 and nodes[consumers[0]].follows
+
+
+def _closing(nodes: Sequence[Node]) -> list[bool]:
+    """Whether a node closes a block by itself, or follows such a one through normalisation and activation alone."""
+    closing: list[bool] = []
+    for node in nodes:
+        closing.append(node.closes or (node.follows and len(node.inputs) == 1 and closing[node.inputs[0]]))
+    return closing
+
+
+def _graph(model: keras.Model) -> tuple[list[Node], list[keras.KerasTensor]]:
+    """The tensors of a functional model of one input and one output, in the order of computation."""
+    from keras import layers  # here, so that `block_ends` is known without TensorFlow
+
+    poolings = (layers.MaxPooling2D, layers.AveragePooling2D)
+    followers = (
+        *poolings, layers.GlobalAveragePooling2D, layers.BatchNormalization, layers.LayerNormalization,
+        layers.Normalization, layers.Rescaling, layers.Activation, layers.ReLU, layers.Dropout, layers.ZeroPadding2D,
+    )  # fmt: skip
+    places: dict[int, int] = {}
+    nodes: list[Node] = []
+    tensors: list[keras.KerasTensor] = []
+    pending = [(model.output, False)]
+    while pending:
+        tensor, expanded = pending.pop()
+        if id(tensor) in places:
+            continue
+        operation, node_index, _ = tensor._keras_history
+        node = operation._inbound_nodes[node_index]
+        if not expanded:
+            pending.append((tensor, True))
+            pending.extend((source, False) for source in reversed(node.input_tensors))
+            continue
+        places[id(tensor)] = len(nodes)
+        size = 1
+        for side in tensor.shape[1:]:
+            size *= side
+        inputs = tuple(places[id(source)] for source in node.input_tensors)
+        # a product of branches gates one of them (squeeze-excite) and ends nothing
+        merges = len(inputs) > 1 and type(operation).__name__ != "Multiply"
+        follows = isinstance(operation, followers) or (len(inputs) == 1 and not getattr(operation, "weights", ()))
+        nodes.append(Node(inputs, size, merges or isinstance(operation, poolings), follows))
+        tensors.append(tensor)
+    return nodes, tensors
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A backbone in two parts."""
+
+    depth: int
+    """Blocks in the suffix, counted from the top."""
+    prefix: keras.Model | None
+    """Frozen: image -> tensor at the cut. None where the whole backbone is trained."""
+    suffix: keras.Model | None
+    """Trained: tensor at the cut -> pooled features. None where nothing of the backbone is trained."""
+
+
+def cut_tensors(model: keras.Model) -> list[keras.KerasTensor]:
+    """The tensors at which the backbone can be cut: entry d is the cut of unfreeze depth d."""
+    nodes, tensors = _graph(model)
+    ends = block_ends(nodes)[:-1]
+    return [tensors[-1], *(tensors[place] for place in reversed(ends)), tensors[0]]
+
+
+def cut_backbone(model: keras.Model, depth: int) -> Cut:
+    """Cut a backbone `depth` blocks below its top.
+
+    Raises:
+        ConfigError: more blocks than the backbone has.
+    """
+    import keras
+
+    tensors = cut_tensors(model)
+    if depth >= len(tensors):
+        raise ConfigError(
+            f"unfreeze_blocks: received {depth}, but {model.name} has {len(tensors) - 1} blocks. "
+            f"Give a number from 0 (none) to {len(tensors) - 1} (all)"
+        )
+    prefix = None if depth == len(tensors) - 1 else keras.Model(model.input, tensors[depth], name="prefix")
+    suffix = None if depth == 0 else keras.Model(tensors[depth], model.output, name="suffix")
+    return Cut(depth, prefix, suffix)

