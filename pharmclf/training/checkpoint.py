@@ -1,0 +1,171 @@
+"""Checkpoints: written whole or not at all, verified at reading, in formats that cannot run code.
+
+The order of writing: tensors, then `checkpoint.json` with the sha256 of each, then older checkpoints go. A folder
+without `checkpoint.json` is not a checkpoint. Which one is newest is read from the position inside, never from a name
+or a date.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from pharmclf import storage
+from pharmclf.config import ConfigError
+from pharmclf.fingerprint import sha256_bytes
+from pharmclf.training.phases import Position
+
+SCHEMA_VERSION = 1
+_RECORD = "checkpoint.json"
+_log = logging.getLogger(__name__)
+
+
+class DamagedCheckpoint(ValueError):
+    """A file of a checkpoint is missing or not what was written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is known of a checkpoint from its record, before its tensors are read."""
+
+    location: str
+    name: str
+    position: Position
+    state: dict[str, Any]
+    """History, monitor and all else that the loop needs to go on."""
+    fingerprints: dict[str, Any]
+    """What the run depends on; see `check_fingerprints`."""
+    files: dict[str, str]
+    """sha256 of each file."""
+
+    def tensors(self, file: str) -> dict[str, np.ndarray]:
+        """Read one file of tensors, `weights` or `optimizer`.
+
+        Raises:
+            DamagedCheckpoint: the file is missing or its sha256 is another.
+        """
+        name = f"{file}.safetensors"
+        try:
+            content = storage.read_bytes(storage.join(self.location, name))
+        except OSError as error:
+            raise DamagedCheckpoint(f"checkpoint {self.location}: {name} cannot be read: {error}") from error
+        expected = self.files.get(name, "none")
+        found = sha256_bytes(content)
+        if found != expected:
+            raise DamagedCheckpoint(
+                f"checkpoint {self.location}: {name} has sha256 {found[:12]}…, expected {expected[:12]}…"
+            )
+        try:
+            return dict(safetensors.load(content))
+        except SafetensorError as error:
+            raise DamagedCheckpoint(f"checkpoint {self.location}: {name}: {error}") from error
+
+
+def write_checkpoint(
+    folder: str,
+    position: Position,
+    tensors: Mapping[str, Mapping[str, np.ndarray]],
+    state: dict[str, Any],
+    fingerprints: dict[str, Any],
+) -> Checkpoint:
+    """Write a checkpoint. (chief only)
+
+    Args:
+        folder: the run's `checkpoints/`.
+        tensors: for each file (`weights`, `optimizer`) its arrays by name.
+        state: plain values for JSON.
+    """
+    location = storage.join(folder, position.label)
+    storage.delete_folder(location)  # the remains of a writer that was killed here
+    files = {}
+    for file, arrays in tensors.items():
+        content = safetensors.save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+        storage.write_bytes(storage.join(location, f"{file}.safetensors"), content)
+        files[f"{file}.safetensors"] = sha256_bytes(content)
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "position": position.to_dict(),
+        "fingerprints": fingerprints,
+        "files": files,
+        "state": state,
+    }
+    storage.write_json(storage.join(location, _RECORD), record)
+    return Checkpoint(location, position.label, position, state, fingerprints, files)
+
+
+def read_checkpoint(location: str) -> Checkpoint:
+    """Read a checkpoint's record.
+
+    Raises:
+        DamagedCheckpoint: no record, or one that cannot be read.
+        ConfigError: written by a version with another schema.
+    """
+    try:
+        record = storage.read_json(storage.join(location, _RECORD))
+        version = record["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise ConfigError(
+                f"checkpoint {location}: schema_version is {version}, this version of pharmclf reads {SCHEMA_VERSION}. "
+                "Use the version that wrote it, or start a run of another --name"
+            )
+        name = location.rstrip("/").rsplit("/", 1)[-1]
+        position = Position(**record["position"])
+        return Checkpoint(location, name, position, record["state"], record["fingerprints"], record["files"])
+    except (OSError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise DamagedCheckpoint(f"checkpoint {location}: {_RECORD} cannot be read: {error!r}") from error
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise DamagedCheckpoint(f"checkpoint {location}: {_RECORD} is not JSON: {error}") from error
+
+
+def list_checkpoints(folder: str) -> list[Checkpoint]:
+    """All whole checkpoints of a run, oldest position first."""
+    found = []
+    for name in storage.list_folders(folder):
+        location = storage.join(folder, name)
+        if storage.is_file(storage.join(location, _RECORD)):
+            try:
+                found.append(read_checkpoint(location))
+            except DamagedCheckpoint as error:
+                _log.warning("%s; it is left out", error)
+    return sorted(found, key=lambda checkpoint: checkpoint.position)
+
+
+def newest_checkpoint(folder: str) -> tuple[Checkpoint, dict[str, dict[str, np.ndarray]]] | None:
+    """The newest checkpoint whose every file is as it was written, with its tensors; the log names damaged ones."""
+    for checkpoint in reversed(list_checkpoints(folder)):
+        try:
+            return checkpoint, {file: checkpoint.tensors(file) for file in ("weights", "optimizer")}
+        except DamagedCheckpoint as error:
+            _log.warning("%s; the one before it is taken", error)
+    return None
+
+
+def prune_checkpoints(folder: str, keep: Iterable[str]) -> None:
+    """Delete all checkpoints but the named ones; the record goes first, so none is ever half there. (chief only)"""
+    kept = set(keep)
+    for name in storage.list_folders(folder):
+        if name not in kept:
+            location = storage.join(folder, name)
+            storage.delete_file(storage.join(location, _RECORD))
+            storage.delete_folder(location)
+
+
+def check_fingerprints(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+    """Refuse to go on with what belongs to another run.
+
+    Raises:
+        ConfigError: names each field that differs, with both values.
+    """
+    names = sorted({*found, *expected})
+    differing = [name for name in names if found.get(name) != expected.get(name)]
+    if differing:
+        rows = "; ".join(f"{name}: {found.get(name)!r} there, {expected.get(name)!r} now" for name in differing)
+        raise ConfigError(f"{where} belongs to another run: {rows}. Give a new --name, or the settings of that run")

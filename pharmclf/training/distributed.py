@@ -1,0 +1,56 @@
+"""Workers: the one place that knows TF_CONFIG, the strategy and ranks.
+
+One worker drives one accelerator and is one replica, so batches go to a step as plain tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+
+@dataclass(frozen=True, eq=False)
+class Workers:
+    """This process among the workers of a run."""
+
+    strategy: tf.distribute.Strategy
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this worker writes checkpoints and reports."""
+        return self.rank == 0
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in this worker's replica; within a tf.function. (all ranks)"""
+        return self.strategy.run(function, args=arguments)
+
+    def sum(self, tensors: Sequence[Any]) -> Sequence[Any]:
+        """Sum tensors over all workers; within a function given to `run`. (all ranks)"""
+        if self.world == 1:
+            return tensors
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
+
+
+def alone() -> Workers:
+    """The only worker, in this process."""
+    return Workers(tf.distribute.get_strategy())
+
+
+def join(threads: int | None = None) -> Workers:
+    """Join the workers that Ray Train has named in TF_CONFIG; blocks until all are there. (all ranks)
+
+    Args:
+        threads: threads of TensorFlow's kernels, where workers share one machine's cores.
+    """
+    if threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    task = json.loads(os.environ["TF_CONFIG"])
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    return Workers(strategy, int(task["task"]["index"]), len(task["cluster"]["worker"]))

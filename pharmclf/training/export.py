@@ -1,0 +1,72 @@
+"""Saves the trained model: the best checkpoint's weights in a `.keras` that loads without this package."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from pharmclf import storage
+from pharmclf.config import RunConfig
+from pharmclf.model.backbones import build_backbone
+from pharmclf.model.cut import cut_backbone
+from pharmclf.model.head import build_head, whole_model
+from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
+from pharmclf.training.job import LABELS_FILE, MODEL_FILE, phase_model_file
+from pharmclf.training.phases import Phase, phases_of
+from pharmclf.training.schedule import best_phase
+from pharmclf.training.step import load_variables
+
+
+def save_models(
+    config: RunConfig,
+    folder: str,
+    class_names: tuple[str, ...],
+    checkpoints: str,
+    best: Mapping[str, str],
+    monitors: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Save the best model of the run, and of each phase that is not the best one its own. (chief only)
+
+    Args:
+        folder: the run's folder.
+        checkpoints: the folder of its checkpoints.
+        best: name of each phase's best checkpoint.
+        monitors: each phase's monitor, as plain values.
+    """
+    chosen = best_phase(monitors)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")  # the weights are float32 in any precision; the file runs anywhere
+    try:
+        for phase in phases_of(config):
+            checkpoint = read_checkpoint(storage.join(checkpoints, best[phase.name]))
+            model = restore_model(config, phase, len(class_names), checkpoint)
+            file = MODEL_FILE if phase.name == chosen else phase_model_file(phase.name)
+            _save(model, storage.join(folder, file))
+    finally:
+        keras.config.set_dtype_policy(policy)
+    storage.write_json(storage.join(folder, LABELS_FILE), list(class_names))
+
+
+def restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint) -> keras.Model:
+    """The whole model with the weights of a checkpoint.
+
+    Raises:
+        DamagedCheckpoint: a file of it is not what was written.
+    """
+    backbone = build_backbone(config.backbone, config.image_size, config.weights)
+    head = build_head(config.head, backbone.output.shape[-1], num_classes, config.seed)
+    suffix = cut_backbone(backbone, phase.unfreeze_blocks).suffix
+    trained = [*(suffix.trainable_variables if suffix else []), *head.trainable_variables]
+    load_variables({variable.path: variable for variable in trained}, checkpoint.tensors("weights"))
+    return whole_model(backbone, head)
+
+
+def _save(model: keras.Model, location: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
+        path = Path(folder) / "model.keras"
+        model.save(path)
+        storage.write_bytes(location, path.read_bytes())

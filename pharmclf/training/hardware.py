@@ -1,0 +1,54 @@
+"""The devices of a worker: what is there, how its memory is used, and which precision suits it."""
+
+from __future__ import annotations
+
+import logging
+
+import tensorflow as tf
+
+_log = logging.getLogger(__name__)
+
+# compute capability from which a GPU has fast units for a type
+_BFLOAT16_CAPABILITY = (8, 0)
+_FLOAT16_CAPABILITY = (7, 0)
+
+
+def precision_for(requested: str, capability: tuple[int, int] | None) -> str:
+    """The precision a run uses; pure.
+
+    Args:
+        requested: auto, float32, mixed_float16 or mixed_bfloat16.
+        capability: compute capability of the GPU, None where there is none.
+    """
+    if requested != "auto":
+        return requested
+    if capability is None:
+        return "float32"
+    if capability >= _BFLOAT16_CAPABILITY:
+        return "mixed_bfloat16"
+    return "mixed_float16" if capability >= _FLOAT16_CAPABILITY else "float32"
+
+
+def gpu_capability() -> tuple[int, int] | None:
+    """Compute capability of the first GPU that this process sees, None where there is none."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return None
+    capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability")
+    return (int(capability[0]), int(capability[1])) if capability else (0, 0)
+
+
+def prepare_device(*, deterministic: bool) -> None:
+    """Let GPU memory grow, and choose deterministic kernels; before TensorFlow's first operation. (all ranks)"""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def device_name() -> str:
+    """What a worker trains on, for the run's record."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "CPU"
+    return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name))

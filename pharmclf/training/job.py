@@ -1,0 +1,61 @@
+"""What the loop is given and who watches it; known to the driver too, so it imports neither Ray nor TensorFlow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pharmclf import storage
+from pharmclf.config import RunConfig
+
+MODEL_FILE = "model/model.keras"
+LABELS_FILE = "model/labels.json"
+
+
+def phase_model_file(phase: str) -> str:
+    """Place in the run folder of a phase's own best model, kept for the comparison of the phases."""
+    return f"model/{phase}.keras"
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not a finite number any more."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingJob:
+    """All that the loop needs, the same on every worker."""
+
+    config: RunConfig
+    folder: str
+    """The run's folder in storage."""
+    class_names: tuple[str, ...]
+    paths: pa.Array
+    """Location of every row of the manifest."""
+    labels: np.ndarray
+    """(rows,) int64, index into `class_names`."""
+    train_rows: np.ndarray
+    """(n,) int64 row numbers of the training split."""
+    validation_rows: np.ndarray
+    """(m,) int64 row numbers of the validation split."""
+    fingerprints: dict[str, Any]
+    """What a checkpoint must agree with to be resumed."""
+    stream_cpus: float = 1.0
+    """CPUs that each worker's pipeline may use at a time."""
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder of the checkpoints."""
+        return storage.join(self.folder, "checkpoints")
+
+
+class Observer(Protocol):
+    """Who watches a run and may stop it."""
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Something happened: note, step, epoch. (chief only)"""
+
+    def stop_requested(self) -> bool:
+        """Whether the run shall write a checkpoint and end. (chief only)"""

@@ -1,0 +1,304 @@
+"""The training loop: both phases, from a configuration and a split data set to a saved model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pharmclf.data.augment import identity_transforms, projective_transforms
+from pharmclf.data.plan import PADDING, PhasePlan, Step, view_of
+from pharmclf.data.stream import plan_batches, prefetch
+from pharmclf.model.backbones import build_backbone
+from pharmclf.model.head import build_head
+from pharmclf.training.checkpoint import (
+    check_fingerprints,
+    list_checkpoints,
+    newest_checkpoint,
+    prune_checkpoints,
+    write_checkpoint,
+)
+from pharmclf.training.distributed import Workers
+from pharmclf.training.export import save_models
+from pharmclf.training.hardware import device_name, gpu_capability, precision_for
+from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
+from pharmclf.training.phases import Phase, Position, phases_of
+from pharmclf.training.schedule import Monitor, learning_rate
+from pharmclf.training.step import Batch, PhaseModel, StepResult, load_variables
+
+_PROGRESS_EVERY_S = 2.0
+
+
+@dataclass
+class Progress:
+    """What a run has come to; all of it is in every checkpoint."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One record an epoch."""
+    monitors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    best: dict[str, str] = field(default_factory=dict)
+    """Name of each phase's best checkpoint."""
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+    """Of the epoch under way: loss, correct, images, seconds."""
+
+
+def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, Any]:
+    """Train both phases, from the newest checkpoint if there is one. (all ranks)
+
+    Returns:
+        status ("complete" or "stopped"), history, best (checkpoint of each phase), device and precision.
+
+    Raises:
+        TrainingDiverged: the loss became infinite or not a number.
+        ConfigError: a checkpoint belongs to another run.
+    """
+    config = job.config
+    precision = precision_for(config.precision, gpu_capability())
+    backbone, head = build_networks(job, workers, precision)
+
+    found = newest_checkpoint(job.checkpoints)
+    progress, position = Progress(), Position(0, 0, 0)
+    if found is not None:
+        check_fingerprints(found[0].fingerprints, job.fingerprints, f"checkpoint {found[0].location}")
+        progress, position = Progress(**found[0].state), found[0].position
+        if workers.is_chief:
+            observer.event("note", text=f"resumed from {found[0].name}")
+
+    result = {"device": device_name(), "precision": precision, "workers": workers.world, **vars(progress)}
+    for number, phase in enumerate(phases_of(config)):
+        if number < position.phase:
+            continue
+        model = PhaseModel(config, workers, backbone, head, phase.unfreeze_blocks, precision)
+        start = Position(number, 0, 0)
+        if number == position.phase:
+            start = position
+            if found is not None and (position.epoch, position.step) != (0, 0):
+                model.load_tensors(found[1])
+        if start == Position(number, 0, 0) and number > 0:
+            _load_best(job, head, progress.best["phase1"])
+        if _train_phase(job, workers, observer, phase, model, progress, start) == "stopped":
+            return result | {"status": "stopped"}
+    if workers.is_chief:
+        save_models(config, job.folder, job.class_names, job.checkpoints, progress.best, progress.monitors)
+    return result | {"status": "complete"}
+
+
+def build_networks(job: TrainingJob, workers: Workers, precision: str) -> tuple[keras.Model, keras.Model]:
+    """Backbone (image -> pooled features) and head (features -> logits). (all ranks)"""
+    config = job.config
+    keras.config.set_dtype_policy(precision)
+    with workers.strategy.scope():
+        backbone = build_backbone(config.backbone, config.image_size, config.weights)
+        head = build_head(config.head, backbone.output.shape[-1], len(job.class_names), config.seed)
+    return backbone, head
+
+
+def _load_best(job: TrainingJob, head: keras.Model, name: str) -> None:
+    """Begin phase 2 with the best head of phase 1. (all ranks)"""
+    best = next(checkpoint for checkpoint in list_checkpoints(job.checkpoints) if checkpoint.name == name)
+    load_variables({variable.path: variable for variable in head.trainable_variables}, best.tensors("weights"))
+
+
+def _train_phase(
+    job: TrainingJob,
+    workers: Workers,
+    observer: Observer,
+    phase: Phase,
+    model: PhaseModel,
+    progress: Progress,
+    start: Position,
+) -> str:
+    """Train one phase from a position in it -> "complete" or "stopped". (all ranks)"""
+    config, stopping = job.config, job.config.stopping
+    plan = PhasePlan(
+        job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch, phase.settings.epochs,
+        workers.rank, workers.world,
+    )  # fmt: skip
+    monitor = Monitor.from_dict(progress.monitors[phase.name]) if phase.name in progress.monitors else Monitor()
+    batches = device_batches(job, plan, plan.index(start.epoch, start.step))
+    last_checkpoint = time.monotonic()
+
+    for epoch in range(start.epoch, phase.settings.epochs):
+        if monitor.ends_phase(stopping):
+            break
+        first_step = start.step if epoch == start.epoch else 0
+        sums = _Sums(progress.epoch_sums if first_step else {})
+        meter = _Meter(job, observer, phase, plan, epoch, first_step) if workers.is_chief else None
+        pending: Any = None  # the step before is read while this one runs, so that the device does not wait
+        for step in range(first_step, plan.train_steps):
+            number = epoch * plan.train_steps + step
+            total = phase.settings.epochs * plan.train_steps
+            model.set_learning_rate(learning_rate(phase.settings, stopping, number, total, monitor.scale))
+            vote = float(workers.is_chief and observer.stop_requested())
+            running = model.train_step(next(batches), tf.constant(vote))
+            done = sums.add(pending, plan, step - 1, phase, epoch)
+            pending = running
+            if meter:
+                meter.show(step, sums)
+            if done.stop_votes > 0:
+                sums.add(pending, plan, step, phase, epoch)
+                progress.epoch_sums = sums.values()
+                if workers.is_chief:
+                    name = _checkpoint(job, model, progress, Position(start.phase, epoch, step + 1))
+                    observer.event("note", text=f"stopped on request; checkpoint {name} is written")
+                return "stopped"
+            due = 0 < config.checkpoint_every_s <= time.monotonic() - last_checkpoint
+            if due and workers.is_chief and step + 1 < plan.train_steps:
+                pending = sums.add(pending, plan, step, phase, epoch)  # read already; its votes still count
+                progress.epoch_sums = sums.values()
+                _checkpoint(job, model, progress, Position(start.phase, epoch, step + 1))
+                last_checkpoint = time.monotonic()
+        sums.add(pending, plan, plan.train_steps - 1, phase, epoch)
+        train_seconds = sums.seconds
+
+        validation = _Sums({})
+        for step in range(plan.validation_steps):
+            validation.add(model.validation_step(next(batches)), plan, step, phase, epoch, training=False)
+        record: dict[str, Any] = {
+            "phase": phase.name,
+            "epoch": epoch,
+            "train_loss": sums.loss / sums.images,
+            "train_accuracy": sums.correct / sums.images,
+            "val_loss": validation.loss / validation.images,
+            "val_accuracy": validation.correct / validation.images,
+            "learning_rate": float(model.optimizer.learning_rate.numpy()),
+            "seconds": train_seconds + validation.seconds,
+            "images_per_second": sums.images / train_seconds,
+        }
+        progress.history.append(record)
+        monitor = monitor.after_epoch(epoch, record["val_accuracy"], record["val_loss"], stopping)
+        progress.monitors[phase.name] = monitor.to_dict()
+        progress.epoch_sums = {}
+        position = Position(start.phase, epoch + 1, 0)
+        if monitor.best_epoch == epoch:
+            progress.best[phase.name] = position.label
+        if workers.is_chief:
+            _checkpoint(job, model, progress, position)
+            observer.event("epoch", **record, epochs=phase.settings.epochs, best=monitor.best_epoch == epoch)
+        last_checkpoint = time.monotonic()
+    batches.close()
+    return "complete"
+
+
+def _checkpoint(job: TrainingJob, model: PhaseModel, progress: Progress, position: Position) -> str:
+    """Write a checkpoint, then let the older ones go that are not a phase's best. (chief only)"""
+    written = write_checkpoint(job.checkpoints, position, model.tensors(), vars(progress), job.fingerprints)
+    others = [c.name for c in list_checkpoints(job.checkpoints) if c.position < position]
+    prune_checkpoints(job.checkpoints, {written.name, *others[-1:], *progress.best.values()})
+    return written.name
+
+
+def device_batches(job: TrainingJob, plan: PhasePlan, first: int) -> Any:
+    """The batches of a phase from a step on, on the device and ahead of their use."""
+    config = job.config
+    images = plan_batches(plan, job.paths, config.image_size, first=first, num_cpus=job.stream_cpus)
+    numbered = ((plan.step(first + offset), batch) for offset, batch in enumerate(images))
+    class_weights = _class_weights(job)
+
+    def to_device(item: tuple[Step, np.ndarray]) -> Batch:
+        step, pixels = item
+        mask = (step.rows != PADDING).astype(np.float32)
+        labels = np.where(step.rows != PADDING, job.labels[step.rows], 0)
+        transforms = identity_transforms(len(step.rows))
+        if step.training:
+            view = view_of(plan.first_epoch + step.epoch, config.views)
+            transforms = projective_transforms(config.augment, config.image_size, config.seed, view, step.rows)
+        weights = mask * (class_weights[labels] if step.training else np.float32(1.0))
+        ordinal = (plan.first_epoch + step.epoch) * plan.train_steps + step.number
+        return Batch(
+            tf.constant(pixels),
+            tf.constant(transforms),
+            tf.constant(labels, tf.int64),
+            tf.constant(mask),
+            tf.constant(weights, tf.float32),
+            tf.constant(step.count, tf.float32),
+            tf.constant(ordinal, tf.int64),
+        )
+
+    return prefetch(numbered, to_device)
+
+
+def _class_weights(job: TrainingJob) -> np.ndarray:
+    """(classes,) float32: what a training row of each class weighs."""
+    num_classes = len(job.class_names)
+    if job.config.optimizer.class_weights == "off":
+        return np.ones(num_classes, np.float32)
+    counts = np.bincount(job.labels[job.train_rows], minlength=num_classes)
+    return (counts.sum() / (num_classes * np.maximum(counts, 1))).astype(np.float32)
+
+
+class _Sums:
+    """Sums over the steps of an epoch, for all workers together."""
+
+    def __init__(self, values: dict[str, float]) -> None:
+        self.loss = values.get("loss", 0.0)
+        self.correct = values.get("correct", 0.0)
+        self.images = values.get("images", 0.0)
+        self._seconds_before = values.get("seconds", 0.0)
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the epoch so far, those before a resume included."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def values(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"loss": self.loss, "correct": self.correct, "images": self.images, "seconds": self.seconds}
+
+    def add(
+        self, running: Any, plan: PhasePlan, step: int, phase: Phase, epoch: int, *, training: bool = True
+    ) -> StepResult:
+        """Wait for a step and add it; None adds nothing, and what has been read before is not added again."""
+        if running is None:
+            return StepResult(0.0, 0.0, 0.0)
+        if isinstance(running, StepResult):
+            return running
+        result = StepResult.of(running)
+        if not np.isfinite(result.loss_sum):
+            raise TrainingDiverged(
+                f"the loss is {result.loss_sum} in {phase.name}, epoch {epoch + 1}, step {step + 1}. "
+                f"Lower {phase.name}.learning_rate ({phase.settings.learning_rate}) or set optimizer.clip_norm to 1"
+            )
+        rows = len(plan.train_rows) if training else len(plan.validation_rows)
+        self.loss += result.loss_sum
+        self.correct += result.correct
+        self.images += min(plan.batch_size, rows - step * plan.batch_size)
+        return result
+
+
+class _Meter:
+    """Tells the observer how an epoch goes on, every few seconds. (chief only)"""
+
+    def __init__(
+        self, job: TrainingJob, observer: Observer, phase: Phase, plan: PhasePlan, epoch: int, first_step: int
+    ) -> None:
+        self.job, self.observer, self.phase, self.plan = job, observer, phase, plan
+        self.epoch, self.first_step = epoch, first_step
+        self.began = self.shown = time.monotonic()
+
+    def show(self, step: int, sums: _Sums) -> None:
+        """Step `step` has been started; `sums` holds those before it."""
+        now = time.monotonic()
+        if now - self.shown < _PROGRESS_EVERY_S or sums.images == 0:
+            return
+        self.shown = now
+        seconds_per_step = (now - self.began) / (step + 1 - self.first_step)
+        epochs = self.phase.settings.epochs
+        steps_left = (epochs - self.epoch) * self.plan.train_steps - step - 1
+        self.observer.event(
+            "step",
+            phase=self.phase.name,
+            epoch=self.epoch,
+            epochs=epochs,
+            step=step + 1,
+            steps=self.plan.train_steps,
+            loss=sums.loss / sums.images,
+            accuracy=sums.correct / sums.images,
+            images_per_second=self.plan.batch_size / seconds_per_step,
+            eta_s=steps_left * seconds_per_step,
+        )

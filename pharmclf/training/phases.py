@@ -1,0 +1,48 @@
+"""The phases of a run and positions within it; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pharmclf.config import PhaseConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase: what is trained, for how long and how fast."""
+
+    name: str
+    """phase1 or phase2."""
+    settings: PhaseConfig
+    unfreeze_blocks: int
+    """Blocks of the backbone that are trained along with the head."""
+    first_epoch: int
+    """Number of the phase's first epoch among all epochs of the run; early stopping of a phase before moves nothing."""
+
+
+def phases_of(config: RunConfig) -> tuple[Phase, ...]:
+    """The phases that a configuration asks for: head on a frozen backbone, then the upper blocks too."""
+    both = (
+        Phase("phase1", config.phase1, 0, 0),
+        Phase("phase2", config.phase2, config.unfreeze_blocks, config.phase1.epochs),
+    )
+    return tuple(phase for phase in both if phase.settings.epochs > 0)
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """Where a run stands: before training step `step` of epoch `epoch` of phase number `phase`, all from 0."""
+
+    phase: int
+    epoch: int
+    step: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"phase": self.phase, "epoch": self.epoch, "step": self.step}
+
+    @property
+    def label(self) -> str:
+        """A name for a folder, readable and sortable."""
+        return f"phase{self.phase + 1}-epoch{self.epoch:04d}-step{self.step:06d}"

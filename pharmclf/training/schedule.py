@@ -1,0 +1,85 @@
+"""Decisions about a phase: its learning rate, when it has improved, when it ends; pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pharmclf.config import PhaseConfig, StoppingConfig
+
+_PLATEAU_MIN_DELTA = 1e-4  # a validation loss must fall by this to count, as in Keras's ReduceLROnPlateau
+
+
+def learning_rate(phase: PhaseConfig, stopping: StoppingConfig, step: int, num_steps: int, scale: float) -> float:
+    """The learning rate of one training step.
+
+    Args:
+        step: number of the step within the phase, from 0.
+        num_steps: steps that the phase has at most.
+        scale: what plateaus have left of the learning rate (constant schedule).
+    """
+    floor = min(stopping.learning_rate_floor, phase.learning_rate)
+    if phase.schedule == "constant":
+        return max(phase.learning_rate * scale, floor)
+    warmup = round(phase.warmup * num_steps)
+    if step < warmup:
+        return phase.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return max(phase.learning_rate * 0.5 * (1 + math.cos(math.pi * progress)), floor)
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What the epochs of a phase have come to so far."""
+
+    best_accuracy: float = -1.0
+    """Best validation accuracy."""
+    best_loss: float = math.inf
+    """Validation loss of the best epoch."""
+    best_epoch: int = -1
+    since_best: int = 0
+    """Epochs since the validation accuracy last rose."""
+    lowest_loss: float = math.inf
+    since_lowest: int = 0
+    """Epochs since the validation loss last fell, or the learning rate was last lowered."""
+    scale: float = 1.0
+    """What plateaus have left of the learning rate."""
+
+    def after_epoch(self, epoch: int, accuracy: float, loss: float, stopping: StoppingConfig) -> Monitor:
+        """The state after one more epoch's validation."""
+        rose = accuracy > self.best_accuracy
+        better = rose or (accuracy == self.best_accuracy and loss < self.best_loss)
+        fell = loss < self.lowest_loss - _PLATEAU_MIN_DELTA
+        since_lowest = 0 if fell else self.since_lowest + 1
+        plateau = 0 < stopping.plateau_patience <= since_lowest
+        return Monitor(
+            best_accuracy=accuracy if better else self.best_accuracy,
+            best_loss=loss if better else self.best_loss,
+            best_epoch=epoch if better else self.best_epoch,
+            since_best=0 if rose else self.since_best + 1,
+            lowest_loss=loss if fell else self.lowest_loss,
+            since_lowest=0 if plateau else since_lowest,
+            scale=self.scale * stopping.plateau_factor if plateau else self.scale,
+        )
+
+    def ends_phase(self, stopping: StoppingConfig) -> bool:
+        """Whether early stopping ends the phase now."""
+        return 0 < stopping.early_patience <= self.since_best
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, which knows no infinity."""
+        return {key: None if value == math.inf else value for key, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Monitor:
+        """What `to_dict` gave."""
+        finite: dict[str, Any] = {key: math.inf if value is None else value for key, value in values.items()}
+        return cls(**finite)
+
+
+def best_phase(monitors: Mapping[str, Mapping[str, Any]]) -> str:
+    """The phase whose best epoch has the best validation accuracy, then the lowest loss; monitors as plain values."""
+    return max(monitors, key=lambda name: (monitors[name]["best_accuracy"], -monitors[name]["best_loss"]))

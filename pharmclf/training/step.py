@@ -1,0 +1,214 @@
+"""One phase on the device: which variables it trains, and its training and validation steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pharmclf.config import RunConfig
+from pharmclf.data.augment import apply_transforms
+from pharmclf.model.cut import cut_backbone
+from pharmclf.model.head import apply_head, dropout_shapes
+from pharmclf.training.distributed import Workers
+
+_INITIAL_LOSS_SCALE = 2.0**15
+_LOSS_SCALE_GROWTH_STEPS = 2000  # finite steps after which the loss scale doubles
+
+
+class Batch(NamedTuple):
+    """One worker's share of one step, on the device."""
+
+    images: Any  # (local batch, S, S, 3) uint8
+    transforms: Any  # (local batch, 8) float32, see data/augment.py
+    labels: Any  # (local batch,) int64
+    mask: Any  # (local batch,) float32, 0 for padding
+    weights: Any  # (local batch,) float32, the class weight of the row, 0 for padding
+    count: Any  # () float32, rows of the global batch over all workers
+    ordinal: Any  # () int64, number of the training step in the run, which dropout is drawn from
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to, summed over all workers."""
+
+    loss_sum: float
+    correct: float
+    stop_votes: float
+
+    @classmethod
+    def of(cls, sums: Any) -> StepResult:
+        """Read the sums off the device; waits for the step, and raises what went wrong in it."""
+        return cls(*(float(value) for value in sums.numpy()))
+
+
+class _ReducedAdam(keras.optimizers.Adam):
+    """Adam for gradients that are summed over the workers already, which Keras would sum again."""
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        return grads_and_vars
+
+
+class PhaseModel:
+    """The device's part of one phase."""
+
+    def __init__(
+        self, config: RunConfig, workers: Workers, backbone: keras.Model, head: keras.Model, depth: int, precision: str
+    ) -> None:
+        """Build the phase in the strategy's scope. (all ranks)
+
+        Args:
+            backbone: image -> pooled features.
+            head: pooled features -> logits.
+            depth: blocks of the backbone that are trained.
+            precision: float32, mixed_float16 or mixed_bfloat16.
+        """
+        self.config, self.workers, self.head = config, workers, head
+        cut = cut_backbone(backbone, depth)
+        self.prefix, self.suffix = cut.prefix, cut.suffix
+        suffix_variables = cut.suffix.trainable_variables if cut.suffix else []
+        self.trained: list[keras.Variable] = [*suffix_variables, *head.trainable_variables]
+        trained = {id(variable) for variable in self.trained}
+        self.frozen: list[keras.Variable] = [v for v in backbone.variables if id(v) not in trained]
+        self.num_classes: int = head.output.shape[-1]
+        with workers.strategy.scope():
+            self.optimizer = _ReducedAdam(0.0, weight_decay=config.optimizer.weight_decay or None, name="adam")
+            if config.optimizer.weight_decay:  # biases and normalisation are not decayed
+                self.optimizer.exclude_from_weight_decay([v for v in self.trained if len(v.shape) == 1])
+            self.optimizer.build(self.trained)
+            self.loss_scale: Any = None  # a variable under mixed_float16
+            if precision == "mixed_float16":
+                self.loss_scale = tf.Variable(_INITIAL_LOSS_SCALE, trainable=False, name="loss_scale")
+                self.finite_steps = tf.Variable(0, trainable=False, name="finite_steps", dtype=tf.int64)
+        self._gradients = tf.function(self._forward_backward, autograph=False, jit_compile=config.xla or None)
+        self.train_step = tf.function(self._train_step, autograph=False)
+        self.validation_step = tf.function(self._validation_step, autograph=False)
+
+    def set_learning_rate(self, value: float) -> None:
+        """Set the learning rate of the next step. (all ranks)"""
+        self.optimizer.learning_rate.assign(value)
+
+    # ------------------------------------------------------------------ steps
+
+    def _train_step(self, batch: Batch, stop_vote: Any) -> Any:
+        """One training step -> (loss sum, correct, stop votes) over all workers. (all ranks)"""
+        gradients, sums = self.workers.run(self._replica_gradients, batch, stop_vote)
+        if self.loss_scale is None:
+            self.workers.run(self._apply, self._clip(gradients))
+            return sums
+        gradients = [gradient / self.loss_scale for gradient in gradients]
+        # the gradients are summed already, so that every worker decides alike
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+
+        def take() -> Any:
+            self.workers.run(self._apply, self._clip(gradients))
+            grown = self.finite_steps + 1 >= _LOSS_SCALE_GROWTH_STEPS
+            self.loss_scale.assign(tf.where(grown, self.loss_scale * 2.0, self.loss_scale))
+            self.finite_steps.assign(tf.where(grown, tf.zeros_like(self.finite_steps), self.finite_steps + 1))
+            return tf.constant(True)
+
+        def skip() -> Any:
+            self.loss_scale.assign(self.loss_scale * 0.5)
+            self.finite_steps.assign(0)
+            return tf.constant(False)
+
+        tf.cond(finite, take, skip)
+        return sums
+
+    def _replica_gradients(self, batch: Batch, stop_vote: Any) -> tuple[list[Any], Any]:
+        images = tf.cast(batch.images, tf.float32)
+        images = apply_transforms(images, batch.transforms, self.config.augment.fill)
+        scale = 1.0 if self.loss_scale is None else self.loss_scale
+        *gradients, loss_sum, correct = self._gradients(images, batch, self._dropout_masks(batch.ordinal), scale)
+        *gradients, sums = self.workers.sum([*gradients, tf.stack([loss_sum, correct, stop_vote])])
+        return gradients, sums
+
+    def _forward_backward(self, images: Any, batch: Batch, keep: list[Any], scale: Any) -> list[Any]:
+        frozen = images if self.prefix is None else self.prefix(images, training=False)
+        with tf.GradientTape() as tape:
+            features = frozen if self.suffix is None else self.suffix(frozen, training=False)
+            losses, correct = self._losses(apply_head(self.head, features, keep), batch)
+            loss_sum = tf.reduce_sum(losses * batch.weights)
+            objective = loss_sum / batch.count * scale
+        gradients = tape.gradient(objective, [variable.value for variable in self.trained])
+        return [*gradients, loss_sum, correct]
+
+    def _losses(self, logits: Any, batch: Batch) -> tuple[Any, Any]:
+        smoothing = self.config.optimizer.label_smoothing
+        targets = tf.one_hot(batch.labels, self.num_classes) * (1.0 - smoothing) + smoothing / self.num_classes
+        hits = tf.cast(tf.argmax(logits, axis=-1) == batch.labels, tf.float32)
+        losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
+        return losses, tf.reduce_sum(hits * batch.mask)
+
+    def _clip(self, gradients: list[Any]) -> list[Any]:
+        norm = self.config.optimizer.clip_norm
+        return tf.clip_by_global_norm(gradients, norm)[0] if norm > 0 else gradients
+
+    def _apply(self, gradients: list[Any]) -> None:
+        self.optimizer.apply(gradients, self.trained)
+
+    def _dropout_masks(self, ordinal: Any) -> list[Any]:
+        """This worker's rows of masks that are drawn for the whole global batch from (seed, step, layer)."""
+        total, local = self.config.batch_size, -(-self.config.batch_size // self.workers.world)
+        first = self.workers.rank * local
+        masks = []
+        for layer, (units, rate) in enumerate(dropout_shapes(self.head)):
+            seed = tf.stack([tf.constant(self.config.seed * 16 + layer, tf.int64), ordinal])
+            drawn = tf.random.stateless_uniform((total, units), seed, alg="philox")
+            drawn = tf.pad(drawn, [[0, local * self.workers.world - total], [0, 0]])[first : first + local]
+            masks.append(tf.cast(drawn >= rate, tf.float32) / (1.0 - rate))
+        return masks
+
+    def _validation_step(self, batch: Batch) -> Any:
+        """One validation step -> (loss sum, correct, 0) over all workers. (all ranks)"""
+        return self.workers.run(self._replica_validation, batch)
+
+    def _replica_validation(self, batch: Batch) -> Any:
+        x = tf.cast(batch.images, tf.float32)
+        for part in (self.prefix, self.suffix, self.head):
+            x = x if part is None else part(x, training=False)
+        losses, correct = self._losses(x, batch)
+        return self.workers.sum([tf.stack([tf.reduce_sum(losses * batch.weights), correct, 0.0])])[0]
+
+    # ------------------------------------------------------------ checkpoints
+
+    def tensors(self) -> dict[str, dict[str, np.ndarray]]:
+        """What a checkpoint holds: trained weights by path; optimizer and loss scale by place and path."""
+        return {
+            "weights": {variable.path: variable.numpy() for variable in self.trained},
+            "optimizer": {name: variable.numpy() for name, variable in self._optimizer_variables().items()},
+        }
+
+    def load_tensors(self, tensors: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Put back what `tensors` gave. (all ranks)
+
+        Raises:
+            ValueError: names or shapes are others.
+        """
+        load_variables({variable.path: variable for variable in self.trained}, tensors["weights"])
+        load_variables(self._optimizer_variables(), tensors["optimizer"])
+
+    def _optimizer_variables(self) -> dict[str, Any]:
+        named: dict[str, Any] = {f"{i:05d}/{v.path}": v for i, v in enumerate(self.optimizer.variables)}
+        if self.loss_scale is not None:
+            named |= {"loss_scale": self.loss_scale, "finite_steps": self.finite_steps}
+        return named
+
+
+def load_variables(variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Assign arrays to variables of the same names; all of `arrays` must find a place, and all variables a value.
+
+    Raises:
+        ValueError: names or shapes are others.
+    """
+    if set(variables) != set(arrays):
+        odd = sorted(set(variables) ^ set(arrays))
+        raise ValueError(f"the checkpoint's tensors are not the model's: {', '.join(odd[:3])} and {len(odd)} in all")
+    for name, variable in variables.items():
+        if tuple(variable.shape) != arrays[name].shape:
+            raise ValueError(f"{name}: shape {arrays[name].shape} in the checkpoint, {variable.shape} in the model")
+        variable.assign(arrays[name])

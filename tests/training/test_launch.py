@@ -1,0 +1,111 @@
+"""Ray Train workers: real ones, on the shared Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pharmclf.config import ConfigError, HeadConfig, PhaseConfig
+from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
+from pharmclf.training.launch import divide_resources, launch
+
+
+class Silent:
+    """Watches, and asks to stop once an epoch of a phase has been reported."""
+
+    def __init__(self, stop_in: str | None = None) -> None:
+        self.kinds: list[str] = []
+        self.stop_in, self.seen = stop_in, False
+
+    def event(self, kind: str, **values: Any) -> None:
+        self.kinds.append(kind)
+        self.seen |= kind == "epoch" and values["phase"] == self.stop_in
+
+    def stop_requested(self) -> bool:
+        return self.seen
+
+
+def weights(folder: str) -> dict[str, np.ndarray]:
+    found = newest_checkpoint(f"{folder}/checkpoints")
+    assert found is not None
+    return found[1]["weights"]
+
+
+def largest_difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    assert set(one) == set(other)
+    return max(float(np.abs(one[name] - other[name]).max()) for name in one)
+
+
+# the rates of the reference run: Adam moves a weight by up to the rate whatever its gradient, so that rounding alone
+# turns a gradient of nearly nothing, and with it a step of the full rate
+RATES = {
+    "phase1": PhaseConfig(epochs=1, learning_rate=1e-4),
+    "phase2": PhaseConfig(epochs=1, learning_rate=1e-5),
+}
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_two_workers_take_the_steps_of_one(make_job: Any, tmp_path: Path, dropout: float) -> None:
+    """One and two workers: the same weights to 1e-4 and the same validation metrics; with dropout, too."""
+    outcomes = {}
+    for workers in (1, 2):
+        head = HeadConfig(dense=(32,), dropout=dropout)
+        job = make_job(str(tmp_path / str(workers)), workers=str(workers), head=head, **RATES)
+        outcomes[workers] = launch(job, Silent())
+        assert outcomes[workers]["workers"] == workers
+    assert largest_difference(weights(str(tmp_path / "1")), weights(str(tmp_path / "2"))) <= 1e-4
+    for one, two in zip(outcomes[1]["history"], outcomes[2]["history"], strict=True):
+        assert one["val_accuracy"] == two["val_accuracy"]
+        assert one["val_loss"] == pytest.approx(two["val_loss"], abs=1e-4)
+        assert one["train_loss"] == pytest.approx(two["train_loss"], abs=1e-4)
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+def test_a_run_begun_with_two_workers_ends_with_one(make_job: Any, tmp_path: Path) -> None:
+    """Stopped with two workers in phase 2 and resumed with one: it goes on where it stood, as an unbroken run would."""
+    settings: dict[str, Any] = RATES | {"phase2": PhaseConfig(epochs=3, learning_rate=1e-5)}
+    folder = str(tmp_path / "moved")
+    stopped = launch(make_job(folder, workers="2", **settings), Silent(stop_in="phase1"))
+    assert stopped["status"] == "stopped"
+    position = list_checkpoints(f"{folder}/checkpoints")[-1].position
+    assert position.phase == 1
+    resumed = launch(make_job(folder, workers="1", **settings), Silent())
+    whole = launch(make_job(str(tmp_path / "whole"), workers="1", **settings), Silent())
+    losses = [[record["train_loss"] for record in outcome["history"]] for outcome in (resumed, whole)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert largest_difference(weights(folder), weights(str(tmp_path / "whole"))) <= 1e-4
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+def test_bad_input_that_only_a_worker_sees_comes_back_as_such(make_job: Any, tmp_path: Path) -> None:
+    """An unfreeze depth beyond the backbone is a ConfigError in the driver, not a failure of a worker."""
+    with pytest.raises(ConfigError, match="unfreeze_blocks: received 99"):
+        launch(make_job(str(tmp_path), workers="1", unfreeze_blocks=99), Silent())
+
+
+@pytest.mark.parametrize("cpus", [2, 3, 4, 16, 64])
+def test_a_division_leaves_a_cpu_to_the_stream(cpus: int) -> None:
+    """Whatever the workers reserve, Ray Data has a CPU left."""
+    for workers in range(1, cpus + 1):
+        parts = divide_resources(workers, cpus, 0)
+        assert 0 < parts.cpus <= 1
+        assert cpus - parts.cpus * workers >= 1 - 1e-9
+
+
+def test_more_workers_than_gpus_are_refused() -> None:
+    """Three workers on two GPUs would wait for ever; the error says what is there."""
+    with pytest.raises(ConfigError, match="2 GPUs"):
+        divide_resources(3, 16, 2)
+
+
+def test_a_cluster_without_a_spare_cpu_is_refused() -> None:
+    """One CPU cannot train and decode; that is said before the start."""
+    with pytest.raises(ConfigError, match="reading the images needs one"):
+        divide_resources(1, 1, 0)

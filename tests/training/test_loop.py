@@ -1,0 +1,196 @@
+"""The loop in this process: small, on drawn images, with the real network at 64 pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pharmclf import storage
+from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, PhaseConfig, RunConfig, StoppingConfig
+from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
+from pharmclf.training.job import LABELS_FILE, MODEL_FILE, TrainingDiverged, TrainingJob
+
+pytestmark = [pytest.mark.tf, pytest.mark.ray]
+
+
+class Recorder:
+    """Keeps the events, and asks to stop after a number of steps."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.polls, self.stop_after = 0, stop_after
+
+    def event(self, kind: str, **values: Any) -> None:
+        self.events.append((kind, values))
+
+    def stop_requested(self) -> bool:
+        self.polls += 1
+        return self.stop_after is not None and self.polls > self.stop_after
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [values for name, values in self.events if name == kind]
+
+
+def run(job: TrainingJob, stop_after: int | None = None) -> tuple[dict[str, Any], Recorder]:
+    from pharmclf.training import distributed, loop
+
+    recorder = Recorder(stop_after)
+    return loop.train(job, distributed.alone(), recorder), recorder
+
+
+def final_tensors(job: TrainingJob) -> dict[str, dict[str, np.ndarray]]:
+    found = newest_checkpoint(job.checkpoints)
+    assert found is not None
+    return found[1]
+
+
+def same_bits(one: dict[str, dict[str, np.ndarray]], other: dict[str, dict[str, np.ndarray]]) -> bool:
+    return all(
+        set(one[file]) == set(other[file]) and all(np.array_equal(one[file][k], other[file][k]) for k in one[file])
+        for file in ("weights", "optimizer")
+    )
+
+
+def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in history]
+
+
+@pytest.fixture(scope="module")
+def unbroken(make_job: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingJob, dict[str, Any]]:
+    job = make_job(str(tmp_path_factory.mktemp("unbroken")))
+    return job, run(job)[0]
+
+
+def test_a_run_trains_both_phases_and_saves_a_model(unbroken: tuple[TrainingJob, dict[str, Any]]) -> None:
+    """Both phases run all their epochs, the loss falls, and model and labels stand in the run folder."""
+    job, outcome = unbroken
+    assert outcome["status"] == "complete"
+    assert [(r["phase"], r["epoch"]) for r in outcome["history"]] == [
+        ("phase1", 0),
+        ("phase1", 1),
+        ("phase2", 0),
+        ("phase2", 1),
+    ]
+    assert outcome["history"][-1]["train_loss"] < outcome["history"][0]["train_loss"]
+    assert storage.read_json(storage.join(job.folder, LABELS_FILE)) == list(job.class_names)
+    assert storage.is_file(storage.join(job.folder, MODEL_FILE))
+
+
+def test_the_saved_model_scores_what_the_best_epoch_scored(unbroken: tuple[TrainingJob, dict[str, Any]]) -> None:
+    """The saved file, on validation images, has the very accuracy that chose it."""
+    from pharmclf.evaluation.predict import predict
+
+    job, outcome = unbroken
+    probabilities = predict(
+        [storage.join(job.folder, MODEL_FILE)], job.paths.to_pylist(), job.validation_rows, 64, actors=0
+    )
+    accuracy = float((probabilities[:, 0].argmax(axis=1) == job.labels[job.validation_rows]).mean())
+    best = max(monitor["best_accuracy"] for monitor in outcome["monitors"].values())
+    assert accuracy == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("stop_after", [1, 10])
+def test_a_stopped_run_resumes_bit_for_bit(
+    make_job: Any, unbroken: tuple[TrainingJob, dict[str, Any]], tmp_path: Path, stop_after: int
+) -> None:
+    """Stopped in the middle of an epoch of phase 1 or 2 and begun again: same weights, optimizer and history."""
+    job = make_job(str(tmp_path))
+    stopped, _ = run(job, stop_after)
+    assert stopped["status"] == "stopped"
+    position = list_checkpoints(job.checkpoints)[-1].position
+    assert position.step > 0
+    assert position.phase == (0 if stop_after == 1 else 1)
+    resumed, recorder = run(job)
+    assert recorder.of("note")[0]["text"].startswith("resumed from")
+    assert same_bits(final_tensors(job), final_tensors(unbroken[0]))
+    assert without_times(resumed["history"]) == without_times(unbroken[1]["history"])
+
+
+def test_frozen_weights_hold_no_optimizer_state_and_do_not_move(make_job: Any, tmp_path: Path) -> None:
+    """A phase's checkpoint holds only what it trains, and Adam two numbers for each: nothing for the frozen part."""
+    job = make_job(str(tmp_path), phase2=PhaseConfig(epochs=0))
+    run(job)
+    tensors = final_tensors(job)
+    trained = sum(array.size for array in tensors["weights"].values())
+    state = sum(array.size for name, array in tensors["optimizer"].items() if name[:5].isdigit() and array.ndim > 0)
+    assert all(name.startswith("head_") for name in tensors["weights"])
+    assert state == 2 * trained
+
+
+def test_another_data_set_is_refused(unbroken: tuple[TrainingJob, dict[str, Any]]) -> None:
+    """A checkpoint of other data is not resumed, and the field is named."""
+    job = dataclasses.replace(unbroken[0], fingerprints={"data": "other"})
+    with pytest.raises(ConfigError, match="data: "):
+        run(job)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(make_job: Any, tmp_path: Path) -> None:
+    """A learning rate beyond all numbers ends with an error that names the setting, not with a useless model."""
+    too_fast = PhaseConfig(epochs=2, learning_rate=3e38)
+    job = make_job(str(tmp_path), phase1=too_fast, phase2=PhaseConfig(epochs=0))
+    with pytest.raises(TrainingDiverged, match=r"phase1\.learning_rate"):
+        run(job)
+
+
+def test_early_stopping_ends_a_phase(make_job: Any, tmp_path: Path) -> None:
+    """With a learning rate of 0 nothing improves: the phase ends after the patience, and the next one begins."""
+    job = make_job(
+        str(tmp_path),
+        phase1=PhaseConfig(epochs=5, learning_rate=0.0),
+        phase2=PhaseConfig(epochs=1, learning_rate=0.0),
+        stopping=StoppingConfig(early_patience=1),
+    )
+    history = run(job)[0]["history"]
+    assert [r["phase"] for r in history] == ["phase1", "phase1", "phase2"]
+
+
+def test_mixed_float16_trains_and_skips_what_is_not_finite(make_job: Any, tmp_path: Path) -> None:
+    """Under mixed_float16 the loss falls; the loss scale of 2^15 overflows first and comes down by halving."""
+    import keras
+
+    job = make_job(str(tmp_path), precision="mixed_float16")
+    try:
+        outcome, _ = run(job)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert outcome["history"][-1]["train_loss"] < outcome["history"][0]["train_loss"]
+    assert final_tensors(job)["optimizer"]["loss_scale"] <= 2.0**15
+
+
+def test_smoothing_clipping_class_weights_and_dense_layers_train(make_job: Any, tmp_path: Path) -> None:
+    """The settings of the loss and the head work together."""
+    job = make_job(
+        str(tmp_path),
+        head=HeadConfig(dense=(16, 8), dropout=0.3),
+        optimizer=OptimizerConfig(label_smoothing=0.1, clip_norm=1.0, class_weights="auto", weight_decay=0.01),
+    )
+    history = run(job)[0]["history"]
+    assert np.isfinite([record["train_loss"] for record in history]).all()
+
+
+def test_a_timed_checkpoint_changes_nothing(
+    make_job: Any, unbroken: tuple[TrainingJob, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Checkpoints after every step leave weights and history as they are."""
+    job = make_job(str(tmp_path), checkpoint_every_s=1e-9)
+    outcome, _ = run(job)
+    assert same_bits(final_tensors(job), final_tensors(unbroken[0]))
+    assert without_times(outcome["history"]) == without_times(unbroken[1]["history"])
+
+
+def test_the_prefetch_thread_ends_with_the_phase(unbroken: tuple[TrainingJob, dict[str, Any]]) -> None:
+    """No thread of a pipeline is left behind a run."""
+    assert unbroken[1]["status"] == "complete"
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_run_config_defaults_are_the_reference() -> None:
+    """What is not configured is the reference run of both phases."""
+    config = RunConfig()
+    assert (config.phase1.epochs, config.phase1.learning_rate) == (20, 1e-4)
+    assert (config.phase2.epochs, config.phase2.learning_rate) == (30, 1e-5)
