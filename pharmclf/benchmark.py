@@ -1,0 +1,136 @@
+"""How fast each stage of a run is, measured in one run: decoding, the stream, the step, the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+from pharmclf import storage
+from pharmclf.cli import Say
+from pharmclf.config import PhaseConfig, RunConfig, StoppingConfig
+from pharmclf.data.plan import PhasePlan
+from pharmclf.data.stream import load_images, plan_batches
+from pharmclf.pipeline import training_job
+from pharmclf.quiet import native_chatter_muted
+from pharmclf.training.job import TrainingJob
+from pharmclf.training.launch import connect, with_stream_cpus
+from pharmclf.training.phases import Phase, phases_of
+
+_LOOP_EPOCHS = 3  # the first one traces the graphs and is left out
+_STEPS = 8
+_STREAM_EPOCHS = 4
+
+
+class _Unwatched:
+    def event(self, kind: str, **values: Any) -> None:
+        """Nobody watches."""
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+def benchmark(config: RunConfig, backbones: list[str], say: Say) -> dict[str, Any]:
+    """Measure images/s of decoding, of the stream, of the training step on a batch in memory, and of the loop.
+
+    Each phase of each backbone is measured, in this process.
+
+    Args:
+        config: data, batch size, image size and unfreeze depth of the measurement.
+        backbones: the networks, with random weights, which cost as much as trained ones.
+        say: takes lines for the console.
+
+    Returns:
+        machine, and one row for each backbone and phase; `loop_share` is loop / min(stream, step).
+    """
+    connect()
+    epochs = PhaseConfig(epochs=_LOOP_EPOCHS, learning_rate=1e-5)
+    never = StoppingConfig(early_patience=0, plateau_patience=0)
+    config = dataclasses.replace(
+        config, phase1=epochs, phase2=epochs, stopping=never, weights="none", workers="0", checkpoint_every_s=0.0
+    )
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
+        job = with_stream_cpus(training_job(config, folder))
+        decode = _decode_rate(job)
+        say(f"decode alone, one core: {decode:.0f} images/s")
+        for backbone in backbones:
+            own = dataclasses.replace(config, backbone=backbone)  # type: ignore[arg-type]
+            for row in _measure(dataclasses.replace(job, config=own, folder=storage.join(folder, backbone))):
+                rows.append({"decode": decode, **row})
+                say(_line(rows[-1]))
+    return {"rows": rows, "batch_size": config.batch_size, "image_size": config.image_size}
+
+
+def _measure(job: TrainingJob) -> list[dict[str, Any]]:
+    with native_chatter_muted():
+        from pharmclf.training import distributed, hardware, loop
+
+        hardware.prepare_device(deterministic=job.config.deterministic)
+    rows: list[dict[str, Any]] = []
+    for phase in phases_of(job.config):
+        rows.append({"phase": phase.name, "stream": _stream_rate(job, phase), "step": _step_rate(job, phase)})
+    history = loop.train(job, distributed.alone(), _Unwatched())["history"]
+    for row in rows:
+        steady = [r["images_per_second"] for r in history if r["phase"] == row["phase"] and r["epoch"] > 0]
+        row["loop"] = float(np.median(steady))
+        row["loop_share"] = row["loop"] / min(row["stream"], row["step"])
+        row |= {"backbone": job.config.backbone, "device": hardware.device_name()}
+    return rows
+
+
+def _decode_rate(job: TrainingJob) -> float:
+    paths = [job.paths[int(row)].as_py() for row in job.train_rows]
+    began = time.perf_counter()
+    load_images(paths, job.config.image_size)
+    return len(paths) / (time.perf_counter() - began)
+
+
+def _plan(job: TrainingJob, phase: Phase, epochs: int) -> PhasePlan:
+    config = job.config
+    return PhasePlan(job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch, epochs)
+
+
+def _stream_rate(job: TrainingJob, phase: Phase) -> float:
+    """Images/s of the stream from the second epoch on, when it has started up and nothing else runs."""
+    plan = _plan(job, phase, _STREAM_EPOCHS)
+    images, began = 0, 0.0
+    for index, _ in enumerate(plan_batches(plan, job.paths, job.config.image_size, num_cpus=job.stream_cpus)):
+        if index == plan.steps_per_epoch - 1:
+            began = time.perf_counter()
+        elif index >= plan.steps_per_epoch:
+            images += plan.step(index).count
+    return images / (time.perf_counter() - began)
+
+
+def _step_rate(job: TrainingJob, phase: Phase) -> float:
+    """Images/s of the training step on one batch that lies on the device already."""
+    import tensorflow as tf
+
+    from pharmclf.training import distributed, loop
+    from pharmclf.training.hardware import gpu_capability, precision_for
+    from pharmclf.training.step import PhaseModel
+
+    workers = distributed.alone()
+    precision = precision_for(job.config.precision, gpu_capability())
+    networks = loop.build_networks(job, workers, precision)
+    model = PhaseModel(job.config, workers, *networks, phase.unfreeze_blocks, precision)
+    batches = loop.device_batches(job, _plan(job, phase, 1), 0)
+    batch = next(batches)
+    batches.close()
+    vote = tf.constant(0.0)
+    model.train_step(batch, vote).numpy()  # traces
+    began = time.perf_counter()
+    for _ in range(_STEPS):
+        model.train_step(batch, vote).numpy()
+    return _STEPS * job.config.batch_size / (time.perf_counter() - began)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['backbone']:<20} {row['phase']}  stream {row['stream']:7.1f}  step {row['step']:7.1f}  "
+        f"loop {row['loop']:7.1f} images/s  loop / min(stream, step) = {row['loop_share']:.2f}"
+    )

@@ -1,0 +1,189 @@
+"""What a run says on its way and at its end: progress lines, result.json, the console summary. Text without colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.evaluation.evaluate import Evaluation
+from pharmclf.metrics import Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a run is, apart from its scores."""
+
+    name: str
+    backbone: str
+    workers: int
+    """Workers that trained; 0: in the calling process."""
+    train_images: int
+    seconds_total: float
+    """Wall-clock time of the whole run, seconds."""
+    best_checkpoint: str
+    """Location of the checkpoint that the model was made of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseFacts:
+    """What one phase of training did."""
+
+    name: str
+    """phase1 or phase2."""
+    epochs: int
+    seconds: float
+    images_per_second: float
+    val_accuracy: float | None
+    """Best validation accuracy of the phase, 0..1."""
+    test_accuracy: Estimate | None = None
+    """Test accuracy of the phase's best weights; None: not evaluated."""
+
+
+def result(run: RunFacts, validation: Evaluation, test: Evaluation, phases: Sequence[PhaseFacts]) -> dict[str, Any]:
+    """The content of result.json; intervals are [low, high], 95 %; unknown numbers are None.
+
+    Args:
+        run: what the run is.
+        validation: the chosen model on the validation split.
+        test: the same model on the test split.
+        phases: in the order they ran.
+    """
+    return {
+        "name": run.name,
+        "backbone": run.backbone,
+        "workers": run.workers,
+        "train_images": run.train_images,
+        "val_images": validation.num_images,
+        "test_images": test.num_images,
+        "val_accuracy": validation.accuracy.value,
+        "val_accuracy_interval": _interval(validation.accuracy),
+        "test_accuracy": test.accuracy.value,
+        "test_accuracy_interval": _interval(test.accuracy),
+        "test_macro_f1": test.macro_f1.value,
+        "test_macro_f1_interval": _interval(test.macro_f1),
+        "phases": [
+            {
+                "name": phase.name,
+                "epochs": phase.epochs,
+                "seconds": _finite(phase.seconds),
+                "images_per_second": _finite(phase.images_per_second),
+                "val_accuracy": _finite(phase.val_accuracy),
+                "test_accuracy": phase.test_accuracy.value if phase.test_accuracy else None,
+                "test_accuracy_interval": _interval(phase.test_accuracy) if phase.test_accuracy else None,
+            }
+            for phase in phases
+        ],
+        "seconds_total": _finite(run.seconds_total),
+        "best_checkpoint": run.best_checkpoint,
+    }
+
+
+def _interval(estimate: Estimate) -> list[float]:
+    return [estimate.low, estimate.high]
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def summary_text(result: dict[str, Any], folder: str) -> str:
+    """The end of a run for the console; its last line alone tells the outcome.
+
+    Args:
+        result: the content of result.json.
+        folder: location of the run folder.
+    """
+    workers = {0: "in one process", 1: "1 worker"}.get(result["workers"], f"{result['workers']} workers")
+    took = format_duration(result["seconds_total"])
+    head = f"{result['name']}: {result['backbone']}, {result['train_images']:,} training images, {workers}, {took}"
+    scores = [
+        ["", "images", "score", "95 % interval"],
+        _score_row("validation accuracy", result, "val_accuracy", result["val_images"]),
+        _score_row("test accuracy", result, "test_accuracy", result["test_images"]),
+        _score_row("test macro F1", result, "test_macro_f1", result["test_images"]),
+    ]
+    phases = [["", "epochs", "time", "images/s", "validation", "test", "95 % interval"]]
+    for phase in result["phases"]:
+        score = _score_row(_phase_name(phase["name"]), phase, "test_accuracy", phase["epochs"])
+        speed, validation = _number(phase["images_per_second"], ".0f"), _number(phase["val_accuracy"], ".3f")
+        phases.append([*score[:2], format_duration(phase["seconds"]), speed, validation, *score[2:]])
+    model = storage.join(folder, "model", "model.keras")
+    places = [
+        ("model", model),
+        ("best checkpoint", result["best_checkpoint"]),
+        ("pictures", storage.join(folder, "evaluation", "test") + "/"),
+        ("numbers", storage.join(folder, "result.json")),
+    ]
+    lines = [*_table(scores), "", *_table(phases), "", *(f"  {name:<21}{place}" for name, place in places)]
+    rule = "-" * min(100, max(len(line) for line in (head, *lines)))
+    low, high = result["test_accuracy_interval"]
+    outcome = (
+        f"{result['name']}: test accuracy {result['test_accuracy']:.3f} (95 % interval {low:.3f}-{high:.3f}) "
+        f"on {result['test_images']:,} images; model: {model}"
+    )
+    return "\n".join(["", head, rule, *lines, rule, outcome])
+
+
+def _score_row(title: str, values: dict[str, Any], key: str, count: int) -> list[str]:
+    interval = values[f"{key}_interval"]
+    shown = f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "-"
+    return [title, f"{count:,}", _number(values[key], ".3f"), shown]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _phase_name(name: str) -> str:
+    """phase1 -> phase 1."""
+    return f"phase {name[5:]}" if name.startswith("phase") and name[5:].isdigit() else name
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """Rows as aligned lines: the first column to the left, the others to the right."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    widths[0] = max(widths[0], 19)
+    return ["  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+
+
+def format_duration(seconds: float | None) -> str:
+    """Seconds as a clock shows them: 0:42, 3:12, 1:03:12, 2d 01:03:12; -:-- where unknown."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return "-:--"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02}:{minute:02}:{second:02}"
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def progress_line(
+    phase: str,
+    epoch: tuple[int, int],
+    step: tuple[int, int],
+    *,
+    loss: float,
+    accuracy: float,
+    images_per_second: float,
+    eta_s: float | None,
+) -> str:
+    """One line of progress.
+
+    Args:
+        phase: phase1 or phase2.
+        epoch: which epoch, counted from 1, of how many at most.
+        step: which step of the epoch, counted from 1, of how many.
+        loss: mean training loss of the epoch so far.
+        accuracy: training accuracy of the epoch so far, 0..1.
+        images_per_second: over all workers.
+        eta_s: seconds to the end of what is estimated; None: unknown.
+    """
+    speed = f"{images_per_second:.1f}" if images_per_second < 9.95 else f"{images_per_second:,.0f}"
+    return (
+        f"{_phase_name(phase)}  epoch {epoch[0]}/{epoch[1]}  step {step[0]}/{step[1]}  loss {loss:.3f}  "
+        f"accuracy {accuracy:.3f}  {speed} images/s  ETA {format_duration(eta_s)}"
+    )

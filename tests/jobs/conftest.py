@@ -1,0 +1,73 @@
+"""A Ray head started by the command line, as on a cluster, on ports of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Head:
+    """A running head node."""
+
+    address: str
+    environment: dict[str, str]
+
+    def submit(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` from the repository, waiting for the end."""
+        ray = str(Path(sys.executable).with_name("ray"))
+        arguments = [ray, "job", "submit", "--address", self.address, "--working-dir", ".", "--", *entrypoint]
+        return subprocess.run(
+            arguments, cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=600
+        )
+
+
+@pytest.fixture
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """`ray start --head` with its job server on 127.0.0.1; stopped by the ids of its own processes."""
+    import psutil
+
+    port, dashboard = free_port(), free_port()
+    binaries = str(Path(sys.executable).parent)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # jobs find their `python` on the PATH of `ray start`
+    environment |= {"PATH": f"{binaries}{os.pathsep}{environment['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    folder = Path("/tmp") / f"ray-test-{port}"  # short, since the paths of Ray's sockets have a limit
+    ray = str(Path(binaries) / "ray")
+    head = subprocess.Popen(
+        [
+            ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+            "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}",
+            "--disable-usage-stats",
+        ],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+    for _ in range(60):
+        ready = subprocess.run([ray, "job", "list", "--address", address], env=environment, capture_output=True)
+        if ready.returncode == 0:
+            break
+    yield Head(address, environment)
+    family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+    head.terminate()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    for member in alive:
+        member.kill()
+    psutil.wait_procs(alive, timeout=10)

@@ -1,0 +1,190 @@
+"""jobs/train.py as a user runs it: a process of its own, killed and interrupted, fed with rubbish, submitted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = [
+    "--image-size=64", "--batch-size=10", "--unfreeze-blocks=2", "--checkpoint-every-s=0.3",
+    "--phase1.epochs=4", "--phase2.epochs=4", "--split.test=0.25", "--split.validation=0.25",
+]  # fmt: skip
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(REPOSITORY / "jobs" / "train.py"), *arguments]
+
+
+def environment() -> dict[str, str]:
+    """The environment without any Ray that the tests themselves use."""
+    hidden = {"RAY_ADDRESS", "RAY_JOB_ID"}
+    return {name: value for name, value in os.environ.items() if name not in hidden} | {"PYTHONPATH": str(REPOSITORY)}
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=environment(),
+    )
+
+
+def finish(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), timeout=600)
+
+
+def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for the driver, its Ray and all workers: everything that it started."""
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    psutil.wait_procs(family, timeout=60)
+
+
+def in_the_middle_of(folder: Path, phase: int) -> Callable[[], bool]:
+    def happened() -> bool:
+        positions = [checkpoint.position for checkpoint in list_checkpoints(str(folder / "checkpoints"))]
+        return any(position.phase == phase and position.step > 0 for position in positions)
+
+    return happened
+
+
+def final(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    found = newest_checkpoint(str(folder / "checkpoints"))
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+def test_a_run_killed_in_both_phases_ends_as_the_unbroken_one(drawn_images: str, tmp_path: Path) -> None:
+    """SIGKILL for driver and workers in phase 1, again in phase 2, the same command each time: equal bit for bit."""
+    shared = [f"--data={drawn_images}", f"--storage={tmp_path}", *SMALL]
+    broken = [*shared, "--name=broken"]
+    for phase in (0, 1):
+        process = start(*broken)
+        wait_for(process, in_the_middle_of(tmp_path / "broken", phase))
+        kill_tree(process)
+    ended = finish(*broken)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "resumed from phase2" in ended.stdout
+    whole = finish(*shared, "--name=whole")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    one, other = final(tmp_path / "broken"), final(tmp_path / "whole")
+    for file in ("weights", "optimizer"):
+        assert all(np.array_equal(one[file][name], other[file][name]) for name in other[file])
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("broken", "whole")]
+    assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+    again = finish(*broken)
+    assert again.returncode == 0
+    assert "is complete already" in again.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_writes_a_checkpoint_and_leaves(
+    drawn_images: str, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """SIGINT ends with 130, SIGTERM with 143, each with a checkpoint in the middle of the epoch and the run's state."""
+    process = start(f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--workers=0", *SMALL)
+    wait_for(process, in_the_middle_of(tmp_path / "run", 0))
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    assert "stopped on request; checkpoint phase" in output
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "interrupted"
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+def test_a_finished_run_leaves_everything_that_is_promised(drawn_images: str, tmp_path: Path) -> None:
+    """result.json with its keys, pictures, predictions, and a .keras that loads and predicts without this package."""
+    ended = finish(f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--workers=0", *SMALL)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    folder = tmp_path / "run"
+    result = json.loads((folder / "result.json").read_text())
+    promised = {
+        "name", "backbone", "workers", "train_images", "val_accuracy", "test_accuracy", "test_macro_f1", "phases",
+        "seconds_total", "best_checkpoint",
+    }  # fmt: skip
+    assert promised <= set(result)
+    assert [phase["name"] for phase in result["phases"]] == ["phase1", "phase2"]
+    for split in ("validation", "test"):
+        for file in ("confusion_matrix.png", "sample_predictions.png", "predictions.parquet", "report.txt"):
+            assert (folder / "evaluation" / split / file).stat().st_size > 0
+    assert (folder / "learning_curves.png").stat().st_size > 0
+    script = (
+        "import json, sys, keras, numpy as np\n"
+        f"model = keras.saving.load_model('{folder}/model/model.keras')\n"
+        f"labels = json.load(open('{folder}/model/labels.json'))\n"
+        f"file = '{next(Path(drawn_images).glob('*/*.jpg'))}'\n"
+        "image = keras.utils.load_img(file, target_size=model.input_shape[1:3], interpolation='bilinear')\n"
+        "probabilities = model.predict(np.array(image, 'float32')[None], verbose=0)[0]\n"
+        "assert abs(probabilities.sum() - 1) < 1e-5 and len(probabilities) == len(labels)\n"
+        "assert not any(name.startswith('pharmclf') for name in sys.modules)\n"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--workers=two"], "workers: received 'two'"),
+        (["--config=/nowhere.yaml"], "--config /nowhere.yaml"),
+        (["--split.test=1.5"], "split.test: received 1.5"),
+        (["--backbone=resnet5"], "resnet50"),
+        (["--no-such-flag=1"], "no-such-flag"),
+    ],
+)
+def test_bad_input_ends_with_2_and_no_traceback(tmp_path: Path, arguments: list[str], words: str) -> None:
+    """The error names what was received; nothing is written."""
+    ended = finish(f"--storage={tmp_path}/runs", *arguments)
+    assert ended.returncode == 2
+    assert words in ended.stderr + ended.stdout
+    assert "Traceback" not in ended.stderr
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+def test_a_submitted_job_ends_with_the_summary(drawn_images: str, tmp_path: Path, ray_head: Any) -> None:
+    """`ray job submit --working-dir . -- python jobs/train.py` takes the same flags and prints the summary last."""
+    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=job", *SMALL]
+    submitted = ray_head.submit("python", "jobs/train.py", *flags)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert "job: test accuracy" in submitted.stdout
+    assert json.loads((tmp_path / "job" / "result.json").read_text())["workers"] == 1
+    refused = ray_head.submit("python", "jobs/train.py", "--workers=none")
+    assert refused.returncode != 0
+    assert "workers: received 'none'" in refused.stdout + refused.stderr
