@@ -3,20 +3,22 @@
 python jobs/train.py                                          the demo, in minutes
 python jobs/train.py --data DIR --name NAME                   your own images, one folder per product
 ray job submit --working-dir . -- python jobs/train.py ...    the same on a cluster
+python jobs/train.py --dry-run ...                            the layers, frozen and trained, with their parameters
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pharmclf.cli import parse_config, run_job
-from pharmclf.pipeline import run
+from pharmclf.cli import parse_config, run_job, take_switch
+from pharmclf.pipeline import dry_run, run
 
 
 def main() -> int:
     """Parse, build the configuration, train."""
+    work = dry_run if take_switch("--dry-run") else run
     config = parse_config(__doc__ or "", Path(__file__).parent / "configs" / "demo.yaml")
-    return run(config, lambda line: print(line, flush=True))
+    return work(config, lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

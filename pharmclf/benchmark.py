@@ -11,7 +11,7 @@ import numpy as np
 
 from pharmclf import storage
 from pharmclf.cli import Say
-from pharmclf.config import PhaseConfig, RunConfig, StoppingConfig
+from pharmclf.config import ConfigError, PhaseConfig, RunConfig, StoppingConfig
 from pharmclf.data.plan import PhasePlan
 from pharmclf.data.stream import load_images, plan_batches
 from pharmclf.pipeline import training_job
@@ -22,7 +22,7 @@ from pharmclf.training.phases import Phase, phases_of
 
 _LOOP_EPOCHS = 3  # the first one traces the graphs and is left out
 _STEPS = 8
-_STREAM_EPOCHS = 4
+_STREAM_IMAGES = 3000  # enough for the stream to settle: it comes in blocks of some hundred rows
 
 
 class _Unwatched:
@@ -55,6 +55,13 @@ def benchmark(config: RunConfig, backbones: list[str], say: Say) -> dict[str, An
     rows = []
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         job = with_stream_cpus(training_job(config, folder))
+        whole = len(job.train_rows) - len(job.train_rows) % config.batch_size  # a padded batch would cost all stages
+        if whole == 0:
+            raise ConfigError(
+                f"batch_size: received {config.batch_size}, but the training split has {len(job.train_rows)} images. "
+                "Give a smaller batch or more images"
+            )
+        job = dataclasses.replace(job, train_rows=job.train_rows[:whole])
         decode = _decode_rate(job)
         say(f"decode alone, one core: {decode:.0f} images/s")
         for backbone in backbones:
@@ -96,7 +103,7 @@ def _plan(job: TrainingJob, phase: Phase, epochs: int) -> PhasePlan:
 
 def _stream_rate(job: TrainingJob, phase: Phase) -> float:
     """Images/s of the stream from the second epoch on, when it has started up and nothing else runs."""
-    plan = _plan(job, phase, _STREAM_EPOCHS)
+    plan = _plan(job, phase, 1 + -(-_STREAM_IMAGES // len(job.train_rows)))
     images, began = 0, 0.0
     for index, _ in enumerate(plan_batches(plan, job.paths, job.config.image_size, num_cpus=job.stream_cpus)):
         if index == plan.steps_per_epoch - 1:

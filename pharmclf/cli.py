@@ -44,6 +44,13 @@ def parse_config(description: str, default: Path, arguments: Sequence[str] | Non
     return tyro.cli(RunConfig, description=about, default=base, args=rest, config=(tyro.conf.FlagConversionOff,))
 
 
+def take_switch(name: str) -> bool:
+    """Whether a switch that is no setting of a run, such as --dry-run, is given; it is taken off the command line."""
+    given = name in sys.argv[1:]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != name]
+    return given
+
+
 def scan_progress(say: Say) -> Callable[[int, int], None]:
     """A progress callback for the scan of a data set: a line with an ETA every few seconds."""
     began = shown = time.monotonic()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
+import tempfile
 import time
 from typing import Any
 
@@ -15,11 +17,12 @@ from pharmclf import storage
 from pharmclf.cli import EXIT_OK, Say, StopSignal, scan_progress
 from pharmclf.config import ConfigError, RunConfig, to_dict
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import prepare
+from pharmclf.data.prepare import prepare, split_manifest, write_manifest
 from pharmclf.data.stream import load_images
 from pharmclf.evaluation.evaluate import Evaluation, classification_table, evaluate, write_evaluation
 from pharmclf.evaluation.predict import predict
-from pharmclf.fingerprint import fingerprint
+from pharmclf.fingerprint import fingerprint, sha256_bytes
+from pharmclf.quiet import native_chatter_muted
 from pharmclf.report import plots
 from pharmclf.report.summary import PhaseFacts, RunFacts, progress_line, result, summary_text
 from pharmclf.training.checkpoint import check_fingerprints
@@ -28,7 +31,8 @@ from pharmclf.training.launch import launch
 from pharmclf.training.schedule import best_phase
 
 # settings that may differ when a run is resumed: they change where and how it runs, not what it computes
-_FREE = ("storage", "name", "workers", "max_bad", "checkpoint_every_s", "failures", "xla", "data")
+_FREE = ("storage", "name", "workers", "max_bad", "checkpoint_every_s", "failures", "xla", "data", "weights")
+_WEIGHT_WORDS = ("imagenet", "none")
 _PACKAGES = ("pharmclf", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "simplejpeg")
 
 
@@ -46,13 +50,14 @@ def run(config: RunConfig, say: Say) -> int:
         ConfigError: bad input; nothing has been trained or changed.
     """
     began = time.monotonic()
+    config = _with_weights_found(config)
     folder = storage.join(storage.absolute(config.storage), config.run_name)
     record = _read_record(folder)
     settings = _settings(config)
     if record is not None:
         check_fingerprints(_flat(record["settings"]), _flat(settings), f"run {folder}")
     with StopSignal() as stop:
-        manifest = prepare(config, folder, scan_progress(say))
+        manifest = split_manifest(config, folder, scan_progress(say))
         for note in manifest.notes:
             say(f"note: {note}")
         _describe(manifest, folder, say)
@@ -61,6 +66,9 @@ def run(config: RunConfig, say: Say) -> int:
             check_fingerprints(record["fingerprints"], expected, f"run {folder}")
             if record["state"] == "complete":
                 return _say_complete(folder, say)
+        write_manifest(manifest, folder)
+        if stop.received is not None:
+            return stop.exit_code
         record = record or {"seconds": 0.0}
         before = record["seconds"]
         record |= {"name": config.run_name, "settings": settings, "config": to_dict(config), "fingerprints": expected}
@@ -81,6 +89,22 @@ def run(config: RunConfig, say: Say) -> int:
             record["seconds"] = before + time.monotonic() - began
             storage.write_json(storage.join(folder, "run.json"), record)
     return EXIT_OK if done else stop.exit_code
+
+
+def dry_run(config: RunConfig, say: Say) -> int:
+    """Say what a run would train, on which data, and end; nothing is kept.
+
+    Raises:
+        ConfigError: bad input.
+    """
+    with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
+        manifest = split_manifest(config, folder, scan_progress(say))
+    with native_chatter_muted():
+        from pharmclf.model.describe import describe_model
+
+        say(describe_model(config, len(manifest.class_names)))
+    _describe(manifest, "", say)
+    return EXIT_OK
 
 
 def _read_record(folder: str) -> dict[str, Any] | None:
@@ -116,7 +140,8 @@ def _describe(manifest: Manifest, folder: str, say: Say) -> None:
     parts = ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "validation", "test"))
     say(f"data: {len(manifest.ok):,} images of {len(manifest.class_names)} classes: {parts}")
     if len(manifest.quarantined):
-        say(f"quarantined: {len(manifest.quarantined):,} images, listed in {storage.join(folder, 'quarantine.csv')}")
+        where = f", listed in {storage.join(folder, 'quarantine.csv')}" if folder else ""
+        say(f"quarantined: {len(manifest.quarantined):,} images{where}")
 
 
 def training_job(config: RunConfig, folder: str, manifest: Manifest | None = None) -> TrainingJob:
@@ -143,7 +168,20 @@ def training_job(config: RunConfig, folder: str, manifest: Manifest | None = Non
 
 
 def _fingerprints(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
-    return {"data": manifest.fingerprint, "settings": fingerprint(_settings(config))}
+    weights = config.weights
+    if weights not in _WEIGHT_WORDS:
+        weights = sha256_bytes(storage.read_bytes(weights))
+    return {"data": manifest.fingerprint, "settings": fingerprint(_settings(config)), "weights": weights}
+
+
+def _with_weights_found(config: RunConfig) -> RunConfig:
+    """The configuration with the place of a weights file made absolute: workers stand in other folders."""
+    if config.weights in _WEIGHT_WORDS:
+        return config
+    location = storage.absolute(config.weights)
+    if not storage.is_file(location):
+        raise ConfigError(f"weights: received {config.weights!r}, expected imagenet, none, or a file that is there")
+    return dataclasses.replace(config, weights=location)
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

@@ -6,8 +6,10 @@ and renamed into it; an object store shows an object only when its upload is com
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,6 +105,22 @@ def read_bytes(location: str) -> bytes:
     filesystem, path = open_filesystem(location)
     with filesystem.open_input_file(path) as file:
         return bytes(file.read())
+
+
+@contextlib.contextmanager
+def local_file(location: str) -> Iterator[Path]:
+    """A local path for libraries that read nothing else: the file itself, or a copy that is deleted behind.
+
+    Raises:
+        OSError: not there, or unreadable.
+    """
+    if not is_remote(location):
+        yield Path(absolute(location))
+        return
+    with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
+        path = Path(folder) / location.rsplit("/", 1)[-1]
+        path.write_bytes(read_bytes(location))
+        yield path
 
 
 def write_bytes(location: str, content: bytes) -> None:

@@ -30,13 +30,28 @@ def prepare(config: RunConfig, folder: str, progress: Callable[[int, int], None]
     Raises:
         ConfigError: the data set cannot be used; the message says why.
     """
-    quarantine = storage.join(folder, QUARANTINE_FILE)
+    manifest = split_manifest(config, folder, progress)
+    write_manifest(manifest, folder)
+    return manifest
+
+
+def write_manifest(manifest: Manifest, folder: str) -> None:
+    """Write a manifest and the list of its quarantined images to a folder."""
+    manifest.write(storage.join(folder, MANIFEST_FILE))
+    manifest.write_quarantine(storage.join(folder, QUARANTINE_FILE))
+
+
+def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int], None] | None = None) -> Manifest:
+    """Make the manifest of a run, with splits; only where there are too many bad images is their list written.
+
+    Args and Raises: as `prepare`.
+    """
     manifest = cached_manifest(
         data_location(config),
         storage.join(storage.absolute(config.storage), "manifests"),
         max_bad_share=config.max_bad_share,
         progress=progress,
-        quarantine=quarantine,
+        quarantine=storage.join(folder, QUARANTINE_FILE),
     )
     rows = manifest.ok
     given = rows["split"].to_numpy()
@@ -54,8 +69,6 @@ def prepare(config: RunConfig, folder: str, progress: Callable[[int, int], None]
         manifest.notes.append(
             f"{num_torn} pictures have copies in several splits, as the list says: scores will flatter"
         )
-    manifest.write(storage.join(folder, MANIFEST_FILE))
-    manifest.write_quarantine(quarantine)
     return manifest
 
 

@@ -6,7 +6,6 @@ the plan themselves, so nothing but step numbers travels to them.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import queue
 import threading
@@ -23,7 +22,8 @@ from pharmclf import storage
 from pharmclf.data.images import BadImage, decode
 from pharmclf.data.plan import PADDING, PhasePlan
 
-_BLOCK_ROWS = 128  # rows decoded by one Ray task: 19 MB of pixels at 224 px
+_BLOCK_BYTES = 16 << 20  # pixels decoded by one Ray task: 111 images of 224 px
+_AHEAD_BYTES = 512 << 20  # decoded pixels that may wait for one worker; without a bound Ray decodes a phase ahead
 _REMOTE_READS = 16  # concurrent reads of one task from an object store
 
 
@@ -75,7 +75,7 @@ def plan_batches(
     """
     if first >= plan.num_steps:
         return
-    steps_per_block = max(1, _BLOCK_ROWS // plan.local_batch)
+    steps_per_block = max(1, _BLOCK_BYTES // (plan.local_batch * image_size * image_size * 3))
     shared = ray.put((plan, paths))
 
     def decode_steps(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -86,33 +86,26 @@ def plan_batches(
 
     num_steps = plan.num_steps - first
     blocks = -(-num_steps // steps_per_block)
-    with ordered_context(num_cpus):
-        dataset = ray.data.range(num_steps, override_num_blocks=blocks).map_batches(decode_steps, batch_size=None)
-        batches = dataset.iter_batches(batch_size=plan.local_batch, batch_format="numpy", prefetch_batches=2)
-        for batch in batches:
-            yield batch["image"]
+    dataset = in_order(ray.data.range(num_steps, override_num_blocks=blocks), num_cpus)
+    decoded = dataset.map_batches(decode_steps, batch_size=None)
+    for batch in decoded.iter_batches(batch_size=plan.local_batch, batch_format="numpy", prefetch_batches=2):
+        yield batch["image"]
 
 
-@contextlib.contextmanager
-def ordered_context(num_cpus: float | None) -> Iterator[None]:
-    """Ray Data in order, within a share of the CPUs, without bars and chatter; the settings are put back behind.
+def in_order(dataset: Any, num_cpus: float | None) -> Any:
+    """Let a new Ray Data pipeline keep its order, within a share of the CPUs, without bars and chatter.
 
     Args:
-        num_cpus: CPUs that one pipeline may use at a time; None: all.
+        dataset: one that has just been made; its settings are its own.
+        num_cpus: CPUs that it may use at a time; None: all.
     """
-    context = ray.data.DataContext.get_current()
-    names = ("execution_options", "enable_progress_bars", "print_on_execution_start")
-    before = {name: getattr(context, name) for name in names}
-    limits = None if num_cpus is None else ray.data.ExecutionResources(cpu=num_cpus)
-    context.execution_options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
-    context.enable_progress_bars = context.print_on_execution_start = False
+    limits = ray.data.ExecutionResources(cpu=num_cpus, object_store_memory=_AHEAD_BYTES)
+    settings = dataset.context
+    settings.execution_options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
+    settings.enable_progress_bars = settings.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that bars are off
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(context, name, value)
+    return dataset
 
 
 def prefetch(items: Iterator[Any], convert: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:

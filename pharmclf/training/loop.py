@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pharmclf import storage
 from pharmclf.data.augment import identity_transforms, projective_transforms
 from pharmclf.data.plan import PADDING, PhasePlan, Step, view_of
 from pharmclf.data.stream import plan_batches, prefetch
@@ -20,6 +21,7 @@ from pharmclf.training.checkpoint import (
     list_checkpoints,
     newest_checkpoint,
     prune_checkpoints,
+    read_checkpoint,
     write_checkpoint,
 )
 from pharmclf.training.distributed import Workers
@@ -28,7 +30,7 @@ from pharmclf.training.hardware import device_name, gpu_capability, precision_fo
 from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
 from pharmclf.training.phases import Phase, Position, phases_of
 from pharmclf.training.schedule import Monitor, learning_rate
-from pharmclf.training.step import Batch, PhaseModel, StepResult, load_variables
+from pharmclf.training.step import Batch, PhaseModel, StepResult
 
 _PROGRESS_EVERY_S = 2.0
 
@@ -78,8 +80,6 @@ def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, A
             start = position
             if found is not None and (position.epoch, position.step) != (0, 0):
                 model.load_tensors(found[1])
-        if start == Position(number, 0, 0) and number > 0:
-            _load_best(job, head, progress.best["phase1"])
         if _train_phase(job, workers, observer, phase, model, progress, start) == "stopped":
             return result | {"status": "stopped"}
     if workers.is_chief:
@@ -95,12 +95,6 @@ def build_networks(job: TrainingJob, workers: Workers, precision: str) -> tuple[
         backbone = build_backbone(config.backbone, config.image_size, config.weights)
         head = build_head(config.head, backbone.output.shape[-1], len(job.class_names), config.seed)
     return backbone, head
-
-
-def _load_best(job: TrainingJob, head: keras.Model, name: str) -> None:
-    """Begin phase 2 with the best head of phase 1. (all ranks)"""
-    best = next(checkpoint for checkpoint in list_checkpoints(job.checkpoints) if checkpoint.name == name)
-    load_variables({variable.path: variable for variable in head.trainable_variables}, best.tensors("weights"))
 
 
 def _train_phase(
@@ -121,6 +115,7 @@ def _train_phase(
     monitor = Monitor.from_dict(progress.monitors[phase.name]) if phase.name in progress.monitors else Monitor()
     batches = device_batches(job, plan, plan.index(start.epoch, start.step))
     last_checkpoint = time.monotonic()
+    best_weights: Any = None  # of this process; what was best before a resume is in its checkpoint
 
     for epoch in range(start.epoch, phase.settings.epochs):
         if monitor.ends_phase(stopping):
@@ -176,11 +171,15 @@ def _train_phase(
         position = Position(start.phase, epoch + 1, 0)
         if monitor.best_epoch == epoch:
             progress.best[phase.name] = position.label
+            best_weights = model.weights()
         if workers.is_chief:
             _checkpoint(job, model, progress, position)
             observer.event("epoch", **record, epochs=phase.settings.epochs, best=monitor.best_epoch == epoch)
         last_checkpoint = time.monotonic()
     batches.close()
+    if best_weights is None:
+        best_weights = read_checkpoint(storage.join(job.checkpoints, progress.best[phase.name])).tensors("weights")
+    model.load_weights(best_weights)
     return "complete"
 
 

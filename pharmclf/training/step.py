@@ -176,10 +176,22 @@ class PhaseModel:
 
     # ------------------------------------------------------------ checkpoints
 
+    def weights(self) -> dict[str, np.ndarray]:
+        """The trained weights by path."""
+        return {variable.path: variable.numpy() for variable in self.trained}
+
+    def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Put back what `weights` gave. (all ranks)
+
+        Raises:
+            ValueError: names or shapes are others.
+        """
+        load_variables({variable.path: variable for variable in self.trained}, arrays)
+
     def tensors(self) -> dict[str, dict[str, np.ndarray]]:
         """What a checkpoint holds: trained weights by path; optimizer and loss scale by place and path."""
         return {
-            "weights": {variable.path: variable.numpy() for variable in self.trained},
+            "weights": self.weights(),
             "optimizer": {name: variable.numpy() for name, variable in self._optimizer_variables().items()},
         }
 
@@ -189,7 +201,7 @@ class PhaseModel:
         Raises:
             ValueError: names or shapes are others.
         """
-        load_variables({variable.path: variable for variable in self.trained}, tensors["weights"])
+        self.load_weights(tensors["weights"])
         load_variables(self._optimizer_variables(), tensors["optimizer"])
 
     def _optimizer_variables(self) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +180,41 @@ def test_bad_input_ends_with_2_and_no_traceback(tmp_path: Path, arguments: list[
 
 @pytest.mark.ray
 @pytest.mark.tf
+def test_a_folder_with_rubbish_trains_on_what_is_good(drawn_images: str, tmp_path: Path) -> None:
+    """Bad files are named with their reasons and left out; with --max-bad 1% the same folder ends with 2, untrained."""
+    data = tmp_path / "data"
+    shutil.copytree(drawn_images, data)
+    first, second = sorted(data.iterdir())[:2]
+    whole = next(first.glob("*.jpg")).read_bytes()
+    (first / "empty.jpg").write_bytes(b"")
+    (first / "short.jpg").write_bytes(whole[: len(whole) // 2])
+    (second / "words.jpg").write_text("not an image")
+    flags = [f"--data={data}", f"--storage={tmp_path}", "--workers=0", *SMALL, "--phase1.epochs=1", "--phase2.epochs=0"]
+    ended = finish(*flags, "--name=trained")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    listed = (tmp_path / "trained" / "quarantine.csv").read_text()
+    assert all(name in listed for name in ("empty.jpg", "short.jpg", "words.jpg"))
+    refused = finish(*flags, "--name=refused", "--max-bad=1%")
+    assert refused.returncode == 2
+    assert "3 of 83 images are bad" in refused.stderr
+    assert not (tmp_path / "refused" / "checkpoints").exists()
+
+
+@pytest.mark.tf
+def test_a_dry_run_lists_layers_and_counts(drawn_images: str, tmp_path: Path) -> None:
+    """Each phase's trained and frozen parameters add up to the model's, and nothing is kept."""
+    ended = finish(f"--data={drawn_images}", f"--storage={tmp_path}/runs", *SMALL, "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    found = re.findall(r"phase \d: ([\d,]+) parameters trained, ([\d,]+) frozen", ended.stdout)
+    sums = {sum(int(number.replace(",", "")) for number in pair) for pair in found}
+    assert len(found) == 2
+    assert len(sums) == 1
+    assert "block15_expand_conv" in ended.stdout
+    assert not (tmp_path / "runs" / "images").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.tf
 def test_a_submitted_job_ends_with_the_summary(drawn_images: str, tmp_path: Path, ray_head: Any) -> None:
     """`ray job submit --working-dir . -- python jobs/train.py` takes the same flags and prints the summary last."""
     flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=job", *SMALL]
@@ -188,3 +225,22 @@ def test_a_submitted_job_ends_with_the_summary(drawn_images: str, tmp_path: Path
     refused = ray_head.submit("python", "jobs/train.py", "--workers=none")
     assert refused.returncode != 0
     assert "workers: received 'none'" in refused.stdout + refused.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+def test_the_name_of_another_run_is_refused_and_left_alone(drawn_images: str, tmp_path: Path) -> None:
+    """The same name with another setting, or other images, ends with 2 and names the field; the run stays as it was."""
+    shared = [f"--storage={tmp_path}", "--name=run", "--workers=0", *SMALL, "--phase1.epochs=1", "--phase2.epochs=0"]
+    assert finish(f"--data={drawn_images}", *shared).returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    changed = finish(f"--data={drawn_images}", *shared, "--seed=1")
+    assert changed.returncode == 2
+    assert "seed: 0 there, 1 now" in changed.stderr
+    other = tmp_path / "other"
+    shutil.copytree(drawn_images, other)
+    next(other.glob("*/*.jpg")).unlink()
+    replaced = finish(f"--data={other}", *shared)
+    assert replaced.returncode == 2
+    assert "data: " in replaced.stderr
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}

@@ -1,0 +1,67 @@
+"""What a run would train: every layer with its parameters, frozen or trained in each phase."""
+
+from __future__ import annotations
+
+import keras
+
+from pharmclf.config import RunConfig
+from pharmclf.model.backbones import build_backbone
+from pharmclf.model.cut import cut_backbone, cut_tensors
+from pharmclf.model.head import build_head
+
+
+def describe_model(config: RunConfig, num_classes: int) -> str:
+    """A table of the layers that have parameters, from the image to the classes, and their sums.
+
+    Normalisation statistics are never trained: phases run normalisation in inference mode.
+
+    Raises:
+        ConfigError: more blocks to unfreeze than there are.
+    """
+    backbone = build_backbone(config.backbone, config.image_size, "none")
+    head = build_head(config.head, backbone.output.shape[-1], num_classes, config.seed)
+    suffix = cut_backbone(backbone, config.unfreeze_blocks).suffix
+    trained = {id(variable) for variable in (suffix.trainable_variables if suffix else [])}
+    blocks = _blocks(backbone)
+    rows = [("block", "layer", "output", "parameters", "phase 1", "phase 2")]
+    for layer in [*backbone.layers, *head.layers]:
+        if not layer.weights:
+            continue
+        count = layer.count_params()
+        mine = sum(_size(variable) for variable in layer.weights if id(variable) in trained)
+        in_head = layer not in backbone.layers
+        first = "trained" if in_head else "frozen"
+        second = "trained" if in_head or mine == count else f"trained {mine:,}" if mine else "frozen"
+        shape = "x".join(str(side) for side in layer.output.shape[1:])
+        rows.append((blocks.get(layer.name, "head"), layer.name, shape, f"{count:,}", first, second))
+    head_size = sum(_size(variable) for variable in head.trainable_variables)
+    suffix_size = sum(_size(variable) for variable in (suffix.trainable_variables if suffix else []))
+    total = backbone.count_params() + head_size
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(
+        [
+            *lines,
+            f"{config.backbone}: {len(cut_tensors(backbone)) - 1} blocks, of which phase 2 trains the upper "
+            f"{config.unfreeze_blocks}; block 1 is the uppermost",
+            f"phase 1: {head_size:,} parameters trained, {total - head_size:,} frozen",
+            f"phase 2: {head_size + suffix_size:,} parameters trained, {total - head_size - suffix_size:,} frozen",
+        ]
+    )
+
+
+def _blocks(backbone: keras.Model) -> dict[str, str]:
+    """The block of each layer, counted from the top: the depth at which it is first trained."""
+    blocks: dict[str, str] = {}
+    for depth in range(1, len(cut_tensors(backbone))):
+        suffix = cut_backbone(backbone, depth).suffix
+        for layer in suffix.layers if suffix else []:
+            blocks.setdefault(layer.name, str(depth))
+    return blocks
+
+
+def _size(variable: keras.Variable) -> int:
+    size = 1
+    for side in variable.shape:
+        size *= side
+    return size
