@@ -20,17 +20,25 @@ from pharmclf.training.job import TrainingJob
 from pharmclf.training.launch import connect, with_stream_cpus
 from pharmclf.training.phases import Phase, phases_of
 
-_LOOP_EPOCHS = 3  # the first one traces the graphs and is left out
+_LOOP_EPOCHS = 3  # of each phase; the first one traces the graphs and is left out
+_PLANNED_EPOCHS = 60  # so many that the stream runs ahead until it must wait, as in a real run
 _STEPS = 8
 _STREAM_IMAGES = 3000  # enough for the stream to settle: it comes in blocks of some hundred rows
 
 
-class _Unwatched:
+class _StopAfter:
+    """Watches a phase, and stops the run in the epoch after those that are measured."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
     def event(self, kind: str, **values: Any) -> None:
-        """Nobody watches."""
+        """Count the epochs."""
+        self.epochs += kind == "epoch"
 
     def stop_requested(self) -> bool:
-        return False
+        """Whether enough has been measured."""
+        return self.epochs >= _LOOP_EPOCHS
 
 
 def benchmark(config: RunConfig, backbones: list[str], say: Say) -> dict[str, Any]:
@@ -47,7 +55,7 @@ def benchmark(config: RunConfig, backbones: list[str], say: Say) -> dict[str, An
         machine, and one row for each backbone and phase; `loop_share` is loop / min(stream, step).
     """
     connect()
-    epochs = PhaseConfig(epochs=_LOOP_EPOCHS, learning_rate=1e-5)
+    epochs = PhaseConfig(epochs=_PLANNED_EPOCHS, learning_rate=1e-5)
     never = StoppingConfig(early_patience=0, plateau_patience=0)
     config = dataclasses.replace(
         config, phase1=epochs, phase2=epochs, stopping=never, weights="none", workers="0", checkpoint_every_s=0.0
@@ -74,18 +82,14 @@ def benchmark(config: RunConfig, backbones: list[str], say: Say) -> dict[str, An
 
 def _measure(job: TrainingJob) -> list[dict[str, Any]]:
     with native_chatter_muted():
-        from pharmclf.training import distributed, hardware, loop
+        from pharmclf.training import hardware
 
         hardware.prepare_device(deterministic=job.config.deterministic)
     rows: list[dict[str, Any]] = []
     for phase in phases_of(job.config):
-        rows.append({"phase": phase.name, "stream": _stream_rate(job, phase), "step": _step_rate(job, phase)})
-    history = loop.train(job, distributed.alone(), _Unwatched())["history"]
-    for row in rows:
-        steady = [r["images_per_second"] for r in history if r["phase"] == row["phase"] and r["epoch"] > 0]
-        row["loop"] = float(np.median(steady))
-        row["loop_share"] = row["loop"] / min(row["stream"], row["step"])
-        row |= {"backbone": job.config.backbone, "device": hardware.device_name()}
+        stream, step, whole = _stream_rate(job, phase), _step_rate(job, phase), _loop_rate(job, phase)
+        row = {"backbone": job.config.backbone, "phase": phase.name, "device": hardware.device_name()}
+        rows.append(row | {"stream": stream, "step": step, "loop": whole, "loop_share": whole / min(stream, step)})
     return rows
 
 
@@ -134,6 +138,17 @@ def _step_rate(job: TrainingJob, phase: Phase) -> float:
     for _ in range(_STEPS):
         model.train_step(batch, vote).numpy()
     return _STEPS * job.config.batch_size / (time.perf_counter() - began)
+
+
+def _loop_rate(job: TrainingJob, phase: Phase) -> float:
+    """Images/s of the loop while it trains, the median of the epochs behind the first."""
+    from pharmclf.training import distributed, loop
+
+    other = "phase2" if phase.name == "phase1" else "phase1"
+    alone = dataclasses.replace(job.config, **{other: PhaseConfig(epochs=0)})  # type: ignore[arg-type]
+    job = dataclasses.replace(job, config=alone, folder=storage.join(job.folder, phase.name))
+    history = loop.train(job, distributed.alone(), _StopAfter())["history"]
+    return float(np.median([record["images_per_second"] for record in history[1:]]))
 
 
 def _line(row: dict[str, Any]) -> str:
