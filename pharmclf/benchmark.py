@@ -32,7 +32,7 @@ class _StopAfter:
     def __init__(self) -> None:
         self.epochs = 0
 
-    def event(self, kind: str, **values: Any) -> None:
+    def event(self, kind: str, **_: Any) -> None:
         """Count the epochs."""
         self.epochs += kind == "epoch"
 
@@ -70,6 +70,10 @@ def benchmark(config: RunConfig, backbones: list[str], say: Say) -> dict[str, An
                 "Give a smaller batch or more images"
             )
         job = dataclasses.replace(job, train_rows=job.train_rows[:whole])
+        with native_chatter_muted():
+            from pharmclf.training import hardware
+
+            hardware.prepare_device(deterministic=config.deterministic)
         decode = _decode_rate(job)
         say(f"decode alone, one core: {decode:.0f} images/s")
         for backbone in backbones:
@@ -81,10 +85,8 @@ def benchmark(config: RunConfig, backbones: list[str], say: Say) -> dict[str, An
 
 
 def _measure(job: TrainingJob) -> list[dict[str, Any]]:
-    with native_chatter_muted():
-        from pharmclf.training import hardware
+    from pharmclf.training import hardware
 
-        hardware.prepare_device(deterministic=job.config.deterministic)
     rows: list[dict[str, Any]] = []
     for phase in phases_of(job.config):
         stream, step, whole = _stream_rate(job, phase), _step_rate(job, phase), _loop_rate(job, phase)

@@ -71,12 +71,12 @@ def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, A
             observer.event("note", text=f"resumed from {found[0].name}")
 
     result = {"device": device_name(), "precision": precision, "workers": workers.world, **vars(progress)}
-    for number, phase in enumerate(phases_of(config)):
-        if number < position.phase:
+    for phase in phases_of(config):
+        if phase.number < position.phase:
             continue
         model = PhaseModel(config, workers, backbone, head, phase.unfreeze_blocks, precision)
-        start = Position(number, 0, 0)
-        if number == position.phase:
+        start = Position(phase.number, 0, 0)
+        if phase.number == position.phase:
             start = position
             if found is not None and (position.epoch, position.step) != (0, 0):
                 model.load_tensors(found[1])

@@ -20,6 +20,11 @@ class Phase:
     first_epoch: int
     """Number of the phase's first epoch among all epochs of the run; early stopping of a phase before moves nothing."""
 
+    @property
+    def number(self) -> int:
+        """Its place among the phases, from 0, whether the one before is left out or not."""
+        return int(self.name.removeprefix("phase")) - 1
+
 
 def phases_of(config: RunConfig) -> tuple[Phase, ...]:
     """The phases that a configuration asks for: head on a frozen backbone, then the upper blocks too."""
