@@ -27,7 +27,7 @@ from pharmclf.report import plots
 from pharmclf.report.summary import PhaseFacts, RunFacts, progress_line, result, summary_text
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.job import LABELS_FILE, MODEL_FILE, TrainingJob, phase_model_file
-from pharmclf.training.launch import launch
+from pharmclf.training.launch import connect, launch
 from pharmclf.training.schedule import best_phase
 
 # settings that may differ when a run is resumed: they change where and how it runs, not what it computes
@@ -75,6 +75,8 @@ def run(config: RunConfig, say: Say) -> int:
         record |= {"versions": _versions(), "state": "running"}
         storage.write_json(storage.join(folder, "run.json"), record)
         try:
+            connect()
+            stop.install()
             outcome = launch(training_job(config, folder, manifest), _Console(stop, say))
             done = outcome["status"] == "complete"
             record["state"] = "trained" if done else "interrupted"

@@ -184,7 +184,7 @@ def test_a_folder_with_rubbish_trains_on_what_is_good(drawn_images: str, tmp_pat
     """Bad files are named with their reasons and left out; with --max-bad 1% the same folder ends with 2, untrained."""
     data = tmp_path / "data"
     shutil.copytree(drawn_images, data)
-    first, second = sorted(data.iterdir())[:2]
+    first, second = sorted(folder for folder in data.iterdir() if folder.is_dir())[:2]
     whole = next(first.glob("*.jpg")).read_bytes()
     (first / "empty.jpg").write_bytes(b"")
     (first / "short.jpg").write_bytes(whole[: len(whole) // 2])
