@@ -71,3 +71,4 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     for member in alive:
         member.kill()
     psutil.wait_procs(alive, timeout=10)
+    head.wait(timeout=10)
