@@ -101,15 +101,15 @@ class _Pace(ExecutionCallback):
     core, in the process that trains. A step of the loop that waited for a task takes longer than `_SPIN_S`.
     """
 
-    _SPIN_S, _REST_S = 0.02, 0.1
+    _SPIN_S, _REST_S, _MOST_REST_S = 0.02, 0.005, 0.1
 
     def __init__(self) -> None:
-        self._last = 0.0
+        self._last, self._spins = 0.0, 0
 
     def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002 - the name is the interface's
-        """Rest if the step before was a spin."""
-        if time.perf_counter() - self._last < self._SPIN_S:
-            time.sleep(self._REST_S)
+        """Rest the longer, the more steps in a row were spins; a busy pipeline spins but once or twice."""
+        self._spins = self._spins + 1 if time.perf_counter() - self._last < self._SPIN_S else 0
+        time.sleep(min(self._MOST_REST_S, self._REST_S * self._spins))
         self._last = time.perf_counter()
 
 
