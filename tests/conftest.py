@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from s3server import Gateway, missing_programs
 
 from pharmclf.config import AugmentConfig, HeadConfig, PhaseConfig, RunConfig
 
@@ -17,6 +18,33 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--renew-goldens writes tests/goldens/ anew; read the difference before it is committed."""
     parser.addoption("--renew-goldens", action="store_true", help="write the golden texts of the named configs anew")
+
+
+@pytest.fixture(scope="session")
+def gateway() -> Iterator[Gateway]:
+    """One S3 server for all tests."""
+    if reason := missing_programs():
+        pytest.skip(reason)
+    server = Gateway().start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a new bucket, which this process can reach."""
+    gateway.use(monkeypatch)
+    return f"s3://{gateway.new_bucket()}"
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def root(request: pytest.FixtureRequest) -> str:
+    """An empty place in each kind of storage, one after the other."""
+    if request.param == "s3":
+        return str(request.getfixturevalue("bucket"))
+    folder = request.getfixturevalue("tmp_path") / "root"
+    folder.mkdir()
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,120 @@
+"""One writer for a folder: a lease in storage that its holder renews, and that expires when the holder is gone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from typing import Any
+
+import psutil
+
+from pharmclf import storage
+
+EXPIRES_S = 60.0
+"""A lease that was not renewed for so long is no more; clocks of storage and machines may differ by less than this."""
+_RENEW_S = 15.0
+_FILE = "lease.json"
+_log = logging.getLogger(__name__)
+
+
+class LeaseTaken(RuntimeError):
+    """Another process that lives holds the lease."""
+
+
+class Lease:
+    """Held from `acquire` to `release`, renewed by a thread."""
+
+    def __init__(self, location: str, version: str, holder: dict[str, Any]) -> None:
+        self._location, self._version, self._holder = location, version, holder
+        self._ended = threading.Event()
+        self.lost = ""
+        """Who took it over while this process could not renew it; "" while it is held."""
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def acquire(folder: str) -> Lease:
+        """Take the lease of a folder.
+
+        Raises:
+            LeaseTaken: another process holds it; the message names it.
+        """
+        location = storage.join(folder, _FILE)
+        holder = {
+            "id": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+        }
+        found = storage.read_versioned(location)
+        if found is not None and (reason := _is_alive(found)):
+            raise LeaseTaken(f"{folder} is being written by {reason}")
+        version = storage.write_if(location, _encode(holder), found.version if found else None)
+        if version is None:
+            raise LeaseTaken(f"{folder} has just been taken by another process")
+        return Lease(location, version, holder)
+
+    def release(self) -> None:
+        """Give the lease back; the file goes, if it is still ours."""
+        self._ended.set()
+        self._thread.join()
+        found = None if self.lost else storage.read_versioned(self._location)
+        if found and self._is_ours(found):
+            storage.delete_file(self._location)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(_RENEW_S) and not self.lost:
+            try:
+                # the content must change, or an object's version would not
+                version = storage.write_if(self._location, _encode(self._holder), self._version)
+                if version is None:
+                    found = storage.read_versioned(self._location)
+                    if found and self._is_ours(found):  # written by a renewal that ended in an error
+                        version = found.version
+                    else:
+                        self.lost = _name(found) if found else "somebody who has ended already"
+                self._version = version or self._version
+            except OSError as error:  # a storage that is away for a while costs nobody the lease
+                _log.warning("lease %s could not be renewed: %s", self._location, error)
+
+    def _is_ours(self, found: storage.Versioned) -> bool:
+        return self._holder["id"].encode() in found.content
+
+
+def _encode(holder: dict[str, Any]) -> bytes:
+    return json.dumps(holder | {"renewed": time.time()}).encode()
+
+
+def _name(found: storage.Versioned) -> str:
+    try:
+        holder = json.loads(found.content)
+        return f"process {holder['pid']} on {holder['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "an unknown process"
+
+
+def _is_alive(found: storage.Versioned) -> str:
+    """Who holds a lease, in words; "" when nobody does any more."""
+    age_s = time.time() - found.changed_s
+    if age_s > EXPIRES_S:
+        return ""
+    try:
+        holder = json.loads(found.content)
+        if holder["host"] == socket.gethostname() and not _runs_here(holder["pid"], holder["started"]):
+            return ""
+    except (ValueError, KeyError, TypeError):
+        pass
+    return f"{_name(found)}, seen alive {max(age_s, 0):.0f} s ago; after {EXPIRES_S:.0f} s it would count as dead"
+
+
+def _runs_here(pid: int, started: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
