@@ -153,6 +153,8 @@ class RunConfig:
     """Same steps bit for bit at every run on the same hardware; some GPU kernels are slower for it."""
     checkpoint_every_s: float = 300.0
     """Seconds between checkpoints inside an epoch; the end of an epoch always writes one. 0: only there."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept beside each phase's best one."""
     failures: int = 0
     """Worker crashes after which Ray Train starts the workers again from the newest checkpoint."""
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -231,6 +233,12 @@ def _check(config: RunConfig) -> None:
         raise ConfigError(
             f"name: received {config.name!r}, expected letters, digits, '.', '_' and '-'. It becomes a folder's name"
         )
+    for field_name in ("data", "storage", "weights"):
+        if re.match(r"\w+://[^/]*@", getattr(config, field_name)):  # it would land in logs and in run.json
+            raise ConfigError(
+                f"{field_name}: received a URI with credentials in it, expected s3://bucket/prefix. Give them by "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role"
+            )
     for path, low, high, unit in _RANGES:
         value: Any = config
         for part in path.split("."):
@@ -251,6 +259,7 @@ _RANGES: tuple[tuple[str, float, float, str], ...] = (
     ("batch_size", 1, 65536, "number of images"),
     ("unfreeze_blocks", 0, _INF, "number of blocks"),
     ("checkpoint_every_s", 0, _INF, "number of seconds"),
+    ("keep_checkpoints", 1, _INF, "number"),
     ("failures", 0, _INF, "number"),
     ("split.test", 0.01, 0.9, "share"),
     ("split.validation", 0.01, 0.9, "share"),

@@ -41,6 +41,7 @@ def load_images(paths: list[str], image_size: int) -> np.ndarray:
 
     Raises:
         ValueError: a file that was whole when the manifest was made cannot be read any more.
+        PermissionError, StorageUnavailable: the storage gives nothing at all.
     """
 
     def load(path: str) -> np.ndarray:
@@ -48,6 +49,8 @@ def load_images(paths: list[str], image_size: int) -> np.ndarray:
             return np.zeros((image_size, image_size, 3), np.uint8)
         try:
             return decode(storage.read_bytes(path), image_size)
+        except (PermissionError, storage.StorageUnavailable):
+            raise
         except (BadImage, OSError) as error:
             raise ValueError(
                 f"{path}: was whole when the data set was listed, now: {error}. Restore it, or delete the run and its "
@@ -58,6 +61,34 @@ def load_images(paths: list[str], image_size: int) -> np.ndarray:
         with ThreadPoolExecutor(_REMOTE_READS) as pool:
             return np.stack(list(pool.map(load, paths)))
     return np.stack([load(path) for path in paths])
+
+
+def load_block(paths: list[str], image_size: int) -> dict[str, np.ndarray]:
+    """As `load_images`, for a Ray task: an error becomes a column, so that it travels to its place in the order.
+
+    Left to itself, Ray Data ends the whole pipeline at once, and keeps of the error only its text.
+    """
+    try:
+        images, error = load_images(paths, image_size), ""
+    except (OSError, ValueError) as failure:
+        images = np.zeros((len(paths), image_size, image_size, 3), np.uint8)
+        error = f"{type(failure).__name__}: {failure}"
+    return {"image": images, "error": np.full(len(paths), error)}
+
+
+def checked(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch of `load_block`'s columns, or the error that stands in it.
+
+    Raises:
+        ValueError, PermissionError, StorageUnavailable: as `load_images`.
+    """
+    for error in batch["error"]:
+        if error:
+            kind, _, text = str(error).partition(": ")
+            raise {"PermissionError": PermissionError, "StorageUnavailable": storage.StorageUnavailable}.get(
+                kind, ValueError
+            )(text)
+    return batch
 
 
 def plan_batches(
@@ -74,6 +105,9 @@ def plan_batches(
 
     Yields:
         (plan.local_batch, S, S, 3) uint8, black where the step is padded.
+
+    Raises:
+        ValueError, PermissionError, StorageUnavailable: as `load_images`, at the step that lacks its images.
     """
     if first >= plan.num_steps:
         return
@@ -84,14 +118,14 @@ def plan_batches(
         plan, paths = ray.get(shared)
         rows = np.concatenate([plan.step(first + int(index)).rows for index in block["id"]])
         names = [paths[int(row)].as_py() if row != PADDING else "" for row in rows]
-        return {"image": load_images(names, image_size)}
+        return load_block(names, image_size)
 
     num_steps = plan.num_steps - first
     blocks = -(-num_steps // steps_per_block)
     dataset = in_order(ray.data.range(num_steps, override_num_blocks=blocks), num_cpus)
     decoded = dataset.map_batches(decode_steps, batch_size=None)
     for batch in decoded.iter_batches(batch_size=plan.local_batch, batch_format="numpy", prefetch_batches=2):
-        yield batch["image"]
+        yield checked(batch)["image"]
 
 
 class _Pace(ExecutionCallback):

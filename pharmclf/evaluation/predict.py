@@ -9,7 +9,7 @@ import numpy as np
 import ray
 
 from pharmclf import storage
-from pharmclf.data.stream import in_order, load_images
+from pharmclf.data.stream import checked, in_order, load_block, load_images
 from pharmclf.quiet import native_chatter_muted
 
 _BATCH = 64
@@ -37,13 +37,13 @@ class Predictor:
             self._run.append(tf.function(lambda images, model=model: model(images, training=False)))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Predict a batch: `row` (n,), `image` (n, S, S, 3) uint8 -> `row`, `probabilities` (n, models, classes)."""
+        """Predict a batch: `image` (n, S, S, 3) uint8 -> `probabilities` (n, models, classes); other columns stay."""
         images = batch["image"].astype(np.float32)
         count = len(images)
         if count < _BATCH:  # one shape, one graph
             images = np.concatenate([images, np.zeros((_BATCH - count, *images.shape[1:]), np.float32)])
         probabilities = np.stack([run(images).numpy()[:count] for run in self._run], axis=1)
-        return {"row": batch["row"], "probabilities": probabilities}
+        return {name: column for name, column in batch.items() if name != "image"} | {"probabilities": probabilities}
 
 
 def predict(
@@ -64,6 +64,7 @@ def predict(
 
     Raises:
         ValueError: an image cannot be read any more.
+        PermissionError, StorageUnavailable: the storage gives nothing at all.
     """
     if actors == 0:
         predictor = Predictor(models)
@@ -80,7 +81,7 @@ def _predict_on_ray(
     models: Sequence[str], paths: Sequence[str], rows: np.ndarray, image_size: int, actors: int, gpus: bool
 ) -> np.ndarray:
     def decode_rows(block: dict[str, np.ndarray]) -> dict[str, Any]:
-        return {"row": block["row"], "image": load_images([str(path) for path in block["path"]], image_size)}
+        return {"row": block["row"]} | load_block([str(path) for path in block["path"]], image_size)
 
     items = [{"row": int(row), "path": paths[row]} for row in rows]
     pool = min(actors, max(1, len(rows) // _BATCH))
@@ -96,7 +97,7 @@ def _predict_on_ray(
             num_cpus=0.5,
             num_gpus=1 if gpus else 0,
         )
-        found = list(predicted.iter_batches(batch_size=None, batch_format="numpy"))
+        found = [checked(part) for part in predicted.iter_batches(batch_size=None, batch_format="numpy")]
     order = {int(row): place for place, row in enumerate(np.concatenate([part["row"] for part in found]))}
     probabilities = np.concatenate([part["probabilities"] for part in found])
     return probabilities[[order[int(row)] for row in rows]]

@@ -22,7 +22,8 @@ from pharmclf.fingerprint import sha256_bytes
 from pharmclf.training.phases import Position
 
 SCHEMA_VERSION = 1
-_RECORD = "checkpoint.json"
+RECORD = "checkpoint.json"
+"""Written last; a folder without it is no checkpoint."""
 _log = logging.getLogger(__name__)
 
 
@@ -53,6 +54,8 @@ class Checkpoint:
         name = f"{file}.safetensors"
         try:
             content = storage.read_bytes(storage.join(self.location, name))
+        except (PermissionError, storage.StorageUnavailable):
+            raise
         except OSError as error:
             raise DamagedCheckpoint(f"checkpoint {self.location}: {name} cannot be read: {error}") from error
         expected = self.files.get(name, "none")
@@ -95,7 +98,7 @@ def write_checkpoint(
         "files": files,
         "state": state,
     }
-    storage.write_json(storage.join(location, _RECORD), record)
+    storage.write_json(storage.join(location, RECORD), record)
     return Checkpoint(location, position.label, position, state, fingerprints, files)
 
 
@@ -107,7 +110,7 @@ def read_checkpoint(location: str) -> Checkpoint:
         ConfigError: written by a version with another schema.
     """
     try:
-        record = storage.read_json(storage.join(location, _RECORD))
+        record = storage.read_json(storage.join(location, RECORD))
         version = record["schema_version"]
         if version != SCHEMA_VERSION:
             raise ConfigError(
@@ -117,12 +120,14 @@ def read_checkpoint(location: str) -> Checkpoint:
         name = location.rstrip("/").rsplit("/", 1)[-1]
         position = Position(**record["position"])
         return Checkpoint(location, name, position, record["state"], record["fingerprints"], record["files"])
+    except (PermissionError, storage.StorageUnavailable):
+        raise
     except (OSError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise DamagedCheckpoint(f"checkpoint {location}: {_RECORD} cannot be read: {error!r}") from error
+        raise DamagedCheckpoint(f"checkpoint {location}: {RECORD} cannot be read: {error!r}") from error
     except ConfigError:
         raise
     except ValueError as error:
-        raise DamagedCheckpoint(f"checkpoint {location}: {_RECORD} is not JSON: {error}") from error
+        raise DamagedCheckpoint(f"checkpoint {location}: {RECORD} is not JSON: {error}") from error
 
 
 def list_checkpoints(folder: str) -> list[Checkpoint]:
@@ -130,7 +135,7 @@ def list_checkpoints(folder: str) -> list[Checkpoint]:
     found = []
     for name in storage.list_folders(folder):
         location = storage.join(folder, name)
-        if storage.is_file(storage.join(location, _RECORD)):
+        if storage.is_file(storage.join(location, RECORD)):
             try:
                 found.append(read_checkpoint(location))
             except DamagedCheckpoint as error:
@@ -154,7 +159,7 @@ def prune_checkpoints(folder: str, keep: Iterable[str]) -> None:
     for name in storage.list_folders(folder):
         if name not in kept:
             location = storage.join(folder, name)
-            storage.delete_file(storage.join(location, _RECORD))
+            storage.delete_file(storage.join(location, RECORD))
             storage.delete_folder(location)
 
 

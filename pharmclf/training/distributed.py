@@ -37,6 +37,11 @@ class Workers:
             return tensors
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
 
+    def wait_for_all(self) -> None:
+        """Return when every worker has come here. (all ranks)"""
+        if self.world > 1:
+            tf.function(lambda: self.run(lambda: self.sum([tf.constant(0.0)])))()
+
 
 def alone() -> Workers:
     """The only worker, in this process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,12 @@ import keras
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.fingerprint import sha256_bytes
 from pharmclf.model.backbones import build_backbone
 from pharmclf.model.cut import cut_backbone
 from pharmclf.model.head import build_head, whole_model
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
-from pharmclf.training.job import LABELS_FILE, MODEL_FILE, phase_model_file
+from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, phase_model_file
 from pharmclf.training.phases import Phase, phases_of
 from pharmclf.training.schedule import best_phase
 from pharmclf.training.step import load_variables
@@ -38,6 +40,7 @@ def save_models(
         monitors: each phase's monitor, as plain values.
     """
     chosen = best_phase(monitors)
+    written = {LABELS_FILE: (json.dumps(list(class_names), indent=2) + "\n").encode()}
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")  # the weights are float32 in any precision; the file runs anywhere
     try:
@@ -45,10 +48,13 @@ def save_models(
             checkpoint = read_checkpoint(storage.join(checkpoints, best[phase.name]))
             model = restore_model(config, phase, len(class_names), checkpoint)
             file = MODEL_FILE if phase.name == chosen else phase_model_file(phase.name)
-            _save(model, storage.join(folder, file))
+            written[file] = _content(model)
     finally:
         keras.config.set_dtype_policy(policy)
-    storage.write_json(storage.join(folder, LABELS_FILE), list(class_names))
+    for file, content in written.items():
+        storage.write_bytes(storage.join(folder, file), content)
+    checksums = {file.rsplit("/", 1)[-1]: sha256_bytes(content) for file, content in written.items()}
+    storage.write_json(storage.join(folder, CHECKSUMS_FILE), checksums)
 
 
 def restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint) -> keras.Model:
@@ -65,8 +71,8 @@ def restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint:
     return whole_model(backbone, head)
 
 
-def _save(model: keras.Model, location: str) -> None:
+def _content(model: keras.Model) -> bytes:
     with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
         path = Path(folder) / "model.keras"
         model.save(path)
-        storage.write_bytes(location, path.read_bytes())
+        return path.read_bytes()

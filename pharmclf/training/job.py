@@ -13,6 +13,8 @@ from pharmclf.config import RunConfig
 
 MODEL_FILE = "model/model.keras"
 LABELS_FILE = "model/labels.json"
+CHECKSUMS_FILE = "model/checksums.json"
+"""sha256 of each file beside it; written last."""
 
 
 def phase_model_file(phase: str) -> str:

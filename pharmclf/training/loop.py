@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,19 +17,13 @@ from pharmclf.data.plan import PADDING, PhasePlan, Step, view_of
 from pharmclf.data.stream import plan_batches, prefetch
 from pharmclf.model.backbones import build_backbone
 from pharmclf.model.head import build_head
-from pharmclf.training.checkpoint import (
-    check_fingerprints,
-    list_checkpoints,
-    newest_checkpoint,
-    prune_checkpoints,
-    read_checkpoint,
-    write_checkpoint,
-)
+from pharmclf.training.checkpoint import check_fingerprints, newest_checkpoint, read_checkpoint
 from pharmclf.training.distributed import Workers
 from pharmclf.training.export import save_models
 from pharmclf.training.hardware import device_name, gpu_capability, precision_for
 from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
 from pharmclf.training.phases import Phase, Position, phases_of
+from pharmclf.training.saver import CheckpointSaver
 from pharmclf.training.schedule import Monitor, learning_rate
 from pharmclf.training.step import Batch, PhaseModel, StepResult
 
@@ -48,6 +43,23 @@ class Progress:
     """Of the epoch under way: loss, correct, images, seconds."""
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What all phases of a run share."""
+
+    job: TrainingJob
+    workers: Workers
+    observer: Observer
+    saver: CheckpointSaver | None
+    """None but for the chief."""
+    progress: Progress
+
+    def save(self, model: PhaseModel, position: Position) -> None:
+        """Write a checkpoint. (chief only; nothing happens on the others)"""
+        if self.saver:
+            self.saver.save(position, model.tensors(), vars(self.progress))
+
+
 def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, Any]:
     """Train both phases, from the newest checkpoint if there is one. (all ranks)
 
@@ -57,34 +69,57 @@ def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, A
     Raises:
         TrainingDiverged: the loss became infinite or not a number.
         ConfigError: a checkpoint belongs to another run.
+        StorageUnavailable: data or checkpoints could not be read or written for too long.
     """
-    config = job.config
+    config, saver = job.config, None
+    if workers.is_chief:
+
+        def say(text: str) -> None:
+            observer.event("note", text=text)
+
+        saver = CheckpointSaver(job.checkpoints, job.fingerprints, config.keep_checkpoints, say)
+    workers.wait_for_all()  # what the chief had in its spool is there for all now
+    run = _Run(job, workers, observer, saver, Progress())
+    try:
+        result = _train_phases(run)
+        if saver and result["status"] == "complete":
+            saver.flush()
+            best, monitors = run.progress.best, run.progress.monitors
+            save_models(config, job.folder, job.class_names, job.checkpoints, best, monitors)
+    finally:
+        if saver:
+            saver.close()
+    return result
+
+
+def _train_phases(run: _Run) -> dict[str, Any]:
+    """Resume, and train what is left of both phases -> the result of `train`. (all ranks)"""
+    job, config, workers, progress = run.job, run.job.config, run.workers, run.progress
     precision = precision_for(config.precision, gpu_capability())
     backbone, head = build_networks(job, workers, precision)
 
-    found = newest_checkpoint(job.checkpoints)
-    progress, position = Progress(), Position(0, 0, 0)
+    found, position = newest_checkpoint(job.checkpoints), Position(0, 0, 0)
     if found is not None:
         check_fingerprints(found[0].fingerprints, job.fingerprints, f"checkpoint {found[0].location}")
-        progress, position = Progress(**found[0].state), found[0].position
+        vars(progress).update(found[0].state)
+        position = found[0].position
         if workers.is_chief:
-            observer.event("note", text=f"resumed from {found[0].name}")
+            run.observer.event("note", text=f"resumed from {found[0].name}")
 
-    result = {"device": device_name(), "precision": precision, "workers": workers.world, **vars(progress)}
+    status = "complete"
     for phase in phases_of(config):
         if phase.number < position.phase:
             continue
         model = PhaseModel(config, workers, backbone, head, phase.unfreeze_blocks, precision)
         start = Position(phase.number, 0, 0)
-        if phase.number == position.phase:
+        if found is not None and phase.number == position.phase:
             start = position
-            if found is not None and (position.epoch, position.step) != (0, 0):
-                model.load_tensors(found[1])
-        if _train_phase(job, workers, observer, phase, model, progress, start) == "stopped":
-            return result | {"status": "stopped"}
-    if workers.is_chief:
-        save_models(config, job.folder, job.class_names, job.checkpoints, progress.best, progress.monitors)
-    return result | {"status": "complete"}
+            model.load_tensors(found[1])
+        status = _train_phase(run, phase, model, start)
+        if status == "stopped":
+            break
+    about = {"device": device_name(), "precision": precision, "workers": workers.world}
+    return {"status": status, **about, **vars(progress)}
 
 
 def build_networks(job: TrainingJob, workers: Workers, precision: str) -> tuple[keras.Model, keras.Model]:
@@ -97,16 +132,9 @@ def build_networks(job: TrainingJob, workers: Workers, precision: str) -> tuple[
     return backbone, head
 
 
-def _train_phase(
-    job: TrainingJob,
-    workers: Workers,
-    observer: Observer,
-    phase: Phase,
-    model: PhaseModel,
-    progress: Progress,
-    start: Position,
-) -> str:
+def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) -> str:
     """Train one phase from a position in it -> "complete" or "stopped". (all ranks)"""
+    job, workers, observer, progress = run.job, run.workers, run.observer, run.progress
     config, stopping = job.config, job.config.stopping
     plan = PhasePlan(
         job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch, phase.settings.epochs,
@@ -121,38 +149,32 @@ def _train_phase(
         if monitor.ends_phase(stopping):
             break
         first_step = start.step if epoch == start.epoch else 0
-        sums = _Sums(progress.epoch_sums if first_step else {})
+        under_way = _Epoch(run, model, plan, phase, epoch, first_step)
         meter = _Meter(job, observer, phase, plan, epoch, first_step) if workers.is_chief else None
-        pending: Any = None  # the step before is read while this one runs, so that the device does not wait
-        for step in range(first_step, plan.train_steps):
-            number = epoch * plan.train_steps + step
+        while under_way.step < plan.train_steps:
+            number = epoch * plan.train_steps + under_way.step
             total = phase.settings.epochs * plan.train_steps
             model.set_learning_rate(learning_rate(phase.settings, stopping, number, total, monitor.scale))
             vote = float(workers.is_chief and observer.stop_requested())
-            running = model.train_step(next(batches), tf.constant(vote))
-            done = sums.add(pending, plan, step - 1, phase, epoch)
-            pending = running
+            done = under_way.start(model.train_step(under_way.next(batches), tf.constant(vote)))
             if meter:
-                meter.show(step, sums)
+                meter.show(under_way.step, under_way.sums)
             if done.stop_votes > 0:
-                sums.add(pending, plan, step, phase, epoch)
-                progress.epoch_sums = sums.values()
+                position = under_way.keep()
                 if workers.is_chief:
-                    name = _checkpoint(job, model, progress, Position(start.phase, epoch, step + 1))
-                    observer.event("note", text=f"stopped on request; checkpoint {name} is written")
+                    observer.event("note", text=f"stopped on request; checkpoint {position.label} is written")
                 return "stopped"
             due = 0 < config.checkpoint_every_s <= time.monotonic() - last_checkpoint
-            if due and workers.is_chief and step + 1 < plan.train_steps:
-                pending = sums.add(pending, plan, step, phase, epoch)  # read already; its votes still count
-                progress.epoch_sums = sums.values()
-                _checkpoint(job, model, progress, Position(start.phase, epoch, step + 1))
+            if due and workers.is_chief and under_way.step < plan.train_steps:
+                under_way.keep()
                 last_checkpoint = time.monotonic()
-        sums.add(pending, plan, plan.train_steps - 1, phase, epoch)
+        sums = under_way.read()
         train_seconds = sums.seconds
 
         validation = _Sums({})
         for step in range(plan.validation_steps):
-            validation.add(model.validation_step(next(batches)), plan, step, phase, epoch, training=False)
+            running = model.validation_step(under_way.next(batches))
+            validation.add(running, plan, step, phase, epoch, training=False)
         record: dict[str, Any] = {
             "phase": phase.name,
             "epoch": epoch,
@@ -172,8 +194,8 @@ def _train_phase(
         if monitor.best_epoch == epoch:
             progress.best[phase.name] = position.label
             best_weights = model.weights()
+        run.save(model, position)
         if workers.is_chief:
-            _checkpoint(job, model, progress, position)
             observer.event("epoch", **record, epochs=phase.settings.epochs, best=monitor.best_epoch == epoch)
         last_checkpoint = time.monotonic()
     batches.close()
@@ -181,14 +203,6 @@ def _train_phase(
         best_weights = read_checkpoint(storage.join(job.checkpoints, progress.best[phase.name])).tensors("weights")
     model.load_weights(best_weights)
     return "complete"
-
-
-def _checkpoint(job: TrainingJob, model: PhaseModel, progress: Progress, position: Position) -> str:
-    """Write a checkpoint, then let the older ones go that are not a phase's best. (chief only)"""
-    written = write_checkpoint(job.checkpoints, position, model.tensors(), vars(progress), job.fingerprints)
-    others = [c.name for c in list_checkpoints(job.checkpoints) if c.position < position]
-    prune_checkpoints(job.checkpoints, {written.name, *others[-1:], *progress.best.values()})
-    return written.name
 
 
 def device_batches(job: TrainingJob, plan: PhasePlan, first: int) -> Any:
@@ -270,6 +284,49 @@ class _Sums:
         return result
 
 
+class _Epoch:
+    """The training steps of an epoch. One is always left running: it is read while the next one runs."""
+
+    def __init__(
+        self, run: _Run, model: PhaseModel, plan: PhasePlan, phase: Phase, epoch: int, first_step: int
+    ) -> None:
+        self.step = first_step
+        """Steps of the epoch that have been started."""
+        self.sums = _Sums(run.progress.epoch_sums if first_step else {})
+        self._run, self._model, self._plan, self._phase, self._epoch = run, model, plan, phase, epoch
+        self._running: Any = None
+
+    def start(self, running: Any) -> StepResult:
+        """A step has been started -> the result of the one before it."""
+        done = self._wait()
+        self._running = running
+        self.step += 1
+        return done
+
+    def read(self) -> _Sums:
+        """The sums over all steps that have been started."""
+        self._running = self._wait()  # read now; its votes still count
+        return self.sums
+
+    def keep(self) -> Position:
+        """Write a checkpoint behind the steps that have been started. (all ranks; the chief writes)"""
+        self._run.progress.epoch_sums = self.read().values()
+        position = Position(self._phase.number, self._epoch, self.step)
+        self._run.save(self._model, position)
+        return position
+
+    def next(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; where the storage gives none any more, what has been trained so far is kept first."""
+        try:
+            return next(batches)
+        except storage.StorageUnavailable:
+            self.keep()
+            raise
+
+    def _wait(self) -> StepResult:
+        return self.sums.add(self._running, self._plan, self.step - 1, self._phase, self._epoch)
+
+
 class _Meter:
     """Tells the observer how an epoch goes on, every few seconds. (chief only)"""
 
@@ -281,20 +338,20 @@ class _Meter:
         self.began = self.shown = time.monotonic()
 
     def show(self, step: int, sums: _Sums) -> None:
-        """Step `step` has been started; `sums` holds those before it."""
+        """`step` steps of the epoch have been started; `sums` holds those before the last of them."""
         now = time.monotonic()
         if now - self.shown < _PROGRESS_EVERY_S or sums.images == 0:
             return
         self.shown = now
-        seconds_per_step = (now - self.began) / (step + 1 - self.first_step)
+        seconds_per_step = (now - self.began) / (step - self.first_step)
         epochs = self.phase.settings.epochs
-        steps_left = (epochs - self.epoch) * self.plan.train_steps - step - 1
+        steps_left = (epochs - self.epoch) * self.plan.train_steps - step
         self.observer.event(
             "step",
             phase=self.phase.name,
             epoch=self.epoch,
             epochs=epochs,
-            step=step + 1,
+            step=step,
             steps=self.plan.train_steps,
             loss=sums.loss / sums.images,
             accuracy=sums.correct / sums.images,

@@ -1,0 +1,183 @@
+"""Keeps a run's checkpoints without holding up the steps: to a remote storage they go by way of a local spool."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pharmclf import storage
+from pharmclf.fingerprint import fingerprint
+from pharmclf.training.checkpoint import (
+    RECORD,
+    Checkpoint,
+    check_fingerprints,
+    list_checkpoints,
+    prune_checkpoints,
+    write_checkpoint,
+)
+from pharmclf.training.phases import Position
+
+_ATTEMPT_S = 20.0  # patience of one attempt to upload; the next one follows while training goes on
+_PAUSE_S = 5.0
+
+
+class _Known(NamedTuple):
+    position: Position
+    best: frozenset[str]
+    """What it says to be the best checkpoint of each phase; one cannot go without the other."""
+
+
+def spool_of(folder: str) -> str:
+    """The local folder in which the checkpoints of a remote run wait for their upload."""
+    root = os.environ.get("PHARMCLF_STORAGE_SPOOL") or f"{tempfile.gettempdir()}/pharmclf-spool-{os.getuid()}"
+    return storage.join(root, fingerprint(folder)[:16])
+
+
+class CheckpointSaver:
+    """Writes checkpoints, uploads them behind the training, and lets old ones go. (chief only)"""
+
+    def __init__(self, folder: str, fingerprints: dict[str, Any], keep: int, say: Callable[[str], None]) -> None:
+        """Take up what an earlier writer has left in the spool, and upload it first.
+
+        Args:
+            folder: the run's `checkpoints/`.
+            fingerprints: what the run depends on; a spool of another run is refused.
+            keep: newest checkpoints that stay, beside each phase's best.
+            say: takes notes for the user.
+
+        Raises:
+            StorageUnavailable: what waits in the spool could not be uploaded.
+            ConfigError: it belongs to another run.
+        """
+        self._folder, self._fingerprints, self._keep, self._say = folder, fingerprints, keep, say
+        self._known = {checkpoint.name: _known(checkpoint) for checkpoint in list_checkpoints(folder)}
+        self._remote = storage.is_remote(folder)
+        self._spool = spool_of(folder)
+        self._waiting: list[tuple[Checkpoint, _Known]] = []  # in the spool, oldest first
+        self._changed = threading.Condition()
+        self._closing_at = 0.0
+        self._thread: threading.Thread | None = None
+        if self._remote:
+            self._take_up_spool()
+            self._thread = threading.Thread(target=self._upload_all, name="checkpoint-upload", daemon=True)
+            self._thread.start()
+
+    def save(self, position: Position, tensors: Mapping[str, Mapping[str, np.ndarray]], state: dict[str, Any]) -> str:
+        """Write a checkpoint, to the spool where the storage is remote.
+
+        Args:
+            position: where the run stands.
+            tensors: for each file its arrays by name.
+            state: plain values for JSON; its `best` names each phase's best checkpoint.
+
+        Returns:
+            The checkpoint's name.
+        """
+        place = self._spool if self._remote else self._folder
+        written = write_checkpoint(place, position, tensors, state, self._fingerprints)
+        if not self._remote:
+            self._prune(written.name, _known(written))
+        with self._changed:
+            self._waiting += [(written, _known(written))] if self._remote else []
+            self._changed.notify_all()
+        return written.name
+
+    def flush(self) -> None:
+        """Wait until all checkpoints are in the storage.
+
+        Raises:
+            StorageUnavailable: they could not be uploaded; the message names them and where they are.
+        """
+        if self.close():
+            raise storage.StorageUnavailable(self._left_over())
+
+    def close(self) -> list[str]:
+        """End the uploads -> names of the checkpoints that are left in the spool; a note says so."""
+        if self._thread is None:
+            return []
+        with self._changed:
+            first = self._closing_at == 0.0
+            self._closing_at = self._closing_at or time.monotonic()
+            self._changed.notify_all()
+        self._thread.join()
+        left = [checkpoint.name for checkpoint, _ in self._waiting]
+        if left and first:
+            self._say(self._left_over())
+        return left
+
+    def _left_over(self) -> str:
+        names = ", ".join(checkpoint.name for checkpoint, _ in self._waiting)
+        return (
+            f"not uploaded to {self._folder}: {names}. They are kept in {self._spool}; "
+            "the same command on this machine uploads them and goes on from there"
+        )
+
+    def _take_up_spool(self) -> None:
+        for checkpoint in list_checkpoints(self._spool):
+            if checkpoint.position > max((k.position for k in self._known.values()), default=Position(0, 0, 0)):
+                check_fingerprints(checkpoint.fingerprints, self._fingerprints, f"checkpoint {checkpoint.location}")
+                self._upload(checkpoint, _known(checkpoint))
+                self._say(f"uploaded {checkpoint.name}, which had been kept in {self._spool}")
+        storage.delete_folder(self._spool)
+
+    def _upload_all(self) -> None:
+        warned = False
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closing_at:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                self._skip_superseded()
+                checkpoint, known = self._waiting[0]
+            try:
+                with storage.patience(min(_ATTEMPT_S, storage.patience_s())):
+                    self._upload(checkpoint, known)
+                with self._changed:
+                    self._waiting.remove((checkpoint, known))
+                storage.delete_folder(checkpoint.location)
+                warned = False
+            except OSError as error:
+                if not warned:
+                    self._say(f"checkpoint {checkpoint.name} waits in {self._spool}, it is tried again: {error}")
+                warned = True
+                with self._changed:
+                    if self._closing_at and time.monotonic() - self._closing_at > storage.patience_s() - _ATTEMPT_S:
+                        return
+                    self._changed.wait(_PAUSE_S)
+
+    def _skip_superseded(self) -> None:
+        """Of what waits, only the newest and the best are worth an upload."""
+        best = self._waiting[-1][1].best
+        for checkpoint, known in self._waiting[:-1]:
+            if checkpoint.name not in best:
+                self._waiting.remove((checkpoint, known))
+                storage.delete_folder(checkpoint.location)
+
+    def _upload(self, checkpoint: Checkpoint, known: _Known) -> None:
+        """Copy a checkpoint's files, its record last."""
+        target = storage.join(self._folder, checkpoint.name)
+        storage.delete_file(storage.join(target, RECORD))  # of a damaged one that is written anew
+        storage.upload_folder(Path(checkpoint.location), target, last=RECORD)
+        with contextlib.suppress(OSError):  # what stays longer than it must is no failure
+            self._prune(checkpoint.name, known)
+
+    def _prune(self, newest: str, known: _Known) -> None:
+        """Let the older ones go; those ahead of the newest belong to a damaged past and go too."""
+        self._known = {n: k for n, k in self._known.items() if k.position < known.position} | {newest: known}
+        staying = sorted(self._known, key=lambda name: self._known[name].position)[-self._keep :]
+        kept = {*staying, *(name for stays in staying for name in self._known[stays].best)}
+        prune_checkpoints(self._folder, kept)
+        self._known = {name: k for name, k in self._known.items() if name in kept}
+
+
+def _known(checkpoint: Checkpoint) -> _Known:
+    return _Known(checkpoint.position, frozenset(checkpoint.state.get("best", {}).values()))
