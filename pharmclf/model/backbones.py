@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +51,8 @@ def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.M
     Args:
         name: a key of `BACKBONES`.
         image_size: S, side of the input in pixels.
-        weights: "imagenet", "none" (random), or a file, local or s3://: .weights.h5, .keras, or the .h5 that
-            keras.applications offers.
+        weights: "imagenet", "none" (random, the same at every build), or a file, local or s3://: .weights.h5, .keras,
+            or the .h5 that keras.applications offers.
 
     Returns:
         A functional model, (batch, S, S, 3) float RGB in 0..255 -> (batch, features).
@@ -61,7 +62,7 @@ def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.M
     """
     spec = BACKBONES[name]
     try:
-        with _names_from_the_start():
+        with _as_in_a_fresh_process():
             features = efficientnet_lite0(image_size) if spec is None else _application(spec, image_size, weights)
     except ConfigError:
         raise
@@ -79,16 +80,19 @@ def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.M
 
 
 @contextlib.contextmanager
-def _names_from_the_start() -> Iterator[None]:
-    """Number unnamed layers as in a fresh process, so that a network's names are its own whatever was built before.
+def _as_in_a_fresh_process() -> Iterator[None]:
+    """Name unnamed layers, and draw random weights, whatever was built before.
 
     Checkpoints and weight files know weights by these names; keras.applications leaves layers of some networks unnamed.
     """
+    random_state = random.getstate()  # Keras draws the seeds of its initializers from here
+    random.seed(0)
     before = global_state.get_global_attribute("object_name_uids")
     global_state.set_global_attribute("object_name_uids", collections.defaultdict(int))
     try:
         yield
     finally:
+        random.setstate(random_state)
         global_state.set_global_attribute("object_name_uids", before)
 
 
@@ -132,6 +136,8 @@ def _load_file(model: keras.Model, name: str, weights: str) -> None:
                 _copy_weights(keras.saving.load_model(path, compile=False, safe_mode=True), model)
             else:
                 model.load_weights(path)
+    except (PermissionError, storage.StorageUnavailable):
+        raise
     except Exception as error:
         raise ConfigError(
             f"weights: {weights} does not fit backbone {name} without its classifier: {_first_line(error)}. "

@@ -93,6 +93,13 @@ def test_an_image_becomes_one_row_of_features(mobilenet: Any):
     assert mobilenet.name == "mobilenet_v2"
 
 
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v2"])
+def test_random_weights_are_the_same_at_every_build(backbones: Any, name: str):
+    """A resumed run and the saved model have the frozen weights that were trained on."""
+    one, other = (backbones.build_backbone(name, 64, "none").get_weights() for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 @pytest.mark.parametrize("file", ["saved.weights.h5", "saved.keras"])
 def test_saved_weights_come_back(backbones: Any, mobilenet: Any, tmp_path: Path, file: str):
     """Every weight of a backbone that Keras saved, batch-norm statistics too, loads into the same backbone."""
