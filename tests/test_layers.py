@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 PURE = [
     "config", "fingerprint", "storage", "metrics", "cli", "data.manifest", "data.splits", "data.plan", "data.stateless",
     "data.augment", "data.demo", "data.prepare", "training.phases", "training.schedule", "training.checkpoint",
-    "training.job", "report.plots", "report.summary", "evaluation.evaluate", "model.cut",
+    "training.job", "training.saver", "training.listing", "report.plots", "report.summary",
+    "evaluation.evaluate", "model.cut", "runs",
 ]  # fmt: skip
 WITH_RAY = ["pipeline", "data.stream", "training.launch", "evaluation.predict"]
 _SHOW = "; import sys; print(*sorted({'tensorflow', 'keras', 'ray'} & set(sys.modules)))"

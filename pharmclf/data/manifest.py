@@ -70,6 +70,10 @@ class Manifest:
         columns = [rows[name].tolist() for name in ("label", "sha256", "split")]
         return fingerprint([paths, groups, *columns])
 
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """(n,) numbers of the usable rows of a split."""
+        return self.ok.index[self.ok["split"] == split].to_numpy(np.int64)
+
     def with_splits(self, splits: ArrayLike) -> Manifest:
         """The same manifest with the splits of the usable rows, in their order: (usable rows,) text."""
         table = self.table.copy()

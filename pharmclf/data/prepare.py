@@ -41,11 +41,25 @@ def write_manifest(manifest: Manifest, folder: str) -> None:
     manifest.write_quarantine(storage.join(folder, QUARANTINE_FILE))
 
 
+def check_storage(config: RunConfig) -> None:
+    """See whether the storage of a run can be reached, before anything is done.
+
+    Raises:
+        ConfigError: no such bucket, or no right to it.
+        StorageUnavailable: it does not answer.
+    """
+    try:
+        storage.list_folders(storage.absolute(config.storage))
+    except (PermissionError, FileNotFoundError) as error:
+        raise ConfigError(f"--storage {config.storage}: {error}") from error
+
+
 def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int], None] | None = None) -> Manifest:
     """Make the manifest of a run, with splits; only where there are too many bad images is their list written.
 
     Args and Raises: as `prepare`.
     """
+    check_storage(config)
     manifest = cached_manifest(
         data_location(config),
         storage.join(storage.absolute(config.storage), "manifests"),
@@ -73,16 +87,20 @@ def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int]
 
 
 def data_location(config: RunConfig) -> str:
-    """Where the images of a run lie; the demo's are drawn first, below the storage, or locally if that is remote."""
+    """Where the images of a run lie; the demo's are drawn first, below the storage."""
     if config.data != DEMO:
         return config.data
-    from pharmclf.data.demo import write_demo  # the drawing code is wanted by the demo alone
+    from pharmclf.data.demo import MARKER, write_demo  # the drawing code is wanted by the demo alone
 
     name = f"demo-data-{config.seed}-{config.demo.images_per_class}"
-    remote = storage.is_remote(config.storage)
-    home = Path(tempfile.gettempdir()) / "pharmclf" if remote else Path(storage.absolute(config.storage))
-    write_demo(str(home / name), seed=config.seed, images_per_class=config.demo.images_per_class)
-    return str(home / name)
+    location = storage.join(storage.absolute(config.storage), name)
+    if not storage.is_remote(location):
+        write_demo(location, seed=config.seed, images_per_class=config.demo.images_per_class)
+    elif not storage.is_file(storage.join(location, MARKER)):
+        with tempfile.TemporaryDirectory(prefix="pharmclf-demo-") as folder:
+            write_demo(f"{folder}/{name}", seed=config.seed, images_per_class=config.demo.images_per_class)
+            storage.upload_folder(Path(folder) / name, location, last=MARKER)
+    return location
 
 
 def cached_manifest(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -35,16 +34,17 @@ class Scan:
 
 
 def scan_file(location: str) -> Scan:
-    """Read, hash and probe one file; the status tells a bad one. Remote reads are tried three times."""
-    for attempt in range(3):
-        try:
-            content = storage.read_bytes(location)
-            break
-        except OSError as error:
-            reason = error.strerror or " ".join(str(error).split())[:80]
-            if attempt == 2 or not storage.is_remote(location) or isinstance(error, FileNotFoundError):
-                return Scan(f"{NOT_READ}: {reason}")
-            time.sleep(0.2 * 4**attempt)
+    """Read, hash and probe one file; the status tells a bad one.
+
+    Raises:
+        StorageUnavailable: the storage does not answer, which says nothing about the file.
+    """
+    try:
+        content = storage.read_bytes(location)
+    except storage.StorageUnavailable:
+        raise
+    except OSError as error:
+        return Scan(f"{NOT_READ}: {error.strerror or ' '.join(str(error).split())[:80]}")
     digest = sha256_bytes(content)
     try:
         return Scan("ok", len(content), digest, probe(content, location))

@@ -58,14 +58,18 @@ def list_data(data: str) -> Listing:
 
     Raises:
         ConfigError: nothing there, no image, or a list that is none.
+        StorageUnavailable: the storage does not answer.
     """
     root = data.rstrip("/") if storage.is_remote(data) else os.path.abspath(storage.absolute(data))
     try:
         if storage.is_file(root):
             return _list_table(data, root)
         entries = list(storage.list_files(root))
+    except storage.StorageUnavailable:
+        raise
     except OSError as error:
-        reason = "nothing there" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
+        nothing = isinstance(error, FileNotFoundError) and not storage.is_remote(root)
+        reason = "nothing there" if nothing else " ".join(str(error).split())
         raise ConfigError(f"--data {data}: {reason}. Give a readable folder, s3:// prefix or list") from error
     items, skipped, hidden, loose = [], Counter[str](), 0, 0
     for entry in entries:
@@ -89,14 +93,22 @@ def list_data(data: str) -> Listing:
     if not items:
         found = f"found: {'; '.join(notes)}" if notes else "it is empty"
         raise ConfigError(f"--data {data}: no image in a class folder ({found}). Expected <class>/<image>.jpg")
+    if not storage.is_remote(root):  # object stores have no empty folders
+        notes += _empty_folders(root, items)
+    items.sort(key=lambda item: item.relative)
+    return Listing(data, root, items, notes)
+
+
+def _empty_folders(root: str, items: list[Item]) -> list[str]:
+    """A note for each folder beside those of the items in which no image lies."""
+    notes = []
     folders = {item.relative.rpartition("/")[0] for item in items}
     for parent in sorted({folder.rpartition("/")[0] for folder in folders}):
         for name in storage.list_folders(storage.join(root, parent) if parent else root):
             folder = f"{parent}/{name}".lstrip("/")
             if not name.startswith(_HIDDEN) and not any(f"{known}/".startswith(f"{folder}/") for known in folders):
                 notes.append(f"folder without images: {folder}")
-    items.sort(key=lambda item: item.relative)
-    return Listing(data, root, items, notes)
+    return notes
 
 
 def _list_table(data: str, root: str) -> Listing:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import json
 import logging
 import os
+import shutil
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable
@@ -39,12 +41,16 @@ def connect() -> None:
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
+    # Ray refuses what the submission has set already, and would print both sides, secrets included
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    variables = {name: os.environ[name] for name in _QUIET} | storage.environment()
+    variables = {name: value for name, value in variables.items() if name not in submitted.get("env_vars", {})}
     local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "num_cpus": os.cpu_count()}
     ray.init(
         logging_level=logging.ERROR,
         log_to_driver=False,
         configure_logging=False,
-        runtime_env={"env_vars": {name: os.environ[name] for name in _QUIET}},
+        runtime_env={"env_vars": variables},
         **local,
     )
 
@@ -94,6 +100,7 @@ def launch(job: TrainingJob, observer: Observer) -> dict[str, Any]:
     Raises:
         ConfigError: bad input that only the workers could see.
         TrainingDiverged: the loss became infinite or not a number.
+        StorageUnavailable: data or checkpoints could not be read or written for too long.
         TrainingFailed: the workers died or raised something else.
     """
     low, high = job.config.worker_range
@@ -126,7 +133,7 @@ def _train_on_ray(job: TrainingJob, observer: Observer, resources: Resources) ->
 
     low, high = job.config.worker_range
     relay = ray.remote(num_cpus=0)(Relay).remote()
-    own = storage.join(job.folder, ".ray-train")
+    own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")  # Ray's own notes; checkpoints are ours
     trainer = TensorflowTrainer(
         _worker,
         train_loop_config={"job": job, "relay": relay},
@@ -142,12 +149,13 @@ def _train_on_ray(job: TrainingJob, observer: Observer, resources: Resources) ->
             failure_config=FailureConfig(max_failures=job.config.failures),
         ),
     )
-    _in_thread(trainer.fit, lambda: _pass_on(relay, observer))
+    try:
+        _in_thread(trainer.fit, lambda: _pass_on(relay, observer))
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
     result = ray.get(relay.result.remote())
     if result is None:
         raise TrainingFailed("the workers ended without a result")
-    with contextlib.suppress(OSError):
-        storage.delete_folder(own)
     return result
 
 
@@ -176,7 +184,7 @@ def _reason(error: BaseException) -> BaseException:
     for failure in getattr(error, "worker_failures", {}).values():
         own.append(getattr(failure, "_base_exc", failure))
     for cause in own:
-        if isinstance(cause, (ConfigError, TrainingDiverged)):
+        if isinstance(cause, (ConfigError, TrainingDiverged, storage.StorageUnavailable)):
             return cause
     cause = own[0] if own else error
     lines = str(cause).strip().splitlines() or [type(cause).__name__]

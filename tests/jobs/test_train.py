@@ -2,87 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-
-from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
-
-REPOSITORY = Path(__file__).parents[2]
-SMALL = [
-    "--image-size=64", "--batch-size=10", "--unfreeze-blocks=2", "--checkpoint-every-s=0.3",
-    "--phase1.epochs=4", "--phase2.epochs=4", "--split.test=0.25", "--split.validation=0.25",
-]  # fmt: skip
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(REPOSITORY / "jobs" / "train.py"), *arguments]
-
-
-def environment() -> dict[str, str]:
-    """The environment without any Ray that the tests themselves use."""
-    hidden = {"RAY_ADDRESS", "RAY_JOB_ID"}
-    return {name: value for name, value in os.environ.items() if name not in hidden} | {"PYTHONPATH": str(REPOSITORY)}
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=environment(),
-    )
-
-
-def finish(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), timeout=600)
-
-
-def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not happened():
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def kill_tree(process: subprocess.Popen[str]) -> None:
-    """SIGKILL for the driver, its Ray and all workers: everything that it started."""
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(member.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    psutil.wait_procs(family, timeout=60)
-
-
-def in_the_middle_of(folder: Path, phase: int) -> Callable[[], bool]:
-    def happened() -> bool:
-        positions = [checkpoint.position for checkpoint in list_checkpoints(str(folder / "checkpoints"))]
-        return any(position.phase == phase and position.step > 0 for position in positions)
-
-    return happened
-
-
-def final(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    found = newest_checkpoint(str(folder / "checkpoints"))
-    assert found is not None
-    return found[1]
+from running import SMALL, final, finish, in_the_middle_of, kill_tree, start, wait_for
 
 
 @pytest.mark.ray
