@@ -1,0 +1,249 @@
+"""The runs below a storage, and the model of the best: copied from a complete run, restored for another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pharmclf import storage
+from pharmclf.cli import Say
+from pharmclf.config import ConfigError, RunConfig, from_dict
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.prepare import MANIFEST_FILE
+from pharmclf.fingerprint import sha256_bytes, sha256_file
+from pharmclf.quiet import native_chatter_muted
+from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
+from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE
+from pharmclf.training.listing import METRICS, RunInfo, list_runs, ranked, read_run, refusals_named, table
+from pharmclf.training.phases import Phase, phases_of
+
+__all__ = ["METRICS", "DamagedRun", "RunInfo", "fetch_best", "list_runs", "ranked", "table"]
+
+_PROGRESS_EVERY_S = 2.0
+
+
+class DamagedRun(ValueError):
+    """What a run's model is made of is missing, or not what was written, or cannot be restored here."""
+
+
+def fetch_best(
+    location: str, out: str | Path, *, name: str = "", experiment: str = "", metric: str = "val_accuracy", say: Say
+) -> RunInfo:
+    """Fetch the model of the best run, verified: model.keras, labels.json, config.yaml, metrics.json.
+
+    TensorFlow is loaded only where the best run is not complete. A run whose model is damaged is named, and the next
+    best one is taken.
+
+    Args:
+        location: folder or s3:// prefix that holds run folders.
+        out: a local folder that is not there or empty; it stays so until everything is verified.
+        name, experiment: which runs, as in `list_runs`.
+        metric: one of `METRICS`.
+        say: takes lines for the console.
+
+    Returns:
+        The run whose model was fetched.
+
+    Raises:
+        ConfigError: no such storage or runs, none with a finished epoch, or an `out` that cannot be used.
+        DamagedRun: no run's model is whole.
+        OSError: the storage does not answer, or the disk is full.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"--metric: received {metric!r}, expected {' or '.join(METRICS)}")
+    target = _free_folder(out)
+    location = storage.absolute(location)
+    runs = list_runs(location, name=name, experiment=experiment)
+    waiting = [run for run in ranked(runs, metric) if run.best]
+    if not waiting:
+        raise ConfigError(f"--storage {location}: no finished epoch in {', '.join(run.name for run in runs[:5])}")
+    if len({run.data for run in waiting}) > 1:
+        say("note: these runs have different images or splits, so that their scores compare badly; choose by --name")
+    damages = []
+    while waiting:
+        run = waiting.pop(0)
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            with refusals_named(location):
+                _fetch(run, _made(part), metric, say)
+            _move(part, target)
+            return run
+        except DamagedRun as error:
+            now = read_run(location, run.name)
+            if now.best and now.checkpoint != run.checkpoint:  # it is training, and has replaced its best checkpoint
+                say(f"run {run.name} has gone on meanwhile and is looked at again")
+                waiting = ranked([now, *waiting], metric)
+                continue
+            damages.append(f"run {run.name}: {error}")
+            say(f"left out: {damages[-1]}" + (f"; the next best is run {waiting[0].name}" if waiting else ""))
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    raise DamagedRun(f"no model could be fetched: {'; '.join(damages)}")
+
+
+def _free_folder(out: str | Path) -> Path:
+    """The folder that may be replaced by the fetched one.
+
+    Raises:
+        ConfigError: it is remote, a file, a mounted disk, or not empty.
+    """
+    target, found = Path(out).expanduser().resolve(), ""
+    try:
+        if storage.is_remote(str(out)):
+            found = "a remote location"
+        elif target.is_dir() and any(target.iterdir()):
+            found = "a folder that is not empty; it is left as it is"
+        elif target.exists() and not target.is_dir():
+            found = "a file"
+        elif os.path.ismount(target):
+            found = "the root of a mounted disk"
+    except PermissionError as error:
+        found = f"a place that cannot be read ({error.strerror})"
+    if found or not str(out):
+        raise ConfigError(
+            f"--out: received {str(out)!r}, {found or 'no name'}. Give a local folder that is not there yet"
+        )
+    return target
+
+
+def _made(part: Path) -> Path:
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {part.parent}: {error.strerror}. Give a folder that can be written") from error
+    return part
+
+
+def _move(part: Path, target: Path) -> None:
+    """Put everything on the disk, then the folder in its place, by one rename."""
+    for path in part.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    try:
+        part.rename(target)
+    except OSError as error:
+        raise ConfigError(f"--out: {target}: {error.strerror}. Give a local folder that is not there yet") from error
+
+
+def _fetch(run: RunInfo, part: Path, metric: str, say: Say) -> None:
+    """Fill a folder with the files of a run."""
+    best = run.best or {}
+    say(f"taken: run {run.name}, {run.state}, {metric} {best[metric]:.4f}, checkpoint {run.checkpoint}")
+    if run.result is not None:
+        _copy(run, part, say)
+    else:
+        _restore(run, part, say)
+    text = yaml.safe_dump(run.config, sort_keys=False, width=120)
+    (part / "config.yaml").write_text(text, encoding="utf-8")
+    about = {"run": run.name, "state": run.state, "metric": metric, "value": best[metric], "phase": best["phase"]}
+    about |= {"epoch": best["epoch"], "checkpoint": run.checkpoint, **{name: best[name] for name in METRICS}}
+    about |= {"sha256": sha256_file(part / "model.keras"), **({"result": run.result} if run.result is not None else {})}
+    storage.write_json(str(part / "metrics.json"), about)
+
+
+@contextlib.contextmanager
+def _damage_named() -> Iterator[None]:
+    """Within, what is missing or not as it must be is a damage of the run."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, LookupError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error.__cause__, (storage.StorageUnavailable, PermissionError)):
+            raise error.__cause__ from error  # it says nothing of the file
+        text = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
+        raise DamagedRun(text) from error
+
+
+def _copy(run: RunInfo, part: Path, say: Say) -> None:
+    """Copy the saved model of a complete run, and verify it.
+
+    Raises:
+        DamagedRun: a file is missing, or its sha256 is another.
+    """
+    with _damage_named():
+        checksums = storage.read_json(storage.join(run.location, CHECKSUMS_FILE))
+        sizes = {entry.location: entry.size_bytes for entry in storage.list_files(storage.join(run.location, "model"))}
+        for file in (MODEL_FILE, LABELS_FILE):
+            location = storage.join(run.location, file)
+            copy = part / Path(file).name
+            storage.download(location, copy, _progress(copy.name, sizes[location], say) if file == MODEL_FILE else None)
+            found, expected = sha256_file(copy), checksums[copy.name]
+            if found != expected:
+                raise DamagedRun(f"{location} has sha256 {found}, expected {expected}")
+
+
+def _progress(name: str, size_bytes: int, say: Say) -> Callable[[int], None]:
+    """A callback that says every two seconds, and at the end, how far a download is."""
+    began = shown = time.monotonic()
+
+    def progress(done: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if done < size_bytes and now - shown < _PROGRESS_EVERY_S:
+            return
+        shown = now
+        rate = done / max(now - began, 1e-6)
+        left = f", {(size_bytes - done) / rate:.0f} s to go" if done < size_bytes else ""
+        share = 100 * done // max(size_bytes, 1)
+        say(f"{name}: {share} % of {size_bytes / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s{left}")
+
+    return progress
+
+
+def _restore(run: RunInfo, part: Path, say: Say) -> None:
+    """Save the model of a run that is not complete, from its best checkpoint, on the CPU.
+
+    Raises:
+        DamagedRun: a file is missing, or not what was written, or does not fit the others.
+    """
+    with _damage_named():
+        config = from_dict(run.config, source=storage.join(run.location, "run.json"))
+        checkpoint = read_checkpoint(storage.join(run.location, "checkpoints", run.checkpoint))
+        manifest = Manifest.read(storage.join(run.location, MANIFEST_FILE))
+        if checkpoint.fingerprints["data"] != manifest.fingerprint:
+            raise DamagedRun(f"{MANIFEST_FILE} is not of the images that checkpoint {checkpoint.name} was trained on")
+        if config.weights not in ("imagenet", "none"):
+            found, expected = sha256_bytes(storage.read_bytes(config.weights)), checkpoint.fingerprints["weights"]
+            if found != expected:
+                raise DamagedRun(f"weights: {config.weights} has sha256 {found}, expected {expected}")
+        phase = {phase.name: phase for phase in phases_of(config)}[(run.best or {})["phase"]]
+        say(f"run {run.name} is not complete and has not been tested; its model is restored from the checkpoint")
+        _restored(config, phase, len(manifest.class_names), checkpoint).save(part / "model.keras")
+        storage.write_json(str(part / "labels.json"), list(manifest.class_names))
+
+
+def _restored(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint) -> Any:
+    """The Keras model of a checkpoint.
+
+    Raises:
+        DamagedRun: a part of it was drawn at random and not trained, so that no file holds it.
+        ValueError: a file of the checkpoint is not what was written, or does not fit.
+    """
+    with native_chatter_muted():
+        import keras
+        import tensorflow as tf
+
+        from pharmclf.training.export import restore_model
+
+        with contextlib.suppress(RuntimeError):  # the GPUs are in use by this process already
+            tf.config.set_visible_devices([], "GPU")  # they may be in use by a run
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("float32")  # as in the models of complete runs
+        try:
+            model = restore_model(config, phase, num_classes, checkpoint)
+            if config.weights == "none":
+                again = restore_model(config, phase, num_classes, checkpoint)
+                pairs = zip(model.get_weights(), again.get_weights(), strict=True)
+                if not all(np.array_equal(one, other) for one, other in pairs):
+                    raise DamagedRun("weights: none, and the frozen part, drawn at random, is in no checkpoint")
+        finally:
+            keras.config.set_dtype_policy(policy)
+    return model

@@ -1,0 +1,188 @@
+"""jobs/fetch_best.py as a user runs it: after a real run, in the middle of one, and with bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import running
+
+from pharmclf.config import load_yaml
+from pharmclf.data.images import decode
+from pharmclf.fingerprint import sha256_file
+from pharmclf.training.checkpoint import read_checkpoint
+
+FILES = ["config.yaml", "labels.json", "metrics.json", "model.keras"]
+
+
+class Storages(NamedTuple):
+    """The same run twice: as an interrupt in phase 2 has left it, and finished."""
+
+    interrupted: Path
+    complete: Path
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(running.REPOSITORY / "jobs" / "fetch_best.py"), *arguments]
+
+
+def fetch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=running.environment(), timeout=300)
+
+
+@pytest.fixture(scope="module")
+def storages(drawn_images: str, tmp_path_factory: pytest.TempPathFactory) -> Storages:
+    root = tmp_path_factory.mktemp("fetched")
+    found = Storages(root / "interrupted", root / "complete")
+    arguments = [f"--data={drawn_images}", f"--storage={found.complete}", "--name=run", "--workers=0", *running.SMALL]
+    process = running.start(*arguments)
+    running.wait_for(process, running.in_the_middle_of(found.complete / "run", 1))
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    shutil.copytree(found.complete, found.interrupted)
+    ended = running.finish(*arguments)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return found
+
+
+def load(out: Path) -> Any:
+    import keras
+
+    return keras.saving.load_model(out / "model.keras", compile=False)
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+def test_the_fetched_model_predicts_what_the_run_has_reported(storages: Storages, tmp_path: Path):
+    """The probabilities of every test image are those that the run's evaluation stored, class by class."""
+    out = tmp_path / "out"
+    done = fetch(f"--storage={storages.complete}", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    assert "model.keras: 100 % of " in done.stdout
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    run = storages.complete / "run"
+    result = json.loads((run / "result.json").read_text())
+    about = json.loads((out / "metrics.json").read_text())
+    assert about["result"] == result
+    assert about["sha256"] == sha256_file(out / "model.keras") == sha256_file(run / "model" / "model.keras")
+    assert about["checkpoint"] == result["best_checkpoint"].rsplit("/", 1)[-1]
+    assert about["val_accuracy"] == pytest.approx(result["val_accuracy"])
+    assert load_yaml(out / "config.yaml").image_size == 64
+
+    predictions = pq.read_table(run / "evaluation" / "test" / "predictions.parquet").to_pydict()
+    images = np.stack([decode(Path(path).read_bytes(), 64) for path in predictions["path"]])
+    probabilities = load(out).predict(images.astype(np.float32), verbose=0)
+    np.testing.assert_allclose(probabilities, np.array(predictions["probabilities"]), atol=1e-5)
+    labels = json.loads((out / "labels.json").read_text())
+    assert [labels[number] for number in probabilities.argmax(axis=1)] == predictions["predicted"]
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+def test_an_interrupted_run_gives_the_weights_of_its_best_checkpoint(storages: Storages, tmp_path: Path):
+    """Every tensor of the checkpoint is in the restored model, bit for bit; the console says that it is untested."""
+    out = tmp_path / "out"
+    done = fetch(f"--storage={storages.interrupted}", "--name=run", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    assert "run run is not complete and has not been tested" in done.stdout
+    assert done.stderr == ""
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    about = json.loads((out / "metrics.json").read_text())
+    assert about["state"] == "interrupted"
+    assert "result" not in about
+    checkpoint = read_checkpoint(str(storages.interrupted / "run" / "checkpoints" / about["checkpoint"]))
+    weights = checkpoint.tensors("weights")
+    variables = {"/".join(v.path.split("/")[-2:]): v.numpy() for v in load(out).variables}
+    assert len(weights) >= 2
+    for name, array in weights.items():
+        assert np.array_equal(variables["/".join(name.split("/")[-2:])], array), name
+    assert json.loads((out / "labels.json").read_text()) == json.loads(
+        (storages.complete / "run" / "model" / "labels.json").read_text()
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+def test_the_list_shows_states_and_scores(storages: Storages):
+    """A test accuracy where the run is complete, "-" where it is not; nothing is written."""
+    shown = [fetch(f"--storage={storage}", "--list") for storage in storages]
+    assert [done.returncode for done in shown] == [0, 0]
+    interrupted, complete = (done.stdout.splitlines()[1].split() for done in shown)
+    assert interrupted[:4] == ["run", "interrupted", "efficientnet_lite0", "phase2"]
+    assert interrupted[-2] == "-"
+    result = json.loads((storages.complete / "run" / "result.json").read_text())
+    assert complete[:2] == ["run", "complete"]
+    assert complete[-2:] == [f"{result['test_accuracy']:.4f}", result["best_checkpoint"].rsplit("/", 1)[-1]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--list"], "nothing there"),
+        (["--out=best"], "nothing there"),
+        ([], "--out: received nothing"),
+        (["--out=."], "not empty"),
+        (["--metric=f1", "--list"], "val_accuracy"),
+        (["--name=a", "--experiment=b", "--list"], "received both"),
+        (["--no-such-flag=1"], "no-such-flag"),
+    ],
+)
+def test_bad_input_ends_with_2_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+):
+    """The error names what was received; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("mine")
+    done = fetch(f"--storage={tmp_path}/runs", *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert words in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_help_gives_types_and_defaults():
+    """Every flag, with what it takes and what stands where it is not given."""
+    done = fetch("--help")
+    assert done.returncode == 0
+    for words in ("--storage STR", "(default: runs)", "--metric {val_accuracy,val_loss}", "(default: val_accuracy)"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int):
+    """SIGINT ends with 130, SIGTERM with 143; what was fetched so far is deleted."""
+    run = tmp_path / "runs" / "run"
+    (run / "model").mkdir(parents=True)
+    epoch = {"phase": "phase1", "epoch": 0, "val_accuracy": 0.5, "val_loss": 1.0}
+    record = {"state": "complete", "config": {}, "fingerprints": {"data": ""}}
+    result = {"best_checkpoint": "checkpoints/phase1-epoch0001-step000000"}
+    for name, value in (("run", record), ("result", result), ("history", [epoch]), ("model/checksums", {})):
+        (run / f"{name}.json").write_text(json.dumps(value))
+    os.mkfifo(run / "model" / "model.keras")  # nobody writes into it, so that reading it does not end
+    process = subprocess.Popen(
+        command(f"--storage={tmp_path}/runs", f"--out={tmp_path}/out"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=running.environment(),
+    )
+    running.wait_for(process, _downloading(tmp_path))
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def _downloading(folder: Path) -> Callable[[], bool]:
+    return lambda: any(folder.glob(".out.*.part/model.keras"))
