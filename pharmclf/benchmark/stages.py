@@ -54,34 +54,43 @@ def benchmark(config: RunConfig, backbones: list[str], say: Say) -> dict[str, An
     Returns:
         machine, and one row for each backbone and phase; `loop_share` is loop / min(stream, step).
     """
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
+        job = benchmark_job(config, folder)
+        decode = _decode_rate(job)
+        say(f"decode alone, one core: {decode:.0f} images/s")
+        for backbone in backbones:
+            own = dataclasses.replace(job.config, backbone=backbone)  # type: ignore[arg-type]
+            for row in _measure(dataclasses.replace(job, config=own, folder=storage.join(folder, backbone))):
+                rows.append({"decode": decode, **row})
+                say(_line(rows[-1]))
+    return {"rows": rows, "batch_size": config.batch_size, "image_size": config.image_size}
+
+
+def benchmark_job(config: RunConfig, folder: str) -> TrainingJob:
+    """A job that trains in this process until it is stopped, in whole batches; Ray and the device are made ready.
+
+    Raises:
+        ConfigError: fewer training images than a batch.
+    """
     connect()
     epochs = PhaseConfig(epochs=_PLANNED_EPOCHS, learning_rate=1e-5)
     never = StoppingConfig(early_patience=0, plateau_patience=0)
     config = dataclasses.replace(
         config, phase1=epochs, phase2=epochs, stopping=never, weights="none", workers="0", checkpoint_every_s=0.0
     )
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
-        job = with_stream_cpus(training_job(config, folder))
-        whole = len(job.train_rows) - len(job.train_rows) % config.batch_size  # a padded batch would cost all stages
-        if whole == 0:
-            raise ConfigError(
-                f"batch_size: received {config.batch_size}, but the training split has {len(job.train_rows)} images. "
-                "Give a smaller batch or more images"
-            )
-        job = dataclasses.replace(job, train_rows=job.train_rows[:whole])
-        with native_chatter_muted():
-            from pharmclf.training import hardware
+    job = with_stream_cpus(training_job(config, folder))
+    whole = len(job.train_rows) - len(job.train_rows) % config.batch_size  # a padded batch would cost all stages
+    if whole == 0:
+        raise ConfigError(
+            f"batch_size: received {config.batch_size}, but the training split has {len(job.train_rows)} images. "
+            "Give a smaller batch or more images"
+        )
+    with native_chatter_muted():
+        from pharmclf.training import hardware
 
-            hardware.prepare_device(deterministic=config.deterministic)
-        decode = _decode_rate(job)
-        say(f"decode alone, one core: {decode:.0f} images/s")
-        for backbone in backbones:
-            own = dataclasses.replace(config, backbone=backbone)  # type: ignore[arg-type]
-            for row in _measure(dataclasses.replace(job, config=own, folder=storage.join(folder, backbone))):
-                rows.append({"decode": decode, **row})
-                say(_line(rows[-1]))
-    return {"rows": rows, "batch_size": config.batch_size, "image_size": config.image_size}
+        hardware.prepare_device(deterministic=config.deterministic)
+    return dataclasses.replace(job, train_rows=job.train_rows[:whole])
 
 
 def _measure(job: TrainingJob) -> list[dict[str, Any]]:
@@ -89,7 +98,7 @@ def _measure(job: TrainingJob) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = []
     for phase in phases_of(job.config):
-        stream, step, whole = _stream_rate(job, phase), _step_rate(job, phase), _loop_rate(job, phase)
+        stream, step, whole = stream_rate(job, phase), _step_rate(job, phase), loop_rate(job, phase)
         row = {"backbone": job.config.backbone, "phase": phase.name, "device": hardware.device_name()}
         rows.append(row | {"stream": stream, "step": step, "loop": whole, "loop_share": whole / min(stream, step)})
     return rows
@@ -107,7 +116,7 @@ def _plan(job: TrainingJob, phase: Phase, epochs: int) -> PhasePlan:
     return PhasePlan(job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch, epochs)
 
 
-def _stream_rate(job: TrainingJob, phase: Phase) -> float:
+def stream_rate(job: TrainingJob, phase: Phase) -> float:
     """Images/s of the stream from the second epoch on, when it has started up and nothing else runs."""
     plan = _plan(job, phase, 1 + -(-_STREAM_IMAGES // len(job.train_rows)))
     images, began = 0, 0.0
@@ -142,7 +151,7 @@ def _step_rate(job: TrainingJob, phase: Phase) -> float:
     return _STEPS * job.config.batch_size / (time.perf_counter() - began)
 
 
-def _loop_rate(job: TrainingJob, phase: Phase) -> float:
+def loop_rate(job: TrainingJob, phase: Phase) -> float:
     """Images/s of the loop while it trains, the median of the epochs behind the first."""
     from pharmclf.training import distributed, loop
 
