@@ -274,6 +274,17 @@ def test_what_fails_once_is_done_again(bucket: str, through: Through, tmp_path: 
     assert proxy.faults[fault.kind] > 10
 
 
+def test_a_complete_upload_whose_answer_breaks_off_is_no_failure(bucket: str, through: Through):
+    """The server has put the parts together and knows the upload no more: the object is written again, and stands."""
+    cuts = iter([CUT])
+    proxy = through(
+        lambda request: next(cuts, None) if request.method == "POST" and "uploadId" in request.target else None
+    )
+    storage.write_bytes(f"{bucket}/file", bytes(_LARGE))
+    assert storage.read_bytes(f"{bucket}/file") == bytes(_LARGE)
+    assert proxy.faults["cut"] == 1
+
+
 def test_an_answer_that_hangs_is_asked_for_again(bucket: str, through: Through, monkeypatch: pytest.MonkeyPatch):
     """A request without an answer is given up after its time and made again, whatever it was."""
     monkeypatch.setattr(objects, "_REQUEST_TIMEOUT", "1s")
@@ -402,6 +413,16 @@ def test_a_key_that_is_replaced_is_looked_up_again(bucket: str, gateway: Gateway
         OPERATIONS[operation](bucket)
 
 
+def test_credentials_are_not_looked_up_for_every_request(bucket: str, monkeypatch: pytest.MonkeyPatch):
+    """Once for many requests over some time: a role's credentials would be asked of a service."""
+    lookups, credentials = [], objects._credentials
+    monkeypatch.setattr(objects, "_credentials", lambda: lookups.append(1) or credentials())
+    for _ in range(5):
+        storage.write_bytes(f"{bucket}/file", b"content")
+        time.sleep(0.2)
+    assert len(lookups) == 1
+
+
 def test_credentials_that_are_gone_are_asked_for(
     bucket: str, gateway: Gateway, profile: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -410,6 +431,7 @@ def test_credentials_that_are_gone_are_asked_for(
     monkeypatch.setattr(objects, "_CREDENTIALS_FOR", objects.timedelta(0))
     storage.write_bytes(f"{bucket}/file", b"content")
     profile.write_text("[pharm]\n", "utf-8")
+    time.sleep(0.2)
     with pytest.raises(PermissionError, match=rf"{bucket}/file.*AWS_ACCESS_KEY_ID"):
         storage.read_bytes(f"{bucket}/file")
 

@@ -26,6 +26,7 @@ from pharmclf.storage.types import FileEntry, StorageUnavailable, Versioned
 Result = TypeVar("Result")
 _PATIENCE_S = 180.0
 _CREDENTIALS_FOR = timedelta(minutes=5)  # then they are looked up again: files change, tokens expire
+_RENEWED_EARLY = timedelta(minutes=5)  # obstore asks for new ones so long before the old ones expire
 _PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0  # before the first repetition of a request, and before any
 _REQUEST_TIMEOUT, _CONNECT_TIMEOUT = "30s", "5s"
 _PART_BYTES = 8 << 20
@@ -316,7 +317,7 @@ def _credentials() -> dict[str, Any]:
         "access_key_id": frozen.access_key,
         "secret_access_key": frozen.secret_key,
         "token": frozen.token,
-        "expires_at": datetime.now(UTC) + _CREDENTIALS_FOR,
+        "expires_at": datetime.now(UTC) + _CREDENTIALS_FOR + _RENEWED_EARLY,
     }
 
 
