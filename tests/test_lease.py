@@ -36,7 +36,8 @@ def hold() -> Iterator[Hold]:
 
 
 def _write_lease(folder: str, **changes: object) -> None:
-    holder = {"id": "theirs", "host": "another-host", "pid": 4711, "started": 1.0, "renewed": 1.0} | changes
+    there = {"host": "another-host", "machine": "another-host"}
+    holder = {"id": "theirs", "pid": 4711, "started": 1.0, "renewed": 1.0} | there | changes
     storage.write_bytes(f"{folder}/lease.json", json.dumps(holder).encode())
 
 
@@ -71,7 +72,7 @@ def test_of_many_at_once_one_gets_it(root: str, hold: Hold, dead: bool):
     for trial in range(3):
         folder = f"{root}/{trial}"
         if dead:
-            _write_lease(folder, host=socket.gethostname(), pid=2**22 + 1)
+            _write_lease(folder, machine=lease._machine(), pid=2**22 + 1)
 
         def ask(_: int, folder: str = folder) -> bool:
             try:
@@ -111,7 +112,7 @@ def _took(hold: Hold, folder: str) -> bool:
 
 def test_a_number_used_again_is_another_process(root: str, hold: Hold):
     """A process with the holder's number that started at another time does not hold the lease."""
-    _write_lease(root, host=socket.gethostname(), pid=os.getpid(), started=1.0)
+    _write_lease(root, machine=lease._machine(), pid=os.getpid(), started=1.0)
     hold(root)
 
 

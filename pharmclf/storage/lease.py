@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import socket
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -48,6 +50,7 @@ class Lease:
         holder = {
             "id": uuid.uuid4().hex,
             "host": socket.gethostname(),
+            "machine": _machine(),
             "pid": os.getpid(),
             "started": psutil.Process().create_time(),
         }
@@ -71,7 +74,8 @@ class Lease:
         while not self._ended.wait(_RENEW_S) and not self.lost:
             try:
                 # the content must change, or an object's version would not
-                version = storage.write_if(self._location, _encode(self._holder), self._version)
+                with storage.patience(_RENEW_S):
+                    version = storage.write_if(self._location, _encode(self._holder), self._version)
                 if version is None:
                     found = storage.read_versioned(self._location)
                     if found and self._is_ours(found):  # written by a renewal that ended in an error
@@ -105,11 +109,19 @@ def _is_alive(found: storage.Versioned) -> str:
         return ""
     try:
         holder = json.loads(found.content)
-        if holder["host"] == socket.gethostname() and not _runs_here(holder["pid"], holder["started"]):
+        if holder["machine"] == _machine() and not _runs_here(holder["pid"], holder["started"]):
             return ""
     except (ValueError, KeyError, TypeError):
         pass
     return f"{_name(found)}, seen alive {max(age_s, 0):.0f} s ago; after {EXPIRES_S:.0f} s it would count as dead"
+
+
+def _machine() -> str:
+    """What tells this machine, and this container on it, from others of the same name."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # Linux has these
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
 
 
 def _runs_here(pid: int, started: float) -> bool:
