@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -28,10 +29,11 @@ class Head:
     address: str
     environment: dict[str, str]
 
-    def submit(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
-        """`ray job submit` from the repository, waiting for the end."""
+    def submit(self, *entrypoint: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` from the repository with variables for the job, waiting for the end."""
         ray = str(Path(sys.executable).with_name("ray"))
-        arguments = [ray, "job", "submit", "--address", self.address, "--working-dir", ".", "--", *entrypoint]
+        arguments = [ray, "job", "submit", "--address", self.address, "--working-dir", "."]
+        arguments += ["--runtime-env-json", json.dumps({"env_vars": variables}), "--", *entrypoint]
         return subprocess.run(
             arguments, cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=600
         )
