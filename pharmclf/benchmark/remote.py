@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -12,9 +13,7 @@ from pharmclf import storage
 from pharmclf.benchmark.stages import benchmark_job, loop_rate, stream_rate
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig
-from pharmclf.data.manifest import scan
-from pharmclf.data.prepare import data_location
-from pharmclf.data.sources import list_data
+from pharmclf.data.prepare import cached_manifest, data_location
 from pharmclf.training.phases import phases_of
 
 _PLACES = ("local", "remote")
@@ -31,7 +30,8 @@ def benchmark_storage(config: RunConfig, say: Say) -> dict[str, Any]:
         say: takes lines for the console.
 
     Returns:
-        images, and for manifest, stream and loop the images/s from each place and `remote_share`, their ratio.
+        images, upload (a second), peak_mib (largest process of the scan), and rows for manifest, stream and loop:
+        images/s from each place and `remote_share`, their ratio.
 
     Raises:
         ConfigError: the data are not local, or the storage is.
@@ -49,10 +49,10 @@ def benchmark_storage(config: RunConfig, say: Say) -> dict[str, Any]:
             storage.upload_folder(Path(local), remote)
             seconds = time.perf_counter() - began
             data = {"local": local, "remote": remote}
-            rows = [_manifest(data), *_training(dataclasses.replace(config, storage=folder), data, folder)]
+            rows = [_manifest(data, folder), *_training(dataclasses.replace(config, storage=folder), data, folder)]
         finally:
             storage.delete_folder(remote)
-    images = rows[0].pop("images")
+    images, peak = rows[0].pop("images"), rows[0].pop("peak_mib")
     say(f"{images:,} images, copied to {config.storage} at {images / seconds:.0f} a second")
     for row in rows:
         row["remote_share"] = row["remote"] / row["local"]
@@ -60,17 +60,20 @@ def benchmark_storage(config: RunConfig, say: Say) -> dict[str, Any]:
             f"{row['what']:<34}  local {row['local']:7.1f}  remote {row['remote']:7.1f} images/s  "
             f"remote / local = {row['remote_share']:.2f}"
         )
-    return {"images": images, "upload": images / seconds, "rows": rows}
+    say(f"largest process while the images were examined: {peak:.0f} MiB")
+    return {"images": images, "upload": images / seconds, "peak_mib": peak, "rows": rows}
 
 
-def _manifest(data: dict[str, str]) -> dict[str, Any]:
+def _manifest(data: dict[str, str], folder: str) -> dict[str, Any]:
+    """The scan of both; the training of the same run finds the manifests in `folder`."""
     row: dict[str, Any] = {"what": "list, read and examine all images"}
     for place in _PLACES:
         began = time.perf_counter()
-        listing = list_data(data[place])
-        scan(listing, None)
-        row[place] = len(listing.items) / (time.perf_counter() - began)
-        row["images"] = len(listing.items)
+        manifest = cached_manifest(data[place], storage.join(folder, "manifests"))
+        row[place] = len(manifest.table) / (time.perf_counter() - began)
+        row["images"] = len(manifest.table)
+        processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        row["peak_mib"] = max(resource.getrusage(which).ru_maxrss for which in processes) / 1024
     return row
 
 

@@ -173,3 +173,27 @@ def test_uris_with_credentials_are_refused(drawn_images: str):
     assert ended.returncode == 2
     assert "URI with credentials" in ended.stderr
     assert "secret@" not in ended.stderr
+
+
+def test_weights_are_read_from_the_bucket(bucket: str, tmp_path: Path):
+    """--weights s3://…: a backbone saved there is the one that is trained."""
+    from pharmclf.model.backbones import build_backbone
+
+    trained = build_backbone("efficientnet_lite0", 64, "imagenet")
+    trained.save_weights(tmp_path / "lite0.weights.h5")
+    storage.copy_file(tmp_path / "lite0.weights.h5", f"{bucket}/lite0.weights.h5")
+    found = build_backbone("efficientnet_lite0", 64, f"{bucket}/lite0.weights.h5").get_weights()
+    assert all(np.array_equal(one, other) for one, other in zip(found, trained.get_weights(), strict=True))
+
+
+def test_a_list_in_the_bucket_names_objects_of_the_bucket(bucket: str, drawn_images: str):
+    """A CSV of URIs and of paths relative to it: the same images as by class folders."""
+    storage.upload_folder(Path(drawn_images), f"{bucket}/images")
+    by_folder = build_manifest(f"{bucket}/images")
+    paths = by_folder.table["path"].tolist()
+    mixed = [path if place % 2 else path.removeprefix(f"{bucket}/") for place, path in enumerate(paths)]
+    rows = [f"{path},{label}" for path, label in zip(mixed, by_folder.table["label"], strict=True)]
+    storage.write_bytes(f"{bucket}/list.csv", "\n".join(["path,label", *rows]).encode())
+    by_list = build_manifest(f"{bucket}/list.csv")
+    columns = ["path", "label", "sha256", "status"]
+    assert by_list.table[columns].equals(by_folder.table[columns])
