@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pharmclf import config as module
+from pharmclf.config import schema as module
 from pharmclf.config import ConfigError, RunConfig, from_dict, load_yaml, parse_share, parse_workers, to_dict, to_yaml
 
 ROOT = Path(__file__).parents[1]
