@@ -126,6 +126,11 @@ class Cut:
     suffix: keras.Model | None
     """Trained: tensor at the cut -> pooled features. None where nothing of the backbone is trained."""
 
+    @property
+    def trained(self) -> list[keras.Variable]:
+        """The variables of the backbone that are trained."""
+        return self.suffix.trainable_variables if self.suffix else []
+
 
 def cut_tensors(model: keras.Model) -> list[keras.KerasTensor]:
     """The tensors at which the backbone can be cut: entry d is the cut of unfreeze depth d."""

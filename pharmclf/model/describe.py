@@ -20,8 +20,8 @@ def describe_model(config: RunConfig, num_classes: int) -> str:
     """
     backbone = build_backbone(config.backbone, config.image_size, "none")
     head = build_head(config.head, backbone.output.shape[-1], num_classes, config.seed)
-    suffix = cut_backbone(backbone, config.unfreeze_blocks).suffix
-    trained = {id(variable) for variable in (suffix.trainable_variables if suffix else [])}
+    of_backbone = cut_backbone(backbone, config.unfreeze_blocks).trained
+    trained = {id(variable) for variable in of_backbone}
     blocks = _blocks(backbone)
     rows = [("block", "layer", "output", "parameters", "phase 1", "phase 2")]
     for layer in [*backbone.layers, *head.layers]:
@@ -35,7 +35,7 @@ def describe_model(config: RunConfig, num_classes: int) -> str:
         shape = "x".join(str(side) for side in layer.output.shape[1:])
         rows.append((blocks.get(layer.name, "head"), layer.name, shape, f"{count:,}", first, second))
     head_size = sum(_size(variable) for variable in head.trainable_variables)
-    suffix_size = sum(_size(variable) for variable in (suffix.trainable_variables if suffix else []))
+    suffix_size = sum(_size(variable) for variable in of_backbone)
     total = backbone.count_params() + head_size
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

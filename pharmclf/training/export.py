@@ -65,8 +65,7 @@ def restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint:
     """
     backbone = build_backbone(config.backbone, config.image_size, config.weights)
     head = build_head(config.head, backbone.output.shape[-1], num_classes, config.seed)
-    suffix = cut_backbone(backbone, phase.unfreeze_blocks).suffix
-    trained = [*(suffix.trainable_variables if suffix else []), *head.trainable_variables]
+    trained = [*cut_backbone(backbone, phase.unfreeze_blocks).trained, *head.trainable_variables]
     load_variables({variable.path: variable for variable in trained}, checkpoint.tensors("weights"))
     return whole_model(backbone, head)
 

@@ -70,8 +70,7 @@ class PhaseModel:
         self.config, self.workers, self.head = config, workers, head
         cut = cut_backbone(backbone, depth)
         self.prefix, self.suffix = cut.prefix, cut.suffix
-        suffix_variables = cut.suffix.trainable_variables if cut.suffix else []
-        self.trained: list[keras.Variable] = [*suffix_variables, *head.trainable_variables]
+        self.trained: list[keras.Variable] = [*cut.trained, *head.trainable_variables]
         trained = {id(variable) for variable in self.trained}
         self.frozen: list[keras.Variable] = [v for v in backbone.variables if id(v) not in trained]
         self.num_classes: int = head.output.shape[-1]
