@@ -452,3 +452,26 @@ def test_a_uri_that_no_store_understands_is_refused(bucket: str, location: str):
     """The message says what is understood."""
     with pytest.raises(OSError, match="Expected a path, s3://bucket/prefix or gs://bucket/prefix"):
         storage.read_bytes(location)
+
+
+def test_a_forked_process_is_refused_in_words(bucket: str):
+    """It would hang for ever, since the threads of the store stayed in its parent."""
+    code = (
+        "import os, sys\nfrom pharmclf import storage\n"
+        f"storage.write_bytes('{bucket}/x', b'')\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    try:\n        storage.read_bytes(sys.argv[1])\n"
+        "    except RuntimeError as error:\n        os.write(1, str(error).encode())\n"
+        "    os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, f"{bucket}/x"], capture_output=True, text=True, timeout=60)
+    assert "start processes by spawn" in done.stdout, done.stderr
+
+
+def test_a_patience_that_is_no_number_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch):
+    """The variable, what it holds, and what was expected."""
+    monkeypatch.setenv("PHARMCLF_STORAGE_PATIENCE_S", "long")
+    with pytest.raises(ValueError, match="PHARMCLF_STORAGE_PATIENCE_S: received 'long', expected a number of seconds"):
+        storage.read_bytes(f"{bucket}/x")

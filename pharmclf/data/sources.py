@@ -68,8 +68,8 @@ def list_data(data: str) -> Listing:
     except storage.StorageUnavailable:
         raise
     except OSError as error:
-        nothing = isinstance(error, FileNotFoundError) and not storage.is_remote(root)
-        reason = "nothing there" if nothing else " ".join(str(error).split())
+        reason = " ".join(str(error).split()).removeprefix(f"{root}: ")
+        reason = "nothing there" if reason == root else reason
         raise ConfigError(f"--data {data}: {reason}. Give a readable folder, s3:// prefix or list") from error
     items, skipped, hidden, loose = [], Counter[str](), 0, 0
     for entry in entries:

@@ -51,7 +51,11 @@ def patience(seconds: float) -> Iterator[None]:
 
 def patience_s() -> float:
     """Seconds to wait for a store that does not answer."""
-    return _patience_s.get() or float(os.environ.get("PHARMCLF_STORAGE_PATIENCE_S", _PATIENCE_S))
+    text = os.environ.get("PHARMCLF_STORAGE_PATIENCE_S", str(_PATIENCE_S))
+    try:
+        return _patience_s.get() or float(text)
+    except ValueError as error:
+        raise ValueError(f"PHARMCLF_STORAGE_PATIENCE_S: received {text!r}, expected a number of seconds") from error
 
 
 def object_store(root: str) -> ObjectStore:
@@ -59,12 +63,20 @@ def object_store(root: str) -> ObjectStore:
 
     Raises:
         OSError: a URI that no store understands.
+        RuntimeError: in a process forked from one that had used a store, whose threads it lacks.
     """
-    return _object_store(root, patience_s(), os.getpid())
+    if os.getpid() != _first_user():
+        raise RuntimeError("storage was used before this process was forked off; start processes by spawn instead")
+    return _object_store(root, patience_s())
+
+
+@functools.cache
+def _first_user() -> int:
+    return os.getpid()
 
 
 @functools.lru_cache(maxsize=64)
-def _object_store(root: str, patience_s: float, _process: int) -> ObjectStore:
+def _object_store(root: str, patience_s: float) -> ObjectStore:
     return ObjectStore(root, patience_s)
 
 
@@ -183,7 +195,9 @@ class ObjectStore:
                 yield FileEntry(f"{self.root}/{key}", item["size"], _nanoseconds(item["last_modified"]))
         if empty:
             where = f"{self.root}/{path}"
-            raise NotADirectoryError(where) if path and self.size_of(path) is not None else FileNotFoundError(where)
+            if path and self.size_of(path) is not None:
+                raise NotADirectoryError(f"{where}: an object, not a prefix")
+            raise FileNotFoundError(f"{where}: nothing there")
 
     def list_folders(self, path: str) -> list[str]:
         """Names one level below, up to the next slash."""
