@@ -13,8 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pharmclf.config import schema as module
 from pharmclf.config import ConfigError, RunConfig, from_dict, load_yaml, parse_share, parse_workers, to_dict, to_yaml
+from pharmclf.config import schema as module
 
 ROOT = Path(__file__).parents[1]
 NAMED = sorted(path.stem for path in (ROOT / "jobs" / "configs").glob("*.yaml"))

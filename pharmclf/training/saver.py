@@ -59,6 +59,7 @@ class CheckpointSaver:
         """
         self._folder, self._fingerprints, self._keep, self._say = folder, fingerprints, keep, say
         self._known = {checkpoint.name: _known(checkpoint) for checkpoint in list_checkpoints(folder)}
+        self._last: Position | None = None
         self._remote = storage.is_remote(folder)
         self._spool = spool_of(folder)
         self._waiting: list[tuple[Checkpoint, _Known]] = []  # in the spool, oldest first
@@ -81,6 +82,9 @@ class CheckpointSaver:
         Returns:
             The checkpoint's name.
         """
+        if position == self._last:  # nothing has been trained since, and the one before may be on its way up
+            return position.label
+        self._last = position
         place = self._spool if self._remote else self._folder
         written = write_checkpoint(place, position, tensors, state, self._fingerprints)
         if not self._remote:

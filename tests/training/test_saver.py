@@ -88,6 +88,15 @@ def test_a_flipped_byte_in_the_storage_is_refused_and_the_one_before_taken(root:
     assert "the one before it is taken" in caplog.text
 
 
+def test_a_position_saved_twice_is_written_once(root: str):
+    """A checkpoint at the end of an epoch, and one because the next step has no images: the same, and no harm done."""
+    writer = saver(root)
+    names = {save(writer, 3, best=3) for _ in range(20)}
+    writer.flush()
+    assert names == {Position(0, 0, 3).label}
+    assert steps(root) == [3]
+
+
 @pytest.mark.s3
 def test_saving_does_not_wait_for_a_storage_that_is_away(gateway: Gateway, bucket: str):
     """Ten checkpoints are saved at once while the server is down; when it is back, newest and best arrive."""
