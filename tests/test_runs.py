@@ -269,7 +269,6 @@ def test_an_incomplete_run_gives_the_weights_of_its_best_checkpoint(root: str, t
         ("weights", "weights.safetensors has sha256"),
         ("manifest", "manifest.parquet"),
         ("images", "not of the images"),
-        ("random", "drawn at random"),
         ("file", "no-such-file.h5"),
         ("config", "unknown key"),
     ],
@@ -278,7 +277,7 @@ def test_a_checkpoint_that_cannot_be_restored_is_named_and_left_out(tmp_path: Pa
     """Damaged tensors, a manifest that is gone or of other images, weights that nothing holds, keys of the future."""
     root = str(tmp_path / "runs")
     complete_run(root, "second", [(1, 0, 0.8, 0.1)])
-    weights = {"random": "none", "file": f"{tmp_path}/no-such-file.h5"}.get(damage, "imagenet")
+    weights = f"{tmp_path}/no-such-file.h5" if damage == "file" else "imagenet"
     folder = incomplete_run(root, "best", [(1, 0, 0.9, 0.5)], weights=weights)
     if damage == "weights":
         _flip(storage.join(folder, "checkpoints/phase1-epoch0001-step000000/weights.safetensors"))
