@@ -21,13 +21,12 @@ from pharmclf.training.checkpoint import check_fingerprints, newest_checkpoint, 
 from pharmclf.training.distributed import Workers
 from pharmclf.training.export import save_models
 from pharmclf.training.hardware import device_name, gpu_capability, precision_for
-from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
+from pharmclf.training.job import Observer, TrainingJob
+from pharmclf.training.meters import Meter, Sums
 from pharmclf.training.phases import Phase, Position, phases_of
 from pharmclf.training.saver import CheckpointSaver
 from pharmclf.training.schedule import Monitor, learning_rate
 from pharmclf.training.step import Batch, PhaseModel, StepResult
-
-_PROGRESS_EVERY_S = 2.0
 
 
 @dataclass
@@ -150,7 +149,7 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
             break
         first_step = start.step if epoch == start.epoch else 0
         under_way = _Epoch(run, model, plan, phase, epoch, first_step)
-        meter = _Meter(job, observer, phase, plan, epoch, first_step) if workers.is_chief else None
+        meter = Meter(job, observer, phase, plan, epoch, first_step) if workers.is_chief else None
         while under_way.step < plan.train_steps:
             number = epoch * plan.train_steps + under_way.step
             total = phase.settings.epochs * plan.train_steps
@@ -171,7 +170,7 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
         sums = under_way.read()
         train_seconds = sums.seconds
 
-        validation = _Sums({})
+        validation = Sums({})
         for step in range(plan.validation_steps):
             running = model.validation_step(under_way.next(batches))
             validation.add(running, plan, step, phase, epoch, training=False)
@@ -244,46 +243,6 @@ def _class_weights(job: TrainingJob) -> np.ndarray:
     return (counts.sum() / (num_classes * np.maximum(counts, 1))).astype(np.float32)
 
 
-class _Sums:
-    """Sums over the steps of an epoch, for all workers together."""
-
-    def __init__(self, values: dict[str, float]) -> None:
-        self.loss = values.get("loss", 0.0)
-        self.correct = values.get("correct", 0.0)
-        self.images = values.get("images", 0.0)
-        self._seconds_before = values.get("seconds", 0.0)
-        self._began = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of the epoch so far, those before a resume included."""
-        return self._seconds_before + time.monotonic() - self._began
-
-    def values(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
-        return {"loss": self.loss, "correct": self.correct, "images": self.images, "seconds": self.seconds}
-
-    def add(
-        self, running: Any, plan: PhasePlan, step: int, phase: Phase, epoch: int, *, training: bool = True
-    ) -> StepResult:
-        """Wait for a step and add it; None adds nothing, and what has been read before is not added again."""
-        if running is None:
-            return StepResult(0.0, 0.0, 0.0)
-        if isinstance(running, StepResult):
-            return running
-        result = StepResult.of(running)
-        if not np.isfinite(result.loss_sum):
-            raise TrainingDiverged(
-                f"the loss is {result.loss_sum} in {phase.name}, epoch {epoch + 1}, step {step + 1}. "
-                f"Lower {phase.name}.learning_rate ({phase.settings.learning_rate}) or set optimizer.clip_norm to 1"
-            )
-        rows = len(plan.train_rows) if training else len(plan.validation_rows)
-        self.loss += result.loss_sum
-        self.correct += result.correct
-        self.images += min(plan.batch_size, rows - step * plan.batch_size)
-        return result
-
-
 class _Epoch:
     """The training steps of an epoch. One is always left running: it is read while the next one runs."""
 
@@ -292,7 +251,7 @@ class _Epoch:
     ) -> None:
         self.step = first_step
         """Steps of the epoch that have been started."""
-        self.sums = _Sums(run.progress.epoch_sums if first_step else {})
+        self.sums = Sums(run.progress.epoch_sums if first_step else {})
         self._run, self._model, self._plan, self._phase, self._epoch = run, model, plan, phase, epoch
         self._running: Any = None
 
@@ -303,7 +262,7 @@ class _Epoch:
         self.step += 1
         return done
 
-    def read(self) -> _Sums:
+    def read(self) -> Sums:
         """The sums over all steps that have been started."""
         self._running = self._wait()  # read now; its votes still count
         return self.sums
@@ -325,36 +284,3 @@ class _Epoch:
 
     def _wait(self) -> StepResult:
         return self.sums.add(self._running, self._plan, self.step - 1, self._phase, self._epoch)
-
-
-class _Meter:
-    """Tells the observer how an epoch goes on, every few seconds. (chief only)"""
-
-    def __init__(
-        self, job: TrainingJob, observer: Observer, phase: Phase, plan: PhasePlan, epoch: int, first_step: int
-    ) -> None:
-        self.job, self.observer, self.phase, self.plan = job, observer, phase, plan
-        self.epoch, self.first_step = epoch, first_step
-        self.began = self.shown = time.monotonic()
-
-    def show(self, step: int, sums: _Sums) -> None:
-        """`step` steps of the epoch have been started; `sums` holds those before the last of them."""
-        now = time.monotonic()
-        if now - self.shown < _PROGRESS_EVERY_S or sums.images == 0:
-            return
-        self.shown = now
-        seconds_per_step = (now - self.began) / (step - self.first_step)
-        epochs = self.phase.settings.epochs
-        steps_left = (epochs - self.epoch) * self.plan.train_steps - step
-        self.observer.event(
-            "step",
-            phase=self.phase.name,
-            epoch=self.epoch,
-            epochs=epochs,
-            step=step,
-            steps=self.plan.train_steps,
-            loss=sums.loss / sums.images,
-            accuracy=sums.correct / sums.images,
-            images_per_second=self.plan.batch_size / seconds_per_step,
-            eta_s=steps_left * seconds_per_step,
-        )

@@ -1,0 +1,88 @@
+"""What the steps of an epoch add up to, and how far it has come."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from pharmclf.data.plan import PhasePlan
+from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
+from pharmclf.training.phases import Phase
+from pharmclf.training.step import StepResult
+
+_PROGRESS_EVERY_S = 2.0
+
+
+class Sums:
+    """Sums over the steps of an epoch, for all workers together."""
+
+    def __init__(self, values: dict[str, float]) -> None:
+        self.loss = values.get("loss", 0.0)
+        self.correct = values.get("correct", 0.0)
+        self.images = values.get("images", 0.0)
+        self._seconds_before = values.get("seconds", 0.0)
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the epoch so far, those before a resume included."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def values(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"loss": self.loss, "correct": self.correct, "images": self.images, "seconds": self.seconds}
+
+    def add(
+        self, running: Any, plan: PhasePlan, step: int, phase: Phase, epoch: int, *, training: bool = True
+    ) -> StepResult:
+        """Wait for a step and add it; None adds nothing, and what has been read before is not added again."""
+        if running is None:
+            return StepResult(0.0, 0.0, 0.0)
+        if isinstance(running, StepResult):
+            return running
+        result = StepResult.of(running)
+        if not np.isfinite(result.loss_sum):
+            raise TrainingDiverged(
+                f"the loss is {result.loss_sum} in {phase.name}, epoch {epoch + 1}, step {step + 1}. "
+                f"Lower {phase.name}.learning_rate ({phase.settings.learning_rate}) or set optimizer.clip_norm to 1"
+            )
+        rows = len(plan.train_rows) if training else len(plan.validation_rows)
+        self.loss += result.loss_sum
+        self.correct += result.correct
+        self.images += min(plan.batch_size, rows - step * plan.batch_size)
+        return result
+
+
+class Meter:
+    """Tells the observer how an epoch goes on, every few seconds. (chief only)"""
+
+    def __init__(
+        self, job: TrainingJob, observer: Observer, phase: Phase, plan: PhasePlan, epoch: int, first_step: int
+    ) -> None:
+        self.job, self.observer, self.phase, self.plan = job, observer, phase, plan
+        self.epoch, self.first_step = epoch, first_step
+        self.began = self.shown = time.monotonic()
+
+    def show(self, step: int, sums: Sums) -> None:
+        """`step` steps of the epoch have been started; `sums` holds those before the last of them."""
+        now = time.monotonic()
+        if now - self.shown < _PROGRESS_EVERY_S or sums.images == 0:
+            return
+        self.shown = now
+        seconds_per_step = (now - self.began) / (step - self.first_step)
+        epochs = self.phase.settings.epochs
+        steps_left = (epochs - self.epoch) * self.plan.train_steps - step
+        self.observer.event(
+            "step",
+            phase=self.phase.name,
+            epoch=self.epoch,
+            epochs=epochs,
+            step=step,
+            steps=self.plan.train_steps,
+            loss=sums.loss / sums.images,
+            accuracy=sums.correct / sums.images,
+            images_per_second=self.plan.batch_size / seconds_per_step,
+            eta_s=steps_left * seconds_per_step,
+        )
