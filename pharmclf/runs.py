@@ -17,12 +17,12 @@ from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig, from_dict
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import MANIFEST_FILE
+from pharmclf.data.prepare import MANIFEST_FILE, refusals_named
 from pharmclf.fingerprint import sha256_bytes, sha256_file
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE
-from pharmclf.training.listing import METRICS, RunInfo, list_runs, ranked, read_run, refusals_named, table
+from pharmclf.training.listing import METRICS, RunInfo, list_runs, ranked, read_run, table
 from pharmclf.training.phases import Phase, phases_of
 
 __all__ = ["METRICS", "DamagedRun", "RunInfo", "fetch_best", "list_runs", "ranked", "table"]

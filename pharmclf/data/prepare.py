@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,17 @@ def check_storage(config: RunConfig) -> None:
         ConfigError: no such bucket, or no right to it.
         StorageUnavailable: it does not answer.
     """
-    try:
+    with refusals_named(config.storage):
         storage.list_folders(storage.absolute(config.storage))
-    except (PermissionError, FileNotFoundError) as error:
-        raise ConfigError(f"--storage {config.storage}: {error}") from error
+
+
+@contextlib.contextmanager
+def refusals_named(location: str) -> Iterator[None]:
+    """Within, a storage that is not there or not ours to read is bad input."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError) as error:
+        raise ConfigError(f"--storage {location}: {error}") from error
 
 
 def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int], None] | None = None) -> Manifest:

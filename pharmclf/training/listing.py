@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.data.prepare import refusals_named
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.phases import Position
 from pharmclf.training.schedule import best_phase
@@ -83,15 +83,6 @@ def list_runs(location: str, *, name: str = "", experiment: str = "") -> list[Ru
     raise ConfigError(
         f"{flag}: received {wanted!r}, expected runs of {location}, such as {', '.join(near)}; see --list"
     )
-
-
-@contextlib.contextmanager
-def refusals_named(location: str) -> Iterator[None]:
-    """Within, a storage that is not there or not ours to read is bad input."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError) as error:
-        raise ConfigError(f"--storage {location}: {error}") from error
 
 
 def ranked(runs: Iterable[RunInfo], metric: str) -> list[RunInfo]:
