@@ -8,14 +8,17 @@ import importlib.metadata
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pharmclf import storage
-from pharmclf.cli import EXIT_OK, Say, StopSignal, scan_progress
+from pharmclf.activations.choice import PhaseWork
+from pharmclf.activations.provide import Interrupted, Wish, drop_damaged, provide
+from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
+from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress
 from pharmclf.config import ConfigError, RunConfig, to_dict
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import check_storage, prepare, split_manifest, write_manifest
@@ -24,9 +27,10 @@ from pharmclf.finish import finish
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.summary import progress_line, summary_text
 from pharmclf.storage.lease import Lease, LeaseTaken
-from pharmclf.training.checkpoint import check_fingerprints
+from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
 from pharmclf.training.job import TrainingJob
 from pharmclf.training.launch import connect, launch
+from pharmclf.training.phases import phases_of
 
 # settings that may differ when a run is resumed: they change where and how it runs, not what it computes
 _FREE = (
@@ -36,11 +40,14 @@ _FREE = (
     "max_bad",
     "checkpoint_every_s",
     "keep_checkpoints",
+    "activations",
+    "activations_dtype",
     "failures",
     "xla",
     "data",
     "weights",
 )
+_REPAIRS = 2  # times that damaged activations are mended within a run
 _LAST_WORDS_S = 10.0  # patience with a storage that is away already
 _WEIGHT_WORDS = ("imagenet", "none")
 _PACKAGES = ("pharmclf", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "simplejpeg")
@@ -82,13 +89,15 @@ def run(config: RunConfig, say: Say) -> int:
         with _only_writer(folder) as lease:
             write_manifest(manifest, folder)
             before = record["seconds"] if record else 0.0
+            earlier = record.get("activations") if record else None
             record = {"name": config.run_name, "settings": settings, "config": to_dict(config)}
             record |= {"fingerprints": expected, "versions": _versions(), "state": "running", "seconds": before}
             storage.write_json(storage.join(folder, "run.json"), record)
             try:
                 connect()
                 stop.install()
-                outcome = launch(training_job(config, folder, manifest), _Console(stop, lease, say))
+                job = training_job(config, folder, manifest)
+                outcome = _train(job, manifest, _Console(stop, lease, say), record, earlier)
                 done = outcome["status"] == "complete"
                 record["state"] = "trained" if done else "interrupted"
                 if done:
@@ -102,6 +111,72 @@ def run(config: RunConfig, say: Say) -> int:
                 record["seconds"] = before + time.monotonic() - began
                 _write_last(folder, record, lease)
     return EXIT_OK if done else stop.exit_code
+
+
+def _train(
+    job: TrainingJob, manifest: Manifest, console: _Console, record: dict[str, Any], earlier: Sequence[str] | None
+) -> dict[str, Any]:
+    """Provide the activations and train; activations that are lost meanwhile are mended, and the run goes on.
+
+    Args:
+        job: without activations.
+        manifest: with splits.
+        console: shows what happens.
+        record: of the run; which phases train on activations is written into it.
+        earlier: the phases that did so before the run was interrupted; None: it begins.
+    """
+    checkpoints = list_checkpoints(job.checkpoints)
+    at = checkpoints[-1].position.phase if checkpoints else 0
+    wish = _wish(job, manifest, at, console.say, console.stop_requested)
+    repairs = 0
+    while True:
+        try:
+            job = dataclasses.replace(job, activations=provide(wish, earlier=earlier))
+        except Interrupted:
+            return {"status": "stopped"}
+        record["activations"] = earlier = sorted({*job.activations, *(name for name in earlier or () if at)})
+        storage.write_json(storage.join(job.folder, "run.json"), record)
+        try:
+            return launch(job, console)
+        except ActivationsLost as error:
+            if repairs == _REPAIRS:
+                raise
+            repairs += 1
+            console.say(f"warning: {error}; it is computed again, and the run goes on from its newest checkpoint")
+            drop_damaged(job.activations.values())
+        except ActivationsNotKept as error:
+            console.say(f"warning: activations cannot be kept, the images are streamed instead: {error}")
+            return launch(dataclasses.replace(job, activations={}), console)
+
+
+def _wish(job: TrainingJob, manifest: Manifest, at: int, say: Say, stopped: Callable[[], bool] = lambda: False) -> Wish:
+    """The activations that a run could train its phases on, from phase number `at` on."""
+    phases = [phase for phase in phases_of(job.config) if phase.number >= at]
+    works = [PhaseWork(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases]
+    return Wish(job.config, manifest, job.fingerprints["weights"], works, say, stopped)
+
+
+def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Say) -> int:
+    """Compute the activations that a run of this configuration could train on, ahead of it.
+
+    Returns:
+        The exit code: 0; 1 where they cannot be kept; 130 and 143 after a signal, and what is computed by then stays.
+
+    Raises:
+        ConfigError: bad input.
+    """
+    config = dataclasses.replace(_with_weights_found(config), activations="always")
+    with StopSignal() as stop:
+        connect()
+        stop.install()
+        wish = _wish(training_job(config, folder, manifest), manifest, 0, say, lambda: stop.received is not None)
+        try:
+            found = provide(wish)
+        except Interrupted:
+            return stop.exit_code
+    for name, kept in found.items():
+        say(f"{name}: {kept.location}, {kept.layout.num_bytes / 1e6:,.1f} MB")
+    return EXIT_OK if found else EXIT_FAILED
 
 
 @contextlib.contextmanager
@@ -244,18 +319,18 @@ class _Console:
     """Shows a run's events, and passes signals on."""
 
     def __init__(self, stop: StopSignal, lease: Lease, say: Say) -> None:
-        self._stop, self._lease, self._say = stop, lease, say
+        self._stop, self._lease, self.say = stop, lease, say
 
     def event(self, kind: str, **values: Any) -> None:
         if kind == "note":
-            self._say(values["text"])
+            self.say(values["text"])
         elif kind == "step":
             place = (values["epoch"] + 1, values["epochs"]), (values["step"], values["steps"])
             names = ("loss", "accuracy", "images_per_second", "eta_s")
-            self._say(progress_line(values["phase"], *place, **{name: values[name] for name in names}))
+            self.say(progress_line(values["phase"], *place, **{name: values[name] for name in names}))
         elif kind == "epoch":
             best = "  best so far" if values["best"] else ""
-            self._say(
+            self.say(
                 f"{values['phase']} epoch {values['epoch'] + 1}/{values['epochs']}: "
                 f"train loss {values['train_loss']:.4f} accuracy {values['train_accuracy']:.4f}, "
                 f"validation loss {values['val_loss']:.4f} accuracy {values['val_accuracy']:.4f}, "

@@ -68,18 +68,25 @@ def drawn_images(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def make_job(shared_ray: None, drawn_images: str) -> Callable[..., Any]:
+def drawn_manifest(drawn_images: str) -> Any:
+    """The manifest of the drawn images, with splits."""
+    from pharmclf.data.manifest import build_manifest
+    from pharmclf.data.splits import split_rows
+
+    manifest = build_manifest(drawn_images)
+    labels, groups = manifest.table["label"].to_numpy(), manifest.table["group"].to_numpy()
+    return manifest.with_splits(split_rows(labels, groups, 0, 0.25, 0.25))
+
+
+@pytest.fixture(scope="session")
+def make_job(shared_ray: None, drawn_images: str, drawn_manifest: Any) -> Callable[..., Any]:
     """Makes a small job: EfficientNet-Lite0 at 64 pixels, four or five steps an epoch, two epochs a phase."""
     import pyarrow as pa
 
-    from pharmclf.data.manifest import build_manifest
-    from pharmclf.data.splits import split_rows
     from pharmclf.training.job import TrainingJob
 
-    manifest = build_manifest(drawn_images)
-    table = manifest.table
-    names = {name: number for number, name in enumerate(manifest.class_names)}
-    splits = split_rows(table["label"].to_numpy(), table["group"].to_numpy(), 0, 0.25, 0.25)
+    table = drawn_manifest.table
+    names = {name: number for number, name in enumerate(drawn_manifest.class_names)}
 
     def make(folder: str, **settings: Any) -> TrainingJob:
         config = RunConfig(
@@ -99,12 +106,12 @@ def make_job(shared_ray: None, drawn_images: str) -> Callable[..., Any]:
         return TrainingJob(
             config=config,
             folder=folder,
-            class_names=manifest.class_names,
+            class_names=drawn_manifest.class_names,
             paths=pa.array(table["path"].tolist(), pa.string()),
             labels=table["label"].map(names).to_numpy(np.int64),
-            train_rows=np.flatnonzero(splits == "train"),
-            validation_rows=np.flatnonzero(splits == "validation"),
-            fingerprints={"data": manifest.fingerprint},
+            train_rows=drawn_manifest.rows("train"),
+            validation_rows=drawn_manifest.rows("validation"),
+            fingerprints={"data": drawn_manifest.fingerprint},
         )
 
     return make

@@ -14,6 +14,7 @@ from pharmclf.cli import Say
 from pharmclf.config import ConfigError, PhaseConfig, RunConfig, StoppingConfig
 from pharmclf.data.plan import PhasePlan
 from pharmclf.data.stream import load_images, plan_batches
+from pharmclf.model.device import device_name, gpu_capability, precision_for, prepare_device
 from pharmclf.pipeline import training_job
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.job import TrainingJob
@@ -87,19 +88,15 @@ def benchmark_job(config: RunConfig, folder: str) -> TrainingJob:
             "Give a smaller batch or more images"
         )
     with native_chatter_muted():
-        from pharmclf.training import hardware
-
-        hardware.prepare_device(deterministic=config.deterministic)
+        prepare_device(deterministic=config.deterministic)
     return dataclasses.replace(job, train_rows=job.train_rows[:whole])
 
 
 def _measure(job: TrainingJob) -> list[dict[str, Any]]:
-    from pharmclf.training import hardware
-
     rows: list[dict[str, Any]] = []
     for phase in phases_of(job.config):
         stream, step, whole = stream_rate(job, phase), _step_rate(job, phase), loop_rate(job, phase)
-        row = {"backbone": job.config.backbone, "phase": phase.name, "device": hardware.device_name()}
+        row = {"backbone": job.config.backbone, "phase": phase.name, "device": device_name()}
         rows.append(row | {"stream": stream, "step": step, "loop": whole, "loop_share": whole / min(stream, step)})
     return rows
 
@@ -133,14 +130,14 @@ def _step_rate(job: TrainingJob, phase: Phase) -> float:
     import tensorflow as tf
 
     from pharmclf.training import distributed, loop
-    from pharmclf.training.hardware import gpu_capability, precision_for
+    from pharmclf.training.batches import device_batches
     from pharmclf.training.step import PhaseModel
 
     workers = distributed.alone()
     precision = precision_for(job.config.precision, gpu_capability())
     networks = loop.build_networks(job, workers, precision)
     model = PhaseModel(job.config, workers, *networks, phase.unfreeze_blocks, precision)
-    batches = loop.device_batches(job, _plan(job, phase, 1), 0)
+    batches = device_batches(job, phase, _plan(job, phase, 1), 0)
     batch = next(batches)
     batches.close()
     vote = tf.constant(0.0)

@@ -59,6 +59,12 @@ class AugmentConfig:
     views: int = 0
     """Different pictures of a row: epoch e sees view e mod views. 0: a new one every epoch."""
 
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether any transform is asked for."""
+        ranges = (self.rotation_deg, self.shift, self.shear, self.zoom)
+        return any(ranges) or self.horizontal_flip or self.vertical_flip
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
@@ -148,6 +154,10 @@ class RunConfig:
     """Seconds between checkpoints inside an epoch; the end of an epoch always writes one. 0: only there."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept beside each phase's best one."""
+    activations: Literal["auto", "always", "never"] = "auto"
+    """Keep what the frozen part of the network gives for each image, to compute it once. auto: where it saves time."""
+    activations_dtype: Literal["float16", "float32"] = "float16"
+    """Number format of kept activations."""
     failures: int = 0
     """Worker crashes after which Ray Train starts the workers again from the newest checkpoint."""
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -182,8 +192,8 @@ class RunConfig:
 
     @property
     def views(self) -> int:
-        """Different pictures of a training row; 0: one per epoch."""
-        return self.augment.views
+        """Different pictures of a training row; 0: one per epoch. Without augmentation there is but one."""
+        return self.augment.views if self.augment.moves_pixels else 1
 
 
 def parse_share(text: str) -> float:
@@ -241,6 +251,11 @@ def _check(config: RunConfig) -> None:
             raise ConfigError(f"{path}: received {value!r}, expected a {unit} {span}")
     if any(units < 1 for units in config.head.dense):
         raise ConfigError(f"head.dense: received {config.head.dense}, expected layers of 1 unit or more")
+    if config.activations == "always" and config.views == 0:
+        raise ConfigError(
+            "activations: received always with augment.views 0, where every epoch sees new pictures and nothing would "
+            "be used twice. Give --augment.views 2 or more, or --activations auto"
+        )
     if config.phase1.epochs + config.phase2.epochs == 0:
         raise ConfigError("phase1.epochs and phase2.epochs: both are 0. Give at least one phase an epoch")
 

@@ -10,6 +10,7 @@ import ray
 
 from pharmclf import storage
 from pharmclf.data.stream import checked, in_order, load_block, load_images
+from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 
 _BATCH = 64
@@ -28,8 +29,7 @@ class Predictor:
             import keras
             import tensorflow as tf
 
-            for gpu in tf.config.list_physical_devices("GPU"):
-                tf.config.experimental.set_memory_growth(gpu, True)
+            prepare_device(deterministic=False)
         self._run = []
         for location in models:
             with storage.local_file(location) as path:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from pharmclf import storage
+from pharmclf.activations.shards import Activations
 from pharmclf.config import RunConfig
 
 MODEL_FILE = "model/model.keras"
@@ -44,6 +46,8 @@ class TrainingJob:
     """(m,) int64 row numbers of the validation split."""
     fingerprints: dict[str, Any]
     """What a checkpoint must agree with to be resumed."""
+    activations: Mapping[str, Activations] = field(default_factory=dict)
+    """By name of the phase that trains on them; the others stream the images."""
     stream_cpus: float = 1.0
     """CPUs that each worker's pipeline may use at a time."""
 

@@ -18,7 +18,9 @@ import ray
 import ray.train
 
 from pharmclf import storage
+from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
 from pharmclf.config import ConfigError
+from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
 
@@ -29,6 +31,9 @@ _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of the workers is noticed sooner
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
+
+
+_TOLD = (ConfigError, TrainingDiverged, ActivationsLost, ActivationsNotKept)  # errors of a worker that a caller knows
 
 
 class TrainingFailed(RuntimeError):
@@ -101,6 +106,7 @@ def launch(job: TrainingJob, observer: Observer) -> dict[str, Any]:
         ConfigError: bad input that only the workers could see.
         TrainingDiverged: the loss became infinite or not a number.
         StorageUnavailable: data or checkpoints could not be read or written for too long.
+        ActivationsLost, ActivationsNotKept: kept activations cannot be read.
         TrainingFailed: the workers died or raised something else.
     """
     low, high = job.config.worker_range
@@ -119,9 +125,9 @@ def with_stream_cpus(job: TrainingJob) -> TrainingJob:
 
 def _train_here(job: TrainingJob, observer: Observer) -> dict[str, Any]:
     with native_chatter_muted():
-        from pharmclf.training import distributed, hardware, loop
+        from pharmclf.training import distributed, loop
 
-        hardware.prepare_device(deterministic=job.config.deterministic)
+        prepare_device(deterministic=job.config.deterministic)
     return loop.train(job, distributed.alone(), observer) | {"workers": 0}
 
 
@@ -184,7 +190,7 @@ def _reason(error: BaseException) -> BaseException:
     for failure in getattr(error, "worker_failures", {}).values():
         own.append(getattr(failure, "_base_exc", failure))
     for cause in own:
-        if isinstance(cause, (ConfigError, TrainingDiverged, storage.StorageUnavailable)):
+        if isinstance(cause, (*_TOLD, storage.StorageUnavailable)):
             return cause
     cause = own[0] if own else error
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
@@ -255,12 +261,12 @@ class _RelayObserver:
 
 def _worker(settings: dict[str, Any]) -> None:
     """The loop on one Ray Train worker. (all ranks)"""
-    from pharmclf.training import distributed, hardware, loop
+    from pharmclf.training import distributed, loop
 
     job: TrainingJob = settings["job"]
     world = ray.train.get_context().get_local_world_size()
     threads = max(1, (os.cpu_count() or 1) // world) if world > 1 else None
-    hardware.prepare_device(deterministic=job.config.deterministic)
+    prepare_device(deterministic=job.config.deterministic)
     workers = distributed.join(threads)
     result = loop.train(job, workers, _RelayObserver(settings["relay"]))
     if workers.is_chief:

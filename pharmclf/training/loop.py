@@ -8,19 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from pharmclf import storage
-from pharmclf.data.augment import identity_transforms, projective_transforms
-from pharmclf.data.plan import PADDING, PhasePlan, Step, view_of
-from pharmclf.data.stream import plan_batches, prefetch
+from pharmclf.activations.shards import ActivationsLost
+from pharmclf.data.plan import PhasePlan
 from pharmclf.model.backbones import build_backbone
+from pharmclf.model.device import device_name, gpu_capability, precision_for
 from pharmclf.model.head import build_head
+from pharmclf.training.batches import device_batches
 from pharmclf.training.checkpoint import check_fingerprints, newest_checkpoint, read_checkpoint
 from pharmclf.training.distributed import Workers
 from pharmclf.training.export import save_models
-from pharmclf.training.hardware import device_name, gpu_capability, precision_for
 from pharmclf.training.job import Observer, TrainingJob
 from pharmclf.training.meters import Meter, Sums
 from pharmclf.training.phases import Phase, Position, phases_of
@@ -69,6 +68,7 @@ def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, A
         TrainingDiverged: the loss became infinite or not a number.
         ConfigError: a checkpoint belongs to another run.
         StorageUnavailable: data or checkpoints could not be read or written for too long.
+        ActivationsLost: kept activations are damaged or gone.
     """
     config, saver = job.config, None
     if workers.is_chief:
@@ -109,7 +109,8 @@ def _train_phases(run: _Run) -> dict[str, Any]:
     for phase in phases_of(config):
         if phase.number < position.phase:
             continue
-        model = PhaseModel(config, workers, backbone, head, phase.unfreeze_blocks, precision)
+        cached = phase.name in job.activations
+        model = PhaseModel(config, workers, backbone, head, phase.unfreeze_blocks, precision, cached=cached)
         start = Position(phase.number, 0, 0)
         if found is not None and phase.number == position.phase:
             start = position
@@ -140,7 +141,7 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
         workers.rank, workers.world,
     )  # fmt: skip
     monitor = Monitor.from_dict(progress.monitors[phase.name]) if phase.name in progress.monitors else Monitor()
-    batches = device_batches(job, plan, plan.index(start.epoch, start.step))
+    batches = device_batches(job, phase, plan, plan.index(start.epoch, start.step))
     last_checkpoint = time.monotonic()
     best_weights: Any = None  # of this process; what was best before a resume is in its checkpoint
 
@@ -204,45 +205,6 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
     return "complete"
 
 
-def device_batches(job: TrainingJob, plan: PhasePlan, first: int) -> Any:
-    """The batches of a phase from a step on, on the device and ahead of their use."""
-    config = job.config
-    images = plan_batches(plan, job.paths, config.image_size, first=first, num_cpus=job.stream_cpus)
-    numbered = ((plan.step(first + offset), batch) for offset, batch in enumerate(images))
-    class_weights = _class_weights(job)
-
-    def to_device(item: tuple[Step, np.ndarray]) -> Batch:
-        step, pixels = item
-        mask = (step.rows != PADDING).astype(np.float32)
-        labels = np.where(step.rows != PADDING, job.labels[step.rows], 0)
-        transforms = identity_transforms(len(step.rows))
-        if step.training:
-            view = view_of(plan.first_epoch + step.epoch, config.views)
-            transforms = projective_transforms(config.augment, config.image_size, config.seed, view, step.rows)
-        weights = mask * (class_weights[labels] if step.training else np.float32(1.0))
-        ordinal = (plan.first_epoch + step.epoch) * plan.train_steps + step.number
-        return Batch(
-            tf.constant(pixels),
-            tf.constant(transforms),
-            tf.constant(labels, tf.int64),
-            tf.constant(mask),
-            tf.constant(weights, tf.float32),
-            tf.constant(step.count, tf.float32),
-            tf.constant(ordinal, tf.int64),
-        )
-
-    return prefetch(numbered, to_device)
-
-
-def _class_weights(job: TrainingJob) -> np.ndarray:
-    """(classes,) float32: what a training row of each class weighs."""
-    num_classes = len(job.class_names)
-    if job.config.optimizer.class_weights == "off":
-        return np.ones(num_classes, np.float32)
-    counts = np.bincount(job.labels[job.train_rows], minlength=num_classes)
-    return (counts.sum() / (num_classes * np.maximum(counts, 1))).astype(np.float32)
-
-
 class _Epoch:
     """The training steps of an epoch. One is always left running: it is read while the next one runs."""
 
@@ -275,10 +237,10 @@ class _Epoch:
         return position
 
     def next(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; where the storage gives none any more, what has been trained so far is kept first."""
+        """The next batch; where there is none any more, what has been trained so far is kept first."""
         try:
             return next(batches)
-        except storage.StorageUnavailable:
+        except (storage.StorageUnavailable, ActivationsLost):
             self.keep()
             raise
 

@@ -23,7 +23,7 @@ _LOSS_SCALE_GROWTH_STEPS = 2000  # finite steps after which the loss scale doubl
 class Batch(NamedTuple):
     """One worker's share of one step, on the device."""
 
-    images: Any  # (local batch, S, S, 3) uint8
+    inputs: Any  # (local batch, S, S, 3) uint8, or kept activations (local batch, *cut)
     transforms: Any  # (local batch, 8) float32, see data/augment.py
     labels: Any  # (local batch,) int64
     mask: Any  # (local batch,) float32, 0 for padding
@@ -57,7 +57,15 @@ class PhaseModel:
     """The device's part of one phase."""
 
     def __init__(
-        self, config: RunConfig, workers: Workers, backbone: keras.Model, head: keras.Model, depth: int, precision: str
+        self,
+        config: RunConfig,
+        workers: Workers,
+        backbone: keras.Model,
+        head: keras.Model,
+        depth: int,
+        precision: str,
+        *,
+        cached: bool = False,
     ) -> None:
         """Build the phase in the strategy's scope. (all ranks)
 
@@ -66,10 +74,12 @@ class PhaseModel:
             head: pooled features -> logits.
             depth: blocks of the backbone that are trained.
             precision: float32, mixed_float16 or mixed_bfloat16.
+            cached: batches hold what the frozen part gives, not images.
         """
         self.config, self.workers, self.head = config, workers, head
         cut = cut_backbone(backbone, depth)
-        self.prefix, self.suffix = cut.prefix, cut.suffix
+        self.cached = cached
+        self.prefix, self.suffix = None if cached else cut.prefix, cut.suffix
         self.trained: list[keras.Variable] = [*cut.trained, *head.trainable_variables]
         trained = {id(variable) for variable in self.trained}
         self.frozen: list[keras.Variable] = [v for v in backbone.variables if id(v) not in trained]
@@ -119,15 +129,16 @@ class PhaseModel:
         return sums
 
     def _replica_gradients(self, batch: Batch, stop_vote: Any) -> tuple[list[Any], Any]:
-        images = tf.cast(batch.images, tf.float32)
-        images = apply_transforms(images, batch.transforms, self.config.augment.fill)
+        inputs = tf.cast(batch.inputs, tf.float32)
+        if not self.cached:  # kept activations are of moved pictures
+            inputs = apply_transforms(inputs, batch.transforms, self.config.augment.fill)
         scale = 1.0 if self.loss_scale is None else self.loss_scale
-        *gradients, loss_sum, correct = self._gradients(images, batch, self._dropout_masks(batch.ordinal), scale)
+        *gradients, loss_sum, correct = self._gradients(inputs, batch, self._dropout_masks(batch.ordinal), scale)
         *gradients, sums = self.workers.sum([*gradients, tf.stack([loss_sum, correct, stop_vote])])
         return gradients, sums
 
-    def _forward_backward(self, images: Any, batch: Batch, keep: list[Any], scale: Any) -> list[Any]:
-        frozen = images if self.prefix is None else self.prefix(images, training=False)
+    def _forward_backward(self, inputs: Any, batch: Batch, keep: list[Any], scale: Any) -> list[Any]:
+        frozen = inputs if self.prefix is None else self.prefix(inputs, training=False)
         with tf.GradientTape() as tape:
             features = frozen if self.suffix is None else self.suffix(frozen, training=False)
             losses, correct = self._losses(apply_head(self.head, features, keep), batch)
@@ -167,7 +178,7 @@ class PhaseModel:
         return self.workers.run(self._replica_validation, batch)
 
     def _replica_validation(self, batch: Batch) -> Any:
-        x = tf.cast(batch.images, tf.float32)
+        x = tf.cast(batch.inputs, tf.float32)
         for part in (self.prefix, self.suffix, self.head):
             x = x if part is None else part(x, training=False)
         losses, correct = self._losses(x, batch)

@@ -1,12 +1,11 @@
-"""The devices of a worker: what is there, how its memory is used, and which precision suits it."""
+"""The devices of a process: what is there, how its memory is used, and which precision suits it.
+
+TensorFlow is imported where it is needed, so that a precision can be chosen without it.
+"""
 
 from __future__ import annotations
 
-import logging
-
-import tensorflow as tf
-
-_log = logging.getLogger(__name__)
+import subprocess
 
 # compute capability from which a GPU has fast units for a type
 _BFLOAT16_CAPABILITY = (8, 0)
@@ -31,6 +30,8 @@ def precision_for(requested: str, capability: tuple[int, int] | None) -> str:
 
 def gpu_capability() -> tuple[int, int] | None:
     """Compute capability of the first GPU that this process sees, None where there is none."""
+    import tensorflow as tf
+
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return None
@@ -38,8 +39,21 @@ def gpu_capability() -> tuple[int, int] | None:
     return (int(capability[0]), int(capability[1])) if capability else (0, 0)
 
 
+def driver_capability() -> tuple[int, int] | None:
+    """As `gpu_capability`, in the moment that NVIDIA's own tool takes; TensorFlow is asked where that is missing."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+        major, minor = lines[0].split(".")
+        return int(major), int(minor)
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return gpu_capability()
+
+
 def prepare_device(*, deterministic: bool) -> None:
     """Let GPU memory grow, and choose deterministic kernels; before TensorFlow's first operation. (all ranks)"""
+    import tensorflow as tf
+
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     if deterministic:
@@ -48,6 +62,8 @@ def prepare_device(*, deterministic: bool) -> None:
 
 def device_name() -> str:
     """What a worker trains on, for the run's record."""
+    import tensorflow as tf
+
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return "CPU"

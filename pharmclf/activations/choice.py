@@ -1,0 +1,149 @@
+"""Whether keeping activations pays: bytes, free space and time saved, estimated before anything is computed. Pure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from pharmclf.model.cut import CutCost
+
+_SUFFIX_COST = 3.0  # a training step of the suffix, in forward passes
+_LEAST_SAVING = 0.05  # share of the time that must be saved
+_MOST_SPACE = 0.5  # share of the free space that may be filled
+
+
+@dataclass(frozen=True)
+class PhaseWork:
+    """What a phase would do."""
+
+    name: str
+    depth: int
+    """Blocks of the backbone that it trains."""
+    epochs: int
+    """Epochs at most."""
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What the nodes of a run can do together; rough figures, which decide nothing but this choice."""
+
+    work_per_s: float
+    """Of the unit that `CutCost.work` is in."""
+    decoded_per_s: float
+    """Images read and decoded."""
+    bytes_per_s: float
+    """Activations written to and read from storage."""
+    free_bytes: float
+    """Space that activations may use."""
+
+    @staticmethod
+    def estimate(cpus: float, gpus: float, nodes: int, free_bytes: float, *, remote: bool) -> Machines:
+        """Figures of a cluster from what it is made of."""
+        return Machines(
+            # a core: measured with both backbones; a GPU: what is published of ResNet50 on a small one
+            work_per_s=gpus * 5e12 if gpus else cpus * 30e9,
+            decoded_per_s=cpus * 300,
+            bytes_per_s=nodes * (100e6 if remote else 500e6),
+            free_bytes=free_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is kept."""
+
+    phases: tuple[str, ...]
+    """Names of the phases that train on kept activations."""
+    reason: str
+    """In one line."""
+
+
+def bytes_of(cost: CutCost, dtype: str) -> int:
+    """Bytes of the activations at a cut for one picture."""
+    return math.prod(cost.shape) * (2 if dtype == "float16" else 4)
+
+
+def choose(
+    phases: Sequence[PhaseWork],
+    costs: Sequence[CutCost],
+    rows: tuple[int, int],
+    views: int,
+    dtype: str,
+    machines: Machines,
+    kept: Collection[int] = (),
+) -> Choice:
+    """Choose the phases that shall train on kept activations: those that save most time within the free space.
+
+    Args:
+        phases: of the run.
+        costs: of every cut of the backbone.
+        rows: images of the training and of the validation split.
+        views: different pictures of a training image, 1 or more; 0 where every epoch sees new ones.
+        dtype: float16 or float32.
+        machines: what computes, reads and writes.
+        kept: depths whose activations are there already.
+    """
+    frozen = [phase for phase in phases if costs[phase.depth].work > 0]
+    if not frozen:
+        return Choice((), "not kept: the whole backbone is trained")
+    if views == 0:
+        return Choice((), "not kept: augment.views is 0, so every epoch sees new pictures")
+    pictures = rows[0] * views + rows[1]
+
+    def seconds(chosen: Sequence[PhaseWork]) -> float:
+        missing = [phase.depth for phase in chosen if phase.depth not in kept]
+        total = 0.0
+        if missing:
+            compute = max(costs[depth].work for depth in missing) * pictures / machines.work_per_s
+            written = sum(bytes_of(costs[depth], dtype) for depth in set(missing)) * pictures / machines.bytes_per_s
+            total += max(compute, sum(rows) / machines.decoded_per_s, written)
+        return total + sum(_epoch_s(phase, costs, rows, dtype, machines, phase in chosen) for phase in phases)
+
+    def size(chosen: Sequence[PhaseWork]) -> int:
+        return sum(bytes_of(costs[depth], dtype) for depth in {phase.depth for phase in chosen}) * pictures
+
+    def new_bytes(chosen: Sequence[PhaseWork]) -> int:
+        return size([phase for phase in chosen if phase.depth not in kept])
+
+    subsets = [part for count in range(1, len(frozen) + 1) for part in itertools.combinations(frozen, count)]
+    streamed = seconds(())
+    best = min(subsets, key=seconds)
+    if seconds(best) > (1 - _LEAST_SAVING) * streamed:
+        return Choice((), f"not kept: {_amount(size(best))} would not save time (some {_time(streamed)} either way)")
+    room = [part for part in subsets if new_bytes(part) <= _MOST_SPACE * machines.free_bytes]
+    fitting = min(room, key=seconds, default=best)
+    if not room or seconds(fitting) > (1 - _LEAST_SAVING) * streamed:
+        free = _amount(machines.free_bytes)
+        return Choice((), f"not kept: {_amount(new_bytes(best))} would be more than half of the {free} that are free")
+    names = tuple(phase.name for phase in fitting)
+    return Choice(
+        names,
+        f"kept for {' and '.join(names)}, {_amount(size(fitting))}: some {_time(seconds(fitting))} instead of "
+        f"{_time(streamed)}",
+    )
+
+
+def _epoch_s(
+    phase: PhaseWork, costs: Sequence[CutCost], rows: tuple[int, int], dtype: str, machines: Machines, cached: bool
+) -> float:
+    """Seconds of all epochs of a phase: input and computation go on side by side."""
+    whole, prefix = costs[0].work, costs[phase.depth].work
+    suffix = (_SUFFIX_COST * rows[0] + rows[1]) * (whole - prefix)
+    compute = (suffix + (0.0 if cached else sum(rows) * prefix)) / machines.work_per_s
+    source = sum(rows) * (
+        bytes_of(costs[phase.depth], dtype) / machines.bytes_per_s if cached else 1 / machines.decoded_per_s
+    )
+    return phase.epochs * max(compute, source)
+
+
+def _amount(number: float) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{number / 1e3:.0f} kB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,0 +1,311 @@
+"""Computes activations: the stream of images through a pool of actors that hold the frozen prefix, shard by shard."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+from pharmclf import storage
+from pharmclf.activations.choice import Machines
+from pharmclf.activations.local_cache import LocalCache
+from pharmclf.activations.shards import ActivationsNotKept, Layout, missing_shards, shard_name, standing_shards
+from pharmclf.config import BackboneName, RunConfig
+from pharmclf.data.augment import apply_transforms, projective_transforms
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.stream import checked, in_order, load_block
+from pharmclf.fingerprint import sha256_bytes
+from pharmclf.model.cut import CutCost, cut_costs, cut_tensors
+from pharmclf.model.device import driver_capability, precision_for, prepare_device
+from pharmclf.quiet import native_chatter_muted
+
+_PICTURES = 64  # of one forward pass
+
+
+@dataclass(frozen=True)
+class Target:
+    """Activations that are to be computed."""
+
+    location: str
+    depth: int
+    """Blocks of the backbone behind the cut."""
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring rows of a section that are computed together: some shards of each target."""
+
+    section: str
+    first: int
+    last: int
+    """Behind the last row's place."""
+
+
+def spans(layouts: Sequence[Layout], missing: Sequence[Sequence[tuple[str, int]]]) -> list[Span]:
+    """The rows that must be computed for the missing shards of several targets, in pieces of one shard at most. Pure.
+
+    Args:
+        layouts: of the targets, over the same rows.
+        missing: section and number of each target's missing shards.
+    """
+    found = []
+    for sections in zip(*(layout.sections for layout in layouts), strict=True):
+        needed = np.zeros(sections[0].rows, bool)
+        for section, shards in zip(sections, missing, strict=True):
+            for name, shard in shards:
+                if name == section.name:
+                    needed[slice(*section.span(shard))] = True
+        step = max(section.rows_per_shard for section in sections)
+        for first in range(0, sections[0].rows, step):
+            places = first + np.flatnonzero(needed[first : first + step])
+            if len(places):
+                found.append(Span(sections[0].name, int(places[0]), int(places[-1]) + 1))
+    return found
+
+
+def compute(
+    config: RunConfig,
+    manifest: Manifest,
+    targets: Sequence[Target],
+    precision: str,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Compute the missing shards of some targets in one pass over the images, and write them.
+
+    Args:
+        config: the run.
+        manifest: with splits.
+        targets: whose shards are missing.
+        precision: float32, mixed_float16 or mixed_bfloat16.
+        progress: called with (pictures done, pictures); what it raises ends the pass, and what is written stays.
+
+    Raises:
+        ConfigError: weights that cannot be had, or more blocks than there are.
+        ActivationsNotKept: the storage is full, or takes no more; or a value is beyond the number format.
+        ValueError: an image cannot be read any more.
+        PermissionError, StorageUnavailable: the storage gives nothing at all.
+    """
+    layouts = [target.layout for target in targets]
+    missing = []
+    for target in targets:
+        standing = {(section, shard): name for section, shard, name in standing_shards(target.location, target.layout)}
+        missing.append(missing_shards(target.layout, standing))
+    todo = spans(layouts, missing)
+    views = {section.name: section.views for section in layouts[0].sections}
+    total = sum((span.last - span.first) * views[span.section] for span in todo)
+    paths = {name: manifest.table["path"].to_numpy()[manifest.rows(name)].tolist() for name in views}
+    rows = {name: manifest.rows(name) for name in views}
+    done = 0
+    progress(done, total)
+    if not todo:
+        return
+    with native_chatter_muted():
+        for result in _results(config, todo, paths, rows, targets, missing, precision):
+            kind, _, text = str(result["error"][0]).partition(": ")
+            if kind == ActivationsNotKept.__name__:
+                raise ActivationsNotKept(text)
+            checked(result)
+            done += int(result["pictures"].sum())
+            progress(done, total)
+
+
+def _results(
+    config: RunConfig,
+    todo: Sequence[Span],
+    paths: Mapping[str, list[str]],
+    rows: Mapping[str, NDArray[np.int64]],
+    targets: Sequence[Target],
+    missing: Sequence[Sequence[tuple[str, int]]],
+    precision: str,
+) -> Iterator[dict[str, np.ndarray]]:
+    """What the actors say of each span: pictures done, or an error."""
+    shared = ray.put((paths, config.image_size))
+    actors, gpus = _pool()
+
+    def decode(block: dict[str, np.ndarray]) -> dict[str, Any]:
+        paths, image_size = ray.get(shared)
+        span = Span(str(block["section"][0]), int(block["first"][0]), int(block["last"][0]))
+        images = load_block(paths[span.section][span.first : span.last], image_size)
+        count = span.last - span.first
+        return images | {name: np.full(count, value) for name, value in vars(span).items()}
+
+    items = [vars(span) for span in todo]
+    blocks = in_order(ray.data.from_items(items, override_num_blocks=len(items)), None)
+    computed = blocks.map_batches(decode, batch_size=None, num_cpus=0.5).map_batches(
+        _Prefix,
+        fn_constructor_args=(config, targets, [set(shards) for shards in missing], rows, precision),
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
+        num_cpus=0,  # two passes at once would otherwise hold all CPUs, and wait for ever for one to decode with
+        num_gpus=gpus,
+    )
+    yield from computed.iter_batches(batch_size=None, batch_format="numpy")
+
+
+class _Prefix:
+    """The frozen part of the backbone, loaded once, with one output for each target."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        targets: Sequence[Target],
+        missing: Sequence[Collection[tuple[str, int]]],
+        rows: Mapping[str, NDArray[np.int64]],
+        precision: str,
+    ) -> None:
+        with native_chatter_muted():
+            import keras
+            import tensorflow as tf
+
+            from pharmclf.model.backbones import build_backbone
+
+            prepare_device(deterministic=config.deterministic)
+        keras.config.set_dtype_policy(precision)
+        backbone = build_backbone(config.backbone, config.image_size, config.weights)
+        tensors = cut_tensors(backbone)
+        prefix = keras.Model(backbone.input, [tensors[target.depth] for target in targets])
+        self._config, self._targets, self._missing, self._rows = config, targets, missing, rows
+
+        def forward(images: Any, transforms: Any) -> list[Any]:
+            images = tf.cast(images, tf.float32)
+            if transforms is not None:
+                images = apply_transforms(images, transforms, config.augment.fill)
+            outputs = tf.nest.flatten(prefix(images, training=False))  # Keras unpacks a list of one
+            return [tf.cast(output, target.layout.dtype) for output, target in zip(outputs, targets, strict=True)]
+
+        self._forward = tf.function(forward, autograph=False)
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        span = Span(str(block["section"][0]), int(block["first"][0]), int(block["last"][0]))
+        error, pictures = str(block["error"][0]), 0
+        if not error:
+            try:
+                pictures = self._write(span, block["image"])
+            except storage.StorageUnavailable as failure:
+                error = f"StorageUnavailable: {failure}"
+            except (OSError, ActivationsNotKept) as failure:  # a full disk, no right to write
+                error = f"ActivationsNotKept: {failure}"
+        return {"pictures": np.array([pictures]), "error": np.array([error])}
+
+    def _write(self, span: Span, images: np.ndarray) -> int:
+        """Compute a span and write each shard as soon as it is full -> pictures computed."""
+        if len(images) != span.last - span.first:
+            raise RuntimeError(f"received {len(images)} images of {span}: Ray has divided a block")
+        views = self._targets[0].layout.section(span.section).views
+        outputs = self._pictures(span, images, views)
+        waiting: list[list[np.ndarray]] = [[] for _ in self._targets]
+        at = [span.first] * len(self._targets)
+        for parts in outputs:
+            for number, (target, part) in enumerate(zip(self._targets, parts, strict=True)):
+                waiting[number].append(part)
+                section = target.layout.section(span.section)
+                while at[number] < span.last:
+                    shard = at[number] // section.rows_per_shard
+                    end = section.span(shard)[1]
+                    wanted = (end - at[number]) * views
+                    if sum(map(len, waiting[number])) < wanted:
+                        break
+                    joined = np.concatenate(waiting[number])
+                    waiting[number] = [joined[wanted:]]
+                    if (span.section, shard) in self._missing[number]:  # another target's may be
+                        values = joined[:wanted].reshape(-1, views, *target.layout.shape)
+                        self._put(target, span.section, shard, values)
+                    at[number] = end
+        return len(images) * views
+
+    def _pictures(self, span: Span, images: np.ndarray, views: int) -> Iterator[list[np.ndarray]]:
+        """The outputs for every picture of a span, row by row and view by view, some pictures at a time."""
+        config, rows = self._config, self._rows[span.section][span.first : span.last]
+        transforms = np.stack(
+            [
+                projective_transforms(config.augment, config.image_size, config.seed, view, rows)
+                for view in range(views)
+            ],
+            axis=1,
+        ).reshape(-1, 8)
+        for first in range(0, len(images) * views, _PICTURES):
+            last = min(first + _PICTURES, len(images) * views)
+            places = np.minimum(np.arange(first, first + _PICTURES), last - 1)  # one shape, one graph
+            moved = transforms[places] if span.section == "train" else None
+            outputs = self._forward(images[places // views], moved)
+            yield [output.numpy()[: last - first] for output in outputs]
+
+    def _put(self, target: Target, section: str, shard: int, values: np.ndarray) -> None:
+        if not np.isfinite(values).all():
+            raise ActivationsNotKept(
+                f"the activations at {target.depth} blocks from the top are beyond the range of {target.layout.dtype}; "
+                "--activations-dtype float32 may hold them"
+            )
+        buffer = io.BytesIO()
+        np.save(buffer, values, allow_pickle=False)
+        content = buffer.getvalue()
+        storage.write_bytes(storage.join(target.location, shard_name(section, shard, sha256_bytes(content))), content)
+
+
+def _pool() -> tuple[int, int]:
+    """Actors, and GPUs of each: one for every GPU, without any one for every node."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    return (gpus, 1) if gpus else (len(nodes), 0)
+
+
+def precision_of(config: RunConfig) -> str:
+    """The precision that the workers of a run will compute in, asked of a node with a GPU where there is one."""
+    if config.precision != "auto":
+        return config.precision
+    if not ray.cluster_resources().get("GPU"):
+        return precision_for(config.precision, None)
+    ask = ray.remote(num_cpus=0, num_gpus=0.01)(driver_capability)
+    return precision_for(config.precision, ray.get(ask.remote()))
+
+
+def costs_of(config: RunConfig) -> list[CutCost]:
+    """The cost of every cut of a run's backbone, found in a process of its own, that holds no GPU.
+
+    Raises:
+        ConfigError: an image size that the backbone cannot take.
+    """
+    return _costs_of(config.backbone, config.image_size)
+
+
+@functools.lru_cache
+def _costs_of(backbone: BackboneName, image_size: int) -> list[CutCost]:
+    try:
+        return ray.get(ray.remote(num_cpus=0.5, max_calls=1)(_costs).remote(backbone, image_size))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+
+
+def _costs(backbone: BackboneName, image_size: int) -> list[CutCost]:
+    with native_chatter_muted():
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")
+        from pharmclf.model.backbones import build_backbone
+
+        return cut_costs(build_backbone(backbone, image_size, "none"))
+
+
+def machines_of(location: str) -> Machines:
+    """Rough figures of the cluster, and the space for activations: of the disk, or of a node's cache of remote ones."""
+    resources = ray.cluster_resources()
+    remote = storage.is_remote(location)
+    free = LocalCache().limit_bytes if remote else shutil.disk_usage(_standing_parent(Path(location))).free
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    gpus = resources.get("GPU", 0.0)
+    return Machines.estimate(resources.get("CPU", 1.0), gpus, nodes, math.floor(free), remote=remote)
+
+
+def _standing_parent(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())

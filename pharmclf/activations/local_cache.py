@@ -1,0 +1,112 @@
+"""A bounded cache of remote shards on each node's own disk: least recently used out first.
+
+`PHARMCLF_STORAGE_CACHE` names its folder, `PHARMCLF_STORAGE_CACHE_GB` its bound; all processes of a node share it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pharmclf import storage
+from pharmclf.activations.shards import ActivationsNotKept
+from pharmclf.config import ConfigError
+
+_FREE_SHARE = 0.5  # of the free space, where no bound is given
+
+
+class LocalCache:
+    """Copies of remote files by the name of their last part, which must tell their content."""
+
+    def __init__(self, folder: Path | None = None, limit_bytes: float | None = None) -> None:
+        """Open the cache.
+
+        Args:
+            folder: on local disk; None: as the environment says.
+            limit_bytes: bytes that it may hold; None: as the environment says, or half of what is free.
+
+        Raises:
+            ConfigError: the bound in the environment is not a number.
+        """
+        self.folder = folder or _folder()
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.limit_bytes = _limit_bytes(self.folder) if limit_bytes is None else limit_bytes
+
+    def fetch(self, location: str) -> Path:
+        """The local copy of a file, fetched if it is not there; it may be gone once others are fetched.
+
+        An open copy can be read to its end whatever happens to its name.
+
+        Raises:
+            OSError: the file cannot be read.
+            ActivationsNotKept: the disk is full.
+        """
+        path = self.folder / location.rsplit("/", 1)[-1]
+        with self._lock(path.name):  # of two processes that want the same file, one fetches it
+            if not path.exists():
+                temporary = path.with_suffix(".part")
+                try:
+                    storage.download(location, temporary)
+                    self._make_room(temporary.stat().st_size)
+                    temporary.replace(path)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    raise ActivationsNotKept(
+                        f"{self.folder} is full; PHARMCLF_STORAGE_CACHE may name another folder"
+                    ) from error
+                finally:
+                    temporary.unlink(missing_ok=True)
+            os.utime(path)
+        return path
+
+    def drop(self, location: str) -> None:
+        """Forget the copy of a file, since it is damaged."""
+        (self.folder / location.rsplit("/", 1)[-1]).unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> None:
+        """Delete what was used least recently, until a file of this size fits; it stays even where it is larger."""
+        with self._lock("room"):
+            files = []
+            for path in self.folder.glob("*.npy"):
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    files.append((status.st_mtime_ns, status.st_size, path))
+            held = sum(item[1] for item in files)
+            for _, file_size, path in sorted(files):
+                if held + size <= self.limit_bytes:
+                    return
+                path.unlink(missing_ok=True)
+                held -= file_size
+
+    @contextlib.contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        # a few files stand for all names, so that no lock is left behind for each
+        with (self.folder / f".lock-{sum(name.encode()) % 64 if name != 'room' else 'room'}").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _folder() -> Path:
+    given = os.environ.get("PHARMCLF_STORAGE_CACHE")
+    return Path(given).expanduser() if given else Path(tempfile.gettempdir()) / f"pharmclf-activations-{os.getuid()}"
+
+
+def _limit_bytes(folder: Path) -> float:
+    given = os.environ.get("PHARMCLF_STORAGE_CACHE_GB", "")
+    if not given:
+        held = sum(path.stat().st_size for path in folder.glob("*.npy"))
+        return _FREE_SHARE * (shutil.disk_usage(folder).free + held)
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = -1.0
+    if limit <= 0:
+        raise ConfigError(f"PHARMCLF_STORAGE_CACHE_GB: received {given!r}, expected a number of gigabytes above 0")
+    return limit * 1e9

@@ -1,0 +1,256 @@
+"""Gives a run its activations: chooses what is kept, finds it, computes what is missing, once for all who want it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.activations import compute
+from pharmclf.activations.choice import PhaseWork, choose
+from pharmclf.activations.key import key_parts, location_of, root_of
+from pharmclf.activations.shards import (
+    Activations,
+    ActivationsNotKept,
+    Layout,
+    missing_shards,
+    open_activations,
+    sha256_of,
+    standing_shards,
+    write_index,
+)
+from pharmclf.config import RunConfig
+from pharmclf.data.manifest import Manifest
+from pharmclf.model.cut import CutCost, check_depth
+from pharmclf.storage.lease import Lease, LeaseTaken
+
+USED_FILE = "used.json"
+_WAIT_S = 2.0
+_TELL_WAIT_S, _TELL_PROGRESS_S = 30.0, 3.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; what is computed stays."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Whose activations are wanted, and what the run does meanwhile."""
+
+    config: RunConfig
+    manifest: Manifest
+    weights: str
+    """"imagenet", "none", or the sha256 of a file of weights."""
+    phases: Sequence[PhaseWork]
+    say: Callable[[str], None]
+    stopped: Callable[[], bool]
+    """Whether the run was asked to stop."""
+
+
+def provide(wish: Wish, *, earlier: Sequence[str] | None = None) -> dict[str, Activations]:
+    """The activations that the phases of a run train on, computed where they are not kept yet.
+
+    Args:
+        wish: of the run.
+        earlier: the phases that the run trained on activations before it was interrupted; None: it begins.
+
+    Returns:
+        Activations by name of the phase; a phase that is not among them streams the images.
+
+    Raises:
+        ConfigError: weights that cannot be had, or more blocks than there are.
+        Interrupted: the run was asked to stop.
+        ValueError: an image cannot be read any more.
+        PermissionError, StorageUnavailable: the storage gives nothing at all.
+    """
+    if wish.config.activations == "never":
+        return {}
+    try:
+        return _provide(wish, earlier)
+    except ActivationsNotKept as error:
+        wish.say(f"warning: activations cannot be kept, the images are streamed instead: {error}")
+        return {}
+
+
+def _provide(wish: Wish, earlier: Sequence[str] | None) -> dict[str, Activations]:
+    config = wish.config
+    if config.views == 0:
+        wish.say("activations: not kept, since augment.views is 0: every epoch sees new pictures")
+        return {}
+    precision = compute.precision_of(config)
+    cuts = {}
+    for depth in {phase.depth for phase in wish.phases}:
+        parts = key_parts(config, wish.manifest, depth, wish.weights, precision)
+        cuts[depth] = _Cut(depth, location_of(config.storage, parts), parts)
+    standing = {depth for depth, cut in cuts.items() if open_activations(cut.location, wish.manifest)}
+    costs: list[CutCost] = []
+    names: Sequence[str] = [phase.name for phase in wish.phases]
+    if earlier is not None and config.activations == "auto":  # a resumed run goes on as it began, bit for bit
+        names = earlier
+    elif standing != set(cuts):
+        costs = compute.costs_of(config)
+        names = _choose(wish, costs, standing)
+    chosen = [phase for phase in wish.phases if phase.name in names]
+    wanted = [cuts[depth] for depth in sorted({phase.depth for phase in chosen})]
+    if chosen and standing.issuperset(cut.depth for cut in wanted):
+        wish.say(f"activations: those of {' and '.join(names)} are there already")
+    found = _ensure(wish, wanted, costs, precision)
+    return {phase.name: found[phase.depth] for phase in chosen}
+
+
+def _choose(wish: Wish, costs: Sequence[CutCost], standing: Collection[int]) -> Sequence[str]:
+    """Names of the phases that shall train on activations."""
+    config = wish.config
+    for phase in wish.phases:
+        check_depth(config.backbone, len(costs) - 1, phase.depth)
+    if config.activations == "always":
+        return [phase.name for phase in wish.phases if costs[phase.depth].work > 0]
+    rows = (len(wish.manifest.rows("train")), len(wish.manifest.rows("validation")))
+    machines = compute.machines_of(root_of(config.storage))
+    choice = choose(wish.phases, costs, rows, config.views, config.activations_dtype, machines, standing)
+    wish.say(f"activations: {choice.reason}")
+    return choice.phases
+
+
+def _ensure(wish: Wish, cuts: Sequence[_Cut], costs: Sequence[CutCost], precision: str) -> dict[int, Activations]:
+    """The activations at some cuts, by depth: computed here, or waited for where another process computes them."""
+    told = -math.inf
+    while True:
+        found = {cut.depth: open_activations(cut.location, wish.manifest) for cut in cuts}
+        whole = {depth: activations for depth, activations in found.items() if activations is not None}
+        if len(whole) == len(cuts):
+            for cut in cuts:
+                with contextlib.suppress(OSError):  # it is for the listing only
+                    used = {"used_s": time.time(), "run": wish.config.run_name}
+                    storage.write_json(storage.join(cut.location, USED_FILE), used)
+            return whole
+        with _Leases([cut for cut in cuts if cut.depth not in whole]) as leases:
+            if not leases.taken:
+                _compute(wish, leases, costs or compute.costs_of(wish.config), precision)
+                continue
+        if wish.stopped():
+            raise Interrupted
+        if time.monotonic() - told > _TELL_WAIT_S:
+            told = time.monotonic()
+            wish.say(f"activations: waiting, {leases.taken}")
+        time.sleep(_WAIT_S)
+
+
+def _compute(wish: Wish, leases: _Leases, costs: Sequence[CutCost], precision: str) -> None:
+    """Compute what is missing of the cuts whose leases are held, and write their indexes."""
+    config, manifest, began, told = wish.config, wish.manifest, time.monotonic(), time.monotonic()
+    computed = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told, computed
+        computed = done
+        if wish.stopped():
+            raise Interrupted
+        leases.check()
+        if time.monotonic() - told > _TELL_PROGRESS_S and done:
+            told = time.monotonic()
+            left = (told - began) / done * (total - done)
+            wish.say(f"activations: {done:,} of {total:,} pictures, {left:.0f} s to go")
+
+    targets = [
+        compute.Target(cut.location, cut.depth, Layout.of(config, manifest, costs[cut.depth].shape))
+        for cut in leases.cuts
+    ]
+    try:
+        compute.compute(config, manifest, targets, precision, progress)
+        for cut, target in zip(leases.cuts, targets, strict=True):
+            _complete(cut, target.layout, time.monotonic() - began)
+    except _LeaseLost:  # the other process goes on with it
+        return
+    except (ActivationsNotKept, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_ROOM:
+            raise
+        leases.release()  # first: a renewal would leave its files behind
+        for cut in leases.cuts:
+            storage.delete_folder(cut.location)
+        raise ActivationsNotKept(str(error)) from error
+    size = sum(target.layout.num_bytes for target in targets) / 1e6
+    wish.say(f"activations: {computed:,} pictures in {time.monotonic() - began:.0f} s, {size:,.1f} MB kept")
+
+
+def _complete(cut: _Cut, layout: Layout, seconds: float) -> None:
+    """Write the index of a cut whose shards all stand; a shard that stands twice is deleted once."""
+    standing = standing_shards(cut.location, layout)
+    found = {(section, shard): name for section, shard, name in standing}
+    if missing_shards(layout, found):
+        return  # somebody has cleared it meanwhile: it is begun anew
+    write_index(cut.location, layout, cut.parts, found, seconds)
+    for section, shard, name in standing:
+        if found[section, shard] != name:
+            storage.delete_file(storage.join(cut.location, name))
+
+
+def drop_damaged(activations: Iterable[Activations]) -> int:
+    """Delete the shards whose content is not what their names say, so that `provide` computes them anew -> how many."""
+    dropped = 0
+    for kept in activations:
+        for _, _, name in standing_shards(kept.location, kept.layout):
+            location = storage.join(kept.location, name)
+            digest = hashlib.sha256()
+            for chunk in storage.read_chunks(location):
+                digest.update(chunk)
+            if digest.hexdigest() != sha256_of(name):
+                storage.delete_file(location)
+                dropped += 1
+    return dropped
+
+
+@dataclass(frozen=True)
+class _Cut:
+    depth: int
+    location: str
+    parts: Mapping[str, Any]
+
+
+class _LeaseLost(Exception):
+    """Another process has taken over what this one was computing."""
+
+
+class _Leases:
+    """The leases of some cuts, all or none: of two processes that want the same ones, one computes them all."""
+
+    def __init__(self, cuts: Sequence[_Cut]) -> None:
+        self.cuts = sorted(cuts, key=lambda cut: cut.location)  # in one order everywhere, so that one of two is first
+        self.taken = ""
+        """Who holds one of them, "" where all are ours."""
+        self._leases: list[Lease] = []
+
+    def __enter__(self) -> _Leases:
+        try:
+            for cut in self.cuts:
+                self._leases.append(Lease.acquire(cut.location))
+        except LeaseTaken as error:
+            self.taken = str(error)
+            self.release()
+        except OSError as error:
+            self.release()
+            if isinstance(error, PermissionError) or error.errno in _NO_ROOM:
+                raise ActivationsNotKept(str(error)) from error
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give all of them back."""
+        while self._leases:
+            with contextlib.suppress(OSError):  # it expires by itself
+                self._leases.pop().release()
+
+    def check(self) -> None:
+        """Raise _LeaseLost if one of them is another's by now."""
+        if any(lease.lost for lease in self._leases):
+            raise _LeaseLost

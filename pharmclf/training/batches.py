@@ -1,0 +1,70 @@
+"""The batches of a phase on the device, from the stream of images or from kept activations; the plan is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pharmclf.activations.reader import ActivationReader
+from pharmclf.data.augment import identity_transforms, projective_transforms
+from pharmclf.data.plan import PADDING, PhasePlan, Step, view_of
+from pharmclf.data.stream import plan_batches, prefetch
+from pharmclf.training.job import TrainingJob
+from pharmclf.training.phases import Phase
+from pharmclf.training.step import Batch
+
+
+def device_batches(job: TrainingJob, phase: Phase, plan: PhasePlan, first: int) -> Any:
+    """The batches of a phase from a step on, on the device and ahead of their use."""
+    config = job.config
+    kept = job.activations.get(phase.name)
+    if kept is None:
+        inputs = plan_batches(plan, job.paths, config.image_size, first=first, num_cpus=job.stream_cpus)
+    else:
+        inputs = _kept_batches(ActivationReader(kept), plan, first, config.views)
+    numbered = ((plan.step(first + offset), batch) for offset, batch in enumerate(inputs))
+    class_weights = _class_weights(job)
+
+    def to_device(item: tuple[Step, np.ndarray]) -> Batch:
+        step, inputs = item
+        mask = (step.rows != PADDING).astype(np.float32)
+        labels = np.where(step.rows != PADDING, job.labels[step.rows], 0)
+        transforms = identity_transforms(len(step.rows))
+        if step.training and kept is None:
+            view = view_of(plan.first_epoch + step.epoch, config.views)
+            transforms = projective_transforms(config.augment, config.image_size, config.seed, view, step.rows)
+        weights = mask * (class_weights[labels] if step.training else np.float32(1.0))
+        ordinal = (plan.first_epoch + step.epoch) * plan.train_steps + step.number
+        return Batch(
+            tf.constant(inputs),
+            tf.constant(transforms),
+            tf.constant(labels, tf.int64),
+            tf.constant(mask),
+            tf.constant(weights, tf.float32),
+            tf.constant(step.count, tf.float32),
+            tf.constant(ordinal, tf.int64),
+        )
+
+    return prefetch(numbered, to_device)
+
+
+def _kept_batches(reader: ActivationReader, plan: PhasePlan, first: int, views: int) -> Iterator[np.ndarray]:
+    """The kept activations of every step of a plan, in order."""
+    for index in range(first, plan.num_steps):
+        step = plan.step(index)
+        if step.training:
+            yield reader.read("train", step.rows, view_of(plan.first_epoch + step.epoch, views))
+        else:
+            yield reader.read("validation", step.rows, 0)
+
+
+def _class_weights(job: TrainingJob) -> np.ndarray:
+    """(classes,) float32: what a training row of each class weighs."""
+    num_classes = len(job.class_names)
+    if job.config.optimizer.class_weights == "off":
+        return np.ones(num_classes, np.float32)
+    counts = np.bincount(job.labels[job.train_rows], minlength=num_classes)
+    return (counts.sum() / (num_classes * np.maximum(counts, 1))).astype(np.float32)

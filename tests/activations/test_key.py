@@ -1,0 +1,112 @@
+"""What makes activations others: over all fields of the configuration, so that a new one cannot be forgotten."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from pharmclf.activations.key import key_parts, location_of
+from pharmclf.config import AugmentConfig, RunConfig, from_dict, to_dict
+from pharmclf.data.manifest import Manifest
+
+KEYED = {  # another value of each changes the key
+    "backbone": "resnet50", "image_size": 96, "seed": 1, "activations_dtype": "float32",
+    "augment.rotation_deg": 21.0, "augment.shift": 0.1, "augment.shear": 0.1, "augment.zoom": 0.1,
+    "augment.horizontal_flip": False, "augment.vertical_flip": True, "augment.fill": "nearest", "augment.views": 3,
+}  # fmt: skip
+RESOLVED = {"weights", "precision", "unfreeze_blocks"}  # are in the key as what they come to
+BY_MANIFEST = {"data", "max_bad", "split.test", "split.validation", "demo.images_per_class"}  # change its rows
+FREE = {  # what comes behind the frozen part, and where and how the run goes on
+    "storage": "elsewhere", "name": "other", "workers": "2", "batch_size": 7, "xla": True, "deterministic": False,
+    "checkpoint_every_s": 1.0, "keep_checkpoints": 5, "activations": "never", "failures": 2,
+    "head.dense": [8], "head.dropout": 0.1,
+    "phase1.epochs": 3, "phase1.learning_rate": 0.1, "phase1.schedule": "cosine", "phase1.warmup": 0.3,
+    "phase2.epochs": 3, "phase2.learning_rate": 0.1, "phase2.schedule": "cosine", "phase2.warmup": 0.3,
+    "stopping.early_patience": 1, "stopping.plateau_patience": 1, "stopping.plateau_factor": 0.1,
+    "stopping.learning_rate_floor": 0.1, "optimizer.weight_decay": 0.1, "optimizer.clip_norm": 1.0,
+    "optimizer.label_smoothing": 0.1, "optimizer.class_weights": "auto",
+}  # fmt: skip
+BASE = RunConfig(augment=AugmentConfig(views=2))
+
+
+def leaves(value: dict[str, Any], prefix: str = "") -> set[str]:
+    found = set()
+    for key, item in value.items():
+        found |= leaves(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key}
+    return found
+
+
+def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
+    plain = to_dict(config)
+    inner = plain
+    *groups, last = path.split(".")
+    for group in groups:
+        inner = inner[group]
+    assert inner[last] != value
+    inner[last] = value
+    return from_dict(plain)
+
+
+def key(config: RunConfig, manifest: Manifest, depth: int = 2, weights: str = "imagenet", precision: str = "float32"):
+    return location_of("/storage", key_parts(config, manifest, depth, weights, precision))
+
+
+def test_every_field_of_the_configuration_is_accounted_for():
+    """A new field must be put into one of the four groups, and stands in no two."""
+    groups = [set(KEYED), RESOLVED, BY_MANIFEST, set(FREE)]
+    assert set().union(*groups) == leaves(to_dict(RunConfig()))
+    assert sum(map(len, groups)) == len(set().union(*groups))
+
+
+@pytest.mark.parametrize("path", sorted(KEYED))
+def test_a_field_that_decides_the_activations_changes_the_key(path: str, drawn_manifest: Manifest):
+    """Each by itself."""
+    assert key(changed(BASE, path, KEYED[path]), drawn_manifest) != key(BASE, drawn_manifest)
+
+
+@pytest.mark.parametrize("path", sorted(FREE))
+def test_a_field_behind_the_frozen_part_leaves_the_key(path: str, drawn_manifest: Manifest):
+    """So that trials of a sweep, which differ in nothing else, share the activations."""
+    assert key(changed(BASE, path, FREE[path]), drawn_manifest) == key(BASE, drawn_manifest)
+
+
+def test_cut_weights_and_precision_change_the_key(drawn_manifest: Manifest):
+    """The three that are resolved outside the configuration."""
+    keys = {
+        key(BASE, drawn_manifest),
+        key(BASE, drawn_manifest, depth=3),
+        key(BASE, drawn_manifest, weights="0" * 64),
+        key(BASE, drawn_manifest, precision="mixed_float16"),
+    }
+    assert len(keys) == 4
+
+
+def test_the_bytes_of_one_image_change_the_key(drawn_manifest: Manifest):
+    """And so do a row that moves into another split, and one that is quarantined."""
+    row = int(drawn_manifest.rows("train")[0])
+    keys = {key(BASE, drawn_manifest)}
+    for column, value in (("sha256", "0" * 64), ("split", "validation"), ("status", "cannot be read")):
+        table = drawn_manifest.table.copy()
+        table.loc[row, column] = value
+        keys.add(key(BASE, dataclasses.replace(drawn_manifest, table=table)))
+    assert len(keys) == 4
+
+
+def test_a_folder_that_moved_keeps_its_activations(drawn_manifest: Manifest):
+    """Paths and labels are not what an image is; the test split is not kept, and counts for nothing."""
+    table = drawn_manifest.table.copy()
+    table["path"] = "/elsewhere" + table["path"]
+    table["label"] = "other"
+    table.loc[drawn_manifest.rows("test"), "sha256"] = "0" * 64
+    assert key(BASE, dataclasses.replace(drawn_manifest, table=table)) == key(BASE, drawn_manifest)
+
+
+def test_without_augmentation_all_seeds_and_views_are_one(drawn_manifest: Manifest):
+    """A picture that no transform moves is computed once, whatever the seed."""
+    still = AugmentConfig(rotation_deg=0, shift=0, shear=0, zoom=0, horizontal_flip=False)
+    one = dataclasses.replace(BASE, augment=still)
+    other = dataclasses.replace(one, seed=5, augment=dataclasses.replace(still, views=4))
+    assert one.views == other.views == 1
+    assert key(one, drawn_manifest) == key(other, drawn_manifest)

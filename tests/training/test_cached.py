@@ -1,0 +1,107 @@
+"""Training on kept activations: the steps of training on images."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pharmclf.activations.choice import PhaseWork
+from pharmclf.activations.provide import Wish, provide
+from pharmclf.config import AugmentConfig, HeadConfig, PhaseConfig
+from pharmclf.data.manifest import Manifest
+from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
+from pharmclf.training.job import TrainingJob
+from pharmclf.training.launch import launch
+from pharmclf.training.phases import phases_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.tf]
+
+SETTINGS: dict[str, Any] = {
+    "augment": AugmentConfig(rotation_deg=180, vertical_flip=True, views=2),
+    "head": HeadConfig(dense=(16,), dropout=0.3),
+    "phase1": PhaseConfig(epochs=3, learning_rate=1e-4),
+    "phase2": PhaseConfig(epochs=3, learning_rate=1e-5),
+    "checkpoint_every_s": 1e-9,  # after every step, so that the loss of each can be read
+    "keep_checkpoints": 10_000,
+    "activations_dtype": "float32",
+}
+
+
+class Silent:
+    """Watches, and asks to stop after a number of polls."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.polls, self.stop_after = 0, stop_after
+
+    def event(self, kind: str, **values: Any) -> None:
+        pass
+
+    def stop_requested(self) -> bool:
+        self.polls += 1
+        return self.stop_after is not None and self.polls > self.stop_after
+
+
+def with_activations(job: TrainingJob, manifest: Manifest, storage: str) -> TrainingJob:
+    config = dataclasses.replace(job.config, activations="always", storage=storage)
+    works = [PhaseWork(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases_of(config)]
+    wish = Wish(config, manifest, config.weights, works, lambda _: None, lambda: False)
+    job = dataclasses.replace(job, config=config, activations=provide(wish))
+    assert set(job.activations) == {"phase1", "phase2"}
+    return job
+
+
+def losses(job: TrainingJob) -> dict[tuple[int, int, int], float]:
+    """Mean training loss up to each step of each epoch, by position behind the step."""
+    found = {}
+    history: list[dict[str, Any]] = []
+    for checkpoint in list_checkpoints(job.checkpoints):
+        at, state = checkpoint.position, checkpoint.state
+        if at.step:
+            found[at.phase, at.epoch, at.step] = state["epoch_sums"]["loss"] / state["epoch_sums"]["images"]
+        history = state["history"]
+    for record in history:
+        found[int(record["phase"][-1]) - 1, record["epoch"] + 1, 0] = record["train_loss"]
+    return found
+
+
+def weights(job: TrainingJob) -> dict[str, np.ndarray]:
+    found = newest_checkpoint(job.checkpoints)
+    assert found is not None
+    return found[1]["weights"]
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_cached_and_uncached_training_take_the_same_steps(
+    make_job: Any, drawn_manifest: Manifest, tmp_path: Path, workers: str
+) -> None:
+    """Both phases, two views, by one and by two workers: each loss within 1e-4, the final weights within 1e-3."""
+    streamed = make_job(str(tmp_path / "streamed"), workers=workers, **SETTINGS)
+    cached = with_activations(
+        make_job(str(tmp_path / "cached"), workers=workers, **SETTINGS), drawn_manifest, str(tmp_path)
+    )
+    for job in (streamed, cached):
+        assert launch(job, Silent())["status"] == "complete"
+    one, other = losses(streamed), losses(cached)
+    steps = -(-len(streamed.train_rows) // 10)
+    assert set(one) == set(other)
+    assert len(one) == 6 * steps
+    assert max(abs(one[at] - other[at]) for at in one) <= 1e-4
+    ours, theirs = weights(streamed), weights(cached)
+    assert set(ours) == set(theirs)
+    assert max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours) <= 1e-3
+
+
+def test_a_cached_run_resumes_bit_for_bit(make_job: Any, drawn_manifest: Manifest, tmp_path: Path) -> None:
+    """Stopped within phase 2 and begun again, it ends with the weights of the run that was not stopped."""
+    ends = []
+    for name, stops in (("unbroken", [None]), ("broken", [18, None])):
+        settings = SETTINGS | {"checkpoint_every_s": 0, "activations_dtype": "float16", "workers": "0"}
+        job = with_activations(make_job(str(tmp_path / name), **settings), drawn_manifest, str(tmp_path))
+        states = [launch(job, Silent(stop))["status"] for stop in stops]
+        assert states == ["complete"] if len(stops) == 1 else ["stopped", "complete"]
+        ends.append(weights(job))
+    assert all(np.array_equal(ends[0][name], ends[1][name]) for name in ends[0])
