@@ -386,3 +386,25 @@ def test_a_uri_is_remote_and_a_path_is_not():
     """file:// is this machine."""
     places = {"s3://b/k": True, "gs://b/k": True, "/a/b": False, "a": False, "file:///a": False, "C:/x": False}
     assert {place: storage.is_remote(place) for place in places} == places
+
+
+def test_a_file_that_goes_while_a_folder_is_listed_is_left_out(tmp_path: Path):
+    """Another process writes and renames files beside those that are listed; the listing does not end for it."""
+    for number in range(200):
+        (tmp_path / f"stays-{number}").write_bytes(b"x")
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            for number in range(20):
+                storage.write_bytes(f"{tmp_path}/goes-{number}", b"y")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(100):
+            names = [entry.location.rsplit("/", 1)[-1] for entry in storage.list_files(str(tmp_path))]
+            assert sum(name.startswith("stays") for name in names) == 200
+    finally:
+        ended.set()
+        thread.join()

@@ -30,7 +30,10 @@ class LocalDisk:
         for folder, _, names in os.walk(path, onerror=refuse, followlinks=True):
             found += [os.path.join(folder, name) for name in names]
         for file in sorted(found):
-            status = os.stat(file)
+            try:
+                status = os.stat(file)
+            except FileNotFoundError:  # another process has deleted it since
+                continue
             yield FileEntry(file, status.st_size, status.st_mtime_ns)
 
     def list_folders(self, path: str) -> list[str]:
