@@ -15,7 +15,8 @@ PURE = [
     "data.augment", "data.demo", "data.prepare", "training.phases", "training.schedule", "training.checkpoint",
     "training.job", "training.saver", "training.listing", "report.plots", "report.summary",
     "evaluation.evaluate", "model.cut", "model.device", "runs",
-    "activations.key", "activations.choice", "activations.shards", "activations.reader", "activations.local_cache",
+    "activations.key", "activations.choice", "activations.shards", "activations.reader",
+    "activations.listing", "activations.local_cache",
 ]  # fmt: skip
 WITH_RAY = ["pipeline", "activations.provide", "data.stream", "training.launch", "evaluation.predict"]
 _SHOW = "; import sys; print(*sorted({'tensorflow', 'keras', 'ray'} & set(sys.modules)))"

@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from pharmclf import storage
 from pharmclf.activations.shards import ActivationsNotKept
 from pharmclf.config import ConfigError
 
+T = TypeVar("T")
 _FREE_SHARE = 0.5  # of the free space, where no bound is given
 
 
@@ -36,60 +39,63 @@ class LocalCache:
         """
         self.folder = folder or _folder()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.limit_bytes = _limit_bytes(self.folder) if limit_bytes is None else limit_bytes
+        with self._lock("room"):  # copies do not come and go while they are counted
+            self.limit_bytes = _limit_bytes(self.folder) if limit_bytes is None else limit_bytes
 
-    def fetch(self, location: str) -> Path:
-        """The local copy of a file, fetched if it is not there; it may be gone once others are fetched.
+    def open(self, location: str, opener: Callable[[Path], T]) -> T:
+        """Open the local copy of a file, fetched if it is not there; it is not evicted before `opener` has returned.
 
-        An open copy can be read to its end whatever happens to its name.
+        What is open by then can be read to its end, whatever happens to its name.
 
         Raises:
             OSError: the file cannot be read.
             ActivationsNotKept: the disk is full.
         """
         path = self.folder / location.rsplit("/", 1)[-1]
-        with self._lock(path.name):  # of two processes that want the same file, one fetches it
-            if not path.exists():
-                temporary = path.with_suffix(".part")
-                try:
-                    storage.download(location, temporary)
+        with self._lock(f"{sum(path.name.encode()) % 64}"):  # of two processes that want a file, one fetches it
+            with self._lock("room", fcntl.LOCK_SH):
+                if path.exists():
+                    os.utime(path)
+                    return opener(path)
+            temporary = path.with_suffix(".part")
+            try:
+                storage.download(location, temporary)
+                with self._lock("room"):
                     self._make_room(temporary.stat().st_size)
                     temporary.replace(path)
-                except OSError as error:
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                        raise
-                    raise ActivationsNotKept(
-                        f"{self.folder} is full; PHARMCLF_STORAGE_CACHE may name another folder"
-                    ) from error
-                finally:
-                    temporary.unlink(missing_ok=True)
-            os.utime(path)
-        return path
+                    return opener(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise ActivationsNotKept(
+                    f"{self.folder} is full; PHARMCLF_STORAGE_CACHE may name another folder"
+                ) from error
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def fetch(self, location: str) -> Path:
+        """The local copy of a file; it may be gone once others are fetched. Raises: as `open`."""
+        return self.open(location, lambda path: path)
 
     def drop(self, location: str) -> None:
         """Forget the copy of a file, since it is damaged."""
-        (self.folder / location.rsplit("/", 1)[-1]).unlink(missing_ok=True)
+        with self._lock("room"):
+            (self.folder / location.rsplit("/", 1)[-1]).unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
         """Delete what was used least recently, until a file of this size fits; it stays even where it is larger."""
-        with self._lock("room"):
-            files = []
-            for path in self.folder.glob("*.npy"):
-                with contextlib.suppress(FileNotFoundError):
-                    status = path.stat()
-                    files.append((status.st_mtime_ns, status.st_size, path))
-            held = sum(item[1] for item in files)
-            for _, file_size, path in sorted(files):
-                if held + size <= self.limit_bytes:
-                    return
-                path.unlink(missing_ok=True)
-                held -= file_size
+        files = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.npy"))
+        held = sum(file_size for _, file_size, _ in files)
+        for _, file_size, path in files:
+            if held + size <= self.limit_bytes:
+                return
+            path.unlink()
+            held -= file_size
 
     @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        # a few files stand for all names, so that no lock is left behind for each
-        with (self.folder / f".lock-{sum(name.encode()) % 64 if name != 'room' else 'room'}").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    def _lock(self, name: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+        with (self.folder / f".lock-{name}").open("ab") as lock:
+            fcntl.flock(lock, kind)
             yield
 
 
@@ -107,6 +113,6 @@ def _limit_bytes(folder: Path) -> float:
         limit = float(given)
     except ValueError:
         limit = -1.0
-    if limit <= 0:
+    if not 0 < limit < math.inf:
         raise ConfigError(f"PHARMCLF_STORAGE_CACHE_GB: received {given!r}, expected a number of gigabytes above 0")
     return limit * 1e9

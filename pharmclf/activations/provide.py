@@ -16,6 +16,7 @@ from pharmclf.activations import compute
 from pharmclf.activations.choice import PhaseWork, choose
 from pharmclf.activations.key import key_parts, location_of, root_of
 from pharmclf.activations.shards import (
+    USED_FILE,
     Activations,
     ActivationsNotKept,
     Layout,
@@ -30,7 +31,6 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.model.cut import CutCost, check_depth
 from pharmclf.storage.lease import Lease, LeaseTaken
 
-USED_FILE = "used.json"
 _WAIT_S = 2.0
 _TELL_WAIT_S, _TELL_PROGRESS_S = 30.0, 3.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -174,7 +174,8 @@ def _compute(wish: Wish, leases: _Leases, costs: Sequence[CutCost], precision: s
             raise
         leases.release()  # first: a renewal would leave its files behind
         for cut in leases.cuts:
-            storage.delete_folder(cut.location)
+            with contextlib.suppress(OSError):  # another process may be writing there by now
+                storage.delete_folder(cut.location)
         raise ActivationsNotKept(str(error)) from error
     size = sum(target.layout.num_bytes for target in targets) / 1e6
     wish.say(f"activations: {computed:,} pictures in {time.monotonic() - began:.0f} s, {size:,.1f} MB kept")

@@ -19,7 +19,6 @@ from pharmclf.fingerprint import sha256_file
 
 _OPEN_SHARDS = 400  # each holds a file descriptor
 _FETCHES = 8  # concurrent fetches from an object store
-_TRIES = 3
 _MEMORY_SHARE = 1 / 16  # of the memory that is free, for pooled features of one process
 
 
@@ -89,24 +88,28 @@ class ActivationReader:
             return np.concatenate(list(pool.map(lambda shard: self._map(section, shard), range(count))))
 
     def _map(self, section: str, shard: int) -> NDArray[np.floating]:
-        """Map a shard, and verify it if this process has not yet."""
+        """Map a shard, and verify it where this process has not yet, or where it may be a new copy."""
         name = self._activations.files[section][shard]
         location = storage.join(self._activations.location, name)
-        for _ in range(_TRIES):
-            try:
-                path = Path(location) if self._cache is None else self._cache.fetch(location)
-                if name not in self._verified:
-                    if sha256_file(path) != sha256_of(name):
-                        if self._cache is None:
-                            break
-                        self._cache.drop(location)  # the copy may be damaged where the object is not
-                        continue
-                    self._verified.add(name)
-                return np.load(path, mmap_mode="r", allow_pickle=False)
-            except FileNotFoundError as error:  # a copy may have been dropped for another one
-                if self._cache is None or not storage.is_file(location):
-                    raise ActivationsLost(f"{location} is gone") from error
-        raise ActivationsLost(f"{location} is damaged: its content is not what its sha256 says")
+
+        def verified(path: Path) -> NDArray[np.floating] | None:
+            if (self._cache or name not in self._verified) and sha256_file(path) != sha256_of(name):
+                return None
+            self._verified.add(name)
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+
+        try:
+            found = self._cache.open(location, verified) if self._cache else verified(Path(location))
+            if found is None and self._cache:  # the copy may be damaged where the object is not
+                self._cache.drop(location)
+                found = self._cache.open(location, verified)
+        except FileNotFoundError as error:
+            raise ActivationsLost(f"{location} is gone") from error
+        if found is None:
+            if self._cache:
+                self._cache.drop(location)
+            raise ActivationsLost(f"{location} is damaged: its content is not what its sha256 says")
+        return found
 
 
 def _places(rows: NDArray[np.int64]) -> NDArray[np.int64]:

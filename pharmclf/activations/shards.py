@@ -21,6 +21,8 @@ from pharmclf.config import RunConfig
 from pharmclf.data.manifest import Manifest
 
 INDEX_FILE = "index.json"
+USED_FILE = "used.json"
+"""Time and run of the last use, for the listing."""
 _SHARD_BYTES = 16 << 20
 _PIXEL_BYTES = 64 << 20  # decoded images of one shard's rows, which travel as one block
 _MOST_ROWS = 256  # of a shard: what an interruption may cost
@@ -187,8 +189,12 @@ def open_activations(location: str, manifest: Manifest) -> Activations | None:
     index = read_index(location)
     if index is None:
         return None
-    layout = Layout.from_dict(index["layout"])
-    standing = {name for _, _, name in standing_shards(location, layout)}
-    if not standing.issuperset(name for files in index["files"].values() for name in files):
+    try:
+        layout = Layout.from_dict(index["layout"])
+        files = {section.name: list(index["files"][section.name]) for section in layout.sections}
+    except (LookupError, TypeError, AttributeError):  # damaged: what it names is found again by the shards' own names
         return None
-    return Activations(location, layout, {split: manifest.rows(split) for split in SPLITS}, index["files"])
+    standing = {name for _, _, name in standing_shards(location, layout)}
+    if not standing.issuperset(name for names in files.values() for name in names):
+        return None
+    return Activations(location, layout, {split: manifest.rows(split) for split in SPLITS}, files)

@@ -1,0 +1,68 @@
+"""List the activations that a storage keeps, and delete those that are not wanted any more.
+
+python jobs/activations.py                                          a table of those of runs/, the last used first
+python jobs/activations.py --storage s3://bucket/prefix             of a bucket
+python jobs/activations.py --delete-older-than 30d                  delete what no run has used for 30 days
+python jobs/activations.py --delete-down-to 20GB                    delete the least recently used, until 20 GB are left
+
+Activations that are being computed are left alone. What is deleted is computed again when a run wants it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tyro
+
+from pharmclf import storage
+from pharmclf.activations.listing import delete_kept, list_kept, parse_age, parse_size, size_text, table, to_delete
+from pharmclf.cli import run_job
+from pharmclf.config import ConfigError
+from pharmclf.data.prepare import refusals_named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where they lie, and which of them go."""
+
+    storage: str = "runs"
+    """Folder or s3:// prefix that holds the runs."""
+    delete_older_than: str = ""
+    """Delete what was not used for so long: a number with d, h, min or s, as 30d. Empty: nothing for its age."""
+    delete_down_to: str = ""
+    """Delete the least recently used until so much is left: a number with TB, GB, MB or kB, as 20GB. Empty: none."""
+
+
+def main() -> int:
+    """Parse, list, delete what is asked for."""
+    about = "\n\n".join(line for line in (__doc__ or "").splitlines() if line)  # the help keeps only paragraphs apart
+    options = tyro.cli(Options, description=about)
+    older_than_s = _value("--delete-older-than", options.delete_older_than, parse_age)
+    down_to_bytes = _value("--delete-down-to", options.delete_down_to, parse_size)
+    location = storage.absolute(options.storage)
+    with refusals_named(location):
+        if not storage.exists(location):
+            raise ConfigError(f"--storage {location}: nothing there. Give the folder or prefix that the runs lie in")
+        kept = list_kept(location)
+        for entry in to_delete(kept, time.time(), older_than_s, down_to_bytes):
+            deleted, skipped = delete_kept([entry])  # one by one, so that each is told of when it is gone
+            for gone in deleted:
+                print(f"deleted: {gone.key}, {size_text(gone.size_bytes)}", flush=True)
+                kept.remove(gone)
+            for reason in skipped:
+                print(f"left: {reason}", flush=True)
+    print(table(kept, time.time()) if kept else f"no activations are kept in {location}")
+    return 0
+
+
+def _value(flag: str, text: str, parse: Callable[[str], float]) -> float | None:
+    try:
+        return parse(text) if text else None
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from error
+
+
+if __name__ == "__main__":
+    run_job(main)

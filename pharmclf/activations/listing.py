@@ -1,0 +1,224 @@
+"""The activations that a storage keeps: what they are, when they were used last, which can go, and their deletion."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.activations.key import root_of
+from pharmclf.activations.shards import INDEX_FILE, USED_FILE, Layout, read_index
+from pharmclf.config import ConfigError
+from pharmclf.storage.lease import Lease, LeaseTaken
+
+_KEY = re.compile(r"[0-9a-f]{32}")  # a folder of another name is somebody else's
+_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
+_AGES = {"d": 86400.0, "h": 3600.0, "min": 60.0, "s": 1.0}
+_SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+_READERS = 16  # concurrent readers of folders
+_HEADING: tuple[str, ...] = (
+    "key",
+    "backbone",
+    "image size",
+    "cut",
+    "views",
+    "dtype",
+    "size",
+    "last used",
+    "run",
+    "state",
+)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The activations of one cut, as they lie in storage; what only their index tells is empty where none stands."""
+
+    key: str
+    """Name of the folder."""
+    location: str
+    size_bytes: int
+    """Of all files."""
+    complete: bool
+    """Their index stands; else they are being computed, or the computation was interrupted."""
+    used_s: float
+    """Time of the last use, seconds since 1970; of the last change where no use is recorded."""
+    run: str = ""
+    """Name of the run that used them last; "": not known."""
+    backbone: str = ""
+    image_size: int | None = None
+    cut: int | None = None
+    """Blocks of the backbone behind the cut."""
+    dtype: str = ""
+    views: int | None = None
+    """Different pictures of a training image."""
+    pictures: int | None = None
+    """Pictures whose activations are kept, all views of them."""
+
+
+def list_kept(storage_location: str) -> list[Kept]:
+    """The activations below a storage, the most recently used first; none where nothing stands.
+
+    Raises:
+        OSError: no such bucket, no right to read it, or no answer.
+    """
+    root = root_of(storage_location)
+    keys = [name for name in storage.list_folders(root) if _KEY.fullmatch(name)]
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(functools.partial(_read, root), keys)
+        return sorted((kept for kept in found if kept), key=lambda kept: (-kept.used_s, kept.key))
+
+
+def to_delete(
+    kept: Iterable[Kept], now_s: float, older_than_s: float | None, down_to_bytes: float | None
+) -> list[Kept]:
+    """Choose what goes, the least recently used first. Pure.
+
+    Args:
+        kept: everything that is there.
+        now_s: seconds since 1970.
+        older_than_s: all that was not used for so long goes; None: nothing for its age.
+        down_to_bytes: as many more go as are needed until the rest is this large at most; None: none for its size.
+    """
+    oldest_first = sorted(kept, key=lambda entry: (entry.used_s, entry.key))
+    rest = sum(entry.size_bytes for entry in oldest_first)
+    chosen = []
+    for entry in oldest_first:
+        age_s = max(0.0, now_s - entry.used_s)  # the storage's clock may be ahead of ours
+        old = older_than_s is not None and age_s >= older_than_s
+        if old or (down_to_bytes is not None and rest > down_to_bytes):
+            chosen.append(entry)
+            rest -= entry.size_bytes
+    return chosen
+
+
+def delete_kept(entries: Iterable[Kept]) -> tuple[list[Kept], list[str]]:
+    """Delete activations, but not those that are being computed, and not those of others.
+
+    Returns:
+        What was deleted, and why what was not stays: a line for each, with its folder.
+
+    Raises:
+        OSError: the storage does not answer.
+    """
+    deleted, skipped = [], []
+    for entry in entries:
+        try:
+            lease = Lease.acquire(entry.location)
+            try:  # the index first: what is left of a deletion that breaks off does not exist without it
+                storage.delete_file(storage.join(entry.location, INDEX_FILE))
+            finally:
+                lease.release()  # before the folder goes: a renewal would leave its files behind
+            storage.delete_folder(entry.location)
+            deleted.append(entry)
+        except (LeaseTaken, PermissionError) as error:
+            skipped.append(str(error))  # it names the folder
+    return deleted, skipped
+
+
+def table(kept: Sequence[Kept], now_s: float) -> str:
+    """Activations as aligned lines under a heading, in their order, and a last line with their sum."""
+    rows = [_HEADING]
+    for entry in kept:
+        state, used = "complete" if entry.complete else "incomplete", _age_text(now_s - entry.used_s)
+        about = (entry.backbone, entry.image_size, entry.cut, entry.views, entry.dtype)
+        texts = ("-" if value in ("", None) else str(value) for value in about)
+        rows.append((entry.key, *texts, size_text(entry.size_bytes), used, entry.run or "-", state))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, f"{len(kept)} in all, {size_text(sum(entry.size_bytes for entry in kept))}"])
+
+
+def size_text(size_bytes: float) -> str:
+    """Bytes for a person: 1.5 GB."""
+    for unit, factor in _SIZES.items():
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.1f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def parse_age(text: str) -> float:
+    """Seconds of an age: "30d", "12h", "45min", "90s".
+
+    Raises:
+        ConfigError: anything else.
+    """
+    return _parse(text, _AGES, "an age", "30d, 12h, 45min or 90s")
+
+
+def parse_size(text: str) -> float:
+    """Bytes of a size: "1.5TB", "20GB", "500MB", "64kB".
+
+    Raises:
+        ConfigError: anything else.
+    """
+    return _parse(text, _SIZES, "a size", "20GB, 500MB or 1.5TB")
+
+
+def _parse(text: str, units: Mapping[str, float], what: str, examples: str) -> float:
+    match = re.fullmatch(f"{_NUMBER} ?({'|'.join(units)})", text.strip())
+    value = float(match[1]) * units[match[2]] if match else math.nan
+    if not math.isfinite(value):
+        raise ConfigError(
+            f"received {text!r}, expected {what}: a number, 0 or more, and one of {', '.join(units)}. "
+            f"Write it as {examples}"
+        )
+    return value
+
+
+def _age_text(age_s: float) -> str:
+    age_s = max(0.0, age_s)
+    unit, factor = next(((unit, factor) for unit, factor in _AGES.items() if age_s >= factor), ("s", 1.0))
+    return f"{age_s // factor:.0f} {unit} ago"
+
+
+def _read(root: str, key: str) -> Kept | None:
+    """What lies in one folder; None where it has gone meanwhile."""
+    location = storage.join(root, key)
+    files = _files(location)
+    if files is None:
+        return None
+    used = _used(location)
+    newest = max((entry.mtime_ns for entry in files), default=0) / 1e9
+    size, used_s, run = sum(entry.size_bytes for entry in files), used.get("used_s", newest), used.get("run", "")
+    try:
+        about = _about(read_index(location) or {})
+    except (LookupError, TypeError, AttributeError, ValueError):  # another version's, or damaged
+        return Kept(key, location, size, complete=False, used_s=used_s, run=run)
+    return Kept(key, location, size, complete=True, used_s=used_s, run=run, **about)
+
+
+def _files(location: str) -> list[storage.FileEntry] | None:
+    """The files of a folder; None where it is gone."""
+    try:
+        return list(storage.list_files(location))
+    except FileNotFoundError:
+        return None
+
+
+def _used(location: str) -> dict[str, Any]:
+    """Time and run of the last use; {} where none is recorded."""
+    try:
+        value = storage.read_json(storage.join(location, USED_FILE))
+        used_s = float(value["used_s"])
+        return {"used_s": used_s, "run": str(value.get("run", ""))} if math.isfinite(used_s) else {}
+    except (FileNotFoundError, LookupError, TypeError, AttributeError, ValueError):
+        return {}
+
+
+def _about(index: Mapping[str, Any]) -> dict[str, Any]:
+    """What an index tells of its activations."""
+    parts, layout = index["parts"], Layout.from_dict(index["layout"])
+    return {
+        "backbone": str(parts["backbone"]),
+        "image_size": int(parts["image_size"]),
+        "cut": int(parts["cut"]),
+        "dtype": str(parts["dtype"]),
+        "views": int(parts["augment"]["views"]) if parts["augment"] else 1,
+        "pictures": sum(section.rows * section.views for section in layout.sections),
+    }
