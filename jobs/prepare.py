@@ -2,6 +2,7 @@
 
 python jobs/prepare.py --data DIR                  writes <storage>/<name>/manifest.parquet and quarantine.csv
 python jobs/prepare.py --data DIR --max-bad 1%     exit code 2 where more than 1 % of the images are bad
+python jobs/prepare.py --data DIR --activations    and compute the activations that training would keep, ahead of it
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pharmclf import storage
-from pharmclf.cli import parse_config, run_job, scan_progress
+from pharmclf.cli import parse_config, run_job, scan_progress, take_bare_flag
 from pharmclf.data.prepare import count_table, prepare
 
 _SHOWN = 20
@@ -17,6 +18,7 @@ _SHOWN = 20
 
 def main() -> int:
     """Parse, build the configuration, prepare, tell."""
+    fill = take_bare_flag("--activations")
     config = parse_config(__doc__ or "", Path(__file__).parent / "configs" / "demo.yaml")
     folder = storage.join(storage.absolute(config.storage), config.run_name)
     manifest = prepare(config, folder, scan_progress(print))
@@ -31,8 +33,12 @@ def main() -> int:
         print(f"quarantined: and {len(bad) - _SHOWN} more, see {storage.join(folder, 'quarantine.csv')}")
     for note in manifest.notes:
         print(f"note: {note}")
-    print(f"{len(manifest.ok):,} usable images of {len(manifest.table):,}; written to {folder}")
-    return 0
+    print(f"{len(manifest.ok):,} usable images of {len(manifest.table):,}; written to {folder}", flush=True)
+    if not fill:
+        return 0
+    from pharmclf.pipeline import fill_activations  # Ray is wanted here alone
+
+    return fill_activations(config, folder, manifest, lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,15 @@ def take_switch(name: str) -> bool:
     return given
 
 
+def take_bare_flag(name: str) -> bool:
+    """As `take_switch`, for a flag that is a setting where a value follows it: given without one, it is a switch."""
+    for place, argument in enumerate(sys.argv[1:], start=1):
+        if argument == name and (place + 1 == len(sys.argv) or sys.argv[place + 1].startswith("-")):
+            del sys.argv[place]
+            return True
+    return False
+
+
 def scan_progress(say: Say) -> Callable[[int, int], None]:
     """A progress callback for the scan of a data set: a line with an ETA every few seconds."""
     began = shown = time.monotonic()
