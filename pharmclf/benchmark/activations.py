@@ -1,0 +1,145 @@
+"""What kept activations gain: the same run without them, with them from nothing, and once more with another rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pharmclf import pipeline, storage
+from pharmclf.cli import Say
+from pharmclf.config import RunConfig, StoppingConfig
+from pharmclf.data.prepare import data_location
+from pharmclf.model.device import prepare_device
+from pharmclf.quiet import native_chatter_muted
+from pharmclf.training.launch import connect
+
+_BATCH = 16  # pictures of a timed pass through a prefix
+_TIMES = 3
+
+
+def benchmark_activations(config: RunConfig, say: Say) -> dict[str, Any]:
+    """Measure whole runs with and without kept activations, and what each cut of the backbone costs to keep.
+
+    Args:
+        config: data, backbone, epochs, `augment.views` (1 or more), unfreeze depth and rates of the runs.
+        say: takes lines for the console.
+
+    Returns:
+        runs: for "streamed", "kept" and "again": seconds of the phases, of the pass over the images, and of the whole
+        run, and the test accuracy with its interval; ratios of them; cuts: bytes, milliseconds to compute and to read
+        one picture's activations, and the epochs from which keeping them pays (None: never).
+    """
+    never_early = StoppingConfig(early_patience=0, plateau_patience=0)
+    config = dataclasses.replace(config, workers="0", stopping=never_early, checkpoint_every_s=0.0)
+    with native_chatter_muted():
+        prepare_device(deterministic=config.deterministic)
+    connect()
+    with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
+        data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
+        config = dataclasses.replace(config, data=data, storage=folder)
+        faster = dataclasses.replace(config.phase1, learning_rate=2 * config.phase1.learning_rate)
+        runs = {
+            "streamed": _run(dataclasses.replace(config, name="streamed", activations="never"), say),
+            "kept": _run(dataclasses.replace(config, name="kept", activations="always"), say),
+            "again": _run(dataclasses.replace(config, name="again", activations="always", phase1=faster), say),
+        }
+    ratios = _ratios(runs)
+    for what, value in ratios.items():
+        say(f"{what}: {value:.1f}")
+    cuts = _cuts(config, say)
+    return {"backbone": config.backbone, "views": config.views, "runs": runs, "ratios": ratios, "rows": cuts}
+
+
+def _run(config: RunConfig, say: Say) -> dict[str, Any]:
+    """A whole run, from the manifest to the tested model -> its times and its test accuracy."""
+    lines: list[str] = []
+    began = time.perf_counter()
+    pipeline.run(config, lines.append)
+    seconds = time.perf_counter() - began
+    result = storage.read_json(storage.join(config.storage, config.run_name, "result.json"))
+    computed = [line for line in lines if line.startswith("activations: ") and "pictures in" in line]
+    pass_s = max((index["seconds"] for index in _indexes(config.storage)), default=0.0) if computed else 0.0
+    phases = {phase["name"]: phase["seconds"] for phase in result["phases"]}
+    low, high = result["test_accuracy_interval"]
+    say(
+        f"{config.run_name:<9} pass {pass_s:6.1f} s  "
+        + "  ".join(f"{name} {value:6.1f} s" for name, value in phases.items())
+        + f"  whole run {seconds:6.1f} s  test accuracy {result['test_accuracy']:.3f} ({low:.3f}-{high:.3f})"
+    )
+    return {
+        "pass_s": pass_s, "phases": phases, "seconds": seconds, "test_accuracy": result["test_accuracy"],
+        "interval": [low, high],
+    }  # fmt: skip
+
+
+def _indexes(place: str) -> list[dict[str, Any]]:
+    return [storage.read_json(str(path)) for path in Path(place).glob("activations/*/index.json")]
+
+
+def _ratios(runs: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Times of the streamed run as multiples of the others'."""
+    streamed, kept, again = runs["streamed"], runs["kept"], runs["again"]
+    ratios = {}
+    for phase, seconds in streamed["phases"].items():
+        if phase == "phase1":
+            ratios["phase 1, streamed / kept, the pass included"] = seconds / (kept["phases"][phase] + kept["pass_s"])
+        ratios[f"{phase.replace('phase', 'phase ')}, streamed / kept"] = seconds / kept["phases"][phase]
+        ratios[f"{phase.replace('phase', 'phase ')}, streamed / kept, second run"] = seconds / again["phases"][phase]
+    ratios["whole run, streamed / kept"] = streamed["seconds"] / kept["seconds"]
+    ratios["whole run, streamed / kept, second run"] = streamed["seconds"] / again["seconds"]
+    return ratios
+
+
+def _cuts(config: RunConfig, say: Say) -> list[dict[str, Any]]:
+    """For every cut: bytes, time to compute and to read back one picture, and from which epoch on keeping pays."""
+    import keras
+    import tensorflow as tf
+
+    from pharmclf.model.backbones import build_backbone
+    from pharmclf.model.cut import cut_tensors
+
+    backbone = build_backbone(config.backbone, config.image_size, "none")
+    side = config.image_size
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, (_BATCH, side, side, 3)), tf.float32)
+    rows = []
+    for depth, tensor in enumerate(cut_tensors(backbone)[:-1]):
+        prefix = keras.Model(backbone.input, tensor)
+        forward = tf.function(lambda x, prefix=prefix: tf.cast(prefix(x, training=False), config.activations_dtype))
+        values = forward(images).numpy()
+        compute_ms = _best_ms(lambda forward=forward: forward(images).numpy())
+        with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
+            path = f"{folder}/shard.npy"
+            write_ms = _best_ms(lambda values=values, path=path: storage.write_bytes(path, values.tobytes()))
+            read_ms = _best_ms(
+                lambda values=values, path=path: np.array(np.memmap(path, values.dtype, shape=values.shape))
+            )
+        gain = compute_ms - read_ms
+        pays = math.ceil(config.views * (compute_ms + write_ms) / gain) if gain > 0 else None
+        kilobytes = values[0].nbytes / 1e3
+        rows.append(
+            {"depth": depth, "shape": list(values.shape[1:]), "bytes": values[0].nbytes, "compute_ms": compute_ms,
+             "write_ms": write_ms, "read_ms": read_ms, "pays_from_epochs": pays}
+        )  # fmt: skip
+        when = f"pays from {pays} epochs on" if pays else "never pays"
+        say(
+            f"{depth:>2} blocks trained: {kilobytes:7.1f} kB  compute {compute_ms:6.2f}  write {write_ms:5.2f}  "
+            f"read {read_ms:5.2f} ms a picture  {when} with {config.views} views"
+        )
+    say("all blocks trained: nothing is frozen, so nothing can be kept")
+    return rows
+
+
+def _best_ms(work: Any) -> float:
+    """Milliseconds a picture, the best of some times."""
+    seconds = []
+    for _ in range(_TIMES):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return 1e3 * min(seconds) / _BATCH
