@@ -1,4 +1,7 @@
-"""Computes activations: the stream of images through a pool of actors that hold the frozen prefix, shard by shard."""
+"""Computes activations, shard by shard: the stream of images through a pool of actors that hold the frozen prefix.
+
+A run that trains in the calling process computes them there as well.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ from pharmclf.activations.shards import ActivationsNotKept, Layout, missing_shar
 from pharmclf.config import BackboneName, RunConfig
 from pharmclf.data.augment import apply_transforms, projective_transforms
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.stream import checked, in_order, load_block
+from pharmclf.data.stream import checked, in_order, load_block, prefetch
 from pharmclf.fingerprint import sha256_bytes
 from pharmclf.model.cut import CutCost, cut_costs, cut_tensors
-from pharmclf.model.device import driver_capability, precision_for, prepare_device
+from pharmclf.model.device import driver_capability, gpu_capability, precision_for, prepare_device
 from pharmclf.quiet import native_chatter_muted
 
 _PICTURES = 64  # of one forward pass
@@ -129,28 +132,39 @@ def _results(
     missing: Sequence[Sequence[tuple[str, int]]],
     precision: str,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What the actors say of each span: pictures done, or an error."""
-    shared = ray.put((paths, config.image_size))
-    actors, gpus = _pool()
+    """What is said of each span when it is computed: pictures done, or an error."""
+    arguments = (config, targets, [set(shards) for shards in missing], rows, precision)
+    if config.worker_range == (0, 0):  # this process is the one that trains: no other needs TensorFlow
+        prefix = _Prefix(*arguments)
+        yield from map(prefix, prefetch(iter(todo), lambda span: _decoded(span, paths, config.image_size), depth=1))
+        return
+    shared = ray.put(paths)
 
     def decode(block: dict[str, np.ndarray]) -> dict[str, Any]:
-        paths, image_size = ray.get(shared)
-        span = Span(str(block["section"][0]), int(block["first"][0]), int(block["last"][0]))
-        images = load_block(paths[span.section][span.first : span.last], image_size)
-        count = span.last - span.first
-        return images | {name: np.full(count, value) for name, value in vars(span).items()}
+        return _decoded(_span_of(block), ray.get(shared), config.image_size)
 
     items = [vars(span) for span in todo]
-    blocks = in_order(ray.data.from_items(items, override_num_blocks=len(items)), None)
-    computed = blocks.map_batches(decode, batch_size=None, num_cpus=0.5).map_batches(
+    actors, gpus = _pool()
+    source = in_order(ray.data.from_items(items, override_num_blocks=len(items)), None)
+    computed = source.map_batches(decode, batch_size=None, num_cpus=0.5).map_batches(
         _Prefix,
-        fn_constructor_args=(config, targets, [set(shards) for shards in missing], rows, precision),
+        fn_constructor_args=arguments,
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
         num_cpus=0,  # two passes at once would otherwise hold all CPUs, and wait for ever for one to decode with
         num_gpus=gpus,
     )
     yield from computed.iter_batches(batch_size=None, batch_format="numpy")
+
+
+def _decoded(span: Span, paths: Mapping[str, list[str]], image_size: int) -> dict[str, np.ndarray]:
+    """The images of a span, as a block that carries the span with it."""
+    images = load_block(paths[span.section][span.first : span.last], image_size)
+    return images | {name: np.full(span.last - span.first, value) for name, value in vars(span).items()}
+
+
+def _span_of(block: Mapping[str, np.ndarray]) -> Span:
+    return Span(str(block["section"][0]), int(block["first"][0]), int(block["last"][0]))
 
 
 class _Prefix:
@@ -175,6 +189,8 @@ class _Prefix:
         backbone = build_backbone(config.backbone, config.image_size, config.weights)
         tensors = cut_tensors(backbone)
         prefix = keras.Model(backbone.input, [tensors[target.depth] for target in targets])
+        # a CPU's own float16 is slow in TensorFlow; from a GPU half as much is to be fetched
+        on_device = "float32" if gpu_capability() is None else config.activations_dtype
         self._config, self._targets, self._missing, self._rows = config, targets, missing, rows
 
         def forward(images: Any, transforms: Any) -> list[Any]:
@@ -182,12 +198,12 @@ class _Prefix:
             if transforms is not None:
                 images = apply_transforms(images, transforms, config.augment.fill)
             outputs = tf.nest.flatten(prefix(images, training=False))  # Keras unpacks a list of one
-            return [tf.cast(output, target.layout.dtype) for output, target in zip(outputs, targets, strict=True)]
+            return [tf.cast(output, on_device) for output in outputs]
 
         self._forward = tf.function(forward, autograph=False)
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        span = Span(str(block["section"][0]), int(block["first"][0]), int(block["last"][0]))
+        span = _span_of(block)
         error, pictures = str(block["error"][0]), 0
         if not error:
             try:
@@ -239,7 +255,8 @@ class _Prefix:
             places = np.minimum(np.arange(first, first + _PICTURES), last - 1)  # one shape, one graph
             moved = transforms[places] if span.section == "train" else None
             outputs = self._forward(images[places // views], moved)
-            yield [output.numpy()[: last - first] for output in outputs]
+            with np.errstate(over="ignore"):  # what becomes infinite is named when it is written
+                yield [output.numpy()[: last - first].astype(config.activations_dtype) for output in outputs]
 
     def _put(self, target: Target, section: str, shard: int, values: np.ndarray) -> None:
         if not np.isfinite(values).all():
@@ -271,27 +288,36 @@ def precision_of(config: RunConfig) -> str:
 
 
 def costs_of(config: RunConfig) -> list[CutCost]:
-    """The cost of every cut of a run's backbone, found in a process of its own, that holds no GPU.
+    """The cost of every cut of a run's backbone; where others train, found in a process that holds no GPU.
 
     Raises:
         ConfigError: an image size that the backbone cannot take.
     """
-    return _costs_of(config.backbone, config.image_size)
+    return _costs_of(config.backbone, config.image_size, here=config.worker_range == (0, 0))
 
 
 @functools.lru_cache
-def _costs_of(backbone: BackboneName, image_size: int) -> list[CutCost]:
+def _costs_of(backbone: BackboneName, image_size: int, *, here: bool) -> list[CutCost]:
+    if here:
+        return _costs(backbone, image_size)
+    gpus = bool(ray.cluster_resources().get("GPU"))
+    # without GPUs the process stays for the actor, which needs TensorFlow as well
+    task = ray.remote(num_cpus=0.5, max_calls=1)(_costs_without_gpu) if gpus else ray.remote(num_cpus=0.5)(_costs)
     try:
-        return ray.get(ray.remote(num_cpus=0.5, max_calls=1)(_costs).remote(backbone, image_size))
+        return ray.get(task.remote(backbone, image_size))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
 
 
+def _costs_without_gpu(backbone: BackboneName, image_size: int) -> list[CutCost]:
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    return _costs(backbone, image_size)
+
+
 def _costs(backbone: BackboneName, image_size: int) -> list[CutCost]:
     with native_chatter_muted():
-        import tensorflow as tf
-
-        tf.config.set_visible_devices([], "GPU")
         from pharmclf.model.backbones import build_backbone
 
         return cut_costs(build_backbone(backbone, image_size, "none"))

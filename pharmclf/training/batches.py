@@ -12,6 +12,7 @@ from pharmclf.activations.reader import ActivationReader
 from pharmclf.data.augment import identity_transforms, projective_transforms
 from pharmclf.data.plan import PADDING, PhasePlan, Step, view_of
 from pharmclf.data.stream import plan_batches, prefetch
+from pharmclf.model.device import gpu_capability
 from pharmclf.training.job import TrainingJob
 from pharmclf.training.phases import Phase
 from pharmclf.training.step import Batch
@@ -53,12 +54,15 @@ def device_batches(job: TrainingJob, phase: Phase, plan: PhasePlan, first: int) 
 
 def _kept_batches(reader: ActivationReader, plan: PhasePlan, first: int, views: int) -> Iterator[np.ndarray]:
     """The kept activations of every step of a plan, in order."""
+    # a CPU's own float16 is slow in TensorFlow; to a GPU half as much is to be sent
+    widen = gpu_capability() is None
     for index in range(first, plan.num_steps):
         step = plan.step(index)
+        section, view = "validation", 0
         if step.training:
-            yield reader.read("train", step.rows, view_of(plan.first_epoch + step.epoch, views))
-        else:
-            yield reader.read("validation", step.rows, 0)
+            section, view = "train", view_of(plan.first_epoch + step.epoch, views)
+        values = reader.read(section, step.rows, view)
+        yield values.astype(np.float32) if widen else values
 
 
 def _class_weights(job: TrainingJob) -> np.ndarray:
