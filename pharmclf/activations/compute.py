@@ -23,7 +23,7 @@ from pharmclf import storage
 from pharmclf.activations.choice import Machines
 from pharmclf.activations.local_cache import LocalCache
 from pharmclf.activations.shards import ActivationsNotKept, Layout, missing_shards, shard_name, standing_shards
-from pharmclf.config import BackboneName, RunConfig
+from pharmclf.config import BackboneName, ConfigError, RunConfig
 from pharmclf.data.augment import apply_transforms, projective_transforms
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.stream import checked, in_order, load_block, prefetch
@@ -116,8 +116,9 @@ def compute(
     with native_chatter_muted():
         for result in _results(config, todo, paths, rows, targets, missing, precision):
             kind, _, text = str(result["error"][0]).partition(": ")
-            if kind == ActivationsNotKept.__name__:
-                raise ActivationsNotKept(text)
+            for refusal in (ActivationsNotKept, ConfigError):
+                if kind == refusal.__name__:
+                    raise refusal(text)
             checked(result)
             done += int(result["pictures"].sum())
             progress(done, total)
@@ -185,8 +186,13 @@ class _Prefix:
             from pharmclf.model.backbones import build_backbone
 
             prepare_device(deterministic=config.deterministic)
+        self._refusal = ""
         keras.config.set_dtype_policy(precision)
-        backbone = build_backbone(config.backbone, config.image_size, config.weights)
+        try:
+            backbone = build_backbone(config.backbone, config.image_size, config.weights)
+        except ConfigError as error:  # of an actor that dies here Ray would tell only that it died
+            self._refusal = f"ConfigError: {error}"
+            return
         tensors = cut_tensors(backbone)
         prefix = keras.Model(backbone.input, [tensors[target.depth] for target in targets])
         # a CPU's own float16 is slow in TensorFlow; from a GPU half as much is to be fetched
@@ -204,7 +210,7 @@ class _Prefix:
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         span = _span_of(block)
-        error, pictures = str(block["error"][0]), 0
+        error, pictures = self._refusal or str(block["error"][0]), 0
         if not error:
             try:
                 pictures = self._write(span, block["image"])

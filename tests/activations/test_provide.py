@@ -226,3 +226,9 @@ def test_more_blocks_than_there_are_is_bad_input(shared_ray: None, drawn_manifes
     with pytest.raises(ConfigError, match="unfreeze_blocks: received 99"):
         provide(wish)
     assert not storage.exists(root_of(str(tmp_path)))
+
+
+def test_weights_that_cannot_be_had_are_bad_input(shared_ray: None, drawn_manifest: Manifest, tmp_path: Path) -> None:
+    """The actor that finds it out says so, and does not merely die."""
+    with pytest.raises(ConfigError, match=r"nowhere\.h5 is no file"):
+        provide(made(str(tmp_path), drawn_manifest, weights="/nowhere.h5"))
