@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from s3proxy import Fault, Proxy, Request, Through
 from s3server import Gateway, missing_programs
 
 from pharmclf.config import AugmentConfig, HeadConfig, PhaseConfig, RunConfig
+from pharmclf.storage import objects
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -35,6 +38,21 @@ def bucket(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of a new bucket, which this process can reach."""
     gateway.use(monkeypatch)
     return f"s3://{gateway.new_bucket()}"
+
+
+@pytest.fixture
+def through(bucket: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Through]:
+    """Starts a proxy between this process and the server."""
+    with contextlib.ExitStack() as stack:
+
+        def start(choose: Callable[[Request], Fault | None]) -> Proxy:
+            proxy = stack.enter_context(Proxy(gateway.bind, gateway.port, choose))
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+            objects._object_store.cache_clear()
+            return proxy
+
+        yield start
+    objects._object_store.cache_clear()
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])

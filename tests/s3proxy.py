@@ -200,3 +200,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     # with nothing lingering, closing a connection sends a reset
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+
+
+Through = Callable[[Callable[[Request], "Fault | None"]], Proxy]
+"""Starts a proxy that does to each request what the function chooses."""

@@ -13,7 +13,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pharmclf.config import ConfigError, RunConfig, from_dict, load_yaml, parse_share, parse_workers, to_dict, to_yaml
+from pharmclf.config import (
+    AugmentConfig,
+    ConfigError,
+    RunConfig,
+    from_dict,
+    load_yaml,
+    parse_share,
+    parse_workers,
+    to_dict,
+    to_yaml,
+)
 from pharmclf.config import schema as module
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +35,7 @@ SHAPED: dict[str, st.SearchStrategy[Any]] = {
     "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True) | st.just(""),
     "workers": st.sampled_from(["0", "1", "2", "1-4", "16"]),
     "max_bad": st.sampled_from(["0", "1", "1%", "0.01", "99.5 %"]),
+    "activations": st.sampled_from(["auto", "never"]),  # always goes with some values of augment.views only
     "head.dense": st.lists(st.integers(1, 4096), max_size=4).map(tuple),
 }
 
@@ -308,3 +319,12 @@ def test_the_reference_config_is_the_reference_run():
     optimizer = config.optimizer
     assert (optimizer.weight_decay, optimizer.clip_norm, optimizer.label_smoothing) == (0, 0, 0)
     assert optimizer.class_weights == "off"
+
+
+def test_activations_can_always_be_kept_where_pictures_come_back():
+    """With a number of views, or without augmentation; else the remedy is named."""
+    still = AugmentConfig(rotation_deg=0, shift=0, shear=0, zoom=0, horizontal_flip=False)
+    assert RunConfig(activations="always", augment=AugmentConfig(views=2)).views == 2
+    assert RunConfig(activations="always", augment=still).views == 1
+    with pytest.raises(ConfigError, match=r"--augment\.views 2"):
+        RunConfig(activations="always")

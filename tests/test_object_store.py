@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -12,19 +11,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from s3proxy import CUT, EXPIRED, HOLD, LOST, RESET, SLOW_DOWN, Fault, Proxy, Request
+from s3proxy import CUT, EXPIRED, HOLD, LOST, RESET, SLOW_DOWN, Fault, Proxy, Request, Through
 from s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.storage import objects
 
 pytestmark = pytest.mark.s3
-Through = Callable[[Callable[[Request], "Fault | None"]], Proxy]
 _LARGE = 20_000_003  # bytes: three parts
 
 OPERATIONS: dict[str, Callable[[str], object]] = {
@@ -39,21 +37,6 @@ OPERATIONS: dict[str, Callable[[str], object]] = {
     "write if": lambda root: storage.write_if(f"{root}/file", b"new", None),
     "delete": lambda root: storage.delete_file(f"{root}/file"),
 }
-
-
-@pytest.fixture
-def through(bucket: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Through]:
-    """Starts a proxy between this process and the server."""
-    with contextlib.ExitStack() as stack:
-
-        def start(choose: Callable[[Request], Fault | None]) -> Proxy:
-            proxy = stack.enter_context(Proxy(gateway.bind, gateway.port, choose))
-            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-            objects._object_store.cache_clear()
-            return proxy
-
-        yield start
-    objects._object_store.cache_clear()
 
 
 @pytest.fixture(scope="module")

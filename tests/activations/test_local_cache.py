@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,15 +18,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3proxy import RESET, Fault, Proxy, Request
-from s3server import Gateway
+from s3proxy import RESET, Fault, Request, Through
 
 from pharmclf import storage
 from pharmclf.activations.local_cache import LocalCache
 from pharmclf.activations.shards import ActivationsNotKept
 from pharmclf.config import ConfigError
 from pharmclf.fingerprint import sha256_bytes
-from pharmclf.storage import objects
 
 TICK_S = 0.02  # longer than the steps in which a file system counts time
 
@@ -172,24 +169,6 @@ def test_two_processes_fetch_a_file_whole(root: str, tmp_path: Path):
     sums = fetched_by_two(tmp_path / "cache", location)
     assert sums == 2 * [sha256_bytes(storage.read_bytes(location))]
     assert [path.name for path in (tmp_path / "cache").glob("[!.]*")] == ["a.npy"]
-
-
-Through = Callable[[Callable[[Request], "Fault | None"]], Proxy]
-
-
-@pytest.fixture
-def through(bucket: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Through]:
-    """Starts a proxy between this process and the server."""
-    with contextlib.ExitStack() as stack:
-
-        def start(choose: Callable[[Request], Fault | None]) -> Proxy:
-            proxy = stack.enter_context(Proxy(gateway.bind, gateway.port, choose))
-            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-            objects._object_store.cache_clear()
-            return proxy
-
-        yield start
-    objects._object_store.cache_clear()
 
 
 @pytest.mark.s3
