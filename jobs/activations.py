@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import tyro
 
 from pharmclf import storage
-from pharmclf.activations.listing import delete_kept, list_kept, parse_age, parse_size, size_text, table, to_delete
-from pharmclf.cli import run_job
+from pharmclf.activations.listing import delete_kept, list_kept, parse_age, parse_size, table, to_delete
+from pharmclf.activations.shards import size_text
+from pharmclf.cli import help_text, run_job
 from pharmclf.config import ConfigError
 from pharmclf.data.prepare import refusals_named
 
@@ -37,8 +38,7 @@ class Options:
 
 def main() -> int:
     """Parse, list, delete what is asked for."""
-    about = "\n\n".join(line for line in (__doc__ or "").splitlines() if line)  # the help keeps only paragraphs apart
-    options = tyro.cli(Options, description=about)
+    options = tyro.cli(Options, description=help_text(__doc__))
     older_than_s = _value("--delete-older-than", options.delete_older_than, parse_age)
     down_to_bytes = _value("--delete-down-to", options.delete_down_to, parse_size)
     location = storage.absolute(options.storage)

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pharmclf.cli import run_job
+from pharmclf.cli import help_text, run_job
 from pharmclf.config import ConfigError
 from pharmclf.runs import fetch_best, list_runs, ranked, table
 
@@ -43,8 +43,7 @@ class Options:
 def main() -> int:
     """Parse, then list or fetch."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half fetched is deleted
-    about = "\n\n".join(line for line in (__doc__ or "").splitlines() if line)  # the help keeps only paragraphs apart
-    options = tyro.cli(Options, description=about, config=(tyro.conf.FlagCreatePairsOff,))
+    options = tyro.cli(Options, description=help_text(__doc__), config=(tyro.conf.FlagCreatePairsOff,))
     if options.show:
         runs = list_runs(options.storage, name=options.name, experiment=options.experiment)
         print(table(ranked(runs, options.metric)))

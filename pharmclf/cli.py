@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ from types import FrameType
 import tyro
 
 from pharmclf.config import ConfigError, RunConfig, load_yaml
+from pharmclf.progress import progress_lines
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
-_PROGRESS_EVERY_S = 3.0
 
 Say = Callable[[str], None]
 """Takes a line for the console."""
@@ -39,9 +38,13 @@ def parse_config(description: str, default: Path, arguments: Sequence[str] | Non
     finder.add_argument("--config")
     known, rest = finder.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
     base = load_yaml(known.config or default)
-    lines = [*description.strip().splitlines(), "--config FILE: a YAML file of these settings; flags stand over it."]
-    about = "\n\n".join(line for line in lines if line)  # the help keeps only paragraphs apart
+    about = help_text(f"{description}\n--config FILE: a YAML file of these settings; flags stand over it.")
     return tyro.cli(RunConfig, description=about, default=base, args=rest, config=(tyro.conf.FlagConversionOff,))
+
+
+def help_text(description: str | None) -> str:
+    """A job's docstring for `--help`, which keeps only paragraphs apart: each line becomes one."""
+    return "\n\n".join(line for line in (description or "").strip().splitlines() if line)
 
 
 def take_switch(name: str) -> bool:
@@ -61,17 +64,8 @@ def take_bare_flag(name: str) -> bool:
 
 
 def scan_progress(say: Say) -> Callable[[int, int], None]:
-    """A progress callback for the scan of a data set: a line with an ETA every few seconds."""
-    began = shown = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown > _PROGRESS_EVERY_S and done:
-            shown = now
-            say(f"images examined: {done:,} of {total:,}, {(now - began) / done * (total - done):.0f} s to go")
-
-    return progress
+    """A progress callback for the scan of a data set."""
+    return progress_lines(say, "images examined")
 
 
 class StopSignal:

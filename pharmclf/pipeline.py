@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from pharmclf import storage
 from pharmclf.activations.choice import PhaseWork
-from pharmclf.activations.provide import Interrupted, Wish, drop_damaged, provide
-from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
+from pharmclf.activations.provide import Interrupted, Wish, drop_damaged, provide, streamed_instead
+from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept, size_text
 from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress
 from pharmclf.config import ConfigError, RunConfig, to_dict
 from pharmclf.data.manifest import Manifest
@@ -145,7 +145,9 @@ def _train(
             console.say(f"warning: {error}; it is computed again, and the run goes on from its newest checkpoint")
             drop_damaged(job.activations.values())
         except ActivationsNotKept as error:
-            console.say(f"warning: activations cannot be kept, the images are streamed instead: {error}")
+            console.say(streamed_instead(error))
+            record["activations"] = []  # a resumed run goes on in the same way
+            storage.write_json(storage.join(job.folder, "run.json"), record)
             return launch(dataclasses.replace(job, activations={}), console)
 
 
@@ -175,7 +177,7 @@ def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Sa
         except Interrupted:
             return stop.exit_code
     for name, kept in found.items():
-        say(f"{name}: {kept.location}, {kept.layout.num_bytes / 1e6:,.1f} MB")
+        say(f"{name}: {kept.location}, {size_text(kept.layout.num_bytes)}")
     return EXIT_OK if found else EXIT_FAILED
 
 

@@ -11,12 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PURE = [
-    "config", "fingerprint", "storage", "metrics", "cli", "data.manifest", "data.splits", "data.plan", "data.stateless",
-    "data.augment", "data.demo", "data.prepare", "training.phases", "training.schedule", "training.checkpoint",
-    "training.job", "training.saver", "training.listing", "report.plots", "report.summary",
-    "evaluation.evaluate", "model.cut", "model.device", "runs",
-    "activations.key", "activations.choice", "activations.shards", "activations.reader",
-    "activations.listing", "activations.local_cache",
+    "config", "fingerprint", "storage", "metrics", "progress", "cli", "data.manifest", "data.splits", "data.plan",
+    "data.stateless", "data.augment", "data.demo", "data.prepare", "training.phases", "training.schedule",
+    "training.checkpoint", "training.job", "training.saver", "training.listing", "report.plots", "report.summary",
+    "evaluation.evaluate", "model.cut", "model.device", "runs", "activations.key", "activations.choice",
+    "activations.shards", "activations.reader", "activations.listing", "activations.local_cache",
 ]  # fmt: skip
 WITH_RAY = ["pipeline", "activations.provide", "data.stream", "training.launch", "evaluation.predict"]
 _SHOW = "; import sys; print(*sorted({'tensorflow', 'keras', 'ray'} & set(sys.modules)))"

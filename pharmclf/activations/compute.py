@@ -26,7 +26,7 @@ from pharmclf.activations.shards import ActivationsNotKept, Layout, missing_shar
 from pharmclf.config import BackboneName, ConfigError, RunConfig
 from pharmclf.data.augment import apply_transforms, projective_transforms
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.stream import checked, in_order, load_block, prefetch
+from pharmclf.data.stream import checked, in_column, in_order, load_block, prefetch
 from pharmclf.fingerprint import sha256_bytes
 from pharmclf.model.cut import CutCost, cut_costs, cut_tensors
 from pharmclf.model.device import driver_capability, gpu_capability, precision_for, prepare_device
@@ -115,11 +115,7 @@ def compute(
         return
     with native_chatter_muted():
         for result in _results(config, todo, paths, rows, targets, missing, precision):
-            kind, _, text = str(result["error"][0]).partition(": ")
-            for refusal in (ActivationsNotKept, ConfigError):
-                if kind == refusal.__name__:
-                    raise refusal(text)
-            checked(result)
+            checked(result, ActivationsNotKept, ConfigError)
             done += int(result["pictures"].sum())
             progress(done, total)
 
@@ -191,7 +187,7 @@ class _Prefix:
         try:
             backbone = build_backbone(config.backbone, config.image_size, config.weights)
         except ConfigError as error:  # of an actor that dies here Ray would tell only that it died
-            self._refusal = f"ConfigError: {error}"
+            self._refusal = in_column(error)
             return
         tensors = cut_tensors(backbone)
         prefix = keras.Model(backbone.input, [tensors[target.depth] for target in targets])
@@ -214,10 +210,10 @@ class _Prefix:
         if not error:
             try:
                 pictures = self._write(span, block["image"])
-            except storage.StorageUnavailable as failure:
-                error = f"StorageUnavailable: {failure}"
-            except (OSError, ActivationsNotKept) as failure:  # a full disk, no right to write
-                error = f"ActivationsNotKept: {failure}"
+            except (storage.StorageUnavailable, ActivationsNotKept) as failure:
+                error = in_column(failure)
+            except OSError as failure:  # a full disk, no right to write
+                error = in_column(ActivationsNotKept(failure))
         return {"pictures": np.array([pictures]), "error": np.array([error])}
 
     def _write(self, span: Span, images: np.ndarray) -> int:

@@ -12,14 +12,13 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.activations.key import root_of
-from pharmclf.activations.shards import INDEX_FILE, USED_FILE, Layout, read_index
+from pharmclf.activations.shards import INDEX_FILE, SIZES, USED_FILE, Layout, read_index, size_text
 from pharmclf.config import ConfigError
 from pharmclf.storage.lease import Lease, LeaseTaken
 
 _KEY = re.compile(r"[0-9a-f]{32}")  # a folder of another name is somebody else's
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 _AGES = {"d": 86400.0, "h": 3600.0, "min": 60.0, "s": 1.0}
-_SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
 _READERS = 16  # concurrent readers of folders
 _HEADING: tuple[str, ...] = (
     "key",
@@ -134,14 +133,6 @@ def table(kept: Sequence[Kept], now_s: float) -> str:
     return "\n".join([*lines, f"{len(kept)} in all, {size_text(sum(entry.size_bytes for entry in kept))}"])
 
 
-def size_text(size_bytes: float) -> str:
-    """Bytes for a person: 1.5 GB."""
-    for unit, factor in _SIZES.items():
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.1f} {unit}"
-    return f"{size_bytes:.0f} B"
-
-
 def parse_age(text: str) -> float:
     """Seconds of an age: "30d", "12h", "45min", "90s".
 
@@ -157,7 +148,7 @@ def parse_size(text: str) -> float:
     Raises:
         ConfigError: anything else.
     """
-    return _parse(text, _SIZES, "a size", "20GB, 500MB or 1.5TB")
+    return _parse(text, SIZES, "a size", "20GB, 500MB or 1.5TB")
 
 
 def _parse(text: str, units: Mapping[str, float], what: str, examples: str) -> float:

@@ -73,10 +73,6 @@ class LocalCache:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def fetch(self, location: str) -> Path:
-        """The local copy of a file; it may be gone once others are fetched. Raises: as `open`."""
-        return self.open(location, lambda path: path)
-
     def drop(self, location: str) -> None:
         """Forget the copy of a file, since it is damaged."""
         with self._lock("room"):

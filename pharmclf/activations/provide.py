@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -23,16 +22,19 @@ from pharmclf.activations.shards import (
     missing_shards,
     open_activations,
     sha256_of,
+    size_text,
     standing_shards,
     write_index,
 )
 from pharmclf.config import RunConfig
 from pharmclf.data.manifest import Manifest
+from pharmclf.fingerprint import sha256_file
 from pharmclf.model.cut import CutCost, check_depth
+from pharmclf.progress import progress_lines
 from pharmclf.storage.lease import Lease, LeaseTaken
 
 _WAIT_S = 2.0
-_TELL_WAIT_S, _TELL_PROGRESS_S = 30.0, 3.0
+_TELL_WAIT_S = 30.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -75,8 +77,13 @@ def provide(wish: Wish, *, earlier: Sequence[str] | None = None) -> dict[str, Ac
     try:
         return _provide(wish, earlier)
     except ActivationsNotKept as error:
-        wish.say(f"warning: activations cannot be kept, the images are streamed instead: {error}")
+        wish.say(streamed_instead(error))
         return {}
+
+
+def streamed_instead(error: ActivationsNotKept) -> str:
+    """What a run says when it goes on without activations."""
+    return f"warning: activations cannot be kept, the images are streamed instead: {error}"
 
 
 def _provide(wish: Wish, earlier: Sequence[str] | None) -> dict[str, Activations]:
@@ -89,19 +96,19 @@ def _provide(wish: Wish, earlier: Sequence[str] | None) -> dict[str, Activations
     for depth in {phase.depth for phase in wish.phases}:
         parts = key_parts(config, wish.manifest, depth, wish.weights, precision)
         cuts[depth] = _Cut(depth, location_of(config.storage, parts), parts)
-    standing = {depth for depth, cut in cuts.items() if open_activations(cut.location, wish.manifest)}
+    standing = {depth: kept for depth, cut in cuts.items() if (kept := open_activations(cut.location, wish.manifest))}
     costs: list[CutCost] = []
     names: Sequence[str] = [phase.name for phase in wish.phases]
     if earlier is not None and config.activations == "auto":  # a resumed run goes on as it began, bit for bit
         names = earlier
-    elif standing != set(cuts):
+    elif len(standing) < len(cuts):
         costs = compute.costs_of(config)
         names = _choose(wish, costs, standing)
     chosen = [phase for phase in wish.phases if phase.name in names]
     wanted = [cuts[depth] for depth in sorted({phase.depth for phase in chosen})]
-    if chosen and standing.issuperset(cut.depth for cut in wanted):
+    if chosen and all(cut.depth in standing for cut in wanted):
         wish.say(f"activations: those of {' and '.join(names)} are there already")
-    found = _ensure(wish, wanted, costs, precision)
+    found = _ensure(wish, wanted, standing, costs, precision)
     return {phase.name: found[phase.depth] for phase in chosen}
 
 
@@ -119,45 +126,49 @@ def _choose(wish: Wish, costs: Sequence[CutCost], standing: Collection[int]) -> 
     return choice.phases
 
 
-def _ensure(wish: Wish, cuts: Sequence[_Cut], costs: Sequence[CutCost], precision: str) -> dict[int, Activations]:
-    """The activations at some cuts, by depth: computed here, or waited for where another process computes them."""
-    told = -math.inf
-    while True:
-        found = {cut.depth: open_activations(cut.location, wish.manifest) for cut in cuts}
-        whole = {depth: activations for depth, activations in found.items() if activations is not None}
-        if len(whole) == len(cuts):
-            for cut in cuts:
-                with contextlib.suppress(OSError):  # it is for the listing only
-                    used = {"used_s": time.time(), "run": wish.config.run_name}
-                    storage.write_json(storage.join(cut.location, USED_FILE), used)
-            return whole
-        with _Leases([cut for cut in cuts if cut.depth not in whole]) as leases:
+def _ensure(
+    wish: Wish, cuts: Sequence[_Cut], standing: Mapping[int, Activations], costs: Sequence[CutCost], precision: str
+) -> dict[int, Activations]:
+    """The activations at some cuts, by depth: computed here, or waited for where another process computes them.
+
+    Args:
+        standing: those that are there already, by depth.
+        costs: of all cuts; empty where they have not been asked for yet.
+    """
+    whole, told = dict(standing), -math.inf
+    while missing := [cut for cut in cuts if cut.depth not in whole]:
+        with _Leases(missing) as leases:
             if not leases.taken:
                 _compute(wish, leases, costs or compute.costs_of(wish.config), precision)
-                continue
-        if wish.stopped():
-            raise Interrupted
-        if time.monotonic() - told > _TELL_WAIT_S:
-            told = time.monotonic()
-            wish.say(f"activations: waiting, {leases.taken}")
-        time.sleep(_WAIT_S)
+        if leases.taken:
+            if wish.stopped():
+                raise Interrupted
+            if time.monotonic() - told > _TELL_WAIT_S:
+                told = time.monotonic()
+                wish.say(f"activations: waiting, {leases.taken}")
+            time.sleep(_WAIT_S)
+        for cut in missing:
+            if kept := open_activations(cut.location, wish.manifest):
+                whole[cut.depth] = kept
+    for cut in cuts:
+        with contextlib.suppress(OSError):  # it is for the listing only
+            used = {"used_s": time.time(), "run": wish.config.run_name}
+            storage.write_json(storage.join(cut.location, USED_FILE), used)
+    return whole
 
 
 def _compute(wish: Wish, leases: _Leases, costs: Sequence[CutCost], precision: str) -> None:
     """Compute what is missing of the cuts whose leases are held, and write their indexes."""
-    config, manifest, began, told = wish.config, wish.manifest, time.monotonic(), time.monotonic()
-    computed = 0
+    config, manifest, began, computed = wish.config, wish.manifest, time.monotonic(), 0
+    tell = progress_lines(wish.say, "activations")
 
     def progress(done: int, total: int) -> None:
-        nonlocal told, computed
+        nonlocal computed
         computed = done
         if wish.stopped():
             raise Interrupted
         leases.check()
-        if time.monotonic() - told > _TELL_PROGRESS_S and done:
-            told = time.monotonic()
-            left = (told - began) / done * (total - done)
-            wish.say(f"activations: {done:,} of {total:,} pictures, {left:.0f} s to go")
+        tell(done, total)
 
     targets = [
         compute.Target(cut.location, cut.depth, Layout.of(config, manifest, costs[cut.depth].shape))
@@ -177,8 +188,8 @@ def _compute(wish: Wish, leases: _Leases, costs: Sequence[CutCost], precision: s
             with contextlib.suppress(OSError):  # another process may be writing there by now
                 storage.delete_folder(cut.location)
         raise ActivationsNotKept(str(error)) from error
-    size = sum(target.layout.num_bytes for target in targets) / 1e6
-    wish.say(f"activations: {computed:,} pictures in {time.monotonic() - began:.0f} s, {size:,.1f} MB kept")
+    size = size_text(sum(target.layout.num_bytes for target in targets))
+    wish.say(f"activations: {computed:,} pictures in {time.monotonic() - began:.0f} s, {size} kept")
 
 
 def _complete(cut: _Cut, layout: Layout, seconds: float) -> None:
@@ -199,10 +210,9 @@ def drop_damaged(activations: Iterable[Activations]) -> int:
     for kept in activations:
         for _, _, name in standing_shards(kept.location, kept.layout):
             location = storage.join(kept.location, name)
-            digest = hashlib.sha256()
-            for chunk in storage.read_chunks(location):
-                digest.update(chunk)
-            if digest.hexdigest() != sha256_of(name):
+            with storage.local_file(location) as path:
+                damaged = sha256_file(path) != sha256_of(name)
+            if damaged:
                 storage.delete_file(location)
                 dropped += 1
     return dropped

@@ -23,6 +23,8 @@ from pharmclf.data.manifest import Manifest
 INDEX_FILE = "index.json"
 USED_FILE = "used.json"
 """Time and run of the last use, for the listing."""
+SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+"""Bytes of the units that sizes are told in."""
 _SHARD_BYTES = 16 << 20
 _PIXEL_BYTES = 64 << 20  # decoded images of one shard's rows, which travel as one block
 _MOST_ROWS = 256  # of a shard: what an interruption may cost
@@ -122,6 +124,14 @@ class Activations:
     """Names of the shards, by section, in order."""
 
 
+def size_text(size_bytes: float) -> str:
+    """Bytes for a person: 1.5 GB."""
+    for unit, factor in SIZES.items():
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.1f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
 def shard_name(section: str, shard: int, sha256: str) -> str:
     """Name of a shard's file."""
     return f"{section}-{shard:06d}.{sha256}.npy"
@@ -136,7 +146,11 @@ def standing_shards(location: str, layout: Layout) -> list[tuple[str, int, str]]
     """The shards of the right size in a folder: section, number, and name of the file."""
     standing = []
     sections = {section.name: section for section in layout.sections}
-    for entry in storage.list_files(location) if storage.exists(location) else ():
+    try:
+        entries = list(storage.list_files(location))
+    except FileNotFoundError:  # nothing has been written yet
+        return []
+    for entry in entries:
         name = entry.location.rsplit("/", 1)[-1]
         match = _NAME.fullmatch(name)
         section = sections.get(match[1]) if match else None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pharmclf import pipeline, storage
+from pharmclf.activations.shards import INDEX_FILE
 from pharmclf.cli import Say
 from pharmclf.config import RunConfig, StoppingConfig
 from pharmclf.data.prepare import data_location
@@ -59,13 +60,13 @@ def benchmark_activations(config: RunConfig, say: Say) -> dict[str, Any]:
 
 def _run(config: RunConfig, say: Say) -> dict[str, Any]:
     """A whole run, from the manifest to the tested model -> its times and its test accuracy."""
-    lines: list[str] = []
+    before = set(_indexes(config.storage))
     began = time.perf_counter()
-    pipeline.run(config, lines.append)
+    pipeline.run(config, lambda _: None)
     seconds = time.perf_counter() - began
+    computed = [storage.read_json(path) for path in _indexes(config.storage) if path not in before]
+    pass_s = max((index["seconds"] for index in computed), default=0.0)  # one pass writes them all
     result = storage.read_json(storage.join(config.storage, config.run_name, "result.json"))
-    computed = [line for line in lines if line.startswith("activations: ") and "pictures in" in line]
-    pass_s = max((index["seconds"] for index in _indexes(config.storage)), default=0.0) if computed else 0.0
     phases = {phase["name"]: phase["seconds"] for phase in result["phases"]}
     low, high = result["test_accuracy_interval"]
     say(
@@ -79,8 +80,8 @@ def _run(config: RunConfig, say: Say) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _indexes(place: str) -> list[dict[str, Any]]:
-    return [storage.read_json(str(path)) for path in Path(place).glob("activations/*/index.json")]
+def _indexes(place: str) -> list[str]:
+    return [str(path) for path in Path(place).glob(f"activations/*/{INDEX_FILE}")]
 
 
 def _ratios(runs: dict[str, dict[str, Any]]) -> dict[str, float]:

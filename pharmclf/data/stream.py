@@ -72,22 +72,31 @@ def load_block(paths: list[str], image_size: int) -> dict[str, np.ndarray]:
         images, error = load_images(paths, image_size), ""
     except (OSError, ValueError) as failure:
         images = np.zeros((len(paths), image_size, image_size, 3), np.uint8)
-        error = f"{type(failure).__name__}: {failure}"
+        error = in_column(failure)
     return {"image": images, "error": np.full(len(paths), error)}
 
 
-def checked(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch of `load_block`'s columns, or the error that stands in it.
+def in_column(error: Exception) -> str:
+    """An error as it stands in a block's column `error`."""
+    return f"{type(error).__name__}: {error}"
+
+
+def checked(batch: dict[str, np.ndarray], *kinds: type[Exception]) -> dict[str, np.ndarray]:
+    """A block, or the error that stands in its column `error`.
+
+    Args:
+        batch: of `load_block`, or of what was made of it.
+        kinds: errors that may stand there beside those of `load_images`.
 
     Raises:
-        ValueError, PermissionError, StorageUnavailable: as `load_images`.
+        ValueError, PermissionError, StorageUnavailable: as `load_images`; and `kinds`.
     """
+    every: tuple[type[Exception], ...] = (PermissionError, storage.StorageUnavailable, *kinds)
+    known = {kind.__name__: kind for kind in every}
     for error in batch["error"]:
         if error:
             kind, _, text = str(error).partition(": ")
-            raise {"PermissionError": PermissionError, "StorageUnavailable": storage.StorageUnavailable}.get(
-                kind, ValueError
-            )(text)
+            raise known.get(kind, ValueError)(text)
     return batch
 
 

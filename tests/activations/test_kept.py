@@ -19,17 +19,15 @@ from hypothesis import strategies as st
 from pharmclf import storage
 from pharmclf.activations.key import key_parts, location_of, root_of
 from pharmclf.activations.listing import (
-    USED_FILE,
     Kept,
     delete_kept,
     list_kept,
     parse_age,
     parse_size,
-    size_text,
     table,
     to_delete,
 )
-from pharmclf.activations.shards import INDEX_FILE, Layout, shard_name, write_index
+from pharmclf.activations.shards import INDEX_FILE, USED_FILE, Layout, shard_name, size_text, write_index
 from pharmclf.config import AugmentConfig, ConfigError, RunConfig
 from pharmclf.data.manifest import Manifest
 from pharmclf.fingerprint import sha256_bytes

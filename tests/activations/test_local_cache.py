@@ -40,10 +40,15 @@ def held(cache: LocalCache) -> list[str]:
     return sorted(path.stem for path in cache.folder.iterdir() if not path.name.startswith(".lock"))
 
 
+def fetched(cache: LocalCache, location: str) -> Path:
+    """The local copy of a file, which may be gone once others are fetched."""
+    return cache.open(location, lambda path: path)
+
+
 def fetch(cache: LocalCache, *locations: str) -> None:
     """One after the other, each visibly later than the one before."""
     for location in locations:
-        cache.fetch(location)
+        fetched(cache, location)
         time.sleep(TICK_S)
 
 
@@ -52,9 +57,9 @@ def test_a_file_is_fetched_once(root: str, tmp_path: Path):
     location = put(root, "a")
     content = storage.read_bytes(location)
     cache = LocalCache(tmp_path / "cache", 1e6)
-    assert cache.fetch(location).read_bytes() == content
+    assert fetched(cache, location).read_bytes() == content
     storage.delete_file(location)
-    again = LocalCache(tmp_path / "cache", 1e6).fetch(location)
+    again = fetched(LocalCache(tmp_path / "cache", 1e6), location)
     assert again.read_bytes() == content
     assert again == tmp_path / "cache" / "a.npy"
 
@@ -64,10 +69,10 @@ def test_a_copy_that_is_dropped_is_fetched_again(root: str, tmp_path: Path):
     location = put(root, "a")
     cache = LocalCache(tmp_path / "cache", 1e6)
     cache.drop(location)
-    cache.fetch(location).write_bytes(b"damaged")
+    fetched(cache, location).write_bytes(b"damaged")
     cache.drop(location)
     assert held(cache) == []
-    assert cache.fetch(location).read_bytes() == storage.read_bytes(location)
+    assert fetched(cache, location).read_bytes() == storage.read_bytes(location)
 
 
 def test_the_least_recently_used_goes_first(root: str, tmp_path: Path):
@@ -102,7 +107,7 @@ def test_the_bound_holds_for_any_order_of_fetches(order: list[int], limit_bytes:
         places = [put(folder, str(number), size) for number, size in enumerate(sizes)]
         cache = LocalCache(Path(folder) / "cache", limit_bytes)
         for number in order:
-            assert cache.fetch(places[number]).stat().st_size == sizes[number]
+            assert fetched(cache, places[number]).stat().st_size == sizes[number]
             there = held(cache)
             assert str(number) in there
             assert sum(sizes[int(name)] for name in there) <= limit_bytes or there == [str(number)]
@@ -116,7 +121,7 @@ def test_an_open_map_survives_the_eviction_of_its_file(root: str, tmp_path: Path
     location = storage.join(root, "array.npy")
     storage.copy_file(source, location)
     cache = LocalCache(tmp_path / "cache", 500_000)
-    mapped = np.load(cache.fetch(location), mmap_mode="r", allow_pickle=False)
+    mapped = np.load(fetched(cache, location), mmap_mode="r", allow_pickle=False)
     fetch(cache, put(root, "other", 400_000))
     assert held(cache) == ["other"]
     assert np.array_equal(mapped, array)
@@ -127,7 +132,7 @@ def test_threads_fetch_what_they_ask_for(root: str, tmp_path: Path):
     places = [put(root, f"{number}", 5000 + number, seed=number) for number in range(12)]
     cache = LocalCache(tmp_path / "cache", 1e6)
     with ThreadPoolExecutor(8) as pool:
-        contents = list(pool.map(lambda place: cache.fetch(place).read_bytes(), 3 * places))
+        contents = list(pool.map(lambda place: fetched(cache, place).read_bytes(), 3 * places))
     assert contents == 3 * [storage.read_bytes(place) for place in places]
     assert held(cache) == sorted(str(number) for number in range(12))
 
@@ -140,7 +145,7 @@ from pharmclf.fingerprint import sha256_file
 cache = LocalCache(Path(sys.argv[1]), 1e9)
 print("ready", flush=True)
 sys.stdin.readline()
-print(sha256_file(cache.fetch(sys.argv[2])), flush=True)
+print(cache.open(sys.argv[2], sha256_file), flush=True)
 """
 
 
@@ -194,11 +199,11 @@ def test_a_fetch_that_breaks_off_leaves_nothing(bucket: str, through: Through, t
     through(choose)
     cache = LocalCache(tmp_path / "cache", 1e9)
     with storage.patience(1.0), pytest.raises(storage.StorageUnavailable):
-        cache.fetch(location)
+        fetched(cache, location)
     assert len(parts) > 1
     assert held(cache) == []
     down.clear()
-    assert cache.fetch(location).read_bytes() == storage.read_bytes(location)
+    assert fetched(cache, location).read_bytes() == storage.read_bytes(location)
 
 
 def test_what_is_not_there_leaves_nothing(root: str, tmp_path: Path):
@@ -206,7 +211,7 @@ def test_what_is_not_there_leaves_nothing(root: str, tmp_path: Path):
     cache = LocalCache(tmp_path / "cache", 1e6)
     put(root, "a")
     with pytest.raises(FileNotFoundError, match=r"gone\.npy"):
-        cache.fetch(storage.join(root, "activations", "key", "gone.npy"))
+        fetched(cache, storage.join(root, "activations", "key", "gone.npy"))
     assert held(cache) == []
 
 
@@ -217,11 +222,11 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path: Path):
     cache = LocalCache(tmp_path / "cache", 1e6)
     (cache.folder / "a.part").symlink_to("/dev/full")
     with pytest.raises(ActivationsNotKept, match="cache is full; PHARMCLF_STORAGE_CACHE may name") as caught:
-        cache.fetch(location)
+        fetched(cache, location)
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert held(cache) == []
-    assert cache.fetch(location).read_bytes() == storage.read_bytes(location)
+    assert fetched(cache, location).read_bytes() == storage.read_bytes(location)
 
 
 def test_the_environment_names_folder_and_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

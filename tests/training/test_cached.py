@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recorder import Recorder
 
 from pharmclf.activations.choice import PhaseWork
 from pharmclf.activations.provide import Wish, provide
@@ -29,20 +30,6 @@ SETTINGS: dict[str, Any] = {
     "keep_checkpoints": 10_000,
     "activations_dtype": "float32",
 }
-
-
-class Silent:
-    """Watches, and asks to stop after a number of polls."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.polls, self.stop_after = 0, stop_after
-
-    def event(self, kind: str, **values: Any) -> None:
-        pass
-
-    def stop_requested(self) -> bool:
-        self.polls += 1
-        return self.stop_after is not None and self.polls > self.stop_after
 
 
 def with_activations(job: TrainingJob, manifest: Manifest, storage: str) -> TrainingJob:
@@ -84,7 +71,7 @@ def test_cached_and_uncached_training_take_the_same_steps(
         make_job(str(tmp_path / "cached"), workers=workers, **SETTINGS), drawn_manifest, str(tmp_path)
     )
     for job in (streamed, cached):
-        assert launch(job, Silent())["status"] == "complete"
+        assert launch(job, Recorder())["status"] == "complete"
     one, other = losses(streamed), losses(cached)
     steps = -(-len(streamed.train_rows) // 10)
     assert set(one) == set(other)
@@ -101,7 +88,7 @@ def test_a_cached_run_resumes_bit_for_bit(make_job: Any, drawn_manifest: Manifes
     for name, stops in (("unbroken", [None]), ("broken", [18, None])):
         settings = SETTINGS | {"checkpoint_every_s": 0, "activations_dtype": "float16", "workers": "0"}
         job = with_activations(make_job(str(tmp_path / name), **settings), drawn_manifest, str(tmp_path))
-        states = [launch(job, Silent(stop))["status"] for stop in stops]
+        states = [launch(job, Recorder(stop))["status"] for stop in stops]
         assert states == ["complete"] if len(stops) == 1 else ["stopped", "complete"]
         ends.append(weights(job))
     assert all(np.array_equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recorder import Recorder
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, PhaseConfig, RunConfig, StoppingConfig
@@ -16,24 +17,6 @@ from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
 from pharmclf.training.job import LABELS_FILE, MODEL_FILE, TrainingDiverged, TrainingJob
 
 pytestmark = [pytest.mark.tf, pytest.mark.ray]
-
-
-class Recorder:
-    """Keeps the events, and asks to stop after a number of steps."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self.polls, self.stop_after = 0, stop_after
-
-    def event(self, kind: str, **values: Any) -> None:
-        self.events.append((kind, values))
-
-    def stop_requested(self) -> bool:
-        self.polls += 1
-        return self.stop_after is not None and self.polls > self.stop_after
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [values for name, values in self.events if name == kind]
 
 
 def run(job: TrainingJob, stop_after: int | None = None) -> tuple[dict[str, Any], Recorder]:

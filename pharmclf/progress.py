@@ -1,0 +1,27 @@
+"""Lines that tell how far a long work is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+_EVERY_S = 3.0
+
+
+def progress_lines(say: Callable[[str], None], what: str) -> Callable[[int, int], None]:
+    """A callback for work that begins now, called with (done, total): says a line with an ETA every few seconds.
+
+    Args:
+        say: takes lines for the console.
+        what: is done, at the head of the line.
+    """
+    began = shown = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown > _EVERY_S and done:
+            shown = now
+            say(f"{what}: {done:,} of {total:,}, {(now - began) / done * (total - done):.0f} s to go")
+
+    return progress
