@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+_READY_S = 180.0  # on a loaded machine; unloaded it is ready after some 20 s
 
 
 def free_port() -> int:
@@ -31,12 +34,28 @@ class Head:
 
     def submit(self, *entrypoint: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """`ray job submit` from the repository with variables for the job, waiting for the end."""
-        ray = str(Path(sys.executable).with_name("ray"))
-        arguments = [ray, "job", "submit", "--address", self.address, "--working-dir", "."]
+        arguments = [RAY, "job", "submit", "--address", self.address, "--working-dir", "."]
         arguments += ["--runtime-env-json", json.dumps({"env_vars": variables}), "--", *entrypoint]
         return subprocess.run(
             arguments, cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=600
         )
+
+    def wait_until_it_takes_jobs(self, process: subprocess.Popen[bytes]) -> None:
+        """Submit jobs that do nothing until one succeeds: the job server answers before a node's agent takes jobs."""
+        deadline, answer = time.monotonic() + _READY_S, ""
+        while (left := deadline - time.monotonic()) > 0:
+            if process.poll() is not None:
+                pytest.fail(f"`ray start` ended with {process.returncode} before it took a job; {answer}")
+            tried = [RAY, "job", "submit", "--address", self.address, "--", "true"]
+            try:
+                ended = subprocess.run(tried, env=self.environment, capture_output=True, text=True, timeout=left)
+            except subprocess.TimeoutExpired:
+                break
+            if ended.returncode == 0:
+                return
+            answer = f"its last answer: {(ended.stdout + ended.stderr)[-1000:]}"
+            time.sleep(0.5)
+        pytest.fail(f"the Ray head at {self.address} took no job within {_READY_S:.0f} s; {answer or 'no answer'}")
 
 
 @pytest.fixture
@@ -50,10 +69,9 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     # jobs find their `python` on the PATH of `ray start`
     environment |= {"PATH": f"{binaries}{os.pathsep}{environment['PATH']}", "RAY_AUTH_MODE": "disabled"}
     folder = Path("/tmp") / f"ray-test-{port}"  # short, since the paths of Ray's sockets have a limit
-    ray = str(Path(binaries) / "ray")
     head = subprocess.Popen(
         [
-            ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+            RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
             "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}",
             "--disable-usage-stats",
         ],
@@ -61,16 +79,16 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    address = f"http://127.0.0.1:{dashboard}"
-    for _ in range(60):
-        ready = subprocess.run([ray, "job", "list", "--address", address], env=environment, capture_output=True)
-        if ready.returncode == 0:
-            break
-    yield Head(address, environment)
-    family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
-    head.terminate()
-    _, alive = psutil.wait_procs(family, timeout=30)
-    for member in alive:
-        member.kill()
-    psutil.wait_procs(alive, timeout=10)
-    head.wait(timeout=10)
+    try:
+        started = Head(f"http://127.0.0.1:{dashboard}", environment)
+        started.wait_until_it_takes_jobs(head)
+        yield started
+    finally:
+        if head.poll() is None:
+            family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+            head.terminate()
+            _, alive = psutil.wait_procs(family, timeout=30)
+            for member in alive:
+                member.kill()
+            psutil.wait_procs(alive, timeout=10)
+            head.wait(timeout=10)
