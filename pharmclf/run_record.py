@@ -1,0 +1,132 @@
+"""What a run writes of itself, run.json: its settings, fingerprints and state; and the lease of its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.config import ConfigError, RunConfig, to_dict
+from pharmclf.data.manifest import Manifest
+from pharmclf.fingerprint import fingerprint, sha256_bytes
+from pharmclf.storage.lease import Lease, LeaseTaken
+
+RUN_FILE = "run.json"
+# settings that may differ when a run is resumed: they change where and how it runs, not what it computes
+_FREE = (
+    "storage",
+    "name",
+    "workers",
+    "max_bad",
+    "checkpoint_every_s",
+    "keep_checkpoints",
+    "activations",
+    "activations_dtype",
+    "failures",
+    "xla",
+    "data",
+    "weights",
+)
+_LAST_WORDS_S = 10.0  # patience with a storage that is away already
+_WEIGHT_WORDS = ("imagenet", "none")
+_PACKAGES = ("pharmclf", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "simplejpeg")
+
+
+@contextlib.contextmanager
+def only_writer(folder: str) -> Iterator[Lease]:
+    """Hold the lease of a run's folder.
+
+    Raises:
+        ConfigError: another process that lives is writing it.
+    """
+    try:
+        lease = Lease.acquire(folder)
+    except LeaseTaken as error:
+        raise ConfigError(f"run {error}. Wait for it, or give another --name") from error
+    try:
+        yield lease
+    finally:
+        with contextlib.suppress(OSError), storage.patience(_LAST_WORDS_S):  # it expires by itself
+            lease.release()
+
+
+def write_last(folder: str, record: dict[str, Any], lease: Lease) -> None:
+    """Write how a run has ended; an error of its own must not hide how.
+
+    Raises:
+        RuntimeError: another process has taken the run over.
+    """
+    if lease.lost:
+        raise RuntimeError(f"{folder} has been taken over by {lease.lost}, since the lease could not be renewed")
+    location = storage.join(folder, RUN_FILE)
+    if record["state"] != "failed":
+        storage.write_json(location, record)
+        return
+    with contextlib.suppress(OSError), storage.patience(_LAST_WORDS_S):
+        storage.write_json(location, record)
+
+
+def read_record(folder: str) -> dict[str, Any] | None:
+    """The record of a run; None where there is none.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    location = storage.join(folder, RUN_FILE)
+    if not storage.is_file(location):
+        return None
+    try:
+        record = storage.read_json(location)
+        return (
+            record
+            if isinstance(record, dict) and {"settings", "fingerprints", "state", "seconds"} <= set(record)
+            else None
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"{location}: not JSON ({error}). Delete it to let the run resume from its checkpoints"
+        ) from error
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide a result."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def fingerprints_of(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
+    """What a run depends on: its images and splits, its settings, its file of weights."""
+    weights = config.weights
+    if weights not in _WEIGHT_WORDS:
+        weights = sha256_bytes(storage.read_bytes(weights))
+    return {"data": manifest.fingerprint, "settings": fingerprint(settings_of(config)), "weights": weights}
+
+
+def with_weights_found(config: RunConfig) -> RunConfig:
+    """The configuration with the place of a weights file made absolute: workers stand in other folders."""
+    if config.weights in _WEIGHT_WORDS:
+        return config
+    location = storage.absolute(config.weights)
+    try:
+        found = storage.is_file(location)
+    except PermissionError as error:
+        raise ConfigError(f"--weights {config.weights}: {error}") from error
+    if not found:
+        raise ConfigError(f"weights: received {config.weights!r}, expected imagenet, none, or a file that is there")
+    return dataclasses.replace(config, weights=location)
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """What decides a run's numbers."""
+    return {key: value for key, value in to_dict(config).items() if key not in _FREE}
