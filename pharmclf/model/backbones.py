@@ -17,6 +17,8 @@ from pharmclf import storage
 from pharmclf.config import BackboneName, ConfigError
 from pharmclf.model.lite import efficientnet_lite0, load_lite0_imagenet
 
+_kept: dict[str, Any] = {}  # what `kept_backbone` gives again
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -77,6 +79,25 @@ def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.M
         _load_file(features, name, weights)
     pooled = layers.GlobalAveragePooling2D(name="pooled")(features.output)
     return keras.Model(features.inputs[0], pooled, name=name)  # keras.applications has a list of one input
+
+
+def kept_backbone(name: BackboneName, image_size: int, weights: str, sha256: str) -> keras.Model:
+    """As `build_backbone`, built once in a process that trains one run after another; its weights are the first ones.
+
+    The run before must have ended: both are given the same model.
+
+    Args:
+        sha256: of the file of weights, which may be another by now; any text where there is none.
+    """
+    key = (name, image_size, weights, sha256, keras.config.dtype_policy().name)
+    if _kept.get("key") != key:
+        _kept.clear()  # one at a time: a large backbone takes a good part of a small GPU
+        model = build_backbone(name, image_size, weights)
+        _kept.update(key=key, model=model, weights=[variable.numpy() for variable in model.variables])
+    else:
+        for variable, value in zip(_kept["model"].variables, _kept["weights"], strict=True):
+            variable.assign(value)
+    return _kept["model"]
 
 
 @contextlib.contextmanager

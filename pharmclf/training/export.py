@@ -36,7 +36,7 @@ def save_models(
     Args:
         folder: the run's folder.
         checkpoints: the folder of its checkpoints.
-        best: name of each phase's best checkpoint.
+        best: name of each phase's best checkpoint; a phase that has not begun is left out.
         monitors: each phase's monitor, as plain values.
     """
     chosen = best_phase(monitors)
@@ -44,7 +44,7 @@ def save_models(
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")  # the weights are float32 in any precision; the file runs anywhere
     try:
-        for phase in phases_of(config):
+        for phase in (phase for phase in phases_of(config) if phase.name in best):
             checkpoint = read_checkpoint(storage.join(checkpoints, best[phase.name]))
             model = restore_model(config, phase, len(class_names), checkpoint)
             file = MODEL_FILE if phase.name == chosen else phase_model_file(phase.name)

@@ -50,6 +50,8 @@ class TrainingJob:
     """By name of the phase that trains on them; the others stream the images."""
     stream_cpus: float = 1.0
     """CPUs that each worker's pipeline may use at a time."""
+    saves_models: bool = True
+    """Whether the trained models are saved; of the trials of a sweep only the winner's is."""
 
     @property
     def checkpoints(self) -> str:

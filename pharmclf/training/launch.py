@@ -99,8 +99,13 @@ def divide_resources(low: int, high: int, total_cpus: float, total_gpus: float) 
     return Resources(cpus, 1.0 if total_gpus else 0.0, max(1.0, left / high))
 
 
-def launch(job: TrainingJob, observer: Observer) -> dict[str, Any]:
+def launch(job: TrainingJob, observer: Observer, *, share: float = 1.0) -> dict[str, Any]:
     """Train, and return what `loop.train` returns.
+
+    Args:
+        job: what is trained.
+        observer: watches it.
+        share: of the cluster that it may use, 0..1; the rest is for others that train at the same time.
 
     Raises:
         ConfigError: bad input that only the workers could see.
@@ -112,15 +117,15 @@ def launch(job: TrainingJob, observer: Observer) -> dict[str, Any]:
     low, high = job.config.worker_range
     connect()
     if high == 0:
-        return _train_here(with_stream_cpus(job), observer)
+        return _train_here(with_stream_cpus(job, share), observer)
     total = ray.cluster_resources()
-    resources = divide_resources(low, high, total.get("CPU", 0.0), total.get("GPU", 0.0))
+    resources = divide_resources(low, high, share * total.get("CPU", 0.0), share * total.get("GPU", 0.0))
     return _train_on_ray(dataclasses.replace(job, stream_cpus=resources.stream_cpus), observer, resources)
 
 
-def with_stream_cpus(job: TrainingJob) -> TrainingJob:
-    """The job of a run in this process: one CPU is its own, the rest of the cluster decodes."""
-    return dataclasses.replace(job, stream_cpus=max(1.0, ray.cluster_resources().get("CPU", 0.0) - 1))
+def with_stream_cpus(job: TrainingJob, share: float = 1.0) -> TrainingJob:
+    """The job of a run in this process: one CPU is its own, the rest of its share of the cluster decodes."""
+    return dataclasses.replace(job, stream_cpus=max(1.0, share * ray.cluster_resources().get("CPU", 0.0) - 1))
 
 
 def _train_here(job: TrainingJob, observer: Observer) -> dict[str, Any]:
@@ -156,7 +161,9 @@ def _train_on_ray(job: TrainingJob, observer: Observer, resources: Resources) ->
         ),
     )
     try:
-        _in_thread(trainer.fit, lambda: _pass_on(relay, observer))
+        in_thread(trainer.fit, lambda: _pass_on(relay, observer))
+    except Exception as error:
+        raise _reason(error) from error
     finally:
         shutil.rmtree(own, ignore_errors=True)
     result = ray.get(relay.result.remote())
@@ -165,7 +172,7 @@ def _train_on_ray(job: TrainingJob, observer: Observer, resources: Resources) ->
     return result
 
 
-def _in_thread(work: Callable[[], Any], meanwhile: Callable[[], None]) -> None:
+def in_thread(work: Callable[[], Any], meanwhile: Callable[[], None]) -> None:
     """Run work in a thread, so that this one is free for signals, and do something else every half second."""
     failure: list[BaseException] = []
 
@@ -175,13 +182,13 @@ def _in_thread(work: Callable[[], Any], meanwhile: Callable[[], None]) -> None:
         except BaseException as error:
             failure.append(error)
 
-    thread = threading.Thread(target=run, name="ray-train", daemon=True)
+    thread = threading.Thread(target=run, name="in-thread", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(_POLL_S)
         meanwhile()
     if failure:
-        raise _reason(failure[0]) from failure[0]
+        raise failure[0]
 
 
 def _reason(error: BaseException) -> BaseException:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from pharmclf import storage
 from pharmclf.activations.shards import ActivationsLost
 from pharmclf.data.plan import PhasePlan
-from pharmclf.model.backbones import build_backbone
+from pharmclf.model.backbones import build_backbone, kept_backbone
 from pharmclf.model.device import device_name, gpu_capability, precision_for
 from pharmclf.model.head import build_head
 from pharmclf.training.batches import device_batches
@@ -83,8 +83,9 @@ def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, A
         result = _train_phases(run)
         if saver and result["status"] == "complete":
             saver.flush()
-            best, monitors = run.progress.best, run.progress.monitors
-            save_models(config, job.folder, job.class_names, job.checkpoints, best, monitors)
+            if job.saves_models:
+                best, monitors = run.progress.best, run.progress.monitors
+                save_models(config, job.folder, job.class_names, job.checkpoints, best, monitors)
     finally:
         if saver:
             saver.close()
@@ -127,7 +128,11 @@ def build_networks(job: TrainingJob, workers: Workers, precision: str) -> tuple[
     config = job.config
     keras.config.set_dtype_policy(precision)
     with workers.strategy.scope():
-        backbone = build_backbone(config.backbone, config.image_size, config.weights)
+        which = config.backbone, config.image_size, config.weights
+        if workers.world == 1:
+            backbone = kept_backbone(*which, str(job.fingerprints.get("weights")))
+        else:  # its variables belong to the strategy
+            backbone = build_backbone(*which)
         head = build_head(config.head, backbone.output.shape[-1], len(job.class_names), config.seed)
     return backbone, head
 

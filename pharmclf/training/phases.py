@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,12 @@ def phases_of(config: RunConfig) -> tuple[Phase, ...]:
         Phase("phase2", config.phase2, config.unfreeze_blocks, config.phase1.epochs),
     )
     return tuple(phase for phase in both if phase.settings.epochs > 0)
+
+
+def with_places(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Records of epochs with `at`, their number from 1, counted over both phases."""
+    first = {phase.name: phase.first_epoch for phase in phases_of(config)}
+    return [{**record, "at": first[record["phase"]] + record["epoch"] + 1} for record in history]
 
 
 @dataclass(frozen=True, order=True)
