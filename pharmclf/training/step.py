@@ -46,7 +46,7 @@ class StepResult:
         return cls(*(float(value) for value in sums.numpy()))
 
 
-class _ReducedAdam(keras.optimizers.Adam):
+class ReducedAdam(keras.optimizers.Adam):
     """Adam for gradients that are summed over the workers already, which Keras would sum again."""
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
@@ -83,9 +83,9 @@ class PhaseModel:
         self.trained: list[keras.Variable] = [*cut.trained, *head.trainable_variables]
         trained = {id(variable) for variable in self.trained}
         self.frozen: list[keras.Variable] = [v for v in backbone.variables if id(v) not in trained]
-        self.num_classes: int = head.output.shape[-1]
+        self.smoothing = config.optimizer.label_smoothing
         with workers.strategy.scope():
-            self.optimizer = _ReducedAdam(0.0, weight_decay=config.optimizer.weight_decay or None, name="adam")
+            self.optimizer = ReducedAdam(0.0, weight_decay=config.optimizer.weight_decay or None, name="adam")
             if config.optimizer.weight_decay:  # biases and normalisation are not decayed
                 self.optimizer.exclude_from_weight_decay([v for v in self.trained if len(v.shape) == 1])
             self.optimizer.build(self.trained)
@@ -141,18 +141,11 @@ class PhaseModel:
         frozen = inputs if self.prefix is None else self.prefix(inputs, training=False)
         with tf.GradientTape() as tape:
             features = frozen if self.suffix is None else self.suffix(frozen, training=False)
-            losses, correct = self._losses(apply_head(self.head, features, keep), batch)
+            losses, correct = losses_and_hits(apply_head(self.head, features, keep), batch, self.smoothing)
             loss_sum = tf.reduce_sum(losses * batch.weights)
             objective = loss_sum / batch.count * scale
         gradients = tape.gradient(objective, [variable.value for variable in self.trained])
         return [*gradients, loss_sum, correct]
-
-    def _losses(self, logits: Any, batch: Batch) -> tuple[Any, Any]:
-        smoothing = self.config.optimizer.label_smoothing
-        targets = tf.one_hot(batch.labels, self.num_classes) * (1.0 - smoothing) + smoothing / self.num_classes
-        hits = tf.cast(tf.argmax(logits, axis=-1) == batch.labels, tf.float32)
-        losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
-        return losses, tf.reduce_sum(hits * batch.mask)
 
     def _clip(self, gradients: list[Any]) -> list[Any]:
         norm = self.config.optimizer.clip_norm
@@ -167,10 +160,9 @@ class PhaseModel:
         first = self.workers.rank * local
         masks = []
         for layer, (units, rate) in enumerate(dropout_shapes(self.head)):
-            seed = tf.stack([tf.constant(self.config.seed * 16 + layer, tf.int64), ordinal])
-            drawn = tf.random.stateless_uniform((total, units), seed, alg="philox")
+            drawn = dropout_draws(self.config.seed, layer, ordinal, (total, units))
             drawn = tf.pad(drawn, [[0, local * self.workers.world - total], [0, 0]])[first : first + local]
-            masks.append(tf.cast(drawn >= rate, tf.float32) / (1.0 - rate))
+            masks.append(keep_mask(drawn, rate))
         return masks
 
     def _validation_step(self, batch: Batch) -> Any:
@@ -181,7 +173,7 @@ class PhaseModel:
         x = tf.cast(batch.inputs, tf.float32)
         for part in (self.prefix, self.suffix, self.head):
             x = x if part is None else part(x, training=False)
-        losses, correct = self._losses(x, batch)
+        losses, correct = losses_and_hits(x, batch, self.smoothing)
         return self.workers.sum([tf.stack([tf.reduce_sum(losses * batch.weights), correct, 0.0])])[0]
 
     # ------------------------------------------------------------ checkpoints
@@ -219,6 +211,34 @@ class PhaseModel:
         if self.loss_scale is not None:
             named |= {"loss_scale": self.loss_scale, "finite_steps": self.finite_steps}
         return named
+
+
+def losses_and_hits(logits: Any, batch: Batch, smoothing: Any) -> tuple[Any, Any]:
+    """The loss of every row, and how many rows are right.
+
+    Args:
+        logits: (..., batch, classes); leading axes are of heads side by side.
+        smoothing: the share of a target that is spread over all classes, a number or (..., 1, 1).
+
+    Returns:
+        (..., batch) float32 and (...) float32, padding not counted.
+    """
+    num_classes = logits.shape[-1]
+    targets = tf.one_hot(batch.labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
+    hits = tf.cast(tf.argmax(logits, axis=-1) == batch.labels, tf.float32)
+    losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
+    return losses, tf.reduce_sum(hits * batch.mask, axis=-1)
+
+
+def dropout_draws(seed: int, layer: int, ordinal: Any, shape: tuple[int, int]) -> Any:
+    """Uniform numbers for a dropout layer and the whole global batch, from (seed, layer, step)."""
+    key = tf.stack([tf.constant(seed * 16 + layer, tf.int64), ordinal])
+    return tf.random.stateless_uniform(shape, key, alg="philox")
+
+
+def keep_mask(drawn: Any, rate: Any) -> Any:
+    """0 where a unit is dropped and 1 / (1 - rate) elsewhere; a rate, or one for each head as (..., 1, 1)."""
+    return tf.cast(drawn >= np.float32(rate), tf.float32) / np.float32(1.0 - rate)
 
 
 def load_variables(variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

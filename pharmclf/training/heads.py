@@ -1,0 +1,270 @@
+"""Trains the heads of several runs side by side, over the same kept activations, with the results of separate runs.
+
+A sweep's trials that train the head alone read the same features in the same order. So they are one program: each step
+reads a batch once and moves all heads. What a head is told apart by, its rates, its epochs, its checkpoints, is decided
+here as `loop.py` decides it for one run, and each checkpoint is one that the loop goes on from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pharmclf import storage
+from pharmclf.activations.shards import ActivationsLost
+from pharmclf.data.plan import PhasePlan
+from pharmclf.model.device import device_name, gpu_capability, precision_for
+from pharmclf.training.batches import device_batches
+from pharmclf.training.distributed import Workers
+from pharmclf.training.grouping import group_key
+from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
+from pharmclf.training.member import Member, Trial
+from pharmclf.training.meters import Sums
+from pharmclf.training.phases import Phase, Position, phases_of
+from pharmclf.training.stacked import StackedHeads
+from pharmclf.training.step import Batch
+
+__all__ = ["Member", "train_heads"]
+
+_WRITERS = 8  # checkpoints written at a time: each waits for the disk, or for a remote storage
+
+
+def train_heads(
+    job: TrainingJob, members: Sequence[Member], workers: Workers, observer: Observer
+) -> list[dict[str, Any]]:
+    """Train the heads of all members from their beginning, in this process.
+
+    Checkpoints are written at the end of a phase, every `checkpoint_every_s` at the end of an epoch, and at a stop:
+    where the member stands, and before that its best epoch. Models are not exported: `loop.train` on a finished
+    member's folder does that from its last checkpoint, and trains nothing.
+
+    Args:
+        job: of the first member, with kept pooled features for each phase. Rows, labels and features go for all.
+        members: of one `group_key`. One that has been begun before begins anew; `loop.train` would go on with it.
+        workers: this process alone.
+        observer: gets "note", and "heads" once an epoch; asked between epochs whether to stop.
+
+    Returns:
+        What `loop.train` returns, for each member in order, with status "complete", "stopped" or "diverged", and
+        `reason`: why it diverged. One that diverged keeps its best epoch, and harms no other.
+
+    Raises:
+        ValueError: more than one worker, a loss scale, members of several groups, or activations of another cut.
+        ConfigError: a checkpoint in a member's folder belongs to another run.
+        StorageUnavailable: activations or checkpoints could not be read or written for too long.
+        ActivationsLost: kept activations are damaged or gone.
+    """
+    precision, num_features = _checked(job, members, workers)
+    keras.config.set_dtype_policy(precision)
+    trials = [Trial(member, place) for place, member in enumerate(members)]
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        try:
+            list(pool.map(lambda trial: trial.open(observer), trials))
+            heads = StackedHeads([member.config for member in members], num_features, len(job.class_names))
+            group = _Group(job, trials, heads, observer, pool)
+            for phases in zip(*(phases_of(member.config) for member in members), strict=True):
+                if group.train_phase(phases) == "stopped":
+                    break
+            list(pool.map(Trial.flush, trials))
+        finally:
+            list(pool.map(Trial.close, trials))
+    about = {"device": device_name(), "precision": precision, "workers": workers.world}
+    return [{"status": trial.status, "reason": trial.reason, **about, **vars(trial.progress)} for trial in trials]
+
+
+def _checked(job: TrainingJob, members: Sequence[Member], workers: Workers) -> tuple[str, int]:
+    """What the group computes in, and the width of its features.
+
+    Raises:
+        ValueError: see `train_heads`.
+    """
+    precision = precision_for(job.config.precision, gpu_capability())
+    if workers.world != 1 or precision == "mixed_float16":
+        raise ValueError(f"received {workers.world} workers and {precision}, expected one and no loss scale")
+    keys = {group_key(member.config) for member in members} | {group_key(job.config)}
+    if len(keys) != 1 or None in keys:
+        raise ValueError(f"members: received {len(keys)} groups, expected one. Group the runs by group_key")
+    phases = phases_of(job.config)
+    shapes = {job.activations[phase.name].layout.shape if phase.name in job.activations else None for phase in phases}
+    shape = shapes.pop()
+    if shapes or shape is None or len(shape) != 1:
+        raise ValueError(f"activations: received {shape}, expected pooled features for each phase. Provide them first")
+    return precision, shape[0]
+
+
+class _Group:
+    """All members of a group, one phase after the other."""
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        trials: Sequence[Trial],
+        heads: StackedHeads,
+        observer: Observer,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._job, self._trials, self._heads, self._observer, self._pool = job, trials, heads, observer, pool
+
+    @property
+    def _active(self) -> list[Trial]:
+        """The members that the phase under way still trains."""
+        return [trial for trial in self._trials if trial.training]
+
+    def train_phase(self, phases: Sequence[Phase]) -> str:
+        """Train one phase of every member, each with its own settings -> "complete" or "stopped"."""
+        job, config, phase = self._job, self._job.config, phases[0]
+        plan = PhasePlan(
+            job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch,
+            phase.settings.epochs,
+        )  # fmt: skip
+        batches = device_batches(job, phase, plan, 0)
+        for trial in self._trials:
+            trial.begin()
+        try:
+            for number in range(phase.settings.epochs):
+                if not self._active:
+                    break
+                if self._observer.stop_requested():
+                    self._stop(phase, Position(phase.number, number, 0))
+                    return "stopped"
+                epoch = _Epoch(self._trials, self._heads, plan, phases, number)
+                try:
+                    epoch.run(batches)
+                except (storage.StorageUnavailable, ActivationsLost):  # what has been trained so far is kept first
+                    position = epoch.read()
+                    self._write({**dict.fromkeys(epoch.diverged), **dict.fromkeys(self._active, position)})
+                    raise
+                self._after(epoch)
+        finally:
+            batches.close()
+        self._heads.restore_best()
+        return "complete"
+
+    def _stop(self, phase: Phase, position: Position) -> None:
+        """Write a checkpoint of every member that has more to do, and say so in its status."""
+        if position.epoch > 0:  # before, there is nothing that the phase before has not written
+            self._write(dict.fromkeys(self._active, position))
+        last = phases_of(self._job.config)[-1].number == phase.number
+        for trial in self._trials:
+            if trial.status == "complete" and (trial.training or not last):
+                trial.status = "stopped"
+
+    def _after(self, epoch: _Epoch) -> None:
+        """Settle what an epoch means for each member, and write the checkpoints that are due."""
+        phase, position = epoch.phases[0], Position(epoch.phases[0].number, epoch.number + 1, 0)
+        records = {trial: epoch.record(trial) for trial in self._active}
+        improved = np.zeros(len(self._trials), bool)
+        writing: dict[Trial, Position | None] = dict.fromkeys(epoch.diverged)
+        for trial, record in records.items():
+            improved[trial.place] = trial.after_epoch(record, position)
+            ended = trial.monitor.ends_phase(trial.member.config.stopping)
+            trial.training = not ended and position.epoch < phase.settings.epochs
+            if not trial.training or trial.due():
+                writing[trial] = position
+        if improved.any():
+            self._heads.keep_best(improved)
+        self._write(writing)
+        best = max((record["val_accuracy"] for record in records.values()), default=0.0)
+        about = {"phase": phase.name, "epoch": epoch.number, "epochs": phase.settings.epochs}
+        self._observer.event("heads", **about, active=len(records), val_accuracy=best)
+
+    def _write(self, positions: Mapping[Trial, Position | None]) -> None:
+        list(self._pool.map(lambda item: item[0].write(self._heads, item[1]), positions.items()))
+
+
+class _Epoch:
+    """One epoch of all heads. One step is always left running: it is read while the next one runs."""
+
+    def __init__(
+        self, trials: Sequence[Trial], heads: StackedHeads, plan: PhasePlan, phases: Sequence[Phase], number: int
+    ) -> None:
+        self.phases, self.number = phases, number
+        self.diverged: list[Trial] = []
+        """Members whose loss is not finite any more, as of this epoch."""
+        self._trials, self._heads, self._plan = trials, heads, plan
+        rates = [trial.rates(phase, number, plan.train_steps) for trial, phase in zip(trials, phases, strict=True)]
+        self._rates = np.asarray(rates, np.float32)  # (K, steps)
+        self._sums = np.zeros((2, 2, heads.size))  # (training and validation, loss and correct, K)
+        self._running: tuple[Any, int, int] | None = None  # sums on the device; 0 training, 1 validation; step
+        self._steps = 0
+        self._began = time.monotonic()
+        self._train_seconds = self._seconds = 0.0
+
+    def run(self, batches: Iterator[Batch]) -> None:
+        """Train and validate.
+
+        Raises:
+            StorageUnavailable, ActivationsLost: there is no next batch; `read` tells where the epoch stands.
+        """
+        for step in range(self._plan.train_steps):
+            batch = next(batches)
+            self._start(self._heads.train_step(batch, self._rates[:, step]), 0, step)
+            self._steps = step + 1
+        self.read()
+        self._train_seconds = time.monotonic() - self._began
+        for step in range(self._plan.validation_steps):
+            self._start(self._heads.validation_step(next(batches)), 1, step)
+        self._wait()
+        self._seconds = time.monotonic() - self._began
+
+    def read(self) -> Position:
+        """Wait for the steps that have been started, note the sums in the members -> where they stand."""
+        self._wait()
+        images = min(self._steps * self._plan.batch_size, len(self._plan.train_rows))
+        seconds = self._train_seconds or time.monotonic() - self._began
+        for trial in self._trials:
+            if trial.training:
+                loss, correct = (float(value) for value in self._sums[0, :, trial.place])
+                sums = {"loss": loss, "correct": correct, "images": float(images), "seconds": seconds}
+                trial.progress.epoch_sums = sums
+        return Position(self.phases[0].number, self.number, self._steps)
+
+    def record(self, trial: Trial) -> dict[str, Any]:
+        """The epoch in the member's history; the times are those of all heads together."""
+        train_images, validation_images = len(self._plan.train_rows), len(self._plan.validation_rows)
+        sums = self._sums[:, :, trial.place]
+        return {
+            "phase": self.phases[0].name,
+            "epoch": self.number,
+            "train_loss": float(sums[0, 0] / train_images),
+            "train_accuracy": float(sums[0, 1] / train_images),
+            "val_loss": float(sums[1, 0] / validation_images),
+            "val_accuracy": float(sums[1, 1] / validation_images),
+            "learning_rate": float(self._rates[trial.place, -1]),
+            "seconds": self._seconds,
+            "images_per_second": train_images / self._train_seconds,
+        }
+
+    def _start(self, running: Any, section: int, step: int) -> None:
+        """A step has been started: read the one before it."""
+        self._wait()
+        self._running = running, section, step
+
+    def _wait(self) -> None:
+        if self._running is None:
+            return
+        running, section, step = self._running
+        self._running = None
+        values = running.numpy()
+        self._sums[section] += values
+        for place in np.flatnonzero(~np.isfinite(values[0])).tolist():
+            trial = self._trials[place]
+            if trial.training:
+                trial.training, trial.status = False, "diverged"
+                trial.reason = self._reason(values[:, place], section, step, self.phases[place])
+                self.diverged.append(trial)
+
+    def _reason(self, values: np.ndarray, section: int, step: int, phase: Phase) -> str:
+        """What the loop would say of sums that are not finite."""
+        try:
+            sums = tf.constant([*values, 0.0])
+            Sums({}).add(sums, self._plan, step, phase, self.number, training=section == 0)
+        except TrainingDiverged as error:
+            return str(error)
+        return ""
