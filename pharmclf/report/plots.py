@@ -6,6 +6,7 @@ red (after the palette of Okabe and Ito, which colour-blind people can tell apar
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import warnings
@@ -25,28 +26,30 @@ from pharmclf.evaluation.evaluate import Evaluation
 DPI = 150
 MAX_CLASSES = 100
 NUM_SAMPLES = 15
-_INK, _SOFT, _FAINT = "#1f2933", "#6b7785", "#dfe4ea"
-_BLUE, _ORANGE, _GREEN, _RED = "#0072b2", "#d55e00", "#00795c", "#c0330b"
+INK, SOFT, FAINT = "#1f2933", "#6b7785", "#dfe4ea"
+BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#00795c", "#c0330b"
 _RIGHT = LinearSegmentedColormap.from_list("right", ["#ffffff", "#e3f0f8", "#7db8dd", "#0b6ba6"])
 _WRONG = LinearSegmentedColormap.from_list("wrong", ["#ffffff", "#fde6d3", "#f5a563", "#c44f00"])
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _SOFT,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": SOFT,
     "axes.titlelocation": "left",
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "xtick.labelcolor": _SOFT,
-    "ytick.labelcolor": _SOFT,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
     "figure.facecolor": "white",
 }
+styled = functools.partial(style.context, ["default", _STYLE])
+"""The context in which all pictures are drawn."""
 
 
 def shorten(text: str, length: int) -> str:
@@ -58,7 +61,8 @@ def shorten(text: str, length: int) -> str:
     return f"{text[: length - 1 - tail].rstrip()}…{text[len(text) - tail :].lstrip()}"
 
 
-def _png(figure: Figure) -> bytes:
+def png_bytes(figure: Figure) -> bytes:
+    """A figure as PNG, the same bytes every time."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
@@ -67,11 +71,11 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _heading(figure: Figure, title: str, subtitle: str, *, left: float = 0.25) -> None:
+def write_heading(figure: Figure, title: str, subtitle: str, *, left: float = 0.25) -> None:
     """Title and subtitle at the upper left, `left` inches from the edge."""
     width, height = figure.get_size_inches()
     figure.text(left / width, 1 - 0.22 / height, title, size=14, weight="bold", va="top")
-    figure.text(left / width, 1 - 0.52 / height, subtitle, size=9, color=_SOFT, va="top")
+    figure.text(left / width, 1 - 0.52 / height, subtitle, size=9, color=SOFT, va="top")
 
 
 def confusion_matrix_png(evaluation: Evaluation, *, title: str = "Confusion matrix") -> bytes:
@@ -79,8 +83,8 @@ def confusion_matrix_png(evaluation: Evaluation, *, title: str = "Confusion matr
 
     Of more than `MAX_CLASSES` classes only those with most mistakes are shown.
     """
-    with style.context(["default", _STYLE]):
-        return _png(_confusion_figure(evaluation, title))
+    with styled():
+        return png_bytes(_confusion_figure(evaluation, title))
 
 
 def _confusion_figure(evaluation: Evaluation, title: str) -> Figure:
@@ -105,17 +109,17 @@ def _confusion_figure(evaluation: Evaluation, title: str) -> Figure:
     subtitle = f"{evaluation.num_images:,} images · accuracy {evaluation.accuracy}"
     if size < total:
         subtitle += f" · the {size} of {total} classes with most mistakes"
-    _heading(figure, title, subtitle)
+    write_heading(figure, title, subtitle)
     legend = ((0.25, _RIGHT(0.85), "right"), (0.92, _WRONG(0.85), "wrong; darker: a larger share of the class"))
     for left, colour, text in legend:
         figure.text(left / width, 1 - 0.74 / height, "■", size=9, color=colour, va="top")
-        figure.text((left + 0.17) / width, 1 - 0.74 / height, text, size=9, color=_SOFT, va="top")
+        figure.text((left + 0.17) / width, 1 - 0.74 / height, text, size=9, color=SOFT, va="top")
     axes = figure.add_axes((margin / width, bottom / height, side / width, side / height))
     strength = np.where(np.eye(size, dtype=bool), share, share**0.4)  # so that one mistake is seen among many images
     colours = np.where(np.eye(size, dtype=bool)[..., None], _RIGHT(strength), _WRONG(strength))
     axes.imshow(colours, interpolation="nearest")
-    axes.set_xticks(range(size), names, rotation=90 if upright else 0, size=label_size, color=_INK)
-    axes.set_yticks(range(size), names, size=label_size, color=_INK)
+    axes.set_xticks(range(size), names, rotation=90 if upright else 0, size=label_size, color=INK)
+    axes.set_yticks(range(size), names, size=label_size, color=INK)
     axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="#eef1f4", linewidth=0.6)
@@ -123,17 +127,17 @@ def _confusion_figure(evaluation: Evaluation, title: str) -> Figure:
     axes.spines[:].set_visible(False)
     middle: dict[str, Any] = {"ha": "center", "va": "center_baseline", "size": count_size}
     for row, column in np.argwhere(counts):
-        look: dict[str, Any] = {"color": "white" if strength[row, column] > 0.62 else _INK}
+        look: dict[str, Any] = {"color": "white" if strength[row, column] > 0.62 else INK}
         look["weight"] = "bold" if row == column and size <= 20 else "normal"
         axes.text(column, row, str(counts[row, column]), **look, **middle)
-    _caption(axes, 1, side * 72 + 7, "recall", size=label_size, color=_SOFT, shift=8)
+    _caption(axes, 1, side * 72 + 7, "recall", size=label_size, color=SOFT, shift=8)
     for row, index in enumerate(shown):
         text = f"{hits[index] / support[row]:.0%}" if support[row] else "–"
         _caption(
-            axes, 1, (size - row - 0.5) * cell * 72, text, size=label_size, color=_SOFT, shift=8, va="center_baseline"
+            axes, 1, (size - row - 0.5) * cell * 72, text, size=label_size, color=SOFT, shift=8, va="center_baseline"
         )
-    figure.text(0.12 / width, (bottom + side / 2) / height, "true class", rotation=90, color=_SOFT, va="center")
-    figure.text((margin + side / 2) / width, 0.1 / height, "predicted class", color=_SOFT, ha="center", va="bottom")
+    figure.text(0.12 / width, (bottom + side / 2) / height, "true class", rotation=90, color=SOFT, va="center")
+    figure.text((margin + side / 2) / width, 0.1 / height, "predicted class", color=SOFT, ha="center", va="bottom")
     return figure
 
 
@@ -168,15 +172,15 @@ def learning_curves_png(history: Sequence[Mapping[str, Any]], *, best: tuple[str
         if not found:
             raise ValueError(f"best: received {best}, expected the phase and epoch of an entry of the history")
         chosen = found[-1]
-    with style.context(["default", _STYLE]):
-        return _png(_curves_figure(history, chosen))
+    with styled():
+        return png_bytes(_curves_figure(history, chosen))
 
 
 def _curves_figure(history: Sequence[Mapping[str, Any]], chosen: int) -> Figure:
     figure = Figure(figsize=(13.2, 4.7), dpi=DPI)
     best = history[chosen]
-    subtitle = f"chosen: {_phase_name(best)}, epoch {chosen + 1} of {len(history)}"
-    _heading(figure, "Learning curves", f"{subtitle}, validation accuracy {_value(best, 'val_accuracy'):.3f}")
+    subtitle = f"chosen: {phase_name(best)}, epoch {chosen + 1} of {len(history)}"
+    write_heading(figure, "Learning curves", f"{subtitle}, validation accuracy {_value(best, 'val_accuracy'):.3f}")
     epochs = np.arange(1, len(history) + 1)
     marker = "o" if len(history) <= 40 else ""
     panels = figure.subplots(1, 3, gridspec_kw={"wspace": 0.2})
@@ -187,7 +191,7 @@ def _curves_figure(history: Sequence[Mapping[str, Any]], chosen: int) -> Figure:
         axes.grid(axis="y", color="#eef1f4", linewidth=0.8)
         axes.set_axisbelow(True)
         if name:
-            for part, label, colour, line in (("train", "training", _BLUE, "--"), ("val", "validation", _ORANGE, "-")):
+            for part, label, colour, line in (("train", "training", BLUE, "--"), ("val", "validation", ORANGE, "-")):
                 values = [_value(entry, f"{part}_{name}") for entry in history]
                 axes.plot(epochs, values, line, color=colour, label=label, marker=marker, markersize=3, linewidth=1.7)
                 if part == "val":
@@ -196,7 +200,7 @@ def _curves_figure(history: Sequence[Mapping[str, Any]], chosen: int) -> Figure:
                         values[chosen],
                         marker="*",
                         markersize=15,
-                        color=_ORANGE,
+                        color=ORANGE,
                         markeredgecolor="white",
                         linestyle="",
                         label="chosen epoch",
@@ -204,12 +208,12 @@ def _curves_figure(history: Sequence[Mapping[str, Any]], chosen: int) -> Figure:
                     )
         else:
             rates = [_value(entry, "learning_rate") for entry in history]
-            axes.plot(epochs, rates, color=_GREEN, drawstyle="steps-mid", linewidth=1.7, marker=marker, markersize=3)
+            axes.plot(epochs, rates, color=GREEN, drawstyle="steps-mid", linewidth=1.7, marker=marker, markersize=3)
             _rate_axis(axes, rates)
         axes.set_xlim(0.5, len(history) + 0.5)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
-        axes.axvline(epochs[chosen], color=_ORANGE, linewidth=0.9, linestyle=":", zorder=1)
-        _mark_phases(axes, [_phase_name(entry) for entry in history])
+        axes.axvline(epochs[chosen], color=ORANGE, linewidth=0.9, linestyle=":", zorder=1)
+        mark_phases(axes, [phase_name(entry) for entry in history])
     losses = [_value(entry, key) for entry in history for key in ("train_loss", "val_loss")]
     accuracies = [_value(entry, key) for entry in history for key in ("train_accuracy", "val_accuracy")]
     panels[0].set_ylim(0, 1.08 * max([loss for loss in losses if math.isfinite(loss) and loss > 0], default=1.0))
@@ -233,39 +237,33 @@ def _rate_axis(axes: Axes, rates: list[float]) -> None:
             if math.log(named[-1] / rate) > 0.08 * math.log(high / low):
                 named.append(rate)
         axes.set_yticks(named)
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(_rate_text))
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(rate_text))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
-def _rate_text(rate: float, _: object = None) -> str:
+def rate_text(rate: float, _: object = None) -> str:
     """0.00005 -> 5e-5."""
     mantissa, exponent = f"{rate:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def _phase_name(entry: Mapping[str, Any]) -> str:
+def phase_name(entry: Mapping[str, Any]) -> str:
     """phase1 -> phase 1."""
     return str(entry["phase"]).replace("phase", "phase ").replace("  ", " ")
 
 
-def _mark_phases(axes: Axes, phases: list[str]) -> None:
+def mark_phases(axes: Axes, phases: list[str]) -> None:
     """A line at each border between phases, and the phases' names above the panel."""
     starts = [index for index in range(len(phases)) if index == 0 or phases[index] != phases[index - 1]]
     for start, end in zip(starts, [*starts[1:], len(phases)], strict=True):
         if start:
-            axes.axvline(start + 0.5, color=_SOFT, linewidth=1.0)
+            axes.axvline(start + 0.5, color=SOFT, linewidth=1.0)
         place = axes.get_xaxis_transform()
-        axes.plot(
-            [start + 0.5 + 0.01 * len(phases), end + 0.5 - 0.01 * len(phases)],
-            [1.03, 1.03],
-            transform=place,
-            color=_FAINT,
-            linewidth=2.5,
-            clip_on=False,
-            solid_capstyle="butt",
-        )
+        ends = [start + 0.5 + 0.01 * len(phases), end + 0.5 - 0.01 * len(phases)]
+        look: dict[str, Any] = {"color": FAINT, "linewidth": 2.5, "clip_on": False, "solid_capstyle": "butt"}
+        axes.plot(ends, [1.03, 1.03], transform=place, **look)
         axes.text(
-            (start + end + 1) / 2, 1.05, phases[start], transform=place, size=8, color=_SOFT, ha="center", va="bottom"
+            (start + end + 1) / 2, 1.05, phases[start], transform=place, size=8, color=SOFT, ha="center", va="bottom"
         )
 
 
@@ -286,17 +284,17 @@ def sample_predictions_png(
         raise ValueError(f"received {len(images)} images and {len(predictions)} predictions, expected a pair or more")
     shown = list(predictions.head(NUM_SAMPLES).itertuples())
     rights = [str(item.label) == str(item.predicted) for item in shown]
-    with style.context(["default", _STYLE]):
+    with styled():
         figure, panels = _grid(images[: len(shown)], min(5, len(shown)), side=2.15, caption=0.76, heading=0.95)
-        _heading(figure, title, f"{sum(rights)} of {len(rights)} right · ✓ right, ✗ wrong", left=0.3)
+        write_heading(figure, title, f"{sum(rights)} of {len(rights)} right · ✓ right, ✗ wrong", left=0.3)
         for axes, item, right in zip(panels, shown, rights, strict=True):
-            colour = _GREEN if right else _RED
+            colour = GREEN if right else RED
             axes.spines[:].set(visible=True, color=colour, linewidth=2.2)
             mark = "✓" if right else "✗"
             _caption(axes, 0, -14, f"{mark} {shorten(str(item.predicted), 23)}", size=9, color=colour, weight="bold")
-            _caption(axes, 0, -28, f"true: {shorten(str(item.label), 27)}", size=8, color=_SOFT)
-            _caption(axes, 0, -41, f"confidence {item.confidence:.1%}", size=8, color=_SOFT)
-        return _png(figure)
+            _caption(axes, 0, -28, f"true: {shorten(str(item.label), 27)}", size=8, color=SOFT)
+            _caption(axes, 0, -41, f"confidence {item.confidence:.1%}", size=8, color=SOFT)
+        return png_bytes(figure)
 
 
 def contact_sheet_png(images: np.ndarray, titles: Sequence[str], columns: int, *, title: str = "") -> bytes:
@@ -314,13 +312,13 @@ def contact_sheet_png(images: np.ndarray, titles: Sequence[str], columns: int, *
     if not len(images) or len(images) != len(titles) or columns < 1:
         received = f"{len(images)} images, {len(titles)} titles and {columns} columns"
         raise ValueError(f"received {received}, expected a title for each image, and 1 or more of all")
-    with style.context(["default", _STYLE]):
+    with styled():
         figure, panels = _grid(images, columns, side=1.5, caption=0.28, heading=0.7 if title else 0.25)
         if title:
-            _heading(figure, title, "", left=0.3)
+            write_heading(figure, title, "", left=0.3)
         for axes, text in zip(panels, titles, strict=True):
-            _caption(axes, 0.5, -12, shorten(text, 21), size=7.5, color=_INK, ha="center")
-        return _png(figure)
+            _caption(axes, 0.5, -12, shorten(text, 21), size=7.5, color=INK, ha="center")
+        return png_bytes(figure)
 
 
 def _grid(
@@ -338,7 +336,7 @@ def _grid(
         axes = figure.add_axes((left / width, lower / height, side / width, side / height))
         axes.imshow(image, interpolation="antialiased")
         axes.set(xticks=[], yticks=[])
-        axes.spines[:].set(visible=True, color=_FAINT, linewidth=0.8)
+        axes.spines[:].set(visible=True, color=FAINT, linewidth=0.8)
         panels.append(axes)
     return figure, panels
 
