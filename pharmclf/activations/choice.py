@@ -11,6 +11,7 @@ from pharmclf.model.cut import CutCost
 
 _SUFFIX_COST = 3.0  # a training step of the suffix, in forward passes
 _LEAST_SAVING = 0.05  # share of the time that must be saved
+_EVERY_SUBSET = 8  # phases of which every subset is looked at
 _MOST_SPACE = 0.5  # share of the free space that may be filled
 
 
@@ -107,7 +108,7 @@ def choose(
     def new_bytes(chosen: Sequence[PhaseWork]) -> int:
         return size([phase for phase in chosen if phase.depth not in kept])
 
-    subsets = [part for count in range(1, len(frozen) + 1) for part in itertools.combinations(frozen, count)]
+    subsets = _subsets(frozen)
     streamed = seconds(())
     best = min(subsets, key=seconds)
     if seconds(best) > (1 - _LEAST_SAVING) * streamed:
@@ -123,6 +124,14 @@ def choose(
         f"kept for {' and '.join(names)}, {_amount(size(fitting))}: some {_time(seconds(fitting))} instead of "
         f"{_time(streamed)}",
     )
+
+
+def _subsets(phases: Sequence[PhaseWork]) -> list[tuple[PhaseWork, ...]]:
+    """What may be kept together: anything, or of many phases, as a sweep has them, those with the highest cuts."""
+    if len(phases) <= _EVERY_SUBSET:
+        return [part for count in range(1, len(phases) + 1) for part in itertools.combinations(phases, count)]
+    ordered = sorted(phases, key=lambda phase: phase.depth)
+    return [tuple(ordered[:count]) for count in range(1, len(ordered) + 1)]
 
 
 def _epoch_s(

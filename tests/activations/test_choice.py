@@ -219,3 +219,14 @@ def test_float32_is_not_kept_where_float16_is_not(case: dict[str, Any], kept: se
     """Twice the bytes to write, to read and to hold."""
     half, full = (choose(**case | {"dtype": dtype}, kept=kept).phases for dtype in ("float16", "float32"))
     assert half or not full
+
+
+def test_a_choice_among_all_cuts_of_a_backbone_is_quick():
+    """A sweep may ask for every cut: of so many the shallowest are kept that save time and fit."""
+    blocks = 24
+    costs = tuple(CutCost((10 * (depth + 1),), 100.0 * (blocks - depth)) for depth in range(blocks + 1))
+    phases = [PhaseWork(f"{depth} blocks", depth, 10) for depth in range(blocks)]
+    choice = choose(phases, costs, ROWS, 1, "float16", MACHINES)
+    assert choice.phases
+    tight = dataclasses.replace(MACHINES, free_bytes=8 * SMALL)  # half of it: the cuts of 1, 2 and 3 sizes do not fit
+    assert choose(phases, costs, ROWS, 1, "float16", tight).phases in ((), ("0 blocks",), ("0 blocks", "1 blocks"))
