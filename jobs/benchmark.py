@@ -3,6 +3,7 @@
 python jobs/benchmark.py                                          each stage: decoding, stream, training step, loop
 python jobs/benchmark.py --data DIR --demo.images-per-class 100   on your images; on more of the demo's
 python jobs/benchmark.py activations                              runs with and without kept activations; every cut
+python jobs/benchmark.py sweep --data DIR                         trials that share what is computed, and that do not
 python jobs/benchmark.py storage --storage s3://BUCKET/PREFIX     the same images from the storage and from local disk
 """
 
@@ -14,6 +15,7 @@ from pharmclf import storage
 from pharmclf.benchmark.activations import benchmark_activations
 from pharmclf.benchmark.remote import benchmark_storage
 from pharmclf.benchmark.stages import benchmark
+from pharmclf.benchmark.sweep import benchmark_sweep
 from pharmclf.cli import parse_config, run_job, take_switch
 
 _BACKBONES = ["efficientnet_lite0", "resnet50"]
@@ -21,8 +23,9 @@ _BACKBONES = ["efficientnet_lite0", "resnet50"]
 
 def main() -> int:
     """Parse, measure, write the figures into the storage."""
-    what = next((name for name in ("storage", "activations") if take_switch(name)), "stages")
-    config = parse_config(__doc__ or "", Path(__file__).parent / "configs" / "benchmark.yaml")
+    what = next((name for name in ("storage", "activations", "sweep") if take_switch(name)), "stages")
+    here = Path(__file__).parent
+    config = parse_config(__doc__ or "", here / "configs" / "benchmark.yaml")
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -31,6 +34,8 @@ def main() -> int:
         report = benchmark_storage(config, say)
     elif what == "activations":
         report = benchmark_activations(config, say)
+    elif what == "sweep":
+        report = benchmark_sweep(config, here.parent / "tune" / "space.yaml", say)
     else:
         report = benchmark(config, _BACKBONES, say)
     name = "benchmark.json" if what == "stages" else f"benchmark-{what}.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -19,6 +21,7 @@ from pharmclf.progress import progress_lines
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
+T = TypeVar("T")
 Say = Callable[[str], None]
 """Takes a line for the console."""
 
@@ -34,12 +37,36 @@ def parse_config(description: str, default: Path, arguments: Sequence[str] | Non
     Raises:
         ConfigError: a bad file or value. An unknown flag ends the process with exit code 2.
     """
+    base, about, rest = _base(description, default, arguments)
+    return tyro.cli(RunConfig, description=about, default=base, args=rest, config=(tyro.conf.FlagConversionOff,))
+
+
+def parse_options(
+    description: str, default: Path, options: T, arguments: Sequence[str] | None = None
+) -> tuple[T, RunConfig]:
+    """As `parse_config`, for a job with options of its own beside the configuration.
+
+    Args:
+        options: a dataclass with their default values; its fields become flags.
+    """
+    base, about, rest = _base(description, default, arguments)
+    part = tyro.conf.arg(name="")
+    both: Any = dataclasses.make_dataclass(
+        "Both", [("options", Annotated[type(options), part]), ("run", Annotated[RunConfig, part])], frozen=True
+    )
+    parsed = tyro.cli(
+        both, description=about, default=both(options, base), args=rest, config=(tyro.conf.FlagConversionOff,)
+    )
+    return parsed.options, parsed.run
+
+
+def _base(description: str, default: Path, arguments: Sequence[str] | None) -> tuple[RunConfig, str, list[str]]:
+    """The configuration of `--config`, the text for `--help`, and the arguments that are left."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     known, rest = finder.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
-    base = load_yaml(known.config or default)
     about = help_text(f"{description}\n--config FILE: a YAML file of these settings; flags stand over it.")
-    return tyro.cli(RunConfig, description=about, default=base, args=rest, config=(tyro.conf.FlagConversionOff,))
+    return load_yaml(known.config or default), about, rest
 
 
 def help_text(description: str | None) -> str:

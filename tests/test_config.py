@@ -27,7 +27,8 @@ from pharmclf.config import (
 from pharmclf.config import schema as module
 
 ROOT = Path(__file__).parents[1]
-NAMED = sorted(path.stem for path in (ROOT / "jobs" / "configs").glob("*.yaml"))
+NAMED = {path.stem: path for path in sorted((ROOT / "jobs" / "configs").glob("*.yaml"))}
+NAMED["tune-base"] = ROOT / "tune" / "base.yaml"
 RANGES = {path: (low, high) for path, low, high, _ in module._RANGES}
 # text that YAML reads as something else when it stands there without quotes
 TRAPS = ["yes", "off", "null", "~", "007", "1e-3", "1_000", "2024-01-01", "12:30", "[a]", "a: b", "# no", "é药", " x "]
@@ -279,7 +280,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("name", NAMED)
 def test_a_named_config_resolves_to_its_golden_text(name: str, request: pytest.FixtureRequest):
     """A changed default shows in review. Meant so? pytest tests/test_config.py --renew-goldens"""
-    text = to_yaml(load_yaml(ROOT / "jobs" / "configs" / f"{name}.yaml"))
+    text = to_yaml(load_yaml(NAMED[name]))
     golden = ROOT / "tests" / "goldens" / f"{name}.yaml"
     if request.config.getoption("--renew-goldens"):
         golden.write_text(text, encoding="utf-8")
@@ -289,16 +290,16 @@ def test_a_named_config_resolves_to_its_golden_text(name: str, request: pytest.F
 
 def test_no_golden_text_is_left_over():
     """Every golden text belongs to a named config, the demo and the reference run among them."""
-    assert sorted(path.stem for path in (ROOT / "tests" / "goldens").glob("*.yaml")) == NAMED
+    assert sorted(path.stem for path in (ROOT / "tests" / "goldens").glob("*.yaml")) == sorted(NAMED)
     assert {"demo", "resnet50"} <= set(NAMED)
 
 
 def test_a_named_config_opens_with_the_command_that_runs_it():
     """The first lines are a comment, and the job that runs it is in it."""
-    for name in NAMED:
-        lines = (ROOT / "jobs" / "configs" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    for name, path in NAMED.items():
+        lines = path.read_text(encoding="utf-8").splitlines()
         opening = lines[: next(place for place, line in enumerate(lines) if not line.startswith("#"))]
-        assert any("python jobs/" in line for line in opening), name
+        assert any(f"python {path.relative_to(ROOT).parts[0]}/" in line for line in opening), name
 
 
 def test_the_reference_config_is_the_reference_run():

@@ -53,7 +53,7 @@ def load_yaml(path: str | Path) -> RunConfig:
         raise ConfigError(f"--config {path}: not a text file. Give the path of a YAML file") from error
     try:
         mapping = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that no calendar has is a ValueError
         raise ConfigError(f"--config {path}: not YAML: {str(error).splitlines()[0]}") from error
     return from_dict(mapping, source=str(path))
 

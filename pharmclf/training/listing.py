@@ -35,7 +35,8 @@ class RunInfo:
     location: str
     """Its folder."""
     state: str
-    """running, interrupted, failed, trained, complete; unreadable where a file that tells of it cannot be read."""
+    """running, interrupted, failed, trained, complete, of a trial also stopped; unreadable where a file that tells of
+    it cannot be read."""
     config: dict[str, Any] = field(default_factory=dict)
     """The resolved configuration, as plain values."""
     data: str = ""

@@ -100,6 +100,17 @@ def test_random_weights_are_the_same_at_every_build(backbones: Any, name: str):
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def test_a_kept_backbone_is_built_once_and_begins_anew(backbones: Any):
+    """The second run of a process gets the same model with its first weights; other weights are built."""
+    first = backbones.kept_backbone("mobilenet_v2", 64, "none", "")
+    before = [variable.numpy() for variable in first.variables]
+    first.trainable_variables[0].assign(first.trainable_variables[0] * 0 + 7)
+    again = backbones.kept_backbone("mobilenet_v2", 64, "none", "")
+    assert again is first
+    assert all(np.array_equal(v.numpy(), value) for v, value in zip(again.variables, before, strict=True))
+    assert backbones.kept_backbone("mobilenet_v2", 64, "none", "another file") is not first
+
+
 @pytest.mark.parametrize("file", ["saved.weights.h5", "saved.keras"])
 def test_saved_weights_come_back(backbones: Any, mobilenet: Any, tmp_path: Path, file: str):
     """Every weight of a backbone that Keras saved, batch-norm statistics too, loads into the same backbone."""

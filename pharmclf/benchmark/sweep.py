@@ -1,0 +1,69 @@
+"""What a sweep costs: its trials on shared activations and in workers that stay, against the same ones without."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pharmclf import storage
+from pharmclf.cli import Say
+from pharmclf.config import RunConfig
+from pharmclf.data.prepare import data_location
+from pharmclf.sweep.options import SweepOptions
+from pharmclf.sweep.sweep import SWEEP_FILE, TABLE_FILE, sweep
+
+_TRIALS = 6
+_HEADS = 32
+
+
+def benchmark_sweep(config: RunConfig, space: Path, say: Say) -> dict[str, Any]:
+    """Run the same trials three times, and head-only trials one and `_HEADS` at a time.
+
+    Args:
+        config: the plain run: data, backbone, epochs, `augment.views` (1 or more).
+        space: file of what is searched.
+        say: takes lines for the console.
+
+    Returns:
+        rows: for each sweep seconds in all, trials, and the median overhead of a trial beyond its training; ratios.
+    """
+    same = SweepOptions(trials=_TRIALS, search="random", halving=False)
+    plain = dataclasses.replace(same, reuse_workers=False, batch_heads=False)
+    heads = dataclasses.replace(config, phase2=dataclasses.replace(config.phase2, epochs=0))
+    with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
+        data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
+
+        def timed(name: str, run: RunConfig, options: SweepOptions) -> dict[str, Any]:
+            began = time.perf_counter()
+            sweep(options, dataclasses.replace(run, data=data, storage=folder, name=name), space, lambda _: None)
+            seconds = time.perf_counter() - began
+            table = pd.read_parquet(f"{folder}/{name}/{TABLE_FILE}")
+            result = storage.read_json(f"{folder}/{name}/{SWEEP_FILE}")["result"]
+            trials_s, overhead_s = float(table["seconds"].sum()), statistics.median(table["overhead_s"])
+            say(
+                f"{name:<10} {len(table):>3} trials  whole sweep {seconds:7.1f} s  trials alone {trials_s:7.1f} s  "
+                f"overhead {overhead_s:5.2f} s a trial  test accuracy of the winner {result['test_accuracy']:.3f}"
+            )
+            return {
+                "sweep": name, "trials": len(table), "seconds": seconds, "trials_s": trials_s, "overhead_s": overhead_s,
+                "val_accuracy": float(table["val_accuracy"].max()), "test_accuracy": result["test_accuracy"],
+            }  # fmt: skip
+
+        one = timed("one-head", heads, dataclasses.replace(same, trials=1))
+        many = timed("heads", heads, dataclasses.replace(same, trials=_HEADS))
+        shared = timed("shared", config, same)
+        alone = timed("alone", dataclasses.replace(config, activations="never"), plain)
+    ratios = {
+        "whole sweep, alone / shared": alone["seconds"] / shared["seconds"],
+        f"{_HEADS} heads / one head, trials alone": many["trials_s"] / one["trials_s"],
+        f"{_HEADS} heads / one head, whole sweep": many["seconds"] / one["seconds"],
+    }
+    for what, value in ratios.items():
+        say(f"{what}: {value:.2f}")
+    return {"backbone": config.backbone, "rows": [one, many, shared, alone], "ratios": ratios}

@@ -1,0 +1,82 @@
+"""The activations of a sweep: computed ahead of its trials, at every cut that one of them can ask for, in one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pharmclf.activations import compute
+from pharmclf.activations.choice import PhaseWork
+from pharmclf.activations.provide import Wish, provide
+from pharmclf.cli import Say
+from pharmclf.config import RunConfig
+from pharmclf.data.manifest import Manifest
+from pharmclf.sweep.ledger import activations_of
+from pharmclf.sweep.space import STRENGTH, Space
+
+
+def variants(base: RunConfig, space: Space) -> list[RunConfig]:
+    """The configurations that need activations of their own: every backbone with every strength. Pure."""
+    names = [p.name for p in space.parameters if p.name in ("backbone", STRENGTH)]
+    values = [space.possible(base, name) for name in names]
+    return [space.config(base, dict(zip(names, chosen, strict=True))) for chosen in itertools.product(*values)]
+
+
+def works(base: RunConfig, space: Space, trials: int, num_variants: int) -> list[PhaseWork]:
+    """What all trials together train at each cut, as far as it can be known before they are chosen. Pure.
+
+    Args:
+        base: the plain run.
+        space: of the sweep.
+        trials: in all.
+        num_variants: that share them.
+    """
+    depths = [int(depth) for depth in space.possible(base, "unfreeze_blocks")]
+    each = max(1, trials // num_variants)
+    found: dict[int, int] = {}
+    if base.phase1.epochs:
+        found[0] = base.phase1.epochs * each
+    if base.phase2.epochs:
+        for depth in depths:
+            found[depth] = found.get(depth, 0) + base.phase2.epochs * max(1, round(each / len(depths)))
+    return [PhaseWork(_name(depth), depth, epochs) for depth, epochs in sorted(found.items())]
+
+
+def keep_ahead(
+    base: RunConfig,
+    space: Space,
+    trials: int,
+    manifest: Manifest,
+    weights: Mapping[str, Any],
+    say: Say,
+    stopped: Callable[[], bool],
+) -> dict[str, list[int]]:
+    """Compute what the trials share -> by `activations_of` a configuration, the depths that are kept.
+
+    Args:
+        base, space, trials: of the sweep.
+        manifest: with splits.
+        weights: fingerprints of the plain run, of which `weights` counts.
+        say: takes lines for the console.
+        stopped: whether the sweep was asked to stop.
+
+    Raises:
+        ConfigError: weights that cannot be had.
+        Interrupted: the sweep was asked to stop; what is computed stays.
+    """
+    kept = {}
+    every = variants(base, space)
+    wanted = works(base, space, trials, len(every))
+    for config in every:
+        pool = dataclasses.replace(config, workers="1")  # by actors, so that this process needs no TensorFlow
+        blocks = len(compute.costs_of(pool)) - 1
+        mine = [work for work in wanted if work.depth <= blocks]
+        found = provide(Wish(pool, manifest, weights["weights"], mine, say, stopped))
+        kept[activations_of(config)] = sorted(work.depth for work in mine if work.name in found)
+    return kept
+
+
+def _name(depth: int) -> str:
+    return "the head" if depth == 0 else f"{depth} blocks"

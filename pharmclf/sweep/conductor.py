@@ -1,0 +1,197 @@
+"""Lets Ray Tune train the trials of a ledger: it has the workers, and asks here what to train and what to stop.
+
+What Ray Tune itself keeps of a sweep lies in a temporary folder: what a resumed sweep needs is in the ledger.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from pharmclf.cli import Say
+from pharmclf.quiet import native_chatter_muted
+from pharmclf.report.summary import format_duration
+from pharmclf.report.sweep import live_table, short_names
+from pharmclf.sweep.ledger import Ledger, Trial
+from pharmclf.sweep.options import Room
+from pharmclf.sweep.trial import Shared, train_group
+from pharmclf.training.launch import in_thread
+
+_WORKER_DEATHS = 3  # of one trial, after which it counts as failed
+_TABLE_EVERY_S = 30.0
+_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Ray's own notes are not what a sweep is resumed from
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+class Conductor:
+    """Between the ledger and Ray Tune; Ray Tune's thread and the driver's call it."""
+
+    def __init__(
+        self, ledger: Ledger, room: Room, stop_requested: Callable[[], bool], say: Say, *, reuse_workers: bool = True
+    ) -> None:
+        self.ledger, self.room, self.say, self._reuse = ledger, room, say, reuse_workers
+        self._stop_requested = stop_requested
+        self._lock = threading.Lock()
+        self._running: dict[str, list[Trial]] = {}
+        self._began = self._shown = time.monotonic()
+        self._done_before = sum(trial.ended for trial in ledger.trials.values())
+
+    def run(self, shared: Shared) -> None:
+        """Train all trials, or until a stop is asked for; those that are broken off by it go on the next time."""
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        own = tempfile.mkdtemp(prefix="pharmclf-ray-tune-")
+        trainable = tune.with_resources(tune.with_parameters(train_group, shared=shared), _resources)
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=_Source(self), scheduler=_Judge(self), num_samples=-1, reuse_actors=self._reuse
+            ),
+            run_config=tune.RunConfig(
+                name=uuid.uuid4().hex[:12],
+                storage_path=own,
+                failure_config=tune.FailureConfig(max_failures=_WORKER_DEATHS),
+                verbose=0,
+            ),
+        )
+        try:
+            with native_chatter_muted():
+                in_thread(tuner.fit, self._meanwhile)
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+
+    # ------------------------------------------------------------------ asked by Ray Tune
+
+    def next(self, tune_id: str) -> dict[str, Any] | str | None:
+        """What a worker shall train; None while there is no room; FINISHED when nothing is left."""
+        with self._lock:
+            if self._stop_requested() or self.ledger.all_chosen:
+                return str(Searcher.FINISHED)
+            if len(self._running) >= self.room.concurrent:
+                return None
+            trials = self.ledger.next_group()
+            if not trials:
+                return None
+            self._running[tune_id] = trials
+            config = trials[0].config
+            heads = self.ledger.is_head_alone(trials[0])
+            return {
+                "members": self.ledger.begin(trials),
+                "depths": list(self.ledger.kept_depths(config)),
+                "cpus": self.room.cpus,
+                "gpus": self.room.head_gpus if heads else self.room.gpus,
+            }
+
+    def reported(self, result: Mapping[str, Any]) -> bool:
+        """A worker has reported -> whether it goes on."""
+        with self._lock:
+            if "note" in result:
+                self.say(result["note"])
+            for number, outcome in result.get("ended", ()):
+                self._tell(self.ledger.end(number, outcome))
+            goes_on = True
+            if "epoch" in result:
+                number, record, used = result["epoch"]
+                goes_on = self.ledger.add_epoch(number, record, used)
+                if not goes_on:
+                    self._tell(self.ledger.trials[number])
+            return goes_on and not self._stop_requested()
+
+    def ended(self, tune_id: str, *, error: bool) -> None:
+        """A worker has ended what it was given."""
+        with self._lock:
+            for trial in self._running.pop(tune_id, ()):
+                if error and not trial.ended:
+                    self._tell(self.ledger.fail(trial.number, f"its worker died {_WORKER_DEATHS + 1} times"))
+
+    # ------------------------------------------------------------------ told to the user
+
+    def _meanwhile(self) -> None:
+        with self._lock:
+            if time.monotonic() - self._shown > _TABLE_EVERY_S:
+                self._shown = time.monotonic()
+                self.say(live_table(self.ledger.facts(), self._eta(), num_trials=self.ledger.plan.total))
+
+    def _tell(self, trial: Trial) -> None:
+        if trial.state == "running":
+            return
+        names = short_names(trial.values)
+        about = ", ".join(f"{names[name]} {_text(value)}" for name, value in trial.values.items())
+        score = f" {trial.score:.4f}" if trial.score is not None else ""
+        reason = f" ({trial.reason})" if trial.reason else ""
+        seconds = trial.used.get("seconds", 0.0)
+        self.say(f"trial {trial.number}: {trial.state}{score} in {seconds:.0f} s{reason}: {about}; ETA {self._eta()}")
+        self._shown = time.monotonic()
+
+    def _eta(self) -> str:
+        trials = self.ledger.trials.values()
+        done = sum(trial.ended for trial in trials)
+        here = done - self._done_before
+        if not here:
+            return "not known yet"
+        return format_duration((time.monotonic() - self._began) / here * (self.ledger.plan.total - done))
+
+
+def _resources(group: Mapping[str, Any]) -> dict[str, float]:
+    """What the worker of a trial reserves."""
+    gpus = {"gpu": group["gpus"]} if group["gpus"] else {}
+    # a process that only waits takes nothing from the workers of its trial, but Ray Tune must be given something
+    return {"cpu": group["cpus"], **gpus} if group["cpus"] else {"cpu": 0, "memory": 1}
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+class _Source(Searcher):
+    """Gives Ray Tune what to train."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__(metric=None, mode=None)
+        self._conductor = conductor
+
+    def set_search_properties(self, *_: Any, **__: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        return self._conductor.next(trial_id)
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:  # noqa: ARG002
+        self._conductor.ended(trial_id, error=error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger has it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger has it."""
+
+    def __getstate__(self) -> dict[str, Any]:  # Ray Tune pickles what it is given
+        return {}
+
+
+class _Judge(FIFOScheduler):
+    """Tells Ray Tune which trials go on."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__()
+        self._conductor = conductor
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:  # noqa: ARG002
+        return str(self.CONTINUE if self._conductor.reported(result) else self.STOP)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}

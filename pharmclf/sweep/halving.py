@@ -1,0 +1,65 @@
+"""Asynchronous successive halving: which trials go on, from what all have shown so far. Pure.
+
+After Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_LEAST = 2  # trials that go on at every rung, however few have come to it
+
+
+def rungs(epochs: tuple[int, int], grace: int, factor: int) -> list[int]:
+    """The epochs, counted over both phases from 1, behind which trials are compared.
+
+    Args:
+        epochs: of phase 1 and of phase 2.
+        grace: epochs of the last phase that every trial may train; phase 1 is never cut short for phase 2's sake.
+        factor: the epochs of the last phase grow by it from rung to rung.
+    """
+    before, last = epochs if epochs[1] else (0, epochs[0])
+    found, reach = [], grace
+    while reach < last:
+        found.append(before + reach)
+        reach *= factor
+    return found
+
+
+def default_grace(epochs: tuple[int, int]) -> int:
+    """A quarter of the last phase, one epoch at least."""
+    return max(1, math.ceil((epochs[1] or epochs[0]) / 4))
+
+
+def stopped_at(
+    number: int, histories: Mapping[int, Sequence[Mapping[str, Any]]], at_rungs: Sequence[int], factor: int
+) -> int | None:
+    """The rung at which a trial is not among the best 1 / `factor` of those that have come to it; None: it goes on.
+
+    A rung that it has passed counts again, as others come to it later; against them stands the best that the trial has
+    shown since, so that the most accurate of all is never stopped.
+
+    Args:
+        number: of the trial.
+        histories: by number of the trial the records of its epochs, each with `at` and `val_accuracy`.
+        at_rungs: of `rungs`.
+        factor: of all at a rung, the best 1 / factor go on, equals among them.
+    """
+    for rung in at_rungs:
+        if _score(histories[number], rung) is None:
+            return None
+        mine = max(epoch["val_accuracy"] for epoch in histories[number])
+        scores = [score for history in histories.values() if (score := _score(history, rung)) is not None]
+        better = sum(score > mine for score in scores)
+        if better >= max(_LEAST, math.ceil(len(scores) / factor)):
+            return rung
+    return None
+
+
+def _score(history: Sequence[Mapping[str, Any]], rung: int) -> float | None:
+    """Best validation accuracy up to a rung; None where the trial has not come so far."""
+    if not history or history[-1]["at"] < rung:
+        return None
+    return max((epoch["val_accuracy"] for epoch in history if epoch["at"] <= rung), default=None)

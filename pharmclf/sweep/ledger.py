@@ -1,0 +1,300 @@
+"""The trials of a sweep, as they stand in storage: what has ended stays ended, what was broken off goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.config import RunConfig, to_dict
+from pharmclf.fingerprint import fingerprint
+from pharmclf.report.sweep import TrialFacts, TrialState
+from pharmclf.run_record import RUN_FILE, settings_of, versions
+from pharmclf.sweep.halving import stopped_at
+from pharmclf.sweep.search import Known, Search
+from pharmclf.sweep.space import Space, Value
+from pharmclf.training.checkpoint import list_checkpoints
+from pharmclf.training.grouping import group_key
+from pharmclf.training.phases import with_places
+
+HISTORY_FILE = "history.json"
+_MOST_HEADS = 32  # of one program
+_JUDGED: tuple[TrialState, ...] = ("trained", "stopped", "diverged")  # a failure says nothing of a trial's values
+_AHEAD = 8  # heads that are chosen together where the choice could learn from each
+
+
+@dataclass
+class Trial:
+    """One trial, and what is known of it by now."""
+
+    number: int
+    values: dict[str, Value]
+    """Of the parameters that count in it."""
+    config: RunConfig
+    folder: str
+    state: TrialState | None = None
+    """None: it has not begun."""
+    reason: str = ""
+    history: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Records of its epochs, by their number counted over both phases."""
+    used: dict[str, float] = field(default_factory=dict)
+    """seconds, cpu_s, gpu_s, of all processes that trained it."""
+    before: dict[str, float] = field(default_factory=dict)
+    """Of `used`, what the processes before the present one had used."""
+    told: dict[str, float] = field(default_factory=dict)
+    """What the present process has told last."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is trained of it."""
+        return self.state not in (None, "running")
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """Records of its epochs, in order."""
+        return [self.history[at] for at in sorted(self.history)]
+
+    @property
+    def score(self) -> float | None:
+        """Best validation accuracy; 0 where it diverged; None where there is none."""
+        if self.state == "diverged":
+            return 0.0
+        return max((epoch["val_accuracy"] for epoch in self.epochs), default=None)
+
+    def add_used(self, used: Mapping[str, float]) -> None:
+        """Take what the present process has used so far."""
+        if any(value < self.told.get(name, 0.0) for name, value in used.items()):
+            # it is another: the one before it has died
+            self.before = dict(self.used)
+        self.told = dict(used)
+        self.used = {name: self.before.get(name, 0.0) + value for name, value in used.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What decides the trials of a sweep."""
+
+    base: RunConfig
+    """The plain run."""
+    space: Space
+    search: Search
+    total: int
+    """Trials in all."""
+    folder: str
+    """Of the sweep."""
+    fingerprints: Mapping[str, Any]
+    """data and weights, as of a plain run."""
+    kept: Mapping[str, Sequence[int]]
+    """By `activations_of` a configuration, the depths whose activations are kept."""
+    rungs: Sequence[int]
+    """Where trials are compared; none: all train to their end."""
+    factor: int
+    batch_heads: bool
+    precision: str
+    """That trials compute in; `auto` has become what the device takes."""
+
+
+class Ledger:
+    """All trials of a sweep."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Take up what stands in the sweep's folder.
+
+        Raises:
+            OSError: the storage does not answer.
+        """
+        self.plan = plan
+        self.trials: dict[int, Trial] = {}
+        self._versions = versions()  # once, because it takes a while, and every trial is written twice
+        self.fatal = ""
+        """Why no trial can go on; "" while they can."""
+        home = storage.join(plan.folder, "trials")
+        for name in storage.list_folders(home):
+            location = storage.join(home, name, RUN_FILE)
+            if name.isdigit() and storage.is_file(location):
+                trial = self._trial(int(name), storage.read_json(location)["trial"]["values"])
+                self._take_up(trial, storage.read_json(location)["trial"])
+                self.trials[trial.number] = trial
+        self.broken_off = [trial.number for trial in self.trials.values() if not trial.ended]
+        """Numbers of those that were running when the sweep ended last."""
+
+    # ------------------------------------------------------------------ choice
+
+    def next_group(self) -> list[Trial]:
+        """The trials that shall be trained next, as one program if they are several; [] where there are none."""
+        if self.fatal:
+            return []
+        if self.broken_off:  # they go on from their own checkpoints, each by itself
+            return [self.trials[self.broken_off.pop(0)]]
+        self._choose()
+        waiting = [trial for trial in self.trials.values() if trial.state is None]
+        if not waiting:
+            return []
+        first = waiting[0]
+        key = self._group_key(first)
+        if key is None:
+            return [first]
+        alike = [trial for trial in waiting if trial is first or self._group_key(trial) == key]
+        return alike[:_MOST_HEADS]
+
+    @property
+    def all_chosen(self) -> bool:
+        """Whether no trial is left to begin."""
+        begun = {trial.number for trial in self.trials.values() if trial.state is not None}
+        return bool(self.fatal) or (begun.issuperset(range(self.plan.total)) and not self.broken_off)
+
+    def _choose(self) -> None:
+        """Choose parameters as far ahead as the search loses nothing by it."""
+        if any(trial.state is None for trial in self.trials.values()):
+            return
+        # groups begin out of turn, so that a number may be missing among those of a resumed sweep
+        left = [number for number in range(self.plan.total) if number not in self.trials]
+        free = [number for number in left if not self.plan.search.depends_on_others(number)]
+        only_heads = all(self._group_key(trial) is not None for trial in self.trials.values())
+        for number in free or left[: _AHEAD if only_heads else 1]:
+            self.trials[number] = self._trial(number, self._propose(number) if number else self._plain())
+
+    def _plain(self) -> dict[str, Value]:
+        """What counts of the plain run's parameters."""
+        space = self.plan.space
+        every = space.values_of(self.plan.base)
+        return {each.name: every[each.name] for each in space.parameters if space.active(each, every)}
+
+    def _propose(self, number: int) -> dict[str, Value]:
+        known = [
+            Known(trial.values, trial.score if trial.state in _JUDGED else None, trial.ended)
+            for trial in self.trials.values()
+            if trial.number < number
+        ]
+        return self.plan.search.propose(number, known)
+
+    def _group_key(self, trial: Trial) -> str | None:
+        """What trials of one program have in common; None for one that trains by itself."""
+        kept = 0 in self.kept_depths(trial.config)
+        config = dataclasses.replace(trial.config, precision=self.plan.precision)  # type: ignore[arg-type]
+        return group_key(config) if self.plan.batch_heads and kept else None
+
+    def is_head_alone(self, trial: Trial) -> bool:
+        """Whether a trial trains the head alone, on kept activations."""
+        return self._group_key(trial) is not None
+
+    def kept_depths(self, config: RunConfig) -> Sequence[int]:
+        """The depths at which a configuration's activations are kept."""
+        return self.plan.kept.get(activations_of(config), ())
+
+    def _trial(self, number: int, values: Mapping[str, Value]) -> Trial:
+        config = self.plan.space.config(self.plan.base, values)
+        name = f"{number:04d}"
+        folder = storage.join(self.plan.folder, "trials", name)
+        return Trial(number, dict(values), dataclasses.replace(config, name=name), folder)
+
+    # ------------------------------------------------------------------ events
+
+    def begin(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        """Some trials are given to a worker -> what it needs of each."""
+        members = []
+        for trial in trials:
+            trial.state, trial.before, trial.told = "running", dict(trial.used), {}
+            self._write(trial)
+            members.append(
+                {
+                    "number": trial.number,
+                    "config": to_dict(trial.config),
+                    "folder": trial.folder,
+                    "record": self._record(trial),
+                    "fingerprints": self.fingerprints_of(trial),
+                }
+            )
+        return members
+
+    def add_epoch(self, number: int, record: dict[str, Any], used: Mapping[str, float]) -> bool:
+        """An epoch of a trial has ended -> whether it goes on."""
+        trial = self.trials[number]
+        trial.history[record["at"]] = record
+        trial.add_used(used)
+        histories = {other.number: other.epochs for other in self.trials.values() if other.history}
+        rung = stopped_at(number, histories, self.plan.rungs, self.plan.factor)
+        if rung is None:
+            return True
+        self._end(trial, "stopped", f"not among the best 1/{self.plan.factor} at epoch {rung}")
+        return False
+
+    def end(self, number: int, outcome: Mapping[str, Any]) -> Trial:
+        """A worker has ended a trial; its outcome: state, reason, history (None: as reported) and what was used."""
+        trial = self.trials[number]
+        if outcome["history"] is not None:
+            trial.history = {record["at"]: dict(record) for record in outcome["history"]}
+        trial.add_used({name: outcome[name] for name in ("seconds", "cpu_s", "gpu_s")})
+        if outcome.get("away"):  # it goes on when the storage is there again
+            self.fatal = outcome["reason"]
+            return trial
+        self._end(trial, outcome["state"], outcome["reason"])
+        return trial
+
+    def fail(self, number: int, reason: str) -> Trial:
+        """A trial's worker has died too often."""
+        self._end(self.trials[number], "failed", reason)
+        return self.trials[number]
+
+    def _end(self, trial: Trial, state: TrialState, reason: str) -> None:
+        trial.state, trial.reason = state, reason
+        self._write(trial)
+
+    # ------------------------------------------------------------------ storage
+
+    def fingerprints_of(self, trial: Trial) -> dict[str, Any]:
+        """What the checkpoints of a trial must agree with."""
+        return {**self.plan.fingerprints, "settings": fingerprint(settings_of(trial.config))}
+
+    def _record(self, trial: Trial) -> dict[str, Any]:
+        state = {"trained": "trained", "running": "running", "stopped": "stopped"}.get(str(trial.state), "failed")
+        about = {"number": trial.number, "values": trial.values, "state": trial.state, "reason": trial.reason}
+        return {
+            "name": f"{self.plan.folder.rsplit('/', 1)[-1]}/trials/{trial.config.name}",
+            "settings": settings_of(trial.config),
+            "config": to_dict(trial.config),
+            "fingerprints": self.fingerprints_of(trial),
+            "versions": self._versions,
+            "state": state,
+            "seconds": trial.used.get("seconds", 0.0),
+            "trial": about | {"used": trial.used},
+        }
+
+    def _write(self, trial: Trial) -> None:
+        if trial.ended:
+            storage.write_json(storage.join(trial.folder, HISTORY_FILE), trial.epochs)
+        storage.write_json(storage.join(trial.folder, RUN_FILE), self._record(trial))
+
+    def _take_up(self, trial: Trial, about: Mapping[str, Any]) -> None:
+        trial.state, trial.reason, trial.used = about["state"], about["reason"], dict(about["used"])
+        if trial.ended:
+            records = storage.read_json(storage.join(trial.folder, HISTORY_FILE))
+        else:
+            checkpoints = list_checkpoints(storage.join(trial.folder, "checkpoints"))
+            records = with_places(trial.config, checkpoints[-1].state["history"]) if checkpoints else []
+        trial.history = {record["at"]: record for record in records}
+
+    # ------------------------------------------------------------------ for the report
+
+    def facts(self) -> list[TrialFacts]:
+        """What is known of every trial that has begun."""
+        return [self._facts(trial) for _, trial in sorted(self.trials.items()) if trial.state is not None]
+
+    def _facts(self, trial: Trial) -> TrialFacts:
+        plain = self.plan.space.values_of(self.plan.base)
+        return TrialFacts(
+            number=trial.number,
+            params=plain | trial.values,
+            state=trial.state or "running",
+            reason=trial.reason,
+            history=trial.epochs,
+            **trial.used,
+        )
+
+
+def activations_of(config: RunConfig) -> str:
+    """What decides the activations of a trial, its depth aside; trials alike in it share them."""
+    alike = {"backbone": config.backbone, "augment": to_dict(config)["augment"]}
+    return fingerprint(alike)

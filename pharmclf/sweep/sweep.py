@@ -1,0 +1,271 @@
+"""A whole sweep: images -> manifest -> activations -> trials -> winner -> test, tables and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pharmclf import storage
+from pharmclf.activations import compute
+from pharmclf.activations.provide import Interrupted
+from pharmclf.cli import EXIT_OK, Say, StopSignal, scan_progress
+from pharmclf.config import ConfigError, RunConfig, to_dict
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.prepare import check_storage, split_manifest, write_manifest
+from pharmclf.pipeline import describe_data
+from pharmclf.report import sweep_plots as plots
+from pharmclf.report.sweep import best_trial, importances, results_table, trial_frame
+from pharmclf.run_record import RUN_FILE, fingerprints_of, flat, only_writer, settings_of, versions, with_weights_found
+from pharmclf.storage.lease import Lease
+from pharmclf.sweep.ahead import keep_ahead, variants
+from pharmclf.sweep.conductor import Conductor
+from pharmclf.sweep.halving import default_grace, rungs
+from pharmclf.sweep.ledger import Ledger, Plan
+from pharmclf.sweep.options import Room, SweepOptions, room_for
+from pharmclf.sweep.search import Search, check_search
+from pharmclf.sweep.space import Space, check_depths, load_space
+from pharmclf.sweep.trial import Shared
+from pharmclf.sweep.winner import finish_winner, retrain_winner
+from pharmclf.training.checkpoint import check_fingerprints
+from pharmclf.training.launch import connect, divide_resources
+
+SWEEP_FILE = "sweep.json"
+TABLE_FILE = "sweep.parquet"
+_FACTOR = 3  # of the trials at a rung, the best third goes on
+
+
+class SweepFailed(RuntimeError):
+    """No trial has come to the end of an epoch."""
+
+
+def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say) -> int:
+    """Do a whole sweep, or go on with it, or say that it is complete.
+
+    Args:
+        options: of the sweep.
+        base: the plain run, which is trial 0.
+        space_file: what is searched.
+        say: takes lines for the console.
+
+    Returns:
+        The exit code: 0, or 130 and 143 after a signal.
+
+    Raises:
+        ConfigError: bad input; nothing has been trained or changed.
+        StorageUnavailable: the storage did not answer; the same command goes on.
+        SweepFailed: every trial failed.
+    """
+    base = _as_trial(with_weights_found(base), options)
+    folder = storage.join(storage.absolute(base.storage), base.name)
+    check_storage(base)
+    if storage.is_file(storage.join(folder, RUN_FILE)):
+        raise ConfigError(f"--name {base.name}: {folder} holds a run, and a sweep needs a folder of its own. Rename it")
+    space = load_space(space_file, base)
+    search = Search(options.search, space, base.seed)
+    total = check_search(search, options.trials)
+    settings = {"plain": settings_of(base), "space": space.to_dict(), "search": options.search}
+    record = _read(folder)
+    if record is not None:
+        check_fingerprints(flat(record["settings"]), flat(settings), f"sweep {folder}")
+    with StopSignal() as stop:
+        manifest = split_manifest(base, folder, scan_progress(say))
+        describe_data(manifest, folder, say)
+        prints = {name: value for name, value in fingerprints_of(base, manifest).items() if name != "settings"}
+        if record is not None:
+            check_fingerprints(record["fingerprints"], prints, f"sweep {folder}")
+            if record["state"] == "complete" and record["trials"] >= total:
+                say(record["table"])
+                say(f"the sweep {folder} is complete already; give more --trials to go on, or another --name")
+                return EXIT_OK
+        if stop.received is not None:
+            return stop.exit_code
+        connect()
+        stop.install()
+        _check_depths(space, base, str(space_file))
+        room = _room(options, base, space)
+        with only_writer(folder) as lease:
+            write_manifest(manifest, folder)
+            record = {"name": base.name, "settings": settings, "fingerprints": prints, "versions": versions()}
+            record |= {"config": to_dict(base), "options": dataclasses.asdict(options), "trials": total}
+            record |= {"state": "running"}
+            work = _Sweep(options, base, space, search, total, folder, manifest, record, room, say)
+            return work.run(stop, lease)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sweep:
+    options: SweepOptions
+    base: RunConfig
+    space: Space
+    search: Search
+    total: int
+    folder: str
+    manifest: Manifest
+    record: dict[str, Any]
+    """Content of sweep.json."""
+    room: Room
+    say: Say
+
+    def run(self, stop: StopSignal, lease: Lease) -> int:
+        """Train the trials, then test the winner."""
+
+        def stop_requested() -> bool:
+            return stop.received is not None or bool(lease.lost)
+
+        began = time.monotonic()
+        self._write()
+        try:
+            kept = keep_ahead(
+                self.base, self.space, self.total, self.manifest, self.record["fingerprints"], self.say, stop_requested
+            )
+        except Interrupted:
+            return self._interrupted(stop, lease)
+        ledger, room = self._ledger(kept), self.room
+        done = sum(trial.ended for trial in ledger.trials.values())
+        if ledger.trials:
+            self.say(f"resumed: {done} trials have ended, {len(ledger.broken_off)} go on from their checkpoints")
+        self.say(f"{self.total} trials, {room.concurrent} at a time ({room.reason})")
+        reuse = self.options.reuse_workers
+        Conductor(ledger, room, stop_requested, self.say, reuse_workers=reuse).run(self._shared(room))
+        self._write_results(ledger, room)
+        if ledger.fatal:
+            raise storage.StorageUnavailable(ledger.fatal)
+        if stop_requested():
+            return self._interrupted(stop, lease)
+        self.say(f"all trials have ended after {time.monotonic() - began:.0f} s")
+        return self._finish(ledger)
+
+    def _ledger(self, kept: dict[str, list[int]]) -> Ledger:
+        epochs = self.base.phase1.epochs, self.base.phase2.epochs
+        at = rungs(epochs, self.options.grace or default_grace(epochs), _FACTOR) if self.options.halving else []
+        return Ledger(
+            Plan(
+                base=self.base,
+                space=self.space,
+                search=self.search,
+                total=self.total,
+                folder=self.folder,
+                fingerprints=self.record["fingerprints"],
+                kept=kept,
+                rungs=at,
+                factor=_FACTOR,
+                batch_heads=self.options.batch_heads and self.options.workers_per_trial == 1,
+                precision=compute.precision_of(self.base),
+            )
+        )
+
+    def _shared(self, room: Room) -> Shared:
+        cores = ray.cluster_resources().get("CPU", 1.0) / max(1, len(ray.nodes()))
+        threads = max(1, int(cores / room.concurrent)) if room.concurrent > 1 else 0
+        return Shared(manifest=self.manifest, share=room.share, threads=threads)
+
+    def _write_results(self, ledger: Ledger, room: Room) -> None:
+        """Table and pictures of what is there."""
+        trials = ledger.facts()
+        if not trials:
+            return
+        price, images = self.options.price_per_hour or None, len(self.manifest.rows("validation"))
+        table = results_table(trials, price, room.share, val_images=images)
+        self.say(table)
+        self.record["table"] = table
+        frame = trial_frame(trials, price, room.share, val_images=images)
+        storage.write_bytes(storage.join(self.folder, TABLE_FILE), frame.to_parquet(index=False))
+        names = self.space.log_names
+        shares = importances(trials, names)
+        self.record["importances"] = shares
+        pictures = {
+            "trial_curves.png": plots.trial_curves_png(trials),
+            "parameters.png": plots.parameters_png(trials, names),
+            "parallel_coordinates.png": plots.parallel_coordinates_png(trials, names),
+            **({"importance.png": plots.importance_png(shares)} if shares else {}),
+        }
+        for name, content in pictures.items():
+            storage.write_bytes(storage.join(self.folder, name), content)
+
+    def _finish(self, ledger: Ledger) -> int:
+        best = best_trial(ledger.facts())
+        if best is None:
+            self._write(state="failed")
+            reasons = sorted({trial.reason for trial in ledger.trials.values() if trial.reason})
+            raise SweepFailed(f"no trial has come to the end of an epoch: {'; '.join(reasons[:3])}")
+        trial = ledger.trials[best.number]
+        self.say(f"the winner is trial {trial.number}, the only one that is tested")
+        workers = self.options.workers_per_trial
+        if self.options.winner == "retrain":
+            home = storage.join(self.folder, "trials")
+            folder, code = retrain_winner(trial, home, str(workers) if workers > 1 else "1", self.say)
+            if code != EXIT_OK:
+                return code
+        else:
+            folder = finish_winner(trial, self.manifest, workers, self.say)
+        result = storage.read_json(storage.join(folder, "result.json"))
+        self._write(state="complete", winner=trial.number, winner_folder=folder, result=result)
+        pictures = ", ".join(["trial_curves.png", "parameters.png", "parallel_coordinates.png", "importance.png"])
+        self.say(f"in {self.folder}: {TABLE_FILE}, {pictures}; the model in {folder}/model")
+        return EXIT_OK
+
+    def _interrupted(self, stop: StopSignal, lease: Lease) -> int:
+        if lease.lost:
+            raise RuntimeError(f"{self.folder} has been taken over by {lease.lost}")
+        self._write(state="interrupted")
+        self.say("stopped on request; the same command goes on with the trials that are left")
+        return stop.exit_code
+
+    def _write(self, **more: Any) -> None:
+        self.record.update(more)
+        storage.write_json(storage.join(self.folder, SWEEP_FILE), self.record)
+
+
+def _as_trial(base: RunConfig, options: SweepOptions) -> RunConfig:
+    """The plain run as trials have it: where it trains, and on which activations, the sweep says.
+
+    Raises:
+        ConfigError: it says itself how many workers there are.
+    """
+    if base.workers != "1":
+        raise ConfigError(
+            f"--workers: received {base.workers}, but the workers of a sweep are its trials'. Give --workers-per-trial"
+        )
+    workers = options.workers_per_trial
+    return dataclasses.replace(
+        base,
+        name=base.name or f"{base.run_name}-sweep",
+        workers=str(workers) if workers > 1 else "0",
+        activations="never" if base.activations == "never" else "auto",
+    )
+
+
+def _room(options: SweepOptions, base: RunConfig, space: Space) -> Room:
+    """What the cluster has for trials.
+
+    Raises:
+        ConfigError: it has no room for one.
+    """
+    total = ray.cluster_resources()
+    heads_only = base.phase2.epochs == 0 or space.possible(base, "unfreeze_blocks") == [0]
+    cpus, gpus, memory = (total.get(name, 0.0) for name in ("CPU", "GPU", "memory"))
+    room, workers = room_for(options, cpus, gpus, memory, heads_only=heads_only), options.workers_per_trial
+    if workers > 1:
+        divide_resources(workers, workers, room.share * cpus, room.share * gpus)
+    return room
+
+
+def _check_depths(space: Space, base: RunConfig, source: str) -> None:
+    pools = [dataclasses.replace(config, workers="1") for config in variants(base, space)]
+    blocks = {str(pool.backbone): len(compute.costs_of(pool)) - 1 for pool in pools}
+    check_depths(space, base, blocks, source)
+
+
+def _read(folder: str) -> dict[str, Any] | None:
+    location = storage.join(folder, SWEEP_FILE)
+    if not storage.is_file(location):
+        return None
+    try:
+        record = storage.read_json(location)
+        return record if isinstance(record, dict) and {"settings", "fingerprints", "state"} <= set(record) else None
+    except ValueError as error:
+        raise ConfigError(f"{location}: not JSON ({error}). Delete it; the trials below it are found again") from error

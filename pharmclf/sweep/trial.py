@@ -1,0 +1,205 @@
+"""A trial in its worker: the loop of a run, or several heads as one program, without a test and without saved models.
+
+A worker that has ended one trial is given the next: TensorFlow and the backbone stay loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+from ray import tune
+
+from pharmclf import storage
+from pharmclf.activations.provide import drop_damaged, provide
+from pharmclf.activations.shards import ActivationsLost
+from pharmclf.config import ConfigError, RunConfig, from_dict
+from pharmclf.data.manifest import Manifest
+from pharmclf.pipeline import train_on_activations, training_job, wish_of
+from pharmclf.quiet import native_chatter_muted
+from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseTaken
+from pharmclf.training.job import TrainingDiverged, TrainingJob
+from pharmclf.training.phases import phases_of, with_places
+
+_TAKEN_PAUSE_S = 2.0
+_LAST_CHECKPOINT_S = 120  # for the checkpoint of a trial that is stopped, before its worker is given the next
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What all trials of a sweep are given, once for each worker."""
+
+    manifest: Manifest
+    share: float
+    """Of the cluster, for each trial."""
+    threads: int
+    """Threads of TensorFlow's kernels in a worker; 0: all cores."""
+
+
+def train_group(group: dict[str, Any], shared: Shared) -> None:
+    """Train one trial, or several heads that are one program, and report to Ray Tune.
+
+    A report holds `epoch`: number of the trial, record of the epoch, and what has been used by then; the last one
+    `ended`: for each trial number, state, reason, history (None: as reported) and what was used. An error of a trial is
+    in its report, so that the sweep goes on.
+
+    Args:
+        group: `members`: for each trial number, config, folder, record (of its run.json) and fingerprints; `depths`:
+            those whose activations are kept; `gpus`: that it holds.
+        shared: of the sweep.
+    """
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_LAST_CHECKPOINT_S)
+    if shared.threads:
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(shared.threads))
+    process, began, parts = psutil.Process(), time.monotonic(), len(group["members"])
+    before = sum(process.cpu_times()[:2])
+
+    def used() -> dict[str, float]:
+        seconds, cpu_s = time.monotonic() - began, sum(process.cpu_times()[:2]) - before
+        return {"seconds": seconds / parts, "cpu_s": cpu_s / parts, "gpu_s": group["gpus"] * seconds / parts}
+
+    with _leases([member["folder"] for member in group["members"]]):
+        outcomes = (_train_one if parts == 1 else _train_heads)(group, shared, used)
+    gc.collect()  # the graphs of a trial hold each other; the next one shall not find the memory taken
+    numbers = [member["number"] for member in group["members"]]
+    tune.report({"ended": [[number, outcome | used()] for number, outcome in zip(numbers, outcomes, strict=True)]})
+
+
+def _train_one(group: Mapping[str, Any], shared: Shared, used: Callable[[], dict[str, float]]) -> list[dict[str, Any]]:
+    (member,) = group["members"]
+    config = from_dict(member["config"])
+    observer = _Observer(config, member["number"], used)
+    names = [phase.name for phase in phases_of(config) if phase.unfreeze_blocks in group["depths"]]
+    try:
+        job = _job(config, member, shared)
+        outcome = train_on_activations(job, shared.manifest, observer, member["record"], names, share=shared.share)
+    except TrainingDiverged as error:
+        return [{"state": "diverged", "reason": str(error), "history": None}]
+    except Exception as error:
+        return [_failure(error)]
+    if outcome["status"] != "complete":  # stopped by the sweep; what is read of it stands in its checkpoints
+        sys.exit(0)
+    return [{"state": "trained", "reason": "", "history": with_places(config, outcome["history"])}]
+
+
+def _train_heads(
+    group: Mapping[str, Any], shared: Shared, used: Callable[[], dict[str, float]]
+) -> list[dict[str, Any]]:
+    """Train the heads of several trials as one program."""
+    with native_chatter_muted():
+        from pharmclf.model.device import prepare_device
+        from pharmclf.training import distributed
+        from pharmclf.training.heads import Member, train_heads
+
+    members = group["members"]
+    configs = [from_dict(member["config"]) for member in members]
+    observer = _Observer(configs[0], None, used)
+    try:
+        prepare_device(deterministic=configs[0].deterministic)
+        job = _job(configs[0], members[0], shared)
+        wish = wish_of(job, shared.manifest, 0, observer.say, observer.stop_requested)
+        names = [phase.name for phase in phases_of(configs[0])]
+        heads = [
+            Member(config=config, folder=member["folder"], fingerprints=member["fingerprints"])
+            for config, member in zip(configs, members, strict=True)
+        ]
+        try:
+            kept = provide(wish, earlier=names)
+            outcomes = train_heads(replace(job, activations=kept), heads, distributed.alone(), observer)
+        except ActivationsLost:
+            drop_damaged(kept.values())
+            kept = provide(wish, earlier=names)
+            outcomes = train_heads(replace(job, activations=kept), heads, distributed.alone(), observer)
+    except Exception as error:
+        return [_failure(error) for _ in members]
+    if any(outcome["status"] == "stopped" for outcome in outcomes):
+        sys.exit(0)
+    states = {"complete": "trained", "diverged": "diverged"}
+    return [
+        {
+            "state": states[outcome["status"]],
+            "reason": outcome["reason"],
+            # of the time that all took together, each has its part
+            "history": [
+                record | {"seconds": record["seconds"] / len(members)}
+                for record in with_places(config, outcome["history"])
+            ],
+        }
+        for config, outcome in zip(configs, outcomes, strict=True)
+    ]
+
+
+def _job(config: RunConfig, member: Mapping[str, Any], shared: Shared) -> TrainingJob:
+    job = training_job(config, member["folder"], shared.manifest, member["fingerprints"])
+    return replace(job, saves_models=False)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    lines = str(error).strip().splitlines() or [""]
+    away = isinstance(error, storage.StorageUnavailable)  # no other trial would fare better
+    told = away or isinstance(error, ConfigError)
+    reason = lines[0] if told else f"{type(error).__name__}: {lines[0]}"
+    return {"state": "failed", "reason": reason, "history": None, "away": away}
+
+
+@contextlib.contextmanager
+def _leases(folders: list[str]) -> Iterator[None]:
+    """Hold the leases of trials; the worker of a driver that was killed may still be writing, and is waited for."""
+    deadline = time.monotonic() + 2 * EXPIRES_S
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            while True:
+                try:
+                    lease = Lease.acquire(folder)
+                    break
+                except LeaseTaken:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(_TAKEN_PAUSE_S)
+            stack.callback(_release, lease)
+        yield
+
+
+def _release(lease: Lease) -> None:
+    with contextlib.suppress(OSError):  # it expires by itself
+        lease.release()
+
+
+class _Observer:
+    """Passes epochs on to the sweep, which may end the trial at each."""
+
+    def __init__(self, config: RunConfig, number: int | None, used: Callable[[], dict[str, float]]) -> None:
+        self._config, self._number, self._used, self._stopped = config, number, used, False
+
+    def say(self, text: str) -> None:
+        """Of what a trial says, the sweep shows what has gone wrong."""
+        if text.startswith("warning"):
+            self._report({"note": text})
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Report an epoch. (chief only)"""
+        if kind == "note":
+            self.say(values["text"])
+        elif kind == "epoch" and self._number is not None:
+            self._report({"epoch": [self._number, with_places(self._config, [values])[0], self._used()]})
+        elif kind == "heads":
+            self._report({"heads": values})
+
+    def stop_requested(self) -> bool:
+        """Whether the sweep has ended the trial."""
+        return self._stopped
+
+    def _report(self, values: dict[str, Any]) -> None:
+        if self._stopped:
+            return
+        try:
+            tune.report(values)
+        except SystemExit:  # Ray Tune's way to end a trial; the loop shall end in its own way
+            self._stopped = True

@@ -1,0 +1,67 @@
+"""The winner of a sweep: the only trial whose model is saved and tested."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import ray
+
+from pharmclf import pipeline, storage
+from pharmclf.cli import Say
+from pharmclf.config import RunConfig
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.prepare import write_manifest
+from pharmclf.finish import finish
+from pharmclf.quiet import native_chatter_muted
+from pharmclf.run_record import RUN_FILE
+from pharmclf.sweep.ledger import Trial
+from pharmclf.training.checkpoint import list_checkpoints
+
+RETRAINED = "winner"
+
+
+def finish_winner(trial: Trial, manifest: Manifest, workers: int, say: Say) -> str:
+    """Save the model of a trial as it is, and test it -> its folder.
+
+    Args:
+        trial: with checkpoints.
+        manifest: with splits.
+        workers: that trained it.
+        say: takes lines for the console.
+    """
+    state = list_checkpoints(storage.join(trial.folder, "checkpoints"))[-1].state
+    task = ray.remote(num_cpus=0.5, max_calls=1)(_save_models)
+    ray.get(task.remote(trial.config, trial.folder, manifest.class_names, state))
+    outcome = {name: state[name] for name in ("history", "monitors", "best")}
+    outcome |= {"workers": workers, "device": "GPU" if ray.cluster_resources().get("GPU") else "CPU"}
+    write_manifest(manifest, trial.folder)
+    finish(trial.config, trial.folder, manifest, outcome, trial.used.get("seconds", 0.0), say)
+    location = storage.join(trial.folder, RUN_FILE)
+    storage.write_json(location, storage.read_json(location) | {"state": "complete"})
+    return trial.folder
+
+
+def retrain_winner(trial: Trial, home: str, workers: str, say: Say) -> tuple[str, int]:
+    """Train the configuration of a trial anew, to its end, and test it -> its folder, the run's exit code.
+
+    Args:
+        trial: whose configuration it is.
+        home: folder of the trials.
+        workers: as in a plain run.
+        say: takes lines for the console.
+    """
+    config = dataclasses.replace(trial.config, name=RETRAINED, workers=workers)
+    folder = storage.join(home, RETRAINED)
+    return folder, pipeline.run(config, say, folder)
+
+
+def _save_models(config: RunConfig, folder: str, class_names: tuple[str, ...], state: dict[str, Any]) -> None:
+    with native_chatter_muted():
+        import tensorflow as tf
+
+        from pharmclf.training.export import save_models
+
+        tf.config.set_visible_devices([], "GPU")  # they may be in use
+        checkpoints = storage.join(folder, "checkpoints")
+        save_models(config, folder, class_names, checkpoints, state["best"], state["monitors"])

@@ -1,0 +1,233 @@
+"""tune/sweep.py as a user meets it: killed, with workers that die and trials that diverge, on S3, two at once."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from running import REPOSITORY, environment, kill_tree, wait_for
+
+from pharmclf import storage
+
+pytestmark = [pytest.mark.ray, pytest.mark.tf]
+SMALL = [
+    "--image-size=64", "--batch-size=10", "--phase1.epochs=2", "--phase2.epochs=2", "--unfreeze-blocks=2",
+    "--split.test=0.25", "--split.validation=0.25", "--augment.views=2", "--halving=False", "--checkpoint-every-s=0",
+]  # fmt: skip
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(REPOSITORY / "tune" / "sweep.py"), *SMALL, *arguments]
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env=environment(),
+    )  # fmt: skip
+
+
+def finish(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), timeout=600)
+
+
+def write_space(folder: Path, **parameters: Any) -> str:
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump({name.replace("__", "."): about for name, about in parameters.items()}))
+    return f"--space={path}"
+
+
+def records(home: Path | str) -> dict[int, dict[str, Any]]:
+    """What is written of each trial."""
+    trials = storage.join(str(home), "trials")
+    found = {}
+    for name in storage.list_folders(trials):
+        location = storage.join(trials, name, "run.json")
+        if name.isdigit() and storage.is_file(location):
+            found[int(name)] = storage.read_json(location)
+    return found
+
+
+def ended(home: Path | str) -> dict[int, dict[str, Any]]:
+    return {number: record for number, record in records(home).items() if record["trial"]["state"] != "running"}
+
+
+def run_file(home: Path, number: int) -> Path:
+    return home / "trials" / f"{number:04d}" / "run.json"
+
+
+def under_way(home: Path) -> bool:
+    """Whether a trial that has a checkpoint is being trained."""
+    running = [number for number in records(home) if number not in ended(home)]
+    return any(list((home / "trials" / f"{number:04d}").glob("checkpoints/*/*.json")) for number in running)
+
+
+def worker_of(process: subprocess.Popen[str]) -> psutil.Process:
+    """The process in which a sweep's trials train."""
+    found = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if re.match(r"ray::(ImplicitFunc|train_group)", " ".join(child.cmdline()))
+    ]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_killed_drivers_dead_workers_and_diverging_trials_do_not_end_a_sweep(drawn_images: str, tmp_path: Path) -> None:
+    """SIGKILL of everything after a third of the trials, then of the worker in the middle of one, and rates beyond use.
+
+    The same command ends with all trials: none that had ended was trained again, the one whose worker died went on
+    from its checkpoint, the one that diverged says so, and only the winner has seen the test split.
+    """
+    space = write_space(
+        tmp_path,
+        unfreeze_blocks={"values": [1, 2]},
+        phase2__learning_rate={"values": [1e6, 1e-4, 3e38]},
+        head__dropout={"values": [0.1]},
+    )
+    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=sweep", "--search=grid", "--trials=7", space]
+    home = tmp_path / "sweep"
+    process = start(*flags)
+    wait_for(process, lambda: len(ended(home)) >= 2)
+    kill_tree(process)
+    before = ended(home)
+    written = {number: run_file(home, number).stat().st_mtime_ns for number in before}
+    assert not (home / "sweep.parquet").exists()
+
+    process = start(*flags)
+    wait_for(process, lambda: len(ended(home)) >= len(before) + 1)
+    wait_for(process, lambda: under_way(home))
+    worker_of(process).send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert f"resumed: {len(before)} trials have ended" in output
+
+    after = records(home)
+    assert sorted(after) == list(range(7))
+    untouched = [number for number in before if after[number]["state"] != "complete"]  # the winner is tested
+    assert all(run_file(home, number).stat().st_mtime_ns == written[number] for number in untouched)
+    states = {number: record["trial"]["state"] for number, record in after.items()}
+    rates = {number: record["trial"]["values"]["phase2.learning_rate"] for number, record in after.items()}
+    assert set(states.values()) <= {"trained", "diverged"}
+    assert all(states[number] == "trained" for number in states if rates[number] < 1)
+    assert all(states[number] == "diverged" for number in states if rates[number] > 1e30)
+    assert 1e6 in rates.values()
+    assert "phase2.learning_rate" in next(r["trial"]["reason"] for r in after.values() if r["trial"]["reason"])
+    plain = after[0]["config"]
+    assert (plain["unfreeze_blocks"], plain["head"]["dropout"]) == (2, 0.2)
+
+    table = pd.read_parquet(home / "sweep.parquet")
+    assert list(table["number"]) == list(range(7))
+    best = table.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]
+    assert best["val_accuracy"] >= table.set_index("number").loc[0, "val_accuracy"]
+    tested = [path.parent.name for path in home.glob("trials/*/evaluation")]
+    assert tested == [f"{best['number']:04d}"]
+    summary = json.loads((home / "sweep.json").read_text())
+    assert summary["winner"] == best["number"]
+    assert len(summary["result"]["test_accuracy_interval"]) == 2
+    for picture in ("trial_curves", "parameters", "parallel_coordinates"):
+        assert (home / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+    again = finish(*flags)
+    assert again.returncode == 0
+    assert "complete already" in again.stdout
+    out = tmp_path / "best"
+    fetched = subprocess.run(
+        [sys.executable, str(REPOSITORY / "jobs" / "fetch_best.py"), f"--storage={tmp_path}", "--experiment=sweep",
+         f"--out={out}"], capture_output=True, text=True, env=environment(), timeout=300,
+    )  # fmt: skip
+    assert fetched.returncode == 0, fetched.stdout + fetched.stderr
+    assert (out / "model.keras").read_bytes() == (home / "trials" / tested[0] / "model" / "model.keras").read_bytes()
+
+
+@pytest.mark.s3
+def test_two_sweeps_at_once_on_s3_share_activations(drawn_images: str, bucket: str, tmp_path: Path) -> None:
+    """Two sweeps of one bucket, started together: both end, and the images have gone through the backbone once."""
+    space = write_space(tmp_path, head__dropout={"low": 0.0, "high": 0.5}, unfreeze_blocks={"low": 0, "high": 1})
+    flags = [
+        f"--data={drawn_images}",
+        f"--storage={bucket}",
+        "--trials=4",
+        "--search=random",
+        "--unfreeze-blocks=1",
+        space,
+    ]
+    processes = [start(*flags, f"--name=sweep{number}") for number in (1, 2)]
+    outputs = [process.communicate(timeout=500)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    computed = [re.search(r"activations: [\d,]+ pictures in", output) is not None for output in outputs]
+    assert sum(computed) == 1, outputs
+    scores = []
+    for number in (1, 2):
+        table = pd.DataFrame([record["trial"] for record in records(f"{bucket}/sweep{number}").values()])
+        assert set(table["state"]) == {"trained"}
+        scores.append(storage.read_json(f"{bucket}/sweep{number}/sweep.json")["result"]["test_accuracy"])
+    assert scores[0] == scores[1]
+
+
+def test_a_sweep_of_two_workers_a_trial_stops_when_asked_and_goes_on(drawn_images: str, tmp_path: Path) -> None:
+    """Streaming, two Ray Train workers a trial, new workers for each: SIGTERM ends it with 143, and it goes on."""
+    space = write_space(tmp_path, head__dropout={"values": [0.1]})
+    flags = [
+        f"--data={drawn_images}", f"--storage={tmp_path}", "--name=sweep", "--search=grid", "--trials=1", space,
+        "--workers-per-trial=2", "--activations=never", "--reuse-workers=False", "--winner=retrain",
+    ]  # fmt: skip
+    home = tmp_path / "sweep"
+    process = start(*flags)
+    wait_for(process, lambda: any((home / "trials").glob("*/checkpoints/*/checkpoint.json")))
+    process.terminate()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 143, output
+    assert "the same command goes on" in output
+    assert not (tmp_path / "activations").exists()
+    process = finish(*flags)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "resumed" in process.stdout
+    assert {record["trial"]["state"] for number, record in records(home).items()} == {"trained"}
+    summary = json.loads((home / "sweep.json").read_text())
+    assert summary["winner_folder"].endswith("trials/winner")
+    assert summary["result"]["workers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("about", "told"),
+    [
+        ({"head.dropuot": {"low": 0.0, "high": 0.5}}, "did you mean head.dropout?"),
+        ({"head.dropout": {"low": 0.5, "high": 0.1}}, "empty range"),
+        ({"unfreeze_blocks": {"low": 0, "high": 99}}, "efficientnet_lite0 has 16 blocks"),
+    ],
+)
+def test_a_bad_space_ends_with_2_and_the_remedy(
+    drawn_images: str, tmp_path: Path, about: dict[str, Any], told: str
+) -> None:
+    """A misspelt key, an empty range, a depth beyond the backbone: one line, no traceback, no trial."""
+    space = write_space(tmp_path, **about)
+    done = finish(f"--data={drawn_images}", f"--storage={tmp_path}", "--name=sweep", space)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "sweep" / "trials").exists()
+
+
+def test_another_space_is_refused_where_a_sweep_stands(drawn_images: str, tmp_path: Path) -> None:
+    """The field that differs is named, and the sweep is left as it is."""
+    home = tmp_path / "sweep"
+    home.mkdir()
+    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=sweep"]
+    process = start(*flags, write_space(tmp_path, head__dropout={"low": 0.0, "high": 0.5}))
+    wait_for(process, lambda: (home / "sweep.json").is_file())
+    kill_tree(process)
+    before = (home / "sweep.json").read_bytes()
+    refused = finish(*flags, write_space(tmp_path, head__dropout={"low": 0.0, "high": 0.4}))
+    assert refused.returncode == 2
+    assert "space.head.dropout.high: 0.5 there, 0.4 now" in refused.stderr
+    assert (home / "sweep.json").read_bytes() == before

@@ -1,0 +1,30 @@
+"""Search learning rates, dropout and unfreeze depth; the frozen part of the backbone is computed once for all trials.
+
+python tune/sweep.py --data DIR --name NAME --trials 16             on this machine
+ray job submit --working-dir . -- python tune/sweep.py ...          the same on a cluster
+python tune/sweep.py --space FILE --search grid --trials 100 ...    other parameters, every combination of them
+python jobs/fetch_best.py --experiment NAME --out DIR               the winner's model
+
+The same command again goes on: trials that have ended stay ended, those that were broken off go on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pharmclf.cli import parse_options, run_job
+from pharmclf.sweep.options import SweepOptions
+from pharmclf.sweep.sweep import sweep
+
+_HERE = Path(__file__).parent
+
+
+def main() -> int:
+    """Parse, build both configurations, sweep."""
+    options, base = parse_options(__doc__ or "", _HERE / "base.yaml", SweepOptions())
+    space = Path(options.space) if options.space else _HERE / "space.yaml"
+    return sweep(options, base, space, lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    run_job(main)
