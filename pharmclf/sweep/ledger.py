@@ -114,8 +114,9 @@ class Ledger:
         for name in storage.list_folders(home):
             location = storage.join(home, name, RUN_FILE)
             if name.isdigit() and storage.is_file(location):
-                trial = self._trial(int(name), storage.read_json(location)["trial"]["values"])
-                self._take_up(trial, storage.read_json(location)["trial"])
+                about = storage.read_json(location)["trial"]
+                trial = self._trial(int(name), about["values"])
+                self._take_up(trial, about)
                 self.trials[trial.number] = trial
         self.broken_off = [trial.number for trial in self.trials.values() if not trial.ended]
         """Numbers of those that were running when the sweep ended last."""
@@ -273,8 +274,8 @@ class Ledger:
             records = storage.read_json(storage.join(trial.folder, HISTORY_FILE))
         else:
             checkpoints = list_checkpoints(storage.join(trial.folder, "checkpoints"))
-            records = with_places(trial.config, checkpoints[-1].state["history"]) if checkpoints else []
-        trial.history = {record["at"]: record for record in records}
+            records = checkpoints[-1].state["history"] if checkpoints else []
+        trial.history = {record["at"]: record for record in with_places(trial.config, records)}
 
     # ------------------------------------------------------------------ for the report
 

@@ -287,6 +287,18 @@ def test_what_has_ended_is_found_again(opened: Opened):
     assert [len(trial.epochs) for trial in again.trials.values()] == [0, 1, 2, 3]
 
 
+def test_the_history_of_a_tested_winner_is_understood(opened: Opened):
+    """The test of a winner writes its history anew, as that of a run: epochs within their phase only."""
+    first = opened(total=1)
+    (trial,) = first.next_group()
+    first.begin([trial])
+    first.end(0, outcome(history=[epoch(at, 0.5) for at in range(1, 5)]))
+    path = Path(trial.folder) / "history.json"
+    records = [{key: value for key, value in record.items() if key != "at"} for record in json.loads(path.read_text())]
+    path.write_text(json.dumps(records))
+    assert plain(opened(total=2).trials) == plain(first.trials)
+
+
 def test_what_was_broken_off_goes_on_first_and_alone(opened: Opened):
     """Heads that were one program too: each has checkpoints of its own; then the others follow."""
     ledger = opened(total=3)
