@@ -110,8 +110,8 @@ def _cuts(config: RunConfig, say: Say) -> list[dict[str, Any]]:
     backbone = build_backbone(config.backbone, config.image_size, "none")
     side = config.image_size
     images = tf.constant(np.random.default_rng(0).integers(0, 256, (_BATCH, side, side, 3)), tf.float32)
-    forwards = [_prefix(keras.Model(backbone.input, tensor)) for tensor in cut_tensors(backbone)[:-1]]
-    outputs = [_forward(forward, images).astype(config.activations_dtype) for forward in forwards]  # traced by now
+    forwards = [_prefix(keras.Model(backbone.input, tensor), images) for tensor in cut_tensors(backbone)[:-1]]
+    outputs = [_forward(forward, images).astype(config.activations_dtype) for forward in forwards]
     # round by round, for the cuts are compared: what else the machine does must not fall on one of them alone
     rounds = [[_ms(_forward, forward, images) for forward in forwards] for _ in range(_ROUNDS)]
     times = np.minimum.accumulate(np.min(rounds, axis=0))  # fewer blocks do not take longer
@@ -144,10 +144,11 @@ def _gain(config: RunConfig, whole_ms: float, compute_ms: float, write_ms: float
     return streamed / (config.views * (compute_ms + write_ms) + epochs * max(read_ms, above_ms))
 
 
-def _prefix(model: Any) -> Any:
+def _prefix(model: Any, images: Any) -> Any:
+    """A graph, traced by now."""
     import tensorflow as tf
 
-    return tf.function(lambda images: model(images, training=False))
+    return tf.function(lambda images: model(images, training=False)).get_concrete_function(images)
 
 
 def _forward(forward: Any, images: Any) -> np.ndarray:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
+from config_fields import changed, leaves
 
 from pharmclf.activations.key import key_parts, location_of
-from pharmclf.config import AugmentConfig, RunConfig, from_dict, to_dict
+from pharmclf.config import AugmentConfig, RunConfig, to_dict
 from pharmclf.data.manifest import Manifest
 
 KEYED = {  # another value of each changes the key
@@ -29,24 +29,6 @@ FREE = {  # what comes behind the frozen part, and where and how the run goes on
     "optimizer.label_smoothing": 0.1, "optimizer.class_weights": "auto",
 }  # fmt: skip
 BASE = RunConfig(augment=AugmentConfig(views=2))
-
-
-def leaves(value: dict[str, Any], prefix: str = "") -> set[str]:
-    found = set()
-    for key, item in value.items():
-        found |= leaves(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key}
-    return found
-
-
-def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
-    plain = to_dict(config)
-    inner = plain
-    *groups, last = path.split(".")
-    for group in groups:
-        inner = inner[group]
-    assert inner[last] != value
-    inner[last] = value
-    return from_dict(plain)
 
 
 def key(config: RunConfig, manifest: Manifest, depth: int = 2, weights: str = "imagenet", precision: str = "float32"):

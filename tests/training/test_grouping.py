@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
+from config_fields import changed, leaves
 
-from pharmclf.config import AugmentConfig, PhaseConfig, RunConfig, from_dict, to_dict
+from pharmclf.config import AugmentConfig, PhaseConfig, RunConfig, to_dict
 from pharmclf.training.grouping import FREE, group_key
 
 COMMON = {  # another value of each makes another group
@@ -29,24 +29,6 @@ OWN = {  # in which members of a group may differ
 }  # fmt: skip
 PHASE1 = RunConfig(augment=AugmentConfig(views=2), phase2=PhaseConfig(epochs=0))
 BOTH = RunConfig(augment=AugmentConfig(views=2), unfreeze_blocks=0)
-
-
-def leaves(value: dict[str, Any], prefix: str = "") -> set[str]:
-    found = set()
-    for key, item in value.items():
-        found |= leaves(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key}
-    return found
-
-
-def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
-    plain = to_dict(config)
-    inner = plain
-    *groups, last = path.split(".")
-    for group in groups:
-        inner = inner[group]
-    assert inner[last] != value
-    inner[last] = value
-    return from_dict(plain)
 
 
 def test_every_field_of_the_configuration_is_accounted_for():
