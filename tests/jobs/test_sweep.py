@@ -174,6 +174,7 @@ def test_two_sweeps_at_once_on_s3_share_activations(drawn_images: str, bucket: s
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow  # minutes, for each trial starts two workers of its own
 def test_a_sweep_of_two_workers_a_trial_stops_when_asked_and_goes_on(drawn_images: str, tmp_path: Path) -> None:
     """Streaming, two Ray Train workers a trial, new workers for each: SIGTERM ends it with 143, and it goes on."""
     space = write_space(tmp_path, head__dropout={"values": [0.1]})
