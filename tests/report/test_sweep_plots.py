@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_sweep import LOG_NAMES, make_history, make_trials
+from test_sweep_tables import LOG_NAMES, make_history, make_trials
 
 from pharmclf.report import sweep_axes, sweep_plots
 from pharmclf.report.plots import styled
