@@ -73,7 +73,8 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         [
             RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
             "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}",
-            "--disable-usage-stats",
+            # the agent's own port would be 52365, which the Ray of another test may hold: jobs are then refused for ever
+            "--dashboard-agent-listen-port=0", "--disable-usage-stats",
         ],
         env=environment,
         stdout=subprocess.DEVNULL,
