@@ -19,6 +19,7 @@ from pharmclf.config import (
     RunConfig,
     from_dict,
     load_yaml,
+    parse_duration,
     parse_share,
     parse_workers,
     to_dict,
@@ -35,6 +36,7 @@ TRAPS = ["yes", "off", "null", "~", "007", "1e-3", "1_000", "2024-01-01", "12:30
 SHAPED: dict[str, st.SearchStrategy[Any]] = {
     "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True) | st.just(""),
     "workers": st.sampled_from(["0", "1", "2", "1-4", "16"]),
+    "wait_for_nodes": st.sampled_from(["0", "90s", "10m", "1.5h"]),
     "max_bad": st.sampled_from(["0", "1", "1%", "0.01", "99.5 %"]),
     "activations": st.sampled_from(["auto", "never"]),  # always goes with some values of augment.views only
     "head.dense": st.lists(st.integers(1, 4096), max_size=4).map(tuple),
@@ -228,6 +230,21 @@ def test_other_workers_are_refused(text: str):
     """The message says what was received and how it is written."""
     with pytest.raises(ConfigError, match=r"expected N, MIN-MAX or 0\. Write 2"):
         parse_workers(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("0.5h", 1800), ("0", 0), (" 5m ", 300)]
+)
+def test_durations_are_seconds_minutes_or_hours(text: str, expected: float):
+    """A bare number is seconds."""
+    assert parse_duration(text) == RunConfig(wait_for_nodes=text).wait_for_nodes_s == expected
+
+
+@pytest.mark.parametrize("text", ["", "m", "-1s", "1d", "10 min", "1:30", "inf", "nan"])
+def test_other_durations_are_refused(text: str):
+    """The message says how they are written."""
+    with pytest.raises(ConfigError, match=r"wait_for_nodes: .*Write it as 90s, 10m or 2h"):
+        parse_duration(text)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ PURE = [
     "training.checkpoint", "training.job", "training.saver", "training.listing", "report.plots", "report.summary",
     "evaluation.evaluate", "model.cut", "model.device", "runs", "activations.key", "activations.choice",
     "activations.shards", "activations.reader", "activations.listing", "activations.local_cache",
-  "training.grouping", "sweep.space", "sweep.search", "sweep.halving", "sweep.options", "sweep.ledger",
+    "training.grouping", "training.access", "training.division", "training.pulse", "training.recovery", "status",
+    "sweep.space", "sweep.search", "sweep.halving", "sweep.options", "sweep.ledger",
 ]  # fmt: skip
-WITH_RAY = ["pipeline", "activations.provide", "data.stream", "training.launch", "evaluation.predict"]
+WITH_RAY = ["pipeline", "telemetry", "activations.provide", "data.stream", "training.launch", "evaluation.predict"]
 _SHOW = "; import sys; print(*sorted({'tensorflow', 'keras', 'ray'} & set(sys.modules)))"
 
 

@@ -42,7 +42,7 @@ def benchmark_activations(config: RunConfig, say: Say) -> dict[str, Any]:
     config = dataclasses.replace(config, workers="0", stopping=never_early, checkpoint_every_s=0.0)
     with native_chatter_muted():
         prepare_device(deterministic=config.deterministic)
-    connect()
+    connect(allow_open=config.allow_open_cluster)
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
         config = dataclasses.replace(config, data=data, storage=folder)

@@ -74,7 +74,7 @@ def benchmark_job(config: RunConfig, folder: str) -> TrainingJob:
     Raises:
         ConfigError: fewer training images than a batch.
     """
-    connect()
+    connect(allow_open=config.allow_open_cluster)
     epochs = PhaseConfig(epochs=_PLANNED_EPOCHS, learning_rate=1e-5)
     never = StoppingConfig(early_patience=0, plateau_patience=0)
     config = dataclasses.replace(

@@ -12,6 +12,7 @@ from pharmclf.config.schema import (
     RunConfig,
     SplitConfig,
     StoppingConfig,
+    parse_duration,
     parse_share,
     parse_workers,
 )
@@ -19,6 +20,6 @@ from pharmclf.config.text import from_dict, load_yaml, to_dict, to_yaml
 
 __all__ = [
     "DEMO", "AugmentConfig", "BackboneName", "ConfigError", "DemoConfig", "HeadConfig", "OptimizerConfig",
-    "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "from_dict", "load_yaml", "parse_share",
-    "parse_workers", "to_dict", "to_yaml",
+    "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "from_dict", "load_yaml",
+    "parse_duration", "parse_share", "parse_workers", "to_dict", "to_yaml",
 ]  # fmt: skip

@@ -158,8 +158,16 @@ class RunConfig:
     """Keep what the frozen part of the network gives for each image, to compute it once. auto: where it saves time."""
     activations_dtype: Literal["float16", "float32"] = "float16"
     """Number format of kept activations."""
-    failures: int = 0
-    """Worker crashes after which Ray Train starts the workers again from the newest checkpoint."""
+    failures: int = 3
+    """Crashed workers, lost nodes and hung steps after which the run goes on from its newest checkpoint."""
+    wait_for_nodes: str = "10m"
+    """How long to wait for the nodes that the workers need, at the start and after a loss: 90s, 10m, 2h."""
+    accelerator: Literal["auto", "gpu", "cpu"] = "auto"
+    """auto: a GPU for each worker where the cluster has some. gpu: wait until it has. cpu: train without."""
+    hang_after_s: float = 600.0
+    """Seconds without a step after which the workers are taken for hung, and start again. 0: never."""
+    allow_open_cluster: bool = False
+    """Join a cluster whose job server takes jobs from anyone who reaches it."""
     split: SplitConfig = field(default_factory=SplitConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -189,6 +197,11 @@ class RunConfig:
     def worker_range(self) -> tuple[int, int]:
         """Fewest and most workers; (0, 0) trains in the calling process."""
         return parse_workers(self.workers)
+
+    @property
+    def wait_for_nodes_s(self) -> float:
+        """`wait_for_nodes` in seconds."""
+        return parse_duration(self.wait_for_nodes)
 
     @property
     def views(self) -> int:
@@ -228,10 +241,23 @@ def parse_workers(text: str) -> tuple[int, int]:
     )
 
 
+def parse_duration(text: str) -> float:
+    """Read a duration in seconds: "90", "90s", "10m", "2h".
+
+    Raises:
+        ConfigError: anything else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not match:
+        raise ConfigError(f"wait_for_nodes: received {text!r}, expected a duration. Write it as 90s, 10m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 def _check(config: RunConfig) -> None:
     """Every check over the fields of a run, each with what was received, what is expected and the remedy."""
     parse_share(config.max_bad)
     parse_workers(config.workers)
+    parse_duration(config.wait_for_nodes)
     if config.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
         raise ConfigError(
             f"name: received {config.name!r}, expected letters, digits, '.', '_' and '-'. It becomes a folder's name"
@@ -269,6 +295,7 @@ _RANGES: tuple[tuple[str, float, float, str], ...] = (
     ("checkpoint_every_s", 0, _INF, "number of seconds"),
     ("keep_checkpoints", 1, _INF, "number"),
     ("failures", 0, _INF, "number"),
+    ("hang_after_s", 0, _INF, "number of seconds"),
     ("split.test", 0.01, 0.9, "share"),
     ("split.validation", 0.01, 0.9, "share"),
     ("augment.rotation_deg", 0, 180, "angle in degrees"),

@@ -32,7 +32,7 @@ def gpu_capability() -> tuple[int, int] | None:
     """Compute capability of the first GPU that this process sees, None where there is none."""
     import tensorflow as tf
 
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
         return None
     capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability")
@@ -50,11 +50,18 @@ def driver_capability() -> tuple[int, int] | None:
         return gpu_capability()
 
 
-def prepare_device(*, deterministic: bool) -> None:
-    """Let GPU memory grow, and choose deterministic kernels; before TensorFlow's first operation. (all ranks)"""
+def prepare_device(*, deterministic: bool, gpus: bool = True) -> None:
+    """Let GPU memory grow, and choose deterministic kernels; before TensorFlow's first operation. (all ranks)
+
+    Args:
+        deterministic: the same steps bit for bit at every run.
+        gpus: whether they may be used.
+    """
     import tensorflow as tf
 
-    for gpu in tf.config.list_physical_devices("GPU"):
+    if not gpus:
+        tf.config.set_visible_devices([], "GPU")
+    for gpu in tf.config.get_visible_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -64,7 +71,7 @@ def device_name() -> str:
     """What a worker trains on, for the run's record."""
     import tensorflow as tf
 
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
         return "CPU"
     return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name))

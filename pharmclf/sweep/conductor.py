@@ -25,7 +25,7 @@ from pharmclf.report.sweep import live_table, short_names
 from pharmclf.sweep.ledger import Ledger, Trial
 from pharmclf.sweep.options import Room
 from pharmclf.sweep.trial import Shared, train_group
-from pharmclf.training.launch import in_thread
+from pharmclf.training.attempt import in_thread
 
 _WORKER_DEATHS = 3  # of one trial, after which it counts as failed
 _TABLE_EVERY_S = 30.0

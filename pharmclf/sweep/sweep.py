@@ -31,7 +31,8 @@ from pharmclf.sweep.space import Space, check_depths, load_space
 from pharmclf.sweep.trial import Shared
 from pharmclf.sweep.winner import finish_winner, retrain_winner
 from pharmclf.training.checkpoint import check_fingerprints
-from pharmclf.training.launch import connect, divide_resources
+from pharmclf.training.division import divide_resources
+from pharmclf.training.launch import connect
 
 SWEEP_FILE = "sweep.json"
 TABLE_FILE = "sweep.parquet"
@@ -83,7 +84,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say) ->
                 return EXIT_OK
         if stop.received is not None:
             return stop.exit_code
-        connect()
+        connect(allow_open=base.allow_open_cluster)
         stop.install()
         _check_depths(space, base, str(space_file))
         room = _room(options, base, space)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow as tf
+
+from pharmclf.training.pulse import Pulse
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +23,8 @@ class Workers:
     strategy: tf.distribute.Strategy
     rank: int = 0
     world: int = 1
+    pulse: Pulse = field(default_factory=Pulse)
+    """Where the loop of this process is."""
 
     @property
     def is_chief(self) -> bool:

@@ -55,7 +55,8 @@ class _Run:
     def save(self, model: PhaseModel, position: Position) -> None:
         """Write a checkpoint. (chief only; nothing happens on the others)"""
         if self.saver:
-            self.saver.save(position, model.tensors(), vars(self.progress))
+            name = self.saver.save(position, model.tensors(), vars(self.progress))
+            self.observer.event("checkpoint", name=name)
 
 
 def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, Any]:
@@ -243,6 +244,7 @@ class _Epoch:
 
     def next(self, batches: Iterator[Batch]) -> Batch:
         """The next batch; where there is none any more, what has been trained so far is kept first."""
+        self._run.workers.pulse.beat((self._phase.name, self._epoch, self.step))
         try:
             return next(batches)
         except (storage.StorageUnavailable, ActivationsLost):

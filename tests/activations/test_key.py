@@ -21,7 +21,8 @@ BY_MANIFEST = {"data", "max_bad", "split.test", "split.validation", "demo.images
 FREE = {  # what comes behind the frozen part, and where and how the run goes on
     "storage": "elsewhere", "name": "other", "workers": "2", "batch_size": 7, "xla": True, "deterministic": False,
     "checkpoint_every_s": 1.0, "keep_checkpoints": 5, "activations": "never", "failures": 2,
-    "head.dense": [8], "head.dropout": 0.1,
+    "accelerator": "cpu", "wait_for_nodes": "1m", "hang_after_s": 9.0,
+    "allow_open_cluster": True, "head.dense": [8], "head.dropout": 0.1,
     "phase1.epochs": 3, "phase1.learning_rate": 0.1, "phase1.schedule": "cosine", "phase1.warmup": 0.3,
     "phase2.epochs": 3, "phase2.learning_rate": 0.1, "phase2.schedule": "cosine", "phase2.warmup": 0.3,
     "stopping.early_patience": 1, "stopping.plateau_patience": 1, "stopping.plateau_factor": 0.1,

@@ -12,7 +12,7 @@ from pharmclf.training.grouping import FREE, group_key
 
 COMMON = {  # another value of each makes another group
     "data": "elsewhere", "backbone": "resnet50", "weights": "none", "seed": 1, "image_size": 96, "batch_size": 7,
-    "max_bad": "1%", "precision": "float32", "xla": True, "deterministic": False, "activations_dtype": "float32",
+    "max_bad": "1%", "accelerator": "cpu", "precision": "float32", "xla": True, "deterministic": False, "activations_dtype": "float32",
     "split.test": 0.3, "split.validation": 0.3, "demo.images_per_class": 10,
     "augment.rotation_deg": 21.0, "augment.shift": 0.1, "augment.shear": 0.1, "augment.zoom": 0.1,
     "augment.horizontal_flip": False, "augment.vertical_flip": True, "augment.fill": "nearest", "augment.views": 3,
@@ -20,7 +20,8 @@ COMMON = {  # another value of each makes another group
 }  # fmt: skip
 OWN = {  # in which members of a group may differ
     "storage": "elsewhere", "name": "other", "workers": "2", "checkpoint_every_s": 1.0, "keep_checkpoints": 5,
-    "activations": "always", "failures": 2, "unfreeze_blocks": 3, "head.dropout": 0.1,
+    "activations": "always", "failures": 2, "wait_for_nodes": "1m", "hang_after_s": 9.0,
+    "allow_open_cluster": True, "unfreeze_blocks": 3, "head.dropout": 0.1,
     "phase1.learning_rate": 0.1, "phase1.schedule": "cosine", "phase1.warmup": 0.3,
     "phase2.learning_rate": 0.1, "phase2.schedule": "cosine", "phase2.warmup": 0.3,
     "stopping.early_patience": 1, "stopping.plateau_patience": 1, "stopping.plateau_factor": 0.1,

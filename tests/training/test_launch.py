@@ -10,7 +10,7 @@ import pytest
 
 from pharmclf.config import ConfigError, HeadConfig, PhaseConfig
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
-from pharmclf.training.launch import divide_resources, launch
+from pharmclf.training.launch import launch
 
 
 class Silent:
@@ -88,24 +88,3 @@ def test_bad_input_that_only_a_worker_sees_comes_back_as_such(make_job: Any, tmp
     """An unfreeze depth beyond the backbone is a ConfigError in the driver, not a failure of a worker."""
     with pytest.raises(ConfigError, match="unfreeze_blocks: received 99"):
         launch(make_job(str(tmp_path), workers="1", unfreeze_blocks=99), Silent())
-
-
-@pytest.mark.parametrize("cpus", [2, 3, 4, 16, 64])
-def test_a_division_leaves_a_cpu_to_the_stream(cpus: int) -> None:
-    """Whatever the workers reserve, Ray Data has a CPU left."""
-    for workers in range(1, cpus + 1):
-        parts = divide_resources(1, workers, cpus, 0)
-        assert 0 < parts.cpus <= 1
-        assert cpus - parts.cpus * workers >= 1 - 1e-9
-
-
-def test_more_workers_than_gpus_are_refused() -> None:
-    """Three workers on two GPUs would wait for ever; the error says what is there."""
-    with pytest.raises(ConfigError, match="2 GPUs"):
-        divide_resources(3, 3, 16, 2)
-
-
-def test_a_cluster_without_a_spare_cpu_is_refused() -> None:
-    """One CPU cannot train and decode; that is said before the start."""
-    with pytest.raises(ConfigError, match="reading the images needs one"):
-        divide_resources(1, 1, 1, 0)

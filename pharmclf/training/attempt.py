@@ -1,0 +1,361 @@
+"""One start of the workers on Ray Train, watched from the driver: their events, the wish to stop, a hung step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayError
+from ray.train.v2.api.exceptions import ControllerError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pharmclf import storage
+from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
+from pharmclf.config import ConfigError
+from pharmclf.model.device import prepare_device
+from pharmclf.quiet import native_chatter_muted
+from pharmclf.training.division import Team
+from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
+from pharmclf.training.pulse import Place, Pulse
+
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of the workers is noticed sooner
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # the room has been seen before; others may have taken it
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it would keep the workers until the node is gone
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+"""Variables of Ray Train that an attempt counts on; in the driver's environment before it starts."""
+
+_POLL_S = 0.5
+_LIFELINE_S = 30.0  # without an answer of the relay the driver is gone, or this node is cut off
+_START_S = 600.0  # for the first batch of an attempt
+_DUMPS_S = 15.0  # for the stack dumps of all workers, before they are killed
+_LAST_WORDS_S = 10.0  # patience with the storage of a dump
+_TOLD = (
+    ConfigError,
+    TrainingDiverged,
+    ActivationsLost,
+    ActivationsNotKept,
+    storage.StorageUnavailable,
+)  # errors of a worker that a caller knows
+
+
+class WorkersFailed(RuntimeError):
+    """The workers failed, and not through bad input; another attempt may fare better."""
+
+
+class NoRoom(RuntimeError):
+    """Others hold the resources that the workers asked for."""
+
+
+class Attempt:
+    """One start of the workers, from the newest checkpoint to their end."""
+
+    def __init__(self, job: TrainingJob, team: Team, observer: Observer, number: int, avoided: Sequence[str]) -> None:
+        """Nothing is started yet.
+
+        Args:
+            job: what is trained.
+            team: the workers.
+            observer: watches the run.
+            number: of the attempt, from 1.
+            avoided: ids of nodes that Ray takes for living and that do not answer.
+        """
+        self.job, self.team, self.number = job, team, number
+        self.nodes: dict[int, tuple[str, str]] = {}
+        """Id and address of each worker's node, by rank; complete when all have started."""
+        self.place: Place | None = None
+        """Where the loop was last seen."""
+        self.hung = ""
+        """What is known of a hung step; "" where there was none."""
+        self.restart = ""
+        """Why the workers were asked to end with a checkpoint and start again; "" where they were not."""
+        self._observer, self._avoided = observer, avoided
+        self._relay: Any = None
+        self._ordered: set[str] = set()
+        self._dumps_until = 0.0
+
+    def run(self, look: Callable[[], str]) -> dict[str, Any]:
+        """Train until the end, a stop, or a failure -> what `loop.train` returns.
+
+        Args:
+            look: asked every half second why the workers shall start again; "": they shall not.
+
+        Raises:
+            ConfigError, TrainingDiverged, ActivationsLost, ActivationsNotKept, StorageUnavailable: as a worker raised
+                them.
+            NoRoom: the workers did not find their places.
+            WorkersFailed: they died or raised something else.
+        """
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+        with native_chatter_muted():
+            from ray.train.tensorflow import TensorflowTrainer
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._relay = ray.remote(num_cpus=0)(Relay).options(scheduling_strategy=here).remote()
+        own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")  # Ray's own notes; checkpoints are ours
+        each = self.team.each
+        avoid = {"ray.io/node-id": f"!in({','.join(self._avoided)})"} if self._avoided else None
+        job = dataclasses.replace(self.job, stream_cpus=each.stream_cpus)
+        trainer = TensorflowTrainer(
+            _worker,
+            train_loop_config={"job": job, "relay": self._relay, "number": self.number},
+            scaling_config=ScalingConfig(
+                num_workers=self.team.size,
+                use_gpu=each.gpus > 0,
+                resources_per_worker={"CPU": each.cpus} | ({"GPU": each.gpus} if each.gpus else {}),
+                # GPUs of one node exchange gradients faster; without GPUs a node's cores are what a worker needs
+                placement_strategy="PACK" if each.gpus else "SPREAD",
+                label_selector=avoid,
+            ),
+            # a name of its own each time: Ray resumes the same name silently, and what to resume is ours to decide
+            run_config=RunConfig(
+                name=uuid.uuid4().hex[:12],
+                storage_path=own,
+                # whether and with how many workers another attempt is made is decided by who starts this one
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            ),
+        )
+        try:
+            in_thread(trainer.fit, lambda: self._watch(look))
+        except Exception as error:
+            raise self._reason(error) from error
+        finally:
+            self._pass_on()
+            shutil.rmtree(own, ignore_errors=True)
+        result: dict[str, Any] | None = ray.get(self._relay.result.remote())
+        if result is None:
+            raise WorkersFailed("the workers ended without a result")
+        return result
+
+    def _watch(self, look: Callable[[], str]) -> None:
+        """Every half second, in the driver's main thread."""
+        silent = self._pass_on()
+        if self._observer.stop_requested():
+            self._order("stop")
+        elif not self.restart and self.nodes and (reason := look()):
+            self.restart = reason
+            self._observer.event("note", text=f"{reason}: a checkpoint is written, and the workers start again")
+            self._order("stop")
+        limit = self.job.config.hang_after_s
+        if limit and self.place is None:  # TensorFlow, the model and its weights come first
+            limit = max(limit, _START_S)
+        if 0 < limit <= silent and not self.hung:
+            self.hung = f"no step for {silent:.0f} s"
+            self._order("dump")
+            self._dumps_until = time.monotonic() + _DUMPS_S
+        if self._dumps_until and time.monotonic() > self._dumps_until:
+            self._dumps_until = 0.0
+            self._end_hung()
+
+    def _pass_on(self) -> float:
+        """Pass the events of the workers on -> seconds since the loop has last come to a batch."""
+        events, about = ray.get(self._relay.drain.remote())
+        for kind, values in events:
+            self._observer.event(kind, **values)
+        self.place = about["place"] or self.place
+        if not self.nodes and len(about["nodes"]) == self.team.size:
+            self.nodes = about["nodes"]
+            addresses = sorted({address for _, address in self.nodes.values()})
+            self._observer.event("started", workers=self.team.size, nodes=addresses, attempt=self.number)
+        return float(about["silent_s"])
+
+    def _order(self, what: str) -> None:
+        if what not in self._ordered:
+            self._ordered.add(what)
+            ray.get(self._relay.order.remote(what))
+
+    def _end_hung(self) -> None:
+        """Kill the workers of a hung step, those that answer and those that do not."""
+        dumped, handles = ray.get(self._relay.dumps.remote())
+        names = ", ".join(
+            f"rank {rank} on {address}" for rank, (_, address) in self.nodes.items() if rank not in dumped
+        )
+        folder = storage.join(self.job.folder, "stacks")
+        self.hung += f"; stacks of {len(dumped)} workers are in {folder}" if dumped else ""
+        self.hung += f"; no answer from {names}" if names else ""
+        for handle in handles:
+            ray.kill(handle)
+
+    def _reason(self, error: BaseException) -> BaseException:
+        """What to tell the caller: an error that a worker raised for them, or the last line of what went wrong."""
+        if self.hung:
+            return WorkersFailed(self.hung)
+        if isinstance(error, ControllerError) and not self.nodes:
+            cause = getattr(error, "controller_failure", error)
+            if type(cause).__name__ == "WorkerGroupStartupTimeoutError":
+                return NoRoom(str(cause))
+        raised: list[BaseException] = []
+        for failure in getattr(error, "worker_failures", {}).values():
+            raised.append(getattr(failure, "_base_exc", failure))
+        for cause in raised:
+            if isinstance(cause, _TOLD):
+                return cause
+        first = raised[0] if raised else error
+        lines = str(first).strip().splitlines() or [type(first).__name__]
+        return WorkersFailed(f"{type(first).__name__}: {lines[0]}")
+
+
+def in_thread(work: Callable[[], Any], meanwhile: Callable[[], None]) -> None:
+    """Run work in a thread, so that this one is free for signals, and do something else every half second."""
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="in-thread", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        meanwhile()
+    if failure:
+        raise failure[0]
+
+
+class Relay:
+    """An actor beside the driver: events one way, orders the other."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[str, dict[str, Any]]] = []
+        self._order = ""
+        self._result: dict[str, Any] | None = None
+        self._nodes: dict[int, tuple[str, str]] = {}
+        self._handles: dict[int, Any] = {}
+        self._dumped: set[int] = set()
+        self._beats = -1
+        self._beat_at = time.monotonic()
+        self._place: Place | None = None
+
+    # ------------------------------------------------------------------ called by the workers
+
+    def join(self, rank: int, node: tuple[str, str], handle: Any) -> None:
+        """A worker has started, on a node of this id and address."""
+        self._nodes[rank], self._handles[rank] = node, handle
+        self._beat_at = time.monotonic()
+
+    def put(self, kind: str, values: dict[str, Any]) -> None:
+        """Keep an event for the driver. (chief only)"""
+        self._events.append((kind, values))
+
+    def report(self, rank: int, beats: int, place: Place | None) -> str:
+        """Where a worker's loop is -> what it shall do: "", "stop" (with a checkpoint), or "dump" (its stack)."""
+        if rank == 0:  # all are where the chief is, or wait for it
+            if beats != self._beats:
+                self._beats, self._beat_at = beats, time.monotonic()
+            self._place = place
+        return self._order
+
+    def dumped(self, rank: int) -> None:
+        """A worker has written its stack."""
+        self._dumped.add(rank)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Keep the result of the chief."""
+        self._result = result
+
+    # ------------------------------------------------------------------ called by the driver
+
+    def drain(self) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
+        """The events since the last call; and the place of the loop, seconds since it moved, and the workers' nodes."""
+        events, self._events = self._events, []
+        silent = time.monotonic() - self._beat_at
+        return events, {"place": self._place, "silent_s": silent, "nodes": self._nodes}
+
+    def order(self, what: str) -> None:
+        """What the workers shall do from now on."""
+        self._order = what
+
+    def dumps(self) -> tuple[set[int], list[Any]]:
+        """The ranks that have written their stacks, and the handles of all workers."""
+        return self._dumped, list(self._handles.values())
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of the chief, None before there is one."""
+        return self._result
+
+
+class _Lifeline:
+    """A worker's side of the relay, in a thread of its own: a step never waits for it, and a hung step not for ever."""
+
+    def __init__(self, relay: Any, rank: int, pulse: Pulse, folder: str, number: int) -> None:
+        self._relay, self._rank, self._pulse, self._folder, self._number = relay, rank, pulse, folder, number
+        self._stop = False
+        self._ended = threading.Event()
+        context = ray.get_runtime_context()
+        node = context.get_node_id(), ray.util.get_node_ip_address()
+        ray.get(relay.join.remote(rank, node, context.current_actor))
+        threading.Thread(target=self._hold, name="lifeline", daemon=True).start()
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Pass an event on. (chief only)"""
+        self._relay.put.remote(kind, values)
+
+    def stop_requested(self) -> bool:
+        """Whether the run shall write a checkpoint and end. (chief only)"""
+        return self._stop
+
+    def end(self) -> None:
+        """The loop has ended here, and whatever becomes of the driver is no matter now."""
+        self._ended.set()
+        with contextlib.suppress(RayError):
+            ray.get(self._relay.report.remote(self._rank, self._pulse.beats, self._pulse.place), timeout=_LIFELINE_S)
+
+    def _hold(self) -> None:
+        while not self._ended.wait(_POLL_S):
+            try:
+                told = self._relay.report.remote(self._rank, self._pulse.beats, self._pulse.place)
+                order = ray.get(told, timeout=_LIFELINE_S)
+            except RayError:
+                if not self._ended.is_set():  # a worker that nobody watches would hold its GPU, and might go on writing
+                    os._exit(1)
+                return
+            self._stop |= order == "stop"
+            if order == "dump":
+                self._dump()
+                return
+
+    def _dump(self) -> None:
+        """Write where each thread of this process stands."""
+        with tempfile.TemporaryFile() as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            text = file.read()
+        name = f"attempt{self._number}-rank{self._rank}.txt"
+        with storage.patience(_LAST_WORDS_S):
+            storage.write_bytes(storage.join(self._folder, "stacks", name), text)
+        ray.get(self._relay.dumped.remote(self._rank))
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """The loop on one Ray Train worker. (all ranks)"""
+    job: TrainingJob = settings["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_local_world_size()
+    pulse = Pulse()
+    lifeline = _Lifeline(settings["relay"], rank, pulse, job.folder, settings["number"])
+    try:
+        from pharmclf.training import distributed, loop
+
+        prepare_device(deterministic=job.config.deterministic, gpus=job.config.accelerator != "cpu")
+        threads = max(1, (os.cpu_count() or 1) // world) if world > 1 else None
+        workers = dataclasses.replace(distributed.join(threads), pulse=pulse)
+        result = loop.train(job, workers, lifeline)
+        if workers.is_chief:
+            ray.get(settings["relay"].finish.remote(result))
+    finally:
+        lifeline.end()

@@ -1,0 +1,152 @@
+"""The nodes of the cluster: which can be used, which are about to go, and waiting for those that are missing."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import ray
+import ray._private.state as ray_state
+from ray.autoscaler.sdk import request_resources
+
+from pharmclf.config import ConfigError, RunConfig
+from pharmclf.training.division import Node, Team, room_text, team_on
+
+_POLL_S = 1.0
+_SAY_EVERY_S = 30.0
+_ANSWER_S = 2.0  # for a raylet to take a connection
+
+
+class NodesMissing(RuntimeError):
+    """The nodes that a run needs did not come in time."""
+
+
+def usable_nodes() -> list[Node]:
+    """The nodes that live, answer, and are not about to be taken away.
+
+    Ray needs some ten seconds to notice that a node is gone; whether its raylet takes a connection is known at once.
+    """
+    leaving = leaving_nodes()
+    found = [
+        Node(
+            id=entry["NodeID"],
+            address=entry["NodeManagerAddress"],
+            port=entry["NodeManagerPort"],
+            cpus=entry["Resources"].get("CPU", 0.0),
+            gpus=entry["Resources"].get("GPU", 0.0),
+        )
+        for entry in ray.nodes()
+        if entry["Alive"] and entry["NodeID"] not in leaving
+    ]
+    if len(found) < 2:
+        return found
+    with ThreadPoolExecutor(min(32, len(found))) as pool:
+        return [node for node, answers in zip(found, pool.map(_answers, found), strict=True) if answers]
+
+
+def lost_nodes() -> list[str]:
+    """Ids of the nodes that Ray takes for living and that do not answer."""
+    usable, leaving = {node.id for node in usable_nodes()}, leaving_nodes()
+    return [
+        entry["NodeID"]
+        for entry in ray.nodes()
+        if entry["Alive"] and entry["NodeID"] not in usable and entry["NodeID"] not in leaving
+    ]
+
+
+def leaving_nodes() -> Collection[str]:
+    """Ids of the nodes that are about to be taken away: they have been told to drain, as before a pre-emption."""
+    return ray_state.state.get_draining_nodes()  # there is no public way; a test notices when it goes
+
+
+def _answers(node: Node) -> bool:
+    try:
+        with socket.create_connection((node.address, node.port), timeout=_ANSWER_S):
+            return True
+    except OSError:
+        return False
+
+
+def free_places(size: int, team: Team, nodes: Collection[str]) -> int:
+    """Places for further workers, up to `size`, that nobody holds on nodes that this run does not use.
+
+    Args:
+        size: most places that are asked for.
+        team: that trains now.
+        nodes: ids of those that it uses.
+    """
+    free = ray_state.available_resources_per_node()
+    places = 0
+    for node in usable_nodes():
+        left = free.get(node.id, {})
+        if team.each.gpus:
+            places += int(min(left.get("GPU", 0.0) / team.each.gpus, left.get("CPU", 0.0) / team.each.cpus))
+        elif node.id not in nodes and left.get("CPU", 0.0) >= 1:
+            places += 1
+    return min(size, places)
+
+
+@contextlib.contextmanager
+def nodes_asked_for(config: RunConfig) -> Iterator[None]:
+    """Within, the cluster's autoscaler, where there is one, is asked for nodes for all workers."""
+    high = config.worker_range[1]
+    bundle = {"CPU": 1.0} | ({"GPU": 1.0} if config.accelerator == "gpu" or _has_gpus(config) else {})
+    request_resources(bundles=[bundle] * high)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            request_resources(bundles=[])
+
+
+def _has_gpus(config: RunConfig) -> bool:
+    return config.accelerator == "auto" and ray.cluster_resources().get("GPU", 0.0) > 0
+
+
+def wait_for_team(
+    config: RunConfig,
+    share: float,
+    *,
+    at_most: int,
+    patience_s: float,
+    say: Callable[[str], None],
+    stop_requested: Callable[[], bool],
+) -> Team | None:
+    """Wait until the cluster has room for the fewest workers -> those it has room for; None: a stop was asked for.
+
+    Args:
+        config: of the run.
+        share: of the cluster that it may use, 0..1.
+        at_most: workers, where the run may have more.
+        patience_s: seconds to wait.
+        say: takes lines for the console.
+        stop_requested: whether to give up.
+
+    Raises:
+        ConfigError: there is no room, and waiting was not wanted.
+        NodesMissing: there was none all the time.
+    """
+    low, high = config.worker_range
+    began = said = time.monotonic()
+    while not stop_requested():
+        nodes = usable_nodes()
+        try:
+            return team_on(nodes, low, max(low, min(high, at_most)), config.accelerator, share)
+        except ConfigError as error:
+            waited = time.monotonic() - began
+            if patience_s <= 0:
+                raise
+            if waited >= patience_s:
+                raise NodesMissing(
+                    f"no room for the workers within --wait-for-nodes {config.wait_for_nodes}: asked for {low}, "
+                    f"there are {room_text(nodes)}. {error}"
+                ) from error
+            if said == began or time.monotonic() - said > _SAY_EVERY_S:
+                said = time.monotonic()
+                left = f"{patience_s - waited:.0f} s more"
+                say(f"waiting for nodes, {left}: {low} workers asked for, there are {room_text(nodes)}")
+        time.sleep(_POLL_S)
+    return None

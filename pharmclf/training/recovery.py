@@ -1,0 +1,54 @@
+"""Whether a run goes on after its workers have failed; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pharmclf.training.pulse import Place
+
+Kind = Literal["crash", "node", "hang"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ended the workers of an attempt."""
+
+    kind: Kind
+    """crash: a worker ended on a node that lives; node: a node was lost; hang: no step for too long."""
+    reason: str
+    place: Place | None
+    """Where the loop was last seen; None: before its first batch."""
+
+
+def place_text(place: Place | None) -> str:
+    """A place in words, counted from 1."""
+    if place is None:
+        return "before the first step"
+    phase, epoch, step = place
+    return f"in {phase}, epoch {epoch + 1}, step {step + 1}"
+
+
+@dataclass
+class Recovery:
+    """Counts the failures of a run."""
+
+    allowed: int
+    """Failures after which the run goes on."""
+    failures: list[Failure] = field(default_factory=list)
+
+    def give_up(self, failure: Failure) -> str:
+        """Add a failure -> why the run ends; "" where it goes on.
+
+        A crash where the one before it was is no accident: another try would end there too. The loss of a node says
+        nothing of the step it came in.
+        """
+        before = self.failures[-1] if self.failures else None
+        self.failures.append(failure)
+        count = len(self.failures)
+        if failure.kind != "node" and before and (before.kind, before.place) == (failure.kind, failure.place):
+            what = "crashed" if failure.kind == "crash" else "hung"
+            return f"the workers {what} a second time {place_text(failure.place)}: {failure.reason}"
+        if count > self.allowed:
+            return f"{failure.reason} ({place_text(failure.place)}; failure {count}, --failures {self.allowed})"
+        return ""

@@ -1,0 +1,142 @@
+"""Workers that are killed, stopped or broken: real ones, on the shared Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from ray import cloudpickle
+
+from pharmclf.config import PhaseConfig
+from pharmclf.training.checkpoint import newest_checkpoint
+from pharmclf.training.launch import TrainingFailed, launch
+
+pytestmark = [pytest.mark.ray, pytest.mark.tf]
+RATES = {"phase1": PhaseConfig(epochs=3, learning_rate=1e-4), "phase2": PhaseConfig(epochs=2, learning_rate=1e-5)}
+
+
+class Watching:
+    """Does something once, behind an epoch of a phase."""
+
+    def __init__(self, act: Callable[[], None] = lambda: None, phase: str = "phase1") -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.act, self.phase, self.acted = act, phase, False
+
+    def event(self, kind: str, /, **values: Any) -> None:
+        self.events.append((kind, values))
+        if kind == "epoch" and values["phase"] == self.phase and not self.acted:
+            self.acted = True
+            self.act()
+
+    def stop_requested(self) -> bool:
+        return False
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [values for name, values in self.events if name == kind]
+
+
+def training_workers() -> list[psutil.Process]:
+    """The processes of the workers, which Ray has named."""
+    ours = psutil.Process(os.getpid()).children(recursive=True)
+    return [process for process in ours if process.name().startswith("ray::") and "TrainWorker" in process.name()]
+
+
+def signalled(number: int, count: int = 1) -> Callable[[], None]:
+    def act() -> None:
+        found = training_workers()
+        assert len(found) >= count
+        for process in found[-count:]:
+            process.send_signal(number)
+
+    return act
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    found = newest_checkpoint(f"{folder}/checkpoints")
+    assert found is not None
+    return found[1]["weights"]
+
+
+def test_a_run_whose_worker_is_killed_ends_as_if_it_had_not_been(make_job: Any, tmp_path: Path) -> None:
+    """SIGKILL behind the first epoch: another attempt goes on from its checkpoint, to the same weights."""
+    calm, disturbed = Watching(), Watching(signalled(signal.SIGKILL))
+    launch(make_job(str(tmp_path / "calm"), workers="1", **RATES), calm)
+    outcome = launch(make_job(str(tmp_path / "killed"), workers="1", failures=1, **RATES), disturbed)
+    assert outcome["status"] == "complete"
+    assert [event["attempt"] for event in disturbed.of("started")] == [1, 2]
+    (failure,) = disturbed.of("failure")
+    assert (failure["cause"], failure["failures"], failure["allowed"]) == ("crash", 1, 1)
+    assert failure["place"]["phase"] == "phase1"
+    one, other = weights(tmp_path / "calm"), weights(tmp_path / "killed")
+    assert max(float(np.abs(one[name] - other[name]).max()) for name in one) <= 1e-6
+
+
+@pytest.mark.slow
+def test_a_crash_at_the_same_step_twice_ends_the_run_and_says_where(make_job: Any, tmp_path: Path) -> None:
+    """A row without a label raises in every attempt: the second one is the last, although ten are allowed."""
+    job = make_job(str(tmp_path), workers="1", failures=10, **RATES)
+    job = dataclasses.replace(job, labels=job.labels[: int(job.train_rows.max())])
+    watching = Watching()
+    with pytest.raises(TrainingFailed, match=r"a second time in phase1, epoch 1, step \d"):
+        launch(job, watching)
+    assert len(watching.of("failure")) == 2
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_answer_is_named_and_ended(make_job: Any, tmp_path: Path) -> None:
+    """A stopped process takes no step and no order: its node is named, it is killed, and the run goes on."""
+    watching = Watching(signalled(signal.SIGSTOP))
+    job = make_job(str(tmp_path), workers="1", failures=1, hang_after_s=30.0, **RATES)
+    assert launch(job, watching)["status"] == "complete"
+    (failure,) = watching.of("failure")
+    assert failure["cause"] == "hang"
+    assert "no answer from rank 0 on " in failure["reason"]
+
+
+class Sticking:
+    """Labels that are never read where a file says so; the file goes, so that the next attempt reads them."""
+
+    def __init__(self, labels: np.ndarray, file: Path) -> None:
+        self.labels, self.file = labels, str(file)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        try:
+            os.remove(self.file)
+        except FileNotFoundError:
+            return self.labels[rows]
+        while True:
+            time.sleep(1)
+
+
+@pytest.mark.slow
+def test_a_hung_step_leaves_the_stacks_of_all_workers_and_the_run_goes_on(make_job: Any, tmp_path: Path) -> None:
+    """One of two workers sticks in its input, the other waits for it: both stacks are in the run folder."""
+    flag = tmp_path / "stick"
+    watching = Watching(flag.touch)
+    job = make_job(str(tmp_path / "run"), workers="2", failures=1, hang_after_s=30.0, **RATES)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not know the modules of tests
+    assert launch(dataclasses.replace(job, labels=Sticking(job.labels, flag)), watching)["status"] == "complete"
+    (failure,) = watching.of("failure")
+    assert failure["cause"] == "hang"
+    assert "stacks of 2 workers" in failure["reason"]
+    stacks = {path.name: path.read_text() for path in (tmp_path / "run" / "stacks").iterdir()}
+    assert sorted(stacks) == ["attempt1-rank0.txt", "attempt1-rank1.txt"]
+    assert all("loop.py" in text for text in stacks.values())
+    assert any("in __getitem__" in text for text in stacks.values())
+
+
+@pytest.mark.slow
+def test_a_run_fails_after_more_failures_than_are_allowed(make_job: Any, tmp_path: Path) -> None:
+    """--failures 0: the first one is the last; its reason is one line."""
+    watching = Watching(signalled(signal.SIGKILL))
+    with pytest.raises(TrainingFailed, match="failure 1, --failures 0"):
+        launch(make_job(str(tmp_path), workers="1", failures=0, **RATES), watching)
