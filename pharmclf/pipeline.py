@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import time
@@ -29,11 +30,14 @@ from pharmclf.run_record import (
     only_writer,
     read_record,
     settings_of,
+    told,
     versions,
     with_weights_found,
     write_last,
 )
+from pharmclf.status import StatusBoard
 from pharmclf.storage.lease import Lease
+from pharmclf.telemetry import Telemetry
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
 from pharmclf.training.job import Observer, TrainingJob
 from pharmclf.training.launch import connect, launch
@@ -83,23 +87,32 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
             record = {"name": config.run_name, "settings": settings, "config": to_dict(config)}
             record |= {"fingerprints": expected, "versions": versions(), "state": "running", "seconds": before}
             storage.write_json(storage.join(folder, RUN_FILE), record)
-            try:
-                connect()
-                stop.install()
-                job = training_job(config, folder, manifest)
-                outcome = train_on_activations(job, manifest, _Console(stop, lease, say), record, earlier)
-                done = outcome["status"] == "complete"
-                record["state"] = "trained" if done else "interrupted"
-                if done:
-                    seconds = before + time.monotonic() - began
-                    finish(config, folder, manifest, outcome, seconds, say)
-                    record["state"] = "complete"
-            except BaseException:
-                record["state"] = "failed"
-                raise
-            finally:
-                record["seconds"] = before + time.monotonic() - began
-                write_last(folder, record, lease)
+            with contextlib.ExitStack() as behind:
+                sizes = {split: len(manifest.rows(split)) for split in ("train", "validation", "test")}
+                board = StatusBoard(folder, config, sizes, lambda: lease.lost)
+                behind.callback(board.close)
+                reason = ""
+                try:
+                    connect(allow_open=config.allow_open_cluster)
+                    stop.install()
+                    behind.callback(Telemetry(config.run_name, board.now).close)
+                    console = _Console(stop, lease, board, say)
+                    job = training_job(config, folder, manifest)
+                    outcome = train_on_activations(job, manifest, console, record, earlier)
+                    done = outcome["status"] == "complete"
+                    record["state"] = "trained" if done else "interrupted"
+                    if done:
+                        console.event("test")
+                        seconds = before + time.monotonic() - began
+                        finish(config, folder, manifest, outcome, seconds, say)
+                        record["state"] = "complete"
+                except BaseException as error:
+                    record["state"], reason = "failed", told(error)
+                    raise
+                finally:
+                    record["seconds"] = before + time.monotonic() - began
+                    board.event("end", state=record["state"], reason=reason)
+                    write_last(folder, record, lease)
     return EXIT_OK if done else stop.exit_code
 
 
@@ -146,6 +159,7 @@ def train_on_activations(
             return {"status": "stopped"}
         record["activations"] = earlier = sorted({*job.activations, *(name for name in earlier or () if at)})
         storage.write_json(storage.join(job.folder, RUN_FILE), record)
+        console.event("activations", phases=sorted(job.activations))
         try:
             return launch(job, console, share=share)
         except ActivationsLost as error:
@@ -158,6 +172,7 @@ def train_on_activations(
             console.say(streamed_instead(error))
             record["activations"] = []  # a resumed run goes on in the same way
             storage.write_json(storage.join(job.folder, RUN_FILE), record)
+            console.event("activations", phases=[])
             return launch(dataclasses.replace(job, activations={}), console, share=share)
 
 
@@ -179,7 +194,7 @@ def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Sa
     """
     config = dataclasses.replace(with_weights_found(config), activations="always")
     with StopSignal() as stop:
-        connect()
+        connect(allow_open=config.allow_open_cluster)
         stop.install()
         wish = wish_of(training_job(config, folder, manifest), manifest, 0, say, lambda: stop.received is not None)
         try:
@@ -244,21 +259,26 @@ def training_job(
 
 
 class _Console:
-    """Shows a run's events, and passes signals on."""
+    """Shows a run's events, keeps its status by them, and passes signals on."""
 
-    def __init__(self, stop: StopSignal, lease: Lease, say: Say) -> None:
-        self._stop, self._lease, self.say = stop, lease, say
+    def __init__(self, stop: StopSignal, lease: Lease, board: StatusBoard, say: Say) -> None:
+        self._stop, self._lease, self._board, self._say = stop, lease, board, say
+
+    def say(self, text: str, /) -> None:
+        self._board.event("note", text=text)
+        self._say(text)
 
     def event(self, kind: str, **values: Any) -> None:
-        if kind == "note":
-            self.say(values["text"])
+        self._board.event(kind, **values)
+        if kind in ("note", "waiting"):
+            self._say(values["text"])
         elif kind == "step":
             place = (values["epoch"] + 1, values["epochs"]), (values["step"], values["steps"])
             names = ("loss", "accuracy", "images_per_second", "eta_s")
-            self.say(progress_line(values["phase"], *place, **{name: values[name] for name in names}))
+            self._say(progress_line(values["phase"], *place, **{name: values[name] for name in names}))
         elif kind == "epoch":
             best = "  best so far" if values["best"] else ""
-            self.say(
+            self._say(
                 f"{values['phase']} epoch {values['epoch'] + 1}/{values['epochs']}: "
                 f"train loss {values['train_loss']:.4f} accuracy {values['train_accuracy']:.4f}, "
                 f"validation loss {values['val_loss']:.4f} accuracy {values['val_accuracy']:.4f}, "

@@ -27,6 +27,10 @@ _FREE = (
     "activations",
     "activations_dtype",
     "failures",
+    "wait_for_nodes",
+    "accelerator",
+    "hang_after_s",
+    "allow_open_cluster",
     "xla",
     "data",
     "weights",
@@ -68,6 +72,12 @@ def write_last(folder: str, record: dict[str, Any], lease: Lease) -> None:
         return
     with contextlib.suppress(OSError), storage.patience(_LAST_WORDS_S):
         storage.write_json(location, record)
+
+
+def told(error: BaseException) -> str:
+    """Why a run has failed, in one line, as its last line on the console says it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if isinstance(error, ConfigError) and lines else ": ".join([type(error).__name__, *lines[:1]])
 
 
 def read_record(folder: str) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from pharmclf import storage
 EXPIRES_S = 60.0
 """A lease that was not renewed for so long is no more; clocks of storage and machines may differ by less than this."""
 _RENEW_S = 15.0
-_FILE = "lease.json"
+LEASE_FILE = "lease.json"
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +46,7 @@ class Lease:
         Raises:
             LeaseTaken: another process holds it; the message names it.
         """
-        location = storage.join(folder, _FILE)
+        location = storage.join(folder, LEASE_FILE)
         holder = {
             "id": uuid.uuid4().hex,
             "host": socket.gethostname(),
@@ -55,7 +55,7 @@ class Lease:
             "started": psutil.Process().create_time(),
         }
         found = storage.read_versioned(location)
-        if found is not None and (reason := _is_alive(found)):
+        if found is not None and (reason := sign_of_life(found)):
             raise LeaseTaken(f"{folder} is being written by {reason}")
         version = storage.write_if(location, _encode(holder), found.version if found else None)
         if version is None:
@@ -102,7 +102,7 @@ def _name(found: storage.Versioned) -> str:
         return "an unknown process"
 
 
-def _is_alive(found: storage.Versioned) -> str:
+def sign_of_life(found: storage.Versioned) -> str:
     """Who holds a lease, in words; "" when nobody does any more."""
     age_s = time.time() - found.changed_s
     if age_s > EXPIRES_S:

@@ -1,0 +1,242 @@
+"""Where a run stands, made of its events; pure but for the clock."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pharmclf.config import RunConfig
+from pharmclf.training.phases import phases_of
+
+STATUS_FILE = "status.json"
+SCHEMA_VERSION = 1
+TEST = "test"
+"""Stands for the phase when the trained model is tested."""
+State = Literal["starting", "waiting for nodes", "running", "interrupted", "failed", "complete"]
+STATES: tuple[State, ...] = ("starting", "waiting for nodes", "running", "interrupted", "failed", "complete")
+LIVE = STATES[:3]
+"""States of a run that a driver is busy with."""
+_FAILURES = 5  # of which the reasons are kept
+_LONGEST = 300  # characters of a reason
+
+
+def utc(seconds: float | None = None) -> str:
+    """A moment, in seconds since 1970, or now, as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(time.time() if seconds is None else seconds, UTC).isoformat(timespec="seconds")
+
+
+@dataclass(kw_only=True)
+class Status:
+    """The content of status.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    state: State = "starting"
+    reason: str = ""
+    """Why it has failed, or what it waits for, in one line."""
+    says: str = ""
+    """The last line of its console that was neither a step nor an epoch."""
+    phase: str = ""
+    """phase1, phase2, or test; "" before the first step."""
+    epoch: int = 0
+    """Of the phase, counted from 1."""
+    epochs: int = 0
+    """That the phase may take; early stopping may end it before."""
+    step: int = 0
+    """Training steps of the epoch that have been started."""
+    steps: int = 0
+    progress: float = 0.0
+    """Share of all epochs that the run may take, 0..1."""
+    eta_s: float | None = None
+    """Seconds to the end of the run, counted from `updated_at`, if no phase stops early; what starting a phase and the
+    test takes is not in it. None: unknown."""
+    eta_whole: bool = False
+    """Whether all that is left has been measured. If not, phases that have not begun count as if they were as fast as
+    this one, and the test not at all where nothing tells how fast it is."""
+    images_per_second: float | None = None
+    loss: float | None = None
+    """Mean training loss of the epoch so far."""
+    accuracy: float | None = None
+    """Training accuracy of the epoch so far."""
+    val_accuracy: float | None = None
+    """Validation accuracy of the last whole epoch."""
+    best_val_accuracy: float | None = None
+    """Best validation accuracy that this driver has seen."""
+    checkpoint: str = ""
+    """Name of the last one."""
+    checkpoint_at: str = ""
+    workers: int | None = None
+    """0: in the driver's process; None: not started yet."""
+    nodes: list[str] = field(default_factory=list)
+    """Addresses of the nodes that they run on."""
+    attempt: int = 1
+    """Of this driver: how often its workers have been started."""
+    failures: int = 0
+    """Crashes, lost nodes, hung steps and dead drivers since the run began."""
+    failures_here: int = 0
+    """Of them, those that count against `failures_allowed`: under this driver."""
+    failures_allowed: int = 0
+    last_failures: list[dict[str, Any]] = field(default_factory=list)
+    """The newest last: at, kind (crash, node, hang, driver), reason, place (phase, epoch, step; or None)."""
+    host: str = field(default_factory=socket.gethostname)
+    """Of the driver."""
+    pid: int = field(default_factory=os.getpid)
+    started_at: str = field(default_factory=utc)
+    """Of this driver."""
+    updated_at: str = field(default_factory=utc)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, which knows no infinity."""
+        values = dataclasses.asdict(self)
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+
+
+class Standing:
+    """Makes a run's status of its events."""
+
+    def __init__(self, config: RunConfig, sizes: Mapping[str, int], before: Mapping[str, Any] | None = None) -> None:
+        """Begin.
+
+        Args:
+            config: the run.
+            sizes: images of each split.
+            before: the content of the status.json that the driver before this one has left.
+        """
+        self.status = Status(name=config.run_name, failures_allowed=config.failures)
+        self._batch, self._sizes = config.batch_size, sizes
+        self._phases = {phase.name: phase for phase in phases_of(config)}
+        self._total = sum(phase.settings.epochs for phase in self._phases.values())
+        self._cached: Sequence[str] = ()
+        self._epochs_done = 0  # of the phase
+        self._validation_s: dict[str, float] = {}  # of an epoch, by phase
+        if config.worker_range == (0, 0):
+            self.status.workers = 0
+        with contextlib.suppress(LookupError, TypeError):  # written by another version
+            self._go_on_from(before or {})
+
+    def _go_on_from(self, before: Mapping[str, Any]) -> None:
+        status, state = self.status, before["state"]
+        status.checkpoint, status.checkpoint_at = str(before["checkpoint"]), str(before["checkpoint_at"])
+        status.best_val_accuracy = before["best_val_accuracy"]
+        status.failures, status.last_failures = int(before["failures"]), list(before["last_failures"])
+        if state in LIVE:
+            reason = f"process {before['pid']} on {before['host']} ended without a word; last seen {state}"
+            place = {name: before[name] for name in ("phase", "epoch", "step")} if before["phase"] else None
+            self._add_failure("driver", reason, place, str(before["updated_at"]))
+
+    def take(self, kind: str, values: Mapping[str, Any]) -> bool:
+        """Something has happened -> whether it changes the state or the phase.
+
+        Args:
+            kind: as `Observer.event` is given it; unknown ones change nothing.
+            values: that come with it.
+        """
+        earlier = self.status.state, self.status.phase
+        handler = getattr(self, f"_on_{kind}", None)
+        if handler is not None:
+            handler(values)
+            self.status.updated_at = utc()
+        return (self.status.state, self.status.phase) != earlier
+
+    def _on_note(self, values: Mapping[str, Any]) -> None:
+        self.status.says = one_line(values["text"]) or self.status.says
+
+    def _on_activations(self, values: Mapping[str, Any]) -> None:
+        self._cached = values["phases"]
+
+    def _on_waiting(self, values: Mapping[str, Any]) -> None:
+        self._rest("waiting for nodes", one_line(values["text"]))
+
+    def _on_started(self, values: Mapping[str, Any]) -> None:
+        self._rest("starting", "")
+        self.status.workers, self.status.nodes = int(values["workers"]), list(values["nodes"])
+        self.status.attempt = int(values["attempt"])
+
+    def _on_failure(self, values: Mapping[str, Any]) -> None:
+        self._rest("starting", "")
+        place = values.get("place")
+        counted = {**place, "epoch": place["epoch"] + 1, "step": place["step"] + 1} if place else None
+        self._add_failure(values["cause"], values["reason"], counted, utc())
+        self.status.failures_here, self.status.failures_allowed = int(values["failures"]), int(values["allowed"])
+
+    def _on_checkpoint(self, values: Mapping[str, Any]) -> None:
+        self.status.checkpoint, self.status.checkpoint_at = values["name"], utc()
+
+    def _on_step(self, values: Mapping[str, Any]) -> None:
+        self._at(values, values["step"], values["epoch"])
+        self.status.steps = values["steps"]
+        self.status.loss, self.status.accuracy = float(values["loss"]), float(values["accuracy"])
+        self._estimate(float(values["images_per_second"]), values["step"])
+
+    def _on_epoch(self, values: Mapping[str, Any]) -> None:
+        steps = math.ceil(self._sizes["train"] / self._batch)
+        self._at(values, steps, values["epoch"] + 1)
+        status, rate, accuracy = self.status, float(values["images_per_second"]), float(values["val_accuracy"])
+        status.steps = steps
+        status.loss, status.accuracy = float(values["train_loss"]), float(values["train_accuracy"])
+        status.val_accuracy = accuracy
+        status.best_val_accuracy = max(accuracy, status.best_val_accuracy or 0.0)
+        self._validation_s[status.phase] = max(0.0, float(values["seconds"]) - self._sizes["train"] / rate)
+        self._estimate(rate, 0)
+
+    def _on_test(self, _values: Mapping[str, Any]) -> None:
+        self._rest("running", "")
+        self.status.phase, self.status.progress = TEST, 1.0
+        self.status.epoch = self.status.epochs = self.status.step = self.status.steps = 0
+
+    def _on_end(self, values: Mapping[str, Any]) -> None:
+        self._rest(values["state"], one_line(values.get("reason", "")))
+
+    def _rest(self, state: State, reason: str) -> None:
+        """No steps are taken now."""
+        self.status.state, self.status.reason = state, reason
+        self.status.eta_s, self.status.eta_whole, self.status.images_per_second = None, False, None
+
+    def _add_failure(self, kind: str, reason: str, place: Mapping[str, Any] | None, at: str) -> None:
+        told = {"at": at, "kind": kind, "reason": one_line(reason), "place": dict(place) if place else None}
+        self.status.failures += 1
+        self.status.last_failures = [*self.status.last_failures, told][-_FAILURES:]
+
+    def _at(self, values: Mapping[str, Any], step: int, epochs_done: int) -> None:
+        status = self.status
+        status.state, status.reason = "running", ""
+        status.phase, status.epoch, status.epochs = values["phase"], values["epoch"] + 1, values["epochs"]
+        status.step, self._epochs_done = step, epochs_done
+
+    def _estimate(self, rate: float, step: int) -> None:
+        """How much is left after `step` training steps of the epoch, at `rate` images per second."""
+        status, here = self.status, self._phases[self.status.phase]
+        train, validation, test = (self._sizes[split] for split in ("train", "validation", "test"))
+        before = sum(phase.settings.epochs for phase in self._phases.values() if phase.number < here.number)
+        status.progress = (before + self._epochs_done + step / max(1, status.steps)) / self._total
+        status.images_per_second = rate
+        if rate <= 0:
+            status.eta_s, status.eta_whole = None, False
+            return
+        measured = self._validation_s.get(here.name)
+        epoch_s = train / rate + (validation / rate if measured is None else measured)
+        left = here.settings.epochs - self._epochs_done
+        later = sum(phase.settings.epochs for phase in self._phases.values() if phase.number > here.number)
+        status.eta_s = (left + later) * epoch_s - min(step * self._batch, train) / rate
+        # the test goes from the images, as the validation does where nothing is kept
+        told = measured is not None and here.name not in self._cached
+        if told and measured:
+            status.eta_s += measured / max(1, validation) * (validation + test) * len(self._phases)
+        status.eta_whole = told and not later
+
+
+def one_line(text: Any) -> str:
+    """The first line with something in it, not too long."""
+    line = next((line.strip() for line in str(text).splitlines() if line.strip()), "")
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"

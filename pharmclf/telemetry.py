@@ -1,0 +1,104 @@
+"""Where a run stands as Prometheus metrics, through the exporter that every node of a Ray cluster has.
+
+Ray puts `ray_` before each name. A series ends some twenty seconds after the driver: what a run has come to by then is
+in its status.json.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
+from ray.util.metrics import Gauge
+
+from pharmclf.status import STATES, TEST, Status
+
+GAUGES = {
+    "pharmclf_state": "1 for the state that the run is in, 0 for the others",
+    "pharmclf_phase": "Phase of the training, 0 before the first step, 3 while the model is tested",
+    "pharmclf_epoch": "Epoch of the phase, from 1",
+    "pharmclf_step": "Training steps of the epoch that have been started",
+    "pharmclf_progress": "Share of all epochs that the run may take, 0..1",
+    "pharmclf_eta_seconds": "Seconds to the end of the run if no phase stops early; absent while unknown",
+    "pharmclf_images_per_second": "Training images per second, all workers together; 0 while none trains",
+    "pharmclf_loss": "Mean training loss of the epoch so far",
+    "pharmclf_accuracy": "Training accuracy of the epoch so far, 0..1",
+    "pharmclf_validation_accuracy": "Validation accuracy of the last whole epoch, 0..1",
+    "pharmclf_workers": "Workers; 0 where the driver trains by itself",
+    "pharmclf_failures": "Crashes, lost nodes, hung steps and dead drivers since the run began",
+    "pharmclf_seconds_since_checkpoint": "Seconds since the last checkpoint; absent before the first",
+}
+_STATE = "pharmclf_state"
+_EVERY_S = 5.0
+_NONE = math.nan  # is not exported, and ends what was
+
+
+def samples(status: Status, now_s: float) -> Iterator[tuple[str, dict[str, str], float]]:
+    """The metrics of a status: name, tags beside the run's, value.
+
+    Args:
+        status: of a run.
+        now_s: seconds since 1970.
+    """
+    for state in STATES:
+        yield _STATE, {"state": state}, float(status.state == state)
+    number = status.phase.removeprefix("phase")
+    values = {
+        "phase": 3.0 if number == TEST else float(number or 0),
+        "epoch": status.epoch,
+        "step": status.step,
+        "progress": status.progress,
+        "eta_seconds": status.eta_s,
+        "images_per_second": status.images_per_second or 0.0,
+        "loss": status.loss,
+        "accuracy": status.accuracy,
+        "validation_accuracy": status.val_accuracy,
+        "workers": status.workers or 0,
+        "failures": status.failures,
+        "seconds_since_checkpoint": _since(status.checkpoint_at, now_s),
+    }
+    for name, value in values.items():
+        yield f"pharmclf_{name}", {}, _NONE if value is None else float(value)
+
+
+def _since(at: str, now_s: float) -> float | None:
+    return max(0.0, now_s - datetime.fromisoformat(at).timestamp()) if at else None
+
+
+class Telemetry:
+    """Exports a run's status every few seconds. This process must have joined a Ray cluster."""
+
+    def __init__(self, run: str, read: Callable[[], Status]) -> None:
+        """Begin.
+
+        Args:
+            run: its name, the tag of every metric.
+            read: gives the present status.
+        """
+        self._run, self._read = run, read
+        self._gauges = {
+            name: Gauge(name, description=text, tag_keys=("run", "state") if name == _STATE else ("run",))
+            for name, text in GAUGES.items()
+        }
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._export_all, name="telemetry", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Export the last values, and end."""
+        self._ended.set()
+        self._thread.join()
+        self._export()
+
+    def _export_all(self) -> None:
+        while True:
+            self._export()
+            if self._ended.wait(_EVERY_S):
+                return
+
+    def _export(self) -> None:
+        for name, tags, value in samples(self._read(), time.time()):
+            self._gauges[name].set(value, tags={"run": self._run, **tags})

@@ -1,0 +1,236 @@
+"""jobs/status.py as a user runs it: quick, from storage alone, while a run trains and after its driver was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from run_folders import incomplete_run, write_record
+from running import REPOSITORY, SMALL, command, environment, finish, kill_tree, start, wait_for
+
+from pharmclf import storage
+from pharmclf.storage.lease import Lease
+
+SCRIPT = str(REPOSITORY / "jobs" / "status.py")
+
+
+def status(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, env=environment(), timeout=120
+    )
+
+
+def told(*arguments: str) -> Any:
+    done = status(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_table_comes_from_storage_alone(root: str) -> None:
+    """Neither Ray nor TensorFlow is loaded for it, and the processor is busy for less than two seconds."""
+    write_record(root, "begun", "failed")
+    incomplete_run(root, "part", [(1, 0, 0.25, 1.0)])
+    code = (
+        "import resource, runpy, sys\n"
+        f"sys.argv = ['status.py', '--storage', {root!r}]\n"
+        "try:\n"
+        f"    runpy.run_path({SCRIPT!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        "print(*sorted({'ray', 'tensorflow', 'keras'} & set(sys.modules)), 'loaded')\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print(used.ru_utime + used.ru_stime, 'seconds')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["name", "begun", "part"]
+    assert lines[-2].split() == ["loaded"]
+    assert float(lines[-1].split()[0]) < 2
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--storage={root}/nowhere"], "nothing there"),
+        (["--storage={root}", "--name=part"], "--name: received 'part', expected a run of .*, such as begun"),
+        (["--storage={root}", "--no-such-flag"], "no-such-flag"),
+    ],
+)
+def test_what_is_not_there_ends_with_2_and_no_traceback(tmp_path: Path, arguments: list[str], words: str) -> None:
+    """The error names what was received, and what is there."""
+    write_record(str(tmp_path), "begun", "failed")
+    done = status(*(argument.format(root=tmp_path) for argument in arguments))
+    assert done.returncode == 2
+    assert re.search(words, done.stderr + done.stdout)
+    assert "Traceback" not in done.stderr
+
+
+def test_it_watches_until_the_run_has_ended(tmp_path: Path) -> None:
+    """One JSON a line while a process holds the lease; the last one tells the end, and the exit code is 0."""
+    folder = write_record(str(tmp_path), "run", "running")
+    held = Lease.acquire(folder)
+    watcher = subprocess.Popen(
+        [sys.executable, SCRIPT, f"--storage={tmp_path}", "--name=run", "--watch", "--json"],
+        stdout=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    assert watcher.stdout is not None
+    first = json.loads(watcher.stdout.readline())
+    assert (first["state"], first["lives"]) == ("running", True)
+    storage.write_json(f"{folder}/run.json", storage.read_json(f"{folder}/run.json") | {"state": "complete"})
+    held.release()
+    rest, _ = watcher.communicate(timeout=60)
+    assert watcher.returncode == 0
+    assert json.loads(rest.splitlines()[-1])["state"] == "complete"
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+@pytest.mark.slow
+def test_a_run_is_told_of_while_it_trains_when_it_is_killed_and_when_it_is_done(
+    drawn_images: str, tmp_path: Path
+) -> None:
+    """The same run: training, killed, resumed and interrupted, resumed and complete."""
+    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--workers=0", *SMALL]
+    place = [f"--storage={tmp_path}", "--name=run"]
+    file = tmp_path / "run" / "status.json"
+
+    def in_phase(phase: str) -> bool:
+        return file.is_file() and json.loads(file.read_text())["phase"] == phase
+
+    process = start(*flags, "--phase1.epochs=200", "--stopping.early-patience=0")
+    wait_for(process, lambda: in_phase("phase1"))
+    time.sleep(6)
+    now = told(*place)
+    assert (now["state"], now["lives"], now["workers"], now["pid"]) == ("running", True, 0, process.pid)
+    assert now["epochs"] == 200
+    assert now["images_per_second"] > 0
+    assert now["eta_s"] > 0
+    assert not now["eta_whole"]
+    assert now["checkpoint"].startswith("phase1-epoch")
+    kill_tree(process)
+    dead = status(*place)
+    assert dead.returncode == 0
+    assert re.match(r"run: no sign of life since 20\S+\+00:00; submit the same command again\n", dead.stdout)
+
+    process = start(*flags, "--phase1.epochs=200", "--stopping.early-patience=0")
+    wait_for(process, lambda: told(*place)["state"] == "running")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    now = told(*place)
+    assert (now["state"], now["failures"]) == ("interrupted", 1)
+    assert now["last_failures"][0]["kind"] == "driver"
+
+    short = [*flags[:2], "--name=short", *flags[3:], "--phase1.epochs=1", "--phase2.epochs=1"]
+    assert finish(*short).returncode == 0
+    now = told(f"--storage={tmp_path}", "--name=short")
+    assert (now["state"], now["progress"], now["reason"]) == ("complete", 1.0, "")
+    assert now["best_val_accuracy"] > 0
+    assert [run["state"] for run in told(f"--storage={tmp_path}")] == ["interrupted", "complete"]
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+@pytest.mark.slow
+def test_a_run_that_fails_says_why(drawn_images: str, tmp_path: Path) -> None:
+    """Bad input that only the loop could see: the same line as on the console."""
+    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--workers=0", *SMALL]
+    ended = finish(*flags, "--unfreeze-blocks=99")
+    assert ended.returncode == 2
+    now = told(f"--storage={tmp_path}", "--name=run")
+    assert now["state"] == "failed"
+    assert now["reason"] in ended.stderr
+    assert "unfreeze_blocks: received 99" in now["reason"]
+
+
+@pytest.fixture
+def metrics_head() -> Iterator[tuple[str, str]]:
+    """A Ray head whose nodes' metrics stand at a known port: its address, and where the metrics are."""
+    with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+        for probe in (one, two, three):
+            probe.bind(("127.0.0.1", 0))
+        port, metrics, dashboard = (probe.getsockname()[1] for probe in (one, two, three))
+    head = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}",
+            f"--dashboard-port={dashboard}", f"--metrics-export-port={metrics}", "--num-cpus=2",
+            "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir=/tmp/ray-metrics-{port}",
+            "--dashboard-agent-listen-port=0", "--disable-usage-stats",
+        ],
+        env=environment() | {"RAY_AUTH_MODE": "disabled"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        url = f"http://127.0.0.1:{metrics}/metrics"
+        deadline = time.monotonic() + 180
+        while "ray_node_mem_used" not in exported(url):
+            assert head.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        yield f"127.0.0.1:{port}", url
+    finally:
+        family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+        head.terminate()
+        _, alive = psutil.wait_procs(family, timeout=40)
+        for member in alive:
+            member.kill()
+        head.wait(timeout=10)
+
+
+def exported(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+@pytest.mark.slow
+def test_the_numbers_of_a_run_stand_among_the_metrics_of_its_cluster(
+    drawn_images: str, tmp_path: Path, metrics_head: tuple[str, str]
+) -> None:
+    """A real run on a real cluster: the exporter of the node shows what the status says, and no more after the end."""
+    from pharmclf.telemetry import GAUGES
+
+    address, url = metrics_head
+    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=watched", "--workers=0", *SMALL]
+    process = subprocess.Popen(
+        command(*flags, "--phase1.epochs=1000", "--stopping.early-patience=0", "--allow-open-cluster=True"),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env=environment() | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
+    )  # fmt: skip
+    try:
+        wait_for(process, lambda: "pharmclf_validation_accuracy{" in exported(url))
+        found = dict(re.findall(r'^ray_(pharmclf_\w+)\{[^}]*run="watched"[^}]*\} (\S+)$', exported(url), re.MULTILINE))
+        assert set(found) == set(GAUGES)
+        assert 'state="running"' in re.findall(r"^ray_pharmclf_state\{.*\} 1\.0$", exported(url), re.MULTILINE)[0]
+        now = told(f"--storage={tmp_path}", "--name=watched")
+        assert float(found["pharmclf_phase"]) == 1
+        assert 0 < float(found["pharmclf_progress"]) < 1
+        assert 0 < float(found["pharmclf_images_per_second"]) < 10 * now["images_per_second"]
+        assert 1 <= float(found["pharmclf_epoch"]) <= now["epoch"] + 1
+        os.kill(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 130, output
+        deadline = time.monotonic() + 90
+        while "pharmclf_" in exported(url):
+            assert time.monotonic() < deadline
+            time.sleep(2)
+    finally:
+        if process.poll() is None:
+            kill_tree(process)
