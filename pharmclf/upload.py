@@ -1,0 +1,127 @@
+"""What `ray job submit --working-dir DIR` would upload, and whether Ray takes it.
+
+python -m pharmclf.upload [DIR]                            lists it; exit code 2 where it is too large
+export RAY_JOB_SUBMIT_HOOK=pharmclf.upload.before_submit   `ray job submit` looks by itself, before it uploads
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pharmclf.activations.shards import size_text
+from pharmclf.cli import run_job
+from pharmclf.config import ConfigError
+
+_ENTRY_BYTES, _END_BYTES = 76, 22
+"""Of Ray's archive, a ZIP without compression: the two headers of a file, which hold its name as well, and the end."""
+_SHOWN = 8
+
+
+def uploaded_files(folder: Path, excludes: Sequence[str] = ()) -> dict[str, int]:
+    """The files that Ray would upload from a folder, by Ray's own rules, and their sizes in bytes.
+
+    Args:
+        folder: the working directory; its .gitignore and .rayignore count, and those of the folders in it.
+        excludes: patterns of the runtime environment's `excludes`.
+    """
+    from ray._private import ray_constants
+    from ray._private.runtime_env import packaging
+
+    folder = folder.absolute()
+    found: dict[str, int] = {}
+
+    def take(path: Path) -> None:
+        if path.is_file():
+            found[str(path.relative_to(folder))] = path.stat().st_size
+
+    patterns = [*ray_constants.get_runtime_env_default_excludes(), *excludes]
+    with_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    quiet = logging.getLogger(f"{__name__}.packaging")  # Ray names each ignore file that it reads
+    quiet.setLevel(logging.ERROR)
+    packaging._dir_travel(folder, [packaging._get_excludes(folder, patterns)], take, with_gitignore, quiet)
+    return found
+
+
+def upload_limit() -> int:
+    """The largest upload that Ray's job server takes, in bytes."""
+    from ray._private import ray_constants
+
+    return int(ray_constants.DASHBOARD_CLIENT_MAX_SIZE)
+
+
+def upload_bytes(files: dict[str, int]) -> int:
+    """Size of the archive that Ray makes of files."""
+    return sum(size + _ENTRY_BYTES + 2 * len(name.encode()) for name, size in files.items()) + _END_BYTES
+
+
+def largest(files: dict[str, int]) -> list[tuple[str, int]]:
+    """What is large: the top folders and files of an upload with their sizes, largest first, as far as they count."""
+    sizes: Counter[str] = Counter()
+    for name, size in files.items():
+        top, _, below = name.partition("/")
+        sizes[f"{top}/" if below else top] += size
+    return sizes.most_common(_SHOWN)
+
+
+def check_upload(folder: Path, files: dict[str, int]) -> None:
+    """See whether Ray takes an upload.
+
+    Raises:
+        ConfigError: it is larger than Ray's limit; the message names the largest parts and files.
+    """
+    size, limit = upload_bytes(files), upload_limit()
+    if size < limit:
+        return
+    parts = ", ".join(f"{name} {size_text(size)}" for name, size in largest(files))
+    single = ", ".join(f"{name} {size_text(size)}" for name, size in Counter(files).most_common(3))
+    raise ConfigError(
+        f"--working-dir {folder}: received {len(files):,} files of {size_text(size)}, expected less than Ray's limit "
+        f"of {size_text(limit)}. Large are {parts}; its largest files are {single}. Data, results and environments "
+        "need not travel: name them in .rayignore, and give --data and --storage a shared folder or s3://"
+    )
+
+
+def before_submit(*, working_dir: str | None, runtime_env: str | None, runtime_env_json: str | None, **_: Any) -> None:
+    """Ray's hook RAY_JOB_SUBMIT_HOOK: end `ray job submit` with exit code 2 where its upload is too large.
+
+    Args:
+        working_dir: of `ray job submit`.
+        runtime_env: the path of a YAML file.
+        runtime_env_json: the same as text.
+    """
+    from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
+
+    wanted = parse_runtime_env_args(runtime_env, runtime_env_json, working_dir)
+    folder = Path(wanted.get("working_dir") or "")
+    if wanted.get("working_dir") and folder.is_dir():  # others are archives and URIs
+        try:
+            check_upload(folder, uploaded_files(folder, wanted.get("excludes") or ()))
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+            sys.exit(2)
+
+
+def main() -> int:
+    """List what would be uploaded from the folder on the command line."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+    if not folder.is_dir():
+        raise ConfigError(f"received {str(folder)!r}, expected the folder that is given as --working-dir")
+    files = uploaded_files(folder)
+    check_upload(folder, files)
+    for name, size in largest(files):
+        print(f"{size_text(size):>10}  {name}")  # noqa: T201
+    print(  # noqa: T201
+        f"{len(files):,} files of {size_text(upload_bytes(files))} would be uploaded; "
+        f"Ray's limit is {size_text(upload_limit())}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)
