@@ -42,6 +42,7 @@ from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
 from pharmclf.training.job import Observer, TrainingJob
 from pharmclf.training.launch import connect, launch
 from pharmclf.training.phases import phases_of
+from pharmclf.upload import lies_in_upload
 
 _REPAIRS = 2  # times that damaged activations are mended within a run
 
@@ -64,6 +65,8 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
     config = with_weights_found(config)
     folder = folder or storage.join(storage.absolute(config.storage), config.run_name)
     check_storage(config)
+    if lies_in_upload(folder):
+        say(f"warning: {folder} is in Ray's copy of the working directory and goes with it; give --storage elsewhere")
     record = read_record(folder)
     settings = settings_of(config)
     if record is not None:
