@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from run_folders import complete_run, incomplete_run, small_config, write_record
 from s3proxy import Fault, Through
@@ -188,6 +188,7 @@ def test_what_is_not_a_number_becomes_nothing() -> None:
         )
     )
 )  # fmt: skip
+@example([("step", step("phase1", 0, 1, 2e-313))])  # a time left that is no number
 def test_whatever_happens_a_status_is_sound(events: list[tuple[str, dict[str, Any]]]) -> None:
     """A share in 0..1, no negative time, a known state, one line of reason, and JSON."""
     run = Standing(config(phase2=2), SIZES)

@@ -221,14 +221,14 @@ class Standing:
         before = sum(phase.settings.epochs for phase in self._phases.values() if phase.number < here.number)
         status.progress = (before + self._epochs_done + step / max(1, status.steps)) / self._total
         status.images_per_second = rate
-        if rate <= 0:
+        later = sum(phase.settings.epochs for phase in self._phases.values() if phase.number > here.number)
+        epochs = here.settings.epochs - self._epochs_done + later
+        images = max(0, epochs * train - min(step * self._batch, train))
+        measured = self._validation_s.get(here.name)
+        if rate <= 0 or not math.isfinite((images + epochs * validation) / rate):
             status.eta_s, status.eta_whole = None, False
             return
-        measured = self._validation_s.get(here.name)
-        epoch_s = train / rate + (validation / rate if measured is None else measured)
-        left = here.settings.epochs - self._epochs_done
-        later = sum(phase.settings.epochs for phase in self._phases.values() if phase.number > here.number)
-        status.eta_s = (left + later) * epoch_s - min(step * self._batch, train) / rate
+        status.eta_s = images / rate + epochs * (validation / rate if measured is None else measured)
         # the test goes from the images, as the validation does where nothing is kept
         told = measured is not None and here.name not in self._cached
         if told and measured:
