@@ -147,13 +147,23 @@ def run_job(main: Callable[[], int]) -> None:
     sys.exit(code)
 
 
+def told(error: BaseException) -> str:
+    """What has gone wrong, in one line."""
+    lines = _lines(error)
+    return lines[0] if isinstance(error, ConfigError) and lines else ": ".join([type(error).__name__, *lines[:1]])
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()]
+
+
 def _complain(error: Exception, code: int) -> int:
     if os.environ.get("PHARMCLF_DEBUG"):
         traceback.print_exception(error)
     text = str(error)
     if code == EXIT_FAILED:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        more = " (PHARMCLF_DEBUG=1 shows all of it)" if len(lines) > 1 or "PHARMCLF_DEBUG" not in os.environ else ""
-        text = f"{type(error).__name__}: {lines[0] if lines else ''}{more}"
+        several = len(_lines(error)) > 1
+        more = " (PHARMCLF_DEBUG=1 shows all of it)" if several or "PHARMCLF_DEBUG" not in os.environ else ""
+        text = f"{told(error)}{more}"
     print(f"error: {text}", file=sys.stderr)  # noqa: T201
     return code

@@ -16,7 +16,7 @@ from pharmclf import storage
 from pharmclf.activations.choice import PhaseWork
 from pharmclf.activations.provide import Interrupted, Wish, drop_damaged, provide, streamed_instead
 from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept, size_text
-from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress
+from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress, told
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import check_storage, prepare, split_manifest, write_manifest
@@ -30,7 +30,6 @@ from pharmclf.run_record import (
     only_writer,
     read_record,
     settings_of,
-    told,
     versions,
     with_weights_found,
     write_last,

@@ -74,12 +74,6 @@ def write_last(folder: str, record: dict[str, Any], lease: Lease) -> None:
         storage.write_json(location, record)
 
 
-def told(error: BaseException) -> str:
-    """Why a run has failed, in one line, as its last line on the console says it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if isinstance(error, ConfigError) and lines else ": ".join([type(error).__name__, *lines[:1]])
-
-
 def read_record(folder: str) -> dict[str, Any] | None:
     """The record of a run; None where there is none.
 
