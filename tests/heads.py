@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
 _READY_S = 180.0  # measured: 26 s with the processor busy
 
@@ -125,3 +126,4 @@ def running_head(*, with_token: bool, dashboard_host: str = "127.0.0.1") -> Iter
                 member.kill()
             psutil.wait_procs(alive, timeout=10)
             head.wait(timeout=10)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -126,7 +125,7 @@ class Gateway:
         """Stop all of it and delete its folder."""
         self.stop_gateway()
         while self._cluster:
-            _end(self._cluster.pop())
+            end(self._cluster.pop())
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def start_gateway(self) -> None:
@@ -137,7 +136,7 @@ class Gateway:
     def stop_gateway(self) -> None:
         """Stop the gateway; from now on connections are refused."""
         if self._gateway:
-            _end(self._gateway)
+            end(self._gateway)
         self._gateway = None
 
     def admin(self, *args: str) -> str:
@@ -233,8 +232,9 @@ def _wait(what: str, done: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    os.kill(process.pid, signal.SIGTERM)
+def end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, and SIGKILL where that does not end it in time."""
+    process.terminate()  # nothing happens where it has ended
     try:
         process.wait(_STOP_S)
     except subprocess.TimeoutExpired:

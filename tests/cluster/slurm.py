@@ -11,7 +11,6 @@ import random
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,11 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+from s3server import end
 
 REPOSITORY = Path(__file__).parents[2]
 NODES = ("one", "two")
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
-_START_S, _STOP_S = 30.0, 10.0
+_START_S = 30.0
 _CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -108,7 +108,7 @@ class Slurm:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         while self._daemons:
-            _end(self._daemons.pop())
+            end(self._daemons.pop())
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def sbatch(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -268,13 +268,3 @@ def _free_ports(count: int) -> list[int]:
         if len(found) == count:
             return found
     raise RuntimeError("no free ports")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGTERM)
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
