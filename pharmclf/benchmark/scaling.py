@@ -6,7 +6,6 @@ import dataclasses
 import os
 import shutil
 import tempfile
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,9 @@ from pharmclf.benchmark.stages import benchmark_job, stream_rate
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.model.device import prepare_device
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.scaling_plots import scaling_png
-from pharmclf.training.division import divide_resources
+from pharmclf.training.attempt import trainer_for
+from pharmclf.training.division import Team, divide_resources
 from pharmclf.training.job import TrainingJob
 from pharmclf.training.phases import phases_of
 
@@ -152,30 +151,14 @@ def _sizes(batch_size: int) -> tuple[int, ...]:
 
 def _measure(job: TrainingJob, sizes: tuple[int, ...]) -> dict[str, Any]:
     """Start the workers, and let them measure -> what `scaling_worker.measure` returns, workers and place."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-
-    with native_chatter_muted():
-        from ray.train.tensorflow import TensorflowTrainer
-
     total = ray.cluster_resources()
     gpus = 0.0 if job.config.accelerator == "cpu" else total.get("GPU", 0.0)
     world = min(2, int(gpus)) if gpus else 2
     each = divide_resources(world, world, total.get("CPU", 0.0), gpus)
     job = dataclasses.replace(job, stream_cpus=each.stream_cpus)
     own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")
-    trainer = TensorflowTrainer(
-        _worker,
-        train_loop_config={"job": job, "sizes": sizes},
-        scaling_config=ScalingConfig(
-            num_workers=world,
-            use_gpu=each.gpus > 0,
-            resources_per_worker={"CPU": each.cpus} | ({"GPU": each.gpus} if each.gpus else {}),
-            placement_strategy="SPREAD",  # over the network, where there is one
-        ),
-        run_config=RunConfig(
-            name=uuid.uuid4().hex[:12], storage_path=own, failure_config=FailureConfig(max_failures=0)
-        ),
-    )
+    # over the network, where there is one
+    trainer = trainer_for(_worker, {"job": job, "sizes": sizes}, Team(world, each), own, placement="SPREAD")
     try:
         return {"workers": world} | trainer.fit().return_value
     finally:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import faulthandler
 import os
 import shutil
 import tempfile
@@ -16,7 +14,6 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -28,6 +25,7 @@ from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.division import Team
 from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
 from pharmclf.training.pulse import Place, Pulse
+from pharmclf.training.relay import Lifeline, Relay
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of the workers is noticed sooner
@@ -38,10 +36,8 @@ SETTINGS = {
 """Variables of Ray Train that an attempt counts on; in the driver's environment before it starts."""
 
 _POLL_S = 0.5
-_LIFELINE_S = 30.0  # without an answer of the relay the driver is gone, or this node is cut off
 _START_S = 600.0  # for the first batch of an attempt
 _DUMPS_S = 15.0  # for the stack dumps of all workers, before they are killed
-_LAST_WORDS_S = 10.0  # patience with the storage of a dump
 _TOLD = (
     ConfigError,
     TrainingDiverged,
@@ -98,36 +94,14 @@ class Attempt:
             NoRoom: the workers did not find their places.
             WorkersFailed: they died or raised something else.
         """
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-
-        with native_chatter_muted():
-            from ray.train.tensorflow import TensorflowTrainer
-
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._relay = ray.remote(num_cpus=0)(Relay).options(scheduling_strategy=here).remote()
         own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")  # Ray's own notes; checkpoints are ours
-        each = self.team.each
-        avoid = {"ray.io/node-id": f"!in({','.join(self._avoided)})"} if self._avoided else None
-        job = dataclasses.replace(self.job, stream_cpus=each.stream_cpus)
-        trainer = TensorflowTrainer(
-            _worker,
-            train_loop_config={"job": job, "relay": self._relay, "number": self.number},
-            scaling_config=ScalingConfig(
-                num_workers=self.team.size,
-                use_gpu=each.gpus > 0,
-                resources_per_worker={"CPU": each.cpus} | ({"GPU": each.gpus} if each.gpus else {}),
-                # GPUs of one node exchange gradients faster; without GPUs a node's cores are what a worker needs
-                placement_strategy="PACK" if each.gpus else "SPREAD",
-                label_selector=avoid,
-            ),
-            # a name of its own each time: Ray resumes the same name silently, and what to resume is ours to decide
-            run_config=RunConfig(
-                name=uuid.uuid4().hex[:12],
-                storage_path=own,
-                # whether and with how many workers another attempt is made is decided by who starts this one
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-            ),
-        )
+        job = dataclasses.replace(self.job, stream_cpus=self.team.each.stream_cpus)
+        settings = {"job": job, "relay": self._relay, "number": self.number}
+        # GPUs of one node exchange gradients faster; without GPUs a node's cores are what a worker needs
+        placement = "PACK" if self.team.each.gpus else "SPREAD"
+        trainer = trainer_for(_worker, settings, self.team, own, placement=placement, avoided=self._avoided)
         try:
             in_thread(trainer.fit, lambda: self._watch(look))
         except Exception as error:
@@ -208,6 +182,50 @@ class Attempt:
         return WorkersFailed(f"{type(first).__name__}: {lines[0]}")
 
 
+def trainer_for(
+    function: Callable[[dict[str, Any]], Any],
+    settings: dict[str, Any],
+    team: Team,
+    folder: str,
+    *,
+    placement: str,
+    avoided: Sequence[str] = (),
+) -> Any:
+    """A TensorflowTrainer that starts its workers once: neither a failure nor a lack of room is tried again.
+
+    Args:
+        function: what each worker calls with the settings.
+        settings: for it.
+        team: the workers.
+        folder: for Ray's own notes.
+        placement: Ray's strategy, PACK or SPREAD.
+        avoided: ids of nodes that are not used.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+    with native_chatter_muted():
+        from ray.train.tensorflow import TensorflowTrainer
+
+    each = team.each
+    return TensorflowTrainer(
+        function,
+        train_loop_config=settings,
+        scaling_config=ScalingConfig(
+            num_workers=team.size,
+            use_gpu=each.gpus > 0,
+            resources_per_worker={"CPU": each.cpus} | ({"GPU": each.gpus} if each.gpus else {}),
+            placement_strategy=placement,
+            label_selector={"ray.io/node-id": f"!in({','.join(avoided)})"} if avoided else None,
+        ),
+        # a name of its own each time: Ray resumes the same name silently, and what to resume is ours to decide
+        run_config=RunConfig(
+            name=uuid.uuid4().hex[:12],
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+        ),
+    )
+
+
 def in_thread(work: Callable[[], Any], meanwhile: Callable[[], None]) -> None:
     """Run work in a thread, so that this one is free for signals, and do something else every half second."""
     failure: list[BaseException] = []
@@ -227,127 +245,13 @@ def in_thread(work: Callable[[], Any], meanwhile: Callable[[], None]) -> None:
         raise failure[0]
 
 
-class Relay:
-    """An actor beside the driver: events one way, orders the other."""
-
-    def __init__(self) -> None:
-        self._events: list[tuple[str, dict[str, Any]]] = []
-        self._order = ""
-        self._result: dict[str, Any] | None = None
-        self._nodes: dict[int, tuple[str, str]] = {}
-        self._handles: dict[int, Any] = {}
-        self._dumped: set[int] = set()
-        self._beats = -1
-        self._beat_at = time.monotonic()
-        self._place: Place | None = None
-
-    # ------------------------------------------------------------------ called by the workers
-
-    def join(self, rank: int, node: tuple[str, str], handle: Any) -> None:
-        """A worker has started, on a node of this id and address."""
-        self._nodes[rank], self._handles[rank] = node, handle
-        self._beat_at = time.monotonic()
-
-    def put(self, kind: str, values: dict[str, Any]) -> None:
-        """Keep an event for the driver. (chief only)"""
-        self._events.append((kind, values))
-
-    def report(self, rank: int, beats: int, place: Place | None) -> str:
-        """Where a worker's loop is -> what it shall do: "", "stop" (with a checkpoint), or "dump" (its stack)."""
-        if rank == 0:  # all are where the chief is, or wait for it
-            if beats != self._beats:
-                self._beats, self._beat_at = beats, time.monotonic()
-            self._place = place
-        return self._order
-
-    def dumped(self, rank: int) -> None:
-        """A worker has written its stack."""
-        self._dumped.add(rank)
-
-    def finish(self, result: dict[str, Any]) -> None:
-        """Keep the result of the chief."""
-        self._result = result
-
-    # ------------------------------------------------------------------ called by the driver
-
-    def drain(self) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
-        """The events since the last call; and the place of the loop, seconds since it moved, and the workers' nodes."""
-        events, self._events = self._events, []
-        silent = time.monotonic() - self._beat_at
-        return events, {"place": self._place, "silent_s": silent, "nodes": self._nodes}
-
-    def order(self, what: str) -> None:
-        """What the workers shall do from now on."""
-        self._order = what
-
-    def dumps(self) -> tuple[set[int], list[Any]]:
-        """The ranks that have written their stacks, and the handles of all workers."""
-        return self._dumped, list(self._handles.values())
-
-    def result(self) -> dict[str, Any] | None:
-        """The result of the chief, None before there is one."""
-        return self._result
-
-
-class _Lifeline:
-    """A worker's side of the relay, in a thread of its own: a step never waits for it, and a hung step not for ever."""
-
-    def __init__(self, relay: Any, rank: int, pulse: Pulse, folder: str, number: int) -> None:
-        self._relay, self._rank, self._pulse, self._folder, self._number = relay, rank, pulse, folder, number
-        self._stop = False
-        self._ended = threading.Event()
-        context = ray.get_runtime_context()
-        node = context.get_node_id(), ray.util.get_node_ip_address()
-        ray.get(relay.join.remote(rank, node, context.current_actor))
-        threading.Thread(target=self._hold, name="lifeline", daemon=True).start()
-
-    def event(self, kind: str, **values: Any) -> None:
-        """Pass an event on. (chief only)"""
-        self._relay.put.remote(kind, values)
-
-    def stop_requested(self) -> bool:
-        """Whether the run shall write a checkpoint and end. (chief only)"""
-        return self._stop
-
-    def end(self) -> None:
-        """The loop has ended here, and whatever becomes of the driver is no matter now."""
-        self._ended.set()
-        with contextlib.suppress(RayError):
-            ray.get(self._relay.report.remote(self._rank, self._pulse.beats, self._pulse.place), timeout=_LIFELINE_S)
-
-    def _hold(self) -> None:
-        while not self._ended.wait(_POLL_S):
-            try:
-                told = self._relay.report.remote(self._rank, self._pulse.beats, self._pulse.place)
-                order = ray.get(told, timeout=_LIFELINE_S)
-            except RayError:
-                if not self._ended.is_set():  # a worker that nobody watches would hold its GPU, and might go on writing
-                    os._exit(1)
-                return
-            self._stop |= order == "stop"
-            if order == "dump":
-                self._dump()
-                return
-
-    def _dump(self) -> None:
-        """Write where each thread of this process stands."""
-        with tempfile.TemporaryFile() as file:
-            faulthandler.dump_traceback(file, all_threads=True)
-            file.seek(0)
-            text = file.read()
-        name = f"attempt{self._number}-rank{self._rank}.txt"
-        with storage.patience(_LAST_WORDS_S):
-            storage.write_bytes(storage.join(self._folder, "stacks", name), text)
-        ray.get(self._relay.dumped.remote(self._rank))
-
-
 def _worker(settings: dict[str, Any]) -> None:
     """The loop on one Ray Train worker. (all ranks)"""
     job: TrainingJob = settings["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_local_world_size()
     pulse = Pulse()
-    lifeline = _Lifeline(settings["relay"], rank, pulse, job.folder, settings["number"])
+    lifeline = Lifeline(settings["relay"], rank, pulse, job.folder, settings["number"])
     try:
         from pharmclf.training import distributed, loop
 

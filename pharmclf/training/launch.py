@@ -23,8 +23,8 @@ from pharmclf.training.nodes import (
     NodesMissing,
     free_places,
     leaving_nodes,
-    lost_nodes,
     nodes_asked_for,
+    survey,
     usable_nodes,
     wait_for_team,
 )
@@ -36,7 +36,7 @@ _QUIET = {
     **SETTINGS,
 }
 _LOOK_EVERY_S = 2.0
-_GROW_AFTER_S = 20.0  # that new room must last, and that an attempt must have trained, before a run grows into it
+_GROW_AFTER_S = 20.0  # that new room must last before a run grows into it
 
 _local = False
 """Whether the Ray that this process uses is its own: no node will join it."""
@@ -125,7 +125,6 @@ class _Launch:
     def __init__(self, job: TrainingJob, observer: Observer, share: float) -> None:
         self._job, self._config, self._observer, self._share = job, job.config, observer, share
         self._recovery = Recovery(job.config.failures)
-        self._avoided: list[str] = []
         self._at_most = job.config.worker_range[1]
         self._looked_at = self._room_since = 0.0
 
@@ -145,7 +144,8 @@ class _Launch:
             if team is None:
                 return {"status": "stopped"}
             number += 1
-            attempt = Attempt(self._job, team, self._observer, number, self._avoided)
+            silent = [node.id for node in survey()[1]]
+            attempt = Attempt(self._job, team, self._observer, number, silent)
             try:
                 result = attempt.run(lambda: self._look(attempt))  # noqa: B023 - called within this round
             except NoRoom as error:
@@ -240,7 +240,6 @@ class _Launch:
         """What has happened to an attempt."""
         if attempt.hung:
             return Failure("hang", reason, attempt.place)
-        self._avoided = lost_nodes()
         gone = {node for node, _ in attempt.nodes.values()} - {node.id for node in usable_nodes()}
         if gone:
             addresses = sorted({address for node, address in attempt.nodes.values() if node in gone})

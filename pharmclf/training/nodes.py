@@ -25,7 +25,12 @@ class NodesMissing(RuntimeError):
 
 
 def usable_nodes() -> list[Node]:
-    """The nodes that live, answer, and are not about to be taken away.
+    """The nodes that live, answer, and are not about to be taken away."""
+    return survey()[0]
+
+
+def survey() -> tuple[list[Node], list[Node]]:
+    """The nodes that Ray takes for living and that are not about to be taken away: those that answer, and the others.
 
     Ray needs some ten seconds to notice that a node is gone; whether its raylet takes a connection is known at once.
     """
@@ -42,19 +47,11 @@ def usable_nodes() -> list[Node]:
         if entry["Alive"] and entry["NodeID"] not in leaving
     ]
     if len(found) < 2:
-        return found
+        return found, []
     with ThreadPoolExecutor(min(32, len(found))) as pool:
-        return [node for node, answers in zip(found, pool.map(_answers, found), strict=True) if answers]
-
-
-def lost_nodes() -> list[str]:
-    """Ids of the nodes that Ray takes for living and that do not answer."""
-    usable, leaving = {node.id for node in usable_nodes()}, leaving_nodes()
-    return [
-        entry["NodeID"]
-        for entry in ray.nodes()
-        if entry["Alive"] and entry["NodeID"] not in usable and entry["NodeID"] not in leaving
-    ]
+        answers = list(pool.map(_answers, found))
+    usable = [node for node, answered in zip(found, answers, strict=True) if answered]
+    return usable, [node for node, answered in zip(found, answers, strict=True) if not answered]
 
 
 def leaving_nodes() -> Collection[str]:
@@ -120,7 +117,7 @@ def wait_for_team(
     Args:
         config: of the run.
         share: of the cluster that it may use, 0..1.
-        at_most: workers, where the run may have more.
+        at_most: workers, no fewer than the fewest of the run.
         patience_s: seconds to wait.
         say: takes lines for the console.
         stop_requested: whether to give up.
@@ -129,12 +126,12 @@ def wait_for_team(
         ConfigError: there is no room, and waiting was not wanted.
         NodesMissing: there was none all the time.
     """
-    low, high = config.worker_range
+    low = config.worker_range[0]
     began = said = time.monotonic()
     while not stop_requested():
         nodes = usable_nodes()
         try:
-            return team_on(nodes, low, max(low, min(high, at_most)), config.accelerator, share)
+            return team_on(nodes, low, at_most, config.accelerator, share)
         except ConfigError as error:
             waited = time.monotonic() - began
             if patience_s <= 0:
