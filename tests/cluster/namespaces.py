@@ -278,6 +278,21 @@ class Cluster:
         self._jobs.append(Job(self, number))
         return self._jobs[-1]
 
+    def drain(self, node: Node, within_s: int) -> None:
+        """Tell the cluster that a node will be taken away, as a cloud's notice of pre-emption does."""
+        known = self.api("GET", "/api/v0/nodes")["data"]["result"]["result"]
+        (number,) = [one["node_id"] for one in known if (one["node_ip"], one["state"]) == (node.address, "ALIVE")]
+        ended = subprocess.run(
+            [
+                "ip", "netns", "exec", self.head.name, RAY, "drain-node", f"--address={self.head.address}:{GCS_PORT}",
+                f"--node-id={number}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=notice",
+                f"--deadline-remaining-seconds={within_s}",
+            ],
+            env=self.environment, capture_output=True, text=True, timeout=_START_S,
+        )  # fmt: skip
+        if ended.returncode:
+            raise RuntimeError(f"`ray drain-node` ended with {ended.returncode}: {ended.stdout}{ended.stderr}")
+
     def drivers(self) -> list[psutil.Process]:
         """Processes of the submitted jobs' entrypoints that run jobs/*.py."""
         return self.head.processes(r"^\S*python\S* jobs/\w+\.py")

@@ -32,7 +32,7 @@ _LONG = ("--phase1.epochs=2", "--phase2.epochs=40", "--phase2.learning-rate=1e-4
 # where the loss is convex, and 2e-7 in phase 2 for 128 steps and more; then it grows from one epoch to the next, as
 # behind a ReLU that falls on its other side: 1.3e-3 after 768 steps at a rate of 1e-4, and 3e-5 at 1e-5. So a run of
 # one worker and two changes them in phase 1, at a rate at which a step too few or too many would show.
-_ELASTIC = ("--phase1.epochs=60", "--phase2.epochs=4", "--phase2.learning-rate=1e-5")
+_ELASTIC = ("--phase1.epochs=40", "--phase2.epochs=4", "--phase2.learning-rate=1e-5")
 _TOLERANCE = 1e-4
 _KILLED_S, _CUT_S, _SHRINKING_S = 60.0, 75.0, 75.0
 _START_S, _RECOVERY_S, _END_S = 300.0, 400.0, 900.0
@@ -248,6 +248,34 @@ def test_a_job_whose_driver_was_killed_goes_on_when_it_is_submitted_again(
     resumed = run.job.wait_for("resumed from", within=_RECOVERY_S)
     lost = run.job.wait_for(_PROGRESS, within=_RECOVERY_S, since=resumed.number).at - began
     check(run, expected, note_cost, "the driver killed, submitted again", lost)
+
+
+def test_a_node_about_to_be_taken_away_costs_no_step_and_is_no_failure(
+    cluster: Cluster, submit: Submit, undisturbed: Undisturbed, note_cost: Note
+):
+    """A checkpoint is written at the notice, and both workers start again on the other node before it is gone."""
+    expected = undisturbed(_SHORT).run
+    first, second = cluster.workers
+    run = submit("drained", "--workers=2", "--checkpoint-every-s=0", *_SHORT)
+    run.wait_for_the_middle()
+    lost = run.seconds_to_next_step(lambda: cluster.drain(second, within_s=120))
+    stopped, resumed = (
+        run.job.first(words) for words in ("is about to be taken away", r"resumed from phase2-epoch\d+-step0*[1-9]")
+    )
+    assert stopped is not None
+    assert resumed is not None  # within an epoch, where a checkpoint is written for a reason only
+    assert workers_at(cluster) == [first.address]
+    second.stop()
+    check(run, expected, note_cost, "a node told to drain", lost)
+    assert storage.read_json(f"{run.folder}/status.json")["failures"] == 0
+
+
+def test_a_run_whose_nodes_do_not_come_ends_and_says_what_it_asked_for(submit: Submit):
+    """It waits as long as it was told to, and no longer."""
+    run = submit("nobody", "--workers=2", "--accelerator=gpu", "--wait-for-nodes=5s", *_SHORT)
+    assert run.job.wait(_START_S) == "FAILED"
+    assert "--wait-for-nodes 5s" in run.job.tail()
+    assert "GPU" in run.job.tail()
 
 
 def test_an_elastic_run_shrinks_to_one_node_and_grows_back_to_two(
