@@ -1,81 +1,31 @@
-"""From predictions to an evaluation: every number with its 95 % interval, and the files that keep it.
+"""From predictions to an evaluation: every number with its 95 % interval.
 
-A predictions table has one row per image: `row` (int64, row of the manifest), `path`, `label` (true class, text),
-`predicted` (text) and `confidence` (probability of the predicted class, 0..1). Probabilities of all classes are an
-array of their own, (images, classes) float32 in the table's order: a list column would be slow and large in memory.
+The parts stand in modules of their own and are named here too: the table of predictions, what an evaluation holds, its
+text and its files.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pharmclf import metrics, storage
+from pharmclf import metrics
+from pharmclf.evaluation.decision import Decision
+from pharmclf.evaluation.predictions import ABSTAIN, COLUMNS, predictions_table
+from pharmclf.evaluation.results import ClassResult, ConfusedPair, Evaluation, difference, most_confused_pairs
+from pharmclf.evaluation.text import classification_table, report_text
+from pharmclf.evaluation.write import to_dict, write_evaluation
 from pharmclf.metrics import Estimate
 
-COLUMNS = ("row", "path", "label", "predicted", "confidence")
-SCHEMA_VERSION = 1
+__all__ = [
+    "ABSTAIN", "COLUMNS", "ClassResult", "ConfusedPair", "Evaluation", "classification_table", "difference", "evaluate",
+    "most_confused_pairs", "predictions_table", "report_text", "to_dict", "write_evaluation",
+]  # fmt: skip
+
 _TOP_K = (3, 5)
-_LISTED_MISTAKES = 20
-
-
-@dataclass(frozen=True)
-class ClassResult:
-    """What was measured for one class."""
-
-    name: str
-    support: int
-    """Images of this class."""
-    predicted: int
-    """Images given this class."""
-    precision: Estimate
-    recall: Estimate
-    f1: Estimate
-
-
-@dataclass(frozen=True)
-class ConfusedPair:
-    """Images of one class that were given another."""
-
-    label: str
-    """The true class."""
-    predicted: str
-    """The class given."""
-    count: int
-    """Images."""
-    share: float
-    """Share of the true class's images, 0..1."""
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """Scores of one model on one set of images; classes stand in the order of the model's outputs."""
-
-    num_images: int
-    num_groups: int
-    """Groups of near duplicates among the images; as many as images where there are none."""
-    accuracy: Estimate
-    macro_f1: Estimate
-    top_k_accuracy: dict[int, Estimate]
-    """k -> share of the images whose class is among the k most probable; only k below the number of classes."""
-    calibration_error: Estimate
-    """Expected calibration error, 0..1."""
-    classes: tuple[ClassResult, ...]
-    confusion: np.ndarray
-    """(classes, classes) int64; row: true class, column: predicted class."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the model's outputs."""
-        return tuple(result.name for result in self.classes)
 
 
 def evaluate(
@@ -84,16 +34,20 @@ def evaluate(
     *,
     groups: Any,
     probabilities: np.ndarray | None = None,
+    decision: Decision | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
     """Score predictions.
 
     Args:
-        predictions: one row per image with the columns row, path, label, predicted, confidence.
-        class_names: the classes in the order of the model's outputs.
+        predictions: one row per image with the columns row, path, label, predicted, confidence; see
+            `predictions_table`.
+        class_names: the classes in the order of the model's outputs; the images need not be of all of them.
         groups: (n,) numbers or texts in the table's order; images of one group are near duplicates.
-        probabilities: (n, classes) floats in the table's order, for the top-k accuracy; left out without them.
+        probabilities: (n, classes) floats in the table's order, as the model gives them, for the top-k accuracy and the
+            calibration before temperature scaling; both are left out without them.
+        decision: the model's temperature, with which the table was made, and its threshold, if it has them.
         resamples: draws of the bootstrap.
         seed: seed of the bootstrap.
 
@@ -106,33 +60,56 @@ def evaluate(
     confidence = predictions["confidence"].to_numpy(np.float64)
     if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():
         raise ValueError("confidence: received values that are not numbers from 0 to 1, expected probabilities")
-    codes = pd.factorize(np.asarray(groups))[0]
-    top_k = {}
     if probabilities is not None:
         _check_probabilities(probabilities, predicted, len(names))
-        for k in (k for k in _TOP_K if k < len(names)):
-            top_k[k] = metrics.proportion(metrics.top_k_hits(truth, probabilities, k), codes)
+        _check_temperature(probabilities, confidence, decision)
+    codes = pd.factorize(np.asarray(groups))[0]
     correct = truth == predicted
-    error = metrics.calibration_error(confidence, correct)
-    low, high = metrics.bootstrap_interval(
-        lambda weights: metrics.calibration_error(confidence, correct, weights), codes, resamples=resamples, seed=seed
-    )
-    classes = []
-    for number, name in enumerate(names):
-        mine, given = truth == number, predicted == number
-        precision = metrics.proportion(correct[given], codes[given])
-        recall = metrics.proportion(correct[mine], codes[mine])
-        f1 = metrics.class_f1(truth, predicted, number, codes)
-        classes.append(ClassResult(name, int(mine.sum()), int(given.sum()), precision, recall, f1))
+    draws: dict[str, Any] = {"groups": codes, "resamples": resamples, "seed": seed}
+    raw = probabilities.max(axis=1).astype(np.float64) if decision and probabilities is not None else None
     return Evaluation(
         num_images=len(predictions),
         num_groups=int(codes.max()) + 1,
         accuracy=metrics.proportion(correct, codes),
-        macro_f1=metrics.macro_f1(truth, predicted, len(names), groups=codes, resamples=resamples, seed=seed),
-        top_k_accuracy=top_k,
-        calibration_error=Estimate(error, min(low, error), max(high, error)),
-        classes=tuple(classes),
+        macro_f1=metrics.macro_f1(truth, predicted, len(names), **draws),
+        top_k_accuracy=_top_k(truth, probabilities, codes),
+        calibration_error=_calibration(confidence, correct, **draws),
+        raw_calibration_error=_calibration(raw, correct, **draws) if raw is not None else None,
+        reliability=metrics.reliability(confidence, correct, codes),
+        risk_coverage=metrics.risk_coverage(confidence, correct),
+        answered=metrics.operating_point(confidence, correct, codes, decision.threshold) if decision else None,
+        classes=tuple(_class_result(truth, predicted, number, name, codes) for number, name in enumerate(names)),
         confusion=metrics.confusion_matrix(truth, predicted, len(names)),
+    )
+
+
+def _top_k(truth: np.ndarray, probabilities: np.ndarray | None, codes: np.ndarray) -> dict[int, Estimate]:
+    if probabilities is None:
+        return {}
+    fitting = [k for k in _TOP_K if k < probabilities.shape[1]]
+    return {k: metrics.proportion(metrics.top_k_hits(truth, probabilities, k), codes) for k in fitting}
+
+
+def _calibration(
+    confidence: np.ndarray, correct: np.ndarray, *, groups: np.ndarray, resamples: int, seed: int
+) -> Estimate:
+    """Expected calibration error with its interval from a bootstrap over groups."""
+    error = metrics.calibration_error(confidence, correct)
+    low, high = metrics.bootstrap_interval(
+        lambda weights: metrics.calibration_error(confidence, correct, weights), groups, resamples=resamples, seed=seed
+    )
+    return Estimate(error, min(low, error), max(high, error))
+
+
+def _class_result(truth: np.ndarray, predicted: np.ndarray, number: int, name: str, codes: np.ndarray) -> ClassResult:
+    mine, given, correct = truth == number, predicted == number, truth == predicted
+    return ClassResult(
+        name=name,
+        support=int(mine.sum()),
+        predicted=int(given.sum()),
+        precision=metrics.proportion(correct[given], codes[given]),
+        recall=metrics.proportion(correct[mine], codes[mine]),
+        f1=metrics.class_f1(truth, predicted, number, codes),
     )
 
 
@@ -158,6 +135,15 @@ def _check_probabilities(probabilities: np.ndarray, predicted: np.ndarray, num_c
         )
 
 
+def _check_temperature(probabilities: np.ndarray, confidence: np.ndarray, decision: Decision | None) -> None:
+    """A threshold means nothing for confidences of another temperature."""
+    if decision and np.abs(decision.calibrated(probabilities).max(axis=1) - confidence).max() > 1e-3:
+        raise ValueError(
+            f"confidence: received values that are not those of temperature {decision.temperature:.6g}; "
+            "make the table with `predictions_table` and the same decision"
+        )
+
+
 def _numbers(column: pd.Series, names: list[str], what: str) -> np.ndarray:
     """(n,) int64 class numbers of a column of class names."""
     numbers = pd.Index(names).get_indexer(pd.Index(column))
@@ -166,109 +152,3 @@ def _numbers(column: pd.Series, names: list[str], what: str) -> np.ndarray:
         listed = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
         raise ValueError(f"{what}: {listed}: not among the model's {len(names)} classes. Leave these images out")
     return np.asarray(numbers, np.int64)
-
-
-def most_confused_pairs(evaluation: Evaluation, limit: int = 10) -> list[ConfusedPair]:
-    """The pairs (true class, given class) with most images; equal ones by share, then in the order of the classes."""
-    mistakes = evaluation.confusion - np.diag(np.diagonal(evaluation.confusion))
-    pairs = []
-    for label, predicted in np.argwhere(mistakes):
-        count, support = int(mistakes[label, predicted]), evaluation.classes[label].support
-        names = evaluation.class_names
-        pairs.append(ConfusedPair(names[label], names[predicted], count, count / support))
-    return sorted(pairs, key=lambda pair: (-pair.count, -pair.share))[:limit]
-
-
-def classification_table(evaluation: Evaluation, *, worst: int | None = None) -> str:
-    """Precision, recall and F1 of the classes as aligned text, each with its interval.
-
-    Args:
-        evaluation: what to show.
-        worst: show only this many classes, those with the lowest F1 first; all in the model's order if not given.
-    """
-    classes = list(evaluation.classes)
-    if worst is not None and worst < len(classes):
-        classes = sorted(classes, key=lambda result: result.f1.value)[:worst]
-    seen = [(item.name, str(item.precision), str(item.recall), str(item.f1), f"{item.support:,}") for item in classes]
-    rows = [("class", "precision", "recall", "F1", "images"), *seen]
-    rows.append(("macro average", "", "", str(evaluation.macro_f1), f"{evaluation.num_images:,}"))
-    rows.append(("accuracy", "", "", str(evaluation.accuracy), f"{evaluation.num_images:,}"))
-    widths = [max(_width(row[index]) for row in rows) for index in range(5)]
-    lines = []
-    for row in rows:
-        cells = [row[0] + " " * (widths[0] - _width(row[0]))]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    rule = "-" * max(len(line) for line in lines)
-    left_out = len(evaluation.classes) - len(classes)
-    note = [f"(the {len(classes)} classes with the lowest F1; {left_out} more are in report.txt)"] if left_out else []
-    return "\n".join([lines[0], rule, *lines[1:-2], *note, rule, *lines[-2:]])
-
-
-def _width(text: str) -> int:
-    """Columns that a text takes in a terminal: wide East Asian characters take two, combining ones none."""
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
-
-
-def report_text(evaluation: Evaluation, predictions: pd.DataFrame) -> str:
-    """The whole report: scores, classes, confused pairs, and the mistakes that the model was surest of."""
-    count = f"{evaluation.num_images:,} images"
-    if evaluation.num_groups != evaluation.num_images:
-        count += f" in {evaluation.num_groups:,} groups of near duplicates"
-    lines = [f"{count}, {len(evaluation.classes)} classes; in brackets: 95 % intervals", ""]
-    lines += [classification_table(evaluation), ""]
-    lines += [f"top-{k} accuracy     {estimate}" for k, estimate in evaluation.top_k_accuracy.items()]
-    lines += [f"calibration error  {evaluation.calibration_error}", "", "Most confused pairs (true -> predicted)"]
-    pairs = most_confused_pairs(evaluation)
-    lines += [f"{pair.count:6,}  {pair.share:4.0%}  {pair.label} -> {pair.predicted}" for pair in pairs] or ["  none"]
-    wrong = predictions[predictions["label"].astype(str) != predictions["predicted"].astype(str)]
-    wrong = wrong.sort_values(["confidence", "row"], ascending=[False, True], kind="stable")
-    lines += ["", f"Mistakes ({len(wrong):,}), the surest first"]
-    for item in wrong.head(_LISTED_MISTAKES).itertuples():
-        lines.append(f"  {item.confidence:.3f}  {item.label} -> {item.predicted}  {item.path}")
-    more = len(wrong) - _LISTED_MISTAKES
-    lines += [f"  and {more:,} more in predictions.parquet"] if more > 0 else [] if len(wrong) else ["  none"]
-    return "\n".join(lines) + "\n"
-
-
-def to_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """The evaluation as plain values for JSON; every estimate is {value, low, high}."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "num_images": evaluation.num_images,
-        "num_groups": evaluation.num_groups,
-        "interval": "95 %; Wilson at the effective sample size, for macro F1 and calibration a bootstrap over groups",
-        "accuracy": dataclasses.asdict(evaluation.accuracy),
-        "macro_f1": dataclasses.asdict(evaluation.macro_f1),
-        "top_k_accuracy": {str(k): dataclasses.asdict(item) for k, item in evaluation.top_k_accuracy.items()},
-        "calibration_error": dataclasses.asdict(evaluation.calibration_error),
-        "classes": [dataclasses.asdict(item) for item in evaluation.classes],
-        "most_confused_pairs": [dataclasses.asdict(pair) for pair in most_confused_pairs(evaluation)],
-        "confusion": evaluation.confusion.tolist(),
-    }
-
-
-def write_evaluation(
-    evaluation: Evaluation, predictions: pd.DataFrame, location: str, *, probabilities: np.ndarray | None = None
-) -> list[str]:
-    """Write predictions.parquet, report.txt and, last, metrics.json below a folder or prefix.
-
-    Rows of predictions.parquet are sorted by `row`; with `probabilities` they have a column of that name.
-
-    Returns:
-        The three locations.
-    """
-    order = np.argsort(predictions["row"].to_numpy(), kind="stable")
-    table = pa.Table.from_pandas(predictions[list(COLUMNS)].iloc[order], preserve_index=False)
-    if probabilities is not None:
-        flat = pa.array(np.ascontiguousarray(probabilities[order], np.float32).ravel())
-        column = pa.FixedSizeListArray.from_arrays(flat, probabilities.shape[1])
-        table = table.append_column("probabilities", column)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    names = ("predictions.parquet", "report.txt", "metrics.json")
-    locations = [storage.join(location, name) for name in names]
-    storage.write_bytes(locations[0], sink.getvalue().to_pybytes())
-    storage.write_bytes(locations[1], report_text(evaluation, predictions).encode())
-    storage.write_json(locations[2], to_dict(evaluation))
-    return locations

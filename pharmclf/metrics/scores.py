@@ -1,32 +1,16 @@
-"""Scores of a classifier and how sure they are: pure numpy, checked against scikit-learn.
+"""Scores of a classifier, checked against scikit-learn.
 
 Everything starts from counts: a confusion matrix, or row weights that say how often each image counts. Undefined ratios
-(0/0) are 0, as with scikit-learn's `zero_division=0`. Intervals hold 95 % and know about groups: near duplicates of one
-picture carry the information of one picture.
+(0/0) are 0, as with scikit-learn's `zero_division=0`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-Z95 = 1.959963984540054
-"""The 97.5 % quantile of the standard normal distribution: 95 % lie within ± this many standard deviations."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number measured on a sample, with its 95 % interval; low <= value <= high."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f}-{self.high:.3f})"
+from pharmclf.metrics.intervals import Estimate, bootstrap_interval, proportion, share_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,75 +100,6 @@ def top_k_hits(truth: np.ndarray, probabilities: np.ndarray, k: int) -> np.ndarr
     return rank < k
 
 
-def calibration_error(
-    confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray | None = None, *, num_bins: int = 15
-) -> float:
-    """Expected calibration error: the mean distance of confidence and accuracy over bins of confidence.
-
-    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", 15 bins of equal width.
-
-    Args:
-        confidence: (n,) floats 0..1, probability of the predicted class.
-        correct: (n,) booleans.
-        weights: (n,) how often each row counts; once where not given.
-        num_bins: bins over 0..1.
-
-    Returns:
-        0 (a confidence of 0.8 is right in 80 of 100 cases) to 1.
-    """
-    weights = np.ones(len(confidence)) if weights is None else weights
-    bins = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
-    gaps = np.bincount(bins, weights=weights * (confidence - correct), minlength=num_bins)
-    total = weights.sum()
-    return float(np.abs(gaps).sum() / total) if total else 0.0
-
-
-def wilson_interval(successes: float, total: float) -> Estimate:
-    """A proportion with its Wilson 95 % interval, which is sound near 0 and 1 and for few images.
-
-    Source: Wilson 1927; Brown, Cai and DasGupta 2001. Fractional counts are welcome (see `effective_size`).
-
-    Raises:
-        ValueError: fewer successes than 0 or more than the total.
-    """
-    if not 0 <= successes <= total:
-        raise ValueError(f"received {successes} successes of {total}, expected 0 <= successes <= total")
-    if total == 0:
-        return Estimate(0.0, 0.0, 1.0)  # nothing is known
-    share = successes / total
-    scale = 1.0 + Z95**2 / total
-    centre = (share + Z95**2 / (2 * total)) / scale
-    half = Z95 / scale * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2))
-    return Estimate(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
-
-
-def effective_size(groups: np.ndarray) -> float:
-    """How many independent images a sample is worth: n² / Σ m², m the sizes of its groups (Kish 1965).
-
-    It takes images of one group for repetitions of one picture, which near duplicates are; where they are less alike,
-    intervals come out wider than they need be, never narrower.
-    """
-    sizes = np.unique(groups, return_counts=True)[1].astype(np.float64)
-    return float(sizes.sum() ** 2 / np.square(sizes).sum()) if len(sizes) else 0.0
-
-
-def proportion(hits: np.ndarray, groups: np.ndarray) -> Estimate:
-    """Share of the hits with its Wilson interval at the sample's effective size.
-
-    Args:
-        hits: (n,) booleans.
-        groups: (n,) what tells the groups apart; rows of one value are near duplicates.
-    """
-    return _interval(float(hits.mean()), groups) if len(hits) else wilson_interval(0, 0)
-
-
-def _interval(share: float, groups: np.ndarray) -> Estimate:
-    """A share with the Wilson interval at the effective size of the groups."""
-    size = effective_size(groups)
-    bounds = wilson_interval(share * size, size)
-    return Estimate(share, min(share, bounds.low), max(share, bounds.high))
-
-
 def class_f1(truth: np.ndarray, predicted: np.ndarray, number: int, groups: np.ndarray) -> Estimate:
     """F1 of one class with its interval.
 
@@ -194,33 +109,6 @@ def class_f1(truth: np.ndarray, predicted: np.ndarray, number: int, groups: np.n
     concerned = (truth == number) | (predicted == number)
     jaccard = proportion((truth == predicted)[concerned], groups[concerned])
     return Estimate(*(2 * share / (1 + share) for share in (jaccard.value, jaccard.low, jaccard.high)))
-
-
-def bootstrap_interval(
-    statistic: Callable[[np.ndarray], float], groups: np.ndarray, *, resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap 95 % interval, drawing whole groups with replacement (Efron and Tibshirani 1993).
-
-    Args:
-        statistic: gets (n,) float64 row weights, how often each row was drawn, and returns a finite number.
-        groups: (n,) what tells the groups apart.
-        resamples: number of draws.
-        seed: the same seed gives the same interval.
-
-    Raises:
-        ValueError: no rows.
-    """
-    if not len(groups):
-        raise ValueError("received no rows, expected at least one")
-    codes = np.unique(groups, return_inverse=True)[1]
-    num_groups = int(codes.max()) + 1
-    generator = np.random.default_rng(seed)
-    values = np.empty(resamples)
-    for index in range(resamples):
-        drawn = np.bincount(generator.integers(0, num_groups, num_groups), minlength=num_groups)
-        values[index] = statistic(drawn[codes].astype(np.float64))
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def macro_f1(
@@ -246,5 +134,5 @@ def macro_f1(
     value = class_scores(confusion_matrix(truth, predicted, num_classes)).macro_f1
     low, high = bootstrap_interval(statistic, groups, resamples=resamples, seed=seed)
     if low == high:
-        return _interval(value, groups)
+        return share_interval(value, groups)
     return Estimate(value, min(low, value), max(high, value))

@@ -1,0 +1,142 @@
+"""When a model answers by itself: its temperature and its threshold, chosen on the validation images."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pharmclf import metrics, storage
+from pharmclf.config import ConfigError
+from pharmclf.metrics import Estimate
+
+DECISION_FILE = "decision.json"
+"""Its name, beside the model."""
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """When a model answers by itself, and what that gave on the validation images.
+
+    An image is answered where the confidence after temperature scaling reaches the threshold; the others are left to a
+    human. See `metrics.choose_threshold` for what is promised where `assured`.
+    """
+
+    temperature: float
+    """T of softmax(log p / T), above 0; above 1 the model was too sure of itself."""
+    threshold: float
+    """Images of at least this confidence are answered; above 1 none is."""
+    max_error: float
+    """The share of wrong answers among those given that was asked for at most, 0..1."""
+    assured: bool
+    """Whether the validation images show, at 95 % confidence, that the error is at most `max_error`; where not, there
+    were too few of them, or too many errors, and the threshold is the best guess."""
+    num_validation_images: int
+    num_answered: int
+    """Validation images that were answered."""
+    coverage: Estimate
+    """Share of the validation images that were answered, 0..1."""
+    error: Estimate | None
+    """Share of the answered ones that was wrong, 0..1; None where none was answered."""
+    upper_bound: float
+    """The error is at most this at 95 % confidence, one-sided; 1 where none was answered."""
+    num_needed: int
+    """Independent images that must be answered without an error before `max_error` can be assured."""
+
+    def __post_init__(self) -> None:
+        limits = {"temperature": (0.0, math.inf), "threshold": (-math.inf, math.inf), "max_error": (0.0, 1.0)}
+        for name, (low, high) in limits.items():
+            if not low < getattr(self, name) < high:
+                raise ValueError(f"{name}: received {getattr(self, name)}, expected above {low:g} and below {high:g}")
+
+    def calibrated(self, probabilities: np.ndarray) -> np.ndarray:
+        """(n, classes) probabilities of the model after temperature scaling, float64; the largest stays the largest."""
+        return metrics.with_temperature(probabilities, self.temperature)
+
+    def answers(self, confidence: np.ndarray) -> np.ndarray:
+        """(n,) booleans: whether images of these confidences, after temperature scaling, are answered."""
+        return np.asarray(confidence) >= self.threshold
+
+
+def fit_decision(probabilities: np.ndarray, truth: np.ndarray, groups: Any, max_error: float) -> Decision:
+    """Fit the temperature and choose the threshold.
+
+    Both come from the same validation images, which have also chosen the epoch of the model: what they promise is a
+    little on the hopeful side, and the test split shows whether it held.
+
+    Args:
+        probabilities: (n, classes), as the model gives them, of images that it was not trained on.
+        truth: (n,) integers, class numbers from 0.
+        groups: (n,) numbers or texts; images of one group are near duplicates.
+        max_error: largest share of wrong answers among those given, above 0 and below 1.
+
+    Raises:
+        ValueError: no rows, arrays that do not fit each other, or a `max_error` that is no share.
+    """
+    codes, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)[1:]
+    if not len(truth) == len(probabilities) == len(codes) or not len(truth):
+        raise ValueError(
+            f"received {len(probabilities)} probabilities, {len(truth)} classes and {len(codes)} groups, "
+            "expected one of each for every image"
+        )
+    temperature = metrics.fit_temperature(probabilities, truth, 1.0 / sizes[codes])
+    calibrated = metrics.with_temperature(probabilities, temperature)
+    confidence, correct = calibrated.max(axis=1), calibrated.argmax(axis=1) == truth
+    threshold = metrics.choose_threshold(confidence, correct, codes, max_error)
+    point = metrics.operating_point(confidence, correct, codes, threshold.value)
+    return Decision(
+        temperature=temperature,
+        threshold=threshold.value,
+        max_error=max_error,
+        assured=threshold.assured,
+        num_validation_images=point.num_images,
+        num_answered=point.num_answered,
+        coverage=point.coverage,
+        error=point.error,
+        upper_bound=threshold.upper_bound,
+        num_needed=threshold.num_needed,
+    )
+
+
+def write_decision(decision: Decision, location: str) -> None:
+    """Write a decision as JSON, whole or not at all."""
+    storage.write_json(location, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(decision)})
+
+
+def read_decision(location: str) -> Decision:
+    """Read what `write_decision` has written.
+
+    Raises:
+        ConfigError: not there, damaged, or of another version.
+        StorageUnavailable: the storage does not answer.
+    """
+    remedy = "Take the file from the model's run again"
+    try:
+        record = storage.read_json(location)
+        version = record["schema_version"]
+        if version == SCHEMA_VERSION:
+            return _decision(record)
+    except storage.StorageUnavailable:
+        raise
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise ConfigError(f"{location}: expected a model's decision: {error!r}. {remedy}") from error
+    raise ConfigError(f"{location}: received schema_version {version!r}, expected {SCHEMA_VERSION}. {remedy}")
+
+
+def _decision(record: dict[str, Any]) -> Decision:
+    values = {field.name: record[field.name] for field in dataclasses.fields(Decision)}
+    values["coverage"] = _estimate(values["coverage"])
+    values["error"] = None if values["error"] is None else _estimate(values["error"])
+    for name in ("temperature", "threshold", "max_error", "upper_bound"):
+        values[name] = float(values[name])
+    if not isinstance(values["assured"], bool):
+        raise TypeError(f"assured: received {values['assured']!r}")
+    return Decision(**values)
+
+
+def _estimate(record: dict[str, float]) -> Estimate:
+    return Estimate(float(record["value"]), float(record["low"]), float(record["high"]))

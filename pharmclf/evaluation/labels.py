@@ -1,0 +1,96 @@
+"""The labels of a set of images against the classes that a model knows."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pharmclf.config import ConfigError
+
+_NAMED = 20
+"""Labels that a line names; of more it says how many."""
+_ALIKE = 0.8
+"""Similarity (difflib's ratio, 0..1) from which a known label is suggested for an unknown one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelMatch:
+    """Which labels of a set the model knows: the equal ones. The nearest to another is suggested, never taken."""
+
+    known: tuple[str, ...]
+    """Classes of the model that the set has images of, in the model's order; at least one."""
+    unknown: dict[str, int]
+    """Labels of the set that the model does not know -> images, most images first; these cannot be scored."""
+    lacking: tuple[str, ...]
+    """Classes of the model that the set has no image of, in the model's order."""
+    suggestions: dict[str, str]
+    """Unknown label -> the class that may be meant; of the first labels only."""
+
+    def notes(self) -> list[str]:
+        """What a person should know of the labels, one line each; none where they are those of the model."""
+        lines = []
+        if self.unknown:
+            listed = _listed(_unknown(label, count, self.suggestions) for label, count in self.unknown.items())
+            total, labels = sum(self.unknown.values()), len(self.unknown)
+            lines.append(
+                f"{total:,} {'image is' if total == 1 else 'images are'} left out: the model does not know "
+                f"{'the label' if labels == 1 else f'{labels:,} labels'} {listed}"
+            )
+        if self.lacking:
+            total = len(self.known) + len(self.lacking)
+            lines.append(f"no image of {len(self.lacking):,} of the model's {total:,} classes: {_listed(self.lacking)}")
+        return lines
+
+
+def match_labels(counts: Mapping[str, int], known: Sequence[str]) -> LabelMatch:
+    """Compare the labels of a set with the classes of a model.
+
+    Args:
+        counts: label -> images of the set.
+        known: the classes of the model, in the order of its outputs.
+
+    Raises:
+        ConfigError: the model knows none of the labels.
+    """
+    classes = set(known)
+    present = {label for label, count in counts.items() if count}
+    unknown = {label: counts[label] for label in sorted(present - classes, key=lambda name: (-counts[name], name))}
+    bare = {_bare(name): name for name in reversed(known)}
+    suggestions = {label: near for label in list(unknown)[:_NAMED] if (near := _nearest(_bare(label), bare))}
+    if not present & classes:
+        received = _listed(_unknown(label, count, suggestions) for label, count in unknown.items()) or "none"
+        raise ConfigError(
+            f"labels: received {received}, expected some of the model's {len(known):,} classes: {_listed(known)}. "
+            "Name the folders (or the column `label`) after the classes, or give another model"
+        )
+    return LabelMatch(
+        known=tuple(name for name in known if name in present),
+        unknown=unknown,
+        lacking=tuple(name for name in known if name not in present),
+        suggestions=suggestions,
+    )
+
+
+def _nearest(label: str, classes: Mapping[str, str]) -> str | None:
+    """The class that differs in case, spaces and signs only, or else one spelt much like it; label and classes bare."""
+    near = [label] if label in classes else difflib.get_close_matches(label, classes, n=1, cutoff=_ALIKE)
+    return classes[near[0]] if near else None
+
+
+def _bare(label: str) -> str:
+    """A label without what people write now so, now so: case, spaces, underscores, hyphens, dots."""
+    text = unicodedata.normalize("NFKC", label).casefold()
+    return "".join(character for character in text if character.isalnum()) or text
+
+
+def _unknown(label: str, count: int, suggestions: Mapping[str, str]) -> str:
+    near = suggestions.get(label)
+    return f"{label} ({count:,}; did you mean {near}?)" if near else f"{label} ({count:,})"
+
+
+def _listed(names: Iterable[str]) -> str:
+    every = list(names)
+    more = len(every) - _NAMED
+    return ", ".join(every[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")

@@ -1,0 +1,96 @@
+"""What an evaluation is: the scores of one model on one set of images, each with its 95 % interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pharmclf import metrics
+from pharmclf.metrics import Estimate, OperatingPoint, ReliabilityBin, RiskCoverage
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """What was measured for one class."""
+
+    name: str
+    support: int
+    """Images of this class; without any the recall is not known: 0 in 0..1."""
+    predicted: int
+    """Images given this class; without any the precision is not known: 0 in 0..1."""
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+
+    @property
+    def occurs(self) -> bool:
+        """Whether an image is of this class or was given it; of others nothing is known."""
+        return self.support + self.predicted > 0
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """Images of one class that were given another."""
+
+    label: str
+    """The true class."""
+    predicted: str
+    """The class given."""
+    count: int
+    """Images."""
+    share: float
+    """Share of the true class's images, 0..1."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """Scores of one model on one set of images; classes stand in the order of the model's outputs."""
+
+    num_images: int
+    num_groups: int
+    """Groups of near duplicates among the images; as many as images where there are none."""
+    accuracy: Estimate
+    macro_f1: Estimate
+    """Mean F1 of the classes that occur in truth or predictions."""
+    top_k_accuracy: dict[int, Estimate]
+    """k -> share of the images whose class is among the k most probable; only k below the number of classes."""
+    calibration_error: Estimate
+    """Expected calibration error of the confidences, 0..1; after temperature scaling where there is a decision."""
+    raw_calibration_error: Estimate | None
+    """The same before temperature scaling; None without a decision, or without probabilities."""
+    reliability: tuple[ReliabilityBin, ...]
+    """How often the model was right where it was so sure; the bins that hold images."""
+    risk_coverage: RiskCoverage
+    """The error among answered images for every share of images answered."""
+    answered: OperatingPoint | None
+    """What happens at the threshold of the decision; None without one."""
+    classes: tuple[ClassResult, ...]
+    confusion: np.ndarray
+    """(classes, classes) int64; row: true class, column: predicted class."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the model's outputs."""
+        return tuple(result.name for result in self.classes)
+
+
+def difference(first: Evaluation, second: Evaluation) -> Estimate:
+    """Accuracy of the second minus that of the first, -1..1, with its 95 % interval; below 0 the second is worse.
+
+    Args:
+        first: of the set that is compared with, such as the test split.
+        second: of a set that shares no picture with it, such as photographs under other light.
+    """
+    return metrics.proportion_difference(first.accuracy, second.accuracy)
+
+
+def most_confused_pairs(evaluation: Evaluation, limit: int = 10) -> list[ConfusedPair]:
+    """The pairs (true class, given class) with most images; equal ones by share, then in the order of the classes."""
+    mistakes = evaluation.confusion - np.diag(np.diagonal(evaluation.confusion))
+    pairs = []
+    for label, predicted in np.argwhere(mistakes):
+        count, support = int(mistakes[label, predicted]), evaluation.classes[label].support
+        names = evaluation.class_names
+        pairs.append(ConfusedPair(names[label], names[predicted], count, count / support))
+    return sorted(pairs, key=lambda pair: (-pair.count, -pair.share))[:limit]

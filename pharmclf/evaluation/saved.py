@@ -1,0 +1,116 @@
+"""A saved model as others find it: the file, its labels, and when it should not answer. Reads no TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.config import ConfigError
+from pharmclf.evaluation.decision import DECISION_FILE, Decision, read_decision
+from pharmclf.fingerprint import sha256_file
+from pharmclf.training.job import MODEL_FILE
+
+_LABELS, _CHECKSUMS, _FETCHED = "labels.json", "checksums.json", "metrics.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """A model that is whole: its file has the sha256 that was noted when it was saved, where one was."""
+
+    location: str
+    """Of the `.keras` file: raw 0..255 RGB in, probabilities out."""
+    sha256: str
+    """Of that file, hex."""
+    labels: tuple[str, ...]
+    """Class names in the order of the outputs."""
+    image_size: int
+    """Side of the input, pixels."""
+    decision: Decision | None
+    """Temperature and threshold; None where the model came without."""
+    run_folder: str | None
+    """The run that it lies in; None where it was copied out of one."""
+
+
+def find_model(where: str, flag: str = "--model") -> SavedModel:
+    """Find a model and verify it.
+
+    Args:
+        where: a run's folder, its `model` folder, a folder of `fetch_best`, or a `.keras` file; local or s3://.
+        flag: how messages name it.
+
+    Raises:
+        ConfigError: nothing there, no labels, or not what was saved.
+        StorageUnavailable: the storage does not answer.
+    """
+    location = storage.absolute(where).rstrip("/")
+    try:
+        return _find(location, flag, where)
+    except storage.StorageUnavailable:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{flag} {where}: {error}. Give a run's folder or a .keras file that can be read") from error
+
+
+def _find(location: str, flag: str, where: str) -> SavedModel:
+    run_folder = None
+    if location.endswith(".keras"):
+        model = location
+    elif storage.is_file(storage.join(location, MODEL_FILE)):
+        model, run_folder = storage.join(location, MODEL_FILE), location
+    else:
+        model = storage.join(location, "model.keras")
+    if not storage.is_file(model):
+        raise ConfigError(
+            f"{flag} {where}: no model there. Expected the folder of a run that is complete, a folder of "
+            "jobs/fetch_best.py, or a .keras file"
+        )
+    folder, _, name = model.rpartition("/")
+    if (
+        run_folder is None
+        and folder.endswith("/model")
+        and storage.is_file(f"{folder.removesuffix('/model')}/run.json")
+    ):
+        run_folder = folder.removesuffix("/model")
+    labels = storage.join(folder, _LABELS)
+    if not storage.is_file(labels):
+        raise ConfigError(f"{flag} {where}: {labels} is missing. It names the classes: put it beside the model")
+    with storage.local_file(model) as path:
+        sha256, size = sha256_file(path), _image_size(path, flag, where)
+    if (expected := _noted(folder, name)) not in (None, sha256):
+        raise ConfigError(f"{flag} {where}: {model} has sha256 {sha256}, expected {expected}. Fetch or train it again")
+    decision = storage.join(folder, DECISION_FILE)
+    return SavedModel(
+        location=model,
+        sha256=sha256,
+        labels=tuple(storage.read_json(labels)),
+        image_size=size,
+        decision=read_decision(decision) if storage.is_file(decision) else None,
+        run_folder=run_folder,
+    )
+
+
+def _noted(folder: str, name: str) -> str | None:
+    """The sha256 that was noted when a model file was saved or fetched."""
+    if storage.is_file(storage.join(folder, _CHECKSUMS)):
+        return storage.read_json(storage.join(folder, _CHECKSUMS)).get(name)
+    if name == "model.keras" and storage.is_file(storage.join(folder, _FETCHED)):
+        return storage.read_json(storage.join(folder, _FETCHED)).get("sha256")
+    return None
+
+
+def _image_size(path: Any, flag: str, where: str) -> int:
+    """Side of a model's square input, as its file says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))["config"]
+        shape = config["layers"][0]["config"]["batch_shape"]
+        if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+            raise ValueError(f"input of shape {shape}")
+        return int(shape[1])
+    except (zipfile.BadZipFile, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{flag} {where}: not a model of this package ({error}). Expected a .keras file with square RGB input"
+        ) from error

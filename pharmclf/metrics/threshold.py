@@ -1,0 +1,143 @@
+"""The confidence from which a model may answer by itself: chosen on validation images, with a promise where they allow.
+
+The lower the threshold, the more images are answered and, as a rule, the more of the answers are wrong. Every threshold
+between two confidences answers the same validation images, so the confidences that occur are the candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pharmclf.metrics.abstention import surest_first
+from pharmclf.metrics.intervals import num_needed, tail_probability, upper_bound
+
+NO_ANSWER = 2.0
+"""A threshold that no confidence reaches."""
+_RISK = 0.05
+"""How often a promise may be broken."""
+_FEWEST = 10
+"""Images that must be answered for a threshold to be worth trying where nothing is promised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """A confidence from which a model answers, and what is known of the error among its answers."""
+
+    value: float
+    """Images of at least this confidence are answered; `NO_ANSWER`: none is."""
+    assured: bool
+    """Whether the error is at most what was asked for, at 95 % confidence."""
+    upper_bound: float
+    """The error is at most this at 95 % confidence, one-sided, looking at this threshold alone; 1 without answers."""
+    num_needed: int
+    """Independent images that must be answered without an error before the error asked for can be assured."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Every threshold from the highest to the lowest, and what it answers."""
+
+    thresholds: np.ndarray
+    error: np.ndarray
+    """Share of the answered images that is wrong, 0..1."""
+    sizes: np.ndarray
+    """How many independent images the answered ones are worth."""
+
+
+def choose_threshold(confidence: np.ndarray, correct: np.ndarray, groups: np.ndarray, max_error: float) -> Threshold:
+    """The lowest threshold at which the error among answered images is at most `max_error`.
+
+    It is *assured* where an exact test (Clopper and Pearson 1934, at the effective size of the answered images) says
+    so of it and of the thresholds before it: they are tested from high to low in a fixed sequence that ends where a
+    test fails, so that however many there are, they share one chance of 5 % (Geifman and El-Yaniv 2017; Angelopoulos
+    et al. 2021, "Learn then Test"). Among the few surest images one error ends a sequence that thousands of right
+    answers would have carried on; so there are several, which start where a half, a quarter, an eighth … of the images
+    are answered, as long as a test can succeed there. They share the 5 %, and each hands its part on to the next if it
+    comes to its end (fallback procedure, Wiens and Dmitrienko 2005).
+
+    The promise: of 100 such choices at most 5 assure a threshold whose error is above `max_error`, if the images to
+    come are drawn like these, and if answering more of them does not lower the error. It says nothing of images from
+    another source.
+
+    Where nothing can be assured, it is the lowest threshold at which the observed error is at most `max_error`, there
+    and at every higher threshold that answers at least 1 / `max_error` images (of fewer, a single error is too much).
+    Where there is none that answers ten images, none is answered.
+
+    Args:
+        confidence: (n,) floats 0..1, probability of the predicted class; n >= 1.
+        correct: (n,) booleans.
+        groups: (n,) what tells groups of near duplicates apart.
+        max_error: above 0, below 1.
+
+    Raises:
+        ValueError: no rows, or a `max_error` outside its limits.
+    """
+    if not 0 < max_error < 1:
+        raise ValueError(f"max_error: received {max_error}, expected a share above 0 and below 1")
+    if not len(confidence):
+        raise ValueError("received no rows, expected at least one image")
+    candidates = _candidates(confidence, correct, groups)
+    place = _assured(candidates, max_error)
+    assured = place is not None
+    if place is None:
+        place = _observed(candidates, max_error)
+    needed = num_needed(max_error)
+    if place is None:
+        return Threshold(value=NO_ANSWER, assured=False, upper_bound=1.0, num_needed=needed)
+    error, size = candidates.error[place], candidates.sizes[place]
+    bound = float(upper_bound(error * size, size))
+    return Threshold(value=float(candidates.thresholds[place]), assured=assured, upper_bound=bound, num_needed=needed)
+
+
+def _candidates(confidence: np.ndarray, correct: np.ndarray, groups: np.ndarray) -> _Candidates:
+    order, ends = surest_first(confidence)
+    answered, wrong = ends + 1.0, np.cumsum(~correct[order])[ends]
+    # Σ m² over the groups grows by 2c + 1 when an image joins c others of its group
+    codes, sizes = np.unique(groups[order], return_inverse=True, return_counts=True)[1:]
+    by_group = np.argsort(codes, kind="stable")
+    others = np.empty(len(order), np.int64)
+    others[by_group] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    squares = np.cumsum(2.0 * others + 1.0)[ends]
+    return _Candidates(confidence[order][ends], wrong / answered, answered**2 / squares)
+
+
+def _assured(candidates: _Candidates, max_error: float) -> int | None:
+    """Place of the lowest candidate that the fallback procedure assures."""
+    starts = _starts(float(candidates.sizes[-1]), max_error)
+    if not starts:
+        return None
+    first = [int((candidates.sizes >= start).argmax()) for start in starts]
+    found, level = None, 0.0
+    for begin, end in zip(first, [*first[1:], len(candidates.sizes)], strict=True):
+        level += _RISK / len(starts)
+        sizes = candidates.sizes[begin:end]
+        held = tail_probability(candidates.error[begin:end] * sizes, sizes, max_error) <= level
+        length = len(held) if held.all() else int(held.argmin())
+        if length:
+            found = begin + length - 1
+        if length < len(held):
+            level = 0.0
+    return found
+
+
+def _starts(size: float, max_error: float) -> Sequence[float]:
+    """Effective sizes at which the sequences start, rising. Only the size of the sample decides, never its errors."""
+    starts: Sequence[float] = []
+    for count in range(1, 64):
+        more = [size / 2**halvings for halvings in range(count, 0, -1)]
+        if more[0] < num_needed(max_error, level=1 - _RISK / count):
+            break
+        starts = more
+    needed = num_needed(max_error, level=1 - _RISK)
+    return starts or ([float(needed)] if needed <= size else [])
+
+
+def _observed(candidates: _Candidates, max_error: float) -> int | None:
+    """Place of the lowest candidate whose error, and that of those before it, was not seen to be too high."""
+    low = candidates.error <= max_error
+    unbroken = np.logical_and.accumulate(low | (candidates.sizes < 1 / max_error))
+    places = np.flatnonzero(low & unbroken & (candidates.sizes >= _FEWEST))
+    return int(places[-1]) if len(places) else None

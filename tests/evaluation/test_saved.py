@@ -1,0 +1,59 @@
+"""Saved models are found by any of their places, verified, and refused with what was looked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pharmclf.config import ConfigError
+from pharmclf.evaluation.saved import find_model
+from pharmclf.fingerprint import sha256_file
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's folder with a file that has the form of a Keras model of 64 pixels."""
+    folder = tmp_path / "run"
+    (folder / "model").mkdir(parents=True)
+    config = {"config": {"layers": [{"config": {"batch_shape": [None, 64, 64, 3]}}]}}
+    with zipfile.ZipFile(folder / "model" / "model.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+    (folder / "model" / "labels.json").write_text('["a", "b"]')
+    checksums = {"model.keras": sha256_file(folder / "model" / "model.keras")}
+    (folder / "model" / "checksums.json").write_text(json.dumps(checksums))
+    (folder / "run.json").write_text("{}")
+    return folder
+
+
+def test_a_model_is_found_by_its_run_its_folder_and_its_file(run: Path):
+    """All three know the run that it lies in; a copy elsewhere does not."""
+    found = [find_model(str(run / place)) for place in ("", "model", "model/model.keras")]
+    assert {model.location for model in found} == {str(run / "model" / "model.keras")}
+    assert {model.run_folder for model in found} == {str(run)}
+    assert (found[0].labels, found[0].image_size, found[0].decision) == (("a", "b"), 64, None)
+    shutil.copytree(run / "model", run.parent / "fetched")
+    assert find_model(str(run.parent / "fetched")).run_folder is None
+
+
+def test_a_model_that_is_not_what_was_saved_is_refused(run: Path):
+    with (run / "model" / "model.keras").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ConfigError, match="sha256"):
+        find_model(str(run))
+
+
+def test_what_is_no_model_is_refused_with_a_remedy(run: Path, tmp_path: Path):
+    """Nothing there, no labels, a file that is none, another input than a square of RGB."""
+    with pytest.raises(ConfigError, match="no model there"):
+        find_model(str(tmp_path / "nowhere"))
+    (run / "model" / "checksums.json").unlink()
+    (run / "model" / "model.keras").write_text("no archive")
+    with pytest.raises(ConfigError, match="not a model of this package"):
+        find_model(str(run))
+    (run / "model" / "labels.json").unlink()
+    with pytest.raises(ConfigError, match=r"labels\.json is missing"):
+        find_model(str(run))
