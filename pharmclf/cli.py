@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import logging
 import os
 import signal
@@ -64,9 +65,13 @@ def _base(description: str, default: Path, arguments: Sequence[str] | None) -> t
     """The configuration of `--config`, the text for `--help`, and the arguments that are left."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
+    finder.add_argument("--extra-test", action="append", nargs="+")  # tyro lets a later one replace those before
     known, rest = finder.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
     about = help_text(f"{description}\n--config FILE: a YAML file of these settings; flags stand over it.")
-    return load_yaml(known.config or default), about, rest
+    base = load_yaml(known.config or default)
+    if known.extra_test:
+        base = dataclasses.replace(base, extra_test=tuple(itertools.chain(*known.extra_test)))
+    return base, about, rest
 
 
 def help_text(description: str | None) -> str:

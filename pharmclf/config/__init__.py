@@ -1,10 +1,18 @@
 """The configuration of one run."""
 
+from pharmclf.config.parsing import (
+    ConfigError,
+    has_credentials,
+    parse_data_sets,
+    parse_duration,
+    parse_share,
+    parse_workers,
+    refuse_credentials,
+)
 from pharmclf.config.schema import (
     DEMO,
     AugmentConfig,
     BackboneName,
-    ConfigError,
     DemoConfig,
     HeadConfig,
     OptimizerConfig,
@@ -12,14 +20,11 @@ from pharmclf.config.schema import (
     RunConfig,
     SplitConfig,
     StoppingConfig,
-    parse_duration,
-    parse_share,
-    parse_workers,
 )
 from pharmclf.config.text import from_dict, load_yaml, to_dict, to_yaml
 
 __all__ = [
     "DEMO", "AugmentConfig", "BackboneName", "ConfigError", "DemoConfig", "HeadConfig", "OptimizerConfig",
-    "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "from_dict", "load_yaml",
-    "parse_duration", "parse_share", "parse_workers", "to_dict", "to_yaml",
+    "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "from_dict", "has_credentials", "load_yaml",
+    "parse_data_sets", "parse_duration", "parse_share", "parse_workers", "refuse_credentials", "to_dict", "to_yaml",
 ]  # fmt: skip

@@ -7,6 +7,16 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pharmclf.config.parsing import (
+    ConfigError,
+    has_credentials,
+    parse_data_sets,
+    parse_duration,
+    parse_share,
+    parse_workers,
+    refuse_credentials,
+)
+
 DEMO = "demo"
 
 
@@ -14,10 +24,6 @@ BackboneName = Literal[
     "efficientnet_lite0", "resnet50", "resnet101", "resnet50v2", "vgg16", "mobilenet_v2", "mobilenet_v3_large",
     "efficientnet_b0", "efficientnet_v2_b0", "densenet121", "inception_v3", "xception", "convnext_tiny",
 ]  # fmt: skip
-
-
-class ConfigError(ValueError):
-    """Bad input: what was received, what was expected, and how to mend it. Jobs turn it into exit code 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +174,16 @@ class RunConfig:
     """Seconds without a step after which the workers are taken for hung, and start again. 0: never."""
     allow_open_cluster: bool = False
     """Join a cluster whose job server takes jobs from anyone who reaches it."""
+    skip_checks: bool = False
+    """Leave out the short checks of machines and storage before the start (`jobs/doctor.py` has them all)."""
+    extra_test: tuple[str, ...] = ()
+    """NAME=DIR or NAME=s3://…: images from another source, tested beside the test split; several may be given."""
+    max_error: str = "1%"
+    """Largest share of wrong answers among those that the model gives by itself; the other images go to people."""
+    tensorboard: bool = True
+    """Write TensorBoard logs into the run's folder, where tensorboardX is installed."""
+    mlflow: str = ""
+    """URI of an MLflow server that the run is logged to: http://HOST:PORT. Empty: none."""
     split: SplitConfig = field(default_factory=SplitConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -194,6 +210,16 @@ class RunConfig:
         return parse_share(self.max_bad)
 
     @property
+    def max_error_share(self) -> float:
+        """`max_error` as a number in 0..1."""
+        return parse_share(self.max_error, "max_error")
+
+    @property
+    def extra_tests(self) -> dict[str, str]:
+        """`extra_test` as name -> location."""
+        return parse_data_sets(self.extra_test)
+
+    @property
     def worker_range(self) -> tuple[int, int]:
         """Fewest and most workers; (0, 0) trains in the calling process."""
         return parse_workers(self.workers)
@@ -209,53 +235,11 @@ class RunConfig:
         return self.augment.views if self.augment.moves_pixels else 1
 
 
-def parse_share(text: str) -> float:
-    """Read a share: "1%" and "0.01" are the same.
-
-    Raises:
-        ConfigError: not a number, or outside 0..1.
-    """
-    try:
-        share = float(text.rstrip("% ")) / (100.0 if text.strip().endswith("%") else 1.0)
-    except ValueError:
-        share = math.nan
-    if not 0.0 <= share <= 1.0:
-        raise ConfigError(f"max_bad: received {text!r}, expected a share from 0 to 1. Write it as 1% or 0.01")
-    return share
-
-
-def parse_workers(text: str) -> tuple[int, int]:
-    """Read a number of workers: "2" -> (2, 2), "1-4" -> (1, 4), "0" -> (0, 0).
-
-    Raises:
-        ConfigError: anything else.
-    """
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
-    if match:
-        low, high = int(match[1]), int(match[2] or match[1])
-        if low <= high and (low > 0 or high == 0):
-            return low, high
-    raise ConfigError(
-        f"workers: received {text!r}, expected N, MIN-MAX or 0. "
-        "Write 2 for two workers, 1-4 for as many as there are, 0 to train in this process"
-    )
-
-
-def parse_duration(text: str) -> float:
-    """Read a duration in seconds: "90", "90s", "10m", "2h".
-
-    Raises:
-        ConfigError: anything else.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if not match:
-        raise ConfigError(f"wait_for_nodes: received {text!r}, expected a duration. Write it as 90s, 10m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
 def _check(config: RunConfig) -> None:
     """Every check over the fields of a run, each with what was received, what is expected and the remedy."""
     parse_share(config.max_bad)
+    parse_share(config.max_error, "max_error")
+    parse_data_sets(config.extra_test)
     parse_workers(config.workers)
     parse_duration(config.wait_for_nodes)
     if config.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
@@ -263,11 +247,12 @@ def _check(config: RunConfig) -> None:
             f"name: received {config.name!r}, expected letters, digits, '.', '_' and '-'. It becomes a folder's name"
         )
     for field_name in ("data", "storage", "weights"):
-        if re.match(r"\w+://[^/]*@", getattr(config, field_name)):  # it would land in logs and in run.json
-            raise ConfigError(
-                f"{field_name}: received a URI with credentials in it, expected s3://bucket/prefix. Give them by "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role"
-            )
+        refuse_credentials(field_name, getattr(config, field_name))
+    if has_credentials(config.mlflow):
+        raise ConfigError(
+            "mlflow: received a URI with credentials in it, expected http://HOST:PORT. Give them by "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
     for path, low, high, unit in _RANGES:
         value: Any = config
         for part in path.split("."):

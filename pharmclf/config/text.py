@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import yaml
 
-from pharmclf.config.schema import ConfigError, RunConfig
+from pharmclf.config.parsing import ConfigError
+from pharmclf.config.schema import RunConfig
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -152,11 +152,11 @@ def check_bad_share(manifest: Manifest, max_bad_share: float, quarantine: str = 
     )
 
 
-def scan(listing: Listing, progress: Progress | None) -> Manifest:
+def scan(listing: Listing, progress: Progress | None, fewest_classes: int = 2) -> Manifest:
     """Read all images of a listing, and decide on the status and the group of each.
 
     Raises:
-        ConfigError: usable images of fewer than two classes.
+        ConfigError: usable images of fewer classes than `fewest_classes`.
     """
     items, notes = listing.items, list(listing.notes)
     table = pd.DataFrame({"path": [i.location for i in items], "label": [i.label for i in items]})
@@ -180,12 +180,13 @@ def scan(listing: Listing, progress: Progress | None) -> Manifest:
     lost = sorted(set(table["label"]) - set(class_names) - {""})
     if lost:
         notes.append(f"classes without a usable image: {_some(lost)}")
-    if len(class_names) < 2:
+    if len(class_names) < fewest_classes:
         reason = f", {table['path'].iloc[0]}: {table['status'].iloc[0]}"
         found = f"only the class {class_names[0]!r}" if class_names else f"{len(table)} images and all bad{reason}"
+        expected = "two classes or more" if fewest_classes > 1 else "a class"
         raise ConfigError(
-            f"--data {listing.data}: received {found}; expected usable images of two classes or more. Give the folder "
-            "that holds the class folders"
+            f"--data {listing.data}: received {found}; expected usable images of {expected}. Give the folder that "
+            "holds the class folders"
         )
     table["group"] = _group(table, thumbnails, [i.group for i in items], notes)
     table["split"] = [i.split for i in items]

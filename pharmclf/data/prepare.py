@@ -70,7 +70,7 @@ def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int]
     check_storage(config)
     manifest = cached_manifest(
         data_location(config),
-        storage.join(storage.absolute(config.storage), "manifests"),
+        manifests_of(config.storage),
         max_bad_share=config.max_bad_share,
         progress=progress,
         quarantine=storage.join(folder, QUARANTINE_FILE),
@@ -92,6 +92,11 @@ def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int]
             f"{num_torn} pictures have copies in several splits, as the list says: scores will flatter"
         )
     return manifest
+
+
+def manifests_of(location: str) -> str:
+    """Where a storage keeps the manifests of all data sets."""
+    return storage.join(storage.absolute(location), "manifests")
 
 
 def data_location(config: RunConfig) -> str:
@@ -118,6 +123,7 @@ def cached_manifest(
     max_bad_share: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
     quarantine: str = "",
+    fewest_classes: int = 2,
 ) -> Manifest:
     """As `build_manifest`, but a data set whose files kept their names, sizes and times is not scanned again.
 
@@ -127,6 +133,7 @@ def cached_manifest(
         max_bad_share: largest share of quarantined images, 0..1.
         progress: called with (files done, files), not at all if nothing is scanned.
         quarantine: where the list of quarantined images goes when there are too many of them; "": nowhere.
+        fewest_classes: fewer with usable images are refused.
 
     Raises:
         ConfigError: as `build_manifest`.
@@ -134,8 +141,8 @@ def cached_manifest(
     listing = list_data(data)
     location = storage.join(cache_location, f"{listing.key}.parquet")
     manifest = _read_cache(location)
-    if manifest is None:
-        manifest = scan(listing, progress)
+    if manifest is None or len(manifest.class_names) < fewest_classes:
+        manifest = scan(listing, progress, fewest_classes)
         if not manifest.table["status"].str.startswith(NOT_READ).any():  # storage may give those the next time
             manifest.write(location)
     return check_bad_share(manifest, max_bad_share, quarantine)

@@ -1,0 +1,97 @@
+"""What settings hold as text, read: shares, numbers of workers, durations, named data sets."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+
+class ConfigError(ValueError):
+    """Bad input: what was received, what was expected, and how to mend it. Jobs turn it into exit code 2."""
+
+
+_SPLIT_NAMES = ("train", "validation", "test")
+
+
+def parse_share(text: str, name: str = "max_bad") -> float:
+    """Read a share: "1%" and "0.01" are the same.
+
+    Raises:
+        ConfigError: not a number, or outside 0..1.
+    """
+    try:
+        share = float(text.rstrip("% ")) / (100.0 if text.strip().endswith("%") else 1.0)
+    except ValueError:
+        share = math.nan
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(f"{name}: received {text!r}, expected a share from 0 to 1. Write it as 1% or 0.01")
+    return share
+
+
+def parse_workers(text: str) -> tuple[int, int]:
+    """Read a number of workers: "2" -> (2, 2), "1-4" -> (1, 4), "0" -> (0, 0).
+
+    Raises:
+        ConfigError: anything else.
+    """
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    if match:
+        low, high = int(match[1]), int(match[2] or match[1])
+        if low <= high and (low > 0 or high == 0):
+            return low, high
+    raise ConfigError(
+        f"workers: received {text!r}, expected N, MIN-MAX or 0. "
+        "Write 2 for two workers, 1-4 for as many as there are, 0 to train in this process"
+    )
+
+
+def parse_duration(text: str) -> float:
+    """Read a duration in seconds: "90", "90s", "10m", "2h".
+
+    Raises:
+        ConfigError: anything else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not match:
+        raise ConfigError(f"wait_for_nodes: received {text!r}, expected a duration. Write it as 90s, 10m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def parse_data_sets(texts: Sequence[str]) -> dict[str, str]:
+    """Read NAME=LOCATION entries -> name -> location, in the order given.
+
+    Raises:
+        ConfigError: an entry without a name or a location, a name that no folder can have or that stands there twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, location = text.partition("=")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not location:
+            raise ConfigError(
+                f"extra_test: received {text!r}, expected NAME=DIR or NAME=s3://…, the name of letters, digits, '.', "
+                "'_' and '-'. It becomes a folder's name"
+            )
+        if name in found or name in _SPLIT_NAMES:
+            raise ConfigError(f"extra_test: the name {name!r} is taken already. Give each set a name of its own")
+        refuse_credentials("extra_test", location)
+        found[name] = location
+    return found
+
+
+def has_credentials(location: str) -> bool:
+    """Whether a URI names a user."""
+    return re.match(r"\w+://[^/]*@", location) is not None
+
+
+def refuse_credentials(name: str, location: str) -> None:
+    """Refuse a location with credentials in it: they would land in logs and in run.json.
+
+    Raises:
+        ConfigError: it has some.
+    """
+    if has_credentials(location):
+        raise ConfigError(
+            f"{name}: received a URI with credentials in it, expected s3://bucket/prefix. Give them by "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role"
+        )

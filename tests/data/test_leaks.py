@@ -1,0 +1,54 @@
+"""Copies across data sets: what the model was trained on is found in another set, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pharmclf.data.leaks import known_images
+from pharmclf.data.manifest import Manifest, build_manifest
+from pharmclf.data.prepare import cached_manifest
+
+
+@pytest.fixture
+def other(drawn_manifest: Manifest, tmp_path: Path) -> Manifest:
+    """A byte-for-byte copy and a smaller, re-encoded one of training images, and images of the test split."""
+    paths = drawn_manifest.table["path"]
+    train, test = (drawn_manifest.rows(split) for split in ("train", "test"))
+    folder = tmp_path / "other" / "product"
+    folder.mkdir(parents=True)
+    shutil.copy(paths[train[0]], folder / "copied.jpg")
+    with Image.open(paths[train[1]]) as image:
+        image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(folder / "smaller.jpg", quality=60)
+    for row in test[:6]:
+        shutil.copy(paths[row], folder / f"test-{row}.jpg")
+    return cached_manifest(str(folder.parent), str(tmp_path / "cache"), fewest_classes=1)
+
+
+def names_of(manifest: Manifest, rows: Any) -> list[str]:
+    return [Path(path).name for path in manifest.table["path"].loc[rows]]
+
+
+def test_copies_of_training_images_are_found_and_others_are_not(other: Manifest, drawn_manifest: Manifest):
+    """Byte for byte, and re-encoded at three quarters of the size; images of a split that is not asked for stay."""
+    assert names_of(other, known_images(other, drawn_manifest, ("train",))) == ["copied.jpg", "smaller.jpg"]
+
+
+def test_every_split_that_is_asked_for_counts(other: Manifest, drawn_manifest: Manifest):
+    found = names_of(other, known_images(other, drawn_manifest, ("train", "test")))
+    assert sorted(found) == sorted(Path(path).name for path in other.table["path"])
+
+
+def test_a_set_without_copies_has_none(drawn_images: str, drawn_manifest: Manifest):
+    """The test split against the training split of the same data set, which share no near duplicate."""
+    table = drawn_manifest.table
+    alone = Manifest(table[table["split"] == "test"], drawn_manifest.class_names, drawn_manifest.root)
+    assert known_images(alone, drawn_manifest, ("train", "validation")).tolist() == []
+    assert len(known_images(build_manifest(drawn_images), drawn_manifest, ("train",))) == np.sum(
+        table["split"] == "train"
+    )
