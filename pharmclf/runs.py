@@ -18,8 +18,10 @@ from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig, from_dict
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, refusals_named
+from pharmclf.evaluation.decision import DECISION_FILE
 from pharmclf.fingerprint import sha256_bytes, sha256_file
 from pharmclf.quiet import native_chatter_muted
+from pharmclf.report.card import CARD_FILE
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE
 from pharmclf.training.listing import METRICS, RunInfo, list_runs, ranked, read_run, table
@@ -177,6 +179,10 @@ def _copy(run: RunInfo, part: Path, say: Say) -> None:
             found, expected = sha256_file(copy), checksums[copy.name]
             if found != expected:
                 raise DamagedRun(f"{location} has sha256 {found}, expected {expected}")
+        for file in (DECISION_FILE, CARD_FILE):  # of runs whose models were tested
+            location = storage.join(run.location, "model", file)
+            if location in sizes:
+                storage.download(location, part / file)
 
 
 def _progress(name: str, size_bytes: int, say: Say) -> Callable[[int], None]:

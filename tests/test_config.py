@@ -39,7 +39,7 @@ SHAPED: dict[str, st.SearchStrategy[Any]] = {
     "wait_for_nodes": st.sampled_from(["0", "90s", "10m", "1.5h"]),
     "max_bad": st.sampled_from(["0", "1", "1%", "0.01", "99.5 %"]),
     "activations": st.sampled_from(["auto", "never"]),  # always goes with some values of augment.views only
-    "max_error": st.sampled_from(["0", "1%", "0.05"]),
+    "max_error": st.sampled_from(["0.1 %", "1%", "0.05"]),
     "extra_test": st.sampled_from([(), ("shifted=/a/b",), ("x.1=s3://b/p", "y=c d")]),
     "mlflow": st.sampled_from(["", "http://127.0.0.1:5000", "databricks"]),
     "head.dense": st.lists(st.integers(1, 4096), max_size=4).map(tuple),

@@ -238,7 +238,10 @@ class RunConfig:
 def _check(config: RunConfig) -> None:
     """Every check over the fields of a run, each with what was received, what is expected and the remedy."""
     parse_share(config.max_bad)
-    parse_share(config.max_error, "max_error")
+    if not 0 < config.max_error_share < 1:
+        raise ConfigError(
+            f"max_error: received {config.max_error!r}, expected a share above 0 and below 1. Write it as 1% or 0.01"
+        )
     parse_data_sets(config.extra_test)
     parse_workers(config.workers)
     parse_duration(config.wait_for_nodes)

@@ -1,53 +1,145 @@
-"""Class probabilities of many images: decoded in Ray tasks, predicted by a pool of actors that load the models once."""
+"""Predictions of many images in one stream: read and decoded ahead of the models, in this process or on Ray.
+
+On Ray the images are decoded in tasks and predicted by a pool of actors; in this process by threads, while TensorFlow
+predicts the images before them. Either way the models are loaded once, and every image is read once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
+import ray.data
 
 from pharmclf import storage
-from pharmclf.data.stream import checked, in_order, load_block, load_images
+from pharmclf.config import ConfigError
+from pharmclf.data.stream import checked, in_column, in_order, load_block
 from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 
-_BATCH = 64
+BATCH = 64
+"""Images of one forward pass. One shape makes one graph."""
+_BLOCK_BYTES = 32 << 20  # pixels decoded by one Ray task: 192 images of 224 px
+_AHEAD_BYTES = 256 << 20  # decoded pixels that wait in this process, as far as there are cores to decode so many
+_DECODE_CPUS = 0.5  # of a Ray task; with less than a whole one free it still finds its place
+
+Block = dict[str, np.ndarray]
+"""Columns of some neighbouring images."""
+
+
+def all_probabilities(probabilities: np.ndarray) -> Block:
+    """The columns of a prediction that keeps everything: (n, models, classes) float32."""
+    return {"probabilities": probabilities}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What is predicted, and by whom."""
+
+    models: tuple[str, ...]
+    """Locations of `.keras` files that map raw 0..255 RGB to probabilities."""
+    image_size: int
+    """Side of their input, pixels."""
+    read: Callable[[list[str], int], Block] = load_block
+    """Reads some images, as `load_block` does: columns `image` and `error`, and what else shall go with them."""
+    columns: Callable[[np.ndarray], Block] = all_probabilities
+    """What is kept of the (n, models, classes) probabilities of some images. A ConfigError of it ends the stream."""
+    actors: int = 0
+    """Processes on Ray that predict; 0: this one."""
+    gpus: bool = True
+    """Whether GPUs may be used, where there are any: one by each actor, the first by this process."""
 
 
 class Predictor:
-    """Saved models, loaded once; they share the decoding of every image."""
+    """Saved models, loaded once."""
 
-    def __init__(self, models: Sequence[str]) -> None:
-        """Load the models.
+    def __init__(self, what: Prediction) -> None:
+        """Load the models; what hinders it is told with the first block, since of an actor that dies Ray says little.
 
         Args:
-            models: locations of `.keras` files that map raw 0..255 RGB to probabilities.
+            what: its models, image size, columns and whether GPUs may be used.
         """
         with native_chatter_muted():
-            import keras
-            import tensorflow as tf
+            import tensorflow  # noqa: F401 - it chatters when it is imported
 
-            prepare_device(deterministic=False)
-        self._run = []
-        for location in models:
-            with storage.local_file(location) as path:
-                model = keras.saving.load_model(path, compile=False, safe_mode=True)
-            self._run.append(tf.function(lambda images, model=model: model(images, training=False)))
+            prepare_device(deterministic=False, gpus=what.gpus)
+        self._columns, self._refusal = what.columns, ""
+        self._models: list[tuple[Any, Any]] = []
+        try:
+            self._models = [_loaded(location, what.image_size) for location in what.models]
+        except (ConfigError, OSError) as error:
+            self._refusal = in_column(error)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Predict a batch: `image` (n, S, S, 3) uint8 -> `probabilities` (n, models, classes); other columns stay."""
-        images = batch["image"].astype(np.float32)
+    def __call__(self, block: Block) -> Block:
+        """Predict a block.
+
+        Args:
+            block: `image` (n, S, S, 3) uint8, and other columns.
+
+        Returns:
+            The other columns and those of the prediction; an `error` in place of them where there can be none.
+        """
+        kept = {name: column for name, column in block.items() if name != "image"}
+        if not self._refusal:
+            try:
+                return kept | self._columns(self.probabilities(block["image"]))
+            except ConfigError as error:
+                self._refusal = in_column(error)
+        return kept | {"error": np.full(len(block["image"]), self._refusal)}
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Predict images: (n, S, S, 3) uint8 -> (n, models, classes) float32."""
         count = len(images)
-        if count < _BATCH:  # one shape, one graph
-            images = np.concatenate([images, np.zeros((_BATCH - count, *images.shape[1:]), np.float32)])
-        probabilities = np.stack([run(images).numpy()[:count] for run in self._run], axis=1)
-        return {name: column for name, column in batch.items() if name != "image"} | {"probabilities": probabilities}
+        padding = -count % BATCH
+        if padding:
+            images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
+        batches = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
+        outputs = [[forward(batch) for _, forward in self._models] for batch in batches]  # a GPU works on meanwhile
+        return np.concatenate([np.stack([output.numpy() for output in row], axis=1) for row in outputs])[:count]
+
+
+def _loaded(location: str, image_size: int) -> tuple[Any, Any]:
+    """A model, and its forward pass for a batch of uint8 images, which become floats on the device.
+
+    Raises:
+        ConfigError: not there, or nothing that Keras loads.
+        OSError: the storage does not give it.
+    """
+    import keras
+    import tensorflow as tf
+
+    try:
+        with storage.local_file(location) as path:
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"model: {location} is not there on {socket.gethostname()}. Give one that all nodes see"
+        ) from error
+    except (PermissionError, storage.StorageUnavailable):
+        raise
+    except Exception as error:  # Keras raises nearly anything on a file that is damaged
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"model: Keras cannot load {location} ({reason}). Fetch or train it again") from error
+
+    def forward(images: Any) -> Any:
+        return model(tf.cast(images, tf.float32), training=False)
+
+    batch = tf.TensorSpec((BATCH, image_size, image_size, 3), tf.uint8)
+    # the concrete function: one graph, and TensorFlow does not take several models for one that is traced too often
+    concrete = tf.function(forward, autograph=False).get_concrete_function(batch)
+    return model, lambda images: concrete(tf.constant(images))
 
 
 def predict(
-    models: Sequence[str], paths: Sequence[str], rows: np.ndarray, image_size: int, *, actors: int, gpus: bool = False
+    models: Sequence[str], paths: Sequence[str], rows: np.ndarray, image_size: int, *, actors: int, gpus: bool = True
 ) -> np.ndarray:
     """Predict rows of a manifest with one or more models, reading every image once.
 
@@ -56,48 +148,100 @@ def predict(
         paths: location of every row of the manifest.
         rows: (n,) the rows to predict.
         image_size: S, side of the models' input in pixels.
-        actors: processes that predict; 0: this one.
-        gpus: whether each of them takes a GPU.
+        actors: processes on Ray that predict; 0: this one.
+        gpus: whether GPUs may be used, where there are any.
 
     Returns:
         (n, models, classes) float32 probabilities, in the order of `rows`.
 
     Raises:
+        ConfigError: a model cannot be loaded.
         ValueError: an image cannot be read any more.
         PermissionError, StorageUnavailable: the storage gives nothing at all.
     """
-    if actors == 0:
-        predictor = Predictor(models)
-        parts = []
-        for first in range(0, len(rows), _BATCH):
-            part = rows[first : first + _BATCH]
-            images = load_images([paths[row] for row in part], image_size)
-            parts.append(predictor({"row": part, "image": images})["probabilities"])
-        return np.concatenate(parts)
-    return _predict_on_ray(models, paths, rows, image_size, actors, gpus)
+    what = Prediction(models=tuple(models), image_size=image_size, actors=actors, gpus=gpus)
+    wanted = pa.array([paths[row] for row in rows], pa.string())
+    return np.concatenate([block["probabilities"] for block in predicted_blocks(what, wanted)])
 
 
-def _predict_on_ray(
-    models: Sequence[str], paths: Sequence[str], rows: np.ndarray, image_size: int, actors: int, gpus: bool
-) -> np.ndarray:
-    def decode_rows(block: dict[str, np.ndarray]) -> dict[str, Any]:
-        return {"row": block["row"]} | load_block([str(path) for path in block["path"]], image_size)
+def predicted_blocks(what: Prediction, paths: pa.Array) -> Generator[Block, None, None]:
+    """Predict images in one stream.
 
-    items = [{"row": int(row), "path": paths[row]} for row in rows]
-    pool = min(actors, max(1, len(rows) // _BATCH))
+    Args:
+        what: the models, and how they are used.
+        paths: n locations.
+
+    Yields:
+        The columns of neighbouring images, in the order of `paths`, every image once.
+
+    Raises:
+        ConfigError: a model cannot be loaded, or `what.columns` does not take its probabilities.
+        ValueError, PermissionError, StorageUnavailable: as `checked`.
+    """
+    if not len(paths):
+        return
+    blocks = _predicted_on_ray(what, paths) if what.actors else _predicted_here(what, paths)
+    done = 0
+    for block in blocks:
+        count = len(checked(block, ConfigError)["error"])
+        if not np.array_equal(block.pop("place"), np.arange(done, done + count)):
+            raise RuntimeError(f"images {done} to {done + count} have come out of order")
+        done += count
+        yield block
+    if done != len(paths):
+        raise RuntimeError(f"{done} of {len(paths)} images have come back")
+
+
+def _read_span(what: Prediction, paths: pa.Array, first: int, count: int) -> Block:
+    """Read some images from place `first` on; their places go with them."""
+    names = paths[first : first + count].to_pylist()
+    return {"place": np.arange(first, first + len(names))} | what.read(names, what.image_size)
+
+
+def _predicted_here(what: Prediction, paths: pa.Array) -> Iterator[Block]:
+    """In this process: every core decodes a batch ahead, as far as TensorFlow leaves it the time."""
+    threads = max(1, min(os.cpu_count() or 1, _AHEAD_BYTES // (BATCH * what.image_size**2 * 3)))
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    ahead: deque[Future[Block]] = deque()
+    firsts = iter(range(0, len(paths), BATCH))
+
+    def read_on() -> None:
+        for first in firsts:
+            ahead.append(pool.submit(_read_span, what, paths, first, BATCH))
+            if len(ahead) > threads:
+                return
+
+    try:
+        read_on()  # while TensorFlow is imported
+        predictor = Predictor(what)
+        while ahead:
+            block = ahead.popleft().result()
+            read_on()
+            yield predictor(block)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _predicted_on_ray(what: Prediction, paths: pa.Array) -> Iterator[Block]:
+    """On the cluster that this process has joined."""
+    batch_bytes = BATCH * what.image_size**2 * 3
+    size = BATCH * max(1, min(_BLOCK_BYTES // batch_bytes, -(-len(paths) // (BATCH * what.actors))))
+    num_blocks = -(-len(paths) // size)
+    shared = ray.put(paths)
+
+    def read_block(block: Block) -> Block:
+        return _read_span(what, ray.get(shared), int(block["id"][0]) * size, size)
+
+    resources = ray.cluster_resources()
+    tasks = max(1.0, resources.get("CPU", 1.0) * _DECODE_CPUS)  # as many at a time as there are CPUs
+    source = in_order(ray.data.range(num_blocks, override_num_blocks=num_blocks), tasks)
+    predicted = source.map_batches(read_block, batch_size=None, num_cpus=_DECODE_CPUS).map_batches(
+        Predictor,
+        fn_constructor_args=(what,),
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=min(what.actors, num_blocks)),
+        num_cpus=0,  # actors that held all CPUs would wait for ever for one to decode with
+        num_gpus=1 if what.gpus and resources.get("GPU") else 0,
+    )
     with native_chatter_muted():
-        decoded = in_order(ray.data.from_items(items, override_num_blocks=-(-len(items) // _BATCH)), None).map_batches(
-            decode_rows, batch_size=None, num_cpus=0.5
-        )
-        predicted = decoded.map_batches(
-            Predictor,
-            fn_constructor_args=(list(models),),
-            batch_size=_BATCH,
-            compute=ray.data.ActorPoolStrategy(size=pool),
-            num_cpus=0.5,
-            num_gpus=1 if gpus else 0,
-        )
-        found = [checked(part) for part in predicted.iter_batches(batch_size=None, batch_format="numpy")]
-    order = {int(row): place for place, row in enumerate(np.concatenate([part["row"] for part in found]))}
-    probabilities = np.concatenate([part["probabilities"] for part in found])
-    return probabilities[[order[int(row)] for row in rows]]
+        yield from predicted.iter_batches(batch_size=None, batch_format="numpy")

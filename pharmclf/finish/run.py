@@ -1,37 +1,53 @@
-"""The end of a run: its saved models are tested from images, and the numbers and pictures are written."""
+"""The end of a run: its saved models are tested from images, and the numbers, the report and the model card written."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from pharmclf import storage
 from pharmclf.cli import Say
-from pharmclf.config import RunConfig
+from pharmclf.config import RunConfig, to_yaml
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.stream import load_images
-from pharmclf.evaluation.evaluate import Evaluation, classification_table, evaluate, write_evaluation
-from pharmclf.evaluation.predict import predict
+from pharmclf.evaluation.decision import DECISION_FILE, fit_decision, write_decision
+from pharmclf.evaluation.evaluate import classification_table, evaluate, predictions_table
+from pharmclf.evaluation.explain import Explainer
+from pharmclf.finish.facts import data_facts, machine_facts
+from pharmclf.finish.pictures import set_facts
+from pharmclf.finish.scores import Scored, predict_sets, score, write_scored
+from pharmclf.finish.sets import extra_sets, split_set
+from pharmclf.metrics import Estimate
 from pharmclf.report import plots
+from pharmclf.report.card import CARD_FILE, model_card
+from pharmclf.report.facts import ReportFacts
+from pharmclf.report.page import page_html
 from pharmclf.report.summary import PhaseFacts, RunFacts, result, summary_text
 from pharmclf.training.job import LABELS_FILE, MODEL_FILE, phase_model_file
 from pharmclf.training.schedule import best_phase
 
+REPORT_FILE = "report.html"
+
 
 def finish(
-    config: RunConfig, folder: str, manifest: Manifest, outcome: dict[str, Any], seconds_before: float, say: Say
+    config: RunConfig,
+    folder: str,
+    manifest: Manifest,
+    outcome: Mapping[str, Any],
+    record: Mapping[str, Any],
+    say: Say,
 ) -> None:
-    """Test the saved models of a run, from images, and write evaluation, pictures and result.
+    """Test the saved models of a run, from images, and write evaluation, pictures, result, report and model card.
 
     Args:
         config: the run.
         folder: its folder.
         manifest: with splits.
         outcome: what `launch` returned.
-        seconds_before: what the run has taken so far.
+        record: of the run: versions, fingerprints, the command, and the seconds that it has taken so far.
         say: takes lines for the console.
     """
     began = time.monotonic()
@@ -39,25 +55,27 @@ def finish(
     others = [name for name in outcome["best"] if name != chosen]
     class_names = tuple(storage.read_json(storage.join(folder, LABELS_FILE)))
     models = [storage.join(folder, MODEL_FILE), *(storage.join(folder, phase_model_file(name)) for name in others)]
-    splits = {split: manifest.rows(split) for split in ("validation", "test")}
-    rows = np.concatenate(list(splits.values()))
-    say(f"testing the saved model on {len(rows):,} images")
-    paths = manifest.table["path"].tolist()
+    sets = [split_set(manifest, split, config.data) for split in ("validation", "test")]
+    sets += extra_sets(config, manifest)
+    say(f"testing the saved model on {sum(len(images.rows) for images in sets):,} images")
     actors = outcome["workers"]
-    probabilities = predict(
-        models, paths, rows, config.image_size, actors=actors, gpus=actors > 0 and outcome["device"] != "CPU"
-    )
-    evaluations: dict[str, Evaluation] = {}
-    for split, part in splits.items():
-        mine = probabilities[np.isin(rows, part)]
-        target = storage.join(folder, "evaluation", split)
-        evaluations[split] = _evaluate_split(manifest, part, mine[:, 0], class_names, target, config.image_size)
-    test = probabilities[np.isin(rows, splits["test"])]
-    phase_tests = {chosen: evaluations["test"].accuracy}
+    with Explainer(models[0], on_ray=actors > 0) as explainer:
+        gpus = actors > 0 and outcome["device"] != "CPU"
+        found = predict_sets(models, sets, config.image_size, actors=actors, gpus=gpus)
+        decision = fit_decision(
+            found[0][:, 0], _numbers(sets[0].labels, class_names), sets[0].groups, config.max_error_share
+        )
+        write_decision(decision, storage.join(folder, "model", DECISION_FILE))
+        validation, test, *extras = scored = [
+            score(images, part[:, 0], class_names, decision) for images, part in zip(sets, found, strict=True)
+        ]
+        for item in scored:
+            write_scored(item, storage.join(folder, "evaluation", item.images.name), config.image_size)
+        shown = [set_facts(test, None, config.image_size, explainer)]
+        shown += [set_facts(extra, test, config.image_size, explainer) for extra in extras]
+    phase_tests = {chosen: test.evaluation.accuracy}
     for place, name in enumerate(others, start=1):
-        table = _table(manifest, splits["test"], test[:, place], class_names)
-        groups = manifest.table["group"].to_numpy()[splits["test"]]
-        phase_tests[name] = evaluate(table, class_names, groups=groups, resamples=1).accuracy
+        phase_tests[name] = _accuracy(test, found[1][:, place], class_names)
     history = outcome["history"]
     best = (chosen, outcome["monitors"][chosen]["best_epoch"])
     storage.write_json(storage.join(folder, "history.json"), history)
@@ -67,17 +85,50 @@ def finish(
         backbone=config.backbone,
         workers=outcome["workers"],
         train_images=len(manifest.rows("train")),
-        seconds_total=seconds_before + time.monotonic() - began,
+        seconds_total=record["seconds"] + time.monotonic() - began,
         best_checkpoint=storage.join(folder, "checkpoints", outcome["best"][chosen]),
     )
     phases = [_phase_facts(name, history, outcome, phase_tests.get(name)) for name in outcome["best"]]
-    summary = result(facts, evaluations["validation"], evaluations["test"], phases)
+    summary = result(facts, validation.evaluation, test.evaluation, phases, decision=decision, extras=shown[1:])
+    report = ReportFacts(
+        result=summary,
+        history=history,
+        best=best,
+        decision=decision,
+        validation=validation.evaluation,
+        sets=shown,
+        data=data_facts(manifest),
+        config_yaml=to_yaml(config),
+        versions=record["versions"],
+        fingerprints=record["fingerprints"],
+        hardware=machine_facts(outcome["device"], outcome["workers"]),
+        hardware_curves=(),
+        command=record.get("command"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    storage.write_bytes(storage.join(folder, "model", CARD_FILE), model_card(report).encode())
+    storage.write_bytes(storage.join(folder, REPORT_FILE), page_html(report).encode())
     storage.write_json(storage.join(folder, "result.json"), summary)
-    say(classification_table(evaluations["test"]))
+    say(classification_table(test.evaluation))
     say(summary_text(summary, folder))
 
 
-def _phase_facts(name: str, history: list[dict[str, Any]], outcome: dict[str, Any], test: Any) -> PhaseFacts:
+def _numbers(labels: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
+    """(n,) int64 class numbers."""
+    places = {name: number for number, name in enumerate(class_names)}
+    return np.array([places[label] for label in labels], np.int64)
+
+
+def _accuracy(test: Scored, probabilities: np.ndarray, class_names: Sequence[str]) -> Estimate:
+    """Of another model on the same images."""
+    images = test.images
+    table = predictions_table(images.rows, images.paths, images.labels, probabilities, class_names)
+    return evaluate(table, class_names, groups=images.groups, resamples=1).accuracy
+
+
+def _phase_facts(
+    name: str, history: Sequence[Mapping[str, Any]], outcome: Mapping[str, Any], test: Estimate | None
+) -> PhaseFacts:
     epochs = [record for record in history if record["phase"] == name]
     rates = [1.0 / record["images_per_second"] for record in epochs]
     return PhaseFacts(
@@ -88,35 +139,3 @@ def _phase_facts(name: str, history: list[dict[str, Any]], outcome: dict[str, An
         val_accuracy=outcome["monitors"][name]["best_accuracy"],
         test_accuracy=test,
     )
-
-
-def _table(
-    manifest: Manifest, rows: np.ndarray, probabilities: np.ndarray, class_names: tuple[str, ...]
-) -> pd.DataFrame:
-    table = manifest.table.loc[rows, ["path", "label"]].reset_index(drop=True)
-    table.insert(0, "row", rows)
-    best = probabilities.argmax(axis=1)
-    table["predicted"] = [class_names[number] for number in best]
-    table["confidence"] = probabilities[np.arange(len(best)), best].astype(np.float64)
-    return table
-
-
-def _evaluate_split(
-    manifest: Manifest,
-    rows: np.ndarray,
-    probabilities: np.ndarray,
-    class_names: tuple[str, ...],
-    target: str,
-    image_size: int,
-) -> Evaluation:
-    """Score one split, and write its numbers and pictures below `target`."""
-    table = _table(manifest, rows, probabilities, class_names)
-    groups = manifest.table["group"].to_numpy()[rows]
-    scores = evaluate(table, class_names, groups=groups, probabilities=probabilities)
-    write_evaluation(scores, table, target, probabilities=probabilities)
-    storage.write_bytes(storage.join(target, "confusion_matrix.png"), plots.confusion_matrix_png(scores))
-    shown = np.linspace(0, len(rows) - 1, min(len(rows), plots.NUM_SAMPLES)).round().astype(int)
-    images = load_images([str(path) for path in table["path"].iloc[shown]], image_size)
-    samples = plots.sample_predictions_png(images, table.iloc[shown])
-    storage.write_bytes(storage.join(target, "sample_predictions.png"), samples)
-    return scores

@@ -14,8 +14,8 @@ from pharmclf.metrics.intervals import Estimate, proportion
 
 TEMPERATURES = (0.1, 10.0)
 """Lowest and highest temperature that is fitted."""
-_HALVINGS = 40
-"""Of the range of temperatures: the fitted one is then known to twelve digits."""
+_HALVINGS = 30
+"""Of the range of temperatures: the fitted one is then known to eight digits."""
 _FLOOR = float(np.finfo(np.float32).tiny)
 """Probabilities below count as this: where float32 has lost them, their logits are not known any more."""
 

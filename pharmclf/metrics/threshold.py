@@ -6,7 +6,7 @@ between two confidences answers the same validation images, so the confidences t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +55,9 @@ def choose_threshold(confidence: np.ndarray, correct: np.ndarray, groups: np.nda
     test fails, so that however many there are, they share one chance of 5 % (Geifman and El-Yaniv 2017; Angelopoulos
     et al. 2021, "Learn then Test"). Among the few surest images one error ends a sequence that thousands of right
     answers would have carried on; so there are several, which start where a half, a quarter, an eighth … of the images
-    are answered, as long as a test can succeed there. They share the 5 %, and each hands its part on to the next if it
-    comes to its end (fallback procedure, Wiens and Dmitrienko 2005).
+    are answered, as long as one error does not fail the test there (in sets too small for that, there is one, which
+    starts as early as a test can succeed). They share the 5 %, and each hands its part on to the next if it comes to
+    its end (fallback procedure, Wiens and Dmitrienko 2005).
 
     The promise: of 100 such choices at most 5 assure a threshold whose error is above `max_error`, if the images to
     come are drawn like these, and if answering more of them does not lower the error. It says nothing of images from
@@ -123,16 +124,16 @@ def _assured(candidates: _Candidates, max_error: float) -> int | None:
     return found
 
 
-def _starts(size: float, max_error: float) -> Sequence[float]:
+def _starts(size: float, max_error: float) -> list[float]:
     """Effective sizes at which the sequences start, rising. Only the size of the sample decides, never its errors."""
-    starts: Sequence[float] = []
-    for count in range(1, 64):
+    needed = num_needed(max_error, level=1 - _RISK)
+    starts = [float(needed)] if needed <= size else []
+    for count in itertools.count(1):
         more = [size / 2**halvings for halvings in range(count, 0, -1)]
-        if more[0] < num_needed(max_error, level=1 - _RISK / count):
+        if tail_probability(1.0, more[0], max_error) > _RISK / count:
             break
         starts = more
-    needed = num_needed(max_error, level=1 - _RISK)
-    return starts or ([float(needed)] if needed <= size else [])
+    return starts
 
 
 def _observed(candidates: _Candidates, max_error: float) -> int | None:

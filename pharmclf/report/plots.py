@@ -181,46 +181,42 @@ def _curves_figure(history: Sequence[Mapping[str, Any]], chosen: int) -> Figure:
     best = history[chosen]
     subtitle = f"chosen: {phase_name(best)}, epoch {chosen + 1} of {len(history)}"
     write_heading(figure, "Learning curves", f"{subtitle}, validation accuracy {_value(best, 'val_accuracy'):.3f}")
-    epochs = np.arange(1, len(history) + 1)
-    marker = "o" if len(history) <= 40 else ""
     panels = figure.subplots(1, 3, gridspec_kw={"wspace": 0.2})
     figure.subplots_adjust(left=0.05, right=0.985, bottom=0.125, top=0.735)
-    for axes, title, name in zip(panels, ("Loss", "Accuracy", "Learning rate"), ("loss", "accuracy", ""), strict=True):
+    for axes, title in zip(panels, ("Loss", "Accuracy", "Learning rate"), strict=True):
         axes.set_title(title, pad=24)
-        axes.set_xlabel("epoch")
-        axes.grid(axis="y", color="#eef1f4", linewidth=0.8)
-        axes.set_axisbelow(True)
-        if name:
-            for part, label, colour, line in (("train", "training", BLUE, "--"), ("val", "validation", ORANGE, "-")):
-                values = [_value(entry, f"{part}_{name}") for entry in history]
-                axes.plot(epochs, values, line, color=colour, label=label, marker=marker, markersize=3, linewidth=1.7)
-                if part == "val":
-                    axes.plot(
-                        epochs[chosen],
-                        values[chosen],
-                        marker="*",
-                        markersize=15,
-                        color=ORANGE,
-                        markeredgecolor="white",
-                        linestyle="",
-                        label="chosen epoch",
-                        zorder=5,
-                    )
-        else:
-            rates = [_value(entry, "learning_rate") for entry in history]
-            axes.plot(epochs, rates, color=GREEN, drawstyle="steps-mid", linewidth=1.7, marker=marker, markersize=3)
-            _rate_axis(axes, rates)
-        axes.set_xlim(0.5, len(history) + 0.5)
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
-        axes.axvline(epochs[chosen], color=ORANGE, linewidth=0.9, linestyle=":", zorder=1)
-        mark_phases(axes, [phase_name(entry) for entry in history])
-    losses = [_value(entry, key) for entry in history for key in ("train_loss", "val_loss")]
-    accuracies = [_value(entry, key) for entry in history for key in ("train_accuracy", "val_accuracy")]
-    panels[0].set_ylim(0, 1.08 * max([loss for loss in losses if math.isfinite(loss) and loss > 0], default=1.0))
-    panels[1].set_ylim(max(0.0, min([share for share in accuracies if math.isfinite(share)], default=0.0) - 0.05), 1.02)
+        draw_curves(axes, title, history, chosen)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper right", ncols=3, frameon=False, bbox_to_anchor=(0.99, 0.985))
     return figure
+
+
+def draw_curves(axes: Axes, title: str, history: Sequence[Mapping[str, Any]], chosen: int) -> None:
+    """One panel of the learning curves: Loss, Accuracy or Learning rate; `chosen` is the index of the chosen epoch."""
+    epochs, name = np.arange(1, len(history) + 1), title.lower()
+    look: dict[str, Any] = {"marker": "o" if len(history) <= 40 else "", "markersize": 3, "linewidth": 1.7}
+    if title == "Learning rate":
+        rates = [_value(entry, "learning_rate") for entry in history]
+        axes.plot(epochs, rates, color=GREEN, drawstyle="steps-mid", **look)
+        _rate_axis(axes, rates)
+    else:
+        train, val = ([_value(entry, f"{part}_{name}") for entry in history] for part in ("train", "val"))
+        star: dict[str, Any] = {"marker": "*", "markersize": 15, "markeredgecolor": "white", "linestyle": ""}
+        axes.plot(epochs, train, "--", color=BLUE, label="training", **look)
+        axes.plot(epochs, val, "-", color=ORANGE, label="validation", **look)
+        axes.plot(epochs[chosen], val[chosen], color=ORANGE, label="chosen epoch", zorder=5, **star)
+        known = [value for value in train + val if math.isfinite(value)]
+        if title == "Loss":
+            axes.set_ylim(0, 1.08 * max([loss for loss in known if loss > 0], default=1.0))
+        else:
+            axes.set_ylim(max(0.0, min(known, default=0.0) - 0.05), 1.02)
+    axes.set_xlabel("epoch")
+    axes.grid(axis="y", color="#eef1f4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlim(0.5, len(history) + 0.5)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    axes.axvline(epochs[chosen], color=ORANGE, linewidth=0.9, linestyle=":", zorder=1)
+    mark_phases(axes, [phase_name(entry) for entry in history])
 
 
 def _rate_axis(axes: Axes, rates: list[float]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pharmclf import storage
+from pharmclf.evaluation.decision import Decision
 from pharmclf.evaluation.evaluate import Evaluation
 from pharmclf.metrics import Estimate
+from pharmclf.report.facts import SetFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,15 @@ class PhaseFacts:
     """Test accuracy of the phase's best weights; None: not evaluated."""
 
 
-def result(run: RunFacts, validation: Evaluation, test: Evaluation, phases: Sequence[PhaseFacts]) -> dict[str, Any]:
+def result(
+    run: RunFacts,
+    validation: Evaluation,
+    test: Evaluation,
+    phases: Sequence[PhaseFacts],
+    *,
+    decision: Decision | None = None,
+    extras: Sequence[SetFacts] = (),
+) -> dict[str, Any]:
     """The content of result.json; intervals are [low, high], 95 %; unknown numbers are None.
 
     Args:
@@ -50,7 +60,10 @@ def result(run: RunFacts, validation: Evaluation, test: Evaluation, phases: Sequ
         validation: the chosen model on the validation split.
         test: the same model on the test split.
         phases: in the order they ran.
+        decision: when the model answers by itself.
+        extras: sets from another source, with the same model.
     """
+    answered = test.answered
     return {
         "name": run.name,
         "backbone": run.backbone,
@@ -76,8 +89,34 @@ def result(run: RunFacts, validation: Evaluation, test: Evaluation, phases: Sequ
             }
             for phase in phases
         ],
+        "test_calibration_error": test.calibration_error.value,
+        "test_calibration_error_interval": _interval(test.calibration_error),
+        "temperature": decision.temperature if decision else None,
+        "threshold": decision.threshold if decision else None,
+        "threshold_assured": decision.assured if decision else None,
+        "max_error": decision.max_error if decision else None,
+        "test_answered": answered.coverage.value if answered else None,
+        "test_answered_interval": _interval(answered.coverage) if answered else None,
+        "test_answered_error": answered.error.value if answered and answered.error else None,
+        "test_answered_error_interval": _interval(answered.error) if answered and answered.error else None,
+        "extra_tests": [_extra(extra) for extra in extras],
         "seconds_total": _finite(run.seconds_total),
         "best_checkpoint": run.best_checkpoint,
+    }
+
+
+def _extra(facts: SetFacts) -> dict[str, Any]:
+    evaluation, drop = facts.evaluation, facts.drop
+    return {
+        "name": facts.name,
+        "source": facts.source,
+        "images": evaluation.num_images,
+        "accuracy": evaluation.accuracy.value,
+        "accuracy_interval": _interval(evaluation.accuracy),
+        "macro_f1": evaluation.macro_f1.value,
+        "macro_f1_interval": _interval(evaluation.macro_f1),
+        "difference": drop.value if drop else None,
+        "difference_interval": _interval(drop) if drop else None,
     }
 
 
@@ -104,6 +143,7 @@ def summary_text(result: dict[str, Any], folder: str) -> str:
         _score_row("validation accuracy", result, "val_accuracy", result["val_images"]),
         _score_row("test accuracy", result, "test_accuracy", result["test_images"]),
         _score_row("test macro F1", result, "test_macro_f1", result["test_images"]),
+        *(_score_row(f"{extra['name']} accuracy", extra, "accuracy", extra["images"]) for extra in _extras(result)),
     ]
     phases = [["", "epochs", "time", "images/s", "validation", "test", "95 % interval"]]
     for phase in result["phases"]:
@@ -114,10 +154,12 @@ def summary_text(result: dict[str, Any], folder: str) -> str:
     places = [
         ("model", model),
         ("best checkpoint", result["best_checkpoint"]),
-        ("pictures", storage.join(folder, "evaluation", "test") + "/"),
+        ("report", storage.join(folder, "report.html")),
         ("numbers", storage.join(folder, "result.json")),
     ]
     lines = [*_table(scores), "", *_table(phases), "", *(f"  {name:<21}{place}" for name, place in places)]
+    if (answers := _answers(result)) is not None:
+        lines = [*lines, "", f"  {answers}"]
     rule = "-" * min(100, max(len(line) for line in (head, *lines)))
     low, high = result["test_accuracy_interval"]
     outcome = (
@@ -127,7 +169,26 @@ def summary_text(result: dict[str, Any], folder: str) -> str:
     return "\n".join(["", head, rule, *lines, rule, outcome])
 
 
-def _score_row(title: str, values: dict[str, Any], key: str, count: int) -> list[str]:
+def _extras(result: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return result.get("extra_tests") or ()
+
+
+def _answers(result: Mapping[str, Any]) -> str | None:
+    """What the model answers by itself, in a line."""
+    if result.get("threshold") is None:
+        return None
+    share, error = result["test_answered"], result["test_answered_error"]
+    if not share or error is None:
+        return f"no answer is sure enough for an error of at most {result['max_error']:.1%}: all images go to people"
+    low, high = result["test_answered_error_interval"]
+    kind = "assured" if result["threshold_assured"] else "observed, not assured"
+    return (
+        f"at a confidence of {result['threshold']:.3f} or more it answers {share:.1%} of the test images, "
+        f"{error:.1%} of them wrongly ({low:.1%}-{high:.1%}; at most {result['max_error']:.1%} on validation, {kind})"
+    )
+
+
+def _score_row(title: str, values: Mapping[str, Any], key: str, count: int) -> list[str]:
     interval = values[f"{key}_interval"]
     shown = f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "-"
     return [title, f"{count:,}", _number(values[key], ".3f"), shown]

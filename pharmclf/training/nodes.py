@@ -99,6 +99,11 @@ def nodes_asked_for(config: RunConfig) -> Iterator[None]:
             request_resources(bundles=[])
 
 
+def device_kind() -> str:
+    """GPU where the cluster has one, else CPU."""
+    return "GPU" if ray.cluster_resources().get("GPU", 0.0) > 0 else "CPU"
+
+
 def _has_gpus(config: RunConfig) -> bool:
     return config.accelerator == "auto" and ray.cluster_resources().get("GPU", 0.0) > 0
 

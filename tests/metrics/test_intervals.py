@@ -101,6 +101,12 @@ def test_difference_of_proportions_equals_published_values(first, second, interv
     assert (round(found.low, 4), round(found.high, 4)) == interval
 
 
+def test_an_estimate_reads_well_below_zero_too():
+    """A minus sign between two bounds would be taken for theirs."""
+    assert str(metrics.Estimate(0.9, 0.85, 0.94)) == "0.900 (0.850-0.940)"
+    assert str(metrics.Estimate(-0.25, -0.31, -0.19)) == "-0.250 (-0.310 to -0.190)"
+
+
 def test_difference_covers_the_truth_in_95_of_100_samples():
     """Accuracies of 0.98 on 300 images and 0.85 on 120: over 3,000 pairs it holds -0.13 in 93 to 97 %."""
     generator = np.random.default_rng(0)

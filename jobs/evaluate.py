@@ -1,0 +1,25 @@
+"""Test a saved model on labelled images, and write numbers with their intervals, pictures and report.html.
+
+python jobs/evaluate.py --model runs/NAME                        on the test split of its own images
+python jobs/evaluate.py --model runs/NAME --data DIR             on images from another source, one folder per product
+python jobs/evaluate.py --model model.keras --data s3://bucket/images --out DIR
+
+Images that the model was trained on are found and left out; labels that it does not know, or lacks, are named.
+"""
+
+from __future__ import annotations
+
+import tyro
+
+from pharmclf.cli import help_text, run_job
+from pharmclf.finish import EvaluationOptions, evaluate_saved
+
+
+def main() -> int:
+    """Parse, test."""
+    options = tyro.cli(EvaluationOptions, description=help_text(__doc__), config=(tyro.conf.FlagConversionOff,))
+    return evaluate_saved(options, lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    run_job(main)

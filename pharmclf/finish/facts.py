@@ -1,0 +1,62 @@
+"""What a report says of the data and of the machines."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import psutil
+
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.prepare import count_table
+from pharmclf.data.stream import load_images
+from pharmclf.report.facts import DataFacts, Picture
+
+_GROUPS, _PER_GROUP, _QUARANTINED = 4, 4, 50
+_SIDE = 128  # of the pictures of copies, pixels
+
+
+def data_facts(manifest: Manifest) -> DataFacts:
+    """What a report says of a data set with splits."""
+    rows = manifest.ok
+    sizes = rows["group"].value_counts()
+    copies = sizes[sizes > 1]
+    bad = manifest.quarantined
+    return DataFacts(
+        counts=count_table(manifest),
+        quarantined=[(str(row.path), str(row.status)) for row in bad.head(_QUARANTINED).itertuples()],
+        num_quarantined=len(bad),
+        num_duplicate_groups=len(copies),
+        num_duplicate_images=int(copies.sum()),
+        num_torn_groups=int((rows.groupby("group")["split"].nunique() > 1).sum()),
+        duplicate_groups=[_group_pictures(manifest, int(group)) for group in sorted(copies.index)[:_GROUPS]],
+        notes=manifest.notes,
+    )
+
+
+def _group_pictures(manifest: Manifest, group: int) -> list[Picture]:
+    """Some copies of one picture; `predicted` holds their split."""
+    rows = manifest.ok[manifest.ok["group"] == group].head(_PER_GROUP)
+    images = load_images([str(path) for path in rows["path"]], _SIDE)
+    return [
+        Picture(
+            image=image,
+            path=str(row.path),
+            label=str(row.label),
+            predicted=str(row.split),
+            confidence=0.0,
+            abstain=False,
+            heatmap=None,
+        )
+        for image, row in zip(images, rows.itertuples(), strict=True)
+    ]
+
+
+def machine_facts(device: str, workers: int) -> list[tuple[str, str]]:
+    """Devices, and the machine of the driver."""
+    memory = psutil.virtual_memory().total / 2**30
+    return [
+        ("device", device),
+        ("workers", str(workers) if workers else "none; in one process"),
+        ("driver", f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {memory:.0f} GiB"),
+    ]

@@ -1,0 +1,79 @@
+"""The pictures of a report: samples, the surest mistakes, the most confused pairs; on some, where the model looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pharmclf.data.stream import load_images
+from pharmclf.evaluation.evaluate import ConfusedPair, difference, most_confused_pairs
+from pharmclf.evaluation.explain import Explainer
+from pharmclf.finish.scores import Scored, spread
+from pharmclf.report.facts import Picture, SetFacts
+
+_SAMPLES, _WORST, _PAIRS, _PER_PAIR = 10, 8, 4, 4
+
+
+def set_facts(scored: Scored, first: Scored | None, image_size: int, explainer: Explainer | None) -> SetFacts:
+    """What a report says and shows of a set.
+
+    Args:
+        scored: the set.
+        first: the one that it is compared with; None: this is the first.
+        image_size: side of the pictures in pixels, that of the model's input.
+        explainer: gives the heatmaps of mistakes; None: there are none.
+    """
+    table = scored.table
+    wrong = table[table["label"] != table["predicted"]].sort_values(["confidence", "row"], ascending=[False, True])
+    samples, worst = spread(len(table), _SAMPLES), wrong.index[:_WORST].to_numpy()
+    pairs = most_confused_pairs(scored.evaluation, _PAIRS)
+    confused = [
+        wrong.index[(wrong["label"] == pair.label) & (wrong["predicted"] == pair.predicted)][:_PER_PAIR].to_numpy()
+        for pair in pairs
+    ]
+    chosen = np.unique(np.concatenate([samples, worst, *confused])).astype(np.int64)
+    explained = np.unique(np.concatenate([worst, *confused])).astype(np.int64) if explainer else chosen[:0]
+    pictures = _pictures(scored, chosen, explained, image_size, explainer)
+    return SetFacts(
+        name=scored.images.name,
+        source=scored.images.source,
+        evaluation=scored.evaluation,
+        samples=[pictures[place] for place in samples],
+        worst=[pictures[place] for place in worst],
+        confused=_with_pictures(pairs, confused, pictures),
+        notes=scored.images.notes,
+        drop=difference(first.evaluation, scored.evaluation) if first else None,
+    )
+
+
+def _with_pictures(
+    pairs: Sequence[ConfusedPair], places: Sequence[np.ndarray], pictures: dict[int, Picture]
+) -> list[tuple[ConfusedPair, list[Picture]]]:
+    return [(pair, [pictures[place] for place in mine]) for pair, mine in zip(pairs, places, strict=True)]
+
+
+def _pictures(
+    scored: Scored, chosen: np.ndarray, explained: np.ndarray, image_size: int, explainer: Explainer | None
+) -> dict[int, Picture]:
+    """Place in the table -> picture."""
+    table = scored.table
+    images = load_images([str(path) for path in table["path"].iloc[chosen]], image_size)
+    heatmaps: dict[int, np.ndarray] = {}
+    if explainer and len(explained):
+        of_chosen = np.searchsorted(chosen, explained)
+        given = scored.probabilities[explained].argmax(axis=1)  # the evidence for what the model says
+        heatmaps = dict(zip(explained.tolist(), explainer.heatmaps(images[of_chosen], given), strict=True))
+    found = {}
+    for image, place in zip(images, chosen.tolist(), strict=True):
+        row = table.iloc[place]
+        found[place] = Picture(
+            image=image,
+            path=str(row["path"]),
+            label=str(row["label"]),
+            predicted=str(row["predicted"]),
+            confidence=float(row["confidence"]),
+            abstain=bool(row.get("abstain", False)),
+            heatmap=heatmaps.get(place),
+        )
+    return found

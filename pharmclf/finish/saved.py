@@ -1,0 +1,142 @@
+"""A saved model on any labelled images: scored, and reported, without the run that it comes from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.cli import EXIT_OK, Say, scan_progress
+from pharmclf.config import ConfigError, RunConfig, from_dict, parse_share, parse_workers, to_yaml
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.prepare import MANIFEST_FILE, manifests_of
+from pharmclf.evaluation.evaluate import classification_table
+from pharmclf.evaluation.explain import Explainer
+from pharmclf.evaluation.saved import SavedModel, find_model
+from pharmclf.finish.facts import data_facts, machine_facts
+from pharmclf.finish.pictures import set_facts
+from pharmclf.finish.scores import predict_sets, score, write_scored
+from pharmclf.finish.sets import LabelledSet, outside_set, split_set
+from pharmclf.report.facts import ReportFacts
+from pharmclf.report.page import page_html
+from pharmclf.training.launch import connect
+from pharmclf.training.nodes import device_kind
+
+_OWN_SPLITS = ("test", "validation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What is tested on what, and where the result goes."""
+
+    model: str = ""
+    """A run's folder, its model folder, a folder of fetch_best.py, or a .keras file; local or s3://."""
+    data: str = "test"
+    """Folder, s3:// prefix or list of labelled images; test or validation: that split of the run's own data."""
+    name: str = ""
+    """What the set is called. Empty: the last part of its path."""
+    out: str = ""
+    """Folder or s3:// prefix of the result. Empty: evaluation/<name>/ in the run's folder."""
+    workers: str = "0"
+    """Processes on Ray that predict, one accelerator each; 0: this process."""
+    max_bad: str = "20%"
+    """Largest share of images that cannot be read, as 1% or 0.01."""
+    storage: str = "runs"
+    """Folder or s3:// prefix that keeps the lists of images examined."""
+    allow_open_cluster: bool = False
+    """Join a cluster whose job server takes jobs from anyone who reaches it."""
+
+
+def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
+    """Test a saved model, and write numbers, pictures and a report.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        ConfigError: no model, no images, or no place for the result.
+    """
+    if not options.model:
+        raise ConfigError("--model: received nothing, expected a run's folder or a .keras file. Give --model RUN")
+    max_bad_share, workers = parse_share(options.max_bad), parse_workers(options.workers)[1]
+    model = find_model(options.model)
+    record = storage.read_json(storage.join(model.run_folder, "run.json")) if model.run_folder else {}
+    name = options.name or _name_of(options.data)
+    out = _place(options, model, name)
+    own = _own_manifest(model)
+    images = _images(options, model, own, name, max_bad_share, say)
+    for note in images.notes:
+        say(f"note: {note}")
+    say(f"testing {model.location} on {len(images.rows):,} images")
+    if workers:
+        connect(allow_open=options.allow_open_cluster)
+    device = device_kind() if workers else "this process"
+    with Explainer(model.location, on_ray=workers > 0) as explainer:
+        gpus = device == "GPU"
+        found = predict_sets([model.location], [images], model.image_size, actors=workers, gpus=gpus)
+        scored = score(images, found[0][:, 0], model.labels, model.decision)
+        write_scored(scored, out, model.image_size)
+        shown = set_facts(scored, None, model.image_size, explainer)
+    report = ReportFacts(
+        result=None,
+        history=None,
+        best=None,
+        decision=model.decision,
+        validation=None,
+        sets=[shown],
+        data=data_facts(images.manifest),
+        config_yaml=to_yaml(_config_of(record)) if record else "",
+        versions=record.get("versions", {}),
+        fingerprints=record.get("fingerprints", {}) | {"model": model.sha256},
+        hardware=machine_facts(device, workers),
+        hardware_curves=(),
+        command=None,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    location = storage.join(out, "report.html")
+    storage.write_bytes(location, page_html(report).encode())
+    say(classification_table(scored.evaluation))
+    say(f"{name}: accuracy {scored.evaluation.accuracy} on {len(images.rows):,} images; report: {location}")
+    return EXIT_OK
+
+
+def _name_of(data: str) -> str:
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", data.rstrip("/").rsplit("/", 1)[-1]).strip("-.")
+    return stem or "images"
+
+
+def _place(options: EvaluationOptions, model: SavedModel, name: str) -> str:
+    if options.out:
+        return storage.absolute(options.out)
+    if model.run_folder is None:
+        raise ConfigError("--out: received nothing, and the model lies in no run's folder. Give --out DIR")
+    return storage.join(model.run_folder, "evaluation", name)
+
+
+def _own_manifest(model: SavedModel) -> Manifest | None:
+    location = storage.join(model.run_folder, MANIFEST_FILE) if model.run_folder else ""
+    return Manifest.read(location) if location and storage.is_file(location) else None
+
+
+def _images(
+    options: EvaluationOptions, model: SavedModel, own: Manifest | None, name: str, max_bad_share: float, say: Say
+) -> LabelledSet:
+    if options.data in _OWN_SPLITS:
+        if own is None:
+            raise ConfigError(f"--data {options.data}: the model comes without its run's images. Give a folder or list")
+        return split_set(own, options.data, own.root)
+    return outside_set(
+        name,
+        options.data,
+        model.labels,
+        cache=manifests_of(options.storage),
+        max_bad_share=max_bad_share,
+        known=own,
+        progress=scan_progress(say),
+    )
+
+
+def _config_of(record: dict[str, Any]) -> RunConfig:
+    return from_dict(record["config"], source="run.json")

@@ -1,0 +1,81 @@
+"""Predictions of labelled sets, scored, and the files that keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from pharmclf import storage
+from pharmclf.data.stream import load_images
+from pharmclf.evaluation.decision import Decision
+from pharmclf.evaluation.evaluate import Evaluation, evaluate, predictions_table, write_evaluation
+from pharmclf.evaluation.predict import predict
+from pharmclf.finish.sets import LabelledSet
+from pharmclf.report import plots
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """A labelled set with what a model said of it."""
+
+    images: LabelledSet
+    probabilities: np.ndarray
+    """(n, classes) float32, as the model gives them."""
+    table: pd.DataFrame
+    """One row per image: row, path, label, predicted, confidence, abstain."""
+    evaluation: Evaluation
+
+
+def predict_sets(
+    models: Sequence[str], sets: Sequence[LabelledSet], image_size: int, *, actors: int, gpus: bool
+) -> list[np.ndarray]:
+    """Probabilities of all images of some sets, through one pipeline.
+
+    Args:
+        models: locations of saved models.
+        sets: what they are tested on.
+        image_size: S, side of their input in pixels.
+        actors: processes that predict; 0: this one.
+        gpus: whether each of them takes a GPU.
+
+    Returns:
+        For each set (images, models, classes) float32.
+    """
+    paths = [path for images in sets for path in images.paths]
+    probabilities = predict(models, paths, np.arange(len(paths)), image_size, actors=actors, gpus=gpus)
+    return np.split(probabilities, np.cumsum([len(images.rows) for images in sets])[:-1])
+
+
+def score(
+    images: LabelledSet, probabilities: np.ndarray, class_names: Sequence[str], decision: Decision | None
+) -> Scored:
+    """Score a set.
+
+    Args:
+        images: n labelled images.
+        probabilities: (n, classes), as the model gives them.
+        class_names: in the order of the model's outputs.
+        decision: the model's temperature and threshold, if it has them.
+    """
+    table = predictions_table(images.rows, images.paths, images.labels, probabilities, class_names, decision)
+    evaluation = evaluate(table, class_names, groups=images.groups, probabilities=probabilities, decision=decision)
+    return Scored(images=images, probabilities=probabilities, table=table, evaluation=evaluation)
+
+
+def write_scored(scored: Scored, folder: str, image_size: int) -> None:
+    """Write the numbers and pictures of a scored set below a folder or prefix."""
+    write_evaluation(scored.evaluation, scored.table, folder, probabilities=scored.probabilities)
+    pictures = {"confusion_matrix.png": plots.confusion_matrix_png(scored.evaluation)}
+    shown = spread(len(scored.table), plots.NUM_SAMPLES)
+    images = load_images([str(path) for path in scored.table["path"].iloc[shown]], image_size)
+    pictures["sample_predictions.png"] = plots.sample_predictions_png(images, scored.table.iloc[shown])
+    for name, content in pictures.items():
+        storage.write_bytes(storage.join(folder, name), content)
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """(at most `most`,) places, evenly over 0..count-1."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)

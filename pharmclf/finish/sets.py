@@ -1,0 +1,117 @@
+"""The labelled sets that a model is tested on: the splits of its own data, and sets from another source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pharmclf.config import ConfigError, RunConfig
+from pharmclf.data.leaks import known_images
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.prepare import cached_manifest, manifests_of
+from pharmclf.evaluation.labels import match_labels
+
+Progress = Callable[[int, int], None]
+"""Called with the number of files examined and the number of all."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledSet:
+    """Labelled images that a model is scored on."""
+
+    name: str
+    """Of the split, or as `extra_test` calls it; the folder below evaluation/."""
+    source: str
+    """Where the images come from."""
+    manifest: Manifest
+    rows: np.ndarray
+    """(n,) int64 rows of the manifest that are scored."""
+    notes: tuple[str, ...] = ()
+    """What a reader of its scores must know, one line each."""
+
+    @property
+    def paths(self) -> list[str]:
+        """Locations of the n images."""
+        return [str(path) for path in self.manifest.table["path"].loc[self.rows]]
+
+    @property
+    def labels(self) -> list[str]:
+        """True classes of the n images."""
+        return [str(label) for label in self.manifest.table["label"].loc[self.rows]]
+
+    @property
+    def groups(self) -> np.ndarray:
+        """(n,) numbers; images of one group are near duplicates."""
+        return self.manifest.table["group"].loc[self.rows].to_numpy()
+
+
+def split_set(manifest: Manifest, split: str, source: str) -> LabelledSet:
+    """A split of a data set."""
+    return LabelledSet(name=split, source=source, manifest=manifest, rows=manifest.rows(split))
+
+
+def outside_set(
+    name: str,
+    location: str,
+    class_names: Sequence[str],
+    *,
+    cache: str,
+    max_bad_share: float = 1.0,
+    known: Manifest | None = None,
+    progress: Progress | None = None,
+) -> LabelledSet:
+    """A set that the model's data set does not hold; images that the model has been trained on are left out.
+
+    Args:
+        name: what it is called.
+        location: folder, s3:// prefix or list, as `RunConfig.data`.
+        class_names: the model's classes; images of others cannot be scored, and are named in a note.
+        cache: folder or prefix that keeps manifests.
+        max_bad_share: largest share of images that cannot be read, 0..1.
+        known: the data set of the model with its splits; None: not known.
+        progress: called with (files done, files) while images are examined.
+
+    Raises:
+        ConfigError: nothing to score there.
+    """
+    try:
+        manifest = cached_manifest(location, cache, max_bad_share=max_bad_share, progress=progress, fewest_classes=1)
+        match = match_labels(Counter(manifest.ok["label"].tolist()), class_names)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {str(error).removeprefix('--data ')}") from error
+    usable = manifest.ok[manifest.ok["label"].isin(set(class_names))]
+    rows = usable.index.to_numpy(np.int64)
+    notes = [*manifest.notes, *match.notes()]
+    if len(manifest.quarantined):
+        notes.append(f"{len(manifest.quarantined):,} images cannot be read and are left out")
+    if known is not None:
+        seen = np.intersect1d(known_images(manifest, known, ("train", "validation")), rows)
+        if len(seen):
+            notes.append(f"{len(seen):,} images are copies of images that the model was trained on, and are left out")
+            rows = np.setdiff1d(rows, seen)
+    if not len(rows):
+        raise ConfigError(f"{name}: {location}: no image is left to test on ({'; '.join(notes)}). Give other images")
+    return LabelledSet(name=name, source=location, manifest=manifest, rows=rows, notes=tuple(notes))
+
+
+def extra_sets(config: RunConfig, manifest: Manifest, progress: Progress | None = None) -> list[LabelledSet]:
+    """The sets of `extra_test`.
+
+    Raises:
+        ConfigError: one of them has nothing to score.
+    """
+    return [
+        outside_set(
+            name,
+            location,
+            manifest.class_names,
+            cache=manifests_of(config.storage),
+            max_bad_share=config.max_bad_share,
+            known=manifest,
+            progress=progress,
+        )
+        for name, location in config.extra_tests.items()
+    ]

@@ -1,0 +1,249 @@
+"""The model card, Markdown beside the model: what it is, how well it does, where it fails, when it should not answer.
+
+After Mitchell et al. 2019, "Model Cards for Model Reporting". Names of classes, sets and files are escaped: they are
+shown as they are, whatever they hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from pharmclf.evaluation.decision import DECISION_FILE, Decision
+from pharmclf.evaluation.results import ClassResult, Evaluation
+from pharmclf.metrics import Estimate
+from pharmclf.report import words
+from pharmclf.report.facts import DataFacts, ReportFacts, SetFacts
+
+CARD_FILE = "README.md"
+"""Its name, beside the model."""
+_WORST = 5  # classes and pairs that are named
+_MOST_NAMES = 30  # classes that are listed
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~&#!$^])")
+_TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # would turn the rest of the line round
+_LOAD = (
+    "import json, keras, numpy as np, pathlib",
+    'model = keras.saving.load_model("model.keras")',
+)
+_READ = "json.loads(pathlib.Path({}).read_bytes())"
+_IMAGE = 'image = keras.utils.load_img("tablet.jpg", target_size=model.input_shape[1:3], interpolation="bilinear")'
+
+
+def model_card(facts: ReportFacts) -> str:
+    """The card as Markdown (CommonMark with tables); equal facts give equal text.
+
+    Args:
+        facts: what it says; what is not known is left out.
+    """
+    verdict = words.verdict(facts)
+    parts = [
+        [f"# {escaped(facts.name)}", f"**{verdict.headline}** ({verdict.certainty}). {verdict.answers}"],
+        _what(facts),
+        _use(facts),
+        _data(facts.data) if facts.data else [],
+        _scores(facts),
+        _failures(facts),
+        _threshold(facts),
+        _code(facts.decision),
+        _origin(facts),
+    ]
+    return "\n\n".join(line for part in parts for line in part if line) + "\n"
+
+
+def escaped(text: object) -> str:
+    """A text that Markdown shows as it is, in one line."""
+    return _SPECIAL.sub(r"\\\1", _TURNING.sub("", " ".join(str(text).split())))
+
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose cells are escaped already; numbers stand to the right."""
+    rule = ["---", *["---:"] * (len(heading) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heading, rule, *rows))
+
+
+def _list(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _what(facts: ReportFacts) -> list[str]:
+    names = facts.test.evaluation.class_names
+    listed = ", ".join(escaped(name) for name in names[:_MOST_NAMES])
+    more = f", and {len(names) - _MOST_NAMES} more in `labels.json`" if len(names) > _MOST_NAMES else ""
+    kind = f"An image classifier of {words.count(len(names), 'product')}"
+    if facts.result:
+        kind += (
+            f" on the backbone {escaped(facts.result['backbone'])}, trained on "
+            f"{words.count(facts.result['train_images'], 'image')} in two phases: first its head, then its upper blocks"
+        )
+    made = f" Made {escaped(facts.created)}." if facts.created else ""
+    takes = "It takes RGB images with values from 0 to 255 and gives a probability for each product."
+    return ["## What it is", f"{kind}.{made} {takes}", f"Products: {listed}{more}."]
+
+
+def _use(facts: ReportFacts) -> list[str]:
+    num_classes = len(facts.test.evaluation.classes)
+    shifts = [item for item in facts.sets[1:] if item.drop and item.drop.high < 0]
+    elsewhere = "It was not tested on images of another source."
+    if len(facts.sets) > 1:
+        elsewhere = "It does worse there." if shifts else "On those tried below it did no worse beyond chance."
+    return [
+        "## What it is for, and what not",
+        "It proposes the name of a product to a person who is able to check it and does.",
+        _list(
+            [
+                f"**It knows {num_classes} products and nothing else.** A picture of anything else gets one of their "
+                "names too, and can get it with high confidence.",
+                "**It must not be the only check before a patient takes a medicine.** It sees a surface, not what is "
+                "in it: not strength, batch, expiry or forgery, unless these were classes of its own.",
+                f"**Other cameras, light, backgrounds or packages are another task.** {elsewhere} Test it on your own "
+                "images before you use it, and again when anything changes.",
+                "**Its confidence is measured, not understood.** It holds on average for images like the validation "
+                "images, not for each image.",
+            ]
+        ),
+    ]
+
+
+def _data(data: DataFacts) -> list[str]:
+    _, train, validation, test = data.counts[-1]
+    copies = "No image is a copy of another."
+    if data.num_duplicate_groups:
+        groups = words.count(data.num_duplicate_groups, "group")
+        where = "each group lies in one split."
+        if data.num_torn_groups:
+            where = f"{data.num_torn_groups:,} of the groups lie in several splits, so scores flatter."
+        copies = f"{words.count(data.num_duplicate_images, 'image')} in {groups} are copies of one another; {where}"
+    bad = f" {words.count(data.num_quarantined, 'file')} could not be used." if data.num_quarantined else ""
+    smallest = min(data.counts[:-1], key=lambda row: row[1])
+    return [
+        "## Data",
+        f"{words.count(train, 'image')} to train on, {validation:,} to choose epoch, temperature and threshold, "
+        f"{test:,} to test. {copies}{bad} Fewest to train on: {escaped(smallest[0])}, {smallest[1]:,}.",
+        _list(escaped(note) for note in data.notes),
+    ]
+
+
+def _scores(facts: ReportFacts) -> list[str]:
+    heading = ["", "images", "accuracy", "macro F1", "calibration error", "answered by itself", "wrong among answers"]
+    rows = []
+    for item in facts.sets:
+        scores, point = item.evaluation, item.evaluation.answered
+        shares: list[Estimate | None] = [scores.accuracy, scores.macro_f1, scores.calibration_error]
+        shares += [point.coverage, point.error] if point else [None, None]
+        cells = [words.with_interval(share) if share else "–" for share in shares]
+        rows.append([escaped(item.name), f"{scores.num_images:,}", *cells])
+    return [
+        "## How well it does",
+        f"In brackets: 95{words.THIN}% intervals; copies of one picture count as one.",
+        _table(heading, rows),
+        "### Each product, on " + escaped(words.images_of(facts.test)),
+        _table(["product", "images", "recall", "precision", "F1"], map(_class_row, facts.test.evaluation.classes)),
+    ]
+
+
+def _class_row(item: ClassResult) -> list[str]:
+    return [
+        escaped(item.name),
+        f"{item.support:,}",
+        words.with_interval(item.recall) if item.support else "not known",
+        words.with_interval(item.precision) if item.predicted else "not known",
+        words.with_interval(item.f1) if item.occurs else "not known",
+    ]
+
+
+def _failures(facts: ReportFacts) -> list[str]:
+    lines = [line for item in facts.sets for line in _failures_of(item, facts)]
+    lines += [_vague(facts.test.evaluation)]
+    return ["## Where it fails", _list(lines)]
+
+
+def _failures_of(facts: SetFacts, report: ReportFacts) -> list[str]:
+    scores, where = facts.evaluation, escaped(words.images_of(facts))
+    lines = [] if facts is report.test else [escaped(words.shift(facts, report.test, report.decision))]
+    missed = sorted((item for item in scores.classes if item.support and item.recall.value < 1), key=_recall)
+    if missed:
+        named = "; ".join(f"{escaped(item.name)} {words.with_interval(item.recall)}" for item in missed[:_WORST])
+        lines.append(f"Least often recognised, of {where}: {named}.")
+    else:
+        lines.append(f"No mistake among {where}.")
+    pairs = [
+        f"{escaped(pair.label)} taken for {escaped(pair.predicted)} "
+        f"({words.count(pair.count, 'image')}, {words.percent(pair.share)} of it)"
+        for pair, _ in facts.confused[:_WORST]
+    ]
+    return [*lines, *([f"Most often confused, of {where}: {'; '.join(pairs)}."] if pairs else []), *_noted(facts)]
+
+
+def _recall(item: ClassResult) -> float:
+    return item.recall.value
+
+
+def _noted(facts: SetFacts) -> list[str]:
+    return [f"{escaped(facts.name)}: {escaped(note)}" for note in facts.notes]
+
+
+def _vague(scores: Evaluation) -> str:
+    """How little is known of single classes."""
+    tested = [item for item in scores.classes if item.support]
+    vaguest = max(tested, key=lambda item: item.recall.high - item.recall.low)
+    untested = [escaped(item.name) for item in scores.classes if not item.support]
+    text = (
+        f"What is known of single products is coarse: that of {escaped(vaguest.name)}, with "
+        f"{words.count(vaguest.support, 'test image')}, is between {words.percent(vaguest.recall.low)} and "
+        f"{words.percent(vaguest.recall.high)} recognised."
+    )
+    return text + (f" Not tested at all: {', '.join(untested)}." if untested else "")
+
+
+def _threshold(facts: ReportFacts) -> list[str]:
+    decision, lines = facts.decision, ["## When it answers by itself"]
+    if decision is None:
+        return [*lines, words.answers(facts.test.evaluation.answered)]
+    if decision.threshold <= 1:
+        lines.append(
+            f"From a confidence of {decision.threshold:.4f} after temperature scaling "
+            f"(temperature {decision.temperature:.4f}); below that, ask a human."
+        )
+    lines.append(words.promise(decision, facts.test))
+    if not decision.assured:
+        lines.append(
+            f"To promise it, at least {words.count(decision.num_needed, 'independent validation image')} must be "
+            f"answered without an error; there were {decision.num_validation_images:,} in all."
+        )
+    if decision.threshold <= 1:
+        lines.append(
+            "That is said of images drawn like these, not of another source, and is a little hopeful: the same "
+            "validation images chose the epoch."
+        )
+    lines.append(words.calibration(facts.test.evaluation, decision.temperature))
+    return lines
+
+
+def _code(decision: Decision | None) -> list[str]:
+    if decision:
+        lines = [
+            *_LOAD,
+            f"labels, decision = ({_READ.format('name')} for name in {('labels.json', DECISION_FILE)})",
+            _IMAGE,
+            'p = model.predict(np.array(image, "float32")[None])[0] ** (1 / decision["temperature"])',
+            'print(labels[p.argmax()] if p.max() / p.sum() >= decision["threshold"] else "ask a human")',
+        ]
+    else:
+        lines = [
+            *_LOAD,
+            f"labels = {_READ.format(repr('labels.json'))}",
+            _IMAGE,
+            'p = model.predict(np.array(image, "float32")[None])[0]',
+            "print(labels[p.argmax()], p.max())",
+        ]
+    return ["## How to use it", "\n".join(["```python", *lines, "```"])]
+
+
+def _origin(facts: ReportFacts) -> list[str]:
+    parts = []
+    if facts.command:
+        parts += ["Made with " + escaped(facts.command)]
+    for title, values in (("Versions", facts.versions), ("Fingerprints", facts.fingerprints)):
+        if values:
+            parts += [f"{title}: " + ", ".join(f"{escaped(key)} {escaped(value)}" for key, value in values.items())]
+    return ["## Where it comes from", *(f"{part}." for part in parts)] if parts else []

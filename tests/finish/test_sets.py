@@ -1,0 +1,87 @@
+"""Labelled sets: splits, and sets from another source, with what is left out of them and why."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pharmclf.config import ConfigError, RunConfig
+from pharmclf.data.manifest import Manifest
+from pharmclf.finish.sets import extra_sets, outside_set, split_set
+
+
+@pytest.fixture
+def other(drawn_manifest: Manifest, tmp_path: Path) -> Path:
+    """Six images of the test split, one of the training split, two of a product that the model does not know."""
+    table = drawn_manifest.table
+    rows = [*drawn_manifest.rows("test")[:6], drawn_manifest.rows("train")[0]]
+    for row in rows:
+        folder = tmp_path / "other" / table["label"][row]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(table["path"][row], folder / f"{row}.jpg")
+    unknown = tmp_path / "other" / "Unknown"
+    unknown.mkdir()
+    for row in drawn_manifest.rows("test")[6:8]:
+        shutil.copy(table["path"][row], unknown / f"{row}.jpg")
+    return tmp_path / "other"
+
+
+def test_a_split_is_a_set_of_its_rows(drawn_manifest: Manifest):
+    """Paths, labels and groups stand in the order of the rows."""
+    images = split_set(drawn_manifest, "test", "drawn")
+    table = drawn_manifest.table
+    assert images.rows.tolist() == table.index[table["split"] == "test"].tolist()
+    assert images.paths == table["path"][images.rows].tolist()
+    assert images.labels == table["label"][images.rows].tolist()
+    assert images.groups.tolist() == table["group"][images.rows].tolist()
+
+
+def test_a_set_from_outside_leaves_out_what_was_trained_on_and_what_is_unknown(
+    other: Path, drawn_manifest: Manifest, tmp_path: Path
+):
+    """The training image and the product that the model does not know are left out, each with a note."""
+    names = drawn_manifest.class_names
+    images = outside_set("x", str(other), names, cache=str(tmp_path / "cache"), known=drawn_manifest)
+    assert len(images.rows) == 6
+    assert set(images.labels) <= set(names)
+    notes = "\n".join(images.notes)
+    assert "1 images are copies of images that the model was trained on" in notes
+    assert "Unknown" in notes
+    apart = outside_set("x", str(other), names, cache=str(tmp_path / "cache"))
+    assert len(apart.rows) == 7
+
+
+def test_a_set_in_which_nothing_can_be_scored_is_refused(other: Path, drawn_manifest: Manifest, tmp_path: Path):
+    """Only unknown products, only training images, nothing at all: each says which set it is, and what was found."""
+    names = drawn_manifest.class_names
+    for folder in other.iterdir():
+        if folder.name != "Unknown":
+            shutil.rmtree(folder)
+    with pytest.raises(ConfigError, match=r"(?s)^x: .*Unknown"):
+        outside_set("x", str(other), names, cache=str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match=r"^x: .*nowhere"):
+        outside_set("x", str(tmp_path / "nowhere"), names, cache=str(tmp_path / "cache"))
+    row = drawn_manifest.rows("train")[0]
+    trained = tmp_path / "trained" / names[0]
+    trained.mkdir(parents=True)
+    shutil.copy(drawn_manifest.table["path"][row], trained / "a.jpg")
+    with pytest.raises(ConfigError, match="no image is left to test on"):
+        outside_set("x", str(trained.parent), names, cache=str(tmp_path / "cache"), known=drawn_manifest)
+
+
+def test_a_run_takes_several_sets_by_their_names(other: Path, drawn_manifest: Manifest, tmp_path: Path):
+    config = RunConfig(storage=str(tmp_path / "runs"), extra_test=(f"one={other}", f"two={other}"))
+    assert [images.name for images in extra_sets(config, drawn_manifest)] == ["one", "two"]
+
+
+@pytest.mark.parametrize("text", ["shifted", "=x", "a b=x", "test=x", "../a=x", "a="])
+def test_a_set_without_a_usable_name_or_place_is_refused(text: str):
+    with pytest.raises(ConfigError, match="extra_test"):
+        RunConfig(extra_test=(text,))
+
+
+def test_a_name_that_stands_there_twice_is_refused():
+    with pytest.raises(ConfigError, match="taken already"):
+        RunConfig(extra_test=("a=x", "a=y"))

@@ -1,0 +1,121 @@
+"""A run with sets from another source, and jobs/evaluate.py on what it has left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from running import REPOSITORY, SMALL, environment, finish
+
+from pharmclf.evaluation.decision import read_decision
+
+QUICK = [*SMALL, "--phase1.epochs=2", "--phase2.epochs=1", "--max-error=10%"]
+
+pytestmark = [pytest.mark.ray, pytest.mark.tf]
+
+
+def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "jobs" / "evaluate.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+
+
+@pytest.fixture(scope="module")
+def other(drawn_images: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight other images of the same kind, of nine of the products and of one unknown product."""
+    from pharmclf.data.demo import write_demo
+
+    folder = Path(write_demo(tmp_path_factory.mktemp("other") / "images", seed=7, images_per_class=5))
+    first = min(path for path in folder.iterdir() if path.is_dir())
+    first.rename(folder / "Unknown")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(drawn_images: str, other: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run tested on another set too, and what it said."""
+    folder = tmp_path_factory.mktemp("runs")
+    flags = [f"--data={drawn_images}", f"--storage={folder}", "--name=run", "--workers=0", *QUICK]
+    ended = finish(*flags, f"--extra-test=lamp={other}", "--extra-test", f"day={other}")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return folder / "run", ended.stdout
+
+
+def test_a_run_is_tested_on_sets_from_another_source(run: tuple[Path, str]):
+    """Each has its folder, its numbers with the difference, and its line; the unknown product is named."""
+    folder, said = run
+    result = json.loads((folder / "result.json").read_text())
+    assert [extra["name"] for extra in result["extra_tests"]] == ["lamp", "day"]
+    for extra in result["extra_tests"]:
+        assert extra["images"] == 45
+        low, high = extra["difference_interval"]
+        assert low <= extra["difference"] <= high
+        assert extra["difference"] == pytest.approx(extra["accuracy"] - result["test_accuracy"])
+        assert (folder / "evaluation" / extra["name"] / "predictions.parquet").is_file()
+    assert "Unknown" in said
+    assert "lamp accuracy" in said
+
+
+def test_a_run_leaves_a_decision_a_report_and_a_model_card(run: tuple[Path, str]):
+    """The decision stands beside the model; predictions say which images are left to people, by its threshold."""
+    folder, _ = run
+    decision = read_decision(str(folder / "model" / "decision.json"))
+    assert decision.max_error == 0.1
+    table = pd.read_parquet(folder / "evaluation" / "test" / "predictions.parquet")
+    assert (table["abstain"] == (table["confidence"] < decision.threshold)).all()
+    page = (folder / "report.html").read_text()
+    assert "lamp" in page
+    assert "<script" not in page.split("</head>")[1]
+    assert "lamp" in (folder / "model" / "README.md").read_text()
+
+
+def test_the_test_split_evaluated_again_gives_the_numbers_of_the_run(run: tuple[Path, str], tmp_path: Path):
+    folder, _ = run
+    ended = evaluate(f"--model={folder}", f"--out={tmp_path}/again", "--data=test")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    before, again = (
+        json.loads((place / "metrics.json").read_text())
+        for place in (folder / "evaluation" / "test", tmp_path / "again")
+    )
+    assert again == before
+    assert (tmp_path / "again" / "report.html").stat().st_size > 10_000
+
+
+def test_images_from_elsewhere_are_tested_without_those_of_the_training(
+    run: tuple[Path, str], other: Path, drawn_images: str, tmp_path: Path
+):
+    """The run's own images among others are found; the result goes to the run's folder, under the set's name."""
+    folder, _ = run
+    mixed = tmp_path / "mixed"
+    shutil.copytree(other, mixed)
+    manifest = pd.read_parquet(folder / "manifest.parquet")
+    trained: Any = manifest[manifest["split"] == "train"].iloc[0]
+    (mixed / trained["label"]).mkdir(exist_ok=True)
+    shutil.copy(trained["path"], mixed / trained["label"] / "trained.jpg")
+    ended = evaluate(f"--model={folder}", f"--data={mixed}", f"--storage={tmp_path}/lists")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "1 images are copies of images that the model was trained on" in ended.stdout
+    table = pd.read_parquet(folder / "evaluation" / "mixed" / "predictions.parquet")
+    assert len(table) == 45
+    assert not table["path"].str.endswith("trained.jpg").any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--model: received nothing"),
+        (["--model=/nowhere"], "no model there"),
+        (["--model={run}", "--data=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--model={run}/model/model.keras", "--workers=two"], "workers: received 'two'"),
+    ],
+)
+def test_bad_input_ends_with_2_and_no_traceback(run: tuple[Path, str], arguments: list[str], words: str):
+    ended = evaluate(*(argument.format(run=run[0]) for argument in arguments))
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,298 @@
+"""report.html: one harmless file, right in its words, and looked at in a browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_facts import HOSTILE, LONG, alone, make_decision, make_facts, make_pictures, make_scores, make_set
+
+from pharmclf.metrics import Estimate, OperatingPoint
+from pharmclf.report import page_pictures, page_tables, words
+from pharmclf.report.facts import ReportFacts
+from pharmclf.report.page import page_html
+
+ELEMENTS = {
+    "html", "head", "meta", "title", "link", "style", "body", "nav", "main", "header", "section", "p", "ol", "ul", "li",
+    "a", "h1", "h2", "h3", "h4", "bdi", "b", "small", "span", "div", "dl", "dt", "dd", "details", "summary", "pre",
+    "table", "thead", "tbody", "tfoot", "tr", "th", "td", "figure", "figcaption", "img", "svg", "line", "rect",
+    "circle", "g", "path", "text", "defs", "clippath", "use",
+}  # fmt: skip
+VOID = {"meta", "link", "img"}
+
+
+class Read(HTMLParser):
+    """The elements, attributes and texts of a page; refuses what is not closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.headings: list[int] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+def attributes(page: Read, name: str) -> list[str]:
+    return [found[name] for _, found in page.elements if name in found]
+
+
+@pytest.mark.parametrize("extra", [HOSTILE[:2], None], ids=["run", "alone"])
+def test_names_from_the_data_are_shown_and_never_obeyed(extra: tuple[str, ...] | None):
+    """Whatever classes, sets and files are called: no element but the page's own, no handler, every name as text."""
+    page = Read(page_html(make_facts(HOSTILE, extra=extra) if extra else alone(HOSTILE)))
+    assert {tag for tag, _ in page.elements} <= ELEMENTS
+    assert not [name for _, found in page.elements for name in found if name.startswith("on")]
+    for name in HOSTILE:
+        assert name in page.text, name
+
+
+@pytest.fixture(scope="module")
+def ordinary() -> str:
+    """The page of an ordinary run with an extra set."""
+    return page_html(make_facts(extra_mistakes=10))
+
+
+def test_the_page_reaches_for_nothing_outside_itself(ordinary: str):
+    """Every address is `data:` or a place in the page; the style sheet imports nothing; the policy forbids the rest."""
+    page = Read(ordinary)
+    addresses = [value for name in ("src", "href", "xlink:href", "srcset") for value in attributes(page, name)]
+    assert addresses
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    ids = attributes(page, "id")
+    assert len(ids) == len(set(ids))
+    assert {address[1:] for address in addresses if address.startswith("#")} <= set(ids)
+    assert all(use.startswith("#") for use in re.findall(r"url\(([^)]*)\)", ordinary))
+    assert "@import" not in ordinary
+    assert "default-src 'none'" in next(iter(attributes(page, "content")))
+
+
+def test_the_page_can_be_read_without_seeing_it(ordinary: str):
+    """A language, headings without gaps, an alternative text for every picture, a scope for every table heading."""
+    page = Read(ordinary)
+    assert ("html", {"lang": "en"}) in page.elements
+    assert page.headings[0] == 1
+    assert page.headings.count(1) == 1
+    assert all(later - earlier <= 1 for earlier, later in zip(page.headings, page.headings[1:], strict=False))
+    assert all(found.get("alt") for tag, found in page.elements if tag == "img")
+    assert all("scope" in found for tag, found in page.elements if tag == "th")
+    pictures = [found for tag, found in page.elements if tag == "svg"]
+    assert all(found.get("aria-hidden") == "true" or found.get("aria-label") for found in pictures)
+
+
+def test_equal_facts_give_equal_pages(ordinary: str):
+    assert page_html(make_facts(extra_mistakes=10)) == ordinary
+
+
+def test_what_is_not_known_is_left_out(ordinary: str):
+    """An evaluation without a run has no data, curves, times or settings; a run has all sections."""
+    names = [
+        "summary", "data", "curves", "classes", "confusion", "confidence", "sets", "samples", "mistakes", "pairs",
+        "time", "hardware", "settings",
+    ]  # fmt: skip
+    titles = {f"{name}-title" for name in names}
+    assert [name for name in attributes(Read(ordinary), "id") if f"{name}-title" in titles] == names
+    found = attributes(Read(page_html(alone())), "id")
+    left = ["summary", "classes", "confusion", "confidence", "samples", "mistakes", "pairs"]
+    assert [name for name in found if f"{name}-title" in titles] == left
+
+
+def test_a_page_of_large_noisy_pictures_stays_below_three_megabytes():
+    """Noise is the worst that a codec can get; the pictures are made smaller until they fit."""
+    facts = make_facts([f"class {number}" for number in range(10)], side=320)
+    sides = [page_pictures.fitting_side(facts, budget) for budget in (10**5, page_pictures.BUDGET_BYTES, 10**9)]
+    assert sides == sorted(set(sides))
+    assert len(page_html(facts).encode()) < 3_000_000
+
+
+def test_the_head_tells_the_outcome(ordinary: str):
+    """Accuracy, what is answered and how well, what is left, the promise, the fall on the extra set."""
+    text = " ".join(Read(ordinary).text.replace(words.THIN, " ").split())
+    head = text[text.index("Right on") : text.index("At a glance", text.index("Right on"))]
+    assert "Right on 90.0 % of 60 test images 95 % interval 79.9–95.3 %." in head
+    assert "answers by itself: 90.0 % (79.9–95.3 %) of the images, and 0 % (0–6.6 %) of these answers are wrong" in head
+    assert "The other 6 images (10.0 %) are left to a human." in head
+    assert "promises at most 5 % wrong answers: the 240 validation images that it answers show that" in head
+    assert "The test images agree with it, but are too few to prove it." in head
+    assert "On “shifted”, 60 images, it is right on 50.0 % (37.7–62.3 %): 40.0 points fewer than on the test" in head
+    assert "of these answers are wrong, more than was asked for." in head
+
+
+@pytest.mark.parametrize("none", [True, False], ids=["nothing answered", "all right"])
+def test_extremes_read_well(none: bool):
+    """Where nothing is answered, and where nothing is wrong, the page says so, without a number that is not known."""
+    decision = make_decision(2.0) if none else make_decision(0.5)
+    html = page_html(make_facts(decision=decision, mistakes=2 if none else 0, extra=()))
+    text = Read(html).text
+    assert "nan" not in text.lower().replace("finance", "")
+    assert "None" not in text.replace("None is left", "").replace("None are left", "")
+    if none:
+        assert "It answers none of them by itself: all are left to a human." in text
+        assert "nothing is answered" in text
+    else:
+        assert "No mistake among 60 images." in text
+        assert "Most confused pairs" not in text
+        assert "None is left to a human." in text or "None are left to a human." in text
+
+
+@given(st.floats(0, 1))
+def test_a_share_is_never_rounded_to_a_certainty(share: float):
+    """Only 0 is shown as 0 %, only 1 as 100 %; all else stays within half a digit."""
+    text = words.number(share)
+    assert (text == "0") == (share == 0)
+    assert (text == "100") == (share == 1)
+    if not text.startswith(("<", ">")):
+        assert abs(float(text) - 100 * share) <= 0.0500001
+        assert share in (0, 1) or 0 < float(text) < 100
+
+
+@given(st.floats(0, 1))
+def test_a_confidence_is_never_rounded_up(share: float):
+    shown = float(words.confidence(share).removesuffix(f"{words.THIN}%"))
+    assert shown <= 100 * share + 1e-9
+    assert shown > 100 * share - 0.1 - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (Estimate(0.002, 0.0, 0.009), "confirmed"), (Estimate(0.008, 0.002, 0.02), "agrees"),
+        (Estimate(0.02, 0.005, 0.05), "doubtful"), (Estimate(0.05, 0.02, 0.1), "broken"), (None, None),
+    ],
+)  # fmt: skip
+def test_a_promise_is_checked_with_the_interval(error: Estimate | None, state: str | None):
+    """Confirmed: the whole interval lies within it; broken: the whole interval lies above it."""
+    point = OperatingPoint(0.9, Estimate(0.5, 0.4, 0.6), error, 50, 100)
+    assert words.kept(make_decision(max_error=0.01), point) == state
+
+
+def test_what_is_not_assured_is_not_promised():
+    """A threshold that was only observed says so, and up to which share may be wrong."""
+    facts = make_facts(decision=make_decision(assured=False))
+    text = words.verdict(facts).promise.replace(words.THIN, " ")
+    assert "promises" not in text
+    assert "this is not assured: after the 240 validation images that it answers, up to 3.2 % may be wrong" in text
+
+
+def test_a_difference_within_chance_is_no_fall():
+    facts = make_facts(extra_mistakes=3)
+    assert facts.sets[1].drop is not None
+    assert facts.sets[1].drop.high > 0
+    assert "no clear difference from the test images" in words.verdict(facts).shifts[0]
+
+
+def test_copies_in_several_splits_are_confessed(ordinary: str):
+    """Where the list of the data set tears groups apart, the page claims nothing of leaks."""
+    facts = make_facts()
+    assert facts.data is not None
+    torn = dataclasses.replace(facts, data=dataclasses.replace(facts.data, num_torn_groups=1))
+    confessed = page_html(torn)
+    assert "Each group lies in one split" in ordinary
+    assert "Each group lies in one split" not in confessed
+    assert "1 group into several splits: scores flatter." in confessed
+
+
+def test_the_matrix_counts_every_image_and_shows_the_worst_classes():
+    """Up to 25 classes all are there; of more only those with mistakes, the worst at most."""
+    scores, _ = make_scores(["a", "b", "c"], None)
+    whole = page_tables.matrix(scores)
+    assert sum(cell.count for row in whole.rows for cell in row) == scores.num_images
+    assert [cell.right for cell in whole.rows[1]] == [False, True, False]
+    many, _ = make_scores(LONG, None, mistakes=0)
+    assert page_tables.matrix(many).names == []
+    some = dataclasses.replace(many, confusion=many.confusion + np.eye(50, k=1, dtype=np.int64) * (np.arange(50) < 3))
+    assert page_tables.matrix(some).names == list(LONG[:3])
+    assert page_tables.matrix(some, most=2).num_hidden == 48
+
+
+def test_the_weakest_class_stands_first_and_an_unseen_one_last():
+    facts = make_set("test", ["a", "b", "c"], None)
+    scores = facts.evaluation
+    worse = dataclasses.replace(scores.classes[1], f1=Estimate(0.1, 0.0, 0.2))
+    unseen = dataclasses.replace(scores.classes[0], support=0, predicted=0, f1=Estimate(0.0, 0.0, 1.0))
+    first, rest = page_tables.weakest_first(dataclasses.replace(scores, classes=(unseen, worse, scores.classes[2])))
+    assert [item.name for item in first] == ["b", "c", "a"]
+    assert rest == []
+    html = page_html(ReportFacts(sets=[dataclasses.replace(facts, evaluation=scores)], decision=None))
+    assert html.index("<bdi>a</bdi>") < html.index("<bdi>c</bdi>")
+
+
+def test_recalls_show_the_largest_fall_first_and_what_is_missing():
+    """A class without an image in a set is named, without a number."""
+    first, second = make_set("test", ["a", "b"], None), make_set("other", ["a", "b"], None, mistakes=9)
+    classes = second.evaluation.classes
+    unseen = dataclasses.replace(classes[0], support=0)
+    second = dataclasses.replace(
+        second, evaluation=dataclasses.replace(second.evaluation, classes=(unseen, classes[1]))
+    )
+    rows = page_tables.recalls_by_set([first, second])
+    assert [row.name for row in rows] == ["b", "a"]
+    assert rows[1].recalls[1] is None
+
+
+def _light(colour: np.ndarray) -> float:
+    """Relative luminance of an sRGB colour 0..1 (WCAG 2.2)."""
+    linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("kind", ["hit", "miss"])
+def test_numbers_of_the_matrix_stand_out_at_every_strength(kind: str, dark: bool):
+    """Black or white, whichever the style sheet chooses, has a contrast of 4.5 or more on every mix of colours."""
+    style = (Path(page_tables.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    colours: dict[str, np.ndarray] = {}
+    for name, value in re.findall(r"--([\w-]+): #(\w{6});", style.split("* { box-sizing")[0]):
+        if dark or name not in colours:  # the second definition is that of the dark
+            colours[name] = np.array([int(value[place : place + 2], 16) for place in (0, 2, 4)]) / 255
+    for strength in np.linspace(0.02, 1, 99).round(2):
+        ground = _light(strength * colours[kind] + (1 - strength) * colours["paper"])
+        deep = page_tables.depth(strength) in (
+            ("d1", "d2", "d3") if dark else ("d2", "d3") if kind == "hit" else ("d3",)
+        )
+        ink = _light(colours["deep-ink" if deep else "cell-ink"])
+        assert (max(ground, ink) + 0.05) / (min(ground, ink) + 0.05) >= 4.5, (kind, strength)
+
+
+def test_heat_lights_up_the_picture_where_it_is():
+    """Hot places are brighter and coloured, cold ones dark and grey; a heatmap of another size is refused."""
+    _, table = make_scores(["a", "b"], None)
+    picture = make_pictures(table, [0])[0]
+    heat = np.zeros((48, 48), np.float32)
+    heat[:24] = 1
+    picture = dataclasses.replace(picture, image=np.full((48, 48, 3), 120, np.uint8), heatmap=heat)
+    over = page_pictures.heat_overlay(picture).astype(int)
+    assert over[:24].mean() > 2 * over[24:].mean()
+    assert np.ptp(over[40, 40]) == 0
+    assert np.ptp(over[5, 5]) > 50
+    with pytest.raises(ValueError, match=r"received \(8, 8\), expected the shape \(48, 48\)"):
+        page_pictures.heat_overlay(dataclasses.replace(picture, heatmap=heat[:8, :8]))
