@@ -30,6 +30,7 @@ _FREE = (
     "wait_for_nodes",
     "accelerator",
     "hang_after_s",
+    "hardware_every_s",
     "allow_open_cluster",
     "skip_checks",
     "extra_test",

@@ -172,6 +172,8 @@ class RunConfig:
     """auto: a GPU for each worker where the cluster has some. gpu: wait until it has. cpu: train without."""
     hang_after_s: float = 600.0
     """Seconds without a step after which the workers are taken for hung, and start again. 0: never."""
+    hardware_every_s: float = 5.0
+    """Seconds between readings of GPUs, processors, memory, disks and network on every node. 0: none."""
     allow_open_cluster: bool = False
     """Join a cluster whose job server takes jobs from anyone who reaches it."""
     skip_checks: bool = False
@@ -284,6 +286,7 @@ _RANGES: tuple[tuple[str, float, float, str], ...] = (
     ("keep_checkpoints", 1, _INF, "number"),
     ("failures", 0, _INF, "number"),
     ("hang_after_s", 0, _INF, "number of seconds"),
+    ("hardware_every_s", 0, 3600, "number of seconds"),
     ("split.test", 0.01, 0.9, "share"),
     ("split.validation", 0.01, 0.9, "share"),
     ("augment.rotation_deg", 0, 180, "angle in degrees"),

@@ -173,15 +173,53 @@ def in_order(dataset: Any, num_cpus: float | None) -> Any:
     return dataset
 
 
-def prefetch(items: Iterator[Any], convert: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
-    """Convert items ahead of their use in a thread of its own, so that the device does not wait for the copy.
+class Prefetched(Iterator[Any]):
+    """Items converted ahead of their use, so that the device does not wait for the copy.
 
-    An error of the thread comes out at the item it concerns. Closing the generator ends the thread.
+    The thread that does so begins with the first item; an error of it comes out at the item it concerns. `close` ends
+    the thread, and so does dropping the iterator.
     """
-    ahead: queue.Queue[tuple[Any, BaseException | None, bool]] = queue.Queue(maxsize=depth)
-    closed = threading.Event()
 
-    def put(entry: tuple[Any, BaseException | None, bool]) -> None:
+    def __init__(self, items: Iterator[Any], convert: Callable[[Any], Any], depth: int) -> None:
+        self._ahead: queue.Queue[_Entry] = queue.Queue(maxsize=depth)
+        self._closed = threading.Event()
+        work = (items, convert, self._ahead, self._closed)  # not this object, which could never be dropped then
+        self._thread = threading.Thread(target=_convert_ahead, args=work, name="prefetch", daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next item is there, and `next` does not wait."""
+        return not self._ahead.empty()
+
+    def __next__(self) -> Any:
+        if self._closed.is_set():
+            raise StopIteration
+        if not self._thread.ident:
+            self._thread.start()
+        item, error, last = self._ahead.get()
+        if error is not None or last:
+            self.close()
+            raise error or StopIteration
+        return item
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        if self._thread.ident:
+            self._thread.join(timeout=10)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+_Entry = tuple[Any, BaseException | None, bool]
+"""An item, or an error, or the end."""
+
+
+def _convert_ahead(
+    items: Iterator[Any], convert: Callable[[Any], Any], ahead: queue.Queue[_Entry], closed: threading.Event
+) -> None:
+    def put(entry: _Entry) -> None:
         while not closed.is_set():
             try:
                 ahead.put(entry, timeout=0.2)
@@ -189,26 +227,16 @@ def prefetch(items: Iterator[Any], convert: Callable[[Any], Any], depth: int = 2
             except queue.Full:
                 continue
 
-    def work() -> None:
-        try:
-            for item in items:
-                if closed.is_set():
-                    return
-                put((convert(item), None, False))
-            put((None, None, True))
-        except BaseException as error:
-            put((None, error, True))
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
     try:
-        while True:
-            item, error, last = ahead.get()
-            if error is not None:
-                raise error
-            if last:
+        for item in items:
+            if closed.is_set():
                 return
-            yield item
-    finally:
-        closed.set()
-        thread.join(timeout=10)
+            put((convert(item), None, False))
+        put((None, None, True))
+    except BaseException as error:
+        put((None, error, True))
+
+
+def prefetch(items: Iterator[Any], convert: Callable[[Any], Any], depth: int = 2) -> Prefetched:
+    """Convert items ahead of their use, `depth` of them at most."""
+    return Prefetched(items, convert, depth)

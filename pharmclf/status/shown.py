@@ -126,6 +126,10 @@ def _workers_text(_run: Found, about: Mapping[str, Any], _age_s: float) -> str:
     return f"{about['workers']}{where}" + (f", start {about['attempt']}" if about["attempt"] > 1 else "")
 
 
+def _hardware_text(_run: Found, about: Mapping[str, Any], _age_s: float) -> str:
+    return "\n".join(one_line(str(warning["text"])) for warning in about.get("hardware_warnings", ()))
+
+
 def _failures_text(_run: Found, about: Mapping[str, Any], _age_s: float) -> str:
     if not about.get("failures"):
         return "0" if "failures" in about else ""
@@ -151,6 +155,7 @@ _DETAILS: tuple[tuple[str, Callable[[Found, Mapping[str, Any], float], str]], ..
     ("checkpoint", _checkpoint_text),
     ("workers", _workers_text),
     ("failures", _failures_text),
+    ("hardware", _hardware_text),
     ("says", lambda run, about, _age_s: str(about.get("says", "")) if run.lives else ""),
     ("driver", _driver_text),
     ("written", lambda run, _about, age_s: f"{utc(run.seen_s)}, {_ago(age_s)}"),

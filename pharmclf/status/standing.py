@@ -84,6 +84,8 @@ class Status:
     failures_here: int = 0
     """Of them, those that count against `failures_allowed`: under this driver."""
     failures_allowed: int = 0
+    hardware_warnings: list[dict[str, Any]] = field(default_factory=list)
+    """What is wrong with the hardware now, alarms first (see `hardware.watch.Finding`)."""
     last_failures: list[dict[str, Any]] = field(default_factory=list)
     """The newest last: at, kind (crash, node, hang, driver), reason, place (phase, epoch, step; or None)."""
     host: str = field(default_factory=socket.gethostname)
@@ -169,6 +171,9 @@ class Standing:
         counted = {**place, "epoch": place["epoch"] + 1, "step": place["step"] + 1} if place else None
         self._add_failure(values["cause"], values["reason"], counted, utc())
         self.status.failures_here, self.status.failures_allowed = int(values["failures"]), int(values["allowed"])
+
+    def _on_hardware_warnings(self, values: Mapping[str, Any]) -> None:
+        self.status.hardware_warnings = list(values["warnings"])
 
     def _on_checkpoint(self, values: Mapping[str, Any]) -> None:
         self.status.checkpoint, self.status.checkpoint_at = values["name"], utc()

@@ -20,10 +20,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pharmclf import storage
 from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
 from pharmclf.config import ConfigError
+from pharmclf.hardware import sampled
 from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.division import Team
 from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
+from pharmclf.training.nodes import node_address
 from pharmclf.training.pulse import Place, Pulse
 from pharmclf.training.relay import Lifeline, Relay
 
@@ -94,11 +96,12 @@ class Attempt:
             NoRoom: the workers did not find their places.
             WorkersFailed: they died or raised something else.
         """
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        node = ray.get_runtime_context().get_node_id()
+        here = NodeAffinitySchedulingStrategy(node, soft=False)
         self._relay = ray.remote(num_cpus=0)(Relay).options(scheduling_strategy=here).remote()
         own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")  # Ray's own notes; checkpoints are ours
         job = dataclasses.replace(self.job, stream_cpus=self.team.each.stream_cpus)
-        settings = {"job": job, "relay": self._relay, "number": self.number}
+        settings = {"job": job, "relay": self._relay, "number": self.number, "driver_node": node}
         # GPUs of one node exchange gradients faster; without GPUs a node's cores are what a worker needs
         placement = "PACK" if self.team.each.gpus else "SPREAD"
         trainer = trainer_for(_worker, settings, self.team, own, placement=placement, avoided=self._avoided)
@@ -258,7 +261,18 @@ def _worker(settings: dict[str, Any]) -> None:
         prepare_device(deterministic=job.config.deterministic, gpus=job.config.accelerator != "cpu")
         threads = max(1, (os.cpu_count() or 1) // world) if world > 1 else None
         workers = dataclasses.replace(distributed.join(threads), pulse=pulse)
-        result = loop.train(job, workers, lifeline)
+        # one process of each node reads it; the driver reads its own
+        reads = context.get_local_rank() == 0 and ray.get_runtime_context().get_node_id() != settings["driver_node"]
+        with sampled(
+            lifeline.event,
+            node=node_address(),
+            every_s=job.hardware_every_s,
+            clock=pulse,
+            rank=rank,
+            whole_node=reads,
+            folders=[tempfile.gettempdir()],
+        ):
+            result = loop.train(job, workers, lifeline)
         if workers.is_chief:
             ray.get(settings["relay"].finish.remote(result))
     finally:

@@ -52,6 +52,8 @@ class TrainingJob:
     """CPUs that each worker's pipeline may use at a time."""
     saves_models: bool = True
     """Whether the trained models are saved; of the trials of a sweep only the winner's is."""
+    hardware_every_s: float = 0.0
+    """Seconds between readings of the workers' hardware; 0: nobody takes them."""
 
     @property
     def checkpoints(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from pharmclf import storage
+from pharmclf.hardware import sampled
 from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.access import refuse_open_cluster
@@ -23,6 +24,7 @@ from pharmclf.training.nodes import (
     NodesMissing,
     free_places,
     leaving_nodes,
+    node_address,
     nodes_asked_for,
     survey,
     usable_nodes,
@@ -116,7 +118,9 @@ def _train_here(job: TrainingJob, observer: Observer) -> dict[str, Any]:
         from pharmclf.training import distributed, loop
 
         prepare_device(deterministic=job.config.deterministic, gpus=job.config.accelerator != "cpu")
-    return loop.train(job, distributed.alone(), observer) | {"workers": 0}
+    workers = distributed.alone()
+    with sampled(observer.event, node=node_address(), every_s=job.hardware_every_s, clock=workers.pulse):
+        return loop.train(job, workers, observer) | {"workers": 0}
 
 
 class _Launch:

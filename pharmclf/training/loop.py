@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ import tensorflow as tf
 from pharmclf import storage
 from pharmclf.activations.shards import ActivationsLost
 from pharmclf.data.plan import PhasePlan
+from pharmclf.data.stream import Prefetched
 from pharmclf.model.backbones import build_backbone, kept_backbone
 from pharmclf.model.device import device_name, gpu_capability, precision_for
 from pharmclf.model.head import build_head
@@ -242,14 +242,20 @@ class _Epoch:
         self._run.save(self._model, position)
         return position
 
-    def next(self, batches: Iterator[Batch]) -> Batch:
+    def next(self, batches: Prefetched) -> Batch:
         """The next batch; where there is none any more, what has been trained so far is kept first."""
-        self._run.workers.pulse.beat((self._phase.name, self._epoch, self.step))
+        pulse = self._run.workers.pulse
+        pulse.beat((self._phase.name, self._epoch, self.step))
         try:
+            if not batches.ready:  # the device waits, but from the end of the step that runs
+                self.read()
+                pulse.waits()
             return next(batches)
         except (storage.StorageUnavailable, ActivationsLost):
             self.keep()
             raise
+        finally:
+            pulse.goes_on()
 
     def _wait(self) -> StepResult:
         return self.sums.add(self._running, self._plan, self.step - 1, self._phase, self._epoch)

@@ -99,6 +99,11 @@ def nodes_asked_for(config: RunConfig) -> Iterator[None]:
             request_resources(bundles=[])
 
 
+def node_address() -> str:
+    """Address of this node."""
+    return str(ray.util.get_node_ip_address())
+
+
 def device_kind() -> str:
     """GPU where the cluster has one, else CPU."""
     return "GPU" if ray.cluster_resources().get("GPU", 0.0) > 0 else "CPU"

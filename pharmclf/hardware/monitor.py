@@ -1,0 +1,248 @@
+"""The driver's side: takes what the nodes of a run tell, says what is wrong, and writes it all into the run's folder.
+
+One process writes, the one that holds the lease of the folder; nodes send their rows to it with their other events. No
+event waits for the storage, and none fails by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.hardware.log import NodeLog, read_rows, read_warnings, write_rows, write_warnings
+from pharmclf.hardware.readings import LoopReading, Row, merge_loops
+from pharmclf.hardware.sampler import HARDWARE, LOOP, NodeReader, OneByOne, Sampler
+from pharmclf.hardware.stages import Setting
+from pharmclf.hardware.summary import summarise, summary_line
+from pharmclf.hardware.watch import Finding, Watch
+
+WARNINGS = "hardware_warnings"
+"""Kind of the event that tells what is wrong now: `warnings`, as plain values, alarms first; [] where nothing is."""
+_LOOK_EVERY_S = 2.0
+_WRITE_EVERY_S, _WRITE_SELDOM_S = 60.0, 600.0
+_WRITE_SHARE = 0.02  # of the time watched so far: a file of days is written anew more seldom
+_PATIENCE_S = 5.0  # with a storage that does not answer; the next writing follows anyway
+_LAST_WORDS_S = 5.0
+_log = logging.getLogger(__name__)
+
+
+class HardwareMonitor:
+    """Watches this node, and takes the rows of the others, from its beginning to `close`."""
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        node: str,
+        every_s: float,
+        tell: Callable[..., None],
+        lost: Callable[[], object] = lambda: False,
+        setting: Setting | None = None,
+        machine: Callable[[], NodeReader] | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            folder: of the run.
+            node: address of this node.
+            every_s: seconds between readings; 0: nothing is read or written.
+            tell: takes an event, "note" for the console or `WARNINGS`, as `Observer.event`; from any thread.
+            lost: whether the lease of the folder has been lost; then nothing is written any more.
+            setting: what is known of the run.
+            machine: opens the reader of this node; of its own GPUs and disks if not given.
+        """
+        self._node, self._tell, self._watch = node, tell, Watch(setting or Setting())
+        self._errors = OneByOne(_log)
+        self._files = _Files(folder, lost, self._errors)
+        self._loops: dict[str, dict[int, LoopReading]] = {}
+        self._gpus: dict[str, dict[int, int]] = {}
+        self._phase, self._said_no_gpus = "", False
+        self._told: list[dict[str, Any]] = []
+        self._lock, self._ended = threading.Lock(), False
+        self._soon, self._flushed = threading.Event(), threading.Event()
+        self._sampler: Sampler | None = None
+        self._writer: threading.Thread | None = None
+        if every_s > 0:
+            local = [] if storage.is_remote(folder) else [storage.absolute(folder)]
+            opened = machine or (lambda: NodeReader(node, [tempfile.gettempdir(), *local]))
+            self._sampler = Sampler(self.event, node=node, every_s=every_s, machine=opened)
+            self._writer = threading.Thread(target=self._write_all, name="hardware-log", daemon=True)
+            self._writer.start()
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Take an event of the run, as `Observer.event`; those that tell nothing of the hardware change nothing."""
+        with self._errors.said_once("what a node tells cannot be judged"):
+            self._event(kind, values)
+
+    def _event(self, kind: str, values: Mapping[str, Any]) -> None:
+        if kind == HARDWARE:
+            self._take(values["row"])
+        elif kind == LOOP:
+            self._take_loop(values["node"], values["reading"])
+        elif kind in ("step", "epoch"):
+            self._phase = values["phase"]
+        elif kind == "activations":
+            with self._lock:
+                self._watch.setting = dataclasses.replace(self._watch.setting, kept_phases=frozenset(values["phases"]))
+        elif kind in ("started", "failure", "waiting", "test"):
+            self._rest("test" if kind == "test" else "", values.get("nodes", ()) if kind == "started" else None)
+
+    def line(self) -> str:
+        """What the hardware has done so far, in one line for the console; "" where nothing is known."""
+        with self._lock:
+            return summary_line(summarise(self._files.rows()))
+
+    def flush(self) -> None:
+        """Write what is not written yet, for those who read it now; the storage is waited for some seconds."""
+        if self._writer:
+            self._flushed.clear()
+            self._soon.set()
+            self._flushed.wait(_LAST_WORDS_S)
+
+    def close(self) -> None:
+        """End, and write what is not written yet; a storage that does not answer is waited for some seconds."""
+        if self._sampler and self._writer:
+            self._sampler.close()
+            with self._lock:
+                self._watch.forget_all(time.time())
+                self._files.warnings = self._watch.passed
+            self._tell_lasting([])
+            self._ended = True
+            self._soon.set()
+            self._writer.join(_LAST_WORDS_S)
+
+    def _take_loop(self, node: str, reading: LoopReading) -> None:
+        with self._lock:
+            loops = self._loops.setdefault(node, {})
+            before = loops.get(reading.rank)
+            loops[reading.rank] = merge_loops(before, reading) or reading
+            if reading.gpu is not None:
+                self._gpus.setdefault(node, {})[reading.rank] = reading.gpu
+
+    def _take(self, row: Row) -> None:
+        """Complete a row by what its workers have told meanwhile, judge and keep it."""
+        notes: list[str] = []
+        with self._lock:
+            loops = self._loops.pop(row.node, {})
+            row = dataclasses.replace(
+                row,
+                phase=self._phase,
+                loop=max(loops.values(), key=lambda loop: loop.wait_share, default=None),
+                ours=tuple(sorted({*self._gpus.get(row.node, {}).values()})),
+            )
+            if row.no_gpus and not self._said_no_gpus:
+                self._said_no_gpus = True
+                notes.append(f"hardware: no GPU on {row.node} ({row.no_gpus}); the rest of the machine is watched")
+            notes += [found.text for found in self._watch.take(row)]
+            self._files.add(row)
+            lasting = self._watch.lasting
+            self._files.warnings = [*self._watch.passed, *lasting]
+        for text in notes:
+            self._tell("note", text=text)
+        self._tell_lasting(lasting)
+
+    def _tell_lasting(self, lasting: list[Finding]) -> None:
+        told = [found.to_dict() for found in lasting]
+        if told != self._told:
+            self._told = told
+            self._tell(WARNINGS, warnings=told)
+
+    def _rest(self, phase: str, nodes: Any) -> None:
+        """No steps are taken now; with `nodes`, workers have started there and nowhere else."""
+        with self._lock:
+            self._phase = phase
+            self._loops.clear()
+            self._gpus.clear()
+            if nodes is not None or phase:
+                self._watch.forget_all(time.time(), but={self._node, *(nodes or ())})
+
+    def _write_all(self) -> None:
+        while True:
+            at_once = self._soon.wait(_LOOK_EVERY_S)
+            self._soon.clear()
+            last = self._ended  # read first: what came before the end is written then
+            with self._lock:
+                due = self._files.due(at_once)
+            for node in due:
+                self._files.write(node, self._lock)
+            self._files.write_warnings(self._lock)
+            if at_once:
+                self._flushed.set()
+            if last:
+                return
+
+
+class _Files:
+    """What is kept of a run in its folder; locked by the monitor, but for the time that the storage takes."""
+
+    def __init__(self, folder: str, lost: Callable[[], object], errors: OneByOne) -> None:
+        self.warnings: list[Finding] = []
+        """Those of this process, the oldest first."""
+        self._folder, self._lost, self._errors = folder, lost, errors
+        self._logs: dict[str, NodeLog] = {}
+        self._read: set[str] = set()  # nodes whose rows of earlier processes have been read
+        self._written_at: dict[str, float] = {}
+        self._began = time.monotonic()
+        self._earlier: list[Finding] | None = None  # warnings of earlier processes; None: not read yet
+        self._written: list[Any] = []
+
+    def rows(self) -> list[Row]:
+        """All rows, by node."""
+        return [row for log in self._logs.values() for row in log.rows]
+
+    def add(self, row: Row) -> None:
+        """Add a row of a node."""
+        self._logs.setdefault(row.node, NodeLog()).append(row)
+
+    def due(self, every: bool) -> list[str]:
+        """The nodes whose file is to be written now; with `every`, all of them."""
+        now = time.monotonic()
+        return [
+            node
+            for node, log in self._logs.items()
+            if every
+            or now - self._written_at.get(node, self._began)
+            >= min(_WRITE_SELDOM_S, max(_WRITE_EVERY_S, _WRITE_SHARE * log.seconds))
+        ]
+
+    def write(self, node: str, lock: threading.Lock) -> None:
+        """Write the rows of a node, behind those of earlier processes."""
+        if self._lost():
+            return
+        self._written_at[node] = time.monotonic()
+        with self._storage_may_fail():
+            if node not in self._read:  # or what stands there would be lost
+                earlier = read_rows(self._folder, node)
+                with lock:
+                    self._logs[node] = NodeLog([*earlier, *self._logs[node].rows])
+                self._read.add(node)
+            with lock:
+                rows = self._logs[node].rows
+            write_rows(self._folder, node, rows)
+
+    def write_warnings(self, lock: threading.Lock) -> None:
+        """Write the warnings of all processes, if there are others, or worse ones, than were written last."""
+        with lock:
+            warnings = list(self.warnings)
+        known = [(one.node, one.rule, one.device, one.level, one.at_s, one.until_s) for one in warnings]
+        if known == self._written or self._lost():
+            return
+        with self._storage_may_fail():
+            if self._earlier is None:
+                found = read_warnings(self._folder)
+                # what lasted when an earlier process ended has ended with it, as far as is known
+                self._earlier = [dataclasses.replace(one, until_s=one.until_s or one.at_s) for one in found]
+            write_warnings(self._folder, [*self._earlier, *warnings])
+            self._written = known
+
+    @contextlib.contextmanager
+    def _storage_may_fail(self) -> Iterator[None]:
+        with self._errors.said_once("the readings of the hardware cannot be written"), storage.patience(_PATIENCE_S):
+            yield

@@ -1,0 +1,91 @@
+"""GPUs out of a recording, so that warnings are tried without heating a card.
+
+A recording is what nvidia-smi writes on any machine with a GPU:
+
+    nvidia-smi -l 5 --format=csv --query-gpu=timestamp,index,name,utilization.gpu,memory.used,memory.total,\
+temperature.gpu,power.draw,enforced.power.limit,clocks.sm,clocks.mem,clocks_event_reasons.active,\
+ecc.errors.uncorrected.volatile.total > trace.csv
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pharmclf.hardware.nvml import words
+from pharmclf.hardware.readings import GpuReading, Holder
+
+_MIB = 1 << 20
+_UNKNOWN = ("[N/A]", "N/A", "[Not Supported]", "[Unknown Error]", "")
+_LOST = "[GPU is lost]"
+
+
+class ReplayedNvml:
+    """The GPUs of a recording; each reading of a GPU takes its next line, and the last one stays."""
+
+    def __init__(self, text: str, holders: Mapping[int, Sequence[Holder]] | None = None) -> None:
+        """Begin at the first line.
+
+        Args:
+            text: of the recording, with its heading.
+            holders: who holds the memory of a GPU, by its index; nvidia-smi does not write that beside the rest.
+
+        Raises:
+            ValueError: no recording.
+        """
+        self._lines: dict[int, list[GpuReading]] = {}
+        self._holders = holders or {}
+        for line in csv.DictReader(io.StringIO(text), skipinitialspace=True):
+            reading = _reading({name.partition(" [")[0]: (value or "").strip() for name, value in line.items()})
+            self._lines.setdefault(reading.index, []).append(reading)
+        if not self._lines:
+            raise ValueError("received a recording without lines, expected the CSV of nvidia-smi --query-gpu=…")
+        self._next = dict.fromkeys(self._lines, 0)
+
+    @property
+    def num_gpus(self) -> int:
+        """How many there are."""
+        return len(self._lines)
+
+    @property
+    def num_readings(self) -> int:
+        """Lines of the GPU that has most."""
+        return max(map(len, self._lines.values()))
+
+    def read(self, index: int) -> GpuReading:
+        """The next line of a GPU."""
+        lines, place = self._lines[index], self._next[index]
+        self._next[index] = min(place + 1, len(lines) - 1)
+        return lines[place]
+
+    def holders(self, index: int) -> Sequence[Holder]:
+        """Who holds its memory."""
+        return self._holders.get(index, ())
+
+
+def _reading(line: Mapping[str, str]) -> GpuReading:
+    def number(name: str, kind: Callable[[float], Any] = float) -> Any:
+        text = line.get(name, "")
+        return None if text in _UNKNOWN or text == _LOST else kind(float(text.split()[0]))
+
+    def mebibytes(value: float) -> int:
+        return int(value * _MIB)
+
+    reasons = line.get("clocks_event_reasons.active", line.get("clocks_throttle_reasons.active", ""))
+    return GpuReading(
+        index=int(line["index"]),
+        name=line.get("name", ""),
+        utilisation_percent=number("utilization.gpu"),
+        memory_used_bytes=number("memory.used", mebibytes),
+        memory_total_bytes=number("memory.total", mebibytes),
+        temperature_c=number("temperature.gpu"),
+        power_w=number("power.draw"),
+        power_limit_w=number("enforced.power.limit"),
+        sm_clock_mhz=number("clocks.sm", float) if "clocks.sm" in line else number("clocks.current.sm"),
+        memory_clock_mhz=number("clocks.mem", float) if "clocks.mem" in line else number("clocks.current.memory"),
+        throttle=words(int(reasons, 16)) if reasons.startswith("0x") else {},
+        ecc_errors=number("ecc.errors.uncorrected.volatile.total", int),
+        lost=_LOST in line.values(),
+    )

@@ -1,0 +1,235 @@
+"""Reads a node, and the loop of a worker, every few seconds in a thread of its own.
+
+What is read is handed on as events: on a worker they travel to the driver with its other events. Nothing here can fail
+or hold up a run: what raises is said once in the log, and the next reading follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from pharmclf.hardware.host import HostReader
+from pharmclf.hardware.nvml import DriverNvml, Nvml, NvmlMissing
+from pharmclf.hardware.readings import GpuReading, LoopReading, Row
+
+HARDWARE, LOOP = "hardware", "loop"
+"""Kinds of the events: a row of a node; what a worker's loop does, with its node."""
+_ASK_HOLDERS_PERCENT = 90.0  # of a GPU's memory in use, from which its holders are asked for
+_END_S = 2.0  # for a reading under way, at the end
+_log = logging.getLogger(__name__)
+
+Send = Callable[..., None]
+"""Takes the kind of an event and its values, as `Observer.event`; from another thread, and without waiting."""
+
+
+class OneByOne:
+    """Lets errors pass that must not end a run, and says each once in the log."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log, self._said = log, set[str]()
+
+    @contextlib.contextmanager
+    def said_once(self, what: str) -> Iterator[None]:
+        """Within, an error ends what is within, and nothing else.
+
+        Args:
+            what: cannot be done then, in words.
+        """
+        try:
+            yield
+        except Exception as error:
+            if what not in self._said:
+                self._log.warning("%s, and the run goes on without: %s: %s", what, type(error).__name__, error)
+            self._said.add(what)
+
+
+class LoopClock(Protocol):
+    """What a training loop says of itself to other threads."""
+
+    beats: int
+    """Batches that it has come to."""
+
+    def waited_s(self) -> float:
+        """Seconds so far in which its device waited for a batch, those of a wait under way included."""
+
+
+class NodeReader:
+    """This node: its host, and its GPUs where there are some."""
+
+    def __init__(self, node: str, folders: Sequence[str] = (), nvml: Nvml | None = None) -> None:
+        """Open the driver's library and begin to count.
+
+        Args:
+            node: address of this node.
+            folders: local ones, whose disks are watched.
+            nvml: its GPUs; the driver is asked if not given.
+        """
+        self._node, self._host, self._nvml, self._no_gpus = node, HostReader(folders), nvml, ""
+        if nvml is None:
+            try:
+                self._nvml = DriverNvml()
+            except NvmlMissing as error:
+                self._no_gpus = str(error)
+
+    def read(self, seconds: float) -> Row:
+        """The node now.
+
+        Args:
+            seconds: since the last reading.
+        """
+        gpus, no_gpus = self._gpus()
+        return Row(
+            at_s=time.time(), seconds=seconds, node=self._node, host=self._host.read(), gpus=gpus, no_gpus=no_gpus
+        )
+
+    def _gpus(self) -> tuple[tuple[GpuReading, ...], str]:
+        """The GPUs, with those who hold their memory where little of it is left; or why there are none."""
+        if self._nvml is None:
+            return (), self._no_gpus
+        found = []
+        try:
+            for index in range(self._nvml.num_gpus):
+                reading = self._nvml.read(index)
+                if (reading.memory_percent or 0.0) >= _ASK_HOLDERS_PERCENT:
+                    reading = reading.with_holders(self._nvml.holders(index))
+                found.append(reading)
+        except Exception as error:  # of the host there is something to tell all the same
+            return (), f"the driver cannot be asked any more: {type(error).__name__}: {error}"
+        return tuple(found), ""
+
+
+class LoopReader:
+    """The training loop of this process."""
+
+    def __init__(self, clock: LoopClock, rank: int = 0, gpu: int | None = None) -> None:
+        """Begin to count.
+
+        Args:
+            clock: of the loop.
+            rank: of the worker.
+            gpu: index of the GPU that it drives.
+        """
+        self._clock, self._rank, self._gpu = clock, rank, gpu
+        self._beats, self._waited_s, self._cpu_s = clock.beats, clock.waited_s(), time.process_time()
+
+    def read(self, seconds: float) -> LoopReading | None:
+        """What it has done since the last reading; None: it has not come to its first batch.
+
+        Args:
+            seconds: since then.
+        """
+        beats, waited_s, cpu_s = self._clock.beats, self._clock.waited_s(), time.process_time()
+        came, waited, used = beats - self._beats, waited_s - self._waited_s, cpu_s - self._cpu_s
+        self._beats, self._waited_s, self._cpu_s = beats, waited_s, cpu_s
+        if seconds <= 0 or beats == 0:
+            return None
+        return LoopReading(
+            rank=self._rank,
+            gpu=self._gpu,
+            seconds=seconds,
+            steps=came,
+            wait_share=min(1.0, max(0.0, waited / seconds)),
+            cpu_percent=100.0 * used / seconds,
+        )
+
+
+class Sampler:
+    """Reads every few seconds, from its beginning to `close`."""
+
+    def __init__(
+        self,
+        send: Send,
+        *,
+        node: str,
+        every_s: float,
+        machine: Callable[[], NodeReader] | None = None,
+        loop: LoopReader | None = None,
+    ) -> None:
+        """Begin, in a thread of its own.
+
+        Args:
+            send: takes the events.
+            node: address of this node.
+            every_s: seconds between readings.
+            machine: opens the reader of the node, in that thread; None: another process of this node reads it.
+            loop: of this process; None: it trains nothing.
+        """
+        self._send, self._node, self._every_s, self._open, self._loop = send, node, every_s, machine, loop
+        self._machine: NodeReader | None = None
+        self._errors = OneByOne(_log)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._read_all, name="hardware", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End; a reading under way is waited for a moment."""
+        self._ended.set()
+        self._thread.join(_END_S)
+
+    def _read_all(self) -> None:
+        with self._errors.said_once(f"the hardware of {self._node} cannot be opened"):
+            self._machine = self._open() if self._open else None
+        last = time.monotonic()
+        while not self._ended.wait(self._every_s):
+            now = time.monotonic()
+            self._read(now - last)
+            last = now
+
+    def _read(self, seconds: float) -> None:
+        if self._loop:
+            with self._errors.said_once("the loop cannot be read"):
+                if reading := self._loop.read(seconds):
+                    self._send(LOOP, node=self._node, reading=reading)
+        if self._machine:
+            with self._errors.said_once(f"the hardware of {self._node} cannot be read"):
+                self._send(HARDWARE, row=self._machine.read(seconds))
+
+
+@contextlib.contextmanager
+def sampled(
+    send: Send,
+    *,
+    node: str,
+    every_s: float,
+    clock: LoopClock | None = None,
+    rank: int = 0,
+    whole_node: bool = False,
+    folders: Sequence[str] = (),
+) -> Iterator[None]:
+    """Within, this process tells of its loop and, where it is asked to, of its node. (all ranks)
+
+    Args:
+        send: takes the events.
+        node: address of this node.
+        every_s: seconds between readings; 0: nothing is read.
+        clock: of the loop of this process.
+        rank: of this worker.
+        whole_node: whether the node is read too; one process of each node does.
+        folders: local ones, whose disks are watched then.
+    """
+    if every_s <= 0:
+        yield
+        return
+    sampler = Sampler(
+        send,
+        node=node,
+        every_s=every_s,
+        machine=(lambda: NodeReader(node, folders)) if whole_node else None,
+        loop=LoopReader(clock, rank, visible_gpu()) if clock else None,
+    )
+    try:
+        yield
+    finally:
+        sampler.close()
+
+
+def visible_gpu() -> int | None:
+    """Index of the one GPU that this process was given; None where it was given none, several, or one by its name."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return int(given[0]) if len(given) == 1 and given[0].strip().isdigit() else None

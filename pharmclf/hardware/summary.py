@@ -1,0 +1,164 @@
+"""What the hardware of a run has done, in a few numbers; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pharmclf.hardware.nvml import HARMFUL
+from pharmclf.hardware.readings import GpuReading, Row
+
+Value = TypeVar("Value")
+Number = TypeVar("Number", int, float)
+_KWH = 3.6e6  # joules
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuSummary:
+    """One GPU of a run. What was never told is None."""
+
+    node: str
+    index: int
+    name: str
+    memory_total_bytes: int | None
+    peak_memory_bytes: int | None
+    peak_temperature_c: float | None
+    mean_utilisation_percent: float | None
+    """While steps were taken, if any were."""
+    throttled_s: Mapping[str, float]
+    """Seconds by reason, those of `nvml.HARMFUL` alone."""
+    energy_kwh: float | None
+
+    @property
+    def slowed_s(self) -> float:
+        """Seconds in which it was slowed down; reasons come together, so the longest counts."""
+        return max(self.throttled_s.values(), default=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSummary:
+    """One node of a run. What was never told is None."""
+
+    node: str
+    seconds: float
+    """That it was watched."""
+    num_cpus: float | None
+    mean_cpu_percent: float | None
+    """While steps were taken, if any were."""
+    memory_total_bytes: int | None
+    peak_memory_bytes: int | None
+    trained_s: float
+    """In which its workers trained."""
+    waited_s: float
+    """Of them, those in which the device of the worker that waited most had no batch."""
+    gpus: Sequence[GpuSummary]
+
+    @property
+    def peak_memory_percent(self) -> float | None:
+        """Memory in use at most, of all."""
+        if self.peak_memory_bytes is None or not self.memory_total_bytes:
+            return None
+        return 100.0 * self.peak_memory_bytes / self.memory_total_bytes
+
+    @property
+    def wait_share(self) -> float | None:
+        """Share of the training in which a device waited for data, 0..1."""
+        return self.waited_s / self.trained_s if self.trained_s > 0 else None
+
+
+def summarise(rows: Iterable[Row]) -> list[NodeSummary]:
+    """The summary of each node, in the order of their names.
+
+    Args:
+        rows: of a run; those of a node in the order of time.
+    """
+    by_node: dict[str, list[Row]] = {}
+    for row in rows:
+        by_node.setdefault(row.node, []).append(row)
+    return [_summary(node, by_node[node]) for node in sorted(by_node)]
+
+
+def summary_line(nodes: Sequence[NodeSummary]) -> str:
+    """The hardware of a run in one line for the console; "" where nothing is known.
+
+    Args:
+        nodes: of the run.
+    """
+    gpus = [gpu for node in nodes for gpu in node.gpus]
+    parts = []
+    if gpus:
+        parts.append(f"{len(gpus)} GPU" + "s" * (len(gpus) > 1))
+        busy = average([gpu.mean_utilisation_percent for gpu in gpus])
+        hottest, slowed = _most(gpu.peak_temperature_c for gpu in gpus), max(gpu.slowed_s for gpu in gpus)
+        parts += [f"{busy:.0f} % busy"] if busy is not None else []
+        parts += [f"at most {hottest:.0f} °C"] if hottest is not None else []
+        parts += [f"slowed down for {slowed:.0f} s"] if slowed else []
+    busy = average([node.mean_cpu_percent for node in nodes])
+    parts += [f"processors {busy:.0f} % busy"] if busy is not None else []
+    full = _most(node.peak_memory_percent for node in nodes)
+    parts += [f"memory at most {full:.0f} % full"] if full is not None else []
+    waited = _most(node.wait_share for node in nodes)
+    parts += [f"waited for data {100 * waited:.0f} % of the training"] if waited is not None else []
+    return f"hardware: {', '.join(parts)}" if parts else ""
+
+
+def _summary(node: str, rows: Sequence[Row]) -> NodeSummary:
+    trained = [row for row in rows if row.loop is not None] or rows
+    loops = [row.loop for row in rows if row.loop is not None]
+    indices = sorted({gpu.index for row in rows for gpu in row.watched_gpus})
+    return NodeSummary(
+        node=node,
+        seconds=sum(row.seconds for row in rows),
+        num_cpus=_last(row.host.num_cpus for row in rows),
+        mean_cpu_percent=_mean(trained, lambda row: row.host.cpu_percent),
+        memory_total_bytes=_last(row.host.memory_total_bytes for row in rows),
+        peak_memory_bytes=_most(row.host.memory_used_bytes for row in rows),
+        trained_s=sum(loop.seconds for loop in loops),
+        waited_s=sum(loop.seconds * loop.wait_share for loop in loops),
+        gpus=[_gpu_summary(node, index, rows, trained) for index in indices],
+    )
+
+
+def _gpu_summary(node: str, index: int, rows: Sequence[Row], trained: Sequence[Row]) -> GpuSummary:
+    def of(row: Row) -> GpuReading:
+        return next((gpu for gpu in row.gpus if gpu.index == index), GpuReading(index=index))
+
+    readings = [(of(row), row.seconds) for row in rows]
+    throttled = {
+        reason: seconds
+        for reason in HARMFUL
+        if (seconds := sum(gpu.throttle.get(reason, 0.0) * length for gpu, length in readings)) > 0
+    }
+    powers = [gpu.power_w * length for gpu, length in readings if gpu.power_w is not None]
+    return GpuSummary(
+        node=node,
+        index=index,
+        name=_last(gpu.name or None for gpu, _ in readings) or "",
+        memory_total_bytes=_last(gpu.memory_total_bytes for gpu, _ in readings),
+        peak_memory_bytes=_most(gpu.memory_used_bytes for gpu, _ in readings),
+        peak_temperature_c=_most(gpu.temperature_c for gpu, _ in readings),
+        mean_utilisation_percent=_mean(trained, lambda row: of(row).utilisation_percent),
+        throttled_s=throttled,
+        energy_kwh=sum(powers) / _KWH if powers else None,
+    )
+
+
+def _last(values: Iterable[Value | None]) -> Value | None:
+    return next((value for value in reversed(list(values)) if value is not None), None)
+
+
+def _most(values: Iterable[Number | None]) -> Number | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def average(values: Iterable[float | None]) -> float | None:
+    """Mean of those that are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _mean(rows: Sequence[Row], value: Callable[[Row], float | None]) -> float | None:
+    known = [(found, row.seconds) for row in rows if (found := value(row)) is not None]
+    seconds = sum(weight for _, weight in known)
+    return sum(found * weight for found, weight in known) / seconds if seconds > 0 else None

@@ -1,0 +1,411 @@
+"""The driver's side and the threads that read: on this machine, with traces for GPUs, on disk and in a bucket."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hardware_rows import gpu, loop, played, row, steady, trace
+
+from pharmclf.hardware import HARDWARE, LOOP, WARNINGS, HardwareMonitor, Setting, read_rows, read_warnings, sampled
+from pharmclf.hardware.readings import GpuReading, Holder, Row
+from pharmclf.hardware.sampler import LoopReader, NodeReader, Sampler, visible_gpu
+
+NODE = "10.0.0.1"
+
+
+class Heard:
+    """Takes events, and can wait for one."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.new = threading.Condition()
+
+    def __call__(self, kind: str, **values: Any) -> None:
+        with self.new:
+            self.events.append((kind, values))
+            self.new.notify_all()
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [values for name, values in self.events if name == kind]
+
+    def texts(self) -> list[str]:
+        return [values["text"] for values in self.of("note")]
+
+    def wait_for(self, kind: str, count: int = 1) -> list[dict[str, Any]]:
+        with self.new:
+            assert self.new.wait_for(lambda: len(self.of(kind)) >= count, timeout=60.0), kind
+        return self.of(kind)
+
+
+class Clock:
+    """A loop that a test drives."""
+
+    def __init__(self) -> None:
+        self.beats, self.waited = 0, 0.0
+
+    def waited_s(self) -> float:
+        return self.waited
+
+
+class Stub:
+    """GPUs that do what a test says."""
+
+    num_gpus = 1
+
+    def __init__(self, act: Callable[[], GpuReading]) -> None:
+        self._act = act
+
+    def read(self, _index: int) -> GpuReading:
+        return self._act()
+
+    def holders(self, _index: int) -> Sequence[Holder]:
+        return [Holder(pid=99, used_bytes=1 << 30)]
+
+
+@pytest.fixture
+def monitor(tmp_path: Path) -> Iterator[Callable[..., tuple[HardwareMonitor, Heard]]]:
+    """Makes monitors that read nothing by themselves, so that a test gives them their rows."""
+    made: list[HardwareMonitor] = []
+
+    def make(folder: str = str(tmp_path / "run"), **values: Any) -> tuple[HardwareMonitor, Heard]:
+        heard = Heard()
+        made.append(HardwareMonitor(folder, node=NODE, every_s=3600.0, tell=heard, **values))
+        return made[-1], heard
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def give(monitor: HardwareMonitor, rows: Sequence[Row]) -> None:
+    for one in rows:
+        monitor.event(HARDWARE, row=one)
+
+
+# ---------------------------------------------------------------------- the monitor
+
+
+def test_warnings_reach_console_status_and_files(monitor: Any, root: str) -> None:
+    """Said once, told as lasting while they last, and kept with the rows of each node; nothing lasts after the end."""
+    watching, heard = monitor(root)
+    give(watching, played("overheating"))
+    give(watching, steady(2, node="10.0.0.2", host_memory_used_bytes=63 << 30))
+    said = [text.split(" on ")[0] for text in heard.texts()]
+    card = "GPU 0 (NVIDIA A100-SXM4-80GB)"
+    assert said[:3] == [f"warning: {card}", f"alarm: {card}", f"alarm: {card}"]
+    assert [text.split("%")[0] for text in said[3:]] == ["alarm: node 10.0.0.2 has 98 "]
+    lasting = [[found["rule"] for found in values["warnings"]] for values in heard.of(WARNINGS)]
+    assert lasting[0] == ["temperature"]
+    assert ["temperature", "throttling"] in lasting or ["throttling", "temperature"] in lasting
+    assert lasting[-1] == ["memory"]
+    watching.close()
+    assert {found.node for found in read_rows(root)} == {NODE, "10.0.0.2"}
+    kept = read_warnings(root)
+    assert {found.rule for found in kept} == {"memory", "temperature", "throttling"}
+    assert all(found.until_s is not None for found in kept)
+
+
+def test_rows_carry_phase_and_loop_and_the_gpus_of_the_workers(monitor: Any, tmp_path: Path) -> None:
+    """The worker that waited most stands for its node; what two readings of a loop told is in one row."""
+    watching, _ = monitor()
+    cards = (gpu(0), gpu(1), gpu(2))
+    give(watching, [row(0, gpus=cards)])
+    watching.event("step", phase="phase1")
+    watching.event(LOOP, node=NODE, reading=loop(0.1, rank=0, gpu=0))
+    watching.event(LOOP, node=NODE, reading=loop(0.5, rank=1, gpu=2))
+    watching.event(LOOP, node=NODE, reading=loop(0.3, rank=1, gpu=2))
+    watching.event(LOOP, node="10.0.0.2", reading=loop(0.9, rank=2, gpu=0))
+    give(watching, [row(1, gpus=cards), row(2, gpus=cards)])
+    watching.event("test")
+    give(watching, [row(3, gpus=cards)])
+    watching.close()
+    first, second, third, last = read_rows(str(tmp_path / "run"))
+    assert (first.phase, first.loop, first.ours) == ("", None, ())
+    assert second.loop is not None
+    assert (second.phase, second.ours, second.loop.rank, second.loop.wait_share) == (
+        "phase1",
+        (0, 2),
+        1,
+        pytest.approx(0.4),
+    )
+    assert (third.phase, third.loop, third.ours) == ("phase1", None, (0, 2))
+    assert (last.phase, last.ours) == ("test", ())
+
+
+def test_a_machine_without_gpus_is_told_of_once(monitor: Any) -> None:
+    watching, heard = monitor()
+    for node in (NODE, "10.0.0.2"):
+        give(watching, steady(3, node=node, no_gpus="no NVIDIA driver"))
+    assert heard.texts() == [f"hardware: no GPU on {NODE} (no NVIDIA driver); the rest of the machine is watched"]
+
+
+def test_the_remedy_follows_what_a_phase_trains_on(monitor: Any) -> None:
+    """An event tells which phases train on kept activations: then it is not the decoding."""
+    watching, heard = monitor(setting=Setting(remote_data=True))
+    watching.event("activations", phases=["phase2"])
+    for place, phase in enumerate(["phase1"] * 12 + ["phase2"] * 36):
+        watching.event("step", phase=phase)
+        watching.event(LOOP, node=NODE, reading=loop(0.4))
+        give(watching, [row(place, gpus=(gpu(),))])
+    (text,) = heard.texts()
+    assert "the slow stage is the storage (reading images)" in text
+    assert "reading kept activations" in heard.of(WARNINGS)[-1]["warnings"][0]["text"]
+
+
+def test_nodes_that_are_left_take_their_warnings_along(monitor: Any) -> None:
+    """Workers start elsewhere after a failure; what was wrong with the lost node is wrong no more."""
+    watching, heard = monitor()
+    give(watching, [row(0, "10.0.0.2", host_memory_used_bytes=63 << 30)])
+    assert [found["node"] for found in heard.of(WARNINGS)[-1]["warnings"]] == ["10.0.0.2"]
+    watching.event("failure")
+    watching.event("started", nodes=["10.0.0.3"], workers=1, attempt=2)
+    give(watching, [row(1)])
+    assert heard.of(WARNINGS)[-1]["warnings"] == []
+
+
+def test_a_resumed_run_keeps_rows_and_warnings_of_before(monitor: Any, tmp_path: Path) -> None:
+    for begin in (0, 1000):
+        watching, _ = monitor()
+        give(watching, [row(begin + place, host_memory_used_bytes=63 << 30) for place in range(3)])
+        watching.close()
+    rows = read_rows(str(tmp_path / "run"))
+    assert [one.at_s for one in rows] == sorted(one.at_s for one in rows)
+    assert len(rows) == 6
+    assert [found.rule for found in read_warnings(str(tmp_path / "run"))] == ["memory", "memory"]
+
+
+def test_what_was_read_so_far_can_be_written_at_once(monitor: Any, tmp_path: Path) -> None:
+    """For the report, which is made while the run is still watched; what comes later is written at the end."""
+    watching, _ = monitor()
+    give(watching, steady(3, host_memory_used_bytes=63 << 30))
+    watching.flush()
+    assert len(read_rows(str(tmp_path / "run"))) == 3
+    assert [found.until_s for found in read_warnings(str(tmp_path / "run"))] == [None]
+    give(watching, [row(3)])
+    watching.flush()
+    assert len(read_rows(str(tmp_path / "run"))) == 4
+
+
+def test_what_cannot_be_read_is_not_written_over(
+    monitor: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A storage that does not give the rows of before, here a folder in their place, keeps them; it is said once."""
+    place = tmp_path / "run" / "hardware" / f"{NODE}.jsonl"
+    place.mkdir(parents=True)
+    watching, heard = monitor()
+    with caplog.at_level(logging.WARNING):
+        give(watching, steady(3))
+        watching.close()
+    assert place.is_dir()
+    assert len([line for line in caplog.messages if "the readings of the hardware cannot be written" in line]) == 1
+    assert heard.texts() == []
+
+
+def test_without_the_lease_nothing_is_written(monitor: Any, tmp_path: Path) -> None:
+    watching, _ = monitor(lost=lambda: "another process")
+    give(watching, steady(3, host_memory_used_bytes=63 << 30))
+    watching.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_switched_off_nothing_is_read_or_written(tmp_path: Path) -> None:
+    """every_s 0; and events change nothing."""
+    heard = Heard()
+    watching = HardwareMonitor(str(tmp_path / "run"), node=NODE, every_s=0.0, tell=heard)
+    watching.event("step", phase="phase1")
+    watching.close()
+    with sampled(heard, node=NODE, every_s=0.0, whole_node=True):
+        pass
+    assert heard.events == []
+    assert not (tmp_path / "run").exists()
+    assert watching.line() == ""
+
+
+# ---------------------------------------------------------------------- the threads
+
+
+def test_this_machine_is_read_and_the_trace_is_alarmed_of(tmp_path: Path) -> None:
+    """From NVML to the files: real psutil, a trace for the GPUs, many readings a second."""
+    heard = Heard()
+    watching = HardwareMonitor(
+        str(tmp_path),
+        node=NODE,
+        every_s=0.02,
+        tell=heard,
+        machine=lambda: NodeReader(NODE, [str(tmp_path)], nvml=trace("overheating")),
+    )
+    heard.wait_for("note", 2)
+    watching.close()
+    assert "is at 85 °C" in heard.texts()[1]
+    rows = read_rows(str(tmp_path))
+    assert rows[0].host.disk_folder == str(tmp_path)
+    assert {one.gpus[0].name for one in rows} == {"NVIDIA A100-SXM4-80GB"}
+    assert watching.line().startswith("hardware: 1 GPU, ")
+
+
+def test_a_worker_tells_of_its_loop_and_of_its_node_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing before the first batch; then steps, waited share and the GPU that it was given."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    heard, clock = Heard(), Clock()
+    with sampled(heard, node=NODE, every_s=0.05, clock=clock, rank=5, whole_node=True):
+        heard.wait_for(HARDWARE, 2)
+        assert heard.of(LOOP) == []
+        clock.beats = 7
+        first = heard.wait_for(LOOP)[0]
+        clock.waited = 1e9
+        for _ in range(500):
+            if heard.of(LOOP)[-1]["reading"].wait_share == 1.0:
+                break
+            time.sleep(0.01)
+    assert (first["node"], first["reading"].rank, first["reading"].gpu, first["reading"].steps) == (NODE, 5, 3, 7)
+    assert any(values["reading"].wait_share == 1.0 for values in heard.of(LOOP))
+    assert all(values["row"].node == NODE for values in heard.of(HARDWARE))
+
+
+def test_a_wait_is_a_share_of_the_time() -> None:
+    clock = Clock()
+    reader = LoopReader(clock)
+    assert reader.read(5.0) is None
+    clock.beats, clock.waited = 10, 2.0
+    found = reader.read(5.0)
+    assert found is not None
+    assert (found.steps, found.wait_share, found.seconds) == (10, 0.4, 5.0)
+    found = reader.read(5.0)
+    assert found is not None
+    assert (found.steps, found.wait_share) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("2", 2), ("", None), ("0,1", None), ("GPU-1a", None), ("-1", None), (None, None)]
+)
+def test_the_gpu_of_a_process_is_the_one_it_was_given(
+    given: str | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert visible_gpu() == expected
+
+
+def test_who_holds_the_memory_is_asked_where_it_is_nearly_full() -> None:
+    used = [gpu(memory_used_bytes=23 << 30), gpu(memory_used_bytes=10 << 30)]
+    reader = NodeReader(NODE, nvml=Stub(lambda: used.pop(0)))
+    assert reader.read(5.0).gpus[0].holders == (Holder(pid=99, used_bytes=1 << 30),)
+    assert reader.read(5.0).gpus[0].holders == ()
+
+
+def test_a_driver_that_breaks_costs_its_gpus_and_nothing_else() -> None:
+    """The rows of the host go on, and say why there are no GPUs any more."""
+
+    def broken() -> GpuReading:
+        raise RuntimeError("the driver is gone")
+
+    found = NodeReader(NODE, nvml=Stub(broken)).read(5.0)
+    assert found.gpus == ()
+    assert found.no_gpus == "the driver cannot be asked any more: RuntimeError: the driver is gone"
+    assert found.host.memory_total_bytes is not None
+
+
+def test_a_reader_that_raises_is_said_once_and_the_loop_is_told_of_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever cannot be opened or read: one line in the log, and the next reading follows."""
+
+    class Broken(NodeReader):
+        def read(self, seconds: float) -> Row:
+            raise RuntimeError(f"nothing for {seconds > 0}")
+
+    heard, clock = Heard(), Clock()
+    clock.beats = 1
+    with caplog.at_level(logging.WARNING):
+        sampler = Sampler(heard, node=NODE, every_s=0.02, machine=lambda: Broken(NODE), loop=LoopReader(clock))
+        heard.wait_for(LOOP, 3)
+        sampler.close()
+    assert caplog.messages == [
+        f"the hardware of {NODE} cannot be read, and the run goes on without: RuntimeError: nothing for True"
+    ]
+    assert heard.of(HARDWARE) == []
+
+
+def test_a_row_that_cannot_be_judged_ends_nothing(monitor: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What workers of another version send may be anything: the driver's loop goes on."""
+    watching, heard = monitor()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            watching.event(HARDWARE, row="no row")
+        give(watching, steady(1, host_memory_used_bytes=63 << 30))
+    assert len([line for line in caplog.messages if "cannot be judged" in line]) == 1
+    assert len(heard.texts()) == 1
+
+
+def test_a_warning_that_lasts_is_not_written_again_and_again(monitor: Any, tmp_path: Path) -> None:
+    """Its text changes with every row; the file is written when it comes, gets worse, or has passed."""
+    watching, _ = monitor()
+    written: list[int] = []
+    lock = threading.Lock()
+    for place in range(5):
+        give(watching, [row(place, host_memory_used_bytes=(59 << 30) + place)])
+        watching._files.write_warnings(lock)
+        written.append((tmp_path / "run" / "hardware" / "warnings.json").stat().st_mtime_ns)
+    assert len(set(written)) == 1
+    give(watching, [row(5, host_memory_used_bytes=62 << 30)])
+    watching._files.write_warnings(lock)
+    assert [(found.level, found.until_s) for found in read_warnings(str(tmp_path / "run"))] == [("alarm", None)]
+
+
+def test_a_driver_that_hangs_holds_nothing_up() -> None:
+    """Neither what the process does nor its end: the thread is left behind, and dies with the process."""
+    hangs, go_on = threading.Event(), threading.Event()
+
+    def hang() -> GpuReading:
+        hangs.set()
+        go_on.wait(60.0)
+        return gpu()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pharmclf.hardware.sampler._END_S", 0.05)
+        sampler = Sampler(Heard(), node=NODE, every_s=0.01, machine=lambda: NodeReader(NODE, nvml=Stub(hang)))
+        assert hangs.wait(60.0)
+        sampler.close()
+        assert sampler._thread.is_alive()
+        assert sampler._thread.daemon
+    go_on.set()
+    sampler._thread.join(60.0)
+    assert not sampler._thread.is_alive()
+
+
+def test_a_row_costs_less_than_a_hundredth_of_its_time(monitor: Any) -> None:
+    """Reading 8 GPUs of a trace and this machine, judging and keeping it: processor time, against that of five seconds.
+
+    Measured: 4 ms a row, so the bound of 50 ms is generous.
+    """
+    cards = trace("calm")
+
+    class Eight:
+        num_gpus = 8
+
+        def read(self, index: int) -> GpuReading:
+            return cards.read(index % 2)
+
+        def holders(self, _index: int) -> Sequence[Holder]:
+            return ()
+
+    watching, _ = monitor()
+    reader = NodeReader(NODE, nvml=Eight())
+
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_THREAD)
+        return usage.ru_utime + usage.ru_stime
+
+    before, count = used(), 60
+    for _ in range(count):
+        watching.event(LOOP, node=NODE, reading=loop())
+        watching.event(HARDWARE, row=reader.read(5.0))
+    assert (used() - before) / count < 0.01 * 5.0

@@ -1,0 +1,253 @@
+"""GPUs through NVML: against a stand-in for the driver's library, and out of recordings of nvidia-smi."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pynvml
+import pytest
+from hardware_rows import TRACES, trace
+
+from pharmclf.hardware.nvml import HARMFUL, REASONS, DriverNvml, NvmlMissing
+from pharmclf.hardware.readings import GpuReading, Holder
+from pharmclf.hardware.replay import ReplayedNvml
+
+
+class Library:
+    """Stands for libnvidia-ml.so: the functions by their names in C, which write where their pointers point."""
+
+    def __init__(self, **broken: int) -> None:
+        self.broken = broken
+        """Code that a function returns, by its name."""
+        self.count, self.processes = 2, [(4711, 5 << 30), (12, 30 << 30)]
+
+    def __getattr__(self, name: str) -> Any:
+        if self.broken.get(name) == pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+            raise AttributeError(name)  # a driver that does not know it
+        function = type(self).__dict__[f"do_{name.removesuffix('_v2')}"]
+
+        def call(*arguments: Any) -> int:
+            return self.broken.get(name) or function(self, *arguments) or pynvml.NVML_SUCCESS
+
+        return call
+
+    def do_nvmlInitWithFlags(self, _flags: int) -> None: ...
+    def do_nvmlErrorString(self, _code: int) -> bytes:
+        return b"an error"
+
+    def do_nvmlDeviceGetCount(self, count: Any) -> None:
+        count._obj.value = self.count
+
+    def do_nvmlDeviceGetHandleByIndex(self, index: Any, handle: Any) -> None:
+        ctypes.memmove(handle, ctypes.byref(ctypes.c_void_p(1 + index.value)), ctypes.sizeof(ctypes.c_void_p))
+
+    def do_nvmlDeviceGetName(self, _handle: Any, name: Any, _length: Any) -> None:
+        name.value = b"NVIDIA L4"
+
+    def do_nvmlDeviceGetUtilizationRates(self, _handle: Any, rates: Any) -> None:
+        rates._obj.gpu, rates._obj.memory = 93, 40
+
+    def do_nvmlDeviceGetMemoryInfo(self, _handle: Any, memory: Any) -> None:
+        memory._obj.used, memory._obj.total = 20 << 30, 24 << 30
+
+    def do_nvmlDeviceGetTemperatureV(self, _handle: Any, reading: Any) -> None:
+        reading._obj.temperature = 71
+
+    def do_nvmlDeviceGetTemperature(self, _handle: Any, _sensor: Any, celsius: Any) -> None:
+        celsius._obj.value = 72
+
+    def do_nvmlDeviceGetPowerUsage(self, _handle: Any, milliwatts: Any) -> None:
+        milliwatts._obj.value = 69_500
+
+    def do_nvmlDeviceGetEnforcedPowerLimit(self, _handle: Any, milliwatts: Any) -> None:
+        milliwatts._obj.value = 72_000
+
+    def do_nvmlDeviceGetClockInfo(self, _handle: Any, kind: Any, clock: Any) -> None:
+        clock._obj.value = {pynvml.NVML_CLOCK_SM: 1700, pynvml.NVML_CLOCK_MEM: 6251}[kind.value]
+
+    def do_nvmlDeviceGetCurrentClocksEventReasons(self, _handle: Any, reasons: Any) -> None:
+        reasons._obj.value = 0x44
+
+    def do_nvmlDeviceGetCurrentClocksThrottleReasons(self, _handle: Any, reasons: Any) -> None:
+        reasons._obj.value = 0x80
+
+    def do_nvmlDeviceGetTotalEccErrors(self, _handle: Any, kind: Any, counter: Any, count: Any) -> None:
+        count._obj.value = 3 if (kind.value, counter.value) == (1, 0) else 99
+
+    def do_nvmlDeviceGetComputeRunningProcesses_v3(self, _handle: Any, count: Any, found: Any) -> int:
+        if found is None:
+            count._obj.value = len(self.processes)
+            return int(pynvml.NVML_ERROR_INSUFFICIENT_SIZE)
+        count._obj.value = len(self.processes)
+        for place, (pid, used) in enumerate(self.processes):
+            found[place].pid, found[place].usedGpuMemory = pid, used
+        return int(pynvml.NVML_SUCCESS)
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    """The driver of a machine with two GPUs."""
+    found = Library()
+    monkeypatch.setattr(pynvml, "nvmlLib", found)
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    return found
+
+
+READING = GpuReading(
+    index=1,
+    name="NVIDIA L4",
+    utilisation_percent=93.0,
+    memory_used_bytes=20 << 30,
+    memory_total_bytes=24 << 30,
+    temperature_c=71.0,
+    power_w=69.5,
+    power_limit_w=72.0,
+    sm_clock_mhz=1700.0,
+    memory_clock_mhz=6251.0,
+    throttle={"power cap": 1.0, "thermal slowdown (hardware)": 1.0},
+    ecc_errors=3,
+)
+
+
+def test_a_reading_holds_what_the_driver_tells_in_our_units(library: Library) -> None:
+    """Watts, bytes, degrees, megahertz; the bits of the clocks as words."""
+    nvml = DriverNvml()
+    assert nvml.num_gpus == 2
+    assert nvml.read(1) == READING
+
+
+def test_an_older_driver_is_asked_by_the_older_names(library: Library) -> None:
+    """Functions have been renamed; a driver knows one of the names."""
+    missing = pynvml.NVML_ERROR_FUNCTION_NOT_FOUND
+    library.broken = dict.fromkeys(("nvmlDeviceGetTemperatureV", "nvmlDeviceGetCurrentClocksEventReasons"), missing)
+    reading = DriverNvml().read(0)
+    assert (reading.temperature_c, reading.throttle) == (72.0, {"power brake": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("function", "field"),
+    [
+        ("nvmlDeviceGetUtilizationRates", "utilisation_percent"),
+        ("nvmlDeviceGetPowerUsage", "power_w"),
+        ("nvmlDeviceGetEnforcedPowerLimit", "power_limit_w"),
+        ("nvmlDeviceGetTotalEccErrors", "ecc_errors"),
+        ("nvmlDeviceGetClockInfo", "sm_clock_mhz"),
+    ],
+)
+def test_what_a_card_does_not_tell_is_none_and_the_rest_is_there(library: Library, function: str, field: str) -> None:
+    """Cards for desktops tell no memory errors, slices of a card no utilisation."""
+    library.broken = {function: pynvml.NVML_ERROR_NOT_SUPPORTED}
+    reading = DriverNvml().read(0)
+    assert getattr(reading, field) is None
+    assert reading.memory_used_bytes == 20 << 30
+    assert not reading.lost
+
+
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED])
+def test_a_card_that_is_lost_on_the_way_says_so(library: Library, code: int) -> None:
+    """Its name is known from before."""
+    nvml = DriverNvml()
+    library.broken = {"nvmlDeviceGetMemoryInfo": code, "nvmlDeviceGetComputeRunningProcesses_v3": code}
+    assert nvml.read(0) == GpuReading(index=0, name="NVIDIA L4", lost=True)
+    assert nvml.holders(0) == ()
+
+
+def test_a_card_that_is_lost_from_the_start_hides_no_other(library: Library) -> None:
+    library.broken = {"nvmlDeviceGetHandleByIndex_v2": pynvml.NVML_ERROR_GPU_IS_LOST}
+    nvml = DriverNvml()
+    assert nvml.num_gpus == 2
+    assert nvml.read(0).lost
+    assert nvml.holders(0) == ()
+
+
+def test_the_holders_of_memory_come_the_largest_first(library: Library) -> None:
+    found = DriverNvml().holders(0)
+    assert found == [Holder(pid=12, used_bytes=30 << 30), Holder(pid=4711, used_bytes=5 << 30)]
+
+
+def test_a_machine_without_gpus_or_with_a_broken_driver_says_why(library: Library) -> None:
+    library.count = 0
+    with pytest.raises(NvmlMissing, match="knows of no GPU"):
+        DriverNvml()
+    library.broken = {"nvmlInitWithFlags": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}
+    with pytest.raises(NvmlMissing, match="the NVIDIA driver says: Driver Not Loaded"):
+        DriverNvml()
+
+
+def test_a_machine_without_a_driver_or_the_package_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is looked for in a fresh process; here there is none, or else this test says nothing."""
+    code = (
+        "from pharmclf.hardware.nvml import *\ntry:\n    DriverNvml()\nexcept NvmlMissing as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
+    if not done.stdout:
+        pytest.skip("this machine has an NVIDIA driver")
+    assert done.stdout.strip() == "no NVIDIA driver"
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(NvmlMissing, match="nvidia-ml-py is not installed"):
+        DriverNvml()
+
+
+def test_the_words_for_the_clocks_are_those_of_nvml() -> None:
+    """Each bit that the package knows has a word, and the harmful ones are heat and power."""
+    prefix = "nvmlClocksThrottleReason"
+    bits = {value for name, value in vars(pynvml).items() if name.startswith(prefix) and bin(value).count("1") == 1}
+    assert set(REASONS) == bits
+    harmful = {bit for bit, word in REASONS.items() if word in HARMFUL}
+    names = ("HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
+    assert harmful == {getattr(pynvml, prefix + name) for name in names}
+
+
+# ---------------------------------------------------------------------- recordings
+
+
+def test_a_recording_gives_its_lines_one_after_the_other_and_then_the_last() -> None:
+    nvml = trace("calm")
+    assert (nvml.num_gpus, nvml.num_readings) == (2, 60)
+    first = nvml.read(0)
+    assert first == GpuReading(
+        index=0,
+        name="NVIDIA A100-SXM4-80GB",
+        utilisation_percent=0.0,
+        memory_used_bytes=819 << 20,
+        memory_total_bytes=81920 << 20,
+        temperature_c=34.0,
+        power_w=62.0,
+        power_limit_w=400.0,
+        sm_clock_mhz=210.0,
+        memory_clock_mhz=1593.0,
+        throttle={"idle": 1.0},
+        ecc_errors=0,
+    )
+    readings = [nvml.read(0) for _ in range(70)]
+    assert readings[3].throttle == {"power cap": 1.0}
+    assert readings[58] == readings[59] == readings[69]
+    assert nvml.read(1).temperature_c == 34.0, "each GPU has a place of its own"
+
+
+def test_a_recording_of_a_desktop_card_or_an_older_tool_is_read_as_far_as_it_goes() -> None:
+    """[N/A] is unknown; with nounits there are none; clocks_throttle_reasons is the older name."""
+    heading = "index, name, temperature.gpu, power.draw, clocks_throttle_reasons.active, memory.used"
+    nvml = ReplayedNvml(f"{heading}\n0, NVIDIA GeForce RTX 4090, 55, [N/A], 0x0000000000000001, [N/A]\n")
+    expected = GpuReading(index=0, name="NVIDIA GeForce RTX 4090", temperature_c=55.0, throttle={"idle": 1.0})
+    assert nvml.read(0) == expected
+
+
+def test_what_is_no_recording_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected the CSV of nvidia-smi"):
+        ReplayedNvml("")
+
+
+@pytest.mark.parametrize("path", sorted(TRACES.glob("*.csv")), ids=lambda path: path.stem)
+def test_every_trace_has_the_heading_that_nvidia_smi_writes(path: Any) -> None:
+    """As of its query in the module's text: names, and units where it writes them."""
+    heading = path.read_text(encoding="utf-8").splitlines()[0].split(", ")
+    assert [name for name in heading if name.endswith("[MHz]")] == [
+        "clocks.current.sm [MHz]",
+        "clocks.current.memory [MHz]",
+    ]
+    assert len(heading) == 13
