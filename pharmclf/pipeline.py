@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +22,8 @@ from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress, t
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import check_storage, prepare, split_manifest, write_manifest
-from pharmclf.finish import finish
+from pharmclf.finish import extra_sets, finish
+from pharmclf.hardware import HardwareMonitor, Setting
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.summary import progress_line, summary_text
 from pharmclf.run_record import (
@@ -37,9 +40,11 @@ from pharmclf.run_record import (
 from pharmclf.status import StatusBoard
 from pharmclf.storage.lease import Lease
 from pharmclf.telemetry import Telemetry
+from pharmclf.tracking import Tracker, check_tracking, track_complete
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
 from pharmclf.training.job import Observer, TrainingJob
 from pharmclf.training.launch import connect, launch
+from pharmclf.training.nodes import node_address
 from pharmclf.training.phases import phases_of
 from pharmclf.upload import lies_in_upload
 
@@ -64,6 +69,7 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
     config = with_weights_found(config)
     folder = folder or storage.join(storage.absolute(config.storage), config.run_name)
     check_storage(config)
+    check_tracking(config)
     if lies_in_upload(folder):
         say(f"warning: {folder} is in Ray's copy of the working directory and goes with it; give --storage elsewhere")
     record = read_record(folder)
@@ -79,7 +85,10 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
         if record is not None:
             check_fingerprints(record["fingerprints"], expected, f"run {folder}")
             if record["state"] == "complete":
+                track_complete(config, folder, record, say)
                 return _say_complete(folder, say)
+        for images in extra_sets(config, manifest, scan_progress(say)):
+            say(f"{images.name}: {len(images.rows):,} images to test on, {'; '.join(images.notes) or 'all usable'}")
         if stop.received is not None:
             return stop.exit_code
         with only_writer(folder) as lease:
@@ -87,26 +96,49 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
             before = record["seconds"] if record else 0.0
             earlier = record.get("activations") if record else None
             record = {"name": config.run_name, "settings": settings, "config": to_dict(config)}
-            record |= {"fingerprints": expected, "versions": versions(), "state": "running", "seconds": before}
+            record |= {
+                "fingerprints": expected,
+                "versions": versions(),
+                "command": shlex.join(sys.argv),
+                "state": "running",
+                "seconds": before,
+            }
             storage.write_json(storage.join(folder, RUN_FILE), record)
             with contextlib.ExitStack() as behind:
                 sizes = {split: len(manifest.rows(split)) for split in ("train", "validation", "test")}
                 board = StatusBoard(folder, config, sizes, lambda: lease.lost)
                 behind.callback(board.close)
+                tracker = Tracker(config, folder, record, lambda: lease.lost, say)
+                behind.callback(lambda: tracker.close(str(record["state"])))
                 reason = ""
                 try:
                     connect(allow_open=config.allow_open_cluster)
                     stop.install()
                     behind.callback(Telemetry(config.run_name, board.now).close)
-                    console = _Console(stop, lease, board, say)
+                    hardware = HardwareMonitor(
+                        folder,
+                        node=node_address(),
+                        every_s=config.hardware_every_s,
+                        tell=lambda kind, **values: console.event(kind, **values),
+                        lost=lambda: lease.lost,
+                        setting=Setting(
+                            remote_data=storage.is_remote(config.data), wants_gpus=config.accelerator != "cpu"
+                        ),
+                    )
+                    behind.callback(hardware.close)
+                    console = _Console(stop, lease, (board, tracker, hardware), say)
                     job = training_job(config, folder, manifest)
+                    job = dataclasses.replace(job, hardware_every_s=config.hardware_every_s)
                     outcome = train_on_activations(job, manifest, console, record, earlier)
                     done = outcome["status"] == "complete"
                     record["state"] = "trained" if done else "interrupted"
                     if done:
+                        if line := hardware.line():
+                            say(line)
                         console.event("test")
-                        seconds = before + time.monotonic() - began
-                        finish(config, folder, manifest, outcome, seconds, say)
+                        hardware.flush()
+                        so_far = {"seconds": before + time.monotonic() - began}
+                        finish(config, folder, manifest, outcome, record | so_far, say)
                         record["state"] = "complete"
                 except BaseException as error:
                     record["state"], reason = "failed", told(error)
@@ -260,18 +292,27 @@ def training_job(
     )
 
 
-class _Console:
-    """Shows a run's events, keeps its status by them, and passes signals on."""
+class _Listener(Protocol):
+    """Who is told of a run's events."""
 
-    def __init__(self, stop: StopSignal, lease: Lease, board: StatusBoard, say: Say) -> None:
-        self._stop, self._lease, self._board, self._say = stop, lease, board, say
+    def event(self, kind: str, **values: Any) -> None:
+        """As `Observer.event`."""
+
+
+class _Console:
+    """Shows a run's events, tells others of them, and passes signals on."""
+
+    def __init__(self, stop: StopSignal, lease: Lease, listeners: Sequence[_Listener], say: Say) -> None:
+        self._stop, self._lease, self._listeners, self._say = stop, lease, listeners, say
 
     def say(self, text: str, /) -> None:
-        self._board.event("note", text=text)
+        for listener in self._listeners:
+            listener.event("note", text=text)
         self._say(text)
 
     def event(self, kind: str, **values: Any) -> None:
-        self._board.event(kind, **values)
+        for listener in self._listeners:
+            listener.event(kind, **values)
         if kind in ("note", "waiting"):
             self._say(values["text"])
         elif kind == "step":

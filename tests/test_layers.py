@@ -13,8 +13,10 @@ ROOT = Path(__file__).parents[1]
 PURE = [
     "config", "fingerprint", "storage", "metrics", "progress", "cli", "data.manifest", "data.splits", "data.plan",
     "data.stateless", "data.augment", "data.demo", "data.prepare", "training.phases", "training.schedule",
-    "training.checkpoint", "training.job", "training.saver", "training.listing", "report.plots", "report.summary",
-    "evaluation.evaluate", "model.cut", "model.device", "runs", "activations.key", "activations.choice",
+    "training.checkpoint", "training.job", "training.saver", "training.listing", "report.plots",
+    "report.summary", "report.page", "report.card", "report.calibration_plots", "evaluation.decision",
+    "hardware", "evaluation.labels", "evaluation.saved", "evaluation.evaluate", "model.cut", "model.device", "runs",
+    "activations.key", "activations.choice",
     "activations.shards", "activations.reader", "activations.listing", "activations.local_cache",
     "training.grouping", "training.access", "training.division", "training.pulse", "training.recovery", "status",
     "sweep.space", "sweep.search", "sweep.halving", "sweep.options", "sweep.ledger",

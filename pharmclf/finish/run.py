@@ -20,16 +20,20 @@ from pharmclf.finish.facts import data_facts, machine_facts
 from pharmclf.finish.pictures import set_facts
 from pharmclf.finish.scores import Scored, predict_sets, score, write_scored
 from pharmclf.finish.sets import extra_sets, split_set
+from pharmclf.hardware import Finding, Row, read_rows, read_warnings
 from pharmclf.metrics import Estimate
 from pharmclf.report import plots
 from pharmclf.report.card import CARD_FILE, model_card
 from pharmclf.report.facts import ReportFacts
+from pharmclf.report.hardware_facts import hardware_facts
+from pharmclf.report.hardware_plots import hardware_curves
 from pharmclf.report.page import page_html
 from pharmclf.report.summary import PhaseFacts, RunFacts, result, summary_text
 from pharmclf.training.job import LABELS_FILE, MODEL_FILE, phase_model_file
 from pharmclf.training.schedule import best_phase
 
 REPORT_FILE = "report.html"
+_PATIENCE_S = 5.0  # with a storage that does not give the readings of the hardware
 
 
 def finish(
@@ -90,6 +94,7 @@ def finish(
     )
     phases = [_phase_facts(name, history, outcome, phase_tests.get(name)) for name in outcome["best"]]
     summary = result(facts, validation.evaluation, test.evaluation, phases, decision=decision, extras=shown[1:])
+    rows, findings = _hardware(folder)
     report = ReportFacts(
         result=summary,
         history=history,
@@ -101,8 +106,8 @@ def finish(
         config_yaml=to_yaml(config),
         versions=record["versions"],
         fingerprints=record["fingerprints"],
-        hardware=machine_facts(outcome["device"], outcome["workers"]),
-        hardware_curves=(),
+        hardware=[*machine_facts(outcome["device"], outcome["workers"]), *hardware_facts(rows, findings)],
+        hardware_curves=hardware_curves(rows, findings),
         command=record.get("command"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -111,6 +116,15 @@ def finish(
     storage.write_json(storage.join(folder, "result.json"), summary)
     say(classification_table(test.evaluation))
     say(summary_text(summary, folder))
+
+
+def _hardware(folder: str) -> tuple[list[Row], list[Finding]]:
+    """What was read of the machines, and what was wrong with them; a report may do without."""
+    try:
+        with storage.patience(_PATIENCE_S):
+            return read_rows(folder), read_warnings(folder)
+    except OSError:
+        return [], []
 
 
 def _numbers(labels: Sequence[str], class_names: Sequence[str]) -> np.ndarray:

@@ -41,9 +41,27 @@ class Conductor:
     """Between the ledger and Ray Tune; Ray Tune's thread and the driver's call it."""
 
     def __init__(
-        self, ledger: Ledger, room: Room, stop_requested: Callable[[], bool], say: Say, *, reuse_workers: bool = True
+        self,
+        ledger: Ledger,
+        room: Room,
+        stop_requested: Callable[[], bool],
+        say: Say,
+        *,
+        ended: Callable[[Trial], None],
+        reuse_workers: bool = True,
     ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            ledger: of the sweep.
+            room: that the cluster has for trials.
+            stop_requested: whether the sweep shall end.
+            say: takes lines for the console.
+            ended: is told of each trial that ends.
+            reuse_workers: a worker that has ended a trial is given the next.
+        """
         self.ledger, self.room, self.say, self._reuse = ledger, room, say, reuse_workers
+        self._ended = ended
         self._stop_requested = stop_requested
         self._lock = threading.Lock()
         self._running: dict[str, list[Trial]] = {}
@@ -129,6 +147,7 @@ class Conductor:
     def _tell(self, trial: Trial) -> None:
         if trial.state == "running":
             return
+        self._ended(trial)
         names = short_names(trial.values)
         about = ", ".join(f"{names[name]} {_text(value)}" for name, value in trial.values.items())
         score = f" {trial.score:.4f}" if trial.score is not None else ""

@@ -281,9 +281,10 @@ class Ledger:
 
     def facts(self) -> list[TrialFacts]:
         """What is known of every trial that has begun."""
-        return [self._facts(trial) for _, trial in sorted(self.trials.items()) if trial.state is not None]
+        return [self.facts_of(trial) for _, trial in sorted(self.trials.items()) if trial.state is not None]
 
-    def _facts(self, trial: Trial) -> TrialFacts:
+    def facts_of(self, trial: Trial) -> TrialFacts:
+        """What is known of a trial that has begun."""
         plain = self.plan.space.values_of(self.plan.base)
         return TrialFacts(
             number=trial.number,

@@ -24,12 +24,13 @@ from pharmclf.storage.lease import Lease
 from pharmclf.sweep.ahead import keep_ahead, variants
 from pharmclf.sweep.conductor import Conductor
 from pharmclf.sweep.halving import default_grace, rungs
-from pharmclf.sweep.ledger import Ledger, Plan
+from pharmclf.sweep.ledger import Ledger, Plan, Trial
 from pharmclf.sweep.options import Room, SweepOptions, room_for
 from pharmclf.sweep.search import Search, check_search
 from pharmclf.sweep.space import Space, check_depths, load_space
 from pharmclf.sweep.trial import Shared
 from pharmclf.sweep.winner import finish_winner, retrain_winner
+from pharmclf.tracking import SweepTracker, check_tracking
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.division import divide_resources
 from pharmclf.training.launch import connect
@@ -63,6 +64,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say) ->
     base = _as_trial(with_weights_found(base), options)
     folder = storage.join(storage.absolute(base.storage), base.name)
     check_storage(base)
+    check_tracking(base, base.name)
     if storage.is_file(storage.join(folder, RUN_FILE)):
         raise ConfigError(f"--name {base.name}: {folder} holds a run, and a sweep needs a folder of its own. Rename it")
     space = load_space(space_file, base)
@@ -112,13 +114,19 @@ class _Sweep:
     say: Say
 
     def run(self, stop: StopSignal, lease: Lease) -> int:
-        """Train the trials, then test the winner."""
+        """Train the trials, then test the winner, and tell of it where the sweep is tracked."""
+        self._write()
+        tracker = SweepTracker(self.base, self.folder, self.record, lambda: lease.lost, self.say)
+        try:
+            return self._run(stop, lease, tracker)
+        finally:
+            tracker.close(self.record)
 
+    def _run(self, stop: StopSignal, lease: Lease, tracker: SweepTracker) -> int:
         def stop_requested() -> bool:
             return stop.received is not None or bool(lease.lost)
 
         began = time.monotonic()
-        self._write()
         try:
             kept = keep_ahead(
                 self.base, self.space, self.total, self.manifest, self.record["fingerprints"], self.say, stop_requested
@@ -126,12 +134,19 @@ class _Sweep:
         except Interrupted:
             return self._interrupted(stop, lease)
         ledger, room = self._ledger(kept), self.room
-        done = sum(trial.ended for trial in ledger.trials.values())
+
+        def ended(trial: Trial) -> None:
+            tracker.trial_ended(ledger.facts_of(trial), trial.folder)
+
+        before = [trial for trial in ledger.trials.values() if trial.ended]
+        for trial in before:
+            ended(trial)
         if ledger.trials:
-            self.say(f"resumed: {done} trials have ended, {len(ledger.broken_off)} go on from their checkpoints")
+            self.say(f"resumed: {len(before)} trials have ended, {len(ledger.broken_off)} go on from their checkpoints")
         self.say(f"{self.total} trials, {room.concurrent} at a time ({room.reason})")
         reuse = self.options.reuse_workers
-        Conductor(ledger, room, stop_requested, self.say, reuse_workers=reuse).run(self._shared(room))
+        conductor = Conductor(ledger, room, stop_requested, self.say, ended=ended, reuse_workers=reuse)
+        conductor.run(self._shared(room))
         self._write_results(ledger, room)
         if ledger.fatal:
             raise storage.StorageUnavailable(ledger.fatal)
@@ -200,6 +215,7 @@ class _Sweep:
             home = storage.join(self.folder, "trials")
             folder, code = retrain_winner(trial, home, str(workers) if workers > 1 else "1", self.say)
             if code != EXIT_OK:
+                self._write(state="interrupted")
                 return code
         else:
             folder = finish_winner(trial, self.manifest, workers, self.say)

@@ -17,6 +17,7 @@ from pharmclf.quiet import native_chatter_muted
 from pharmclf.run_record import RUN_FILE
 from pharmclf.sweep.ledger import Trial
 from pharmclf.training.checkpoint import list_checkpoints
+from pharmclf.training.nodes import device_kind
 
 RETRAINED = "winner"
 
@@ -34,11 +35,12 @@ def finish_winner(trial: Trial, manifest: Manifest, workers: int, say: Say) -> s
     task = ray.remote(num_cpus=0.5, max_calls=1)(_save_models)
     ray.get(task.remote(trial.config, trial.folder, manifest.class_names, state))
     outcome = {name: state[name] for name in ("history", "monitors", "best")}
-    outcome |= {"workers": workers, "device": "GPU" if ray.cluster_resources().get("GPU") else "CPU"}
+    outcome |= {"workers": workers, "device": device_kind()}
     write_manifest(manifest, trial.folder)
-    finish(trial.config, trial.folder, manifest, outcome, trial.used.get("seconds", 0.0), say)
     location = storage.join(trial.folder, RUN_FILE)
-    storage.write_json(location, storage.read_json(location) | {"state": "complete"})
+    record = storage.read_json(location)
+    finish(trial.config, trial.folder, manifest, outcome, record | {"seconds": trial.used.get("seconds", 0.0)}, say)
+    storage.write_json(location, record | {"state": "complete"})
     return trial.folder
 
 
@@ -51,7 +53,7 @@ def retrain_winner(trial: Trial, home: str, workers: str, say: Say) -> tuple[str
         workers: as in a plain run.
         say: takes lines for the console.
     """
-    config = dataclasses.replace(trial.config, name=RETRAINED, workers=workers)
+    config = dataclasses.replace(trial.config, name=RETRAINED, workers=workers, mlflow="")  # the sweep tells of it
     folder = storage.join(home, RETRAINED)
     return folder, pipeline.run(config, say, folder)
 

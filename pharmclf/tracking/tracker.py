@@ -1,0 +1,187 @@
+"""Tells TensorBoard and MLflow of runs and sweeps, from their drivers, behind them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from pharmclf import storage
+from pharmclf.cli import Say
+from pharmclf.config import RunConfig
+from pharmclf.report.sweep import TrialFacts
+from pharmclf.run_record import flat
+from pharmclf.tracking import tensorboard
+from pharmclf.tracking.courier import Courier
+from pharmclf.tracking.facts import BEST, Story, SweepStory, TrialStory, placed, tags_of
+from pharmclf.tracking.mlflow_runs import check_mlflow
+from pharmclf.tracking.mlflow_stories import EXPERIMENT, RunThere, SweepThere
+from pharmclf.training.checkpoint import list_checkpoints
+
+_PATIENCE_S = 5.0  # with a storage that does not answer, before the run begins
+_LAST_WORDS_S = 60.0  # for the end of a story: report and pictures go out then
+T = TypeVar("T")
+Lost = Callable[[], object]
+
+
+def check_tracking(config: RunConfig, experiment: str = EXPERIMENT) -> None:
+    """See whether a run can be tracked as it asks for.
+
+    Args:
+        config: the run.
+        experiment: that it belongs to on an MLflow server; of a sweep its name.
+
+    Raises:
+        ConfigError: an MLflow server that cannot be used. What it refuses later is warned of only.
+    """
+    if config.mlflow:
+        check_mlflow(config.mlflow, experiment)
+
+
+class _Telling(Generic[T]):
+    """A story that grows, and the places that it is told to."""
+
+    def __init__(self, story: T, lost: Lost) -> None:
+        self._story, self._lost, self._lock = story, lost, threading.Lock()
+        self._couriers: list[Courier] = []
+
+    def add_place(self, name: str, deliver: Callable[[T], None]) -> None:
+        """Tell it there from now on."""
+
+        def work() -> None:
+            with self._lock:
+                story = self._story
+            if not self._lost():  # else another driver tells it
+                deliver(story)
+
+        self._couriers.append(Courier(name, work))
+        self._couriers[-1].wake()
+
+    def change(self, change: Callable[[T], T]) -> None:
+        """The story has gone on."""
+        with self._lock:
+            self._story = change(self._story)
+        for courier in self._couriers:
+            courier.wake()
+
+    def close(self) -> None:
+        """Tell it to its end; places that do not answer are waited for a minute at most, all together."""
+        deadline = time.monotonic() + _LAST_WORDS_S
+        for courier in self._couriers:
+            courier.end()
+        for courier in self._couriers:
+            courier.join(max(0.0, deadline - time.monotonic()))
+
+
+class Tracker:
+    """Tracks a run; no event waits for a server or a disk, and none fails by it."""
+
+    def __init__(self, config: RunConfig, folder: str, record: Mapping[str, Any], lost: Lost, say: Say) -> None:
+        """Begin, or go on with what was tracked of the run before.
+
+        Args:
+            config: the run.
+            folder: of the run.
+            record: the content of its run.json.
+            lost: whether the lease of the folder has been lost; then nothing is told any more.
+            say: takes a line for the console: where the page on the MLflow server is.
+        """
+        self._config = config
+        story = Story(
+            name=record["name"],
+            folder=folder,
+            config=config,
+            settings=flat(record["settings"]),
+            tags=tags_of(folder, record),
+            epochs=placed(config, _history(folder)),
+        )
+        self._telling = _Telling(story, lost)
+        if config.tensorboard and tensorboard.is_installed():
+            self._telling.add_place("TensorBoard", tensorboard.RunLog(folder).deliver)
+        if config.mlflow:
+            self._telling.add_place(f"MLflow at {config.mlflow}", RunThere(config.mlflow, say).deliver)
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Take an event of the run, as `Observer.event`; those that nothing is tracked of are passed over."""
+        if kind == "epoch":
+            self._telling.change(lambda story: self._with_epoch(story, values))
+
+    def _with_epoch(self, story: Story, record: Mapping[str, Any]) -> Story:
+        best = story.epochs[-1].numbers.get(BEST, 0.0) if story.epochs else 0.0
+        fresh = placed(self._config, [record], best=best)
+        known = {epoch.at for epoch in story.epochs}  # what is trained again after a loss takes the same steps
+        return dataclasses.replace(story, epochs=(*story.epochs, *(one for one in fresh if one.at not in known)))
+
+    def close(self, state: str) -> None:
+        """Tell the end; places that do not answer are waited for a minute at most.
+
+        Args:
+            state: interrupted, failed or complete; of a complete run the result, report and pictures in its folder are
+                told too.
+        """
+        self._telling.change(lambda story: dataclasses.replace(story, state=state, ended_s=time.time()))
+        self._telling.close()
+
+
+def track_complete(config: RunConfig, folder: str, record: Mapping[str, Any], say: Say) -> None:
+    """Tell MLflow of a run that is complete already; what it knows stays as it is."""
+    if config.mlflow:
+        Tracker(dataclasses.replace(config, tensorboard=False), folder, record, lambda: None, say).close("complete")
+
+
+class SweepTracker:
+    """Tracks a sweep; nothing waits for a server or a disk, and nothing fails by it.
+
+    What is told comes from the ledger, which stands in storage, so that a resumed sweep tells each trial once.
+    """
+
+    def __init__(self, config: RunConfig, folder: str, record: Mapping[str, Any], lost: Lost, say: Say) -> None:
+        """Begin, or go on with what was tracked of the sweep before.
+
+        Args:
+            config: its plain run.
+            folder: of the sweep.
+            record: the content of its sweep.json.
+            lost: whether the lease of the folder has been lost; then nothing is told any more.
+            say: takes a line for the console: where the page on the MLflow server is.
+        """
+        self._config = config
+        story = SweepStory(name=record["name"], folder=folder, config=config, record=dict(record))
+        self._telling = _Telling(story, lost)
+        if config.tensorboard and tensorboard.is_installed():
+            self._telling.add_place("TensorBoard", tensorboard.TrialLogs().deliver)
+        if config.mlflow:
+            self._telling.add_place(f"MLflow at {config.mlflow}", SweepThere(config.mlflow, say).deliver)
+
+    def trial_ended(self, facts: TrialFacts, folder: str) -> None:
+        """A trial has ended, now or under an earlier driver."""
+        trial = TrialStory(facts=facts, folder=folder, epochs=placed(self._config, facts.history))
+        self._telling.change(lambda story: dataclasses.replace(story, trials={**story.trials, facts.number: trial}))
+
+    def close(self, record: Mapping[str, Any]) -> None:
+        """Tell the end; places that do not answer are waited for a minute at most.
+
+        Args:
+            record: the content of sweep.json by now; where its state is running still, the sweep has failed.
+        """
+        state = "failed" if record["state"] == "running" else str(record["state"])
+
+        def end(story: SweepStory) -> SweepStory:
+            return dataclasses.replace(story, record=dict(record), state=state, ended_s=time.time())
+
+        self._telling.change(end)
+        self._telling.close()
+
+
+def _history(folder: str) -> list[Mapping[str, Any]]:
+    """The epochs of a run so far: as its end has left them, or as its newest checkpoint has them."""
+    with contextlib.suppress(OSError, ValueError, LookupError), storage.patience(_PATIENCE_S):
+        location = storage.join(folder, "history.json")
+        if storage.is_file(location):
+            return list(storage.read_json(location))
+        checkpoints = list_checkpoints(storage.join(folder, "checkpoints"))
+        return list(checkpoints[-1].state["history"]) if checkpoints else []
+    return []

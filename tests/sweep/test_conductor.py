@@ -1,0 +1,92 @@
+"""What the conductor is told by workers, and what it tells; no worker is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pharmclf.config import AugmentConfig, PhaseConfig, RunConfig
+from pharmclf.sweep.ledger import Ledger, Plan, Trial
+from pharmclf.sweep.options import Room
+from pharmclf.sweep.search import Search
+from pharmclf.sweep.space import build_space
+
+pytestmark = pytest.mark.ray
+BASE = RunConfig(
+    name="sweep",
+    workers="0",
+    augment=AugmentConfig(views=2),
+    phase1=PhaseConfig(epochs=1),
+    phase2=PhaseConfig(epochs=1),
+)
+USED = {"seconds": 10.0, "cpu_s": 20.0, "gpu_s": 0.0}
+
+
+def ledger_at(folder: Path) -> Ledger:
+    """Four trials, each by itself, compared behind their first epoch."""
+    space = build_space({"head.dropout": {"low": 0.0, "high": 0.5}}, BASE, "test")
+    return Ledger(
+        Plan(
+            base=BASE,
+            space=space,
+            search=Search("random", space, 0),
+            total=4,
+            folder=str(folder),
+            fingerprints={"data": "d", "weights": "imagenet"},
+            kept={},
+            rungs=[1],
+            factor=3,
+            batch_heads=False,
+            precision="float32",
+        )
+    )
+
+
+def epoch(accuracy: float) -> dict[str, Any]:
+    return {"at": 1, "phase": "phase1", "epoch": 0, "val_accuracy": accuracy, "val_loss": 1.0, "seconds": 1.0}
+
+
+def test_each_trial_that_ends_is_told_once_with_how_it_ended(tmp_path: Path) -> None:
+    """Trained, stopped by comparison, diverged, or given up because its worker died: as the ledger has it by then."""
+    from pharmclf.sweep.conductor import Conductor
+
+    told: list[tuple[int, str | None, str]] = []
+
+    def ended(trial: Trial) -> None:
+        told.append((trial.number, trial.state, trial.reason))
+
+    ledger = ledger_at(tmp_path / "sweep")
+    conductor = Conductor(ledger, Room(4, "", 1.0, 0.0, 0.0), lambda: False, print, ended=ended)
+    for name in "abcd":
+        assert conductor.next(name)["members"][0]["number"] == "abcd".index(name)
+    for number, accuracy in ((0, 0.9), (1, 0.8)):
+        assert conductor.reported({"epoch": [number, epoch(accuracy), USED]})
+    assert told == []
+    assert not conductor.reported({"epoch": [2, epoch(0.1), USED]})
+    conductor.ended("c", error=False)
+    assert conductor.reported({"ended": [[0, {"state": "trained", "reason": "", "history": None} | USED]]})
+    conductor.ended("a", error=False)
+    conductor.reported({"ended": [[3, {"state": "diverged", "reason": "the loss", "history": None} | USED]]})
+    conductor.ended("b", error=True)
+    assert told == [
+        (2, "stopped", "not among the best 1/3 at epoch 1"),
+        (0, "trained", ""),
+        (3, "diverged", "the loss"),
+        (1, "failed", "its worker died 4 times"),
+    ]
+
+
+def test_a_trial_that_goes_on_when_the_storage_is_back_has_not_ended(tmp_path: Path) -> None:
+    """What it has come to by then is nobody's result."""
+    from pharmclf.sweep.conductor import Conductor
+
+    told: list[Trial] = []
+    ledger = ledger_at(tmp_path / "sweep")
+    conductor = Conductor(ledger, Room(1, "", 1.0, 0.0, 0.0), lambda: False, print, ended=told.append)
+    conductor.next("a")
+    away = {"state": "failed", "reason": "the storage is away", "history": None, "away": True}
+    conductor.reported({"ended": [[0, away | USED]]})
+    assert told == []
+    assert ledger.fatal == "the storage is away"
