@@ -1,0 +1,35 @@
+"""Export a saved model for other runtimes: SavedModel, ONNX, TFLite; preprocessing inside, raw pixels in.
+
+python jobs/export.py --model runs/NAME --out DIR --format onnx                      one format
+python jobs/export.py --model runs/NAME --out s3://… --format savedmodel onnx        several, into a bucket
+python jobs/export.py --model runs/NAME --out DIR --format tflite --tflite int8      for phones and integer hardware
+python jobs/export.py --model model.keras --out DIR --format onnx --images DIR       a model without its run
+
+Each format is run in its own runtime on up to 256 real images and compared with the Keras model. It is refused, and
+nothing is left behind (exit code 1), where a probability differs by more than 0.0001 (float32) or 0.02 (float16), or
+where fewer than 99 % (float16) or 98 % (int8) of the images get the same class. Written are the models, labels.json,
+decision.json if the model has one, and export.json: inputs, outputs, sha256 of every file, what was measured.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import tyro
+
+from pharmclf.cli import help_text, run_job
+from pharmclf.export.model import ExportOptions, export_model
+
+
+def main() -> int:
+    """Parse, then export."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is deleted
+    options = tyro.cli(ExportOptions, description=help_text(__doc__))
+    export_model(options, lambda line: print(line, flush=True))
+    print(f"exported: {', '.join(dict.fromkeys(options.format))} into {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)

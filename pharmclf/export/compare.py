@@ -1,0 +1,75 @@
+"""How near an exported model is to the Keras model on the same images, and whether that is near enough; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pharmclf.evaluation.decision import Decision
+from pharmclf.export.formats import Tolerance
+
+
+class ExportRefused(RuntimeError):
+    """An exported model that cannot be made, cannot be run, or does not answer as the Keras model does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two models on the same images."""
+
+    num_images: int
+    largest_difference: float
+    """Of any probability of any image, 0..1; not a number where the exported model gives such."""
+    num_equal: int
+    """Images that get the same class from both."""
+    num_same_side: int | None
+    """Images that both answer or both leave to a human; None without a decision."""
+
+    @property
+    def equal_share(self) -> float:
+        """Share of the images that get the same class from both, 0..1."""
+        return self.num_equal / self.num_images
+
+    def __str__(self) -> str:
+        text = f"largest difference of a probability {self.largest_difference:.1e}, "
+        text += f"equal answers {self.num_equal:,} of {self.num_images:,} ({self.equal_share:.1%})"
+        moved = 0 if self.num_same_side is None else self.num_images - self.num_same_side
+        return text + (f", {moved:,} on the other side of the threshold" if moved else "")
+
+
+def compare(reference: np.ndarray, found: np.ndarray, decision: Decision | None = None) -> Comparison:
+    """Compare what two models say of the same images.
+
+    Args:
+        reference: (n, classes) probabilities of the Keras model, n > 0.
+        found: (n, classes) probabilities of the exported model.
+        decision: temperature and threshold of the Keras model, if it has them.
+
+    Raises:
+        ExportRefused: the exported model gives arrays of another shape.
+    """
+    if found.shape != reference.shape:
+        raise ExportRefused(f"it gives probabilities of shape {found.shape}, expected {reference.shape}")
+    same_side = None
+    if decision is not None:
+        one, other = (decision.answers(decision.calibrated(p).max(axis=1)) for p in (reference, found))
+        same_side = int((one == other).sum())
+    return Comparison(
+        num_images=len(reference),
+        largest_difference=float(np.abs(found.astype(np.float64) - reference).max()),
+        num_equal=int((found.argmax(axis=1) == reference.argmax(axis=1)).sum()),
+        num_same_side=same_side,
+    )
+
+
+def check(comparison: Comparison, tolerance: Tolerance) -> None:
+    """Refuse a model that is too far from the Keras model.
+
+    Raises:
+        ExportRefused: it is.
+    """
+    if not comparison.largest_difference <= tolerance.difference:  # what is not a number fails too
+        raise ExportRefused(f"{comparison}; expected a difference of at most {tolerance.difference:g}")
+    if comparison.equal_share < tolerance.equal_share:
+        raise ExportRefused(f"{comparison}; expected equal answers for at least {tolerance.equal_share:.0%}")

@@ -1,0 +1,99 @@
+"""Writes a Keras model in another format, with its preprocessing inside: raw pixels in, probabilities out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pharmclf.export.compare import ExportRefused
+from pharmclf.export.formats import INPUT, ONNX_OPSET, OUTPUT, FormatName, Precision
+
+if TYPE_CHECKING:
+    import keras
+
+
+def write_model(
+    model: keras.Model, name: FormatName, path: Path, precision: Precision = "float32", calibration: Any = None
+) -> None:
+    """Write a model.
+
+    Args:
+        model: (n, S, S, 3) float RGB in 0..255 -> (n, classes) probabilities.
+        name: the format.
+        path: of the file, or of the folder of a SavedModel.
+        precision: of a TFLite file; of the others float32 only.
+        calibration: (n, S, S, 3) uint8, images of the kind that the model was trained on; for int8.
+
+    Raises:
+        ExportRefused: the converter cannot do it.
+    """
+    try:
+        if name == "savedmodel":
+            _write_savedmodel(model, path, batch=None)
+        elif name == "onnx":
+            _write_onnx(model, path)
+        else:
+            _write_tflite(model, path, precision, calibration)
+    except OSError:
+        raise
+    except Exception as error:  # converters raise nearly anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ExportRefused(f"{name}: it cannot be written: {reason}") from error
+
+
+def _served(model: keras.Model, batch: int | None) -> Any:
+    """The function that is exported."""
+    import tensorflow as tf
+
+    pixels = tf.TensorSpec((batch, *model.inputs[0].shape[1:]), tf.uint8, name=INPUT)
+
+    @tf.function(input_signature=[pixels], autograph=False)
+    def serve(image: Any) -> dict[str, Any]:
+        return {OUTPUT: model(tf.cast(image, tf.float32), training=False)}
+
+    return serve
+
+
+def _write_savedmodel(model: keras.Model, path: Path, batch: int | None) -> None:
+    import keras
+
+    serve = _served(model, batch)
+    serve.get_concrete_function()
+    archive = keras.export.ExportArchive()
+    archive.add_endpoint("serve", serve)
+    archive.write_out(str(path), verbose=False)
+
+
+def _write_onnx(model: keras.Model, path: Path) -> None:
+    import onnx
+    import tf2onnx
+
+    serve = _served(model, None)
+    proto, _ = tf2onnx.convert.from_function(serve, serve.input_signature, opset=ONNX_OPSET)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"  # tf2onnx leaves a number of its own there
+    onnx.checker.check_model(proto)
+    path.write_bytes(proto.SerializeToString())
+
+
+def _write_tflite(model: keras.Model, path: Path, precision: Precision, calibration: np.ndarray | None) -> None:
+    import tensorflow as tf
+
+    def representative() -> Iterator[list[np.ndarray]]:
+        for image in calibration if calibration is not None else ():
+            yield [image[None]]
+
+    with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
+        _write_savedmodel(model, Path(folder) / "model", batch=1)
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(Path(folder) / "model"))
+        if precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if precision == "int8":
+            converter.representative_dataset = representative
+        path.write_bytes(converter.convert())

@@ -1,0 +1,75 @@
+"""The formats that a model is exported to: their files, what they need, how far they may be from the Keras model."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from pharmclf.config import ConfigError
+
+FormatName = Literal["savedmodel", "onnx", "tflite"]
+Precision = Literal["float32", "float16", "int8"]
+
+INPUT, OUTPUT = "image", "probabilities"
+"""The names that every exported model has: (batch, S, S, 3) uint8 RGB in, (batch, classes) float32 out.
+
+Pixels are uint8 as image libraries give them, and not float: so nobody can feed a model that scales its pixels itself
+with pixels that are scaled already. Every runtime refuses them by their type.
+"""
+ONNX_OPSET = 17
+"""The first that has layer normalisation; onnxruntime takes it since 1.12 (2022)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One way to hand a model over."""
+
+    file: str
+    """Its name in the folder of the export; a SavedModel is a folder itself."""
+    runtime: str
+    """The package that runs it, as pip knows it."""
+    modules: tuple[str, ...] = ()
+    """What writing it and trying it needs beside this package's own dependencies."""
+    any_batch: bool = True
+    """Whether one call takes any number of images; otherwise one."""
+
+
+FORMATS: dict[FormatName, Format] = {
+    "savedmodel": Format(file="savedmodel", runtime="tensorflow"),
+    "onnx": Format(file="model.onnx", runtime="onnxruntime", modules=("tf2onnx", "onnx", "onnxruntime")),
+    # delegates for phones' GPUs and accelerators take fixed shapes only
+    "tflite": Format(file="model.tflite", runtime="ai-edge-litert", modules=("ai_edge_litert",), any_batch=False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far an exported model may be from the Keras model on the images that both are shown."""
+
+    difference: float
+    """Of any probability, at most; 1 is no limit."""
+    equal_share: float
+    """Share of the images that must get the same class, 0..1."""
+
+
+TOLERANCES: dict[Precision, Tolerance] = {
+    "float32": Tolerance(difference=1e-4, equal_share=0.0),  # the same sums in another order
+    "float16": Tolerance(difference=0.02, equal_share=0.99),  # weights of 11 bits
+    "int8": Tolerance(difference=1.0, equal_share=0.98),  # 256 steps per tensor: confidences move, classes seldom
+}
+
+
+def check_installed(names: Iterable[FormatName]) -> None:
+    """See whether the formats can be written here.
+
+    Raises:
+        ConfigError: what they need is not installed.
+    """
+    missing = [module for name in names for module in FORMATS[name].modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ConfigError(
+            f"--format: {', '.join(missing)} not installed, expected for {', '.join(names)}. "
+            "Install them: pip install 'pharmclf[export]'"
+        )

@@ -1,0 +1,105 @@
+"""The real images that an export is tried and calibrated on."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from pharmclf import storage
+from pharmclf.cli import Say
+from pharmclf.config import ConfigError
+from pharmclf.data.images import IMAGE_EXTENSIONS, BadImage, decode
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.prepare import MANIFEST_FILE
+from pharmclf.data.sources import list_data
+from pharmclf.evaluation.saved import SavedModel
+
+_MOST = 256
+"""As many images show a difference in every layer and bound each tensor's range; more cost time and change little."""
+_REMOTE_READS = 16  # concurrent reads from an object store
+
+
+def sample_images(model: SavedModel, given: str, split: str, flag: str, say: Say) -> np.ndarray:
+    """Images of one kind, spread evenly over all that are there.
+
+    Args:
+        model: of whose run the images are where none are given.
+        given: a folder of images at any depth, or a list as `--data` takes; "": the run's own.
+        split: of the run's own images.
+        flag: how messages name `given`.
+        say: takes lines for the console.
+
+    Returns:
+        (n, S, S, 3) uint8, S the model's image size and n from 1 to 256.
+
+    Raises:
+        ConfigError: no image that can be read.
+        PermissionError, StorageUnavailable: the storage gives nothing at all.
+    """
+    places = _given(given, flag) if given else _of_run(model, split, flag)
+    chosen = np.linspace(0, len(places) - 1, min(len(places), _MOST)).round().astype(int)
+    found = _load_all([places[place] for place in chosen], model.image_size)
+    images = [image for image in found if isinstance(image, np.ndarray)]
+    failures = [reason for reason in found if isinstance(reason, str)]
+    where = given or f"the {split} split of {model.run_folder}"
+    if not images:
+        raise ConfigError(f"{flag}: no image of {where} can be read ({failures[0]}). {_remedy(flag)}")
+    if failures:
+        say(f"left out: {len(failures):,} of {len(found):,} images of {where}, the first: {failures[0]}")
+    return np.stack(images)
+
+
+def _remedy(flag: str) -> str:
+    return f"Give {flag} DIR with images that the model is made for"
+
+
+def _load_all(locations: list[str], image_size: int) -> list[np.ndarray | str]:
+    if not any(storage.is_remote(location) for location in locations):
+        return [_load(location, image_size) for location in locations]
+    with ThreadPoolExecutor(_REMOTE_READS) as pool:
+        return list(pool.map(lambda location: _load(location, image_size), locations))
+
+
+def _load(location: str, image_size: int) -> np.ndarray | str:
+    """(S, S, 3) uint8, or why the image cannot be used."""
+    try:
+        return decode(storage.read_bytes(location), image_size)
+    except (PermissionError, storage.StorageUnavailable):
+        raise
+    except (BadImage, OSError) as error:
+        return f"{location}: {error}"
+
+
+def _of_run(model: SavedModel, split: str, flag: str) -> list[str]:
+    """Locations of the images of a split of the run that the model lies in."""
+    location = storage.join(model.run_folder or "", MANIFEST_FILE)
+    if model.run_folder is None or not storage.is_file(location):
+        raise ConfigError(
+            f"{flag}: received nothing, and {model.location} lies in no run that lists its images. {_remedy(flag)}"
+        )
+    manifest = Manifest.read(location)
+    rows = manifest.rows(split)
+    if not len(rows):
+        raise ConfigError(
+            f"{flag}: received nothing, and {location} has no image in its {split} split. {_remedy(flag)}"
+        )
+    return [str(path) for path in manifest.table["path"].to_numpy()[rows]]
+
+
+def _given(where: str, flag: str) -> list[str]:
+    """Locations of the images of a folder or list."""
+    location = storage.absolute(where)
+    try:
+        if storage.is_file(location):
+            return [item.location for item in list_data(location).items]
+        entries = [entry.location for entry in storage.list_files(location)]
+    except ConfigError as error:
+        raise ConfigError(f"{flag} {str(error).removeprefix('--data ')}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(f"{flag} {where}: nothing there. {_remedy(flag)}") from error
+    places = [place for place in entries if os.path.splitext(place)[1].lower() in IMAGE_EXTENSIONS]
+    if not places:
+        raise ConfigError(f"{flag} {where}: {len(entries):,} files and no image among them. {_remedy(flag)}")
+    return places

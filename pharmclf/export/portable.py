@@ -1,0 +1,58 @@
+"""The same model in operations that every converter knows.
+
+Keras runs a convolution in groups through XLA, and makes GELU with a complementary error function; tf2onnx knows
+neither. ConvNeXt has both. Where there is one group per channel, the convolution is a depthwise one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
+
+
+def portable(model: keras.Model) -> keras.Model:
+    """The model itself, or, where it has such layers, a copy that computes the same without them."""
+    import keras
+
+    if not any(_is_depthwise(layer) or _is_gelu(layer) for layer in model.layers):
+        return model
+    copy = keras.models.clone_model(model, clone_function=_replaced)
+    for source, target in zip(model.layers, copy.layers, strict=True):
+        weights = source.get_weights()
+        if _is_depthwise(source):  # (height, width, 1, channels) -> (height, width, channels, 1)
+            weights[0] = weights[0].transpose(0, 1, 3, 2)
+        target.set_weights(weights)
+    return copy
+
+
+def _is_depthwise(layer: Any) -> bool:
+    import keras
+
+    return type(layer) is keras.layers.Conv2D and 1 < layer.groups == layer.filters == layer.input.shape[-1]
+
+
+def _is_gelu(layer: Any) -> bool:
+    import keras
+
+    return type(layer) is keras.layers.Activation and layer.activation is keras.activations.gelu
+
+
+def _gelu(x: Any) -> Any:
+    import keras
+
+    return 0.5 * x * (1.0 + keras.ops.erf(x * math.sqrt(0.5)))
+
+
+def _replaced(layer: Any) -> Any:
+    import keras
+
+    if _is_gelu(layer):
+        return keras.layers.Activation(_gelu, name=layer.name)
+    if _is_depthwise(layer):
+        shared = ("name", "kernel_size", "strides", "padding", "dilation_rate", "activation", "use_bias")
+        config = layer.get_config()
+        return keras.layers.DepthwiseConv2D(**{key: config[key] for key in shared})
+    return type(layer).from_config(layer.get_config())

@@ -1,0 +1,75 @@
+"""Runs an exported model as others will: in its own runtime, in a process that has neither Keras nor this package.
+
+python reload.py savedmodel|onnx|tflite MODEL FOLDER
+
+FOLDER holds images.npy, (n, S, S, 3) uint8. Written into it are probabilities.npy, (n, classes) float32, and
+about.json: the input and the output as the runtime sees them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_ABSENT = ("keras", "tf_keras", "pharmclf")
+Predict = Callable[[np.ndarray], np.ndarray]
+_BATCH = 32
+
+
+def _tensor(name: str, shape: Any, dtype: str) -> dict[str, Any]:
+    return {"name": name, "shape": [size if isinstance(size, int) else None for size in shape], "dtype": dtype}
+
+
+def savedmodel(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
+    """By TensorFlow, through the signature that servers use."""
+    import tensorflow as tf
+
+    serve = tf.saved_model.load(path).signatures["serving_default"]
+    [(name, pixels)] = serve.structured_input_signature[1].items()
+    [(output, probabilities)] = serve.structured_outputs.items()
+    about = [_tensor(n, t.shape.as_list(), t.dtype.name) for n, t in ((name, pixels), (output, probabilities))]
+    return lambda images: serve(**{name: tf.constant(images)})[output].numpy(), about, _BATCH
+
+
+def onnx(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
+    """By onnxruntime, on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    [pixels], [probabilities] = session.get_inputs(), session.get_outputs()
+    dtypes = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+    about = [_tensor(tensor.name, tensor.shape, dtypes[tensor.type]) for tensor in (pixels, probabilities)]
+    return lambda images: session.run([probabilities.name], {pixels.name: images})[0], about, _BATCH
+
+
+def tflite(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
+    """By LiteRT's interpreter, image by image."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    serve = Interpreter(model_path=path, num_threads=os.cpu_count()).get_signature_runner()
+    [(name, pixels)], [(output, probabilities)] = serve.get_input_details().items(), serve.get_output_details().items()
+    tensors = ((name, pixels), (output, probabilities))
+    about = [_tensor(n, details["shape"].tolist(), np.dtype(details["dtype"]).name) for n, details in tensors]
+    return lambda images: serve(**{name: images})[output], about, 1
+
+
+def main(name: str, model: str, folder: Path) -> None:
+    """Predict all images: the first alone, then batch by batch, as a model for any batch must stand."""
+    for module in _ABSENT:  # TensorFlow takes Keras in by itself where it finds it
+        sys.modules[module] = None  # type: ignore[assignment]
+    predict, (pixels, probabilities), batch = {"savedmodel": savedmodel, "onnx": onnx, "tflite": tflite}[name](model)
+    images = np.load(folder / "images.npy")
+    found = [predict(images[:1])]
+    found += [predict(images[first : first + batch]) for first in range(1, len(images), batch)]
+    np.save(folder / "probabilities.npy", np.concatenate(found))
+    (folder / "about.json").write_text(json.dumps({"input": pixels, "output": probabilities}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

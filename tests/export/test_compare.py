@@ -1,0 +1,81 @@
+"""Whether an exported model is near enough to the Keras model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pharmclf.evaluation.decision import Decision
+from pharmclf.export.compare import ExportRefused, check, compare
+from pharmclf.export.formats import TOLERANCES, Precision
+from pharmclf.metrics import Estimate
+
+
+def sure(classes: list[int], confidence: float = 0.9, num_classes: int = 3) -> np.ndarray:
+    """Probabilities that give these classes with this confidence."""
+    table = np.full((len(classes), num_classes), (1 - confidence) / (num_classes - 1), np.float32)
+    table[np.arange(len(classes)), classes] = confidence
+    return table
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
+def test_answers_are_counted_image_by_image(pairs: list[tuple[int, int]]):
+    """As many equal answers as classes agree; the largest difference is 0 only where all do."""
+    one, other = zip(*pairs, strict=True)
+    found = compare(sure(list(one)), sure(list(other)))
+    equal = sum(a == b for a, b in pairs)
+    assert (found.num_images, found.num_equal, found.num_same_side) == (len(pairs), equal, None)
+    assert found.largest_difference == pytest.approx(0 if equal == len(pairs) else 0.85)
+
+
+@pytest.mark.parametrize(
+    ("precision", "difference", "changed", "accepted"),
+    [
+        ("float32", 5e-5, 0, True), ("float32", 2e-4, 0, False), ("float32", 0.8, 1, False),
+        ("float16", 0.01, 0, True), ("float16", 0.03, 0, False),
+        ("int8", 0.3, 0, True), ("int8", 0.8, 2, True), ("int8", 0.8, 3, False),
+    ],
+)  # fmt: skip
+def test_each_precision_has_its_tolerance(precision: Precision, difference: float, changed: int, accepted: bool):
+    """100 images: float32 within 0.0001, float16 within 0.02, int8 with at most two changed answers."""
+    reference = sure([0] * 100)
+    found = reference.copy()
+    found[:, 0] -= difference if not changed else 0
+    found[:changed] = sure([1] * changed) if changed else found[:0]
+    comparison = compare(reference, found)
+    assert comparison.num_equal == 100 - changed
+    if accepted:
+        check(comparison, TOLERANCES[precision])
+        return
+    with pytest.raises(ExportRefused, match="equal answers"):
+        check(comparison, TOLERANCES[precision])
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_what_is_not_a_number_is_refused(precision: Precision):
+    """One probability that is not a number, in an image whose answer is still the same."""
+    reference, found = sure([0, 1]), sure([0, 1])
+    found[0, 2] = np.nan
+    with pytest.raises(ExportRefused):
+        check(compare(reference, found), TOLERANCES[precision])
+
+
+def test_another_shape_is_refused():
+    """A class too few."""
+    with pytest.raises(ExportRefused, match=r"\(2, 2\), expected \(2, 3\)"):
+        compare(sure([0, 1]), sure([0, 1], num_classes=2))
+
+
+def test_images_that_cross_the_threshold_are_counted():
+    """Of three images with equal classes one is answered by the Keras model alone."""
+    decision = Decision(
+        temperature=1.0, threshold=0.8, max_error=0.01, assured=True, num_validation_images=9, num_answered=9,
+        coverage=Estimate(1.0, 0.9, 1.0), error=None, upper_bound=0.01, num_needed=1,
+    )  # fmt: skip
+    reference = np.concatenate([sure([0]), sure([1], 0.81), sure([2], 0.7)])
+    found = np.concatenate([sure([0]), sure([1], 0.79), sure([2], 0.7)])
+    comparison = compare(reference, found, decision)
+    assert (comparison.num_equal, comparison.num_same_side) == (3, 2)
+    assert "1 on the other side of the threshold" in str(comparison)

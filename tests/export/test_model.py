@@ -1,0 +1,224 @@
+"""A model in every format: what its own runtime makes of it, what is noted of it, and when it is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pharmclf.evaluation.decision import Decision, write_decision
+from pharmclf.export.compare import ExportRefused
+from pharmclf.export.model import ExportOptions, export_model
+from pharmclf.fingerprint import sha256_file
+from pharmclf.metrics import Estimate
+
+pytestmark = pytest.mark.tf
+SIDE = 32
+
+
+class Exported(NamedTuple):
+    """A run with a small model, and what was exported of it."""
+
+    run: Path
+    out: Path
+    said: list[str]
+    images: np.ndarray
+    probabilities: np.ndarray
+
+
+def save(model: Any, folder: Path, labels: list[str]) -> Path:
+    folder.mkdir(parents=True)
+    model.save(folder / "model.keras")
+    (folder / "labels.json").write_text(json.dumps(labels))
+    return folder
+
+
+def export(model: Path, out: Path, *formats: Any, **settings: Any) -> list[str]:
+    said: list[str] = []
+    export_model(ExportOptions(model=str(model), out=str(out), format=formats, **settings), said.append)
+    return said
+
+
+def small_network(images: np.ndarray, num_classes: int) -> Any:
+    """Layers of every kind that backbones are made of, and a head that knows one of these images for each class."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(0)
+    image = keras.Input((SIDE, SIDE, 3), name="image")
+    x = layers.Rescaling(1 / 128, offset=-127 / 128)(image)
+    x = layers.Conv2D(16, 3, 2, "same", use_bias=False)(x)
+    x = skip = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    x = layers.DepthwiseConv2D(5, 1, "same", use_bias=False)(x)
+    x = layers.Add()([layers.Activation("hard_silu")(layers.BatchNormalization()(x)), skip])
+    x = layers.Activation("gelu")(layers.Conv2D(16, 3, padding="same", groups=16)(x))
+    gate = layers.Dense(16, "sigmoid")(layers.GlobalAveragePooling2D(keepdims=True)(x))
+    x = layers.GlobalAveragePooling2D(name="pooled")(layers.Multiply()([x, gate]))
+    logits = layers.Dense(num_classes, name="logits")(layers.Dropout(0.3)(x))
+    features = keras.Model(image, x)(images.astype(np.float32), training=False).numpy()
+    scale = features.std()
+    known = (features / scale)[:: len(images) // num_classes][:num_classes]  # (classes, features)
+    model = keras.Model(image, layers.Softmax(name="probabilities")(logits))
+    model.get_layer("logits").set_weights([(known / scale).T, -0.5 * (known**2).sum(axis=1)])  # the nearest of them
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A run folder with a small model that tells four colours apart, exported to all formats."""
+    folder = tmp_path_factory.mktemp("exported")
+    colours = np.repeat([[30, 30, 30], [220, 220, 220], [210, 60, 60], [60, 60, 210]], 10, axis=0)  # (40, 3)
+    noise = np.random.default_rng(0).integers(-25, 26, (40, SIDE, SIDE, 3))
+    images = (colours[:, None, None] + noise).astype(np.uint8)
+    (folder / "pictures").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / "pictures" / f"{number:02}.png")
+    model = small_network(images, 4)
+    save(model, folder / "run" / "model", ["black", "white", "red", "blue"])
+    decision = Decision(
+        temperature=2.0, threshold=0.5, max_error=0.01, assured=False, num_validation_images=9, num_answered=9,
+        coverage=Estimate(1.0, 0.9, 1.0), error=None, upper_bound=1.0, num_needed=300,
+    )  # fmt: skip
+    write_decision(decision, str(folder / "run" / "model" / "decision.json"))
+    pictures = {"images": f"{folder}/pictures", "calibration": f"{folder}/pictures"}
+    said = export(folder / "run", folder / "out", "savedmodel", "onnx", "tflite", tflite="int8", **pictures)
+    return Exported(folder / "run", folder / "out", said, images, np.asarray(model(images.astype(np.float32))))
+
+
+def test_every_format_gives_the_answers_of_the_keras_model(exported: Exported):
+    """Of a model that tells the images apart: the numbers said and noted are those of each runtime, found here anew."""
+    import onnxruntime
+    from ai_edge_litert.interpreter import Interpreter
+
+    assert set(exported.probabilities.argmax(axis=1)) == {0, 1, 2, 3}
+    session = onnxruntime.InferenceSession(exported.out / "model.onnx")
+    onnx = session.run(["probabilities"], {"image": exported.images})[0]
+    runner = Interpreter(str(exported.out / "model.tflite")).get_signature_runner("serving_default")
+    tflite = np.concatenate([runner(image=image[None])["probabilities"] for image in exported.images])
+    formats = json.loads((exported.out / "export.json").read_text())["formats"]
+    assert list(formats) == ["savedmodel", "onnx", "tflite"]
+    for name, found in (("onnx", onnx), ("tflite", tflite)):
+        noted = formats[name]["comparison"]
+        assert noted["num_images"] == len(exported.images)
+        assert noted["largest_difference"] == pytest.approx(np.abs(found - exported.probabilities).max(), abs=1e-6)
+        assert noted["num_equal"] == (found.argmax(axis=1) == exported.probabilities.argmax(axis=1)).sum()
+    assert max(formats[name]["comparison"]["largest_difference"] for name in ("savedmodel", "onnx")) < 1e-5
+    assert formats["tflite"]["comparison"]["largest_difference"] > 1e-4
+    assert [line.split()[0] for line in exported.said] == ["int8", "savedmodel", "onnx", "tflite"]
+    assert all("largest difference" in line for line in exported.said[1:])
+
+
+def test_raw_pixels_go_in_and_scaled_ones_are_refused(exported: Exported):
+    """Each runtime sees (batch, S, S, 3) uint8 and float32 probabilities; only TFLite takes one image at a time."""
+    import onnxruntime
+
+    formats = json.loads((exported.out / "export.json").read_text())["formats"]
+    for name, about in formats.items():
+        batch = 1 if name == "tflite" else None
+        assert about["input"] == {"name": "image", "shape": [batch, SIDE, SIDE, 3], "dtype": "uint8"}
+        assert about["output"] == {"name": "probabilities", "shape": [batch, 4], "dtype": "float32"}
+    session = onnxruntime.InferenceSession(exported.out / "model.onnx")
+    assert session.get_inputs()[0].shape[0] == "batch"
+    with pytest.raises(Exception, match="Unexpected input data type"):
+        session.run(None, {"image": exported.images.astype(np.float32) / 255})
+
+
+def test_every_file_is_noted_with_its_sha256(exported: Exported):
+    """And labels and decision are those of the model."""
+    record = json.loads((exported.out / "export.json").read_text())
+    files = {str(path.relative_to(exported.out)) for path in exported.out.rglob("*") if path.is_file()}
+    assert files - {"export.json"} == set(record["files"])
+    assert {"savedmodel/saved_model.pb", "model.onnx", "model.tflite", "labels.json", "decision.json"} <= files
+    assert {name: sha256_file(exported.out / name) for name in record["files"]} == {
+        name: about["sha256"] for name, about in record["files"].items()
+    }
+    assert record["model"]["sha256"] == sha256_file(exported.run / "model" / "model.keras")
+    for name in ("labels.json", "decision.json"):
+        assert json.loads((exported.out / name).read_text()) == json.loads((exported.run / "model" / name).read_text())
+
+
+def test_the_precision_is_that_of_the_weights(exported: Exported, tmp_path: Path):
+    """int8 holds integers and computes with them; float16 holds halves, and comes near the Keras model."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    pictures = str(exported.run.with_name("pictures"))
+    export(exported.run / "model", tmp_path / "out", "tflite", tflite="float16", images=pictures)
+    held = {}
+    for name, path in (("int8", exported.out), ("float16", tmp_path / "out")):
+        interpreter = Interpreter(str(path / "model.tflite"))
+        held[name] = [tensor["dtype"] for tensor in interpreter.get_tensor_details() if len(tensor["shape"]) == 4]
+    assert np.float16 in held["float16"]
+    assert held["int8"].count(np.int8) > len(held["int8"]) / 2
+    about = json.loads((tmp_path / "out" / "export.json").read_text())["formats"]["tflite"]
+    assert about["precision"] == "float16"
+    assert 0 < about["comparison"]["largest_difference"] < 0.02
+
+
+def test_a_format_that_changes_answers_is_refused_and_leaves_nothing(tmp_path: Path):
+    """A model that tells greys apart by less than a step of int8: float32 is good, int8 is not, and neither is kept."""
+    import keras
+    from keras import layers
+
+    image = keras.Input((16, 16, 3), name="image")
+    mean = layers.GlobalAveragePooling2D()(layers.AveragePooling2D(4)(image))
+    logits = layers.Dense(2, name="logits")(mean)
+    model = keras.Model(image, layers.Softmax()(logits))
+    kernel = np.array([[50, 0], [-50, 0], [0, 0]], np.float32)  # red against green
+    model.get_layer("logits").set_weights([kernel, np.zeros(2, np.float32)])
+    folder = save(model, tmp_path / "model", ["green", "red"])
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 1, 1)) + np.zeros((40, 16, 16, 3), np.int64)
+    pixels[::2, :, :8, 0] ^= 1  # half a step between red and green, now this way and now that
+    pixels[1::2, :, :8, 1] ^= 1
+    for number, picture in enumerate(pixels.astype(np.uint8)):
+        Image.fromarray(picture).save(pictures / f"{number}.png")
+    settings = {"images": str(pictures), "calibration": str(pictures)}
+    with pytest.raises(ExportRefused, match=r"tflite int8 in ai-edge-litert .*expected equal answers for at least 98%"):
+        export(folder, tmp_path / "out", "onnx", "tflite", tflite="int8", **settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "pictures"]
+    said = export(folder, tmp_path / "out", "tflite", images=str(pictures))
+    assert "equal answers 40 of 40" in said[0]
+
+
+def test_what_a_converter_or_a_runtime_cannot_take_is_refused_by_name(exported: Exported, tmp_path: Path):
+    """An operation that neither TFLite nor ONNX has, and a file that is no model; nothing is left behind."""
+    import keras
+
+    from pharmclf.evaluation.saved import find_model
+    from pharmclf.export.model import _tried
+
+    image = keras.Input((16, 16, 3), name="image")
+    strange = keras.ops.erfinv(keras.layers.Rescaling(1 / 256)(image))
+    features = keras.layers.GlobalAveragePooling2D()(strange)
+    folder = save(keras.Model(image, keras.layers.Softmax()(features)), tmp_path / "model", ["a", "b", "c"])
+    Image.new("RGB", (16, 16)).save(tmp_path / "grey.png")
+    for name in ("tflite", "onnx"):
+        with pytest.raises(ExportRefused, match=f"{name}: it cannot be written: .*Erfinv"):
+            export(folder, tmp_path / "out", name, images=str(tmp_path))
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    found = find_model(str(exported.run))
+    with pytest.raises(ExportRefused, match=r"onnx: it cannot be run in onnxruntime .*INVALID_PROTOBUF"):
+        _tried("onnx", tmp_path / "model.onnx", "float32", exported.images, exported.probabilities, found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grey.png", "model", "model.onnx"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "backbone", ["resnet50", "mobilenet_v3_large", "efficientnet_b0", "densenet121", "convnext_tiny"]
+)
+def test_the_backbones_can_be_exported(backbone: Any, drawn_images: str, tmp_path: Path):
+    """Each to all formats, with random weights at a small size."""
+    from pharmclf.config import HeadConfig
+    from pharmclf.model.backbones import build_backbone
+    from pharmclf.model.head import build_head, whole_model
+
+    network = build_backbone(backbone, 64, "none")
+    model = whole_model(network, build_head(HeadConfig(dense=()), network.output.shape[-1], 10, 0))
+    folder = save(model, tmp_path / "model", [str(number) for number in range(10)])
+    said = export(folder, tmp_path / "out", "savedmodel", "onnx", "tflite", images=drawn_images)
+    assert len(said) == 3
