@@ -1,0 +1,232 @@
+"""The whole examination, on this machine or on every node of a cluster; each section is shown when it is known."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pharmclf import storage
+from pharmclf.config import DEMO, ConfigError, RunConfig
+from pharmclf.doctor.clocks import judge_clock
+from pharmclf.doctor.exchange import judge_exchange, try_exchange
+from pharmclf.doctor.findings import Finding, Section, fail, ok, warn
+from pharmclf.doctor.images import sample_of
+from pharmclf.doctor.limits import NoAnswer, within
+from pharmclf.doctor.network import judge_network
+from pharmclf.doctor.node import STORAGE_S, WHOLE_S, Request, examine, judge_node
+from pharmclf.doctor.packages import LACKS_PACKAGE, judge_packages, packages_here
+from pharmclf.doctor.store import BULK_BYTES, StorageFacts, beacon_at, judge_storage, try_storage
+from pharmclf.training.division import Node, Team, room_text, team_on
+
+if TYPE_CHECKING:
+    from pharmclf.doctor.nodes import Nodes
+
+Show = Callable[[Section], None]
+_LISTING_S = 60.0
+_ADDRESS_S = 5.0
+_WORKERS = "workers"
+
+
+def examine_all(config: RunConfig, show: Show) -> list[Section]:
+    """Examine all that a run needs.
+
+    Args:
+        config: the run.
+        show: takes each section as soon as it is known.
+
+    Returns:
+        All sections.
+    """
+    data = config.data if config.data == DEMO else storage.absolute(config.data).rstrip("/")
+    config = dataclasses.replace(config, data=data, storage=storage.absolute(config.storage))
+    sections: list[Section] = []
+    parts = _on_cluster if os.environ.get("RAY_ADDRESS") else _on_this_machine
+    for section in parts(config):
+        sections.append(section)
+        show(section)
+    return sections
+
+
+def _on_this_machine(config: RunConfig) -> Iterator[Section]:
+    images, trouble = _sample(config)
+    request = Request(config=config, whole=True, images=images)
+    facts = examine(request)
+    findings = [*judge_node(facts, request, None), *trouble]
+    yield Section(title=f"this machine ({socket.gethostname()})", findings=tuple(findings), facts=_plain(facts))
+    gpus = len(facts.tensorflow.gpus) if facts.tensorflow else 0
+    node = Node("", "127.0.0.1", 0, float(os.cpu_count() or 1), float(gpus))  # as a run starts Ray
+    room = judge_room(config, [node], waits=False)
+    if config.worker_range[1] < 2:
+        text = "not tried: one worker exchanges nothing; --workers 2 tries it"
+        yield Section(title=_WORKERS, findings=(room, ok("all-reduce", text)))
+        return
+    if room.level != "OK":
+        yield Section(title=_WORKERS, findings=(room,))
+        return
+    from pharmclf.doctor.nodes import joined  # Ray is wanted here alone
+
+    with joined() as error:
+        exchange = _cannot_connect(error) if error else _exchange(config, [node], [])
+        yield Section(title=_WORKERS, findings=(room, exchange))
+
+
+def _on_cluster(config: RunConfig) -> Iterator[Section]:
+    address = os.environ["RAY_ADDRESS"]
+    images, trouble = _sample(config)
+    facts, findings = _storage_here(config)
+    title = f"the driver ({socket.gethostname()})"
+    own = packages_here()
+    yield Section(
+        title=title, findings=(*findings, *trouble), facts={"storage": _plain(facts), "packages": _plain(own)}
+    )
+    if error := _unreachable(address):
+        yield Section(title=f"cluster {address}", findings=(_cannot_connect(error),))
+        return
+    from pharmclf.doctor.nodes import Nodes, joined  # Ray is wanted here alone
+
+    with joined() as error:
+        if error:
+            yield Section(title=f"cluster {address}", findings=(_cannot_connect(error),))
+            return
+        written = facts is not None and not facts.failed
+        with Nodes() as nodes, beacon_at(config.storage) if written else contextlib.nullcontext("") as beacon:
+            request = Request(config=config, whole=True, images=images, beacon=beacon)
+            same: list[Node] = []
+            yield from _each_node(nodes, request, same)
+            yield Section(title="cluster", findings=tuple(_together(config, nodes, same)))
+
+
+def _each_node(nodes: Nodes, request: Request, same: list[Node]) -> Iterator[Section]:
+    """The sections of all nodes; those that have the driver's code are put into `same`."""
+    own, first = packages_here(), dict[str, list[Finding]]()
+    remedy = "see the logs of its raylet and `ray list nodes`; all TCP ports between the nodes must be open"
+    for node in nodes.silent:
+        text = "Ray takes it for living, and it takes no connection"
+        yield Section(title=f"node {node.address}", findings=(fail("node", text, remedy),))
+    for node, answer in nodes.packages():
+        if answer.error:
+            finding = fail("node", f"no examination: {answer.error}", LACKS_PACKAGE if answer.lacks_package else remedy)
+            yield Section(title=f"node {node.address}", findings=(finding,))
+            continue
+        finding = judge_packages(own, answer.value)
+        if answer.value.code != own.code:
+            yield Section(title=f"node {node.address}", findings=(finding,), facts={"packages": _plain(answer.value)})
+            continue
+        same.append(node)
+        offset_s = nodes.clock_offset_s(node)
+        first[node.id] = [finding, *([judge_clock(offset_s, "the driver")] if offset_s is not None else [])]
+    for node, answer in nodes.examine(same, request, WHOLE_S):
+        view = nodes.view(node)
+        found = (
+            [fail("node", f"no examination: {answer.error}", remedy)]
+            if answer.error
+            else judge_node(answer.value, request, view)
+        )
+        facts = {"ray": _plain(view), **(_plain(answer.value) if answer.value else {})}
+        yield Section(title=f"node {node.address}", findings=(*first[node.id], *found), facts=facts)
+
+
+def _together(config: RunConfig, nodes: Nodes, same: Sequence[Node]) -> list[Finding]:
+    """What concerns the nodes together."""
+    room = judge_room(config, nodes.nodes, waits=config.wait_for_nodes_s > 0)
+    found = [_judge_doors(nodes.open_doors(same), config.allow_open_cluster), room]
+    network = judge_network(nodes.knock(same)) if len(same) > 1 else None
+    found += [network] if network else []
+    training = [node for node in same if node.cpus >= 1]
+    if config.worker_range[1] < 2 and len(training) < 2:
+        text = "not tried: one worker exchanges nothing; --workers 2 tries it"
+        return [*found, ok("all-reduce", text)]
+    if network is not None and network.level == "FAIL":
+        remedy = "open the ports first"
+        return [*found, warn("all-reduce", "not tried: the nodes do not reach each other", remedy)]
+    others = [node.id for node in (*nodes.nodes, *nodes.silent) if node not in same]
+    return [*found, _exchange(config, same, others)]
+
+
+def _exchange(config: RunConfig, nodes: Sequence[Node], avoided: Sequence[str]) -> Finding:
+    """Two workers on these nodes."""
+    try:
+        team: Team = team_on(nodes, 2, 2, config.accelerator)
+    except ConfigError as error:
+        return warn("all-reduce", f"not tried: {error}", "give two workers room")
+    return judge_exchange(try_exchange(team, avoided, gpus=team.each.gpus > 0))
+
+
+def judge_room(config: RunConfig, nodes: Sequence[Node], *, waits: bool) -> Finding:
+    """Whether the workers of a run find their places; pure.
+
+    Args:
+        config: the run.
+        nodes: that can be used.
+        waits: nodes that are missing may come.
+    """
+    low, high = config.worker_range
+    if high == 0:
+        return ok("workers", "none: the run trains in its own process")
+    try:
+        team = team_on(nodes, low, high, config.accelerator)
+    except ConfigError as error:
+        if waits:
+            remedy = f"add nodes; a run waits for them --wait-for-nodes {config.wait_for_nodes}, and then ends"
+            return warn("workers", str(error), remedy)
+        return fail("workers", str(error), "give fewer --workers, or a larger machine")
+    each = f"{team.each.cpus:g} CPUs and {team.each.gpus:g} GPUs"
+    return ok("workers", f"{team.size} of {config.workers} asked for, with {each} each; there are {room_text(nodes)}")
+
+
+def _judge_doors(doors: dict[str, str], allowed: bool) -> Finding:
+    if not doors:
+        return ok("access", "no node takes jobs from strangers")
+    text = f"on {', '.join(doors)}: {next(iter(doors.values()))}"
+    if allowed:
+        return warn("access", f"{text} (allowed by --allow-open-cluster)", "start Ray with RAY_AUTH_MODE=token")
+    return fail("access", text, "start Ray with RAY_AUTH_MODE=token and one token on all nodes")
+
+
+def _sample(config: RunConfig) -> tuple[tuple[str, ...], list[Finding]]:
+    """Some images, and what is wrong with finding them."""
+    try:
+        with storage.patience(STORAGE_S):
+            return tuple(within(_LISTING_S, lambda: sample_of(config))), []
+    except NoAnswer as error:
+        remedy = "a mount whose server is gone must be mounted anew; a list in Parquet spares the listing"
+        return (), [fail("data", f"{config.data}: listing it: {error}", remedy)]
+    except (ConfigError, OSError) as error:
+        return (), [fail("data", " ".join(str(error).split()), "correct --data, or its rights")]
+
+
+def _storage_here(config: RunConfig) -> tuple[StorageFacts | None, list[Finding]]:
+    """The storage as the driver reaches it."""
+    try:
+        with storage.patience(STORAGE_S):
+            facts = within(2 * STORAGE_S, lambda: try_storage(config.storage, bulk_bytes=BULK_BYTES))
+        return facts, judge_storage(facts)
+    except NoAnswer as error:
+        remedy = "a mount whose server is gone must be mounted anew"
+        return None, [fail("storage", f"{config.storage}: {error}", remedy)]
+
+
+def _unreachable(address: str) -> str:
+    """Why nothing can be reached at the address of a cluster; "" where it can, or is no host and port."""
+    parts = urlsplit(f"//{address}" if "://" not in address else address)
+    try:
+        if not parts.hostname or not parts.port:
+            return ""
+        with socket.create_connection((parts.hostname, parts.port), timeout=_ADDRESS_S):
+            return ""
+    except (OSError, ValueError) as error:
+        return f"{address}: {error}"
+
+
+def _cannot_connect(error: str) -> Finding:
+    remedy = "see `ray status` on the head, RAY_ADDRESS here, and with RAY_AUTH_MODE=token the token's file"
+    return fail("ray", f"no connection: {error}", remedy)
+
+
+def _plain(facts: Any) -> dict[str, Any]:
+    return dataclasses.asdict(facts) if facts is not None else {}

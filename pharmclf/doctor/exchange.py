@@ -1,0 +1,117 @@
+"""A real all-reduce of two workers, started and joined as those of a training are, with its time and speed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pharmclf.doctor.findings import Finding, fail, ok, warn
+from pharmclf.training.division import Team
+
+LIMIT_S = 240.0
+"""For all of it: starting two workers takes a minute on two busy cores, ten seconds on a cluster."""
+_SLOW_BITS_PER_S = 1e9
+_MOVED_BITS = 8 * (16 << 20)  # of `all_reduce.BULK_BYTES`; each of two workers sends and receives so much in a ring
+_REMEDY = "see the network's finding and the nodes' firewalls; the logs of the workers in Ray's dashboard say more"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeFacts:
+    """What two workers have measured."""
+
+    error: str = ""
+    """Why there is nothing else."""
+    start_s: float = 0.0
+    """From the start of the workers to their first sum."""
+    small_s: float = 0.0
+    """Of an all-reduce of 4 bytes."""
+    bulk_s: float = 0.0
+    """Of one of 16 MiB."""
+    on_one_node: bool = False
+
+    @property
+    def bits_per_s(self) -> float:
+        """In each direction."""
+        return _MOVED_BITS / max(self.bulk_s - self.small_s, 1e-9)
+
+
+def try_exchange(team: Team, avoided: Sequence[str], *, gpus: bool, limit_s: float = LIMIT_S) -> ExchangeFacts:
+    """Start the workers of a team, and let them sum; Ray must be connected.
+
+    Where they hang, they are left to the end of this driver, which Ray ends them with.
+
+    Args:
+        team: two workers.
+        avoided: ids of nodes that are not used.
+        gpus: whether they drive GPUs.
+        limit_s: after so many seconds they are given up.
+    """
+    from pharmclf.training.attempt import trainer_for
+
+    own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")
+    settings = {"gpus": gpus, "began": time.time()}
+    trainer = trainer_for(_worker, settings, team, own, placement="SPREAD", avoided=avoided)
+    found: list[ExchangeFacts] = []
+
+    def fit() -> None:
+        try:
+            found.append(ExchangeFacts(**trainer.fit().return_value))
+        except Exception as error:
+            found.append(ExchangeFacts(error=_said(error)))
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+
+    thread = threading.Thread(target=fit, name="exchange", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return found[0] if found else ExchangeFacts(error=f"no sum within {limit_s:.0f} s")
+
+
+def _said(error: Exception) -> str:
+    """The first line of what a worker raised."""
+    raised = [getattr(failure, "_base_exc", failure) for failure in getattr(error, "worker_failures", {}).values()]
+    first = raised[0] if raised else error
+    lines = str(first).strip().splitlines() or [""]
+    return f"{type(first).__name__}: {lines[0]}"
+
+
+def _worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """One Ray Train worker. (all ranks)"""
+    import os
+
+    import ray.train
+
+    from pharmclf.model.device import prepare_device
+    from pharmclf.quiet import native_chatter_muted
+
+    with native_chatter_muted():
+        prepare_device(deterministic=False, gpus=settings["gpus"])
+        from pharmclf.doctor import all_reduce
+        from pharmclf.training import distributed
+
+        beside = ray.train.get_context().get_local_world_size()
+        workers = distributed.join(max(1, (os.cpu_count() or 1) // beside) if beside > 1 else None)
+        workers.wait_for_all()
+        start_s = time.time() - settings["began"]
+        measured = all_reduce.measure(workers)
+    return {"start_s": start_s, "on_one_node": beside > 1, **measured}
+
+
+def judge_exchange(facts: ExchangeFacts) -> Finding:
+    """Whether gradients can be exchanged, and fast."""
+    if facts.error:
+        return fail("all-reduce", f"two workers do not get on: {facts.error}", _REMEDY)
+    place = "both on one node" if facts.on_one_node else "on two nodes"
+    text = (
+        f"two workers {place}: {facts.bits_per_s / 1e9:.1f} Gbit/s each way, {1e3 * facts.small_s:.1f} ms for 4 bytes, "
+        f"{1e3 * facts.bulk_s:.1f} ms for 16 MiB; started in {facts.start_s:.0f} s"
+    )
+    if not facts.on_one_node and facts.bits_per_s < _SLOW_BITS_PER_S:
+        remedy = "put the nodes into one zone or placement group; jobs/benchmark.py scaling says what the link costs"
+        return warn("all-reduce", text, remedy)
+    return ok("all-reduce", text)

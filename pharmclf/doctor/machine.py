@@ -1,0 +1,183 @@
+"""Processors, memory and shared memory of a node: what the machine has, what its container may use, what Ray counts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from pharmclf.activations.shards import size_text
+from pharmclf.doctor.findings import Finding, fail, ok, warn
+
+_SHARED = "/dev/shm"
+# Ray that is started without settings takes this share of the memory for its object store, and above so many bytes no
+# more than a share of /dev/shm
+_STORE_SHARE, _STORE_BYTES, _OF_SHARED = 0.3, 10**10, 0.95
+_LEAST_BYTES = 1 << 30  # assumed: a process with TensorFlow and a small network, and Ray beside it
+_SCARCE_BYTES = 4 << 30
+_SLACK = 1.02  # Ray and the kernel round differently
+
+Read = Callable[[str], str]
+"""The content of a file by its path; raises OSError where it is not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A node as its own processes see it."""
+
+    host: str
+    cores: int
+    """That this process may run on."""
+    quota_cpus: float | None
+    """Processor time that the container may use, in cores; None: no bound."""
+    memory_bytes: int
+    limit_bytes: int | None
+    """Memory that the container may use; None: no bound."""
+    available_bytes: int
+    """Memory that is free, or can be freed at once, within the bound."""
+    shared_bytes: int
+    """Size of /dev/shm; 0 where there is none."""
+
+    @property
+    def usable_cpus(self) -> float:
+        """Cores that work can be done on at a time."""
+        return min(self.cores, self.quota_cpus or self.cores)
+
+    @property
+    def usable_bytes(self) -> int:
+        """Memory that work can take."""
+        return min(self.memory_bytes, self.limit_bytes or self.memory_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayView:
+    """What Ray takes a node for."""
+
+    cpus: float
+    gpus: float
+    memory_bytes: float
+    """For tasks and actors."""
+    store_bytes: float
+    """For the object store."""
+
+
+def machine_here() -> Machine:
+    """Look at the machine of this process."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, limit, used = container_limits(lambda path: Path(path).read_text("utf-8"))
+    memory = psutil.virtual_memory()
+    available = memory.available if limit is None else min(memory.available, max(0, limit - used))
+    return Machine(
+        host=socket.gethostname(),
+        cores=cores,
+        quota_cpus=quota,
+        memory_bytes=memory.total,
+        limit_bytes=limit if limit is not None and limit < memory.total else None,
+        available_bytes=available,
+        shared_bytes=shutil.disk_usage(_SHARED).total if os.path.isdir(_SHARED) else 0,
+    )
+
+
+def container_limits(read: Read) -> tuple[float | None, int | None, int]:
+    """What the control groups of Linux, version 1 or 2, allow this process.
+
+    Args:
+        read: reads a file.
+
+    Returns:
+        cores, memory in bytes, and how much of it cannot be freed at once; None: no bound.
+    """
+    cpus: list[float] = []
+    memories: list[tuple[int, int]] = []
+    for folder in _groups(read):
+        quota, _, period = _value(read, f"{folder}/cpu.max").partition(" ")
+        if quota.isdigit() and period.isdigit() and int(period):
+            cpus.append(int(quota) / int(period))
+        memories += _memory(read, folder, "memory.max", "memory.current", "inactive_file")
+    quota, period = (_value(read, f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+    if quota.isdigit() and period.isdigit() and int(period):  # -1: none
+        cpus.append(int(quota) / int(period))
+    names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    memories += _memory(read, "/sys/fs/cgroup/memory", *names)
+    limit, used = min(memories, default=(None, 0), key=lambda found: found[0] - found[1])
+    return min(cpus, default=None), limit, used
+
+
+def _groups(read: Read) -> Iterator[str]:
+    """The folders of this process's group and of those around it, in version 2."""
+    for line in _value(read, "/proc/self/cgroup").splitlines():
+        number, _, path = line.partition("::")
+        if number == "0":
+            parts = [part for part in path.split("/") if part and part != ".."]
+            for depth in range(len(parts), -1, -1):
+                yield "/".join(["/sys/fs/cgroup", *parts[:depth]])
+
+
+def _memory(read: Read, folder: str, limit_file: str, used_file: str, freeable: str) -> list[tuple[int, int]]:
+    limit, used = _value(read, f"{folder}/{limit_file}"), _value(read, f"{folder}/{used_file}")
+    if not (limit.isdigit() and used.isdigit() and int(limit) < 1 << 60):  # version 1 has a huge number for no bound
+        return []
+    lines = (line.split() for line in _value(read, f"{folder}/memory.stat").splitlines())
+    pages = sum(int(words[1]) for words in lines if len(words) == 2 and words[0] == freeable)
+    return [(int(limit), max(0, int(used) - pages))]
+
+
+def _value(read: Read, path: str) -> str:
+    try:
+        return read(path).strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def judge_cpus(machine: Machine, ray: RayView | None) -> Finding:
+    """Whether Ray gives work to as many cores as there are."""
+    has = f"{machine.cores} cores"
+    if machine.quota_cpus is not None and machine.quota_cpus < machine.cores:
+        has += f", of which the container may use {machine.quota_cpus:g}"
+    if ray is None:
+        return ok("processors", has)
+    text = f"{has}; Ray counts {ray.cpus:g}"
+    if ray.cpus > max(1.0, _SLACK * machine.usable_cpus):
+        remedy = f"start its Ray with --num-cpus={max(1, int(machine.usable_cpus))}: work on the others slows all down"
+        return warn("processors", text, remedy)
+    return ok("processors", text)
+
+
+def judge_memory(machine: Machine, ray: RayView | None) -> Finding:
+    """Whether there is room for training, and Ray knows of the bound."""
+    text = f"{size_text(machine.usable_bytes)}, {size_text(machine.available_bytes)} of it free"
+    if machine.limit_bytes is not None:
+        text += f" (the machine has {size_text(machine.memory_bytes)}, the container is bound)"
+    if machine.available_bytes < _LEAST_BYTES:
+        remedy = f"end other programs, or take a larger machine: {size_text(_LEAST_BYTES)} are the least"
+        return fail("memory", text, remedy)
+    if ray is not None and ray.memory_bytes + ray.store_bytes > _SLACK * machine.usable_bytes:
+        text += f"; Ray counts {size_text(int(ray.memory_bytes + ray.store_bytes))}"
+        remedy = "start its Ray with --memory and --object-store-memory that fit, or the kernel kills its processes"
+        return warn("memory", text, remedy)
+    if machine.available_bytes < _SCARCE_BYTES:
+        return warn("memory", text, "end other programs, or give a smaller --batch-size if the run is killed")
+    return ok("memory", text)
+
+
+def judge_shared_memory(machine: Machine, ray: RayView | None) -> Finding:
+    """Whether Ray's object store, through which all images pass, lies in memory."""
+    most = max(_STORE_BYTES, _OF_SHARED * machine.shared_bytes)
+    wanted = ray.store_bytes if ray is not None else min(_STORE_SHARE * machine.usable_bytes, most)
+    text = f"{_SHARED} has {size_text(machine.shared_bytes)}, Ray's object store {size_text(int(wanted))}"
+    if machine.shared_bytes * _SLACK < wanted:
+        remedy = (
+            f"give the container --shm-size={_gigabytes(wanted)}g, on Kubernetes an emptyDir of medium Memory at "
+            f"{_SHARED}: the object store lies on disk otherwise, which is slow"
+        )
+        return warn("shm", text, remedy)
+    return ok("shm", text)
+
+
+def _gigabytes(size: float) -> int:
+    return max(1, -(-int(size) // (1 << 30)))

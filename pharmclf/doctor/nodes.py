@@ -1,0 +1,206 @@
+"""The examination on every node of a Ray cluster: an actor on each, which is asked, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pharmclf.config import ConfigError
+from pharmclf.doctor.clocks import least_offset_s
+from pharmclf.doctor.machine import RayView
+from pharmclf.doctor.network import WORKERS, Door, Listener, knock
+from pharmclf.doctor.node import NodeFacts, Request, examine
+from pharmclf.doctor.packages import Packages, packages_here
+from pharmclf.training.access import refuse_open_cluster
+from pharmclf.training.division import Node
+from pharmclf.training.launch import connect
+from pharmclf.training.nodes import survey
+
+_START_S = 60.0  # for a process of Ray's on a node; measured: up to 20 s on two busy cores
+_PINGS = 3
+_PING_S = 10.0
+_KNOCKS_S = 60.0
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[str]:
+    """Within, this process has joined Ray, whoever may use it -> why it could not, or ""."""
+    before, error = ray.is_initialized(), ""
+    try:
+        connect(allow_open=True)  # who may use it is a finding of its own
+    except Exception as failure:
+        lines = str(failure).strip().splitlines() or [""]
+        error = f"{type(failure).__name__}: {lines[0]}"
+    try:
+        yield error
+    finally:
+        if not before:
+            ray.shutdown()
+
+
+class Examiner:
+    """Lives on a node."""
+
+    def __init__(self) -> None:
+        self._listener: Listener | None = None
+
+    def packages(self) -> dict[str, Any]:
+        """The programs of this node, as plain values: its code may be another."""
+        return dataclasses.asdict(packages_here())
+
+    def now(self) -> float:
+        """This node's clock."""
+        return time.time()
+
+    def examine(self, request: Request) -> NodeFacts:
+        """All checks of this node."""
+        return examine(request, _about()["session_dir"])
+
+    def open_door(self) -> str:
+        """Why this node's doors for jobs are a danger, "" where they are none."""
+        try:
+            refuse_open_cluster(_about(), allow=False)
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    def listen(self, address: str) -> int:
+        """Open a port for the others to knock at."""
+        self._listener = self._listener or Listener(address)
+        return self._listener.port
+
+    def knock(self, doors: Sequence[Door]) -> list[str]:
+        """Knock at the ports of others."""
+        return knock(doors)
+
+
+def _about() -> dict[str, Any]:
+    """What this process's Ray says of itself."""
+    return ray.init(ignore_reinit_error=True).address_info
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of asking a node: a value, or why there is none."""
+
+    value: Any = None
+    error: str = ""
+
+    @property
+    def lacks_package(self) -> bool:
+        """Whether the node could not import what it was asked for."""
+        return "ModuleNotFoundError" in self.error or "ImportError" in self.error
+
+
+class Nodes:
+    """The nodes of the cluster that this process has joined, as a context."""
+
+    def __init__(self) -> None:
+        """Look which there are."""
+        self.nodes, self.silent = survey()
+        """Those that answer, and those that Ray takes for living although they do not."""
+        self._entries = {entry["NodeID"]: entry for entry in ray.nodes()}
+        self._actors: dict[str, Any] = {}
+
+    def __enter__(self) -> Nodes:
+        for node in self.nodes:
+            here = NodeAffinitySchedulingStrategy(node.id, soft=False)
+            options = {"num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here, "max_restarts": 0}
+            self._actors[node.id] = ray.remote(Examiner).options(**options).remote()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for actor in self._actors.values():
+            with contextlib.suppress(Exception):  # the node may be gone
+                ray.kill(actor)
+
+    def view(self, node: Node) -> RayView:
+        """What Ray takes a node for."""
+        resources: Mapping[str, float] = self._entries[node.id]["Resources"]
+        return RayView(
+            cpus=node.cpus,
+            gpus=node.gpus,
+            memory_bytes=resources.get("memory", 0.0),
+            store_bytes=resources.get("object_store_memory", 0.0),
+        )
+
+    def packages(self, within_s: float = _START_S) -> Iterator[tuple[Node, Answer]]:
+        """The programs of each node, as they come; what does not answer comes last."""
+        for node, answer in self._ask("packages", {node.id: () for node in self.nodes}, within_s):
+            yield node, Answer(Packages(**answer.value)) if answer.value else answer
+
+    def examine(self, nodes: Sequence[Node], request: Request, within_s: float) -> Iterator[tuple[Node, Answer]]:
+        """The facts of nodes, as they come."""
+        yield from self._ask("examine", {node.id: (request,) for node in nodes}, within_s)
+
+    def open_doors(self, nodes: Sequence[Node]) -> dict[str, str]:
+        """Why the doors of nodes for jobs are a danger, by address, where they are."""
+        answers = self._ask("open_door", {node.id: () for node in nodes}, _KNOCKS_S)
+        return {node.address: answer.value for node, answer in answers if answer.value}
+
+    def clock_offset_s(self, node: Node) -> float | None:
+        """What the clock of a node is ahead of this one's at least; None where it does not answer."""
+        found: list[float] = []
+        for _ in range(_PINGS):
+            began = time.time()
+            try:
+                seen = ray.get(self._actors[node.id].now.remote(), timeout=_PING_S)
+            except Exception:  # the node may be gone
+                break
+            found.append(least_offset_s(began, time.time(), seen))
+        return max(found, key=abs, default=None)  # each is the least that it can be
+
+    def knock(self, nodes: Sequence[Node]) -> dict[str, list[tuple[Door, str]]]:
+        """Let every node knock at all others -> for each, by its address, the doors and what came of it."""
+        ports = {
+            node.id: answer.value
+            for node, answer in self._ask("listen", {node.id: (node.address,) for node in nodes}, _KNOCKS_S)
+            if answer.value
+        }
+        doors = {node.id: self._doors(node, ports.get(node.id)) for node in nodes}
+        wanted = {one.id: [door for other in nodes if other.id != one.id for door in doors[other.id]] for one in nodes}
+        answers = self._ask("knock", {node: (found,) for node, found in wanted.items()}, _KNOCKS_S)
+        return {
+            node.address: list(zip(wanted[node.id], answer.value, strict=True))
+            for node, answer in answers
+            if answer.value is not None
+        }
+
+    def _doors(self, node: Node, port: int | None) -> list[Door]:
+        entry = self._entries[node.id]
+        doors = [Door(address=node.address, port=port, what=WORKERS)] if port else []
+        doors.append(Door(address=node.address, port=node.port, what="of Ray's raylet"))
+        return [*doors, Door(address=node.address, port=entry["ObjectManagerPort"], what="of Ray's object manager")]
+
+    def _ask(
+        self, method: str, arguments: Mapping[str, tuple[Any, ...]], within_s: float
+    ) -> Iterator[tuple[Node, Answer]]:
+        """Call a method on nodes at once; answers as they come, then those that did not."""
+        known = {node.id: node for node in self.nodes}
+        waiting = {getattr(self._actors[id_], method).remote(*own): known[id_] for id_, own in arguments.items()}
+        until = time.monotonic() + within_s
+        while waiting and (left := until - time.monotonic()) > 0:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
+            for reference in ready:
+                yield waiting.pop(reference), _answer(reference)
+        for node in waiting.values():
+            yield node, Answer(error=f"no answer within {within_s:.0f} s")
+
+
+def _answer(reference: Any) -> Answer:
+    try:
+        return Answer(ray.get(reference))
+    except Exception as error:  # whatever the node's code raises is an answer too
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        missing = next((line for line in reversed(lines) if "Error:" in line), lines[0])
+        return Answer(error=f"{type(error).__name__}: {missing}")

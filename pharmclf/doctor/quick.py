@@ -1,0 +1,107 @@
+"""The short checks before a run: those that cost no time, on this machine or on every node of the cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from pharmclf import storage
+from pharmclf.config import ConfigError, RunConfig
+from pharmclf.doctor.clocks import judge_clock
+from pharmclf.doctor.findings import Finding, Section, fail, of_level, warn
+from pharmclf.doctor.node import STORAGE_S, NodeFacts, Request, examine, judge_node
+from pharmclf.doctor.packages import LACKS_PACKAGE, judge_packages, packages_here
+from pharmclf.doctor.store import Kind, beacon_at
+
+if TYPE_CHECKING:
+    from pharmclf.doctor.nodes import Answer
+
+_ANSWER_S = 45.0  # for a node, its process started
+_BAD_INPUT: tuple[Kind | None, ...] = (
+    "no credentials", "wrong credentials", "no bucket", "no rights", "read-only", "another region", "another place",
+)  # fmt: skip
+
+
+class NotReady(RuntimeError):
+    """A machine or the storage is in a state in which a run would fail."""
+
+
+def quick_checks(config: RunConfig, say: Callable[[str], None]) -> None:
+    """See whether a run can write its storage and its disks, and whether all nodes have the same programs and time.
+
+    A cluster, where RAY_ADDRESS names one, is joined for it. Warnings are said; nothing is said where all is well.
+
+    Args:
+        config: the run.
+        say: takes lines for the console.
+
+    Raises:
+        ConfigError: the storage cannot be used as it is given, or the cluster may not be joined.
+        NotReady: something else would make the run fail; further reasons have been said.
+    """
+    config = dataclasses.replace(config, storage=storage.absolute(config.storage))
+    request = Request(config=config, whole=False, patience_s=storage.patience_s())
+    facts = examine(request)
+    sections = [Section(title="", findings=tuple(judge_node(facts, request, None)))]
+    kinds = {facts.storage.kind} if facts.storage else set()
+    if os.environ.get("RAY_ADDRESS") and not of_level(sections, "FAIL"):
+        for section, answered in _on_nodes(dataclasses.replace(request, patience_s=STORAGE_S)):
+            sections.append(section)
+            kinds |= {answered.storage.kind} if answered and answered.storage else set()
+    for section, finding in of_level(sections, "warn"):
+        say(f"warning: {_line(section, finding)}")
+    failures = [(_line(section, finding), finding.check) for section, finding in of_level(sections, "FAIL")]
+    if not failures:
+        return
+    for line, _ in failures[1:]:
+        say(f"check failed: {line}")
+    bad_input = {check for _, check in failures} == {"storage"} and kinds - {None} <= set(_BAD_INPUT)
+    raise (ConfigError if bad_input else NotReady)(failures[0][0])
+
+
+def _line(section: Section, finding: Finding) -> str:
+    where = f"{section.title}: " if section.title else ""
+    return f"{where}{finding.check}: {finding.text}. Remedy: {finding.remedy}"
+
+
+def _on_nodes(request: Request) -> Iterator[tuple[Section, NodeFacts | None]]:
+    """What is found on each node of the cluster."""
+    from pharmclf.doctor.nodes import Answer, Nodes  # Ray is wanted here alone
+    from pharmclf.training.launch import connect
+
+    connect(allow_open=request.config.allow_open_cluster)
+    own, titles, same = packages_here(), dict[str, str](), []
+    with Nodes() as nodes, _beacon(request) as asked:
+        for node in nodes.silent:
+            yield (
+                Section(title=f"node {node.address}", findings=(_silent(Answer(error="it takes no connection")),)),
+                None,
+            )
+        for node, answer in nodes.packages(_ANSWER_S):
+            titles[node.id] = f"node {node.address}"
+            findings = [_silent(answer)] if answer.error else [judge_packages(own, answer.value)]
+            if not answer.error and answer.value.code == own.code:
+                same.append(node)
+                offset_s = nodes.clock_offset_s(node)
+                findings += [judge_clock(offset_s, "the driver")] if offset_s is not None else []
+            yield Section(title=titles[node.id], findings=tuple(findings)), None
+        for node, answer in nodes.examine(same, asked, STORAGE_S + _ANSWER_S):
+            findings = [_silent(answer)] if answer.error else judge_node(answer.value, asked, nodes.view(node))
+            yield Section(title=titles[node.id], findings=tuple(findings)), answer.value
+
+
+def _silent(answer: Answer) -> Finding:
+    """A node that does not answer is no reason not to start: a run leaves it out, or waits for it."""
+    if answer.lacks_package:
+        return fail("node", answer.error, LACKS_PACKAGE)
+    return warn("node", answer.error, "see whether it lives: `ray list nodes`, and the logs of its raylet")
+
+
+@contextlib.contextmanager
+def _beacon(request: Request) -> Iterator[Request]:
+    """The request with a file in the storage that every node must see."""
+    with beacon_at(request.config.storage) as beacon:
+        yield dataclasses.replace(request, beacon=beacon)

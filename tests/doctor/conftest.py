@@ -1,0 +1,30 @@
+"""What several tests of the doctor share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mounting import Mounted
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Mounted]:
+    """Mounts a file system in memory for the test."""
+    with contextlib.ExitStack() as stack:
+
+        def mount(options: str) -> Path:
+            folder = tmp_path / "mounted"
+            folder.mkdir()
+            command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+            done = subprocess.run(command, capture_output=True, text=True) if os.geteuid() == 0 else None
+            if done is None or done.returncode:
+                pytest.skip(f"no file system can be mounted here: {done.stderr.strip() if done else 'not root'}")
+            stack.callback(subprocess.run, ["umount", str(folder)], check=True)
+            return folder
+
+        yield mount

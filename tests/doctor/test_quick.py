@@ -1,0 +1,80 @@
+"""The short checks before a run: silent where all is well, quick, and clear where a run would fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mounting import Mounted
+from s3server import Gateway
+
+from pharmclf.config import ConfigError, RunConfig
+from pharmclf.doctor.quick import NotReady, quick_checks
+from pharmclf.storage import objects
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_nothing_is_said_and_nothing_stays_where_all_is_well(root: str) -> None:
+    """On local disk, where the folder is not made, and in a store."""
+    lines: list[str] = []
+    quick_checks(RunConfig(storage=f"{root}/runs"), lines.append)
+    assert [line for line in lines if "storage" in line] == []
+    assert list(Path(root).iterdir()) == [] if "://" not in root else True
+
+
+def test_a_read_only_folder_is_bad_input(mounted: Mounted) -> None:
+    """Exit code 2, with the remedy."""
+    folder = mounted("size=300m,ro")
+    with pytest.raises(ConfigError, match=r"read-only: .*Remedy: .*mount it for writing"):
+        quick_checks(RunConfig(storage=f"{folder}/runs"), lambda _: None)
+
+
+def test_a_full_disk_stops_a_run_before_it_begins(mounted: Mounted) -> None:
+    """Exit code 1: the input is right."""
+    folder = mounted("size=1m")
+    (folder / "filling").write_bytes(os.urandom(1 << 20))
+    with pytest.raises(NotReady, match=r"storage: .*full: .*No space left on device"):
+        quick_checks(RunConfig(storage=str(folder)), lambda _: None)
+
+
+def test_all_reasons_are_said_and_the_first_is_raised(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk for Ray and a full storage: two lines in all, each with its remedy."""
+    folder = mounted("size=1m")
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    lines: list[str] = []
+    with pytest.raises(NotReady, match=r"^disk: .*Remedy: "):
+        quick_checks(RunConfig(storage=str(folder)), lines.append)
+    (line,) = [line for line in lines if line.startswith("check failed: ")]
+    assert "storage" in line
+    assert "Remedy: " in line
+
+
+@pytest.mark.s3
+def test_a_store_that_may_not_be_used_is_bad_input(
+    bucket: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    objects._object_store.cache_clear()
+    with pytest.raises(ConfigError, match="wrong credentials: could not write: access denied at http://"):
+        quick_checks(RunConfig(storage=f"{bucket}/runs"), lambda _: None)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", gateway.secret_key)
+    objects._object_store.cache_clear()
+    with pytest.raises(ConfigError, match="no bucket"):
+        quick_checks(RunConfig(storage=f"{bucket}-gone/runs"), lambda _: None)
+
+
+def test_the_checks_of_one_machine_import_neither_tensorflow_nor_ray(tmp_path: Path) -> None:
+    """So they take no time that a run does not take anyway."""
+    code = (
+        "import sys; from pharmclf.config import RunConfig; from pharmclf.doctor.quick import quick_checks\n"
+        f"quick_checks(RunConfig(storage={str(tmp_path)!r}), print)\n"
+        "print(*{'ray', 'tensorflow', 'keras'} & set(sys.modules))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ""
