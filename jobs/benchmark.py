@@ -5,6 +5,7 @@ python jobs/benchmark.py --data DIR --demo.images-per-class 100   on your images
 python jobs/benchmark.py activations                              runs with and without kept activations; every cut
 python jobs/benchmark.py sweep --data DIR                         trials that share what is computed, and that do not
 python jobs/benchmark.py storage --storage s3://BUCKET/PREFIX     the same images from the storage and from local disk
+python jobs/benchmark.py predict --backbone resnet50              prediction from files, and the bare forward pass
 python jobs/benchmark.py scaling --link-gbit 25 100               one and two workers, and what to expect of 256 GPUs
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from pharmclf import storage
 from pharmclf.benchmark.activations import benchmark_activations
+from pharmclf.benchmark.inference import benchmark_inference
 from pharmclf.benchmark.remote import benchmark_storage
 from pharmclf.benchmark.scaling import benchmark_scaling
 from pharmclf.benchmark.scaling_model import ScalingOptions
@@ -26,7 +28,9 @@ _BACKBONES = ["efficientnet_lite0", "resnet50"]
 
 def main() -> int:
     """Parse, measure, write the figures into the storage."""
-    what = next((name for name in ("storage", "activations", "sweep", "scaling") if take_switch(name)), "stages")
+    what = next(
+        (name for name in ("storage", "activations", "sweep", "predict", "scaling") if take_switch(name)), "stages"
+    )
     here = Path(__file__).parent
     if what == "scaling":
         options, config = parse_options(__doc__ or "", here / "configs" / "scaling.yaml", ScalingOptions())
@@ -42,6 +46,8 @@ def main() -> int:
         report = benchmark_activations(config, say)
     elif what == "sweep":
         report = benchmark_sweep(config, here.parent / "tune" / "space.yaml", say)
+    elif what == "predict":
+        report = benchmark_inference(config, say)
     elif what == "scaling":
         report = benchmark_scaling(config, options, say)
     else:

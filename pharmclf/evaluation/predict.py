@@ -6,10 +6,11 @@ predicts the images before them. Either way the models are loaded once, and ever
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -182,12 +183,13 @@ def predicted_blocks(what: Prediction, paths: pa.Array) -> Generator[Block, None
         return
     blocks = _predicted_on_ray(what, paths) if what.actors else _predicted_here(what, paths)
     done = 0
-    for block in blocks:
-        count = len(checked(block, ConfigError)["error"])
-        if not np.array_equal(block.pop("place"), np.arange(done, done + count)):
-            raise RuntimeError(f"images {done} to {done + count} have come out of order")
-        done += count
-        yield block
+    with contextlib.closing(blocks):
+        for block in blocks:
+            count = len(checked(block, ConfigError)["error"])
+            if not np.array_equal(block.pop("place"), np.arange(done, done + count)):
+                raise RuntimeError(f"images {done} to {done + count} have come out of order")
+            done += count
+            yield block
     if done != len(paths):
         raise RuntimeError(f"{done} of {len(paths)} images have come back")
 
@@ -198,7 +200,7 @@ def _read_span(what: Prediction, paths: pa.Array, first: int, count: int) -> Blo
     return {"place": np.arange(first, first + len(names))} | what.read(names, what.image_size)
 
 
-def _predicted_here(what: Prediction, paths: pa.Array) -> Iterator[Block]:
+def _predicted_here(what: Prediction, paths: pa.Array) -> Generator[Block, None, None]:
     """In this process: every core decodes a batch ahead, as far as TensorFlow leaves it the time."""
     threads = max(1, min(os.cpu_count() or 1, _AHEAD_BYTES // (BATCH * what.image_size**2 * 3)))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -222,7 +224,7 @@ def _predicted_here(what: Prediction, paths: pa.Array) -> Iterator[Block]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _predicted_on_ray(what: Prediction, paths: pa.Array) -> Iterator[Block]:
+def _predicted_on_ray(what: Prediction, paths: pa.Array) -> Generator[Block, None, None]:
     """On the cluster that this process has joined."""
     batch_bytes = BATCH * what.image_size**2 * 3
     size = BATCH * max(1, min(_BLOCK_BYTES // batch_bytes, -(-len(paths) // (BATCH * what.actors))))

@@ -56,7 +56,7 @@ class Tolerance:
 
 TOLERANCES: dict[Precision, Tolerance] = {
     "float32": Tolerance(difference=1e-4, equal_share=0.0),  # the same sums in another order
-    "float16": Tolerance(difference=0.02, equal_share=0.99),  # weights of 11 bits
+    "float16": Tolerance(difference=0.05, equal_share=0.99),  # weights of 11 bits: 0.01 was seen
     "int8": Tolerance(difference=1.0, equal_share=0.98),  # 256 steps per tensor: confidences move, classes seldom
 }
 

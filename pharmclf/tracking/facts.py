@@ -117,26 +117,25 @@ def _finite(numbers: Mapping[str, Any]) -> dict[str, float]:
 
 
 def final_numbers(result: Mapping[str, Any]) -> dict[str, float]:
-    """Every number of result.json by one name: intervals as _low and _high, phases and extra tests under theirs.
+    """The scores of result.json by one name each, intervals as _low and _high, those of extra tests behind their name.
 
-    The validation accuracy is that of the chosen epoch, and called by the name that the best of all epochs has.
+    The validation accuracy is that of the chosen epoch, and called by the name that the best of all epochs has. What a
+    phase has come to by itself stands in its epochs.
     """
-    found = _numbers_of(result, "")
+    found = _scores_of(result, "")
+    for extra in result.get("extra_tests") or ():
+        found |= _scores_of(extra, f"{extra['name']}_")
     return {f"best_{name}" if name.startswith("val_accuracy") else name: value for name, value in found.items()}
 
 
-def _numbers_of(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
+def _scores_of(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key.endswith("_interval"):
             stem = name.removesuffix("_interval")
             found |= _finite(dict(zip((f"{stem}_low", f"{stem}_high"), value or (), strict=False)))
-        elif isinstance(value, list):
-            for item in value:
-                if isinstance(item, Mapping) and "name" in item:
-                    found |= _numbers_of(item, f"{prefix}{item['name']}/")
-        else:
+        elif key != "workers" and not key.endswith("images"):
             found |= _finite({name: value})
     return found
 

@@ -34,12 +34,12 @@ def test_answers_are_counted_image_by_image(pairs: list[tuple[int, int]]):
     ("precision", "difference", "changed", "accepted"),
     [
         ("float32", 5e-5, 0, True), ("float32", 2e-4, 0, False), ("float32", 0.8, 1, False),
-        ("float16", 0.01, 0, True), ("float16", 0.03, 0, False),
+        ("float16", 0.04, 0, True), ("float16", 0.06, 0, False),
         ("int8", 0.3, 0, True), ("int8", 0.8, 2, True), ("int8", 0.8, 3, False),
     ],
 )  # fmt: skip
 def test_each_precision_has_its_tolerance(precision: Precision, difference: float, changed: int, accepted: bool):
-    """100 images: float32 within 0.0001, float16 within 0.02, int8 with at most two changed answers."""
+    """100 images: float32 within 0.0001, float16 within 0.05, int8 with at most two changed answers."""
     reference = sure([0] * 100)
     found = reference.copy()
     found[:, 0] -= difference if not changed else 0

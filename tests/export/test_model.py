@@ -155,7 +155,7 @@ def test_the_precision_is_that_of_the_weights(exported: Exported, tmp_path: Path
     assert held["int8"].count(np.int8) > len(held["int8"]) / 2
     about = json.loads((tmp_path / "out" / "export.json").read_text())["formats"]["tflite"]
     assert about["precision"] == "float16"
-    assert 0 < about["comparison"]["largest_difference"] < 0.02
+    assert 0 < about["comparison"]["largest_difference"] < 0.05
 
 
 def test_a_format_that_changes_answers_is_refused_and_leaves_nothing(tmp_path: Path):

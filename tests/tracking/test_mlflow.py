@@ -75,7 +75,7 @@ def test_a_run_is_told_with_all_that_it_has_come_to(uri: str, tmp_path: Path) ->
     assert points(uri, run, "best_val_accuracy") == [(1, 0.4), (2, 0.6), (3, 0.6), (5, 0.8), (6, 0.9)]
     for name, value in {"test_accuracy": 0.875, "test_accuracy_low": 0.75, "best_val_accuracy_high": 0.95}.items():
         assert points(uri, run, name) == [(6, value)]
-    assert points(uri, run, "other light/accuracy") == [(6, 0.25)]
+    assert points(uri, run, "other light_accuracy") == [(6, 0.25)]
     assert artifacts(uri, run) == {
         "config.yaml", "evaluation/test/confusion_matrix.png", "history.json", "learning_curves.png",
         "model/README.md", "report.html", "result.json",
@@ -171,6 +171,7 @@ def test_a_sweep_is_a_run_with_its_trials_below(uri: str, tmp_path: Path) -> Non
     assert points(uri, found["trial 1"], "val_accuracy") == ACCURACY[:3]
     assert points(uri, found["trial 0"], "val_accuracy") == ACCURACY
     assert points(uri, found["trial 2"], "val_accuracy") == []
+    assert [points(uri, found[f"trial {n}"], "cpu_seconds") for n in (0, 1)] == [[(6, 30.0)], [(3, 30.0)]]
     assert [name for name, run in found.items() if "winner" in run.data.tags] == ["trial 3"]
     assert points(uri, found["trial 3"], "test_accuracy") == [(6, 0.875)]
     assert "report.html" in artifacts(uri, found["trial 3"])

@@ -55,7 +55,7 @@ def test_a_run_is_shown_over_both_phases_to_its_end(root: str) -> None:
     assert points(events, "training/phase") == [(1, 1), (2, 1), (3, 1), (5, 2), (6, 2)]
     assert set(TAGS.values()) < tags(events)
     assert points(events, "final/test_accuracy") == [(6, 0.875)]
-    assert points(events, "final/other light/accuracy") == [(6, 0.25)]
+    assert points(events, "final/other light_accuracy") == [(6, 0.25)]
     shown = [value for event in events for value in event.summary.value]
     texts = {one.tag: one.tensor.string_val[0].decode() for one in shown if one.tag.endswith("/text_summary")}
     assert "name: tablets" in texts["config/text_summary"]

@@ -1,0 +1,30 @@
+"""Predict the images of a folder, bucket or list with a saved model, into one table.
+
+python jobs/predict.py --model runs/NAME --input DIR --output FILE.parquet
+python jobs/predict.py --model best/ --input s3://bucket/prefix --output s3://bucket/FILE.csv
+python jobs/predict.py --model runs/NAME --input LIST.csv --output FILE.csv       a list with a column path
+ray job submit --working-dir . -- python jobs/predict.py ...                      the same on a cluster
+
+The table has one row per image, in the order of the paths: path; label and confidence of the answer; label_2,
+confidence_2, label_3, confidence_3; abstain: a person must look, since the confidence is below the model's threshold or
+the image is bad; error: why an image is bad. Confidences are calibrated where the model has a decision.json.
+What is interrupted goes on with the same command: finished parts wait in FILE.parts/ and are not predicted again.
+"""
+
+from __future__ import annotations
+
+import tyro
+
+from pharmclf.cli import help_text, run_job
+from pharmclf.prediction.job import predict_images
+from pharmclf.prediction.options import PredictOptions
+
+
+def main() -> int:
+    """Parse, predict."""
+    options = tyro.cli(PredictOptions, description=help_text(__doc__), config=(tyro.conf.FlagCreatePairsOff,))
+    return predict_images(options, lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    run_job(main)

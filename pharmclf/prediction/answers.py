@@ -1,0 +1,94 @@
+"""What a model answers: from probabilities to the columns of the table of predictions. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pharmclf.config import ConfigError
+from pharmclf.evaluation.decision import Decision
+
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("label", pa.string()),
+        ("confidence", pa.float64()),
+        ("label_2", pa.string()),
+        ("confidence_2", pa.float64()),
+        ("label_3", pa.string()),
+        ("confidence_3", pa.float64()),
+        ("abstain", pa.bool_()),
+        ("error", pa.string()),
+    ]
+)
+"""One row per image. The three most probable classes and their calibrated probabilities, null where the image is bad or
+there are fewer classes; `abstain`: a person must look, since the confidence is below the threshold or the image is bad,
+null without a threshold; `error`: why the image is bad, else null."""
+_TOP = 3
+_SUM_WITHIN = 1e-2  # of 1: what probabilities in half precision sum to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """How a model's probabilities become answers."""
+
+    labels: tuple[str, ...]
+    """Class names in the order of the model's outputs."""
+    decision: Decision | None = None
+    """Its temperature; None: the probabilities stay as they are."""
+    threshold: float | None = None
+    """Least confidence of an answer; None: nothing abstains."""
+
+    def __call__(self, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+        """The best classes of some images.
+
+        Args:
+            probabilities: (n, 1, classes) of one model.
+
+        Returns:
+            `best` (n, k) class numbers, the most probable first, equal ones in the order of the classes, and
+            `confidence` (n, k) float64, calibrated; k is 3, or the number of classes.
+
+        Raises:
+            ConfigError: there are not as many as labels, or they are no probabilities.
+        """
+        given = probabilities[:, 0].astype(np.float64)
+        if given.shape[1] != len(self.labels):
+            raise ConfigError(
+                f"model: received {given.shape[1]} outputs and {len(self.labels)} labels, expected one label for each. "
+                "Put the labels.json of this model beside it"
+            )
+        if not ((given >= 0).all() and (np.abs(given.sum(axis=1) - 1) < _SUM_WITHIN).all()):
+            raise ConfigError(
+                "model: received outputs that are no probabilities, expected numbers from 0 to 1 with the sum 1. "
+                "Give a model whose last layer is a softmax"
+            )
+        calibrated = given if self.decision is None else self.decision.calibrated(given)
+        best = np.argsort(-calibrated, axis=1, kind="stable")[:, :_TOP]
+        return {"best": best, "confidence": np.take_along_axis(calibrated, best, axis=1)}
+
+    def table(self, paths: pa.Array, best: np.ndarray, confidence: np.ndarray, bad: np.ndarray) -> pa.Table:
+        """Rows of the table of predictions.
+
+        Args:
+            paths: (n,) locations.
+            best: (n, k) class numbers.
+            confidence: (n, k) calibrated probabilities.
+            bad: (n,) why an image cannot be used, "" where it can.
+        """
+        is_bad = bad != ""
+        names = np.array(self.labels, object)
+        columns = {"path": paths, "error": pa.array(bad, pa.string(), mask=~is_bad)}
+        for place in range(_TOP):
+            suffix = f"_{place + 1}" if place else ""
+            given = place < best.shape[1]
+            labels = names[best[:, place]] if given else np.full(len(bad), "", object)
+            numbers = confidence[:, place] if given else np.zeros(len(bad))
+            lacks = is_bad if given else np.ones(len(bad), bool)
+            columns[f"label{suffix}"] = pa.array(labels, pa.string(), mask=lacks)
+            columns[f"confidence{suffix}"] = pa.array(numbers, pa.float64(), mask=lacks)
+        abstain = np.zeros(len(bad), bool) if self.threshold is None else is_bad | (confidence[:, 0] < self.threshold)
+        columns["abstain"] = pa.array(abstain, pa.bool_(), mask=np.full(len(bad), self.threshold is None))
+        return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)

@@ -1,0 +1,147 @@
+"""Prediction at scale: images -> parts -> one table; after a kill the same command goes on with the missing parts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from pharmclf import storage
+from pharmclf.cli import EXIT_OK, Say, StopSignal
+from pharmclf.config import ConfigError
+from pharmclf.evaluation.predict import Prediction
+from pharmclf.evaluation.saved import SavedModel, find_model
+from pharmclf.prediction.answers import Answers
+from pharmclf.prediction.images import list_images
+from pharmclf.prediction.options import PredictOptions
+from pharmclf.prediction.parts import Parts
+from pharmclf.prediction.reading import read_images
+from pharmclf.prediction.work import Summary, missing_parts, placed, predict_parts
+from pharmclf.storage.lease import Lease, LeaseTaken
+from pharmclf.upload import lies_in_upload
+
+_LAST_WORDS_S = 10.0  # patience with a storage that is away already
+
+
+def predict_images(options: PredictOptions, say: Say) -> int:
+    """Predict images, or go on with it, or say that it is done.
+
+    Args:
+        options: what, by which model, and where the table goes.
+        say: takes lines for the console.
+
+    Returns:
+        The exit code: 0, or 130 and 143 after a signal.
+
+    Raises:
+        ConfigError: bad input; nothing has been predicted or changed.
+        StorageUnavailable, PermissionError: the storage gives or takes nothing; the parts that are done stay.
+        DamagedPart: a part is not what was written.
+    """
+    model = find_model(options.model)
+    answers = _answers_of(model, options.threshold, say)
+    parts = _parts_of(model, answers, options, say)
+    complete = _is_complete(parts, options)  # another table is refused before anything is written
+    if not complete or storage.exists(parts.folder):
+        with StopSignal() as stop, _only_writer(parts) as lease:
+            complete = _is_complete(parts, options)  # by another process, which has ended since
+            if not complete and not _make(parts, model, answers, options, stop, lease, say):
+                say("stopped on request; the parts that are done stay, and the same command goes on with the rest")
+                return stop.exit_code
+        storage.delete_folder(parts.folder)
+    if complete:
+        say(f"{parts.output} is complete already, {len(parts.images):,} images; --overwrite predicts them anew")
+    return EXIT_OK
+
+
+def _answers_of(model: SavedModel, threshold: float | None, say: Say) -> Answers:
+    decision = model.decision
+    if threshold is None and decision is None:
+        say("note: the model came without decision.json, so that it never abstains; --threshold gives it a confidence")
+    elif threshold is None and decision is not None:
+        threshold = decision.threshold
+        if not decision.assured:
+            say(
+                f"note: the model's threshold {threshold:.4f} is a best guess: its validation images could not assure "
+                f"that at most {decision.max_error:.2%} of its answers are wrong"
+            )
+    return Answers(labels=model.labels, decision=decision, threshold=threshold)
+
+
+def _parts_of(model: SavedModel, answers: Answers, options: PredictOptions, say: Say) -> Parts:
+    images = list_images(options.input)
+    for note in images.notes:
+        say(f"note: {note}")
+    output = storage.absolute(options.output)
+    if lies_in_upload(output):
+        say(f"warning: {output} is in Ray's copy of the working directory and goes with it; give --output elsewhere")
+    about = {
+        "model": model.sha256,
+        "labels": list(model.labels),
+        "image_size": model.image_size,
+        "temperature": model.decision.temperature if model.decision else None,
+        "threshold": answers.threshold,
+    }
+    return Parts(output=output, images=images, size=options.part_size, about=about)
+
+
+def _is_complete(parts: Parts, options: PredictOptions) -> bool:
+    return not options.overwrite and parts.is_complete()
+
+
+@contextlib.contextmanager
+def _only_writer(parts: Parts) -> Iterator[Lease]:
+    """Hold the lease of an output; a folder without parts goes with it.
+
+    Raises:
+        ConfigError: another process that lives is writing it, or nothing can be written there.
+    """
+    try:
+        lease = Lease.acquire(parts.folder)
+    except LeaseTaken as error:
+        raise ConfigError(f"--output: {error}. Wait for it, or give another --output") from error
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError(f"--output {parts.output}: {error}. Give a place that can be written to") from error
+    try:
+        yield lease
+    finally:
+        with contextlib.suppress(OSError), storage.patience(_LAST_WORDS_S):  # it expires by itself
+            lease.release()
+            if not any(parts.standing()):
+                storage.delete_folder(parts.folder)
+
+
+def _make(
+    parts: Parts,
+    model: SavedModel,
+    answers: Answers,
+    options: PredictOptions,
+    stop: StopSignal,
+    lease: Lease,
+    say: Say,
+) -> bool:
+    """Predict what is missing and join all parts -> whether it came to that, or a stop was asked for."""
+
+    def stopped() -> bool:
+        return stop.received is not None or bool(lease.lost)
+
+    missing = missing_parts(parts, say)
+    if missing:
+        what = Prediction(
+            models=(model.location,),
+            image_size=model.image_size,
+            read=read_images,
+            columns=answers,
+            gpus=options.accelerator != "cpu",
+        )
+        num_images = sum(last - first for first, last in map(parts.span, missing))
+        what = placed(what, options, num_images)
+        stop.install()  # Ray has taken the signals when it started
+        predict_parts(what, answers, parts, missing, stopped, say)
+    if lease.lost:
+        raise RuntimeError(f"{parts.folder} has been taken over by {lease.lost}, since the lease could not be renewed")
+    if stop.received is not None:
+        return False
+    summary = Summary()
+    parts.join(summary.add)
+    summary.tell(parts.output, answers.threshold, say)
+    return True

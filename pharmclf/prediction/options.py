@@ -1,0 +1,53 @@
+"""What a prediction job is asked for. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+
+from pharmclf import storage
+from pharmclf.config import ConfigError
+from pharmclf.prediction.parts import OUTPUTS
+from pharmclf.prediction.places import AUTO, Accelerator
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What is predicted by which model, and where the table goes."""
+
+    model: str = ""
+    """A run's folder, its model folder, a folder of fetch_best.py, or a .keras file with its labels.json; or s3://."""
+    input: str = ""
+    """Folder or s3:// prefix of images at any depth, one image, or a .csv or .parquet list with a column path."""
+    output: str = ""
+    """The table: FILE.parquet or FILE.csv, local or s3://."""
+    threshold: float | None = None
+    """Confidence below which the model abstains, 0..1. None: the one that was chosen on its validation images."""
+    workers: str = AUTO
+    """Processes on Ray that predict, one GPU each where there are some; 0: this process. auto: one for each GPU of the
+    cluster, without GPUs one for each node; this process for few images, or where there is no cluster."""
+    accelerator: Accelerator = "auto"
+    """auto: GPUs where there are any. gpu: nothing else. cpu: GPUs are left to others."""
+    part_size: int = 2048
+    """Images of a part, the most that a kill costs. A job goes on only with parts of the size that it is given."""
+    overwrite: bool = False
+    """Replace a table that is there already, once the new one is whole."""
+    allow_open_cluster: tyro.conf.FlagConversionOff[bool] = False  # as in the other jobs, where True stands behind it
+    """Join a cluster whose job server takes jobs from anyone who reaches it."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigError("--model: received nothing, expected a run's folder or a .keras file. Give --model RUN")
+        if not self.input:
+            raise ConfigError("--input: received nothing, expected images. Give a folder, an s3:// prefix or a list")
+        if not self.output.endswith(OUTPUTS):
+            raise ConfigError(f"--output: received {self.output!r}, expected FILE.parquet or FILE.csv")
+        if storage.absolute(self.output) == storage.absolute(self.input):
+            raise ConfigError("--output: received the list of --input, which it would replace. Give another file")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ConfigError(f"--threshold: received {self.threshold:g}, expected a confidence from 0 to 1")
+        if self.workers != AUTO and not self.workers.isdecimal():
+            raise ConfigError(f"--workers: received {self.workers!r}, expected auto, or a number of processes from 0")
+        if self.part_size < 1:
+            raise ConfigError(f"--part-size: received {self.part_size}, expected 1 image or more")

@@ -1,0 +1,76 @@
+"""Who predicts: this process, or how many processes on Ray. Pure."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from typing import Literal
+
+from pharmclf.config import ConfigError
+from pharmclf.training.division import Node, room_text
+
+Accelerator = Literal["auto", "cpu", "gpu"]
+AUTO = "auto"
+_FEW_IMAGES = 1000  # are predicted here before processes on a cluster have started
+
+
+def wants_ray(workers: str, accelerator: Accelerator, num_images: int, *, on_cluster: bool, gpus_here: int) -> bool:
+    """Whether Ray shall predict, or this process; pure.
+
+    On one machine with at most one GPU nothing is gained by Ray: images would only be copied between processes.
+
+    Args:
+        workers: auto, or a number.
+        accelerator: what may be used.
+        num_images: to predict.
+        on_cluster: whether this process belongs to a cluster.
+        gpus_here: of this machine.
+
+    Raises:
+        ConfigError: this process shall predict on a GPU that it has not.
+    """
+    lacking = accelerator == "gpu" and not gpus_here
+    many = num_images >= _FEW_IMAGES
+    pays = (on_cluster and (many or lacking)) or (gpus_here > 1 and many)
+    ray = pays if workers == AUTO else int(workers) > 0
+    if lacking and not ray:
+        raise ConfigError("--accelerator gpu: this machine has none that can be seen. Give --accelerator auto")
+    return ray
+
+
+def actors_on(nodes: Sequence[Node], workers: str, accelerator: Accelerator) -> int:
+    """The processes that predict on a cluster: one for every GPU, without any one for every node; pure.
+
+    Args:
+        nodes: that can be used.
+        workers: auto, or how many are asked for.
+        accelerator: what may be used.
+
+    Raises:
+        ConfigError: no GPU where one is asked for, or more processes than GPUs.
+    """
+    gpus = 0 if accelerator == "cpu" else sum(int(node.gpus) for node in nodes)
+    if accelerator == "gpu" and not gpus:
+        raise ConfigError(
+            f"--accelerator gpu: there are {room_text(nodes)}. Add nodes with GPUs, or give --accelerator auto"
+        )
+    if workers == AUTO:
+        return gpus or max(1, sum(node.cpus >= 1 for node in nodes))
+    if 0 < gpus < int(workers):
+        raise ConfigError(
+            f"--workers: received {workers}, but there are {gpus} GPUs and a process takes one. "
+            f"Give --workers {gpus} or fewer, or --accelerator cpu"
+        )
+    return int(workers)
+
+
+def gpus_here() -> int:
+    """NVIDIA GPUs of this machine that this process may see, without TensorFlow."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    found = len(listed.stdout.splitlines())
+    return found if visible is None else min(found, sum(name.strip() not in ("", "-1") for name in visible.split(",")))

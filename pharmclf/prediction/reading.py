@@ -1,0 +1,54 @@
+"""Reads the images to predict, so that a bad one costs only its own row."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from pharmclf import storage
+from pharmclf.data.stream import in_column, load_images
+
+_READS = 16  # concurrent reads of one block from an object store
+
+
+def read_images(paths: list[str], image_size: int) -> dict[str, np.ndarray]:
+    """Read, decode and resize images, bad ones too.
+
+    Args:
+        paths: n locations.
+        image_size: S, side in pixels.
+
+    Returns:
+        `image` (n, S, S, 3) uint8, black where `bad` says why it cannot be used; `error` of the storage, as in
+        `load_block`.
+    """
+    remote = any(storage.is_remote(path) for path in paths)
+    images, bad = np.zeros((len(paths), image_size, image_size, 3), np.uint8), [""] * len(paths)
+
+    def read(place: int) -> None:
+        try:
+            images[place] = load_images([paths[place]], image_size)[0]
+        except PermissionError as error:
+            if remote:  # keys that are refused say nothing of the image
+                raise
+            bad[place] = _reason(error)
+        except ValueError as error:
+            bad[place] = _reason(error.__cause__ or error)
+
+    error = ""
+    try:
+        with ThreadPoolExecutor(_READS if remote else 1) as pool:
+            list(pool.map(read, range(len(paths))))
+    except OSError as failure:
+        error = in_column(failure)
+    return {"image": images, "bad": np.array(bad), "error": np.full(len(paths), error)}
+
+
+def _reason(error: BaseException) -> str:
+    """Why an image cannot be used, short enough for a table."""
+    if isinstance(error, FileNotFoundError):
+        return "not there"
+    if isinstance(error, OSError):
+        return f"not read: {error.strerror or ' '.join(str(error).split())[:80]}"
+    return str(error)

@@ -1,0 +1,60 @@
+"""Waiting for a long stream in a way that a stop can end."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+_LOOK_EVERY_S = 0.2
+_LEAVE_S = 10.0  # for what the stream is at when it is left
+
+
+def until(stopped: Callable[[], bool], items: Generator[T, None, None]) -> Generator[T, None, None]:
+    """The items of a stream, as long as no stop is asked for.
+
+    A thread waits for them, so that a stop is noticed meanwhile, and so that the stream goes on while an item is used.
+
+    Args:
+        stopped: whether to end.
+        items: small ones, since those that come in meanwhile are kept.
+
+    Raises:
+        What the stream raises, at its place.
+    """
+    ready: queue.SimpleQueue[Future[T] | None] = queue.SimpleQueue()
+    left = threading.Event()
+
+    def wait() -> None:
+        outcome: Future[T] = Future()
+        try:
+            for item in items:
+                outcome.set_result(item)
+                ready.put(outcome)
+                if left.is_set():
+                    return
+                outcome = Future()
+            ready.put(None)
+        except BaseException as error:
+            outcome.set_exception(error)
+            ready.put(outcome)
+        finally:
+            items.close()
+
+    thread = threading.Thread(target=wait, name="stream", daemon=True)
+    thread.start()
+    try:
+        while not stopped():
+            try:
+                outcome = ready.get(timeout=_LOOK_EVERY_S)
+            except queue.Empty:
+                continue
+            if outcome is None:
+                return
+            yield outcome.result()
+    finally:
+        left.set()
+        thread.join(_LEAVE_S)

@@ -1,0 +1,134 @@
+"""The work itself: the missing parts are predicted in one stream, and each is written when its images are through."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pharmclf import storage
+from pharmclf.cli import Say
+from pharmclf.evaluation.predict import Prediction, predicted_blocks
+from pharmclf.prediction.answers import SCHEMA, Answers
+from pharmclf.prediction.options import PredictOptions
+from pharmclf.prediction.parts import Parts
+from pharmclf.prediction.places import actors_on, gpus_here, wants_ray
+from pharmclf.prediction.waiting import until
+from pharmclf.progress import progress_lines
+from pharmclf.training.launch import connect
+from pharmclf.training.nodes import usable_nodes
+
+_SHOWN = 20  # bad images that are named on the console
+
+
+def missing_parts(parts: Parts, say: Say) -> list[int]:
+    """Numbers of the parts that do not stand; those of other tables are deleted."""
+    there, others = parts.standing()
+    for name in others:
+        storage.delete_file(storage.join(parts.folder, name))
+    if others:
+        say(f"deleted: {len(others)} parts of another model, threshold, part size or state of the images")
+    if there:
+        say(f"{len(there)} of {len(parts)} parts are there already")
+    return [number for number, name in enumerate(parts.names) if name not in there]
+
+
+def placed(what: Prediction, options: PredictOptions, num_images: int) -> Prediction:
+    """Choose who predicts, and join or start Ray where it does.
+
+    Raises:
+        ConfigError: the cluster has not what is asked for, or may not be joined.
+    """
+    on_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    gpus = gpus_here() if options.accelerator != "cpu" else 0
+    if not wants_ray(options.workers, options.accelerator, num_images, on_cluster=on_cluster, gpus_here=gpus):
+        return what
+    connect(allow_open=options.allow_open_cluster)
+    return dataclasses.replace(what, actors=actors_on(usable_nodes(), options.workers, options.accelerator))
+
+
+def predict_parts(
+    what: Prediction, answers: Answers, parts: Parts, missing: Sequence[int], stopped: Callable[[], bool], say: Say
+) -> None:
+    """Predict and write parts, until all stand or a stop is asked for.
+
+    Args:
+        what: the model, and who predicts.
+        answers: what `what.columns` is.
+        parts: of the table.
+        missing: numbers of those that are to be written.
+        stopped: whether to end.
+        say: takes lines for the console.
+    """
+    spans = [parts.span(number) for number in missing]
+    paths = pa.concat_arrays([parts.images.paths.slice(first, last - first) for first, last in spans])
+    by = f"{what.actors} processes on Ray" if what.actors else "this process"
+    say(f"predicting {len(paths):,} images in {by}")
+    progress = _progress(say)
+    waiting, done, written = SCHEMA.empty_table(), 0, 0
+    with contextlib.closing(until(stopped, predicted_blocks(what, paths))) as blocks:
+        for block in blocks:
+            bad = block["bad"]
+            table = answers.table(paths.slice(done, len(bad)), block["best"], block["confidence"], bad)
+            waiting, done = pa.concat_tables([waiting, table]), done + len(bad)
+            progress(done, len(paths))
+            while written < len(missing) and len(waiting) >= (size := spans[written][1] - spans[written][0]):
+                parts.write(missing[written], waiting.slice(0, size).combine_chunks())
+                waiting, written = waiting.slice(size), written + 1
+
+
+def _progress(say: Say) -> Callable[[int, int], None]:
+    """A callback with (done, total) for lines with the time that is left, and the pace since the first images.
+
+    What TensorFlow and Ray take to start, which is before them, is in neither.
+    """
+    began, first, pace = 0.0, 0, 0.0
+    lines: Callable[[int, int], None] | None = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal began, first, pace, lines
+        if lines is None:
+            began, first = time.monotonic(), done
+            lines = progress_lines(lambda line: say(f"{line}, {pace:.1f} images/s"), "predicted")
+        pace = (done - first) / max(time.monotonic() - began, 1e-6)
+        lines(done, total)
+
+    return progress
+
+
+@dataclass
+class Summary:
+    """What a whole table says, added up part by part."""
+
+    num_images: int = 0
+    num_abstained: int = 0
+    num_bad: int = 0
+    shown: list[str] = field(default_factory=list)
+    """The first bad images, with their reasons."""
+
+    def add(self, table: pa.Table) -> None:
+        """Count a part."""
+        bad = table.filter(pc.is_valid(table["error"])).select(["path", "error"]).to_pylist()
+        self.num_images += len(table)
+        self.num_bad += len(bad)
+        self.num_abstained += pc.sum(table["abstain"]).as_py() or 0
+        self.shown += [f"{row['path']}: {row['error']}" for row in bad[: _SHOWN - len(self.shown)]]
+
+    def tell(self, output: str, threshold: float | None, say: Say) -> None:
+        """Say it."""
+        for line in self.shown:
+            say(f"bad image: {line}")
+        if self.num_bad > len(self.shown):
+            say(f"bad images: and {self.num_bad - len(self.shown):,} more, see the column error")
+        good = self.num_images - self.num_bad
+        if threshold is not None:
+            unsure = self.num_abstained - self.num_bad
+            share = unsure / max(good, 1)
+            say(f"{unsure:,} of {good:,} images ({share:.1%}) are below the confidence {threshold:.4f}: for a person")
+        say(f"{self.num_images:,} images, {self.num_bad:,} of them bad; written to {output}")

@@ -1,0 +1,205 @@
+"""jobs/predict.py as a user runs it: killed, stopped, repeated, and with bad input."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import running
+from small_model import save_small_model
+
+from pharmclf.prediction.job import predict_images
+from pharmclf.prediction.options import PredictOptions
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(running.REPOSITORY / "jobs" / "predict.py"), *arguments]
+
+
+def predicted(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=running.environment(), timeout=300)
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=running.environment(),
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and its labels."""
+    folder = tmp_path_factory.mktemp("model")
+    save_small_model(folder, ["one", "two", "three"], image_size=64)
+    return folder
+
+
+class Copies:
+    """Four hundred images of drawn ones; a reader of a halted one waits until somebody lets it go on."""
+
+    def __init__(self, folder: Path, drawn: str) -> None:
+        self._sources = sorted(Path(drawn).rglob("*.jpg"))
+        self.folder = folder
+        folder.mkdir()
+        for number in range(400):
+            self.put(number)
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:04d}.jpg"
+
+    def put(self, number: int) -> None:
+        self.path(number).unlink(missing_ok=True)
+        shutil.copyfile(self._sources[number % len(self._sources)], self.path(number))
+
+    def halt(self, number: int) -> None:
+        self.path(number).unlink()
+        os.mkfifo(self.path(number))
+
+    def let_go(self, number: int) -> None:
+        os.close(os.open(self.path(number), os.O_WRONLY | os.O_NONBLOCK))
+
+
+def states(parts: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in parts.glob("part-*")}
+
+
+def standing(parts: Path, count: int) -> Callable[[], bool]:
+    return lambda: len(states(parts)) >= count
+
+
+def read_to(process: subprocess.Popen[str], word: str) -> str:
+    """What a process says, up to the line with a word."""
+    said = ""
+    while word not in said:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    return said
+
+
+@pytest.mark.tf
+def test_a_killed_job_goes_on_without_predicting_its_parts_again(drawn_images: str, model: Path, tmp_path: Path):
+    """SIGKILL in the middle, SIGTERM further on: no finished part is touched, and the table is the unbroken one.
+
+    Meanwhile a second job of the same output is refused.
+    """
+    images, output = Copies(tmp_path / "images", drawn_images), tmp_path / "out.parquet"
+    parts = tmp_path / "out.parquet.parts"
+    arguments = [f"--model={model}", f"--input={images.folder}", f"--output={output}"]
+    arguments += ["--part-size=20", "--workers=0"]
+    images.halt(200)  # in the fourth batch of 64: what three have given fills nine parts
+    images.halt(330)
+    process = start(*arguments)
+    running.wait_for(process, standing(parts, 9))
+    second = predicted(*arguments)
+    assert second.returncode == 2, second.stdout
+    assert f"is being written by process {process.pid} on " in second.stderr
+    running.kill_tree(process)
+    first = states(parts)
+    assert len(first) == 9
+    images.put(200)
+
+    process = start(*arguments)
+    running.wait_for(process, standing(parts, 15))  # from image 180 on, two batches come before the other halt
+    process.send_signal(signal.SIGTERM)
+    said = read_to(process, "stopping")
+    images.let_go(330)
+    said += process.communicate(timeout=120)[0]
+    assert process.returncode == 143, said
+    assert "9 of 20 parts are there already" in said
+    assert "predicting 220 images in this process" in said
+    assert "the same command goes on with the rest" in said
+    between = states(parts)
+    assert len(between) == 15
+    assert first.items() <= between.items()
+    assert not (parts / "lease.json").exists()
+    images.put(330)
+
+    ended = predicted(*arguments)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "15 of 20 parts are there already" in ended.stdout
+    assert "predicting 100 images in this process" in ended.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.parquet"]
+    unbroken = PredictOptions(
+        model=str(model), input=str(images.folder), output=str(tmp_path / "unbroken.parquet"), workers="0"
+    )
+    assert predict_images(unbroken, lambda _: None) == 0
+    found, expected = (pq.read_table(tmp_path / name).to_pandas() for name in ("out.parquet", "unbroken.parquet"))
+    assert found["path"].tolist() == [str(images.path(number)) for number in range(400)]
+    assert found.equals(expected)
+    assert found["error"].isna().all()
+
+
+@pytest.mark.tf
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_job_on_ray_ends_on_a_signal_and_goes_on(
+    drawn_images: str, model: Path, tmp_path: Path, number: signal.Signals, code: int
+):
+    """While Ray starts, and in the middle, where SIGKILL follows for driver and workers; then it ends as unbroken."""
+    images, output = Copies(tmp_path / "images", drawn_images), tmp_path / "out.csv"
+    parts = tmp_path / "out.csv.parts"
+    arguments = [f"--model={model}", f"--input={images.folder}", f"--output={output}"]
+    arguments += ["--part-size=20", "--workers=2"]
+    process = start(*arguments)
+    running.wait_for(process, (parts / "lease.json").exists)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    assert not list(tmp_path.glob("out*"))
+
+    images.halt(390)
+    process = start(*arguments)
+    running.wait_for(process, standing(parts, 9))
+    running.kill_tree(process)
+    first = states(parts)
+    images.put(390)
+    ended = predicted(*arguments)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"{len(first)} of 20 parts are there already" in ended.stdout
+    assert output.read_text().count("\n") == 401
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model=nowhere"], "--model nowhere: no model there"),
+        (["--model=MODEL", "--input=empty"], "--input empty: no image"),
+        (["--model=MODEL", "--threshold=2"], "--threshold: received 2"),
+    ],
+)
+def test_bad_input_ends_with_2_and_no_traceback(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+):
+    """The error names what was received; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    given = [argument.replace("MODEL", str(model)) for argument in arguments]
+    done = predicted("--input=empty", "--output=out.csv", *given)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_the_help_gives_types_and_defaults():
+    """Every flag, with what it takes and what stands where it is not given."""
+    done = predicted("--help")
+    assert done.returncode == 0
+    for words in ("--workers STR", "(default: auto)", "--part-size INT", "--accelerator {auto,cpu,gpu}", "--overwrite"):
+        assert words in done.stdout
