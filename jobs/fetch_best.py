@@ -5,7 +5,8 @@ python jobs/fetch_best.py --storage s3://bucket/prefix --out DIR    the best of 
 python jobs/fetch_best.py --experiment PREFIX --out DIR             the best trial of a sweep
 python jobs/fetch_best.py --list                                    a table of the runs, the best first
 
-Written are model.keras, labels.json, config.yaml and metrics.json, all of them or nothing.
+Written are model.keras, labels.json, config.yaml and metrics.json, of a complete run also decision.json and the model
+card README.md; all of them or nothing.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from pharmclf.fingerprint import sha256_file
 from pharmclf.training.checkpoint import read_checkpoint
 
 FILES = ["config.yaml", "labels.json", "metrics.json", "model.keras"]
+OF_A_TESTED_MODEL = sorted([*FILES, "decision.json", "README.md"])
 
 
 class Storages(NamedTuple):
@@ -70,7 +71,7 @@ def test_the_fetched_model_predicts_what_the_run_has_reported(storages: Storages
     done = fetch(f"--storage={storages.complete}", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert "model.keras: 100 % of " in done.stdout
-    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert sorted(path.name for path in out.iterdir()) == OF_A_TESTED_MODEL
     run = storages.complete / "run"
     result = json.loads((run / "result.json").read_text())
     about = json.loads((out / "metrics.json").read_text())
