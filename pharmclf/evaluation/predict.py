@@ -119,6 +119,8 @@ def _loaded(location: str, image_size: int) -> tuple[Any, Any]:
 
     try:
         with storage.local_file(location) as path:
+            if not path.is_file():
+                raise FileNotFoundError(location)  # of Keras it would be a ValueError
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except FileNotFoundError as error:
         raise ConfigError(
