@@ -1,13 +1,16 @@
 """The same model in operations that every converter knows.
 
 Keras runs a convolution in groups through XLA, and makes GELU with a complementary error function; tf2onnx knows
-neither. ConvNeXt has both. Where there is one group per channel, the convolution is a depthwise one.
+neither, and takes the constants of a normalisation for inputs of the model. ConvNeXt has all three, EfficientNet the
+last. Where there is one group per channel, the convolution is a depthwise one.
 """
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     import keras
@@ -17,10 +20,12 @@ def portable(model: keras.Model) -> keras.Model:
     """The model itself, or, where it has such layers, a copy that computes the same without them."""
     import keras
 
-    if not any(_is_depthwise(layer) or _is_gelu(layer) for layer in model.layers):
+    if not any(_is_depthwise(layer) or _is_gelu(layer) or _is_normalisation(layer) for layer in model.layers):
         return model
     copy = keras.models.clone_model(model, clone_function=_replaced)
     for source, target in zip(model.layers, copy.layers, strict=True):
+        if _is_normalisation(source):
+            continue  # what it knows stands in the copy's configuration
         weights = source.get_weights()
         if _is_depthwise(source):  # (height, width, 1, channels) -> (height, width, channels, 1)
             weights[0] = weights[0].transpose(0, 1, 3, 2)
@@ -40,6 +45,13 @@ def _is_gelu(layer: Any) -> bool:
     return type(layer) is keras.layers.Activation and layer.activation is keras.activations.gelu
 
 
+def _is_normalisation(layer: Any) -> bool:
+    import keras
+
+    channels_only = type(layer) is keras.layers.Normalization and tuple(layer.axis) == (len(layer.input.shape) - 1,)
+    return channels_only and not layer.invert
+
+
 def _gelu(x: Any) -> Any:
     import keras
 
@@ -55,4 +67,8 @@ def _replaced(layer: Any) -> Any:
         shared = ("name", "kernel_size", "strides", "padding", "dilation_rate", "activation", "use_bias")
         config = layer.get_config()
         return keras.layers.DepthwiseConv2D(**{key: config[key] for key in shared})
+    if _is_normalisation(layer):  # (x - mean) / deviation
+        mean, variance = (np.ravel(keras.ops.convert_to_numpy(value)) for value in (layer.mean, layer.variance))
+        scale = 1.0 / np.maximum(np.sqrt(variance), keras.config.epsilon())
+        return keras.layers.Rescaling(scale.tolist(), offset=(-mean * scale).tolist(), name=layer.name)
     return type(layer).from_config(layer.get_config())

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 
 from pharmclf import storage
+from pharmclf.cli import told
 from pharmclf.config import to_yaml
 from pharmclf.tracking.event_files import EventFile, Events
 from pharmclf.tracking.facts import Epoch, Story, SweepStory, TrialStory, final_numbers, shown_files
@@ -41,8 +42,11 @@ def is_installed() -> bool:
     if importlib.util.find_spec("tensorboardX") is None:
         _log.debug("tensorboardX is not installed; no TensorBoard logs are written")
         return False
-    import tensorboardX  # noqa: F401
-
+    try:
+        import tensorboardX  # noqa: F401
+    except Exception as error:  # of any kind: a run does not depend on it
+        _log.warning("no TensorBoard logs are written: tensorboardX cannot be loaded: %s", told(error))
+        return False
     return True
 
 

@@ -16,7 +16,7 @@ from pharmclf.report.sweep import TrialFacts
 from pharmclf.run_record import flat
 from pharmclf.tracking import tensorboard
 from pharmclf.tracking.courier import Courier
-from pharmclf.tracking.facts import BEST, Story, SweepStory, TrialStory, placed, tags_of
+from pharmclf.tracking.facts import BEST, Epoch, Story, SweepStory, TrialStory, placed, tags_of
 from pharmclf.tracking.mlflow_runs import check_mlflow
 from pharmclf.tracking.mlflow_stories import EXPERIMENT, RunThere, SweepThere
 from pharmclf.training.checkpoint import list_checkpoints
@@ -96,7 +96,7 @@ class Tracker:
             config=config,
             settings=flat(record["settings"]),
             tags=tags_of(folder, record),
-            epochs=placed(config, _history(folder)),
+            epochs=_epochs_before(config, folder),
         )
         self._telling = _Telling(story, lost)
         if config.tensorboard and tensorboard.is_installed():
@@ -176,12 +176,12 @@ class SweepTracker:
         self._telling.close()
 
 
-def _history(folder: str) -> list[Mapping[str, Any]]:
+def _epochs_before(config: RunConfig, folder: str) -> tuple[Epoch, ...]:
     """The epochs of a run so far: as its end has left them, or as its newest checkpoint has them."""
-    with contextlib.suppress(OSError, ValueError, LookupError), storage.patience(_PATIENCE_S):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError), storage.patience(_PATIENCE_S):
         location = storage.join(folder, "history.json")
         if storage.is_file(location):
-            return list(storage.read_json(location))
-        checkpoints = list_checkpoints(storage.join(folder, "checkpoints"))
-        return list(checkpoints[-1].state["history"]) if checkpoints else []
-    return []
+            return placed(config, storage.read_json(location))
+        if checkpoints := list_checkpoints(storage.join(folder, "checkpoints")):
+            return placed(config, checkpoints[-1].state["history"])
+    return ()

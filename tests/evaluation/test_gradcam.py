@@ -75,7 +75,7 @@ def test_under_a_linear_head_the_map_is_the_weighted_sum_of_the_channels():
     seen = keras.layers.Conv2D(6, 5, 3, activation="relu", kernel_initializer=keras.initializers.HeNormal(1))(scaled)
     backbone = keras.Model(image, keras.layers.GlobalAveragePooling2D(name="pooled")(seen))
     model = whole_model(backbone, build_head(HeadConfig(dense=()), 6, 4, 1))
-    images, classes = noise(40), np.arange(40) % 4
+    images, classes = noise(40), np.random.default_rng(1).integers(0, 4, 40)
     kernel = model.get_layer("head").get_layer("head_logits").get_weights()[0]  # (6, 4)
     channels = keras.Model(image, seen)(images.astype(np.float32)).numpy()  # (40, 10, 10, 6)
     evidence = np.maximum(np.einsum("nhwc,cn->nhw", channels, kernel[:, classes]), 0)

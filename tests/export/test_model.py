@@ -51,6 +51,7 @@ def small_network(images: np.ndarray, num_classes: int) -> Any:
     keras.utils.set_random_seed(0)
     image = keras.Input((SIDE, SIDE, 3), name="image")
     x = layers.Rescaling(1 / 128, offset=-127 / 128)(image)
+    x = layers.Normalization(mean=[0.1, 0.0, -0.1], variance=[0.9, 1.0, 1.1])(x)
     x = layers.Conv2D(16, 3, 2, "same", use_bias=False)(x)
     x = skip = layers.ReLU(6.0)(layers.BatchNormalization()(x))
     x = layers.DepthwiseConv2D(5, 1, "same", use_bias=False)(x)

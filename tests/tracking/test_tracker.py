@@ -120,6 +120,30 @@ def test_a_disk_that_refuses_does_not_fail_the_run(tmp_path: Path, caplog: pytes
     assert "could not be delivered" in warnings[1]
 
 
+@pytest.mark.parametrize("content", [b"no JSON", b'{"a": 1}', b'[{"phase": "phase9"}]', b"[1]"])
+def test_a_history_that_cannot_be_read_does_not_fail_the_run(tmp_path: Path, content: bytes) -> None:
+    """What comes from now on is shown; what earlier files hold of the epochs before stays."""
+    storage.write_bytes(f"{tmp_path}/tablets/history.json", content)
+    tracker, folder = tracker_of(run_config(str(tmp_path)))
+    tell(tracker, history()[2:], "interrupted")
+    (events,) = event_files(folder)
+    assert points(events, "accuracy/validation") == ACCURACY[2:]
+    assert (events[1].session_log.status, events[1].step) == (1, 3)
+
+
+def test_a_package_that_cannot_be_loaded_does_not_fail_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told why there will be no logs."""
+    (tmp_path / "tensorboardX.py").write_text("raise TypeError('descriptors of another protobuf')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorboardX")
+    tracker, folder = tracker_of(run_config(str(tmp_path)))
+    tell(tracker, history(), "interrupted")
+    assert "tensorboardX cannot be loaded: TypeError: descriptors of another protobuf" in caplog.text
+    assert not Path(folder).exists()
+
+
 def test_each_trial_of_a_sweep_has_its_file_once(root: str) -> None:
     """With its parameters for the table; none without an epoch, and none again under the next driver."""
     config = run_config(root, name="search")
