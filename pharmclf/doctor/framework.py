@@ -22,6 +22,7 @@ _COMPLAINTS = re.compile(
     r"could not load dynamic library|cannot dlopen|failed call to cuinit|cuda_error|loaded runtime cudnn", re.IGNORECASE
 )
 _PREFIX = re.compile(r"^(\S+ \S+ )?[EWI]\S* .*?\] ")  # time, severity, file
+_NO_ANSWER = "no answer"
 _INSTALL = "install the package with its GPU libraries: pip install '.[gpu]'"
 
 
@@ -66,7 +67,7 @@ def try_tensorflow(precision: str, *, xla: bool, gpus: bool, limit_s: float = TR
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, env=environment)
     except subprocess.TimeoutExpired:
-        return TensorflowFacts(error=f"no answer within {limit_s:.0f} s")
+        return TensorflowFacts(error=f"{_NO_ANSWER} within {limit_s:.0f} s")
     return read_trial(ended.returncode, ended.stdout, ended.stderr)
 
 
@@ -99,7 +100,9 @@ def judge_tensorflow(facts: TensorflowFacts, driver: DriverFacts, accelerator: s
     """
     if facts.error:
         remedy = "install the package's dependencies anew on this node"
-        if "SIGILL" in facts.error:
+        if facts.error.startswith(_NO_ANSWER):
+            remedy = "see `top` for what else runs on this node, and `dmesg` for a GPU that hangs"
+        elif "SIGILL" in facts.error:
             remedy = "TensorFlow's packages need a processor with AVX: take another machine"
         return [fail("tensorflow", f"it does not start: {facts.error}", remedy)]
     wanted = bool(driver.gpus) and accelerator != "cpu"

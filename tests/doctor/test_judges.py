@@ -230,6 +230,7 @@ def test_gpus_must_be_free_known_to_ray_and_new_enough(facts, ray, accelerator, 
     [
         ({}, {}, ["OK", "OK"], "cuDNN 9.3.0, finds NVIDIA A100"),
         ({"error": "signal SIGILL"}, {}, ["FAIL"], "AVX"),
+        ({"error": "no answer within 150 s"}, {}, ["FAIL"], "dmesg"),
         ({"error": "No module named 'keras'"}, {}, ["FAIL"], "anew"),
         ({"cuda_built": "", "gpus": ()}, {}, ["FAIL", "OK"], "built without CUDA"),
         ({}, {"version": "470.82"}, ["FAIL", "OK"], "470.82, too old"),
