@@ -48,8 +48,10 @@ def _is_gelu(layer: Any) -> bool:
 def _is_normalisation(layer: Any) -> bool:
     import keras
 
-    channels_only = type(layer) is keras.layers.Normalization and tuple(layer.axis) == (len(layer.input.shape) - 1,)
-    return channels_only and not layer.invert
+    if type(layer) is not keras.layers.Normalization or layer.invert:
+        return False
+    rank = len(layer.input.shape)
+    return {axis % rank for axis in layer.axis} == {rank - 1}  # a mean for each channel, and for nothing else
 
 
 def _gelu(x: Any) -> Any:
