@@ -22,6 +22,7 @@ from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress, t
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import check_storage, prepare, split_manifest, write_manifest
+from pharmclf.doctor.quick import quick_checks
 from pharmclf.finish import extra_sets, finish
 from pharmclf.hardware import HardwareMonitor, Setting
 from pharmclf.quiet import native_chatter_muted
@@ -64,6 +65,7 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
 
     Raises:
         ConfigError: bad input; nothing has been trained or changed.
+        NotReady: the machines or the storage are in a state in which it would fail; nothing has been changed.
     """
     began = time.monotonic()
     config = with_weights_found(config)
@@ -76,6 +78,8 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
     settings = settings_of(config)
     if record is not None:
         check_fingerprints(flat(record["settings"]), flat(settings), f"run {folder}")
+    if not config.skip_checks and (record is None or record["state"] != "complete"):
+        quick_checks(config, say)
     with StopSignal() as stop:
         manifest = split_manifest(config, folder, scan_progress(say))
         for note in manifest.notes:

@@ -16,6 +16,7 @@ from pharmclf.cli import EXIT_OK, Say, StopSignal, scan_progress
 from pharmclf.config import ConfigError, RunConfig, to_dict
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import check_storage, split_manifest, write_manifest
+from pharmclf.doctor.quick import quick_checks
 from pharmclf.pipeline import describe_data
 from pharmclf.report import sweep_plots as plots
 from pharmclf.report.sweep import best_trial, importances, results_table, trial_frame
@@ -58,6 +59,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say) ->
 
     Raises:
         ConfigError: bad input; nothing has been trained or changed.
+        NotReady: the machines or the storage are in a state in which it would fail; nothing has been changed.
         StorageUnavailable: the storage did not answer; the same command goes on.
         SweepFailed: every trial failed.
     """
@@ -74,13 +76,16 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say) ->
     record = _read(folder)
     if record is not None:
         check_fingerprints(flat(record["settings"]), flat(settings), f"sweep {folder}")
+    done = record is not None and record["state"] == "complete" and record["trials"] >= total
+    if not done and not base.skip_checks:
+        quick_checks(base, say)
     with StopSignal() as stop:
         manifest = split_manifest(base, folder, scan_progress(say))
         describe_data(manifest, folder, say)
         prints = {name: value for name, value in fingerprints_of(base, manifest).items() if name != "settings"}
         if record is not None:
             check_fingerprints(record["fingerprints"], prints, f"sweep {folder}")
-            if record["state"] == "complete" and record["trials"] >= total:
+            if done:
                 say(record["table"])
                 say(f"the sweep {folder} is complete already; give more --trials to go on, or another --name")
                 return EXIT_OK

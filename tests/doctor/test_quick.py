@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -78,3 +79,15 @@ def test_the_checks_of_one_machine_import_neither_tensorflow_nor_ray(tmp_path: P
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == ""
+
+
+def test_a_run_is_checked_before_its_images_are_read_unless_told_otherwise(mounted: Mounted, tmp_path: Path) -> None:
+    """The images are not there, which comes second."""
+    from pharmclf.pipeline import run
+
+    folder = mounted("size=300m,ro")
+    config = RunConfig(storage=f"{folder}/runs", data=str(tmp_path / "nowhere"), weights="none")
+    with pytest.raises(ConfigError, match="read-only"):
+        run(config, lambda _: None)
+    with pytest.raises(ConfigError, match="nowhere"):
+        run(dataclasses.replace(config, skip_checks=True), lambda _: None)
