@@ -1,7 +1,11 @@
 """Measure how fast each part of a run is on this machine; every figure stands beside what it is compared with.
 
-python jobs/benchmark.py                                          each stage: decoding, stream, training step, loop
-python jobs/benchmark.py --data DIR --demo.images-per-class 100   on your images; on more of the demo's
+python jobs/benchmark.py                                          all of it, the long way; a failed part is named
+python jobs/benchmark.py --quick                                  plain, devices and monitor on a few small images
+python jobs/benchmark.py plain --data DIR                         a run beside the same job in plain Keras
+python jobs/benchmark.py stages --data DIR                        decoding, stream, training step, loop
+python jobs/benchmark.py devices --backbone resnet50              CPU and GPUs: speed, memory, energy by precision
+python jobs/benchmark.py monitor                                  what watching the hardware costs
 python jobs/benchmark.py activations                              runs with and without kept activations; every cut
 python jobs/benchmark.py sweep --data DIR                         trials that share what is computed, and that do not
 python jobs/benchmark.py storage --storage s3://BUCKET/PREFIX     the same images from the storage and from local disk
@@ -12,51 +16,41 @@ python jobs/benchmark.py scaling --link-gbit 25 100               one and two wo
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pharmclf import storage
-from pharmclf.benchmark.activations import benchmark_activations
-from pharmclf.benchmark.inference import benchmark_inference
-from pharmclf.benchmark.remote import benchmark_storage
-from pharmclf.benchmark.scaling import benchmark_scaling
-from pharmclf.benchmark.scaling_model import ScalingOptions
-from pharmclf.benchmark.stages import benchmark
-from pharmclf.benchmark.sweep import benchmark_sweep
+from pharmclf.benchmark.parts import ALL, PARTS, QUICK, part_of, run_part, run_parts
 from pharmclf.cli import parse_config, parse_options, run_job, take_switch
+from pharmclf.config import RunConfig
 
-_BACKBONES = ["efficientnet_lite0", "resnet50"]
+_HOME = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    """Parse, measure, write the figures into the storage."""
-    what = next(
-        (name for name in ("storage", "activations", "sweep", "predict", "scaling") if take_switch(name)), "stages"
-    )
-    here = Path(__file__).parent
-    if what == "scaling":
-        options, config = parse_options(__doc__ or "", here / "configs" / "scaling.yaml", ScalingOptions())
-    else:
-        config = parse_config(__doc__ or "", here / "configs" / "benchmark.yaml")
+    """Parse, measure, write the figures and their pictures into the storage."""
+    quick = take_switch("--quick")
+    asked = next((name for name in PARTS if take_switch(name)), "")
+    if asked:
+        part = part_of(asked, quick=quick)
+        default, options = _HOME / "jobs" / "configs" / part.file, part.options
+        if options is None:
+            config = parse_config(__doc__ or "", default)
+        else:
+            options, config = parse_options(__doc__ or "", default, options)
+        return 0 if run_part(asked, config, options, _HOME).get("holds", True) else 1
 
-    def say(line: str) -> None:
-        print(line, flush=True)
+    def settings(name: str) -> tuple[Any, RunConfig]:
+        part = part_of(name, quick=quick)
+        return part.options, parse_config(__doc__ or "", _HOME / "jobs" / "configs" / part.file)
 
-    if what == "storage":
-        report = benchmark_storage(config, say)
-    elif what == "activations":
-        report = benchmark_activations(config, say)
-    elif what == "sweep":
-        report = benchmark_sweep(config, here.parent / "tune" / "space.yaml", say)
-    elif what == "predict":
-        report = benchmark_inference(config, say)
-    elif what == "scaling":
-        report = benchmark_scaling(config, options, say)
-    else:
-        report = benchmark(config, _BACKBONES, say)
-    name = "benchmark.json" if what == "stages" else f"benchmark-{what}.json"
-    location = storage.join(storage.absolute(config.storage), name)
-    storage.write_json(location, report)
-    print(f"benchmark: {len(report['rows'])} rows, written to {location}")
-    return 0 if report.get("holds", True) else 1  # of a model that is checked against what was measured
+    names = QUICK if quick else ALL
+    configs = {name: settings(name) for name in names}
+    reports = run_parts(names, configs, _HOME)
+    location = storage.join(storage.absolute(configs[names[0]][1].storage), "benchmark.json")
+    storage.write_json(location, {"parts": reports})
+    bad = [name for name, report in reports.items() if not report.get("holds", True)]
+    print(f"benchmark: {len(reports)} parts, written to {location}" + (f"; not well: {', '.join(bad)}" if bad else ""))
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

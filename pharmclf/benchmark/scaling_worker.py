@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pharmclf.data.augment import projective_transforms
+from pharmclf.benchmark.noise import noise_batch
 from pharmclf.data.plan import PhasePlan
 from pharmclf.model.device import device_name, gpu_capability, precision_for
 from pharmclf.training import distributed, loop
@@ -117,7 +117,7 @@ class _Phase:
             config = replace(plan.job.config, batch_size=batch_size)
             backbone, head = networks
             model = PhaseModel(config, group, backbone, head, phase.unfreeze_blocks, precision)
-            traced = _Step(model, _noise(config, -(-batch_size // group.world)), tf.constant(0.0))
+            traced = _Step(model, noise_batch(config, -(-batch_size // group.world)), tf.constant(0.0))
             traced()
             return traced
 
@@ -168,21 +168,6 @@ class _Phase:
     def step_of(self, group: Workers) -> _Step:
         """The step with the run's batch on these workers."""
         return self._shared["fixed"] if group.world > 1 else list(self._own.values())[-1]
-
-
-def _noise(config: Any, images: int) -> Batch:
-    """A batch of one worker; the values cost nothing and decide nothing."""
-    side, rows = config.image_size, np.arange(images)
-    pixels = np.random.default_rng(0).integers(0, 256, (images, side, side, 3), np.uint8)
-    return Batch(
-        tf.constant(pixels),
-        tf.constant(projective_transforms(config.augment, side, config.seed, 0, rows)),
-        tf.zeros(images, tf.int64),
-        tf.ones(images),
-        tf.ones(images),
-        tf.constant(float(config.batch_size)),
-        tf.constant(0, tf.int64),
-    )
 
 
 def _bare(workers: Workers, tensors: Sequence[Any]) -> Callable[[], None]:

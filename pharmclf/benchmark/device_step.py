@@ -1,0 +1,89 @@
+"""The training step of one phase on one device in one precision, in a process of its own."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pharmclf.benchmark.energy import measured_energy
+from pharmclf.config import RunConfig
+from pharmclf.hardware import DriverNvml, NvmlMissing
+from pharmclf.model.device import gpu_capability, prepare_device
+from pharmclf.quiet import native_chatter_muted
+from pharmclf.training.phases import phases_of
+
+_LONGEST_S = 60.0  # of a step; it is left out beyond
+_LEAST_STEPS = 3
+_CAPABILITIES = {"float32": (0, 0), "mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}
+
+
+def measure_step(config: RunConfig, phase_name: str, precision: str, gpu: int | None, seconds: float) -> dict[str, Any]:
+    """Measure it.
+
+    Args:
+        gpu: index by the order of the PCI bus; None: the processors.
+        seconds: how long.
+
+    Returns:
+        images_per_second, memory_bytes, memory_of (what that is), joules_per_1000 (None: not known); or skipped, a
+        reason.
+    """
+    os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "-1" if gpu is None else str(gpu)}
+    with native_chatter_muted():
+        import tensorflow as tf
+
+        prepare_device(deterministic=config.deterministic, gpus=gpu is not None)
+        capability = gpu_capability()
+        if gpu is not None and capability is None:
+            return {"skipped": "TensorFlow does not see it"}
+        if capability is not None and capability < _CAPABILITIES[precision]:
+            return {"skipped": "no fast units for it"}
+        tf.zeros(1).numpy()  # the runtime's own memory is none of the step's
+        before = resident_bytes(peak=False)
+        from pharmclf.benchmark.noise import NoiseStep
+
+        step = NoiseStep.of(config, next(each for each in phases_of(config) if each.name == phase_name), precision)
+        step()  # traces
+        began = time.perf_counter()
+        step()
+        if (one_s := time.perf_counter() - began) > _LONGEST_S:
+            return {"skipped": f"a step takes {one_s:.0f} s"}
+        nvml = None
+        if gpu is not None:
+            try:
+                nvml = DriverNvml()
+            except NvmlMissing:
+                gpu = 0
+        count, began = 0, time.perf_counter()
+        with measured_energy(nvml, gpu or 0) as energy:
+            while count < _LEAST_STEPS or time.perf_counter() - began < seconds:
+                sums = step()
+                count += 1
+            took = time.perf_counter() - began
+        if not math.isfinite(float(sums[0])):
+            return {"skipped": "the loss is not finite"}
+        memory, kind = resident_bytes(peak=True) - before, "growth of the process"
+        if capability is not None:
+            memory, kind = tf.config.experimental.get_memory_info("GPU:0")["peak"], "peak of TensorFlow's allocator"
+    images = count * config.batch_size
+    known = energy.joules if capability is None or nvml is not None else None
+    return {
+        "images_per_second": images / took, "memory_bytes": memory, "memory_of": kind,
+        "joules_per_1000": None if known is None else 1000 * known / images, "skipped": "",
+    }  # fmt: skip
+
+
+def resident_bytes(*, peak: bool) -> int:
+    """Memory of this process now, or at most so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss also counts the process that this one was started from
+        name = "VmHWM:" if peak else "VmRSS:"
+        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+        return 1024 * int(line.split()[1])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most

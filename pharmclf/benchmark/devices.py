@@ -1,0 +1,107 @@
+"""CPU and GPUs side by side: the training step of each phase in each precision, with memory and energy."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pharmclf.benchmark.child import ChildDied, in_child
+from pharmclf.benchmark.device_step import measure_step
+from pharmclf.benchmark.options import MeasureOptions
+from pharmclf.benchmark.tables import columns, number, processor_name, times
+from pharmclf.cli import Say, told
+from pharmclf.config import ConfigError, RunConfig
+from pharmclf.hardware import DriverNvml, NvmlMissing
+from pharmclf.training.phases import phases_of
+
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+_SLOW = "processors have no units for float16; TensorFlow widens each value"
+
+
+def benchmark_devices(config: RunConfig, options: MeasureOptions, say: Say) -> dict[str, Any]:
+    """Measure every phase on the processors and on one GPU of each kind, each in a process of its own.
+
+    Args:
+        config: backbone, image size, batch and unfreeze depth; the weights are random, the images noise.
+        options: seconds of each.
+        say: takes lines for the console.
+
+    Returns:
+        rows: device, gpu (None: processors), precision, phase, batch_size, images_per_second, memory_bytes, memory_of,
+        joules_per_1000 and ratio to the processors in float32; what was not measured is None, and `skipped` says why.
+    """
+    devices: list[tuple[str, int | None]] = [(processor_name(), None), *_gpus(config)]
+    rows: list[dict[str, Any]] = []
+    for name, gpu in devices:
+        for precision in PRECISIONS:
+            for phase in phases_of(config):
+                about = {"device": name, "gpu": gpu, "precision": precision, "phase": phase.name}
+                if gpu is None and precision == "mixed_float16":
+                    found: dict[str, Any] = {"skipped": _SLOW}
+                else:
+                    found = _measured(config, phase.name, precision, gpu, options.seconds)
+                rows.append(about | {"batch_size": config.batch_size} | _NOT_MEASURED | found)
+    rows = with_ratios(rows)
+    for line in devices_table(rows):
+        say(line)
+    return {"backbone": config.backbone, "image_size": config.image_size, "rows": rows}
+
+
+_NOT_MEASURED: dict[str, Any] = {
+    "images_per_second": None, "memory_bytes": None, "memory_of": "", "joules_per_1000": None, "skipped": "",
+}  # fmt: skip
+
+
+def _measured(config: RunConfig, phase: str, precision: str, gpu: int | None, seconds: float) -> dict[str, Any]:
+    """What a step comes to, or why it does not."""
+    try:
+        return in_child(measure_step, dataclasses.replace(config, workers="0"), phase, precision, gpu, seconds)
+    except ConfigError:
+        raise
+    except ChildDied as error:
+        return {"skipped": str(error)}
+    except Exception as error:  # out of memory, or an operation that has no kernel for this precision
+        return {"skipped": told(error)[:80]}
+
+
+def _gpus(config: RunConfig) -> list[tuple[str, int]]:
+    """Name and index of one GPU of each kind that this process may use."""
+    if config.accelerator == "cpu":
+        return []
+    try:
+        nvml = DriverNvml()
+    except NvmlMissing:
+        return []
+    allowed = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    kinds: dict[str, int] = {}
+    for index in range(nvml.num_gpus):
+        if not allowed or str(index) in allowed:
+            kinds.setdefault(nvml.read(index).name, index)
+    return list(kinds.items())
+
+
+def with_ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each row with its images/s as a multiple of the processors' in float32 in the same phase. Pure."""
+    base = {row["phase"]: row["images_per_second"] for row in rows
+            if row["gpu"] is None and row["precision"] == "float32"}  # fmt: skip
+    found = []
+    for row in rows:
+        mine, first = row["images_per_second"], base.get(row["phase"])
+        found.append({**row, "ratio": mine / first if mine and first else None})
+    return found
+
+
+def devices_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows as lines of text."""
+    heads = ["device", "precision", "phase", "batch", "images/s", "memory MB", "J / 1,000 images", "x CPU float32"]
+    lines = []
+    for row in rows:
+        memory = None if row["memory_bytes"] is None else row["memory_bytes"] / 1e6
+        lines.append(
+            [row["device"], row["precision"], row["phase"], str(row["batch_size"]), number(row["images_per_second"]),
+             number(memory, 0), number(row["joules_per_1000"]), times(row["ratio"])]
+        )  # fmt: skip
+    why = {f"{row['device']}, {row['precision']}: skipped, {row['skipped']}": None for row in rows if row["skipped"]}
+    return [*columns(heads, lines), *why]

@@ -1,0 +1,104 @@
+"""What watching the hardware costs a run: processor time of a reading, and the loop with readings and without."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from typing import Any
+
+from pharmclf.benchmark.child import in_child
+from pharmclf.benchmark.options import MeasureOptions
+from pharmclf.cli import Say
+from pharmclf.config import RunConfig
+from pharmclf.hardware import HardwareMonitor
+from pharmclf.hardware.sampler import NodeReader
+from pharmclf.model.device import prepare_device
+from pharmclf.quiet import native_chatter_muted
+from pharmclf.training.launch import connect
+from pharmclf.training.phases import phases_of
+
+ALLOWED = 0.01
+_OFTEN_S = 0.1  # between readings while their cost is taken
+_TIMES_AS_OFTEN = 10
+_ROUNDS = 3
+_WRITTEN_EVERY_S = 60.0
+
+
+def benchmark_monitor(config: RunConfig, options: MeasureOptions, say: Say) -> dict[str, Any]:
+    """Measure it, in a process of its own beside an idle Ray, whose processes are among those that are read.
+
+    Returns:
+        rows: reading_s (processor seconds of one), every_s, share (of one core, writing included), and images/s of the
+        loop without and with readings ten times as often; holds: the share is below 1 %.
+    """
+    every_s = config.hardware_every_s or 5.0
+    row = in_child(measure_monitor, dataclasses.replace(config, workers="0"), every_s, options.seconds)
+    say(
+        f"hardware monitor: {1e3 * row['reading_s']:.1f} ms of processor time a reading, one every {every_s:g} s, and "
+        f"{1e3 * row['writing_s']:.1f} ms a minute to write them: {row['share']:.2%} of a core (at most {ALLOWED:.0%})"
+    )
+    say(
+        f"hardware monitor: loop {row['without']:.1f} images/s without, {row['with_often']:.1f} with readings "
+        f"{_TIMES_AS_OFTEN} times as often: {row['loss_often']:+.1%}, a tenth of it in a run"
+    )
+    return {"backbone": config.backbone, "rows": [row], "holds": row["share"] < ALLOWED}
+
+
+class _Counted(NodeReader):
+    """This node, and how often it was read."""
+
+    reads = 0
+
+    def read(self, seconds: float) -> Any:
+        self.reads += 1
+        return super().read(seconds)
+
+
+def measure_monitor(config: RunConfig, every_s: float, seconds: float) -> dict[str, float]:
+    """As `benchmark_monitor`, in this process."""
+    connect(allow_open=config.allow_open_cluster)
+    with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
+        reading_s, writing_s = _processor_s(folder, seconds)
+        with native_chatter_muted():
+            prepare_device(deterministic=config.deterministic, gpus=config.accelerator != "cpu")
+            from pharmclf.benchmark.noise import NoiseStep
+
+            step = NoiseStep.of(config, phases_of(config)[0], "float32")
+            step()
+            took, count = {False: 0.0, True: 0.0}, {False: 0, True: 0}
+            for turn in range(2 * _ROUNDS):  # in turns: what else the machine does must not fall on one of them alone
+                watched = turn % 2 == 1
+                monitor = _monitor(folder, every_s / _TIMES_AS_OFTEN if watched else 0.0)
+                began = time.perf_counter()
+                while time.perf_counter() - began < seconds / 2:
+                    step()
+                    count[watched] += config.batch_size
+                took[watched] += time.perf_counter() - began
+                monitor.close()
+    without, with_often = count[False] / took[False], count[True] / took[True]
+    return {
+        "reading_s": reading_s, "writing_s": writing_s, "every_s": every_s,
+        "share": reading_s / every_s + writing_s / _WRITTEN_EVERY_S,
+        "without": without, "with_often": with_often, "loss_often": 1 - with_often / without,
+    }  # fmt: skip
+
+
+def _processor_s(folder: str, seconds: float) -> tuple[float, float]:
+    """Processor seconds of one reading, judged and kept, and of one writing, while nothing else runs here."""
+    reader = _Counted("127.0.0.1", [folder])
+    monitor = _monitor(folder, _OFTEN_S, reader)
+    time.sleep(5 * _OFTEN_S)  # what is done but once is behind
+    first, before = reader.reads, time.process_time()
+    time.sleep(max(seconds, 1.0))
+    used, reads = time.process_time() - before, reader.reads - first
+    before = time.process_time()
+    monitor.flush()
+    writing_s = time.process_time() - before
+    monitor.close()
+    return used / max(1, reads), writing_s
+
+
+def _monitor(folder: str, every_s: float, reader: NodeReader | None = None) -> HardwareMonitor:
+    machine = (lambda: reader) if reader else None
+    return HardwareMonitor(folder, node="127.0.0.1", every_s=every_s, tell=lambda *_, **__: None, machine=machine)

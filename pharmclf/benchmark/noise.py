@@ -1,0 +1,65 @@
+"""A training step on a batch of noise: the values cost nothing and decide nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from pharmclf.config import RunConfig
+from pharmclf.data.augment import projective_transforms
+from pharmclf.training import distributed, loop
+from pharmclf.training.job import TrainingJob
+from pharmclf.training.phases import Phase
+from pharmclf.training.step import Batch, PhaseModel
+
+_CLASSES = 10
+
+
+def noise_batch(config: RunConfig, images: int) -> Batch:
+    """A batch of one worker, on the device."""
+    side, rows = config.image_size, np.arange(images)
+    pixels = np.random.default_rng(0).integers(0, 256, (images, side, side, 3), np.uint8)
+    return Batch(
+        tf.constant(pixels),
+        tf.constant(projective_transforms(config.augment, side, config.seed, 0, rows)),
+        tf.zeros(images, tf.int64),
+        tf.ones(images),
+        tf.ones(images),
+        tf.constant(float(config.batch_size)),
+        tf.constant(0, tf.int64),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseStep:
+    """A training step of one phase, again and again on the same batch of noise."""
+
+    model: PhaseModel
+    batch: Batch
+
+    @staticmethod
+    def of(config: RunConfig, phase: Phase, precision: str) -> NoiseStep:
+        """The step of a phase as this process alone takes it, on random weights; nothing is traced yet."""
+        nobody = np.zeros(0, np.int64)
+        job = TrainingJob(
+            config=dataclasses.replace(config, weights="none"),
+            folder="",
+            class_names=tuple(f"class {place}" for place in range(_CLASSES)),
+            paths=pa.array([], pa.string()),
+            labels=nobody,
+            train_rows=nobody,
+            validation_rows=nobody,
+            fingerprints={},
+        )
+        workers = distributed.alone()
+        networks = loop.build_networks(job, workers, precision)
+        model = PhaseModel(job.config, workers, *networks, phase.unfreeze_blocks, precision)
+        return NoiseStep(model, noise_batch(config, config.batch_size))
+
+    def __call__(self) -> Any:
+        """Take a step and wait for it -> loss sum, correct, stop votes."""
+        return self.model.train_step(self.batch, tf.constant(0.0)).numpy()

@@ -1,0 +1,108 @@
+"""The benchmarks by name: what each runs, from which settings, and where its figures go."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.benchmark.child import in_child
+from pharmclf.benchmark.options import MeasureOptions
+from pharmclf.benchmark.pictures import picture
+from pharmclf.benchmark.scaling_model import ScalingOptions
+from pharmclf.benchmark.tables import machine
+from pharmclf.cli import told
+from pharmclf.config import RunConfig
+
+BACKBONES = ["efficientnet_lite0", "resnet50"]
+QUICK_FILE = "benchmark-quick.yaml"
+_QUICK = MeasureOptions(sides=("plain",), seconds=2.0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One benchmark."""
+
+    work: str
+    """module:function below pharmclf.benchmark, imported when it is run: most start Ray or TensorFlow."""
+    file: str = "benchmark.yaml"
+    """Settings where --config gives none."""
+    options: Any = None
+    """Defaults of options of its own, which the function takes behind the configuration."""
+    extra: Callable[[Path], Any] | None = None
+    """What else it takes there; given the folder of the project."""
+
+
+PARTS = {
+    "plain": Part("plain:benchmark_plain", "lookalikes-quick.yaml", MeasureOptions()),
+    "stages": Part("stages:benchmark", extra=lambda _: BACKBONES),
+    "devices": Part("devices:benchmark_devices", options=MeasureOptions()),
+    "monitor": Part("monitor_cost:benchmark_monitor", options=MeasureOptions()),
+    "activations": Part("activations:benchmark_activations"),
+    "scaling": Part("scaling:benchmark_scaling", "scaling.yaml", ScalingOptions()),
+    "sweep": Part("sweep:benchmark_sweep", extra=lambda home: home / "tune" / "space.yaml"),
+    "storage": Part("remote:benchmark_storage"),
+    "predict": Part("inference:benchmark_inference"),
+}
+ALL = ("plain", "stages", "devices", "monitor", "activations", "scaling", "sweep")
+"""Those that run where none is named."""
+QUICK = ("plain", "devices", "monitor")
+"""Those of --quick."""
+
+
+def part_of(name: str, *, quick: bool) -> Part:
+    """A benchmark by its name, with --quick on few small images."""
+    part = PARTS[name]
+    if not quick:
+        return part
+    return dataclasses.replace(part, file=QUICK_FILE, options=_QUICK if name in QUICK else part.options)
+
+
+def run_part(name: str, config: RunConfig, options: Any, home: Path) -> dict[str, Any]:
+    """Run a benchmark; its report and picture are written below the storage.
+
+    Args:
+        name: of it.
+        config: what is measured.
+        options: of its own; None where it has none.
+        home: folder of the project.
+    """
+    part = PARTS[name]
+    module, function = part.work.split(":")
+    arguments = [options] if part.options is not None else [part.extra(home)] if part.extra else []
+    work = getattr(importlib.import_module(f"pharmclf.benchmark.{module}"), function)
+    report: dict[str, Any] = {"benchmark": name, "machine": machine()} | work(config, *arguments, _say)
+    place = storage.absolute(config.storage)
+    storage.write_json(storage.join(place, f"benchmark-{name}.json"), report)
+    if drawn := picture(name, report):
+        storage.write_bytes(storage.join(place, f"benchmark-{name}.png"), drawn)
+    _say(f"{name}: {len(report['rows'])} rows, written to {storage.join(place, f'benchmark-{name}.json')}")
+    return report
+
+
+def run_parts(names: tuple[str, ...], configs: dict[str, tuple[Any, RunConfig]], home: Path) -> dict[str, Any]:
+    """Run several, each in a fresh process; one that fails is named, and the others go on -> name -> report.
+
+    Args:
+        names: which.
+        configs: options and configuration of each.
+        home: folder of the project.
+    """
+    reports: dict[str, Any] = {}
+    for name in names:
+        _say(f"=== {name}")
+        options, config = configs[name]
+        try:
+            reports[name] = in_child(run_part, name, config, options, home)
+        except Exception as error:
+            _say(f"{name} failed: {told(error)}")
+            reports[name] = {"benchmark": name, "rows": [], "failed": told(error), "holds": False}
+    return reports
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201

@@ -1,0 +1,135 @@
+"""The picture of each benchmark's report, as bars; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pharmclf.report.bars import Bar, Panel, bars_png
+
+_TITLES = {"plain": "plain Keras", "cached": "plain Keras, cache()", "ours": "this package"}
+Report = Mapping[str, Any]
+
+
+def picture(name: str, report: Report) -> bytes | None:
+    """The PNG of a report; None where the benchmark draws its own, or has nothing to draw.
+
+    Args:
+        name: of the benchmark.
+        report: what it returned.
+    """
+    draw = _PANELS.get(name)
+    panels = [panel for panel in draw(report) if panel.bars] if draw else []
+    if not panels:
+        return None
+    about = report.get("machine", {})
+    network = f"{report['backbone']} · " if "backbone" in report else ""
+    where = f"{about.get('processor', '')}, {about.get('cores', '')} cores" if about else ""
+    return bars_png(_HEADINGS[name], f"{network}{where}", panels)
+
+
+def _plain(report: Report) -> list[Panel]:
+    sides = report["sides"]
+    by_what = {row["what"]: row for row in report["rows"]}
+
+    def ratio(side: str, row: Report) -> str:
+        if side not in row["ratios"]:
+            return ""
+        known = report["comparable"][side]
+        return f" · {row['ratios'][side]:.2f}x ours" + ("" if known else ", not comparable")
+
+    whole, read = (next(row for what, row in by_what.items() if what.startswith(begin))
+                   for begin in ("whole run, from", "input alone"))  # fmt: skip
+    first = [Bar(_TITLES[name], side["whole_s"], f"{side['whole_s']:.0f} s{ratio(name, whole)}", parts=side["parts_s"])
+             for name, side in sides.items()]  # fmt: skip
+    second = []
+    for name, side in sides.items():
+        slower = f" · ours {read['ratios'][name]:.2f}x" if name in read["ratios"] else ""
+        second.append(Bar(_TITLES[name], side["input_per_s"], f"{side['input_per_s']:,.0f} images/s{slower}"))
+    for phase, rate in sides["ours"]["kept_per_s"].items():
+        second.append(Bar(f"this package, {phase}, kept activations", rate, f"{rate:,.0f} images/s"))
+    third = [Bar(_TITLES[name], side["test_accuracy"], f"{side['test_accuracy']:.3f}", interval=tuple(side["interval"]))
+             for name, side in sides.items()]  # fmt: skip
+    return [
+        Panel("The whole run, from the start of the process to the tested model", first),
+        Panel("The input alone", second),
+        Panel("Test accuracy, with its 95 % interval", third),
+    ]
+
+
+def _devices(report: Report) -> list[Panel]:
+    panels = []
+    for phase in dict.fromkeys(row["phase"] for row in report["rows"]):
+        rows = [row for row in report["rows"] if row["phase"] == phase and not row["skipped"]]
+        speed, memory, energy = [], [], []
+        for row in rows:
+            label = f"{row['device']}, {row['precision']}"
+            more = f" · {row['ratio']:.2f}x" if row["ratio"] else ""
+            speed.append(Bar(label, row["images_per_second"], f"{row['images_per_second']:,.1f} images/s{more}"))
+            memory.append(Bar(label, row["memory_bytes"] / 1e6, f"{row['memory_bytes'] / 1e6:,.0f} MB"))
+            if row["joules_per_1000"] is not None:
+                energy.append(Bar(label, row["joules_per_1000"], f"{row['joules_per_1000']:,.0f} J"))
+        panels += [
+            Panel(f"{phase}: training step, and times the processors in float32", speed),
+            Panel(f"{phase}: peak memory", memory),
+            Panel(f"{phase}: energy of 1,000 images", energy),
+        ]
+    return panels
+
+
+def _stages(report: Report) -> list[Panel]:
+    panels = []
+    for row in report["rows"]:
+        least = min(row["stream"], row["step"])
+        bars = [Bar(name, row[name], f"{row[name]:,.1f} images/s · {row[name] / least:.2f}x the slowest stage")
+                for name in ("stream", "step", "loop")]  # fmt: skip
+        panels.append(Panel(f"{row['backbone']}, {row['phase']}", bars))
+    return panels
+
+
+def _activations(report: Report) -> list[Panel]:
+    runs = report["runs"]
+    first = runs["streamed"]["seconds"]
+    whole = []
+    for name, run in runs.items():
+        parts = {"activations": run["pass_s"], **run["phases"]}
+        parts["the rest"] = max(0.0, run["seconds"] - sum(parts.values()))
+        whole.append(Bar(name, run["seconds"], f"{run['seconds']:.0f} s · {first / run['seconds']:.2f}x", parts=parts))
+    cuts = [Bar(f"{row['depth']} blocks trained, {row['bytes'] / 1e3:,.0f} kB a picture", row["gain"],
+                f"{row['gain']:.2f}x") for row in report["rows"]]  # fmt: skip
+    return [Panel("The whole run", whole), Panel("How many times as fast phase 2 is, by cut", cuts)]
+
+
+def _sweep(report: Report) -> list[Panel]:
+    rows = report["rows"]
+    whole = [Bar(f"{row['sweep']}, {row['trials']} trials", row["seconds"], f"{row['seconds']:.0f} s")
+             for row in rows]  # fmt: skip
+    beyond = [Bar(row["sweep"], row["overhead_s"], f"{row['overhead_s']:.2f} s") for row in rows]
+    return [Panel("The whole sweep", whole), Panel("Overhead of a trial beyond its training", beyond)]
+
+
+def _monitor(report: Report) -> list[Panel]:
+    row = report["rows"][0]
+    share = [Bar("share of one core", 100 * row["share"], f"{row['share']:.2%} · at most 1 %"),
+             Bar("allowed", 1.0, "1 %")]  # fmt: skip
+    loop = [Bar("without readings", row["without"], f"{row['without']:,.1f} images/s"),
+            Bar("read ten times as often", row["with_often"],
+                f"{row['with_often']:,.1f} images/s · {row['with_often'] / row['without']:.3f}x")]  # fmt: skip
+    return [Panel("Processor time of the monitor, in %", share), Panel("The loop", loop)]
+
+
+def _predict(report: Report) -> list[Panel]:
+    bars = [Bar(row["what"], row["images_per_second"], f"{row['images_per_second']:,.0f}/s · {row['share']:.2f}x")
+            for row in report["rows"]]  # fmt: skip
+    return [Panel("Prediction, and as a share of the bare forward pass", bars)]
+
+
+_PANELS: dict[str, Callable[[Report], list[Panel]]] = {
+    "plain": _plain, "devices": _devices, "stages": _stages, "activations": _activations, "sweep": _sweep,
+    "monitor": _monitor, "predict": _predict,
+}  # fmt: skip
+_HEADINGS = {
+    "plain": "A run beside the same job in plain Keras", "devices": "The training step by device and precision",
+    "stages": "The stages of a run", "activations": "What kept activations gain", "sweep": "What a sweep costs",
+    "monitor": "What watching the hardware costs", "predict": "Prediction",
+}  # fmt: skip

@@ -1,0 +1,196 @@
+"""The two-phase job as Keras's own guides do it: one process, `image_dataset_from_directory`, `model.fit`.
+
+It is what a run is compared with; no run uses anything of it. What it shares with one is what makes the job the same:
+the split, the backbone with its weights, the head, the rates, and which layers each phase trains.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pharmclf.config import AugmentConfig, RunConfig
+from pharmclf.model.backbones import build_backbone
+from pharmclf.model.cut import cut_backbone
+from pharmclf.model.device import gpu_capability, precision_for
+from pharmclf.model.head import build_head, whole_model
+from pharmclf.training.phases import Phase, phases_of
+
+_TUNED = tf.data.AUTOTUNE
+
+
+class PlainModel(keras.Model):
+    """Backbone and head; the backbone runs in inference mode whatever `fit` asks for, as its normalisation must."""
+
+    def __init__(self, backbone: keras.Model, head: keras.Model) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def call(self, images: Any, training: bool | None = None) -> Any:
+        """(batch, S, S, 3) raw 0..255 RGB -> (batch, classes) float32 probabilities."""
+        return keras.ops.softmax(self.head(self.backbone(images, training=False), training=training))
+
+    def unfreeze(self, depth: int) -> None:
+        """Let the upper blocks of the backbone be trained along with the head; 0: the head alone."""
+        suffix = cut_backbone(self.backbone, depth).suffix
+        upper = {layer.name for layer in suffix.layers} if suffix else set()
+        self.backbone.trainable = True
+        for layer in self.backbone.layers:
+            layer.trainable = layer.name in upper
+
+
+def augmentation(config: AugmentConfig) -> keras.Sequential | None:
+    """Keras's own layers with the ranges of a configuration; None where it asks for none."""
+    look = {"fill_mode": config.fill}
+    found: list[keras.layers.Layer] = []
+    flips = {(True, False): "horizontal", (False, True): "vertical", (True, True): "horizontal_and_vertical"}
+    if mode := flips.get((config.horizontal_flip, config.vertical_flip)):
+        found.append(keras.layers.RandomFlip(mode))
+    if config.rotation_deg:
+        found.append(keras.layers.RandomRotation(config.rotation_deg / 360, **look))
+    if config.shift:
+        found.append(keras.layers.RandomTranslation(config.shift, config.shift, **look))
+    if config.zoom:
+        both = (-config.zoom, config.zoom)
+        found.append(keras.layers.RandomZoom(both, both, **look))
+    if config.shear:
+        found.append(keras.layers.RandomShear(x_factor=config.shear, **look))
+    return keras.Sequential(found, name="augmentation") if found else None
+
+
+def datasets(config: RunConfig, folder: Path, *, cached: bool) -> dict[str, tf.data.Dataset]:
+    """The splits as Keras reads them: batches of (n, S, S, 3) float32 in 0..255 and (n, classes) targets.
+
+    Args:
+        config: its augmentation moves the training images.
+        folder: of `class_folders.link_splits`.
+        cached: keep the decoded images in memory, before they are augmented, as bytes.
+    """
+
+    def read(split: str, **how: Any) -> tf.data.Dataset:
+        side = (config.image_size, config.image_size)
+        return keras.utils.image_dataset_from_directory(
+            folder / split, label_mode="categorical", image_size=side, seed=config.seed, verbose=False, **how
+        )
+
+    def kept(split: str) -> tf.data.Dataset:
+        def as_bytes(image: Any, target: Any) -> tuple[Any, Any]:
+            return tf.cast(tf.round(image), tf.uint8), target
+
+        return read(split, batch_size=None, shuffle=False).map(as_bytes, num_parallel_calls=_TUNED).cache()
+
+    batch = {"batch_size": config.batch_size}
+    if cached:
+        train, validation = kept("train"), kept("validation").batch(**batch)
+        train = train.shuffle(train.cardinality(), seed=config.seed).batch(**batch)
+    else:
+        train, validation = read("train", **batch), read("validation", shuffle=False, **batch)
+    augment = augmentation(config.augment)
+
+    def moved(images: Any, targets: Any) -> tuple[Any, Any]:
+        images = tf.cast(images, tf.float32)
+        return (augment(images, training=True) if augment else images), targets
+
+    found = {"train": train.map(moved, num_parallel_calls=_TUNED), "validation": validation}
+    found["test"] = read("test", shuffle=False, **batch)
+    return {split: data.prefetch(_TUNED) for split, data in found.items()}
+
+
+def build_plain(config: RunConfig, num_classes: int) -> PlainModel:
+    """The model of a run, its weights the same as there."""
+    keras.config.set_dtype_policy(precision_for(config.precision, gpu_capability()))
+    keras.utils.set_random_seed(config.seed)
+    backbone = build_backbone(config.backbone, config.image_size, config.weights)
+    return PlainModel(backbone, build_head(config.head, backbone.output.shape[-1], num_classes, config.seed))
+
+
+def compile_phase(model: PlainModel, config: RunConfig, phase: Phase, steps: int) -> None:
+    """Choose what a phase trains, and how.
+
+    Args:
+        steps: of the phase, if it goes to its end.
+    """
+    model.unfreeze(phase.unfreeze_blocks)
+    wanted, optimizer = phase.settings, config.optimizer
+    rate: Any = wanted.learning_rate
+    if wanted.schedule == "cosine":
+        warmup = round(wanted.warmup * steps)
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup else wanted.learning_rate,
+            max(1, steps - warmup),
+            alpha=min(1.0, config.stopping.learning_rate_floor / max(wanted.learning_rate, 1e-30)),
+            warmup_target=wanted.learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    adam = keras.optimizers.Adam(
+        rate, weight_decay=optimizer.weight_decay or None, global_clipnorm=optimizer.clip_norm or None
+    )
+    if optimizer.weight_decay:
+        adam.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) == 1])
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=optimizer.label_smoothing)
+    model.compile(optimizer=adam, loss=loss, metrics=["accuracy"], jit_compile=config.xla)
+
+
+def train_plain(
+    model: PlainModel, config: RunConfig, data: dict[str, tf.data.Dataset], counts: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Both phases with `fit`, each left with its best weights.
+
+    Args:
+        counts: training images of each class.
+
+    Returns:
+        For each phase: seconds, epochs, and images/s of training and validation together.
+    """
+    images, steps = int(counts.sum()), int(data["train"].cardinality())
+    weights = None
+    if config.optimizer.class_weights == "auto":
+        weights = dict(enumerate((images / (len(counts) * np.maximum(counts, 1))).tolist()))
+    found = {}
+    for phase in phases_of(config):
+        began = time.perf_counter()
+        compile_phase(model, config, phase, phase.settings.epochs * steps)
+        history = model.fit(
+            data["train"],
+            validation_data=data["validation"],
+            epochs=phase.settings.epochs,
+            class_weight=weights,
+            callbacks=list(_callbacks(config, phase)),
+            verbose=0,
+        )
+        seconds, epochs = time.perf_counter() - began, len(history.epoch)
+        found[phase.name] = {"seconds": seconds, "epochs": epochs, "images_per_second": images * epochs / seconds}
+    return found
+
+
+def _callbacks(config: RunConfig, phase: Phase) -> Iterator[keras.callbacks.Callback]:
+    stopping = config.stopping
+    patience = stopping.early_patience or phase.settings.epochs + 1  # without one the best weights are still restored
+    yield keras.callbacks.EarlyStopping("val_accuracy", patience=patience, mode="max", restore_best_weights=True)
+    if stopping.plateau_patience and phase.settings.schedule == "constant":
+        yield keras.callbacks.ReduceLROnPlateau(
+            "val_loss",
+            factor=stopping.plateau_factor,
+            patience=stopping.plateau_patience,
+            min_lr=min(stopping.learning_rate_floor, phase.settings.learning_rate),
+        )
+
+
+def predict_plain(model: PlainModel, data: dict[str, tf.data.Dataset], folder: Path) -> dict[str, dict[int, bool]]:
+    """Predict the test images -> `hits`: for each row of the manifest, whether the model is right."""
+    found = model.predict(data["test"], verbose=0).argmax(axis=1)
+    files = sorted((folder / "test").glob("*/*"), key=lambda path: (path.parent.name, path.name))
+    return {
+        "hits": {int(path.stem): bool(said == int(path.parent.name)) for path, said in zip(files, found, strict=True)}
+    }
+
+
+def save_plain(model: PlainModel, location: Path) -> None:
+    """Write the trained model, as a run does."""
+    whole_model(model.backbone, model.head).save(location)

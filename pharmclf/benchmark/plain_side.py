@@ -1,0 +1,60 @@
+"""What the plain way does in its own process, from its start to the tested model; Ray is never imported there."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pharmclf.benchmark.timing import Parts, pace
+from pharmclf.config import RunConfig
+from pharmclf.model.device import prepare_device
+from pharmclf.quiet import native_chatter_muted
+
+
+def plain_side(
+    config: RunConfig, folder: str, num_classes: int, cached: bool, input_s: float, began: float
+) -> dict[str, Any]:
+    """The plain way.
+
+    Args:
+        config: the run.
+        folder: class folders of the splits.
+        num_classes: how many classes there are.
+        cached: keep decoded images in memory.
+        input_s: seconds that the input alone is measured.
+        began: `time.time()` when this process was started.
+
+    Returns:
+        whole_s: from the start of the process to the tested and saved model; parts_s: where they went; phases:
+        seconds, epochs and images/s of each; hits: row -> whether the model is right; input_per_s: images/s of reading
+        and augmenting alone, behind the first epoch.
+    """
+    parts = Parts(began)
+    with native_chatter_muted():
+        from pharmclf.benchmark import plain_keras
+
+        prepare_device(deterministic=False, gpus=config.accelerator != "cpu")
+        parts.end("start")
+        place = Path(folder)
+        data = plain_keras.datasets(config, place, cached=cached)
+        counts = [len(list(each.iterdir())) for each in sorted((place / "train").iterdir())]
+        model = plain_keras.build_plain(config, num_classes)
+        parts.end("build")
+        phases = plain_keras.train_plain(model, config, data, np.array(counts))
+        parts.end("train")
+        tested = plain_keras.predict_plain(model, data, place)
+        with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as own:
+            plain_keras.save_plain(model, Path(own) / "model.keras")
+        parts.end("test")
+        whole_s = time.time() - began
+        batches = (len(images) for images, _ in data["train"].repeat())
+        rate = pace(batches, -(-sum(counts) // config.batch_size), input_s)
+    seconds = parts.seconds
+    split = {name: phase["seconds"] for name, phase in phases.items()}
+    seconds |= {"build": seconds["build"] + seconds.pop("train") - sum(split.values())}
+    order = {"start": seconds["start"], "build": seconds["build"], **split, "test": seconds["test"]}
+    return {"whole_s": whole_s, "parts_s": order, "phases": phases, "input_per_s": rate, **tested}

@@ -1,0 +1,58 @@
+"""Figures as a table of text, and what every benchmark says of the machine; pure."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+NOTHING = "—"
+"""What stands where there is no figure."""
+
+
+def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right, each as wide as its longest text.
+
+    Raises:
+        ValueError: a row of another length than the heads.
+    """
+    for row in rows:
+        if len(row) != len(heads):
+            raise ValueError(f"rows: received one of {len(row)} texts, expected {len(heads)}, one for each head")
+    widths = [max(len(text) for text in texts) for texts in zip(heads, *rows, strict=True)]
+
+    def line(texts: Sequence[str]) -> str:
+        first, *others = (
+            text.ljust(width) if place == 0 else text.rjust(width)
+            for place, (text, width) in enumerate(zip(texts, widths, strict=True))
+        )
+        return "  ".join([first, *others]).rstrip()
+
+    return [line(heads), "  ".join("-" * width for width in widths), *(line(row) for row in rows)]
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure, or a dash where it is not known; large ones with commas."""
+    return NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def times(value: float | None) -> str:
+    """A ratio: 3.4x."""
+    return NOTHING if value is None else f"{value:.2f}x"
+
+
+def processor_name() -> str:
+    """What the processor calls itself."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, str | int]:
+    """The machine that is measured on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"processor": processor_name(), "cores": cores, "system": platform.platform()}

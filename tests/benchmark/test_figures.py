@@ -1,0 +1,170 @@
+"""Ratios, tables and pictures of the benchmarks, from figures that are given: nothing is measured here."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pharmclf.benchmark.class_folders import link_splits
+from pharmclf.benchmark.devices import devices_table, with_ratios
+from pharmclf.benchmark.energy import measured_energy
+from pharmclf.benchmark.pictures import picture
+from pharmclf.benchmark.plain import comparable, compare, plain_table
+from pharmclf.benchmark.tables import columns
+from pharmclf.benchmark.timing import pace
+from pharmclf.config import ConfigError
+from pharmclf.data.manifest import Manifest
+from pharmclf.hardware import GpuReading
+
+
+def side(whole: float, phase1: float, phase2: float, accuracy: float, **more: float) -> dict[str, Any]:
+    phases = {name: {"seconds": s, "epochs": 4, "images_per_second": 1.0}
+              for name, s in (("phase1", phase1), ("phase2", phase2))}  # fmt: skip
+    parts = {"start": 10.0, **more, "phase1": phase1, "phase2": phase2}
+    return {
+        "whole_s": whole, "parts_s": parts, "phases": phases, "input_per_s": 100.0, "test_accuracy": accuracy,
+        "interval": [accuracy - 0.05, accuracy + 0.05], "kept_per_s": {},
+    }  # fmt: skip
+
+
+SIDES = {"plain": side(210.0, 100.0, 90.0, 0.9), "ours": side(60.0, 5.0, 15.0, 0.87, activations=18.0)}
+
+
+def test_the_activations_count_to_our_training_and_the_start_to_both_or_neither():
+    rows = {row["what"]: row for row in compare(SIDES)}
+    assert rows["phase1"]["ratios"]["plain"] == 20.0
+    assert rows["training: phases and activations"]["values"] == {"plain": 190.0, "ours": 38.0}
+    assert rows["training: phases and activations"]["ratios"]["plain"] == 5.0
+    assert rows["whole run, start of the process left out"]["ratios"]["plain"] == 4.0
+    assert rows["whole run, from the start of the process"]["ratios"]["plain"] == 3.5
+    assert rows["phase1: epochs"]["ratios"] == {}  # more epochs are not faster ones
+    assert {"what", "unit", "values", "ratios"} == set(rows["phase2"])
+
+
+def test_more_images_a_second_are_a_ratio_above_one_and_fewer_seconds_too():
+    faster = {**SIDES, "ours": {**SIDES["ours"], "input_per_s": 300.0}}
+    assert compare(faster)[0]["ratios"]["plain"] == 3.0
+
+
+def test_sides_whose_intervals_do_not_meet_are_marked_as_not_comparable():
+    assert comparable(SIDES) == {"plain": True}
+    worse = {**SIDES, "ours": side(60.0, 5.0, 15.0, 0.7)}
+    assert comparable(worse) == {"plain": False}
+    report = {"sides": worse, "rows": compare(worse), "comparable": comparable(worse), "backbone": "lite"}
+    assert any("not comparable" in line for line in plain_table(report))
+    assert not any("not comparable" in line for line in plain_table(report | {"comparable": {"plain": True}}))
+
+
+def step(gpu: int | None, precision: str, rate: float | None, phase: str = "phase1") -> dict[str, Any]:
+    return {
+        "device": "card" if gpu is not None else "processor", "gpu": gpu, "precision": precision, "phase": phase,
+        "batch_size": 8, "images_per_second": rate, "memory_bytes": None if rate is None else 5_000_000,
+        "memory_of": "", "joules_per_1000": None, "skipped": "" if rate else "no units",
+    }  # fmt: skip
+
+
+ROWS = with_ratios([step(None, "float32", 50.0), step(None, "mixed_float16", None), step(0, "float32", 400.0),
+                    step(0, "float32", 300.0, "phase2")])  # fmt: skip
+
+
+def test_a_device_is_compared_with_the_processors_in_float32_in_the_same_phase():
+    assert [row["ratio"] for row in ROWS] == [1.0, None, 8.0, None]  # phase 2 has nothing to be compared with
+    text = "\n".join(devices_table(ROWS))
+    assert "8.00x" in text
+    assert "processor, mixed_float16: skipped, no units" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "report"),
+    [
+        ("plain", {"sides": SIDES, "rows": compare(SIDES), "comparable": comparable(SIDES)}),
+        ("devices", {"rows": ROWS}),
+        ("monitor", {"rows": [{"share": 0.004, "without": 50.0, "with_often": 49.0}]}),
+        ("stages", {"rows": [{"backbone": "lite", "phase": "phase1", "stream": 90.0, "step": 40.0, "loop": 38.0}]}),
+    ],
+)
+def test_each_report_is_drawn(name: str, report: dict[str, Any]):
+    drawn = picture(name, report | {"backbone": "lite", "machine": {"processor": "one", "cores": 2}})
+    assert drawn is not None
+    with Image.open(io.BytesIO(drawn)) as image:
+        assert image.format == "PNG"
+        assert image.width > 1000
+        assert len(image.convert("L").getcolors()) > 20  # something stands on it
+
+
+def test_a_benchmark_that_draws_its_own_picture_is_left_alone():
+    assert picture("scaling", {"rows": []}) is None
+
+
+def test_a_column_is_as_wide_as_its_longest_text():
+    assert columns(["a", "b"], [["x", "1,000"], ["longer", "2"]]) == [
+        "a           b", "------  -----", "x       1,000", "longer      2",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="received one of 1 texts, expected 2"):
+        columns(["a", "b"], [["x"]])
+
+
+def test_the_pace_counts_from_behind_the_first_epoch():
+    clock = iter([10.0, 11.0, 12.0, 13.0, 13.0])
+    # two batches of the first epoch, then three of 8 images in three seconds
+    assert pace(iter([5, 5, 8, 8, 8, 8]), 2, 3.0, lambda: next(clock)) == 8.0
+
+
+class Card:
+    num_gpus = 1
+
+    def read(self, index: int) -> GpuReading:
+        return GpuReading(index=index, name="card", power_w=200.0)
+
+    def holders(self, index: int) -> list[Any]:  # noqa: ARG002
+        return []
+
+
+def test_energy_is_what_the_counters_have_risen_by_also_over_their_end(tmp_path: Path):
+    package = tmp_path / "intel-rapl:0"
+    part = tmp_path / "intel-rapl:0:0"
+    for folder in (package, part):
+        folder.mkdir()
+        (folder / "energy_uj").write_text("9000000")
+        (folder / "max_energy_range_uj").write_text("10000000")
+    with measured_energy(None, 0, tmp_path) as energy:
+        (package / "energy_uj").write_text("2000000")
+        (part / "energy_uj").write_text("9900000")  # is in the package's already
+    assert energy.joules == 3.0
+    with measured_energy(None, 0, tmp_path / "none") as unknown:
+        pass
+    assert unknown.joules is None
+
+
+def test_energy_of_a_card_is_its_power_over_the_time():
+    import time
+
+    with measured_energy(Card(), 0) as energy:
+        began = time.perf_counter()
+        time.sleep(0.15)
+        took = time.perf_counter() - began
+    assert energy.joules is not None
+    assert 200 * took <= energy.joules < 200 * took + 40
+
+
+def test_the_plain_side_is_given_the_same_rows_in_each_split(drawn_manifest: Manifest, tmp_path: Path):
+    link_splits(drawn_manifest, tmp_path)
+    table = drawn_manifest.table
+    for split in ("train", "validation", "test"):
+        links = list((tmp_path / split).glob("*/*"))
+        assert sorted(int(link.stem) for link in links) == sorted(drawn_manifest.rows(split).tolist())
+        for link in links:
+            row = int(link.stem)
+            assert drawn_manifest.class_names[int(link.parent.name)] == table["label"][row]
+            assert link.resolve() == Path(table["path"][row]).resolve()
+
+
+def test_images_that_plain_keras_cannot_read_are_named(drawn_manifest: Manifest, tmp_path: Path):
+    table = drawn_manifest.table.copy()
+    table.loc[3, "path"] = "/images/one.webp"
+    with pytest.raises(ConfigError, match=r"/images/one.webp and 1 images in all: plain Keras reads"):
+        link_splits(Manifest(table, drawn_manifest.class_names), tmp_path)
