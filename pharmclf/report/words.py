@@ -154,6 +154,12 @@ def shift(facts: SetFacts, test: SetFacts, decision: Decision | None) -> str:
         f"On “{facts.name}”, {count(scores.num_images, 'image')}, it is right on {with_interval(scores.accuracy)}"
         f"{_difference(facts.drop, images_of(test))}."
     )
+    there, here = scores.calibration_error, test.evaluation.calibration_error
+    if decision is not None and there.low > here.high:
+        text += (
+            f" Confidence and accuracy lie {_apart(there)} apart there, {number(here.value)} on {images_of(test)}: "
+            "a temperature fitted on images of one source does not hold for another."
+        )
     point = scores.answered
     if decision is None or point is None or point.error is None:
         return text

@@ -210,6 +210,13 @@ def test_a_difference_within_chance_is_no_fall():
     assert "no clear difference from the test images" in words.verdict(facts).shifts[0]
 
 
+def test_a_calibration_that_does_not_hold_elsewhere_is_told():
+    """Where confidence and accuracy lie farther apart than on the test images beyond chance, and only there."""
+    told = "a temperature fitted on images of one source does not hold for another."
+    assert told in words.verdict(make_facts(extra_mistakes=12)).shifts[0]
+    assert told not in words.verdict(make_facts(extra_mistakes=2)).shifts[0]
+
+
 def test_copies_in_several_splits_are_confessed(ordinary: str):
     """Where the list of the data set tears groups apart, the page claims nothing of leaks."""
     facts = make_facts()
