@@ -36,7 +36,7 @@ def _plain(report: Report) -> list[Panel]:
         if side not in row["ratios"]:
             return ""
         known = report["comparable"][side]
-        return f" · {row['ratios'][side]:.2f}x ours" + ("" if known else ", not comparable")
+        return f" · {row['ratios'][side]:.2f}x as long" + ("" if known else ", not comparable")
 
     whole, read = (next(row for what, row in by_what.items() if what.startswith(begin))
                    for begin in ("whole run, from", "input alone"))  # fmt: skip

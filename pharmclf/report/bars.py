@@ -47,7 +47,8 @@ def bars_png(title: str, subtitle: str, panels: Sequence[Panel]) -> bytes:
     if not panels or not all(panel.bars for panel in panels):
         raise ValueError(f"panels: received {len(panels)}, expected one or more with a bar or more each")
     with styled():
-        names = list(dict.fromkeys(name for panel in panels for bar in panel.bars for name in bar.parts))
+        bars = sorted((bar for panel in panels for bar in panel.bars), key=lambda bar: -len(bar.parts))
+        names = list(dict.fromkeys(name for bar in bars for name in bar.parts))  # in the order of the longest list
         top = 1.0 + (0.3 if names else 0.0)
         heights = [_HEAD + _BAR * len(panel.bars) + _FOOT for panel in panels]
         width, height = 11.0, top + sum(heights) + 0.15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from pharmclf.config import ConfigError, RunConfig, to_dict
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import check_storage, split_manifest, write_manifest
 from pharmclf.doctor.quick import quick_checks
+from pharmclf.hardware import HardwareMonitor, Setting
 from pharmclf.pipeline import describe_data
 from pharmclf.report import sweep_plots as plots
 from pharmclf.report.sweep import best_trial, importances, results_table, trial_frame
@@ -35,6 +37,7 @@ from pharmclf.tracking import SweepTracker, check_tracking
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.division import divide_resources
 from pharmclf.training.launch import connect
+from pharmclf.training.nodes import node_address
 
 SWEEP_FILE = "sweep.json"
 TABLE_FILE = "sweep.parquet"
@@ -122,10 +125,30 @@ class _Sweep:
         """Train the trials, then test the winner, and tell of it where the sweep is tracked."""
         self._write()
         tracker = SweepTracker(self.base, self.folder, self.record, lambda: lease.lost, self.say)
-        try:
-            return self._run(stop, lease, tracker)
-        finally:
-            tracker.close(self.record)
+        with contextlib.closing(self._hardware(lease)) as hardware:
+            try:
+                return self._run(stop, lease, tracker)
+            finally:
+                tracker.close(self.record)
+                if line := hardware.line():
+                    self.say(line)
+
+    def _hardware(self, lease: Lease) -> HardwareMonitor:
+        """Watches the node of the sweep's driver; on one machine that is where all trials are."""
+
+        def tell(kind: str, **values: Any) -> None:
+            if kind == "note":
+                self.say(values["text"])
+
+        remote, gpus = storage.is_remote(self.base.data), self.base.accelerator != "cpu"
+        return HardwareMonitor(
+            self.folder,
+            node=node_address(),
+            every_s=self.base.hardware_every_s,
+            tell=tell,
+            lost=lambda: lease.lost,
+            setting=Setting(remote_data=remote, wants_gpus=gpus),
+        )
 
     def _run(self, stop: StopSignal, lease: Lease, tracker: SweepTracker) -> int:
         def stop_requested() -> bool:
@@ -226,7 +249,8 @@ class _Sweep:
             folder = finish_winner(trial, self.manifest, workers, self.say)
         result = storage.read_json(storage.join(folder, "result.json"))
         self._write(state="complete", winner=trial.number, winner_folder=folder, result=result)
-        pictures = ", ".join(["trial_curves.png", "parameters.png", "parallel_coordinates.png", "importance.png"])
+        drawn = ["trial_curves.png", "parameters.png", "parallel_coordinates.png"]
+        pictures = ", ".join([*drawn, *(["importance.png"] if self.record.get("importances") else [])])
         self.say(f"in {self.folder}: {TABLE_FILE}, {pictures}; the model in {folder}/model")
         return EXIT_OK
 

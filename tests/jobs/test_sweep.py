@@ -137,6 +137,9 @@ def test_killed_drivers_dead_workers_and_diverging_trials_do_not_end_a_sweep(dra
     for picture in ("trial_curves", "parameters", "parallel_coordinates"):
         assert (home / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
 
+    assert list(home.glob("hardware/*.jsonl")), "nothing was read of the machine"
+    assert "hardware: " in output
+
     again = finish(*flags)
     assert again.returncode == 0
     assert "complete already" in again.stdout
