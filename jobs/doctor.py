@@ -11,7 +11,9 @@ Exit code: 0 training can start, perhaps with warnings; 1 it would fail; 2 bad f
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 
 from pharmclf.cli import parse_config, run_job, take_switch
@@ -28,8 +30,10 @@ def main() -> int:
         if not as_json:
             print(section_text(section), flush=True)
 
-    sections = examine_all(config, show)
-    print(json.dumps(to_plain(sections), indent=2) if as_json else verdict(sections), flush=True)
+    out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr if as_json else out):  # Ray prints there when a node is lost
+        sections = examine_all(config, show)
+        print(json.dumps(to_plain(sections), indent=2) if as_json else verdict(sections), file=out, flush=True)
     return exit_code(sections)
 
 
