@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from pharmclf.config import ConfigError, RunConfig, load_yaml
+from pharmclf.config import AUTO, ConfigError, RunConfig, load_yaml
 from pharmclf.progress import progress_lines
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
@@ -65,13 +65,30 @@ def _base(description: str, default: Path, arguments: Sequence[str] | None) -> t
     """The configuration of `--config`, the text for `--help`, and the arguments that are left."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
+    finder.add_argument("--batch-size", "--batch_size")  # a number, or a word that stands for another setting
     finder.add_argument("--extra-test", action="append", nargs="+")  # tyro lets a later one replace those before
     known, rest = finder.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
     about = help_text(f"{description}\n--config FILE: a YAML file of these settings; flags stand over it.")
     base = load_yaml(known.config or default)
+    if known.batch_size is not None:
+        base = _with_batch_size(base, known.batch_size)
     if known.extra_test:
         base = dataclasses.replace(base, extra_test=tuple(itertools.chain(*known.extra_test)))
     return base, about, rest
+
+
+def _with_batch_size(base: RunConfig, text: str) -> RunConfig:
+    if text == AUTO:
+        return dataclasses.replace(base, microbatch=AUTO)
+    try:
+        return dataclasses.replace(base, batch_size=int(text))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(
+            f"--batch-size: received {text!r}, expected a number of images, or auto. auto leaves the global batch as "
+            "it is, and finds how much of it a device computes at once"
+        ) from error
 
 
 def help_text(description: str | None) -> str:

@@ -283,6 +283,7 @@ def training_job(
     """
     manifest = manifest or prepare(config, folder)
     labels = {name: number for number, name in enumerate(manifest.class_names)}
+    rows = config.microbatch_rows or 0  # one that is found comes later
     table = manifest.table
     return TrainingJob(
         config=config,
@@ -293,6 +294,7 @@ def training_job(
         train_rows=manifest.rows("train"),
         validation_rows=manifest.rows("validation"),
         fingerprints=fingerprints or fingerprints_of(config, manifest),
+        microbatches={phase.name: rows for phase in phases_of(config)} if rows else {},
     )
 
 

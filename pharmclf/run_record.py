@@ -38,6 +38,7 @@ _FREE = (
     "tensorboard",
     "mlflow",
     "xla",
+    "microbatch",
     "data",
     "weights",
 )

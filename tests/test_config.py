@@ -36,6 +36,7 @@ TRAPS = ["yes", "off", "null", "~", "007", "1e-3", "1_000", "2024-01-01", "12:30
 SHAPED: dict[str, st.SearchStrategy[Any]] = {
     "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True) | st.just(""),
     "workers": st.sampled_from(["0", "1", "2", "1-4", "16"]),
+    "microbatch": st.sampled_from(["whole", "auto", "1", "16"]),
     "wait_for_nodes": st.sampled_from(["0", "90s", "10m", "1.5h"]),
     "max_bad": st.sampled_from(["0", "1", "1%", "0.01", "99.5 %"]),
     "activations": st.sampled_from(["auto", "never"]),  # always goes with some values of augment.views only

@@ -116,7 +116,8 @@ class _Phase:
         def step(group: Workers, networks: _Networks, batch_size: int) -> _Step:
             config = replace(plan.job.config, batch_size=batch_size)
             backbone, head = networks
-            model = PhaseModel(config, group, backbone, head, phase.unfreeze_blocks, precision)
+            microbatch = plan.job.microbatches.get(phase.name, 0)
+            model = PhaseModel(config, group, backbone, head, phase.unfreeze_blocks, precision, microbatch=microbatch)
             traced = _Step(model, noise_batch(config, -(-batch_size // group.world)), tf.constant(0.0))
             traced()
             return traced

@@ -11,7 +11,7 @@ import numpy as np
 
 from pharmclf import storage
 from pharmclf.cli import Say
-from pharmclf.config import ConfigError, PhaseConfig, RunConfig, StoppingConfig
+from pharmclf.config import ConfigError, PhaseConfig, RunConfig, StoppingConfig, refuse_auto
 from pharmclf.data.plan import PhasePlan
 from pharmclf.data.stream import load_images, plan_batches
 from pharmclf.model.device import device_name, gpu_capability, precision_for, prepare_device
@@ -72,8 +72,9 @@ def benchmark_job(config: RunConfig, folder: str) -> TrainingJob:
     """A job that trains in this process until it is stopped, in whole batches; Ray and the device are made ready.
 
     Raises:
-        ConfigError: fewer training images than a batch.
+        ConfigError: fewer training images than a batch, or a micro-batch that is to be found.
     """
+    refuse_auto(config.microbatch, "the benchmark")
     connect(allow_open=config.allow_open_cluster)
     epochs = PhaseConfig(epochs=_PLANNED_EPOCHS, learning_rate=1e-5)
     never = StoppingConfig(early_patience=0, plateau_patience=0)
@@ -136,7 +137,8 @@ def _step_rate(job: TrainingJob, phase: Phase) -> float:
     workers = distributed.alone()
     precision = precision_for(job.config.precision, gpu_capability())
     networks = loop.build_networks(job, workers, precision)
-    model = PhaseModel(job.config, workers, *networks, phase.unfreeze_blocks, precision)
+    microbatch = job.microbatches.get(phase.name, 0)
+    model = PhaseModel(job.config, workers, *networks, phase.unfreeze_blocks, precision, microbatch=microbatch)
     batches = device_batches(job, phase, _plan(job, phase, 1), 0)
     batch = next(batches)
     batches.close()

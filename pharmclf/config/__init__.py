@@ -1,12 +1,15 @@
 """The configuration of one run."""
 
 from pharmclf.config.parsing import (
+    AUTO,
     ConfigError,
     has_credentials,
     parse_data_sets,
     parse_duration,
+    parse_microbatch,
     parse_share,
     parse_workers,
+    refuse_auto,
     refuse_credentials,
 )
 from pharmclf.config.schema import (
@@ -24,7 +27,8 @@ from pharmclf.config.schema import (
 from pharmclf.config.text import from_dict, load_yaml, to_dict, to_yaml
 
 __all__ = [
-    "DEMO", "AugmentConfig", "BackboneName", "ConfigError", "DemoConfig", "HeadConfig", "OptimizerConfig",
+    "AUTO", "DEMO", "AugmentConfig", "BackboneName", "ConfigError", "DemoConfig", "HeadConfig", "OptimizerConfig",
     "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "from_dict", "has_credentials", "load_yaml",
-    "parse_data_sets", "parse_duration", "parse_share", "parse_workers", "refuse_credentials", "to_dict", "to_yaml",
+    "parse_data_sets", "parse_duration", "parse_microbatch", "parse_share", "parse_workers", "refuse_auto",
+    "refuse_credentials", "to_dict", "to_yaml",
 ]  # fmt: skip

@@ -11,6 +11,8 @@ class ConfigError(ValueError):
     """Bad input: what was received, what was expected, and how to mend it. Jobs turn it into exit code 2."""
 
 
+AUTO, WHOLE = "auto", "whole"
+"""Words for a micro-batch: found by trying; a worker's whole share."""
 _SPLIT_NAMES = ("train", "validation", "test")
 
 
@@ -44,6 +46,38 @@ def parse_workers(text: str) -> tuple[int, int]:
         f"workers: received {text!r}, expected N, MIN-MAX or 0. "
         "Write 2 for two workers, 1-4 for as many as there are, 0 to train in this process"
     )
+
+
+def parse_microbatch(text: str) -> int | None:
+    """Read a number of rows: "whole" -> 0, "16" -> 16, "auto" -> None.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if text in (AUTO, WHOLE):
+        return None if text == AUTO else 0
+    if re.fullmatch(r"[1-9]\d{0,4}", text):
+        return int(text)
+    raise ConfigError(
+        f"microbatch: received {text!r}, expected whole, auto or a number of images from 1 to 99999. "
+        "Write 16 for at most 16 images on a device at once, auto to have the number found"
+    )
+
+
+def refuse_auto(microbatch: str, who: str) -> None:
+    """Refuse what only a run finds out.
+
+    Args:
+        microbatch: as in RunConfig.
+        who: cannot find it out.
+
+    Raises:
+        ConfigError: it would have to be found.
+    """
+    if microbatch == AUTO:
+        raise ConfigError(
+            f"microbatch: received auto, but {who} does not try what fits. Give --microbatch N, as a run has found it"
+        )
 
 
 def parse_duration(text: str) -> float:

@@ -12,6 +12,7 @@ from pharmclf.config.parsing import (
     has_credentials,
     parse_data_sets,
     parse_duration,
+    parse_microbatch,
     parse_share,
     parse_workers,
     refuse_credentials,
@@ -145,7 +146,10 @@ class RunConfig:
     image_size: int = 224
     """Side of the square that images are resized to, in pixels."""
     batch_size: int = 64
-    """Global batch, whatever the number of workers."""
+    """Global batch, whatever the number of workers. auto: it stays what it is, and microbatch is auto."""
+    microbatch: str = "whole"
+    """N: most images that a device computes at once, with the steps of the whole batch; whole: a worker's share of the
+    batch; auto: the most that fit, found by trying before the start."""
     unfreeze_blocks: int = 2
     """Blocks of the backbone, counted from the top, that phase 2 trains."""
     max_bad: str = "20%"
@@ -232,6 +236,11 @@ class RunConfig:
         return parse_duration(self.wait_for_nodes)
 
     @property
+    def microbatch_rows(self) -> int | None:
+        """`microbatch` as a number; 0: a worker's whole share; None: to be found."""
+        return parse_microbatch(self.microbatch)
+
+    @property
     def views(self) -> int:
         """Different pictures of a training row; 0: one per epoch. Without augmentation there is but one."""
         return self.augment.views if self.augment.moves_pixels else 1
@@ -246,6 +255,7 @@ def _check(config: RunConfig) -> None:
         )
     parse_data_sets(config.extra_test)
     parse_workers(config.workers)
+    parse_microbatch(config.microbatch)
     parse_duration(config.wait_for_nodes)
     if config.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
         raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from pharmclf.config.parsing import ConfigError
+from pharmclf.config.parsing import AUTO, ConfigError
 from pharmclf.config.schema import RunConfig
 
 
@@ -37,6 +37,14 @@ def from_dict(mapping: dict[str, Any], *, source: str = "config") -> RunConfig:
     Raises:
         ConfigError: an unknown key (the nearest known one is named) or a value of a wrong type.
     """
+    if isinstance(mapping, dict) and isinstance(size := mapping.get("batch_size"), str):
+        if size != AUTO:
+            raise ConfigError(
+                f"{source}: batch_size: received {size!r}, expected a number of images, or auto. "
+                "auto leaves the global batch as it is, and finds how much of it a device computes at once"
+            )
+        rest = {key: value for key, value in mapping.items() if key != "batch_size"}
+        mapping = {"microbatch": AUTO} | rest
     return _build(RunConfig, mapping, source, "")
 
 

@@ -14,7 +14,7 @@ from pharmclf import storage
 from pharmclf.activations import compute
 from pharmclf.activations.provide import Interrupted
 from pharmclf.cli import EXIT_OK, Say, StopSignal, scan_progress
-from pharmclf.config import ConfigError, RunConfig, to_dict
+from pharmclf.config import ConfigError, RunConfig, refuse_auto, to_dict
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import check_storage, split_manifest, write_manifest
 from pharmclf.doctor.quick import quick_checks
@@ -66,6 +66,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say) ->
         StorageUnavailable: the storage did not answer; the same command goes on.
         SweepFailed: every trial failed.
     """
+    refuse_auto(base.microbatch, "a sweep")
     base = _as_trial(with_weights_found(base), options)
     folder = storage.join(storage.absolute(base.storage), base.name)
     check_storage(base)

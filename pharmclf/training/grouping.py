@@ -15,7 +15,7 @@ FREE = (
     # where and how a run goes on, which no number depends on
     "name", "storage", "workers", "failures", "activations", "checkpoint_every_s", "keep_checkpoints",
     "wait_for_nodes", "hang_after_s", "allow_open_cluster", "skip_checks", "hardware_every_s", "extra_test",
-    "max_error", "tensorboard", "mlflow",
+    "max_error", "tensorboard", "mlflow", "microbatch",
     # 0 wherever phase 2 is trained; without it, it says nothing
     "unfreeze_blocks",
 )  # fmt: skip

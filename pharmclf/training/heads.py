@@ -42,7 +42,8 @@ def train_heads(
 
     Checkpoints are written at the end of a phase, every `checkpoint_every_s` at the end of an epoch, and at a stop:
     where the member stands, and before that its best epoch. Models are not exported: `loop.train` on a finished
-    member's folder does that from its last checkpoint, and trains nothing.
+    member's folder does that from its last checkpoint, and trains nothing. Each batch of features is computed at once,
+    whatever `microbatch` says: it is small beside one of images.
 
     Args:
         job: of the first member, with kept pooled features for each phase. Rows, labels and features go for all.

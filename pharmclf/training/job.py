@@ -48,6 +48,8 @@ class TrainingJob:
     """What a checkpoint must agree with to be resumed."""
     activations: Mapping[str, Activations] = field(default_factory=dict)
     """By name of the phase that trains on them; the others stream the images."""
+    microbatches: Mapping[str, int] = field(default_factory=dict)
+    """Most rows that a device computes at once, by name of the phase; where there is none, its whole share."""
     stream_cpus: float = 1.0
     """CPUs that each worker's pipeline may use at a time."""
     saves_models: bool = True

@@ -111,8 +111,10 @@ def _train_phases(run: _Run) -> dict[str, Any]:
     for phase in phases_of(config):
         if phase.number < position.phase:
             continue
-        cached = phase.name in job.activations
-        model = PhaseModel(config, workers, backbone, head, phase.unfreeze_blocks, precision, cached=cached)
+        cached, microbatch = phase.name in job.activations, job.microbatches.get(phase.name, 0)
+        model = PhaseModel(
+            config, workers, backbone, head, phase.unfreeze_blocks, precision, cached=cached, microbatch=microbatch
+        )
         start = Position(phase.number, 0, 0)
         if found is not None and phase.number == position.phase:
             start = position

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from pharmclf.data.augment import apply_transforms
 from pharmclf.model.cut import cut_backbone
 from pharmclf.model.head import apply_head, dropout_shapes
 from pharmclf.training.distributed import Workers
+from pharmclf.training.fitting import even_piece
+from pharmclf.training.pieces import summed_over_pieces
 
 _INITIAL_LOSS_SCALE = 2.0**15
 _LOSS_SCALE_GROWTH_STEPS = 2000  # finite steps after which the loss scale doubles
@@ -66,6 +68,7 @@ class PhaseModel:
         precision: str,
         *,
         cached: bool = False,
+        microbatch: int = 0,
     ) -> None:
         """Build the phase in the strategy's scope. (all ranks)
 
@@ -75,7 +78,10 @@ class PhaseModel:
             depth: blocks of the backbone that are trained.
             precision: float32, mixed_float16 or mixed_bfloat16.
             cached: batches hold what the frozen part gives, not images.
+            microbatch: most rows that a device computes at once; 0: its whole share. No step depends on it, but for
+                rounding: no row depends on another one, and sums are divided by the count of the global batch.
         """
+        self.microbatch = microbatch
         self.config, self.workers, self.head = config, workers, head
         cut = cut_backbone(backbone, depth)
         self.cached = cached
@@ -129,11 +135,17 @@ class PhaseModel:
         return sums
 
     def _replica_gradients(self, batch: Batch, stop_vote: Any) -> tuple[list[Any], Any]:
-        inputs = tf.cast(batch.inputs, tf.float32)
-        if not self.cached:  # kept activations are of moved pictures
-            inputs = apply_transforms(inputs, batch.transforms, self.config.augment.fill)
         scale = 1.0 if self.loss_scale is None else self.loss_scale
-        *gradients, loss_sum, correct = self._gradients(inputs, batch, self._dropout_masks(batch.ordinal), scale)
+
+        def of_rows(rows: Batch, keep: list[Any]) -> list[Any]:
+            inputs = tf.cast(rows.inputs, tf.float32)
+            if not self.cached:  # kept activations are of moved pictures
+                inputs = apply_transforms(inputs, rows.transforms, self.config.augment.fill)
+            return self._gradients(inputs, rows, keep, scale)
+
+        shapes = [*(variable.shape for variable in self.trained), (), ()]
+        masks = self._dropout_masks(batch.ordinal)
+        *gradients, loss_sum, correct = self._over_pieces(of_rows, batch, masks, shapes)
         *gradients, sums = self.workers.sum([*gradients, tf.stack([loss_sum, correct, stop_vote])])
         return gradients, sums
 
@@ -170,11 +182,28 @@ class PhaseModel:
         return self.workers.run(self._replica_validation, batch)
 
     def _replica_validation(self, batch: Batch) -> Any:
-        x = tf.cast(batch.inputs, tf.float32)
-        for part in (self.prefix, self.suffix, self.head):
-            x = x if part is None else part(x, training=False)
-        losses, correct = losses_and_hits(x, batch, self.smoothing)
-        return self.workers.sum([tf.stack([tf.reduce_sum(losses * batch.weights), correct, 0.0])])[0]
+        def of_rows(rows: Batch, _: list[Any]) -> list[Any]:
+            x = tf.cast(rows.inputs, tf.float32)
+            for part in (self.prefix, self.suffix, self.head):
+                x = x if part is None else part(x, training=False)
+            losses, correct = losses_and_hits(x, rows, self.smoothing)
+            return [tf.reduce_sum(losses * rows.weights), correct]
+
+        loss_sum, correct = self._over_pieces(of_rows, batch, [], [(), ()])
+        return self.workers.sum([tf.stack([loss_sum, correct, 0.0])])[0]
+
+    def _over_pieces(
+        self, of_rows: Callable[[Batch, list[Any]], list[Any]], batch: Batch, keep: list[Any], shapes: list[Any]
+    ) -> list[Any]:
+        """What `of_rows` gives for a batch and its dropout masks, or the sums of what it gives for its pieces."""
+        rows = batch.mask.shape[0]
+        piece = even_piece(rows, self.microbatch)
+        if piece == rows:
+            return of_rows(batch, keep)
+        of_each_row, of_all = batch[:5], batch[5:]
+        return summed_over_pieces(
+            lambda part: of_rows(Batch(*part[0], *of_all), part[1]), (of_each_row, keep), piece, shapes
+        )
 
     # ------------------------------------------------------------ checkpoints
 

@@ -23,7 +23,7 @@ FREE = {  # what comes behind the frozen part, and where and how the run goes on
     "checkpoint_every_s": 1.0, "keep_checkpoints": 5, "activations": "never", "failures": 2,
     "accelerator": "cpu", "wait_for_nodes": "1m", "hang_after_s": 9.0,
     "allow_open_cluster": True, "skip_checks": True, "hardware_every_s": 0.0, "extra_test": ["x=y"], "max_error": "2%",
-    "tensorboard": False, "mlflow": "http://127.0.0.1:1", "head.dense": [8], "head.dropout": 0.1,
+    "microbatch": "3", "tensorboard": False, "mlflow": "http://127.0.0.1:1", "head.dense": [8], "head.dropout": 0.1,
     "phase1.epochs": 3, "phase1.learning_rate": 0.1, "phase1.schedule": "cosine", "phase1.warmup": 0.3,
     "phase2.epochs": 3, "phase2.learning_rate": 0.1, "phase2.schedule": "cosine", "phase2.warmup": 0.3,
     "stopping.early_patience": 1, "stopping.plateau_patience": 1, "stopping.plateau_factor": 0.1,

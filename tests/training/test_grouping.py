@@ -23,7 +23,7 @@ OWN = {  # in which members of a group may differ
     "storage": "elsewhere", "name": "other", "workers": "2", "checkpoint_every_s": 1.0, "keep_checkpoints": 5,
     "activations": "always", "failures": 2, "wait_for_nodes": "1m", "hang_after_s": 9.0,
     "allow_open_cluster": True, "skip_checks": True, "hardware_every_s": 0.0, "extra_test": ["x=y"], "max_error": "2%",
-    "tensorboard": False, "mlflow": "http://127.0.0.1:1", "unfreeze_blocks": 3, "head.dropout": 0.1,
+    "microbatch": "3", "tensorboard": False, "mlflow": "http://127.0.0.1:1", "unfreeze_blocks": 3, "head.dropout": 0.1,
     "phase1.learning_rate": 0.1, "phase1.schedule": "cosine", "phase1.warmup": 0.3,
     "phase2.learning_rate": 0.1, "phase2.schedule": "cosine", "phase2.warmup": 0.3,
     "stopping.early_patience": 1, "stopping.plateau_patience": 1, "stopping.plateau_factor": 0.1,

@@ -1,0 +1,125 @@
+"""How many rows a device computes at once: the search for the most that fit, and the pieces of a share; pure."""
+
+from __future__ import annotations
+
+import re
+import signal
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping
+
+MARGIN = 0.1
+"""A try computes this share more rows than it stands for."""
+CPU_SHARE = 0.8
+"""Of the free memory of a machine without a GPU, what its workers may take together; images are read there too."""
+_CAP_ROWS = 1024
+_CAP_BATCHES = 4
+_MEMORY = re.compile(
+    r"out.of.memory|\boom\b|resource.?exhausted|bad_alloc|cannot allocate memory|failed to (re)?alloc|alloc_failed"
+    r"|could not allocate|unable to allocate|memory allocation",
+    re.IGNORECASE,
+)
+
+
+class FittingFailed(RuntimeError):
+    """What fits could not be found out, and not for want of memory."""
+
+
+def even_piece(rows: int, most: int) -> int:
+    """Rows of each piece where a share is divided into as few pieces of at most so many rows as it takes.
+
+    Args:
+        rows: of the share.
+        most: rows of a piece; 0: no bound.
+    """
+    return -(-rows // -(-rows // most)) if 0 < most < rows else rows
+
+
+def with_margin(rows: int) -> int:
+    """Rows that a try computes for its claim that so many fit."""
+    return rows + -(-rows * round(MARGIN * 100) // 100)
+
+
+def cap_of(share: int, batch_size: int, *, gpu: bool) -> int:
+    """The most rows that are tried: a GPU's limit is worth knowing beyond its share, a processor's is not."""
+    return max(share, min(_CAP_BATCHES * batch_size, _CAP_ROWS)) if gpu else share
+
+
+def sizes_to_try(share: int, cap: int) -> list[int]:
+    """Sizes of which one is the answer, rising: below the share those that divide it evenly, above it its quarters."""
+    below = {-(-share // pieces) for pieces in range(1, share + 1)}
+    above = set(range(share, cap + 1, -(-share // 4)))
+    return sorted(below | above)
+
+
+def largest_fitting(share: int, cap: int, fits: Callable[[int], bool]) -> int:
+    """The largest of `sizes_to_try` that fits, found by doubling or halving from the share on, then by bisection.
+
+    Where the share itself does not fit, no number of rows that does fit makes fewer pieces of it.
+
+    Args:
+        share: rows of one worker, 1 or more; they are tried first.
+        cap: the most rows that are tried.
+        fits: tries a size; whatever is smaller than one that fits is taken to fit too.
+
+    Returns:
+        A size that was tried and fits; 0: not even one row does.
+    """
+    sizes = sizes_to_try(share, cap)
+    low, high = -1, len(sizes)  # places of what fits, and of what does not
+    place = bisect_left(sizes, share)
+    while low < place < high:
+        if fits(sizes[place]):
+            low = place
+            if high == len(sizes):
+                place = max(low + 1, bisect_right(sizes, 2 * sizes[low]) - 1)
+        else:
+            high = place
+            if low < 0:
+                place = min(high - 1, bisect_left(sizes, -(-sizes[high] // 2)))
+    while high - low > 1:
+        place = (low + high) // 2
+        low, high = (place, high) if fits(sizes[place]) else (low, place)
+    return sizes[low] if low >= 0 else 0
+
+
+def fitting_line(phase: str, rows: int, share: int, cap: int) -> str:
+    """What was found for a phase, in a line for the console.
+
+    Args:
+        phase: its name.
+        rows: the most that fit.
+        share: rows of one worker.
+        cap: the most that were tried.
+    """
+    if rows < share:
+        piece = even_piece(share, rows)
+        pieces = f"{-(-share // piece)} pieces of {piece}"
+        return f"{phase}: of {share} images a device holds {rows} at once: computed in {pieces}, the same steps"
+    more = ""
+    if rows > share:
+        more = f"; the device could take {rows}" + (" or more" if rows >= cap - cap // 8 else "")
+    return f"{phase}: {share} images fit the device at once{more}"
+
+
+def tells_of_memory(text: str) -> bool:
+    """Whether an error says that memory ran out."""
+    return _MEMORY.search(text) is not None
+
+
+def judge_death(code: int, errors: str) -> str:
+    """Why a process that tried died: "" for want of memory; else what is known of it.
+
+    Args:
+        code: that it ended with; -N: signal N.
+        errors: what it wrote to standard error.
+    """
+    if code == -signal.SIGKILL or tells_of_memory(errors):  # the kernel kills whom it lacks the memory for
+        return ""
+    said = [line.strip() for line in errors.splitlines() if line.strip()]
+    reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"{reason}: {said[-1]}" if said else reason
+
+
+def fewest(found: list[Mapping[str, int]]) -> dict[str, int]:
+    """The most rows of each phase that fit on every node."""
+    return {phase: min(rows[phase] for rows in found) for phase in found[0]}

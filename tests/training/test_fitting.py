@@ -1,0 +1,150 @@
+"""The search for what fits: over all limits, shares and caps; and what is read of a process that died."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pharmclf.training.fitting import (
+    MARGIN,
+    cap_of,
+    even_piece,
+    fewest,
+    fitting_line,
+    judge_death,
+    largest_fitting,
+    sizes_to_try,
+    tells_of_memory,
+    with_margin,
+)
+
+shares = st.integers(1, 300) | st.integers(1, 65536)
+
+
+def search(share: int, cap: int, limit: int) -> tuple[int, list[int]]:
+    tried: list[int] = []
+
+    def fits(rows: int) -> bool:
+        tried.append(rows)
+        return rows <= limit
+
+    return largest_fitting(share, cap, fits), tried
+
+
+@given(shares, st.integers(0, 3000), st.data())
+def test_what_is_found_was_tried_and_fits(share: int, beyond: int, data: st.DataObject):
+    """No size comes out that did not fit when it was tried, and none is tried twice or above the cap."""
+    limit = data.draw(st.integers(0, share + beyond + 10))
+    found, tried = search(share, share + beyond, limit)
+    assert found <= limit
+    assert found in tried or found == 0
+    assert len(tried) == len(set(tried))
+    assert max(tried) <= share + beyond
+    assert tried[0] == share
+
+
+@given(shares, st.data())
+def test_no_other_number_of_rows_that_fits_makes_fewer_pieces(share: int, data: st.DataObject):
+    """Below its share a device is given as few pieces as any piece that fits would make; 0 only where none fits."""
+    limit = data.draw(st.integers(0, share))
+    found, _ = search(share, share, limit)
+    if limit == 0:
+        assert found == 0
+    else:
+        assert math.ceil(share / found) == math.ceil(share / limit)
+
+
+@given(st.integers(1, 500), st.integers(0, 3000), st.data())
+def test_above_the_share_the_limit_is_known_to_a_quarter_of_it(share: int, beyond: int, data: st.DataObject):
+    """What a device could take is at least four fifths of what it can, or the largest size below the cap."""
+    cap = share + beyond
+    limit = data.draw(st.integers(share, cap + 10))
+    found, _ = search(share, cap, limit)
+    assert found == max(size for size in sizes_to_try(share, cap) if size <= limit)
+    assert found + math.ceil(share / 4) > min(limit, cap)
+
+
+@given(shares, st.integers(0, 3000), st.data())
+def test_the_tries_are_few(share: int, beyond: int, data: st.DataObject):
+    """Their number grows with the logarithm of the largest size."""
+    limit = data.draw(st.integers(0, share + beyond))
+    _, tried = search(share, share + beyond, limit)
+    assert len(tried) <= 2 + 2 * math.log2(share + beyond + 1)
+
+
+def test_an_ordinary_batch_takes_at_most_seven_tries():
+    """64 rows on one device, whatever its limit."""
+    assert max(len(search(64, 64, limit)[1]) for limit in range(65)) == 7
+    assert search(64, 64, 64)[1] == [64]
+    assert search(64, 256, 200) == (192, [64, 128, 256, 192, 224, 208])
+
+
+@given(st.integers(1, 5000), st.integers(0, 6000))
+def test_pieces_are_even_and_no_larger_than_allowed(rows: int, most: int):
+    """As few pieces as there can be, with less padding than there are pieces."""
+    piece = even_piece(rows, most)
+    pieces = math.ceil(rows / piece)
+    if most == 0 or most >= rows:
+        assert piece == rows
+    else:
+        assert piece <= most
+        assert pieces <= math.ceil(rows / most)
+        assert pieces * piece - rows < pieces
+
+
+@given(st.integers(1, 70000))
+def test_a_try_computes_a_tenth_more(rows: int):
+    """Rounded up, so that one row is tried with two."""
+    assert rows * (1 + MARGIN) <= with_margin(rows) + 1e-6 < rows * (1 + MARGIN) + 1
+
+
+def test_only_a_gpu_is_asked_what_it_could_take():
+    """Up to four global batches, within bounds; a processor's share is tried and no more."""
+    assert cap_of(64, 64, gpu=True) == 256
+    assert cap_of(128, 512, gpu=True) == 1024
+    assert cap_of(2000, 2000, gpu=True) == 2000
+    assert cap_of(64, 64, gpu=False) == 64
+
+
+def test_what_is_found_is_said_in_one_line():
+    """The whole share, the whole share and more, and pieces."""
+    assert fitting_line("phase1", 64, 64, 64) == "phase1: 64 images fit the device at once"
+    assert fitting_line("phase1", 192, 64, 256).endswith("at once; the device could take 192")
+    assert fitting_line("phase1", 256, 64, 256).endswith("the device could take 256 or more")
+    line = "phase2: of 64 images a device holds 22 at once: computed in 3 pieces of 22, the same steps"
+    assert fitting_line("phase2", 22, 64, 64) == line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "OOM when allocating tensor with shape[64,112,112,64] and type float on /job:localhost/GPU:0",
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes",
+        "failed to allocate 2.00GiB from device: CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "OSError: [Errno 12] Cannot allocate memory",
+    ],
+)
+def test_errors_of_memory_are_known(text: str):
+    """In the words of TensorFlow, of CUDA, of cuDNN, of C++ and of the system."""
+    assert tells_of_memory(text)
+    assert judge_death(-6, text) == ""
+
+
+def test_other_deaths_are_told():
+    """A process that the kernel killed lacked memory; another signal or code is an error, with its last words."""
+    assert judge_death(-9, "") == ""
+    assert judge_death(-11, "") == "signal SIGSEGV"
+    assert judge_death(1, "Traceback\nModuleNotFoundError: No module named 'x'\n\n") == (
+        "exit code 1: ModuleNotFoundError: No module named 'x'"
+    )
+    assert not tells_of_memory("the room is zoomed, and the loom is broken")
+
+
+def test_of_several_nodes_the_smallest_decides():
+    """For each phase by itself."""
+    assert fewest([{"phase1": 64, "phase2": 16}, {"phase1": 32, "phase2": 22}]) == {"phase1": 32, "phase2": 16}
