@@ -43,6 +43,7 @@ from pharmclf.storage.lease import Lease
 from pharmclf.telemetry import Telemetry
 from pharmclf.tracking import Tracker, check_tracking, track_complete
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
+from pharmclf.training.fit_nodes import microbatches_for
 from pharmclf.training.job import Observer, TrainingJob
 from pharmclf.training.launch import connect, launch
 from pharmclf.training.nodes import node_address
@@ -98,7 +99,7 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
         with only_writer(folder) as lease:
             write_manifest(manifest, folder)
             before = record["seconds"] if record else 0.0
-            earlier = record.get("activations") if record else None
+            earlier, fitted = (record or {}).get("activations"), (record or {}).get("microbatch")
             record = {"name": config.run_name, "settings": settings, "config": to_dict(config)}
             record |= {
                 "fingerprints": expected,
@@ -133,7 +134,11 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
                     console = _Console(stop, lease, (board, tracker, hardware), say)
                     job = training_job(config, folder, manifest)
                     job = dataclasses.replace(job, hardware_every_s=config.hardware_every_s)
-                    outcome = train_on_activations(job, manifest, console, record, earlier)
+                    outcome, fitted = {"status": "stopped"}, microbatches_for(job, console, fitted)
+                    if fitted is not None:
+                        record["microbatch"] = fitted
+                        job = dataclasses.replace(job, microbatches=fitted["rows"])
+                        outcome = train_on_activations(job, manifest, console, record, earlier)
                     done = outcome["status"] == "complete"
                     record["state"] = "trained" if done else "interrupted"
                     if done:

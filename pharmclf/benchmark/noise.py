@@ -10,28 +10,13 @@ import pyarrow as pa
 import tensorflow as tf
 
 from pharmclf.config import RunConfig
-from pharmclf.data.augment import projective_transforms
 from pharmclf.training import distributed, loop
 from pharmclf.training.job import TrainingJob
+from pharmclf.training.noise import noise_batch
 from pharmclf.training.phases import Phase
 from pharmclf.training.step import Batch, PhaseModel
 
 _CLASSES = 10
-
-
-def noise_batch(config: RunConfig, images: int) -> Batch:
-    """A batch of one worker, on the device."""
-    side, rows = config.image_size, np.arange(images)
-    pixels = np.random.default_rng(0).integers(0, 256, (images, side, side, 3), np.uint8)
-    return Batch(
-        tf.constant(pixels),
-        tf.constant(projective_transforms(config.augment, side, config.seed, 0, rows)),
-        tf.zeros(images, tf.int64),
-        tf.ones(images),
-        tf.ones(images),
-        tf.constant(float(config.batch_size)),
-        tf.constant(0, tf.int64),
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pharmclf.benchmark.noise import noise_batch
 from pharmclf.data.plan import PhasePlan
 from pharmclf.model.device import device_name, gpu_capability, precision_for
 from pharmclf.training import distributed, loop
 from pharmclf.training.batches import device_batches
 from pharmclf.training.distributed import Workers
 from pharmclf.training.job import TrainingJob
+from pharmclf.training.noise import noise_batch
 from pharmclf.training.phases import Phase, phases_of
 from pharmclf.training.step import Batch, PhaseModel
 

@@ -5,7 +5,13 @@ TensorFlow is imported where it is needed, so that a precision can be chosen wit
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
+
+from pharmclf.config import ConfigError
+
+MEMORY_VARIABLE = "PHARMCLF_DEVICE_MEMORY_MB"
 
 # compute capability from which a GPU has fast units for a type
 _BFLOAT16_CAPABILITY = (8, 0)
@@ -50,8 +56,22 @@ def driver_capability() -> tuple[int, int] | None:
         return gpu_capability()
 
 
+def memory_limit_mb() -> int:
+    """Megabytes of a device's memory that a process may use, as PHARMCLF_DEVICE_MEMORY_MB says; 0: what there is.
+
+    Raises:
+        ConfigError: it is no whole number above 0.
+    """
+    text = os.environ.get(MEMORY_VARIABLE, "")
+    if text and not re.fullmatch(r"[1-9]\d*", text):
+        raise ConfigError(f"{MEMORY_VARIABLE}: received {text!r}, expected a whole number of megabytes above 0")
+    return int(text or 0)
+
+
 def prepare_device(*, deterministic: bool, gpus: bool = True) -> None:
-    """Let GPU memory grow, and choose deterministic kernels; before TensorFlow's first operation. (all ranks)
+    """Let GPU memory grow, or take the part that is allowed, and choose deterministic kernels. (all ranks)
+
+    Before TensorFlow's first operation.
 
     Args:
         deterministic: the same steps bit for bit at every run.
@@ -62,7 +82,10 @@ def prepare_device(*, deterministic: bool, gpus: bool = True) -> None:
     if not gpus:
         tf.config.set_visible_devices([], "GPU")
     for gpu in tf.config.get_visible_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
+        if limit := memory_limit_mb():
+            tf.config.set_logical_device_configuration(gpu, [tf.config.LogicalDeviceConfiguration(memory_limit=limit)])
+        else:
+            tf.config.experimental.set_memory_growth(gpu, True)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
 

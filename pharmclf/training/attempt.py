@@ -24,7 +24,7 @@ from pharmclf.hardware import sampled
 from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.division import Team
-from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
+from pharmclf.training.job import Observer, OutOfMemory, TrainingDiverged, TrainingJob
 from pharmclf.training.nodes import node_address
 from pharmclf.training.pulse import Place, Pulse
 from pharmclf.training.relay import Lifeline, Relay
@@ -43,6 +43,7 @@ _DUMPS_S = 15.0  # for the stack dumps of all workers, before they are killed
 _TOLD = (
     ConfigError,
     TrainingDiverged,
+    OutOfMemory,
     ActivationsLost,
     ActivationsNotKept,
     storage.StorageUnavailable,
@@ -91,8 +92,8 @@ class Attempt:
             look: asked every half second why the workers shall start again; "": they shall not.
 
         Raises:
-            ConfigError, TrainingDiverged, ActivationsLost, ActivationsNotKept, StorageUnavailable: as a worker raised
-                them.
+            ConfigError, TrainingDiverged, OutOfMemory, ActivationsLost, ActivationsNotKept, StorageUnavailable: as a
+                worker raised them.
             NoRoom: the workers did not find their places.
             WorkersFailed: they died or raised something else.
         """

@@ -106,14 +106,16 @@ def tells_of_memory(text: str) -> bool:
     return _MEMORY.search(text) is not None
 
 
-def judge_death(code: int, errors: str) -> str:
+def judge_death(code: int, errors: str, *, bounded: bool = False) -> str:
     """Why a process that tried died: "" for want of memory; else what is known of it.
 
     Args:
         code: that it ended with; -N: signal N.
         errors: what it wrote to standard error.
+        bounded: whether the system refused it memory beyond a bound, which few libraries survive.
     """
-    if code == -signal.SIGKILL or tells_of_memory(errors):  # the kernel kills whom it lacks the memory for
+    killed = code == -signal.SIGKILL or (bounded and code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS))
+    if killed or tells_of_memory(errors):  # the kernel kills whom it lacks the memory for
         return ""
     said = [line.strip() for line in errors.splitlines() if line.strip()]
     reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

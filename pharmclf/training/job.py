@@ -28,6 +28,10 @@ class TrainingDiverged(RuntimeError):
     """The loss is not a finite number any more."""
 
 
+class OutOfMemory(RuntimeError):
+    """A device does not hold what it shall compute at once; another try would end in the same way."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingJob:
     """All that the loop needs, the same on every worker."""

@@ -13,8 +13,9 @@ from typing import Any
 import ray
 
 from pharmclf import storage
+from pharmclf.config import RunConfig
 from pharmclf.hardware import sampled
-from pharmclf.model.device import prepare_device
+from pharmclf.model.device import MEMORY_VARIABLE, prepare_device
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.access import refuse_open_cluster
 from pharmclf.training.attempt import SETTINGS, Attempt, NoRoom, WorkersFailed
@@ -64,7 +65,8 @@ def connect(*, allow_open: bool = False) -> None:
         return
     # Ray refuses what the submission has set already, and would print both sides, secrets included
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
-    variables = {name: os.environ[name] for name in _QUIET} | storage.environment()
+    variables = {name: os.environ[name] for name in (*_QUIET, MEMORY_VARIABLE) if name in os.environ}
+    variables |= storage.environment()
     variables = {name: value for name, value in variables.items() if name not in submitted.get("env_vars", {})}
     _local = not os.environ.get("RAY_ADDRESS")
     local = {"include_dashboard": False, "num_cpus": os.cpu_count()} if _local else {}
@@ -97,6 +99,7 @@ def launch(job: TrainingJob, observer: Observer, *, share: float = 1.0) -> dict[
         ConfigError: bad input that only the workers could see, or more workers than this machine has room for.
         NodesMissing: the cluster had no room for the workers in time.
         TrainingDiverged: the loss became infinite or not a number.
+        OutOfMemory: a device does not hold what it shall compute at once.
         StorageUnavailable: data or checkpoints could not be read or written for too long.
         ActivationsLost, ActivationsNotKept: kept activations cannot be read.
         TrainingFailed: the workers failed more often than is allowed, or twice at the same step.
@@ -123,6 +126,28 @@ def _train_here(job: TrainingJob, observer: Observer) -> dict[str, Any]:
         return loop.train(job, workers, observer) | {"workers": 0}
 
 
+def await_team(config: RunConfig, observer: Observer, share: float = 1.0, at_most: int | None = None) -> Team | None:
+    """Wait for the workers of a run -> those that there is room for; None: a stop was asked for.
+
+    Args:
+        config: of the run.
+        observer: is told what is waited for.
+        share: of the cluster that it may use, 0..1.
+        at_most: workers; None: as many as the run may have.
+
+    Raises:
+        ConfigError, NodesMissing: as `wait_for_team`.
+    """
+    return wait_for_team(
+        config,
+        share,
+        at_most=config.worker_range[1] if at_most is None else at_most,
+        patience_s=0.0 if _local else config.wait_for_nodes_s,
+        say=lambda text: observer.event("waiting", text=text),
+        stop_requested=observer.stop_requested,
+    )
+
+
 class _Launch:
     """The attempts of a run, until one ends it."""
 
@@ -136,15 +161,7 @@ class _Launch:
         """As `launch`."""
         number, no_room_since = 0, 0.0
         while True:
-            patience = 0.0 if _local else self._config.wait_for_nodes_s
-            team = wait_for_team(
-                self._config,
-                self._share,
-                at_most=self._at_most,
-                patience_s=patience,
-                say=self._wait,
-                stop_requested=self._observer.stop_requested,
-            )
+            team = await_team(self._config, self._observer, self._share, self._at_most)
             if team is None:
                 return {"status": "stopped"}
             number += 1
@@ -167,9 +184,6 @@ class _Launch:
 
     def _note(self, text: str) -> None:
         self._observer.event("note", text=text)
-
-    def _wait(self, text: str) -> None:
-        self._observer.event("waiting", text=text)
 
     def _look(self, attempt: Attempt) -> str:
         """Why the workers shall start again, with a checkpoint: a node is about to go, or there is room for more."""
@@ -213,7 +227,7 @@ class _Launch:
         )
         if time.monotonic() - since >= patience:
             raise NodesMissing(f"no room within --wait-for-nodes {self._config.wait_for_nodes}: {text}") from error
-        self._wait(f"waiting for others to leave room: {text}")
+        self._observer.event("waiting", text=f"waiting for others to leave room: {text}")
 
     def _after(self, attempt: Attempt, error: WorkersFailed) -> None:
         """Decide whether another attempt follows.

@@ -21,6 +21,7 @@ from pharmclf.training.checkpoint import check_fingerprints, newest_checkpoint, 
 from pharmclf.training.distributed import Workers
 from pharmclf.training.export import save_models
 from pharmclf.training.job import Observer, TrainingJob
+from pharmclf.training.memory import memory_enough
 from pharmclf.training.meters import Meter, Sums
 from pharmclf.training.phases import Phase, Position, phases_of
 from pharmclf.training.saver import CheckpointSaver
@@ -67,6 +68,7 @@ def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, A
 
     Raises:
         TrainingDiverged: the loss became infinite or not a number.
+        OutOfMemory: the device does not hold what it shall compute at once.
         ConfigError: a checkpoint belongs to another run.
         StorageUnavailable: data or checkpoints could not be read or written for too long.
         ActivationsLost: kept activations are damaged or gone.
@@ -119,7 +121,8 @@ def _train_phases(run: _Run) -> dict[str, Any]:
         if found is not None and phase.number == position.phase:
             start = position
             model.load_tensors(found[1])
-        status = _train_phase(run, phase, model, start)
+        with memory_enough(config, phase, -(-config.batch_size // workers.world), microbatch):
+            status = _train_phase(run, phase, model, start)
         if status == "stopped":
             break
     about = {"device": device_name(), "precision": precision, "workers": workers.world}

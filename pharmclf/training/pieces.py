@@ -18,7 +18,7 @@ def summed_over_pieces(
 
     Args:
         compute: tensors of one piece -> float32 tensors to be summed. What is padded is 0 in all tensors.
-        tensors: each (rows, ...), in any nest of tuples and lists.
+        tensors: each (rows, ...), in any nest of tuples, lists and dictionaries.
         piece: rows of a piece.
         shapes: of what `compute` gives.
     """

@@ -200,9 +200,9 @@ class PhaseModel:
         piece = even_piece(rows, self.microbatch)
         if piece == rows:
             return of_rows(batch, keep)
-        of_each_row, of_all = batch[:5], batch[5:]
+        of_each_row = {name: getattr(batch, name) for name in ("inputs", "transforms", "labels", "mask", "weights")}
         return summed_over_pieces(
-            lambda part: of_rows(Batch(*part[0], *of_all), part[1]), (of_each_row, keep), piece, shapes
+            lambda part: of_rows(batch._replace(**part[0]), part[1]), (of_each_row, keep), piece, shapes
         )
 
     # ------------------------------------------------------------ checkpoints

@@ -139,6 +139,8 @@ def test_other_deaths_are_told():
     """A process that the kernel killed lacked memory; another signal or code is an error, with its last words."""
     assert judge_death(-9, "") == ""
     assert judge_death(-11, "") == "signal SIGSEGV"
+    assert judge_death(-11, "", bounded=True) == judge_death(-6, "", bounded=True) == ""
+    assert judge_death(1, "", bounded=True) == "exit code 1"
     assert judge_death(1, "Traceback\nModuleNotFoundError: No module named 'x'\n\n") == (
         "exit code 1: ModuleNotFoundError: No module named 'x'"
     )

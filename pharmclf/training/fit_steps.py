@@ -1,0 +1,117 @@
+"""Tries how many rows fit on a device: a program of its own, for memory that runs out may kill it.
+
+The first line of its input is what to try with, as JSON: config, classes, memory_bytes (that a processor may take from
+then on; 0: no bound). It answers with the device. Then each line is a try: phase, rows, share. The answer is fits, true
+or false, or an error, and whether it is one of the input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from pharmclf.config import ConfigError, RunConfig, from_dict
+from pharmclf.model.backbones import build_backbone
+from pharmclf.model.device import device_name, gpu_capability, precision_for, prepare_device
+from pharmclf.model.head import build_head
+from pharmclf.training.distributed import alone
+from pharmclf.training.fitting import with_margin
+from pharmclf.training.memory import ran_out
+from pharmclf.training.noise import noise_batch
+from pharmclf.training.phases import Phase, phases_of
+from pharmclf.training.step import PhaseModel
+
+_STEPS = 2  # the second one finds what the first has left
+_AHEAD = 2  # shares that lie on the device while one is computed
+_MOST_ROWS = 65536  # of a batch
+
+
+def main() -> None:
+    """Read what to try with, and try until the input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what others print is no answer
+    with contextlib.suppress(OSError):  # where memory runs out this process goes first
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+    def answer(**values: Any) -> None:
+        print(json.dumps(values), file=answers, flush=True)
+
+    tries = None
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            if tries is None:
+                tries = _Tries(from_dict(asked["config"]), asked["classes"], asked["memory_bytes"])
+                answer(device=device_name(), gpu=gpu_capability() is not None)
+            else:
+                answer(fits=tries.fits(asked["phase"], asked["rows"], asked["share"]))
+        except ConfigError as error:
+            answer(error=str(error), input=True)
+        except Exception as error:
+            # oneDNN says no more than that it could not run, where the system refused it memory
+            refused = tries is not None and tries.bounded and isinstance(error, tf.errors.AbortedError)
+            if ran_out(error) or refused:
+                answer(fits=False)
+            else:
+                answer(error=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", input=False)
+
+
+class _Tries:
+    """The networks of a run, without its weights, and steps with them."""
+
+    def __init__(self, config: RunConfig, num_classes: int, memory_bytes: int) -> None:
+        prepare_device(deterministic=config.deterministic, gpus=config.accelerator != "cpu")
+        self._config = config
+        self._precision = precision_for(config.precision, gpu_capability())
+        keras.config.set_dtype_policy(self._precision)
+        backbone = build_backbone(config.backbone, config.image_size, "none")
+        for variable in backbone.variables:  # random ones may overflow a float16, and such a step would be skipped
+            variable.assign(tf.zeros(variable.shape, variable.dtype))
+        self._networks = backbone, build_head(config.head, backbone.output.shape[-1], num_classes, config.seed)
+        self.bounded = memory_bytes > 0 and gpu_capability() is None
+        """Whether the system refuses this process memory beyond a bound."""
+        if self.bounded:
+            _bound_memory(memory_bytes)
+
+    def fits(self, phase_name: str, rows: int, share: int) -> bool:
+        """Take the steps of a phase with so many rows at once, and some more for safety.
+
+        Raises:
+            ResourceExhaustedError, MemoryError: they do not fit; others do too that tell of memory.
+        """
+        (phase,) = (phase for phase in phases_of(self._config) if phase.name == phase_name)
+        self._steps(phase, min(with_margin(rows), _MOST_ROWS), share, in_pieces=rows < share)
+        gc.collect()  # graphs hold each other
+        return True
+
+    def _steps(self, phase: Phase, piece: int, share: int, *, in_pieces: bool) -> None:
+        local = min(2 * piece, _MOST_ROWS) if in_pieces else piece
+        config = dataclasses.replace(self._config, batch_size=local)
+        model = PhaseModel(config, alone(), *self._networks, phase.unfreeze_blocks, self._precision, microbatch=piece)
+        batch, ahead = noise_batch(config, local), [noise_batch(config, share) for _ in range(_AHEAD)]
+        for _ in range(_STEPS):
+            model.train_step(batch, tf.constant(0.0)).numpy()
+        model.validation_step(batch).numpy()
+        del ahead
+
+
+def _bound_memory(num_bytes: int) -> None:
+    """Let this process take no more than so many bytes from now on; where the system cannot, nothing happens."""
+    with contextlib.suppress(OSError, ValueError):
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        (used,) = (int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmData:"))
+        resource.setrlimit(resource.RLIMIT_DATA, (used + num_bytes, resource.RLIM_INFINITY))
+
+
+if __name__ == "__main__":
+    main()

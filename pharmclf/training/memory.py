@@ -1,0 +1,47 @@
+"""Tells of a device's memory that ran out, in words that help."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from pharmclf.config import RunConfig
+from pharmclf.model.device import device_name
+from pharmclf.training.fitting import even_piece, tells_of_memory
+from pharmclf.training.job import OutOfMemory
+from pharmclf.training.phases import Phase
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error of TensorFlow or of Python says that memory ran out; cuDNN's and XLA's come as other kinds."""
+    if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
+        return True
+    return isinstance(error, tf.errors.OpError) and tells_of_memory(str(error))
+
+
+@contextlib.contextmanager
+def memory_enough(config: RunConfig, phase: Phase, share: int, microbatch: int) -> Iterator[None]:
+    """Within, a phase is trained. (all ranks)
+
+    Args:
+        config: of the run.
+        phase: it.
+        share: rows of this worker.
+        microbatch: most rows that it computes at once; 0: all.
+
+    Raises:
+        OutOfMemory: the device's memory ran out.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        rows = even_piece(share, microbatch)
+        smaller = "--batch-size auto, which computes a batch in pieces that fit and takes the same steps, "
+        raise OutOfMemory(
+            f"{phase.name}: the memory of {device_name()} does not hold {rows} images of {config.image_size} pixels at "
+            f"once. Give {smaller}--microbatch {max(1, rows // 2)}, or a smaller --image-size in a run of another name"
+        ) from error
