@@ -4,6 +4,7 @@ python jobs/train.py                                          the demo, in minut
 python jobs/train.py --data DIR --name NAME                   your own images, one folder per product
 ray job submit --working-dir . -- python jobs/train.py ...    the same on a cluster
 python jobs/train.py --dry-run ...                            the layers, frozen and trained, with their parameters
+python jobs/train.py --find-lr ...                            learning rates tried out, their curves, and a proposal
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from pharmclf.cli import parse_config, run_job, take_switch
+from pharmclf.find_rate import find_rate
 from pharmclf.pipeline import dry_run, run
 
 
 def main() -> int:
     """Parse, build the configuration, train."""
-    work = dry_run if take_switch("--dry-run") else run
+    work = dry_run if take_switch("--dry-run") else find_rate if take_switch("--find-lr") else run
     config = parse_config(__doc__ or "", Path(__file__).parent / "configs" / "demo.yaml")
     return work(config, lambda line: print(line, flush=True))
 

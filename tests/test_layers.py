@@ -18,7 +18,8 @@ PURE = [
     "hardware", "evaluation.labels", "evaluation.saved", "evaluation.evaluate", "model.cut", "model.device", "runs",
     "activations.key", "activations.choice",
     "activations.shards", "activations.reader", "activations.listing", "activations.local_cache",
-    "training.grouping", "training.access", "training.division", "training.pulse", "training.recovery", "status",
+    "training.grouping", "training.access", "training.division",
+    "training.fitting", "training.lr_range", "training.fit_batch", "training.pulse", "training.recovery", "status",
     "sweep.space", "sweep.search", "sweep.halving", "sweep.options", "sweep.ledger",
 ]  # fmt: skip
 WITH_RAY = ["pipeline", "telemetry", "activations.provide", "data.stream", "training.launch", "evaluation.predict"]

@@ -1,0 +1,92 @@
+"""Finds learning rates ahead of a run: a range test of each phase, its picture, and what it proposes."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.activations.provide import Interrupted, provide
+from pharmclf.cli import EXIT_OK, Say, StopSignal, scan_progress
+from pharmclf.config import RunConfig, refuse_auto
+from pharmclf.data.prepare import check_storage, split_manifest
+from pharmclf.model.device import prepare_device
+from pharmclf.pipeline import describe_data, training_job, wish_of
+from pharmclf.quiet import native_chatter_muted
+from pharmclf.report.rate_plots import rates_png
+from pharmclf.run_record import with_weights_found
+from pharmclf.training.launch import connect, with_stream_cpus
+from pharmclf.training.lr_range import Curve, Proposal, propose
+from pharmclf.training.phases import phases_of
+
+
+def find_rate(config: RunConfig, say: Say) -> int:
+    """Try learning rates with each phase of a run, in this process, and propose one; no run is begun or changed.
+
+    Writes `find-lr-NAME.png` and `.json` into the storage, beside the runs.
+
+    Args:
+        config: the run; its data, batch, augmentation and activations are those of the test.
+        say: takes lines for the console.
+
+    Returns:
+        The exit code: 0, or 130 and 143 after a signal, with nothing written.
+
+    Raises:
+        ConfigError: bad input.
+    """
+    refuse_auto(config.microbatch, "--find-lr")
+    config = dataclasses.replace(with_weights_found(config), workers="0")
+    check_storage(config)
+    place = storage.join(storage.absolute(config.storage), f"find-lr-{config.run_name}")
+    with StopSignal() as stop, tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
+        manifest = split_manifest(config, folder, scan_progress(say))
+        describe_data(manifest, "", say)
+        connect(allow_open=config.allow_open_cluster)
+        stop.install()
+
+        def stopped() -> bool:
+            return stop.received is not None
+
+        job = with_stream_cpus(training_job(config, folder, manifest))
+        with native_chatter_muted():
+            prepare_device(deterministic=config.deterministic, gpus=config.accelerator != "cpu")
+        try:
+            job = dataclasses.replace(job, activations=provide(wish_of(job, manifest, 0, say, stopped)))
+        except Interrupted:
+            return stop.exit_code
+        configured = {phase.name: phase.settings.learning_rate for phase in phases_of(config)}
+        with native_chatter_muted():
+            from pharmclf.training.range_test import range_test
+
+            curves = range_test(job, say, lambda curve: _proposal(curve).rate or configured[curve.phase], stopped)
+    if curves is None:
+        return stop.exit_code
+    found = [(curve, configured[curve.phase], _proposal(curve)) for curve in curves]
+    storage.write_json(f"{place}.json", {"phases": [_plain(*each) for each in found]})
+    storage.write_bytes(f"{place}.png", rates_png(config.run_name, found))
+    for line in _table(found):
+        say(line)
+    say(f"curves: {place}.png, .json")
+    return EXIT_OK
+
+
+def _proposal(curve: Curve) -> Proposal:
+    return propose(curve.rates, curve.losses, diverged=bool(curve.ended))
+
+
+def _plain(curve: Curve, configured: float, proposal: Proposal) -> dict[str, Any]:
+    about = {"configured": configured, "proposed": proposal.rate, "reason": proposal.reason}
+    return dataclasses.asdict(curve) | about
+
+
+def _table(found: list[tuple[Curve, float, Proposal]]) -> list[str]:
+    """What is proposed, and the flags that take it."""
+    lines = [f"{'phase':<8}{'configured':>12}{'proposed':>12}  why"]
+    for curve, configured, proposal in found:
+        rate = "none" if proposal.rate is None else f"{proposal.rate:.2g}"
+        end = f"; {curve.ended}" if curve.ended else ""
+        lines.append(f"{curve.phase:<8}{configured:>12.2g}{rate:>12}  {proposal.reason}{end}")
+    flags = [f"--{curve.phase}.learning-rate {proposal.rate:.2g}" for curve, _, proposal in found if proposal.rate]
+    return [*lines, *([f"to take it: {' '.join(flags)}"] if flags else [])]

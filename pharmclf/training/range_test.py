@@ -1,0 +1,101 @@
+"""Takes the steps of a learning-rate range test with a phase as a run trains it, in this process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from pharmclf.data.plan import PhasePlan
+from pharmclf.model.device import gpu_capability, precision_for
+from pharmclf.training import distributed, loop
+from pharmclf.training.batches import device_batches
+from pharmclf.training.job import TrainingJob
+from pharmclf.training.lr_range import Curve, Smoothing, tried_rates, why_ended
+from pharmclf.training.phases import Phase, phases_of
+from pharmclf.training.step import PhaseModel
+
+_WARM_STEPS = 200  # of phase 1 before phase 2 is tested, at most its own epochs
+
+
+def range_test(
+    job: TrainingJob, say: Callable[[str], None], rate_of: Callable[[Curve], float], stopped: Callable[[], bool]
+) -> list[Curve] | None:
+    """Test every phase that has epochs. Phase 2 begins where phase 1 would leave off: its head is trained before.
+
+    Args:
+        job: of a run in this process.
+        say: takes lines for the console.
+        rate_of: from the curve of phase 1, the rate at which its head is trained for phase 2.
+        stopped: whether a stop was asked for.
+
+    Returns:
+        A curve for each phase; None: stopped.
+    """
+    workers = distributed.alone()
+    precision = precision_for(job.config.precision, gpu_capability())
+    backbone, head = loop.build_networks(job, workers, precision)
+    curves = []
+    phases = phases_of(job.config)
+    for phase in phases:
+        cached, microbatch = phase.name in job.activations, job.microbatches.get(phase.name, 0)
+        model = PhaseModel(
+            job.config, workers, backbone, head, phase.unfreeze_blocks, precision, cached=cached, microbatch=microbatch
+        )
+        before = model.tensors()
+        say(f"{phase.name}: trying learning rates on {'kept activations' if cached else 'images'}")
+        curve = _curve(job, phase, model, stopped)
+        model.load_tensors(before)
+        if curve is None:
+            return None
+        curves.append(curve)
+        if phase is not phases[-1] and not _warm(job, phase, model, rate_of(curve), stopped):
+            return None
+    return curves
+
+
+def _curve(job: TrainingJob, phase: Phase, model: PhaseModel, stopped: Callable[[], bool]) -> Curve | None:
+    """One step at each rate, until the loss breaks down."""
+    rates, losses, smoothing, ended = tried_rates(), list[float](), Smoothing(), ""
+    for rate, loss in _steps(job, phase, model, rates, stopped):
+        mean = smoothing.add(loss) if math.isfinite(loss) else loss
+        ended = why_ended(loss, mean, smoothing.lowest)
+        if math.isfinite(loss):
+            losses.append(loss)
+        if ended:
+            ended = f"{ended} at a rate of {rate:.2g}"
+            break
+    if stopped():
+        return None
+    return Curve(phase.name, rates[: len(losses)].tolist(), losses, ended)
+
+
+def _warm(job: TrainingJob, phase: Phase, model: PhaseModel, rate: float, stopped: Callable[[], bool]) -> bool:
+    """Train a phase for some steps at one rate -> whether no stop was asked for."""
+    steps = min(_WARM_STEPS, phase.settings.epochs * -(-len(job.train_rows) // job.config.batch_size))
+    for _ in _steps(job, phase, model, np.full(steps, rate), stopped):
+        pass
+    return not stopped()
+
+
+def _steps(
+    job: TrainingJob, phase: Phase, model: PhaseModel, rates: np.ndarray, stopped: Callable[[], bool]
+) -> Iterator[tuple[float, float]]:
+    """One training step at each rate, on the run's batches in the run's order -> rate, mean loss."""
+    per_epoch = -(-len(job.train_rows) // job.config.batch_size)
+    plan = PhasePlan(
+        job.train_rows, job.validation_rows[:0], job.config.batch_size, job.config.seed, phase.first_epoch,
+        -(-len(rates) // per_epoch),
+    )  # fmt: skip
+    batches = device_batches(job, phase, plan, 0)
+    try:
+        for index, rate in enumerate(rates.tolist()):
+            if stopped():
+                return
+            model.set_learning_rate(rate)
+            loss_sum = model.train_step(next(batches), tf.constant(0.0)).numpy()[0]
+            yield rate, float(loss_sum) / plan.step(index).count
+    finally:
+        batches.close()
