@@ -162,6 +162,7 @@ def train_plain(
             epochs=phase.settings.epochs,
             class_weight=weights,
             callbacks=list(_callbacks(config, phase)),
+            shuffle=False,  # the data set is shuffled already
             verbose=0,
         )
         seconds, epochs = time.perf_counter() - began, len(history.epoch)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pharmclf.report.plots import BLUE, DPI, FAINT, INK, ORANGE, SOFT, png_bytes, styled, write_heading
-from pharmclf.training.lr_range import Curve, Proposal, smoothed
+from pharmclf.training.lr_range import LOWEST, Curve, Proposal, smoothed
 
 
 def rates_png(name: str, curves: Sequence[tuple[Curve, float, Proposal]]) -> bytes:
@@ -41,6 +41,7 @@ def rates_png(name: str, curves: Sequence[tuple[Curve, float, Proposal]]) -> byt
 def _draw(axes: Axes, curve: Curve, configured: float, proposal: Proposal) -> None:
     rates, losses = np.array(curve.rates), np.array(curve.losses)
     axes.set_xscale("log")
+    axes.set_xlim(LOWEST / 2, 2 * max(LOWEST, configured, proposal.rate or 0.0, *curve.rates))
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda rate, _: f"{rate:.0e}".replace("e-0", "e-")))
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())  # the default writes powers as mathematics
     axes.set_title(curve.phase, pad=22)
