@@ -25,6 +25,7 @@ from pharmclf.data.prepare import check_storage, prepare, split_manifest, write_
 from pharmclf.doctor.quick import quick_checks
 from pharmclf.finish import extra_sets, finish
 from pharmclf.hardware import HardwareMonitor, Setting
+from pharmclf.model.precision import in_precision, precision_of
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.summary import progress_line, summary_text
 from pharmclf.run_record import (
@@ -45,11 +46,12 @@ from pharmclf.tracking import Tracker, check_tracking, track_complete
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
 from pharmclf.training.fit_nodes import microbatches_for
 from pharmclf.training.job import Observer, TrainingJob
-from pharmclf.training.launch import connect, launch
+from pharmclf.training.launch import asking_for_nodes, await_team, connect, launch
 from pharmclf.training.nodes import node_address
 from pharmclf.training.phases import phases_of
 from pharmclf.upload import lies_in_upload
 
+_DECIDED = ("precision", "microbatch", "activations")  # of a record, see `settled` and `train_on_activations`
 _REPAIRS = 2  # times that damaged activations are mended within a run
 
 
@@ -98,9 +100,10 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
             return stop.exit_code
         with only_writer(folder) as lease:
             write_manifest(manifest, folder)
-            before = record["seconds"] if record else 0.0
-            earlier, fitted = (record or {}).get("activations"), (record or {}).get("microbatch")
-            record = {"name": config.run_name, "settings": settings, "config": to_dict(config)}
+            # what was decided when the run began goes for its restarts too, or it would take other steps
+            decided = {name: record[name] for name in _DECIDED if name in record} if record else {}
+            before, earlier = record["seconds"] if record else 0.0, decided.get("activations")
+            record = decided | {"name": config.run_name, "settings": settings, "config": to_dict(config)}
             record |= {
                 "fingerprints": expected,
                 "versions": versions(),
@@ -134,11 +137,11 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
                     console = _Console(stop, lease, (board, tracker, hardware), say)
                     job = training_job(config, folder, manifest)
                     job = dataclasses.replace(job, hardware_every_s=config.hardware_every_s)
-                    outcome, fitted = {"status": "stopped"}, microbatches_for(job, console, fitted)
-                    if fitted is not None:
-                        record["microbatch"] = fitted
-                        job = dataclasses.replace(job, microbatches=fitted["rows"])
-                        outcome = train_on_activations(job, manifest, console, record, earlier)
+                    behind.enter_context(asking_for_nodes(config))
+                    decided_job = settled(job, console, record)
+                    outcome: dict[str, Any] = {"status": "stopped"}
+                    if decided_job is not None:
+                        outcome = train_on_activations(decided_job, manifest, console, record, earlier)
                     done = outcome["status"] == "complete"
                     record["state"] = "trained" if done else "interrupted"
                     if done:
@@ -157,6 +160,20 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
                     board.event("end", state=record["state"], reason=reason)
                     write_last(folder, record, lease)
     return EXIT_OK if done else stop.exit_code
+
+
+def settled(job: TrainingJob, console: Observer, record: dict[str, Any]) -> TrainingJob | None:
+    """The job with what is decided once for a run, which goes into its record; None: a stop was asked for."""
+    if "precision" not in record:
+        if job.config.worker_range[1] and await_team(job.config, console) is None:
+            return None
+        record["precision"] = precision_of(job.config)
+    job = dataclasses.replace(job, config=in_precision(job.config, record["precision"]))
+    fitted = microbatches_for(job, console, record.get("microbatch"))
+    if fitted is None:
+        return None
+    record["microbatch"] = fitted
+    return dataclasses.replace(job, microbatches=fitted["rows"])
 
 
 class Console(Observer, Protocol):

@@ -29,7 +29,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.stream import checked, in_column, in_order, load_block, prefetch
 from pharmclf.fingerprint import sha256_bytes
 from pharmclf.model.cut import CutCost, cut_costs, cut_tensors
-from pharmclf.model.device import driver_capability, gpu_capability, precision_for, prepare_device
+from pharmclf.model.device import gpu_capability, prepare_device
 from pharmclf.quiet import native_chatter_muted
 
 _PICTURES = 64  # of one forward pass
@@ -141,7 +141,7 @@ def _results(
         return _decoded(_span_of(block), ray.get(shared), config.image_size)
 
     items = [vars(span) for span in todo]
-    actors, gpus = _pool()
+    actors, gpus = _pool(use_gpus=config.accelerator != "cpu")
     source = in_order(ray.data.from_items(items, override_num_blocks=len(items)), None)
     computed = source.map_batches(decode, batch_size=None, num_cpus=0.5).map_batches(
         _Prefix,
@@ -181,7 +181,7 @@ class _Prefix:
 
             from pharmclf.model.backbones import build_backbone
 
-            prepare_device(deterministic=config.deterministic)
+            prepare_device(deterministic=config.deterministic, gpus=config.accelerator != "cpu")
         self._refusal = ""
         keras.config.set_dtype_policy(precision)
         try:
@@ -272,21 +272,11 @@ class _Prefix:
         storage.write_bytes(storage.join(target.location, shard_name(section, shard, sha256_bytes(content))), content)
 
 
-def _pool() -> tuple[int, int]:
+def _pool(*, use_gpus: bool) -> tuple[int, int]:
     """Actors, and GPUs of each: one for every GPU, without any one for every node."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes) if use_gpus else 0
     return (gpus, 1) if gpus else (len(nodes), 0)
-
-
-def precision_of(config: RunConfig) -> str:
-    """The precision that the workers of a run will compute in, asked of a node with a GPU where there is one."""
-    if config.precision != "auto":
-        return config.precision
-    if not ray.cluster_resources().get("GPU"):
-        return precision_for(config.precision, None)
-    ask = ray.remote(num_cpus=0, num_gpus=0.01)(driver_capability)
-    return precision_for(config.precision, ray.get(ask.remote()))
 
 
 def costs_of(config: RunConfig) -> list[CutCost]:

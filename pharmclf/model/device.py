@@ -46,13 +46,15 @@ def gpu_capability() -> tuple[int, int] | None:
 
 
 def driver_capability() -> tuple[int, int] | None:
-    """As `gpu_capability`, in the moment that NVIDIA's own tool takes; TensorFlow is asked where that is missing."""
+    """Of the least of this node's GPUs, in the moment that NVIDIA's own tool takes.
+
+    TensorFlow is asked for the first where that is missing.
+    """
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()
-        major, minor = lines[0].split(".")
-        return int(major), int(minor)
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return min((int(major), int(minor)) for major, minor in (line.split(".") for line in lines))
+    except (OSError, subprocess.SubprocessError, ValueError):
         return gpu_capability()
 
 

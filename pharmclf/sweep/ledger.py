@@ -10,6 +10,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.fingerprint import fingerprint
+from pharmclf.model.precision import in_precision
 from pharmclf.report.sweep import TrialFacts, TrialState
 from pharmclf.run_record import RUN_FILE, settings_of, versions
 from pharmclf.sweep.halving import stopped_at
@@ -174,8 +175,11 @@ class Ledger:
     def _group_key(self, trial: Trial) -> str | None:
         """What trials of one program have in common; None for one that trains by itself."""
         kept = 0 in self.kept_depths(trial.config)
-        config = dataclasses.replace(trial.config, precision=self.plan.precision)  # type: ignore[arg-type]
-        return group_key(config) if self.plan.batch_heads and kept else None
+        return group_key(self._on_device(trial)) if self.plan.batch_heads and kept else None
+
+    def _on_device(self, trial: Trial) -> RunConfig:
+        """The configuration that a worker trains, in the precision that all trials have."""
+        return in_precision(trial.config, self.plan.precision)
 
     def is_head_alone(self, trial: Trial) -> bool:
         """Whether a trial trains the head alone, on kept activations."""
@@ -202,7 +206,7 @@ class Ledger:
             members.append(
                 {
                     "number": trial.number,
-                    "config": to_dict(trial.config),
+                    "config": to_dict(self._on_device(trial)),
                     "folder": trial.folder,
                     "record": self._record(trial),
                     "fingerprints": self.fingerprints_of(trial),

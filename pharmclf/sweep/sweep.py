@@ -19,6 +19,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import check_storage, split_manifest, write_manifest
 from pharmclf.doctor.quick import quick_checks
 from pharmclf.hardware import HardwareMonitor, Setting
+from pharmclf.model.precision import in_precision, precision_of
 from pharmclf.pipeline import describe_data
 from pharmclf.report import sweep_plots as plots
 from pharmclf.report.sweep import best_trial, importances, results_table, trial_frame
@@ -101,8 +102,15 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say) ->
         room = _room(options, base, space)
         with only_writer(folder) as lease:
             write_manifest(manifest, folder)
+            # as the sweep began, whatever nodes there are now: its trials are compared, and go on from checkpoints
+            precision = (record or {}).get("precision") or precision_of(dataclasses.replace(base, workers="1"))
             record = {"name": base.name, "settings": settings, "fingerprints": prints, "versions": versions()}
-            record |= {"config": to_dict(base), "options": dataclasses.asdict(options), "trials": total}
+            record |= {
+                "precision": precision,
+                "config": to_dict(base),
+                "options": dataclasses.asdict(options),
+                "trials": total,
+            }
             record |= {"state": "running"}
             work = _Sweep(options, base, space, search, total, folder, manifest, record, room, say)
             return work.run(stop, lease)
@@ -157,9 +165,9 @@ class _Sweep:
 
         began = time.monotonic()
         try:
-            kept = keep_ahead(
-                self.base, self.space, self.total, self.manifest, self.record["fingerprints"], self.say, stop_requested
-            )
+            base = in_precision(self.base, self.record["precision"])
+            weights = self.record["fingerprints"]
+            kept = keep_ahead(base, self.space, self.total, self.manifest, weights, self.say, stop_requested)
         except Interrupted:
             return self._interrupted(stop, lease)
         ledger, room = self._ledger(kept), self.room
@@ -199,7 +207,7 @@ class _Sweep:
                 rungs=at,
                 factor=_FACTOR,
                 batch_heads=self.options.batch_heads and self.options.workers_per_trial == 1,
-                precision=compute.precision_of(self.base),
+                precision=self.record["precision"],
             )
         )
 

@@ -87,6 +87,11 @@ def connect(*, allow_open: bool = False) -> None:
             raise
 
 
+def asking_for_nodes(config: RunConfig) -> contextlib.AbstractContextManager[None]:
+    """Within, the autoscaler of the cluster that was joined, where it has one, is asked for nodes for all workers."""
+    return nodes_asked_for(config) if config.worker_range[1] and not _local else contextlib.nullcontext()
+
+
 def launch(job: TrainingJob, observer: Observer, *, share: float = 1.0) -> dict[str, Any]:
     """Train, and return what `loop.train` returns.
 
@@ -107,8 +112,7 @@ def launch(job: TrainingJob, observer: Observer, *, share: float = 1.0) -> dict[
     connect(allow_open=job.config.allow_open_cluster)
     if job.config.worker_range[1] == 0:
         return _train_here(with_stream_cpus(job, share), observer)
-    with nodes_asked_for(job.config) if share == 1.0 and not _local else contextlib.nullcontext():
-        return _Launch(job, observer, share).run()
+    return _Launch(job, observer, share).run()
 
 
 def with_stream_cpus(job: TrainingJob, share: float = 1.0) -> TrainingJob:

@@ -1,0 +1,114 @@
+"""Half precision with several workers, and the one precision that all of them compute in."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recorder import Recorder
+
+from pharmclf import storage
+from pharmclf.activations.shards import Activations, Layout, shard_name
+from pharmclf.config import AugmentConfig, HeadConfig, OptimizerConfig, PhaseConfig
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.plan import PhasePlan
+from pharmclf.model.device import precision_for
+from pharmclf.model.precision import least_capability
+from pharmclf.pipeline import settled
+from pharmclf.training.checkpoint import list_checkpoints, read_checkpoint
+from pharmclf.training.job import TrainingJob
+from pharmclf.training.launch import launch
+
+WIDTH, OVERFLOWING_STEP = 1280, 2
+ORDINARY, OVERFLOWING = 1.0, 3e4  # of a feature; its gradient times 2^15 is beyond float16 with the second only
+
+capabilities = st.tuples(st.integers(3, 12), st.integers(0, 9))
+
+
+@given(st.lists(capabilities, min_size=1))
+def test_the_least_of_unlike_gpus_decides_for_all(found: list[tuple[int, int]]):
+    """What is chosen is fast on each of them: no other GPU of the cluster would choose less."""
+    order = ["float32", "mixed_float16", "mixed_bfloat16"]
+    chosen = precision_for("auto", least_capability(found))
+    assert order.index(chosen) == min(order.index(precision_for("auto", each)) for each in found)
+    assert least_capability([*found, None]) is None
+
+
+def activations(job: TrainingJob, manifest: Manifest, overflowing: int) -> Activations:
+    """Features as the frozen backbone could have given them, one of them far too large in one row."""
+    layout, files = Layout.of(job.config, manifest, (WIDTH,)), {}
+    for section in layout.sections:
+        assert section.num_shards == 1
+        rows = manifest.rows(section.name)
+        values = np.random.default_rng(1).uniform(0, ORDINARY, (len(rows), section.views, WIDTH)).astype("float32")
+        values[rows == overflowing, :, 0] = OVERFLOWING
+        buffer = io.BytesIO()
+        np.save(buffer, values)
+        name = shard_name(section.name, 0, hashlib.sha256(buffer.getvalue()).hexdigest())
+        storage.write_bytes(storage.join(job.folder, "kept", name), buffer.getvalue())
+        files[section.name] = [name]
+    rows_of = {split: manifest.rows(split) for split in files}
+    return Activations(storage.join(job.folder, "kept"), layout, rows_of, files)
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_gradient_that_is_not_finite_on_one_worker_skips_the_step_on_all(
+    make_job: Any, drawn_manifest: Manifest, tmp_path: Path, rank: int
+) -> None:
+    """Of two workers one overflows in one step: no weight moves there, the loss scale halves, and the next ones move.
+
+    Had the other worker taken its own finite gradient, or both the sum, later losses would not be those of one worker.
+    """
+    settings: dict[str, Any] = {
+        "precision": "mixed_float16",
+        "activations_dtype": "float32",
+        "augment": AugmentConfig(views=1),
+        "head": HeadConfig(dense=(16,), dropout=0.0),
+        # so that the row has a gradient even where the model is right and sure
+        "optimizer": OptimizerConfig(label_smoothing=0.1),
+        "phase1": PhaseConfig(epochs=2, learning_rate=1e-4),
+        "phase2": PhaseConfig(epochs=0),
+        "checkpoint_every_s": 1e-9,  # after every step
+        "keep_checkpoints": 100,
+    }
+    outcomes = {}
+    for workers in (1, 2):
+        job = make_job(str(tmp_path / str(workers)), workers=str(workers), **settings)
+        plan = PhasePlan(job.train_rows, job.validation_rows, job.config.batch_size, job.config.seed, 0, 1, rank, 2)
+        row = int(plan.step(OVERFLOWING_STEP).rows[0])
+        job = dataclasses.replace(job, activations={"phase1": activations(job, drawn_manifest, row)})
+        outcomes[workers] = launch(job, Recorder())
+        steps = [each for each in list_checkpoints(job.checkpoints) if each.position.epoch == 0 and each.position.step]
+        tensors = [read_checkpoint(each.location) for each in steps]
+        weights = [each.tensors("weights") for each in tensors]
+        scales = [float(each.tensors("optimizer")["loss_scale"]) for each in tensors]
+        pairs = itertools.pairwise(weights)
+        moved = [any(not np.array_equal(old[name], new[name]) for name in old) for old, new in pairs]
+        assert moved == [step != OVERFLOWING_STEP for step in range(1, len(steps))]
+        assert scales == [2.0**15 if step < OVERFLOWING_STEP else 2.0**14 for step in range(len(steps))]
+    for one, two in zip(outcomes[1]["history"], outcomes[2]["history"], strict=True):
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-2)
+        assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-2)
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_resumed_run_keeps_the_precision_that_it_began_with(make_job: Any, tmp_path: Path, workers: str) -> None:
+    """Begun where GPUs were fast at bfloat16, it goes on so on processors; one that begins here takes float32."""
+    job = make_job(str(tmp_path), workers=workers)
+    for record, expected in (({}, "float32"), ({"precision": "mixed_bfloat16"}, "mixed_bfloat16")):
+        decided = settled(job, Recorder(), record)
+        assert decided is not None
+        assert decided.config.precision == record["precision"] == expected
+        assert decided.fingerprints == job.fingerprints
