@@ -1,7 +1,7 @@
 """Measure how fast each part of a run is on this machine; every figure stands beside what it is compared with.
 
 python jobs/benchmark.py                                          all of it, the long way; a failed part is named
-python jobs/benchmark.py --quick                                  plain, devices and monitor on a few small images
+python jobs/benchmark.py --quick                                  plain and devices, on a few small images
 python jobs/benchmark.py plain --data DIR                         a run beside the same job in plain Keras
 python jobs/benchmark.py stages --data DIR                        decoding, stream, training step, loop
 python jobs/benchmark.py devices --backbone resnet50              CPU and GPUs: speed, memory, energy by precision

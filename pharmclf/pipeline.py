@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pharmclf import storage
 from pharmclf.activations.choice import PhaseWork
+from pharmclf.activations.compute import precision_of
 from pharmclf.activations.provide import Interrupted, Wish, drop_damaged, provide, streamed_instead
 from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept, size_text
 from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress, told
@@ -25,7 +26,7 @@ from pharmclf.data.prepare import check_storage, prepare, split_manifest, write_
 from pharmclf.doctor.quick import quick_checks
 from pharmclf.finish import extra_sets, finish
 from pharmclf.hardware import HardwareMonitor, Setting
-from pharmclf.model.precision import in_precision, precision_of
+from pharmclf.model.device import in_precision
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.summary import progress_line, summary_text
 from pharmclf.run_record import (

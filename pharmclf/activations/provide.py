@@ -30,7 +30,6 @@ from pharmclf.config import RunConfig
 from pharmclf.data.manifest import Manifest
 from pharmclf.fingerprint import sha256_file
 from pharmclf.model.cut import CutCost, check_depth
-from pharmclf.model.precision import precision_of
 from pharmclf.progress import progress_lines
 from pharmclf.storage.lease import Lease, LeaseTaken
 
@@ -92,7 +91,7 @@ def _provide(wish: Wish, earlier: Sequence[str] | None) -> dict[str, Activations
     if config.views == 0:
         wish.say("activations: not kept, since augment.views is 0: every epoch sees new pictures")
         return {}
-    precision = precision_of(config)
+    precision = compute.precision_of(config)
     cuts = {}
     for depth in {phase.depth for phase in wish.phases}:
         parts = key_parts(config, wish.manifest, depth, wish.weights, precision)

@@ -50,7 +50,7 @@ PARTS = {
 }
 ALL = ("plain", "stages", "devices", "monitor", "activations", "scaling", "sweep")
 """Those that run where none is named."""
-QUICK = ("plain", "devices", "monitor")
+QUICK = ("plain", "devices")
 """Those of --quick."""
 
 
@@ -59,7 +59,8 @@ def part_of(name: str, *, quick: bool) -> Part:
     part = PARTS[name]
     if not quick:
         return part
-    return dataclasses.replace(part, file=QUICK_FILE, options=_QUICK if name in QUICK else part.options)
+    options = _QUICK if isinstance(part.options, MeasureOptions) else part.options
+    return dataclasses.replace(part, file=QUICK_FILE, options=options)
 
 
 def run_part(name: str, config: RunConfig, options: Any, home: Path) -> dict[str, Any]:

@@ -92,7 +92,9 @@ class HostReader:
         load = None
         with contextlib.suppress(OSError):
             load = os.getloadavg()[0]
-        return {name: None if value is None else min(100.0, value) for name, value in percent.items()} | {"load": load}
+        # Linux lets the time that it waited for disks go back a little
+        bounded = {name: None if value is None else min(100.0, max(0.0, value)) for name, value in percent.items()}
+        return bounded | {"load": load}
 
     def _disks(self) -> dict[str, Any]:
         """The watched folder whose disk is the fullest."""

@@ -5,11 +5,13 @@ TensorFlow is imported where it is needed, so that a precision can be chosen wit
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 
-from pharmclf.config import ConfigError
+from pharmclf.config import ConfigError, RunConfig
 
 MEMORY_VARIABLE = "PHARMCLF_DEVICE_MEMORY_MB"
 
@@ -32,6 +34,17 @@ def precision_for(requested: str, capability: tuple[int, int] | None) -> str:
     if capability >= _BFLOAT16_CAPABILITY:
         return "mixed_bfloat16"
     return "mixed_float16" if capability >= _FLOAT16_CAPABILITY else "float32"
+
+
+def least_capability(capabilities: Sequence[tuple[int, int] | None]) -> tuple[int, int] | None:
+    """Of several GPUs; None where there is none, or one of them tells nothing. Pure."""
+    told = [capability for capability in capabilities if capability is not None]
+    return min(told) if told and len(told) == len(capabilities) else None
+
+
+def in_precision(config: RunConfig, precision: str) -> RunConfig:
+    """A configuration with its precision decided."""
+    return dataclasses.replace(config, precision=precision)  # type: ignore[arg-type]
 
 
 def gpu_capability() -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import check_storage, split_manifest, write_manifest
 from pharmclf.doctor.quick import quick_checks
 from pharmclf.hardware import HardwareMonitor, Setting
-from pharmclf.model.precision import in_precision, precision_of
+from pharmclf.model.device import in_precision
 from pharmclf.pipeline import describe_data
 from pharmclf.report import sweep_plots as plots
 from pharmclf.report.sweep import best_trial, importances, results_table, trial_frame
@@ -103,7 +103,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say) ->
         with only_writer(folder) as lease:
             write_manifest(manifest, folder)
             # as the sweep began, whatever nodes there are now: its trials are compared, and go on from checkpoints
-            precision = (record or {}).get("precision") or precision_of(dataclasses.replace(base, workers="1"))
+            precision = (record or {}).get("precision") or compute.precision_of(dataclasses.replace(base, workers="1"))
             record = {"name": base.name, "settings": settings, "fingerprints": prints, "versions": versions()}
             record |= {
                 "precision": precision,

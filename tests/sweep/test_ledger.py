@@ -139,7 +139,7 @@ def test_a_worker_is_given_what_it_needs(opened: Opened):
     group = ledger.next_group()
     (member,) = json.loads(json.dumps(ledger.begin(group)))
     assert set(member) == {"number", "config", "folder", "record", "fingerprints"}
-    assert from_dict(member["config"]) == group[0].config
+    assert from_dict(member["config"]) == dataclasses.replace(group[0].config, precision=ledger.plan.precision)
     assert json.loads((Path(member["folder"]) / "run.json").read_text()) == member["record"]
     assert member["record"]["state"] == "running"
     assert member["record"]["name"] == "sweep/trials/0000"

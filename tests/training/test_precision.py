@@ -20,8 +20,7 @@ from pharmclf.activations.shards import Activations, Layout, shard_name
 from pharmclf.config import AugmentConfig, HeadConfig, OptimizerConfig, PhaseConfig
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.plan import PhasePlan
-from pharmclf.model.device import precision_for
-from pharmclf.model.precision import least_capability
+from pharmclf.model.device import least_capability, precision_for
 from pharmclf.pipeline import settled
 from pharmclf.training.checkpoint import list_checkpoints, read_checkpoint
 from pharmclf.training.job import TrainingJob
