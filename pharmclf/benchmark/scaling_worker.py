@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pharmclf.data.plan import PhasePlan
+from pharmclf.doctor.all_reduce import bare_all_reduce
 from pharmclf.model.device import device_name, gpu_capability, precision_for
 from pharmclf.training import distributed, loop
 from pharmclf.training.batches import device_batches
@@ -60,8 +61,8 @@ def measure(plan: Plan, workers: Workers) -> dict[str, Any]:
     alone = distributed.alone()
     own = loop.build_networks(job, alone, precision)
     shared = loop.build_networks(job, workers, precision) if workers.world > 1 else None
-    gather = _bare(workers, [tf.zeros(())])
-    flats = [_bare(workers, [tf.zeros(size // 4)]) for size in _FLAT_BYTES] if shared else []
+    gather = bare_all_reduce(workers, [tf.zeros(())])
+    flats = [bare_all_reduce(workers, [tf.zeros(size // 4)]) for size in _FLAT_BYTES] if shared else []
     phases = {phase.name: _Phase(plan, phase, workers, own, shared, precision) for phase in phases_of(job.config)}
 
     flat_s: list[list[float]] = [[] for _ in flats]
@@ -133,7 +134,7 @@ class _Phase:
                 "fixed": step(workers, shared, total),
                 "grown": step(workers, shared, total * workers.world),
             }
-            self._bare = _bare(workers, [*(tf.zeros(variable.shape) for variable in trained), tf.zeros(3)])
+            self._bare = bare_all_reduce(workers, [*(tf.zeros(variable.shape) for variable in trained), tf.zeros(3)])
         self._alone: dict[int, list[float]] = {size: [] for size in self._own}
         self._beside: dict[int, list[float]] = {size: [] for size in self._own if shared is not None}
         self._together: dict[str, list[float]] = {kind: [] for kind in self._shared}
@@ -169,22 +170,6 @@ class _Phase:
     def step_of(self, group: Workers) -> _Step:
         """The step with the run's batch on these workers."""
         return self._shared["fixed"] if group.world > 1 else list(self._own.values())[-1]
-
-
-def _bare(workers: Workers, tensors: Sequence[Any]) -> Callable[[], None]:
-    """An all-reduce and nothing else, traced by now. (all ranks)"""
-
-    def summed(*own: Any) -> Any:
-        placed = [tf.identity(tensor) for tensor in own]  # an argument has no device, which the strategy asks for
-        return workers.sum(placed)[-1]  # the others come with it
-
-    reduce = tf.function(lambda *own: workers.run(summed, *own), autograph=False)
-
-    def call() -> None:
-        reduce(*tensors).numpy()
-
-    call()
-    return call
 
 
 def _reduced_bytes(step: _Step) -> int:
