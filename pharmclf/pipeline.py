@@ -9,18 +9,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pharmclf import storage
 from pharmclf.activations.choice import PhaseWork
-from pharmclf.activations.compute import precision_of
+from pharmclf.activations.precision import precision_of
 from pharmclf.activations.provide import Interrupted, Wish, drop_damaged, provide, streamed_instead
 from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept, size_text
 from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress, told
 from pharmclf.config import RunConfig, to_dict
+from pharmclf.console import Console, RunConsole
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import check_storage, prepare, split_manifest, write_manifest
 from pharmclf.doctor.quick import quick_checks
@@ -28,7 +29,7 @@ from pharmclf.finish import extra_sets, finish
 from pharmclf.hardware import HardwareMonitor, Setting
 from pharmclf.model.device import in_precision
 from pharmclf.quiet import native_chatter_muted
-from pharmclf.report.summary import progress_line, summary_text
+from pharmclf.report.summary import summary_text
 from pharmclf.run_record import (
     RUN_FILE,
     fingerprints_of,
@@ -41,7 +42,6 @@ from pharmclf.run_record import (
     write_last,
 )
 from pharmclf.status import StatusBoard
-from pharmclf.storage.lease import Lease
 from pharmclf.telemetry import Telemetry
 from pharmclf.tracking import Tracker, check_tracking, track_complete
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
@@ -135,7 +135,7 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
                         ),
                     )
                     behind.callback(hardware.close)
-                    console = _Console(stop, lease, (board, tracker, hardware), say)
+                    console = RunConsole(stop, lease, (board, tracker, hardware), say)
                     job = training_job(config, folder, manifest)
                     job = dataclasses.replace(job, hardware_every_s=config.hardware_every_s)
                     behind.enter_context(asking_for_nodes(config))
@@ -175,13 +175,6 @@ def settled(job: TrainingJob, console: Observer, record: dict[str, Any]) -> Trai
         return None
     record["microbatch"] = fitted
     return dataclasses.replace(job, microbatches=fitted["rows"])
-
-
-class Console(Observer, Protocol):
-    """Who watches a run, may stop it, and shows what it says."""
-
-    def say(self, text: str, /) -> None:
-        """Take a line for the console."""
 
 
 def train_on_activations(
@@ -319,46 +312,6 @@ def training_job(
         fingerprints=fingerprints or fingerprints_of(config, manifest),
         microbatches={phase.name: rows for phase in phases_of(config)} if rows else {},
     )
-
-
-class _Listener(Protocol):
-    """Who is told of a run's events."""
-
-    def event(self, kind: str, **values: Any) -> None:
-        """As `Observer.event`."""
-
-
-class _Console:
-    """Shows a run's events, tells others of them, and passes signals on."""
-
-    def __init__(self, stop: StopSignal, lease: Lease, listeners: Sequence[_Listener], say: Say) -> None:
-        self._stop, self._lease, self._listeners, self._say = stop, lease, listeners, say
-
-    def say(self, text: str, /) -> None:
-        for listener in self._listeners:
-            listener.event("note", text=text)
-        self._say(text)
-
-    def event(self, kind: str, **values: Any) -> None:
-        for listener in self._listeners:
-            listener.event(kind, **values)
-        if kind in ("note", "waiting"):
-            self._say(values["text"])
-        elif kind == "step":
-            place = (values["epoch"] + 1, values["epochs"]), (values["step"], values["steps"])
-            names = ("loss", "accuracy", "images_per_second", "eta_s")
-            self._say(progress_line(values["phase"], *place, **{name: values[name] for name in names}))
-        elif kind == "epoch":
-            best = "  best so far" if values["best"] else ""
-            self._say(
-                f"{values['phase']} epoch {values['epoch'] + 1}/{values['epochs']}: "
-                f"train loss {values['train_loss']:.4f} accuracy {values['train_accuracy']:.4f}, "
-                f"validation loss {values['val_loss']:.4f} accuracy {values['val_accuracy']:.4f}, "
-                f"{values['images_per_second']:.1f} images/s, {values['seconds']:.0f} s{best}"
-            )
-
-    def stop_requested(self) -> bool:
-        return self._stop.received is not None or bool(self._lease.lost)
 
 
 def _say_complete(folder: str, say: Say) -> int:

@@ -18,7 +18,6 @@ import numpy as np
 import ray
 import ray.data
 from numpy.typing import NDArray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pharmclf import storage
 from pharmclf.activations.choice import Machines
@@ -30,7 +29,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.stream import checked, in_column, in_order, load_block, prefetch
 from pharmclf.fingerprint import sha256_bytes
 from pharmclf.model.cut import CutCost, cut_costs, cut_tensors
-from pharmclf.model.device import driver_capability, gpu_capability, least_capability, precision_for, prepare_device
+from pharmclf.model.device import gpu_capability, prepare_device
 from pharmclf.quiet import native_chatter_muted
 
 _PICTURES = 64  # of one forward pass
@@ -278,28 +277,6 @@ def _pool(*, use_gpus: bool) -> tuple[int, int]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     gpus = sum(int(node.get("GPU", 0)) for node in nodes) if use_gpus else 0
     return (gpus, 1) if gpus else (len(nodes), 0)
-
-
-def precision_of(config: RunConfig) -> str:
-    """The precision of a run, or what `auto` comes to where it trains: one for all its workers.
-
-    Workers that chose by themselves, on unlike GPUs, would sum the gradients of unlike steps.
-
-    Args:
-        config: the run; without workers this process is asked, else every node with GPUs that is there.
-    """
-    if config.precision != "auto" or config.accelerator == "cpu":
-        return precision_for(config.precision, None)
-    if config.worker_range[1] == 0:
-        with native_chatter_muted():
-            return precision_for(config.precision, gpu_capability())
-    ask = ray.remote(num_cpus=0)(driver_capability)  # no GPU either: they may be in use
-    asked = [
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("GPU")
-    ]
-    return precision_for(config.precision, least_capability(ray.get(asked)))
 
 
 def costs_of(config: RunConfig) -> list[CutCost]:

@@ -14,6 +14,7 @@ from pharmclf import storage
 from pharmclf.activations import compute
 from pharmclf.activations.choice import PhaseWork, choose
 from pharmclf.activations.key import key_parts, location_of, root_of
+from pharmclf.activations.precision import precision_of
 from pharmclf.activations.shards import (
     USED_FILE,
     Activations,
@@ -91,7 +92,7 @@ def _provide(wish: Wish, earlier: Sequence[str] | None) -> dict[str, Activations
     if config.views == 0:
         wish.say("activations: not kept, since augment.views is 0: every epoch sees new pictures")
         return {}
-    precision = compute.precision_of(config)
+    precision = precision_of(config)
     cuts = {}
     for depth in {phase.depth for phase in wish.phases}:
         parts = key_parts(config, wish.manifest, depth, wish.weights, precision)

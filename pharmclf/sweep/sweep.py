@@ -12,6 +12,7 @@ import ray
 
 from pharmclf import storage
 from pharmclf.activations import compute
+from pharmclf.activations.precision import precision_of
 from pharmclf.activations.provide import Interrupted
 from pharmclf.cli import EXIT_OK, Say, StopSignal, scan_progress
 from pharmclf.config import ConfigError, RunConfig, refuse_auto, to_dict
@@ -103,15 +104,10 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say) ->
         with only_writer(folder) as lease:
             write_manifest(manifest, folder)
             # as the sweep began, whatever nodes there are now: its trials are compared, and go on from checkpoints
-            precision = (record or {}).get("precision") or compute.precision_of(dataclasses.replace(base, workers="1"))
+            precision = (record or {}).get("precision") or precision_of(dataclasses.replace(base, workers="1"))
             record = {"name": base.name, "settings": settings, "fingerprints": prints, "versions": versions()}
-            record |= {
-                "precision": precision,
-                "config": to_dict(base),
-                "options": dataclasses.asdict(options),
-                "trials": total,
-            }
-            record |= {"state": "running"}
+            record |= {"config": to_dict(base), "options": dataclasses.asdict(options), "trials": total}
+            record |= {"precision": precision, "state": "running"}
             work = _Sweep(options, base, space, search, total, folder, manifest, record, room, say)
             return work.run(stop, lease)
 

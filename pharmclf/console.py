@@ -1,0 +1,69 @@
+"""The console of a run: what happens is shown as lines and told to those who listen, and a signal reaches the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from pharmclf.cli import Say, StopSignal
+from pharmclf.report.summary import progress_line
+from pharmclf.storage.lease import Lease
+from pharmclf.training.job import Observer
+
+
+class Console(Observer, Protocol):
+    """Who watches a run, may stop it, and shows what it says."""
+
+    def say(self, text: str, /) -> None:
+        """Take a line for the console."""
+
+
+class _Listener(Protocol):
+    """Who is told of a run's events."""
+
+    def event(self, kind: str, **values: Any) -> None:
+        """As `Observer.event`."""
+
+
+class RunConsole:
+    """Shows a run's events, tells others of them, and passes signals on."""
+
+    def __init__(self, stop: StopSignal, lease: Lease, listeners: Sequence[_Listener], say: Say) -> None:
+        """Nothing is shown yet.
+
+        Args:
+            stop: the signal that may have come.
+            lease: of the run's folder; a run that has lost it stops.
+            listeners: are told of each event first.
+            say: takes lines for the console.
+        """
+        self._stop, self._lease, self._listeners, self._say = stop, lease, listeners, say
+
+    def say(self, text: str, /) -> None:
+        """As `Console.say`."""
+        for listener in self._listeners:
+            listener.event("note", text=text)
+        self._say(text)
+
+    def event(self, kind: str, **values: Any) -> None:
+        """As `Observer.event`."""
+        for listener in self._listeners:
+            listener.event(kind, **values)
+        if kind in ("note", "waiting"):
+            self._say(values["text"])
+        elif kind == "step":
+            place = (values["epoch"] + 1, values["epochs"]), (values["step"], values["steps"])
+            names = ("loss", "accuracy", "images_per_second", "eta_s")
+            self._say(progress_line(values["phase"], *place, **{name: values[name] for name in names}))
+        elif kind == "epoch":
+            best = "  best so far" if values["best"] else ""
+            self._say(
+                f"{values['phase']} epoch {values['epoch'] + 1}/{values['epochs']}: "
+                f"train loss {values['train_loss']:.4f} accuracy {values['train_accuracy']:.4f}, "
+                f"validation loss {values['val_loss']:.4f} accuracy {values['val_accuracy']:.4f}, "
+                f"{values['images_per_second']:.1f} images/s, {values['seconds']:.0f} s{best}"
+            )
+
+    def stop_requested(self) -> bool:
+        """As `Observer.stop_requested`."""
+        return self._stop.received is not None or bool(self._lease.lost)
