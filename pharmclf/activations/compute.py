@@ -6,7 +6,6 @@ A run that trains in the calling process computes them there as well.
 from __future__ import annotations
 
 import functools
-import io
 import math
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,12 +21,11 @@ from numpy.typing import NDArray
 from pharmclf import storage
 from pharmclf.activations.choice import Machines
 from pharmclf.activations.local_cache import LocalCache
-from pharmclf.activations.shards import ActivationsNotKept, Layout, missing_shards, shard_name, standing_shards
+from pharmclf.activations.shards import ActivationsNotKept, Layout, missing_shards, standing_shards, write_shard
 from pharmclf.config import BackboneName, ConfigError, RunConfig
 from pharmclf.data.augment import apply_transforms, projective_transforms
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.stream import checked, in_column, in_order, load_block, prefetch
-from pharmclf.fingerprint import sha256_bytes
 from pharmclf.model.cut import CutCost, cut_costs, cut_tensors
 from pharmclf.model.device import gpu_capability, prepare_device
 from pharmclf.quiet import native_chatter_muted
@@ -266,10 +264,7 @@ class _Prefix:
                 f"the activations at {target.depth} blocks from the top are beyond the range of {target.layout.dtype}; "
                 "--activations-dtype float32 may hold them"
             )
-        buffer = io.BytesIO()
-        np.save(buffer, values, allow_pickle=False)
-        content = buffer.getvalue()
-        storage.write_bytes(storage.join(target.location, shard_name(section, shard, sha256_bytes(content))), content)
+        write_shard(target.location, section, shard, values)
 
 
 def _pool(*, use_gpus: bool) -> tuple[int, int]:

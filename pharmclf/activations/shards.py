@@ -6,6 +6,7 @@ content, so that an interrupted computation goes on without reading back what it
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from pharmclf import storage
 from pharmclf.activations.key import SPLITS
 from pharmclf.config import RunConfig
 from pharmclf.data.manifest import Manifest
+from pharmclf.fingerprint import sha256_bytes
 
 INDEX_FILE = "index.json"
 USED_FILE = "used.json"
@@ -135,6 +137,23 @@ def size_text(size_bytes: float) -> str:
 def shard_name(section: str, shard: int, sha256: str) -> str:
     """Name of a shard's file."""
     return f"{section}-{shard:06d}.{sha256}.npy"
+
+
+def write_shard(location: str, section: str, shard: int, values: np.ndarray) -> str:
+    """Write a shard -> the name of its file.
+
+    Args:
+        location: the folder.
+        section: of the shard.
+        shard: its number.
+        values: (rows, views, *cut).
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    content = buffer.getvalue()
+    name = shard_name(section, shard, sha256_bytes(content))
+    storage.write_bytes(storage.join(location, name), content)
+    return name
 
 
 def sha256_of(name: str) -> str:

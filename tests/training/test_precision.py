@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
 import itertools
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 from recorder import Recorder
 
 from pharmclf import storage
-from pharmclf.activations.shards import Activations, Layout, shard_name
+from pharmclf.activations.shards import Activations, Layout, write_shard
 from pharmclf.config import AugmentConfig, HeadConfig, OptimizerConfig, PhaseConfig
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.plan import PhasePlan
@@ -43,19 +41,15 @@ def test_the_least_of_unlike_gpus_decides_for_all(found: list[tuple[int, int]]):
 
 def activations(job: TrainingJob, manifest: Manifest, overflowing: int) -> Activations:
     """Features as the frozen backbone could have given them, one of them far too large in one row."""
-    layout, files = Layout.of(job.config, manifest, (WIDTH,)), {}
+    location, layout, files = storage.join(job.folder, "kept"), Layout.of(job.config, manifest, (WIDTH,)), {}
     for section in layout.sections:
         assert section.num_shards == 1
         rows = manifest.rows(section.name)
         values = np.random.default_rng(1).uniform(0, ORDINARY, (len(rows), section.views, WIDTH)).astype("float32")
         values[rows == overflowing, :, 0] = OVERFLOWING
-        buffer = io.BytesIO()
-        np.save(buffer, values)
-        name = shard_name(section.name, 0, hashlib.sha256(buffer.getvalue()).hexdigest())
-        storage.write_bytes(storage.join(job.folder, "kept", name), buffer.getvalue())
-        files[section.name] = [name]
+        files[section.name] = [write_shard(location, section.name, 0, values)]
     rows_of = {split: manifest.rows(split) for split in files}
-    return Activations(storage.join(job.folder, "kept"), layout, rows_of, files)
+    return Activations(location, layout, rows_of, files)
 
 
 @pytest.mark.ray
