@@ -1,7 +1,9 @@
-"""The training step of one phase on one device in one precision, in a process of its own."""
+"""The training steps of a run on one device in one precision, in a process of their own."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import os
 import resource
@@ -11,71 +13,102 @@ from pathlib import Path
 from typing import Any
 
 from pharmclf.benchmark.energy import measured_energy
+from pharmclf.cli import told
 from pharmclf.config import RunConfig
 from pharmclf.hardware import DriverNvml, NvmlMissing
 from pharmclf.model.device import gpu_capability, prepare_device
 from pharmclf.quiet import native_chatter_muted
-from pharmclf.training.phases import phases_of
+from pharmclf.training.phases import Phase, phases_of
 
 _LONGEST_S = 60.0  # of a step; it is left out beyond
 _LEAST_STEPS = 3
 _CAPABILITIES = {"float32": (0, 0), "mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}
 
 
-def measure_step(config: RunConfig, phase_name: str, precision: str, gpu: int | None, seconds: float) -> dict[str, Any]:
-    """Measure it.
+def measure_steps(config: RunConfig, precision: str, gpu: int | None, seconds: float) -> dict[str, dict[str, Any]]:
+    """Measure the step of each phase, one after the other; the import of TensorFlow is paid once for all.
 
     Args:
+        config: the run.
+        precision: of the steps.
         gpu: index by the order of the PCI bus; None: the processors.
-        seconds: how long.
+        seconds: how long each.
 
     Returns:
-        images_per_second, memory_bytes, memory_of (what that is), joules_per_1000 (None: not known); or skipped, a
-        reason.
+        For each phase images_per_second, memory_bytes, memory_of (what that is), joules_per_1000 (None: not known);
+        or skipped, a reason.
     """
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "-1" if gpu is None else str(gpu)}
+    names = [phase.name for phase in phases_of(config)]
     with native_chatter_muted():
         import tensorflow as tf
 
         prepare_device(deterministic=config.deterministic, gpus=gpu is not None)
         capability = gpu_capability()
         if gpu is not None and capability is None:
-            return {"skipped": "TensorFlow does not see it"}
+            return {name: {"skipped": "TensorFlow does not see it"} for name in names}
         if capability is not None and capability < _CAPABILITIES[precision]:
-            return {"skipped": "no fast units for it"}
+            return {name: {"skipped": "no fast units for it"} for name in names}
         tf.zeros(1).numpy()  # the runtime's own memory is none of the step's
         before = resident_bytes(peak=False)
-        from pharmclf.benchmark.noise import NoiseStep
-
-        step = NoiseStep.of(config, next(each for each in phases_of(config) if each.name == phase_name), precision)
-        step()  # traces
-        began = time.perf_counter()
-        step()
-        if (one_s := time.perf_counter() - began) > _LONGEST_S:
-            return {"skipped": f"a step takes {one_s:.0f} s"}
-        nvml = None
-        if gpu is not None:
+        found: dict[str, dict[str, Any]] = {}
+        for phase in phases_of(config):
             try:
-                nvml = DriverNvml()
-            except NvmlMissing:
-                gpu = 0
-        count, began = 0, time.perf_counter()
-        with measured_energy(nvml, gpu or 0) as energy:
-            while count < _LEAST_STEPS or time.perf_counter() - began < seconds:
-                sums = step()
-                count += 1
-            took = time.perf_counter() - began
-        if not math.isfinite(float(sums[0])):
-            return {"skipped": "the loss is not finite"}
-        memory, kind = resident_bytes(peak=True) - before, "growth of the process"
-        if capability is not None:
-            memory, kind = tf.config.experimental.get_memory_info("GPU:0")["peak"], "peak of TensorFlow's allocator"
+                found[phase.name] = _measure_step(config, phase, precision, gpu, seconds, before)
+            except Exception as error:  # out of memory, or an operation that has no kernel for this precision
+                found[phase.name] = {"skipped": told(error)[:80]}
+            gc.collect()  # the networks are gone before the next ones are built
+            forget_peak(on_gpu=capability is not None)
+    return found
+
+
+def _measure_step(
+    config: RunConfig, phase: Phase, precision: str, gpu: int | None, seconds: float, before: int
+) -> dict[str, Any]:
+    """One phase; `before` is the memory of the process without networks."""
+    import tensorflow as tf
+
+    from pharmclf.benchmark.noise import NoiseStep
+
+    step = NoiseStep.of(config, phase, precision)
+    step()  # traces
+    began = time.perf_counter()
+    step()
+    if (one_s := time.perf_counter() - began) > _LONGEST_S:
+        return {"skipped": f"a step takes {one_s:.0f} s"}
+    nvml, on_gpu = None, gpu is not None
+    if gpu is not None:
+        try:
+            nvml = DriverNvml()
+        except NvmlMissing:
+            gpu = 0
+    count, began = 0, time.perf_counter()
+    with measured_energy(nvml, gpu or 0) as energy:
+        while count < _LEAST_STEPS or time.perf_counter() - began < seconds:
+            sums = step()
+            count += 1
+        took = time.perf_counter() - began
+    if not math.isfinite(float(sums[0])):
+        return {"skipped": "the loss is not finite"}
+    memory, kind = resident_bytes(peak=True) - before, "growth of the process"
+    if on_gpu:
+        memory, kind = tf.config.experimental.get_memory_info("GPU:0")["peak"], "peak of TensorFlow's allocator"
     images = count * config.batch_size
-    known = energy.joules if capability is None or nvml is not None else None
+    known = energy.joules if not on_gpu or nvml is not None else None
     return {
         "images_per_second": images / took, "memory_bytes": memory, "memory_of": kind,
         "joules_per_1000": None if known is None else 1000 * known / images, "skipped": "",
     }  # fmt: skip
+
+
+def forget_peak(*, on_gpu: bool) -> None:
+    """Let the peak of the memory begin anew, where the system can."""
+    import tensorflow as tf
+
+    if on_gpu:
+        tf.config.experimental.reset_memory_stats("GPU:0")
+    with contextlib.suppress(OSError):  # Linux alone has it
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident_bytes(*, peak: bool) -> int:

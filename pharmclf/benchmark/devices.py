@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pharmclf.benchmark.child import ChildDied, in_child
-from pharmclf.benchmark.device_step import measure_step
+from pharmclf.benchmark.device_step import measure_steps
 from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.benchmark.tables import columns, number, processor_name, times
 from pharmclf.cli import Say, told
@@ -21,7 +21,7 @@ _SLOW = "processors have no units for float16; TensorFlow widens each value"
 
 
 def benchmark_devices(config: RunConfig, options: MeasureOptions, say: Say) -> dict[str, Any]:
-    """Measure every phase on the processors and on one GPU of each kind, each in a process of its own.
+    """Measure every phase on the processors and on one GPU of each kind, each precision in a process of its own.
 
     Args:
         config: backbone, image size, batch and unfreeze depth; the weights are random, the images noise.
@@ -36,13 +36,10 @@ def benchmark_devices(config: RunConfig, options: MeasureOptions, say: Say) -> d
     rows: list[dict[str, Any]] = []
     for name, gpu in devices:
         for precision in PRECISIONS:
-            for phase in phases_of(config):
-                about = {"device": name, "gpu": gpu, "precision": precision, "phase": phase.name}
-                if gpu is None and precision == "mixed_float16":
-                    found: dict[str, Any] = {"skipped": _SLOW}
-                else:
-                    found = _measured(config, phase.name, precision, gpu, options.seconds)
-                rows.append(about | {"batch_size": config.batch_size} | _NOT_MEASURED | found)
+            found = _measured(config, precision, gpu, options.seconds)
+            for phase, values in found.items():
+                about = {"device": name, "gpu": gpu, "precision": precision, "phase": phase}
+                rows.append(about | {"batch_size": config.batch_size} | _NOT_MEASURED | values)
     rows = with_ratios(rows)
     for line in devices_table(rows):
         say(line)
@@ -54,16 +51,19 @@ _NOT_MEASURED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _measured(config: RunConfig, phase: str, precision: str, gpu: int | None, seconds: float) -> dict[str, Any]:
-    """What a step comes to, or why it does not."""
+def _measured(config: RunConfig, precision: str, gpu: int | None, seconds: float) -> dict[str, dict[str, Any]]:
+    """What the step of each phase comes to, or why it does not."""
+    names = [phase.name for phase in phases_of(config)]
+    if gpu is None and precision == "mixed_float16":
+        return {name: {"skipped": _SLOW} for name in names}
     try:
-        return in_child(measure_step, dataclasses.replace(config, workers="0"), phase, precision, gpu, seconds)
+        return in_child(measure_steps, dataclasses.replace(config, workers="0"), precision, gpu, seconds)
     except ConfigError:
         raise
     except ChildDied as error:
-        return {"skipped": str(error)}
-    except Exception as error:  # out of memory, or an operation that has no kernel for this precision
-        return {"skipped": told(error)[:80]}
+        return {name: {"skipped": str(error)} for name in names}
+    except Exception as error:
+        return {name: {"skipped": told(error)[:80]} for name in names}
 
 
 def _gpus(config: RunConfig) -> list[tuple[str, int]]:
