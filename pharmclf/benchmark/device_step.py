@@ -9,27 +9,31 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pharmclf.benchmark.energy import measured_energy
 from pharmclf.cli import told
-from pharmclf.config import RunConfig
+from pharmclf.config import ConfigError, RunConfig
 from pharmclf.hardware import DriverNvml, NvmlMissing
 from pharmclf.model.device import gpu_capability, prepare_device
 from pharmclf.quiet import native_chatter_muted
-from pharmclf.training.phases import Phase, phases_of
+from pharmclf.training.phases import Phase
 
 _LONGEST_S = 60.0  # of a step; it is left out beyond
 _LEAST_STEPS = 3
 _CAPABILITIES = {"float32": (0, 0), "mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}
 
 
-def measure_steps(config: RunConfig, precision: str, gpu: int | None, seconds: float) -> dict[str, dict[str, Any]]:
+def measure_steps(
+    config: RunConfig, phases: Sequence[Phase], precision: str, gpu: int | None, seconds: float
+) -> dict[str, dict[str, Any]]:
     """Measure the step of each phase, one after the other; the import of TensorFlow is paid once for all.
 
     Args:
         config: the run.
+        phases: those that are measured, by rising need of memory, as a run has them: a process keeps what it once took.
         precision: of the steps.
         gpu: index by the order of the PCI bus; None: the processors.
         seconds: how long each.
@@ -37,29 +41,37 @@ def measure_steps(config: RunConfig, precision: str, gpu: int | None, seconds: f
     Returns:
         For each phase images_per_second, memory_bytes, memory_of (what that is), joules_per_1000 (None: not known);
         or skipped, a reason.
+
+    Raises:
+        ConfigError: bad input.
     """
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "-1" if gpu is None else str(gpu)}
-    names = [phase.name for phase in phases_of(config)]
     with native_chatter_muted():
         import tensorflow as tf
 
         prepare_device(deterministic=config.deterministic, gpus=gpu is not None)
         capability = gpu_capability()
         if gpu is not None and capability is None:
-            return {name: {"skipped": "TensorFlow does not see it"} for name in names}
+            return skipped(phases, "TensorFlow does not see it")
         if capability is not None and capability < _CAPABILITIES[precision]:
-            return {name: {"skipped": "no fast units for it"} for name in names}
+            return skipped(phases, "no fast units for it")
         tf.zeros(1).numpy()  # the runtime's own memory is none of the step's
         before = resident_bytes(peak=False)
         found: dict[str, dict[str, Any]] = {}
-        for phase in phases_of(config):
+        for phase in phases:
+            gc.collect()  # the networks before
             try:
                 found[phase.name] = _measure_step(config, phase, precision, gpu, seconds, before)
+            except ConfigError:
+                raise
             except Exception as error:  # out of memory, or an operation that has no kernel for this precision
-                found[phase.name] = {"skipped": told(error)[:80]}
-            gc.collect()  # the networks are gone before the next ones are built
-            forget_peak(on_gpu=capability is not None)
+                found |= skipped([phase], told(error)[:80])
     return found
+
+
+def skipped(phases: Iterable[Phase], why: str) -> dict[str, dict[str, Any]]:
+    """Phases that are not measured, with the reason."""
+    return {phase.name: {"skipped": why} for phase in phases}
 
 
 def _measure_step(
@@ -76,12 +88,10 @@ def _measure_step(
     step()
     if (one_s := time.perf_counter() - began) > _LONGEST_S:
         return {"skipped": f"a step takes {one_s:.0f} s"}
-    nvml, on_gpu = None, gpu is not None
+    nvml = None
     if gpu is not None:
-        try:
+        with contextlib.suppress(NvmlMissing):
             nvml = DriverNvml()
-        except NvmlMissing:
-            gpu = 0
     count, began = 0, time.perf_counter()
     with measured_energy(nvml, gpu or 0) as energy:
         while count < _LEAST_STEPS or time.perf_counter() - began < seconds:
@@ -91,24 +101,14 @@ def _measure_step(
     if not math.isfinite(float(sums[0])):
         return {"skipped": "the loss is not finite"}
     memory, kind = resident_bytes(peak=True) - before, "growth of the process"
-    if on_gpu:
+    if gpu is not None:
         memory, kind = tf.config.experimental.get_memory_info("GPU:0")["peak"], "peak of TensorFlow's allocator"
     images = count * config.batch_size
-    known = energy.joules if not on_gpu or nvml is not None else None
+    known = energy.joules if gpu is None or nvml is not None else None  # else it is the processors'
     return {
         "images_per_second": images / took, "memory_bytes": memory, "memory_of": kind,
         "joules_per_1000": None if known is None else 1000 * known / images, "skipped": "",
     }  # fmt: skip
-
-
-def forget_peak(*, on_gpu: bool) -> None:
-    """Let the peak of the memory begin anew, where the system can."""
-    import tensorflow as tf
-
-    if on_gpu:
-        tf.config.experimental.reset_memory_stats("GPU:0")
-    with contextlib.suppress(OSError):  # Linux alone has it
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident_bytes(*, peak: bool) -> int:

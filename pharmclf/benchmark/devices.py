@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pharmclf.benchmark.child import ChildDied, in_child
-from pharmclf.benchmark.device_step import measure_steps
+from pharmclf.benchmark.device_step import measure_steps, skipped
 from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.benchmark.tables import columns, number, processor_name, times
 from pharmclf.cli import Say, told
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.hardware import DriverNvml, NvmlMissing
-from pharmclf.training.phases import phases_of
+from pharmclf.training.phases import Phase, phases_of
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 _SLOW = "processors have no units for float16; TensorFlow widens each value"
@@ -36,7 +36,7 @@ def benchmark_devices(config: RunConfig, options: MeasureOptions, say: Say) -> d
     rows: list[dict[str, Any]] = []
     for name, gpu in devices:
         for precision in PRECISIONS:
-            found = _measured(config, precision, gpu, options.seconds)
+            found = measured(config, phases_of(config), precision, gpu, options.seconds)
             for phase, values in found.items():
                 about = {"device": name, "gpu": gpu, "precision": precision, "phase": phase}
                 rows.append(about | {"batch_size": config.batch_size} | _NOT_MEASURED | values)
@@ -51,19 +51,23 @@ _NOT_MEASURED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _measured(config: RunConfig, precision: str, gpu: int | None, seconds: float) -> dict[str, dict[str, Any]]:
-    """What the step of each phase comes to, or why it does not."""
-    names = [phase.name for phase in phases_of(config)]
+def measured(
+    config: RunConfig, phases: Sequence[Phase], precision: str, gpu: int | None, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """What the step of each phase comes to, or why it does not; as `measure_steps`, in a process of their own."""
     if gpu is None and precision == "mixed_float16":
-        return {name: {"skipped": _SLOW} for name in names}
+        return skipped(phases, _SLOW)
     try:
-        return in_child(measure_steps, dataclasses.replace(config, workers="0"), precision, gpu, seconds)
+        return in_child(measure_steps, dataclasses.replace(config, workers="0"), phases, precision, gpu, seconds)
     except ConfigError:
         raise
     except ChildDied as error:
-        return {name: {"skipped": str(error)} for name in names}
+        if len(phases) == 1:
+            return skipped(phases, str(error))
+        alone = [measured(config, [phase], precision, gpu, seconds) for phase in phases]
+        return {name: values for each in alone for name, values in each.items()}  # one has not taken the others along
     except Exception as error:
-        return {name: {"skipped": told(error)[:80]} for name in names}
+        return skipped(phases, told(error)[:80])
 
 
 def _gpus(config: RunConfig) -> list[tuple[str, int]]:

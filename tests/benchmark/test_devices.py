@@ -1,0 +1,56 @@
+"""The step of each phase is measured in one process; what one phase breaks costs the others nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from pharmclf.benchmark import devices
+from pharmclf.benchmark.child import in_child
+from pharmclf.benchmark.device_step import measure_steps
+from pharmclf.config import ConfigError, HeadConfig, RunConfig
+from pharmclf.training.phases import Phase, phases_of
+
+CONFIG = RunConfig(image_size=32, batch_size=4, weights="none", workers="0", head=HeadConfig(dense=()))
+PHASES = phases_of(CONFIG)
+
+
+@pytest.mark.tf
+def test_each_phase_has_its_own_figures_from_one_process():
+    found = in_child(measure_steps, CONFIG, PHASES, "float32", None, 0.1)
+    assert list(found) == ["phase1", "phase2"]
+    for values in found.values():
+        assert values["skipped"] == ""
+        assert values["images_per_second"] > 0
+    assert 0 < found["phase1"]["memory_bytes"] <= found["phase2"]["memory_bytes"]
+
+
+def dies_in_phase2(
+    config: RunConfig, phases: Sequence[Phase], precision: str, gpu: int | None, seconds: float
+) -> dict[str, dict[str, Any]]:
+    found = {}
+    for phase in phases:
+        if phase.name == "phase2":
+            os._exit(9)  # as the system's want of memory ends it
+        found[phase.name] = {"images_per_second": seconds, "skipped": f"{precision} {gpu} {config.batch_size}"}
+    return found
+
+
+def test_a_phase_that_kills_its_process_leaves_the_figures_of_the_other(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(devices, "measure_steps", dies_in_phase2)
+    found = devices.measured(CONFIG, PHASES, "float32", None, 2.0)
+    assert found["phase1"]["images_per_second"] == 2.0
+    assert found["phase2"] == {"skipped": "its process died, killed perhaps for want of memory"}
+
+
+def refuses(*_: Any) -> dict[str, dict[str, Any]]:
+    raise ConfigError("backbone: received nothing of the kind")
+
+
+def test_bad_input_is_not_taken_for_a_device_that_cannot(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(devices, "measure_steps", refuses)
+    with pytest.raises(ConfigError, match="nothing of the kind"):
+        devices.measured(CONFIG, PHASES, "float32", None, 2.0)
