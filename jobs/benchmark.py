@@ -20,7 +20,7 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.benchmark.parts import ALL, PARTS, QUICK, part_of, run_part, run_parts
-from pharmclf.cli import parse_config, parse_options, run_job, take_switch
+from pharmclf.cli import parse_config, parse_options, run_job, take_command, take_switch
 from pharmclf.config import RunConfig
 
 _HOME = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ _HOME = Path(__file__).resolve().parents[1]
 def main() -> int:
     """Parse, measure, write the figures and their pictures into the storage."""
     quick = take_switch("--quick")
-    asked = next((name for name in PARTS if take_switch(name)), "")
+    asked = take_command(PARTS)
     if asked:
         part = part_of(asked, quick=quick)
         default, options = _HOME / "jobs" / "configs" / part.file, part.options

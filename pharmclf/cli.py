@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, TypeVar
@@ -101,6 +101,11 @@ def take_switch(name: str) -> bool:
     given = name in sys.argv[1:]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != name]
     return given
+
+
+def take_command(names: Collection[str]) -> str:
+    """The first argument, where it is one of these words, or ""; it is taken off, whatever else the line says."""
+    return sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in names else ""
 
 
 def take_bare_flag(name: str) -> bool:

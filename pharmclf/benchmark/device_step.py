@@ -60,6 +60,8 @@ def measure_steps(
         found: dict[str, dict[str, Any]] = {}
         for phase in phases:
             gc.collect()  # the networks before
+            if gpu is not None:
+                tf.config.experimental.reset_memory_stats("GPU:0")
             try:
                 found[phase.name] = _measure_step(config, phase, precision, gpu, seconds, before)
             except ConfigError:
