@@ -11,7 +11,7 @@ from pharmclf.activations.provide import Interrupted, provide
 from pharmclf.cli import EXIT_OK, Say, StopSignal, scan_progress
 from pharmclf.config import RunConfig, refuse_auto
 from pharmclf.data.prepare import check_storage, split_manifest
-from pharmclf.model.device import prepare_device
+from pharmclf.model.device import prepare_for
 from pharmclf.pipeline import describe_data, training_job, wish_of
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.rate_plots import rates_png
@@ -51,7 +51,7 @@ def find_rate(config: RunConfig, say: Say) -> int:
 
         job = with_stream_cpus(training_job(config, folder, manifest))
         with native_chatter_muted():
-            prepare_device(deterministic=config.deterministic, gpus=config.accelerator != "cpu")
+            prepare_for(config)
         try:
             job = dataclasses.replace(job, activations=provide(wish_of(job, manifest, 0, say, stopped)))
         except Interrupted:

@@ -27,7 +27,7 @@ from pharmclf.data.prepare import check_storage, prepare, split_manifest, write_
 from pharmclf.doctor.quick import quick_checks
 from pharmclf.finish import extra_sets, finish
 from pharmclf.hardware import HardwareMonitor, Setting
-from pharmclf.model.device import in_precision
+from pharmclf.model.device import in_precision, prepare_device
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.summary import summary_text
 from pharmclf.run_record import (
@@ -270,6 +270,8 @@ def dry_run(config: RunConfig, say: Say) -> int:
         manifest = split_manifest(config, folder, scan_progress(say))
     with native_chatter_muted():
         from pharmclf.model.describe import describe_model
+
+        prepare_device(deterministic=False, gpus=False)
 
         say(describe_model(config, len(manifest.class_names)))
     describe_data(manifest, "", say)

@@ -233,12 +233,11 @@ def _restored(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Che
     """
     with native_chatter_muted():
         import keras
-        import tensorflow as tf
 
+        from pharmclf.model.device import prepare_device
         from pharmclf.training.export import restore_model
 
-        with contextlib.suppress(RuntimeError):  # the GPUs are in use by this process already
-            tf.config.set_visible_devices([], "GPU")  # they may be in use by a run
+        prepare_device(deterministic=False, gpus=False)  # they may be in use by a run
         policy = keras.config.dtype_policy()
         keras.config.set_dtype_policy("float32")  # as in the models of complete runs
         try:

@@ -13,9 +13,12 @@ from s3proxy import Fault, Proxy, Request, Through
 from s3server import Gateway, missing_programs
 
 from pharmclf.config import AugmentConfig, HeadConfig, PhaseConfig, RunConfig
+from pharmclf.model import device
 from pharmclf.storage import objects
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+device._prepared = True  # tests share this process, in which TensorFlow is long at work
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

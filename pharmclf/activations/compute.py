@@ -27,7 +27,7 @@ from pharmclf.data.augment import apply_transforms, projective_transforms
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.stream import checked, in_column, in_order, load_block, prefetch
 from pharmclf.model.cut import CutCost, cut_costs, cut_tensors
-from pharmclf.model.device import gpu_capability, prepare_device
+from pharmclf.model.device import gpu_capability, prepare_device, prepare_for
 from pharmclf.quiet import native_chatter_muted
 
 _PICTURES = 64  # of one forward pass
@@ -135,8 +135,10 @@ def _results(
         return
     shared = ray.put(paths)
 
+    size = max(span.last - span.first for span in todo)
+
     def decode(block: dict[str, np.ndarray]) -> dict[str, Any]:
-        return _decoded(_span_of(block), ray.get(shared), config.image_size)
+        return _filled_up(_decoded(_span_of(block), ray.get(shared), config.image_size), size)
 
     items = [vars(span) for span in todo]
     actors, gpus = _pool(use_gpus=config.accelerator != "cpu")
@@ -144,7 +146,7 @@ def _results(
     computed = source.map_batches(decode, batch_size=None, num_cpus=0.5).map_batches(
         _Prefix,
         fn_constructor_args=arguments,
-        batch_size=None,
+        batch_size=size,  # that of every block: Ray wants a number where there are GPUs
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
         num_cpus=0,  # two passes at once would otherwise hold all CPUs, and wait for ever for one to decode with
         num_gpus=gpus,
@@ -156,6 +158,12 @@ def _decoded(span: Span, paths: Mapping[str, list[str]], image_size: int) -> dic
     """The images of a span, as a block that carries the span with it."""
     images = load_block(paths[span.section][span.first : span.last], image_size)
     return images | {name: np.full(span.last - span.first, value) for name, value in vars(span).items()}
+
+
+def _filled_up(block: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+    """A block with its last row again and again, up to so many rows; a span knows which are its own."""
+    return {name: np.concatenate([column, np.repeat(column[-1:], size - len(column), axis=0)])
+            for name, column in block.items()}  # fmt: skip
 
 
 def _span_of(block: Mapping[str, np.ndarray]) -> Span:
@@ -179,7 +187,7 @@ class _Prefix:
 
             from pharmclf.model.backbones import build_backbone
 
-            prepare_device(deterministic=config.deterministic, gpus=config.accelerator != "cpu")
+            prepare_for(config)
         self._refusal = ""
         keras.config.set_dtype_policy(precision)
         try:
@@ -207,7 +215,7 @@ class _Prefix:
         error, pictures = self._refusal or str(block["error"][0]), 0
         if not error:
             try:
-                pictures = self._write(span, block["image"])
+                pictures = self._write(span, block["image"][: span.last - span.first])
             except (storage.StorageUnavailable, ActivationsNotKept) as failure:
                 error = in_column(failure)
             except OSError as failure:  # a full disk, no right to write
@@ -280,7 +288,10 @@ def costs_of(config: RunConfig) -> list[CutCost]:
     Raises:
         ConfigError: an image size that the backbone cannot take.
     """
-    return _costs_of(config.backbone, config.image_size, here=config.worker_range == (0, 0))
+    here = config.worker_range == (0, 0)
+    if here:
+        prepare_for(config)  # this process will train, too
+    return _costs_of(config.backbone, config.image_size, here=here)
 
 
 @functools.lru_cache
@@ -297,9 +308,7 @@ def _costs_of(backbone: BackboneName, image_size: int, *, here: bool) -> list[Cu
 
 
 def _costs_without_gpu(backbone: BackboneName, image_size: int) -> list[CutCost]:
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")
+    prepare_device(deterministic=False, gpus=False)
     return _costs(backbone, image_size)
 
 

@@ -16,7 +16,7 @@ from pharmclf.activations.shards import INDEX_FILE
 from pharmclf.cli import Say
 from pharmclf.config import RunConfig, StoppingConfig
 from pharmclf.data.prepare import data_location
-from pharmclf.model.device import prepare_device
+from pharmclf.model.device import prepare_for
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.launch import connect
 
@@ -41,7 +41,7 @@ def benchmark_activations(config: RunConfig, say: Say) -> dict[str, Any]:
     never_early = StoppingConfig(early_patience=0, plateau_patience=0)
     config = dataclasses.replace(config, workers="0", stopping=never_early, checkpoint_every_s=0.0)
     with native_chatter_muted():
-        prepare_device(deterministic=config.deterministic)
+        prepare_for(config)
     connect(allow_open=config.allow_open_cluster)
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))

@@ -23,6 +23,7 @@ from pharmclf.training.phases import Phase
 
 _LONGEST_S = 60.0  # of a step; it is left out beyond
 _LEAST_STEPS = 3
+_WARM_UP = 0.25  # of the seconds measured: a GPU loads kernels when they are first used, a loss scale has to sink
 _CAPABILITIES = {"float32": (0, 0), "mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}
 
 
@@ -90,6 +91,8 @@ def _measure_step(
     step()
     if (one_s := time.perf_counter() - began) > _LONGEST_S:
         return {"skipped": f"a step takes {one_s:.0f} s"}
+    while time.perf_counter() - began < _WARM_UP * seconds:
+        step()
     nvml = None
     if gpu is not None:
         with contextlib.suppress(NvmlMissing):

@@ -13,7 +13,7 @@ from pharmclf.cli import Say
 from pharmclf.config import RunConfig
 from pharmclf.hardware import HardwareMonitor
 from pharmclf.hardware.sampler import NodeReader
-from pharmclf.model.device import prepare_device
+from pharmclf.model.device import prepare_for
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.launch import connect
 from pharmclf.training.phases import phases_of
@@ -61,7 +61,7 @@ def measure_monitor(config: RunConfig, every_s: float, seconds: float) -> dict[s
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         reading_s, writing_s = _processor_s(folder, seconds)
         with native_chatter_muted():
-            prepare_device(deterministic=config.deterministic, gpus=config.accelerator != "cpu")
+            prepare_for(config)
             from pharmclf.benchmark.noise import NoiseStep
 
             step = NoiseStep.of(config, phases_of(config)[0], "float32")

@@ -29,7 +29,7 @@ from pharmclf.benchmark.scaling_model import (
 from pharmclf.benchmark.stages import benchmark_job, stream_rate
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig
-from pharmclf.model.device import prepare_device
+from pharmclf.model.device import prepare_for
 from pharmclf.report.scaling_plots import scaling_png
 from pharmclf.training.attempt import trainer_for
 from pharmclf.training.division import Team, divide_resources
@@ -170,9 +170,8 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     job: TrainingJob = settings["job"]
     context = ray.train.get_context()
     beside = context.get_local_world_size()
-    use_gpus = job.config.accelerator != "cpu"
     cores = _own_cores(context.get_local_rank(), beside)
-    prepare_device(deterministic=job.config.deterministic, gpus=use_gpus)
+    prepare_for(job.config)
     from pharmclf.benchmark import scaling_worker
     from pharmclf.training import distributed
 

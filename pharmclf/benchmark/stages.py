@@ -14,7 +14,7 @@ from pharmclf.cli import Say
 from pharmclf.config import ConfigError, PhaseConfig, RunConfig, StoppingConfig, refuse_auto
 from pharmclf.data.plan import PhasePlan
 from pharmclf.data.stream import load_images, plan_batches
-from pharmclf.model.device import device_name, gpu_capability, precision_for, prepare_device
+from pharmclf.model.device import device_name, gpu_capability, precision_for, prepare_for
 from pharmclf.pipeline import training_job
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.job import TrainingJob
@@ -89,7 +89,7 @@ def benchmark_job(config: RunConfig, folder: str) -> TrainingJob:
             "Give a smaller batch or more images"
         )
     with native_chatter_muted():
-        prepare_device(deterministic=config.deterministic)
+        prepare_for(config)
     return dataclasses.replace(job, train_rows=job.train_rows[:whole])
 
 

@@ -21,7 +21,7 @@ class _Explaining:
         with native_chatter_muted():
             import keras
 
-            prepare_device(deterministic=False)
+            prepare_device(deterministic=False, gpus=False)  # a trained model's process keeps those that it has
             with storage.local_file(location) as path:
                 self._model = keras.saving.load_model(path, compile=False, safe_mode=True)
 

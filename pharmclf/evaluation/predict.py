@@ -242,7 +242,7 @@ def _predicted_on_ray(what: Prediction, paths: pa.Array) -> Generator[Block, Non
     predicted = source.map_batches(read_block, batch_size=None, num_cpus=_DECODE_CPUS).map_batches(
         Predictor,
         fn_constructor_args=(what,),
-        batch_size=None,
+        batch_size=size,  # that of every block but the last: Ray wants a number where there are GPUs
         compute=ray.data.ActorPoolStrategy(size=min(what.actors, num_blocks)),
         num_cpus=0,  # actors that held all CPUs would wait for ever for one to decode with
         num_gpus=1 if what.gpus and resources.get("GPU") else 0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -110,10 +109,10 @@ def _load(found: SavedModel) -> keras.Model:
     """The Keras model, on the CPU, where every machine gives the same."""
     with native_chatter_muted(), storage.local_file(found.location) as path:
         import keras
-        import tensorflow as tf
 
-        with contextlib.suppress(RuntimeError):  # the GPUs are in use by this process already
-            tf.config.set_visible_devices([], "GPU")
+        from pharmclf.model.device import prepare_device
+
+        prepare_device(deterministic=False, gpus=False)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     if model.output_shape[-1] != len(found.labels):
         raise ConfigError(

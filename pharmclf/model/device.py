@@ -19,6 +19,8 @@ MEMORY_VARIABLE = "PHARMCLF_DEVICE_MEMORY_MB"
 _BFLOAT16_CAPABILITY = (8, 0)
 _FLOAT16_CAPABILITY = (7, 0)
 
+_prepared = False  # whether this process is
+
 
 def precision_for(requested: str, capability: tuple[int, int] | None) -> str:
     """The precision a run uses; pure.
@@ -83,26 +85,47 @@ def memory_limit_mb() -> int:
     return int(text or 0)
 
 
+def prepare_for(config: RunConfig) -> None:
+    """As `prepare_device`, for what a run computes in this process. (all ranks)"""
+    prepare_device(deterministic=config.deterministic, gpus=config.accelerator != "cpu")
+
+
 def prepare_device(*, deterministic: bool, gpus: bool = True) -> None:
     """Let GPU memory grow, or take the part that is allowed, and choose deterministic kernels. (all ranks)
 
-    Before TensorFlow's first operation.
+    Before TensorFlow's first operation in a process, since it cannot change its devices behind that: whoever asks
+    first decides for the process.
 
     Args:
         deterministic: the same steps bit for bit at every run.
         gpus: whether they may be used.
+
+    Raises:
+        RuntimeError: TensorFlow has begun to compute, and nobody had asked.
     """
+    global _prepared
     import tensorflow as tf
 
-    if not gpus:
+    if not _prepared:
+        # one processor is what there is; TensorFlow refuses late settings, with GPUs and, for this one, without
+        for processor in tf.config.list_physical_devices("CPU"):
+            tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()])
+        _prepare_gpus(gpus)
+        _prepared = True
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def _prepare_gpus(allowed: bool) -> None:
+    import tensorflow as tf
+
+    if not allowed:
         tf.config.set_visible_devices([], "GPU")
     for gpu in tf.config.get_visible_devices("GPU"):
         if limit := memory_limit_mb():
             tf.config.set_logical_device_configuration(gpu, [tf.config.LogicalDeviceConfiguration(memory_limit=limit)])
         else:
             tf.config.experimental.set_memory_growth(gpu, True)
-    if deterministic:
-        tf.config.experimental.enable_op_determinism()
 
 
 def device_name() -> str:

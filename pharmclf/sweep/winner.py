@@ -60,10 +60,9 @@ def retrain_winner(trial: Trial, home: str, workers: str, say: Say) -> tuple[str
 
 def _save_models(config: RunConfig, folder: str, class_names: tuple[str, ...], state: dict[str, Any]) -> None:
     with native_chatter_muted():
-        import tensorflow as tf
-
+        from pharmclf.model.device import prepare_device
         from pharmclf.training.export import save_models
 
-        tf.config.set_visible_devices([], "GPU")  # they may be in use
+        prepare_device(deterministic=False, gpus=False)  # they may be in use
         checkpoints = storage.join(folder, "checkpoints")
         save_models(config, folder, class_names, checkpoints, state["best"], state["monitors"])

@@ -21,7 +21,7 @@ from pharmclf import storage
 from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
 from pharmclf.config import ConfigError
 from pharmclf.hardware import sampled
-from pharmclf.model.device import prepare_device
+from pharmclf.model.device import prepare_for
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.division import Team
 from pharmclf.training.job import Observer, OutOfMemory, TrainingDiverged, TrainingJob
@@ -259,7 +259,7 @@ def _worker(settings: dict[str, Any]) -> None:
     try:
         from pharmclf.training import distributed, loop
 
-        prepare_device(deterministic=job.config.deterministic, gpus=job.config.accelerator != "cpu")
+        prepare_for(job.config)
         threads = max(1, (os.cpu_count() or 1) // world) if world > 1 else None
         workers = dataclasses.replace(distributed.join(threads), pulse=pulse)
         # one process of each node reads it; the driver reads its own

@@ -92,7 +92,7 @@ def find_microbatches(job: TrainingJob, observer: Observer) -> dict[str, int] | 
 
 
 def _note(observer: Observer, where: str) -> None:
-    observer.event("note", text=f"microbatch auto: trying what the device holds, {where}")
+    observer.event("note", text=f"microbatch auto: trying what the device holds, {where}; on a GPU this takes minutes")
 
 
 def _nodes_for(team: Team) -> list[Node]:

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from pharmclf.config import ConfigError, RunConfig, from_dict
 from pharmclf.model.backbones import build_backbone
-from pharmclf.model.device import device_name, gpu_capability, precision_for, prepare_device
+from pharmclf.model.device import device_name, gpu_capability, precision_for, prepare_for
 from pharmclf.model.head import build_head
 from pharmclf.training.distributed import alone
 from pharmclf.training.fitting import with_margin
@@ -70,7 +70,7 @@ class _Tries:
     """The networks of a run, without its weights, and steps with them."""
 
     def __init__(self, config: RunConfig, num_classes: int, memory_bytes: int) -> None:
-        prepare_device(deterministic=config.deterministic, gpus=config.accelerator != "cpu")
+        prepare_for(config)
         self._config = config
         self._precision = precision_for(config.precision, gpu_capability())
         keras.config.set_dtype_policy(self._precision)

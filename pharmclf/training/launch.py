@@ -15,7 +15,7 @@ import ray
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.hardware import sampled
-from pharmclf.model.device import MEMORY_VARIABLE, prepare_device
+from pharmclf.model.device import MEMORY_VARIABLE, prepare_for
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.access import refuse_open_cluster
 from pharmclf.training.attempt import SETTINGS, Attempt, NoRoom, WorkersFailed
@@ -124,7 +124,7 @@ def _train_here(job: TrainingJob, observer: Observer) -> dict[str, Any]:
     with native_chatter_muted():
         from pharmclf.training import distributed, loop
 
-        prepare_device(deterministic=job.config.deterministic, gpus=job.config.accelerator != "cpu")
+        prepare_for(job.config)
     workers = distributed.alone()
     with sampled(observer.event, node=node_address(), every_s=job.hardware_every_s, clock=workers.pulse):
         return loop.train(job, workers, observer) | {"workers": 0}
