@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from running import REPOSITORY, SMALL, environment
 
-FAST = [*SMALL, "--phase1.epochs=1", "--phase2.epochs=1", "--activations=always"]
+FAST = [*SMALL, "--phase1.epochs=1", "--phase2.epochs=1", "--augment.views=2", "--activations=always"]
 real = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="there is no NVIDIA GPU here")
 
 
