@@ -44,9 +44,11 @@ def save_models(
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")  # the weights are float32 in any precision; the file runs anywhere
     try:
+        backbone = build_backbone(config.backbone, config.image_size, config.weights)
         for phase in (phase for phase in phases_of(config) if phase.name in best):
             checkpoint = read_checkpoint(storage.join(checkpoints, best[phase.name]))
-            model = restore_model(config, phase, len(class_names), checkpoint)
+            # once for all: a phase trains what those before it have trained, and more
+            model = _restored(config, phase, len(class_names), checkpoint, backbone)
             file = MODEL_FILE if phase.name == chosen else phase_model_file(phase.name)
             written[file] = _content(model)
     finally:
@@ -64,6 +66,13 @@ def restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint:
         DamagedCheckpoint: a file of it is not what was written.
     """
     backbone = build_backbone(config.backbone, config.image_size, config.weights)
+    return _restored(config, phase, num_classes, checkpoint, backbone)
+
+
+def _restored(
+    config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint, backbone: keras.Model
+) -> keras.Model:
+    """As `restore_model`, on a backbone that has its first weights below what the phase has trained."""
     head = build_head(config.head, backbone.output.shape[-1], num_classes, config.seed)
     trained = [*cut_backbone(backbone, phase.unfreeze_blocks).trained, *head.trainable_variables]
     load_variables({variable.path: variable for variable in trained}, checkpoint.tensors("weights"))
