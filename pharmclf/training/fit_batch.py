@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,15 @@ import psutil
 from pharmclf.config import ConfigError, RunConfig, to_dict
 from pharmclf.hardware.control_group import ControlGroup
 from pharmclf.model.device import memory_limit_mb
-from pharmclf.training.fitting import CPU_SHARE, FittingFailed, cap_of, judge_death, largest_fitting
+from pharmclf.training.fitting import (
+    CPU_SHARE,
+    FittingFailed,
+    cap_of,
+    judge_death,
+    largest_fitting,
+    largest_likely,
+    likely_rows,
+)
 from pharmclf.training.phases import phases_of
 
 _TRY_S = 900.0  # for the answer to a try, with the start of the process
@@ -63,7 +72,13 @@ def find_rows(
             def fits(rows: int, name: str = phase.name) -> bool:
                 return child.fits(name, rows, share)
 
-            found[phase.name] = largest_fitting(share, cap, fits)
+            def likely(name: str = phase.name) -> int | None:
+                return likely_rows(child.taken[name], device["memory_bytes"])
+
+            measured = device["gpu"] and device["memory_bytes"]
+            found[phase.name] = (
+                largest_likely(share, cap, fits, likely) if measured else largest_fitting(share, cap, fits)
+            )
     return {"device": device["device"], "cap": cap, "rows": found}
 
 
@@ -86,6 +101,8 @@ class _Child:
         self._alive = self._bounded = False
         self._process: subprocess.Popen[bytes]
         self._talk: Any
+        self.taken: defaultdict[str, dict[int, int]] = defaultdict(dict)
+        """Of each phase, rows that fitted -> bytes that they took; without a GPU none is known."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
 
     def __enter__(self) -> _Child:
@@ -96,7 +113,7 @@ class _Child:
         self._errors.close()
 
     def device(self) -> dict[str, Any]:
-        """Name of the device, and whether it is a GPU.
+        """Name of the device, whether it is a GPU, and then the bytes of it that are free.
 
         Raises:
             FittingFailed: not even the networks are there.
@@ -111,6 +128,8 @@ class _Child:
             return False
         answer = self._ask({"phase": phase, "rows": rows, "share": share})
         if answer is not None and answer["fits"]:
+            if answer["taken_bytes"]:
+                self.taken[phase][rows] = answer["taken_bytes"]
             return True
         self._end()
         return False

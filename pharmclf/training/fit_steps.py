@@ -1,8 +1,9 @@
 """Tries how many rows fit on a device: a program of its own, for memory that runs out may kill it.
 
 The first line of its input is what to try with, as JSON: config, classes, memory_bytes (that a processor may take from
-then on; 0: no bound). It answers with the device. Then each line is a try: phase, rows, share. The answer is fits, true
-or false, or an error, and whether it is one of the input.
+then on; 0: no bound). It answers with the device, and the free memory of a GPU. Then each line is a try: phase, rows,
+share. The answer is fits, true or false, and the memory of a GPU that it took; or an error, and whether it is one of
+the input.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import keras
 import tensorflow as tf
 
 from pharmclf.config import ConfigError, RunConfig, from_dict
+from pharmclf.hardware import DriverNvml, NvmlMissing
+from pharmclf.hardware.sampler import visible_gpu
 from pharmclf.model.backbones import build_backbone
-from pharmclf.model.device import device_name, gpu_capability, precision_for, prepare_for
+from pharmclf.model.device import device_name, gpu_capability, memory_limit_mb, precision_for, prepare_for
 from pharmclf.model.head import build_head
 from pharmclf.training.distributed import alone
 from pharmclf.training.fitting import with_margin
@@ -52,9 +55,11 @@ def main() -> None:
         try:
             if tries is None:
                 tries = _Tries(from_dict(asked["config"]), asked["classes"], asked["memory_bytes"])
-                answer(device=device_name(), gpu=gpu_capability() is not None)
+                gpu = gpu_capability() is not None
+                answer(device=device_name(), gpu=gpu, memory_bytes=_free_bytes() if gpu else 0)
             else:
-                answer(fits=tries.fits(asked["phase"], asked["rows"], asked["share"]))
+                taken = tries.fits(asked["phase"], asked["rows"], asked["share"])
+                answer(fits=True, taken_bytes=taken)
         except ConfigError as error:
             answer(error=str(error), input=True)
         except Exception as error:
@@ -83,16 +88,19 @@ class _Tries:
         if self.bounded:
             _bound_memory(memory_bytes)
 
-    def fits(self, phase_name: str, rows: int, share: int) -> bool:
-        """Take the steps of a phase with so many rows at once, and some more for safety.
+    def fits(self, phase_name: str, rows: int, share: int) -> int:
+        """Take the steps of a phase with so many rows at once, and some more for safety -> bytes of a GPU, else 0.
 
         Raises:
             ResourceExhaustedError, MemoryError: they do not fit; others do too that tell of memory.
         """
         (phase,) = (phase for phase in phases_of(self._config) if phase.name == phase_name)
+        on_gpu = gpu_capability() is not None
+        if on_gpu:
+            tf.config.experimental.reset_memory_stats("GPU:0")
         self._steps(phase, min(with_margin(rows), _MOST_ROWS), share, in_pieces=rows < share)
         gc.collect()  # graphs hold each other
-        return True
+        return int(tf.config.experimental.get_memory_info("GPU:0")["peak"]) if on_gpu else 0
 
     def _steps(self, phase: Phase, piece: int, share: int, *, in_pieces: bool) -> None:
         local = min(2 * piece, _MOST_ROWS) if in_pieces else piece
@@ -103,6 +111,19 @@ class _Tries:
             model.train_step(batch, tf.constant(0.0)).numpy()
         model.validation_step(batch).numpy()
         del ahead
+
+
+def _free_bytes() -> int:
+    """Of the first GPU that this process sees; 0: not known."""
+    if limit := memory_limit_mb():
+        return limit << 20
+    try:
+        gpu = DriverNvml().read(visible_gpu() or 0)
+    except NvmlMissing:
+        return 0
+    if gpu.memory_total_bytes is None or gpu.memory_used_bytes is None:
+        return 0
+    return int(gpu.memory_total_bytes - gpu.memory_used_bytes)
 
 
 def _bound_memory(num_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 from bisect import bisect_left, bisect_right
@@ -11,6 +12,9 @@ MARGIN = 0.1
 """A try computes this share more rows than it stands for."""
 CPU_SHARE = 0.8
 """Of the free memory of a machine without a GPU, what its workers may take together; images are read there too."""
+_PROBES = (8, 4)  # parts of a share, tried first where memory is measured
+_DOUBT = 0.1  # how much more than likely is tried all the same: a size below may be half as large
+_BUDGET_SHARE = 0.95  # of a GPU's memory; the rest lies in pieces too small for use
 _CAP_ROWS = 1024
 _CAP_BATCHES = 4
 _MEMORY = re.compile(
@@ -49,6 +53,58 @@ def sizes_to_try(share: int, cap: int) -> list[int]:
     below = {-(-share // pieces) for pieces in range(1, share + 1)}
     above = set(range(share, cap + 1, -(-share // 4)))
     return sorted(below | above)
+
+
+def likely_rows(taken: Mapping[int, int], budget: int) -> int | None:
+    """The most rows that should fit, by the memory that some have taken: the line through the two largest numbers.
+
+    Args:
+        taken: rows -> bytes at most, of tries that fitted.
+        budget: bytes that there are.
+
+    Returns:
+        0 or more; None: fewer than two are known, or the larger number took no more.
+    """
+    if len(taken) < 2:
+        return None
+    fewer, more = sorted(taken)[-2:]
+    if taken[more] <= taken[fewer]:
+        return None
+    tried = with_margin(more)
+    each = (taken[more] - taken[fewer]) / (tried - with_margin(fewer))
+    return max(0, math.floor((tried + (_BUDGET_SHARE * budget - taken[more]) / each) / (1 + MARGIN)))
+
+
+def largest_likely(share: int, cap: int, fits: Callable[[int], bool], likely: Callable[[], int | None]) -> int:
+    """As `largest_fitting`, where tries that fit tell of the memory that they took: fewer tries, and fewer that fail.
+
+    On a GPU one that fails takes half a minute: TensorFlow waits for memory, and another process begins.
+
+    Args:
+        share: as there.
+        cap: as there.
+        fits: as there.
+        likely: the most rows that should fit by the tries so far; None: not known.
+    """
+    sizes = sizes_to_try(share, cap)
+    low, high = -1, len(sizes)
+    for part in _PROBES:
+        place = bisect_left(sizes, -(-share // part))
+        if low < place < high:
+            low, high = (place, high) if fits(sizes[place]) else (low, place)
+    trusted = True
+    while high - low > 1:
+        place = (low + high) // 2
+        if trusted and (rows := likely()) is not None:
+            place = min(high, bisect_right(sizes, rows)) - 1
+            if place <= low and sizes[low + 1] > (1 + _DOUBT) * rows:
+                break  # what is larger should not fit
+            place = max(place, low + 1)
+        if fits(sizes[place]):
+            low = place
+        else:
+            high, trusted = place, False  # memory in pieces, say
+    return sizes[low] if low >= 0 else 0
 
 
 def largest_fitting(share: int, cap: int, fits: Callable[[int], bool]) -> int:

@@ -16,6 +16,8 @@ from pharmclf.training.fitting import (
     fitting_line,
     judge_death,
     largest_fitting,
+    largest_likely,
+    likely_rows,
     sizes_to_try,
     tells_of_memory,
     with_margin,
@@ -80,6 +82,55 @@ def test_an_ordinary_batch_takes_at_most_seven_tries():
     assert max(len(search(64, 64, limit)[1]) for limit in range(65)) == 7
     assert search(64, 64, 64)[1] == [64]
     assert search(64, 256, 200) == (192, [64, 128, 256, 192, 224, 208])
+
+
+def measured(share: int, cap: int, limit: int, fixed: int, each: int) -> tuple[int, list[int], int]:
+    """A search on a device whose memory holds so many rows -> found, tried, tries that failed."""
+    taken: dict[int, int] = {}
+    tried: list[int] = []
+    budget = math.ceil((fixed + each * with_margin(limit)) / 0.95)
+
+    def fits(rows: int) -> bool:
+        tried.append(rows)
+        if rows <= limit:
+            taken[rows] = fixed + each * with_margin(rows)
+        return rows <= limit
+
+    found = largest_likely(share, cap, fits, lambda: likely_rows(taken, budget))
+    return found, tried, sum(rows > limit for rows in tried)
+
+
+@given(shares, st.integers(0, 3000), st.integers(0, 10**6), st.integers(1, 10**5), st.data())
+def test_measured_memory_finds_what_fits_too(share: int, beyond: int, fixed: int, each: int, data: st.DataObject):
+    """What comes out was tried and fits; where the share fits, the share or more comes out, but for rounding."""
+    limit = data.draw(st.integers(0, share + beyond + 10))
+    found, tried, _ = measured(share, share + beyond, limit, fixed, each)
+    assert found <= limit
+    assert found in tried or found == 0
+    assert len(tried) == len(set(tried))
+    assert max(tried) <= share + beyond
+    assert found > 0 or limit < max(1, math.ceil(share / 8)) or limit == 0
+
+
+@given(st.integers(64, 2048), st.integers(64, 4096), st.integers(0, 10**6), st.integers(100, 10**5))
+def test_measured_memory_takes_few_tries_and_fewer_that_fail(share: int, limit: int, fixed: int, each: int):
+    """Memory that grows by the row: the largest size that fits, or a tenth less, in six tries, of which one fails."""
+    cap = 4 * share
+    found, tried, failed = measured(share, cap, limit, fixed, each)
+    best = max((size for size in sizes_to_try(share, cap) if size <= limit), default=0)
+    if limit >= math.ceil(share / 4):
+        assert found >= 0.9 * best - 1
+        assert len(tried) <= 6
+        assert failed <= 1
+
+
+def test_memory_that_deceives_ends_in_the_search_by_halves():
+    """Two tries that took nothing more, or promise too much, cost tries and no right result."""
+    assert likely_rows({10: 110, 20: 220}, 1000) == 86  # 95 rows, of which a tenth is margin
+    assert likely_rows({8: 100, 16: 100}, 1000) is None
+    assert likely_rows({8: 100}, 1000) is None
+    assert likely_rows({8: 100, 16: 2000}, 100) == 8
+    assert largest_likely(64, 256, lambda rows: rows <= 40, lambda: 1000) == 32
 
 
 @given(st.integers(1, 5000), st.integers(0, 6000))
