@@ -300,7 +300,7 @@ def _costs_of(backbone: BackboneName, image_size: int, *, here: bool) -> list[Cu
         return _costs(backbone, image_size)
     gpus = bool(ray.cluster_resources().get("GPU"))
     # without GPUs the process stays for the actor, which needs TensorFlow as well
-    task = ray.remote(num_cpus=0.5, max_calls=1)(_costs_without_gpu) if gpus else ray.remote(num_cpus=0.5)(_costs)
+    task = ray.remote(num_cpus=0.5, **({"max_calls": 1} if gpus else {}))(_costs_without_gpu)
     try:
         return ray.get(task.remote(backbone, image_size))
     except ray.exceptions.RayTaskError as error:
@@ -308,7 +308,8 @@ def _costs_of(backbone: BackboneName, image_size: int, *, here: bool) -> list[Cu
 
 
 def _costs_without_gpu(backbone: BackboneName, image_size: int) -> list[CutCost]:
-    prepare_device(deterministic=False, gpus=False)
+    with native_chatter_muted():
+        prepare_device(deterministic=False, gpus=False)
     return _costs(backbone, image_size)
 
 

@@ -69,8 +69,9 @@ def _devices(report: Report) -> list[Panel]:
             memory.append(Bar(label, row["memory_bytes"] / 1e6, f"{row['memory_bytes'] / 1e6:,.0f} MB"))
             if row["joules_per_1000"] is not None:
                 energy.append(Bar(label, row["joules_per_1000"], f"{row['joules_per_1000']:,.0f} J"))
+        batch = ", ".join(sorted({str(row["batch_size"]) for row in rows}))
         panels += [
-            Panel(f"{phase}: training step, and times the processors in float32", speed),
+            Panel(f"{phase}: training step at batch {batch}, and times the processors in float32", speed),
             Panel(f"{phase}: peak memory", memory),
             Panel(f"{phase}: energy of 1,000 images", energy),
         ]
