@@ -272,7 +272,6 @@ def dry_run(config: RunConfig, say: Say) -> int:
         from pharmclf.model.describe import describe_model
 
         prepare_device(deterministic=False, gpus=False)
-
         say(describe_model(config, len(manifest.class_names)))
     describe_data(manifest, "", say)
     return EXIT_OK

@@ -20,6 +20,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, refusals_named
 from pharmclf.evaluation.decision import DECISION_FILE
 from pharmclf.fingerprint import sha256_bytes, sha256_file
+from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.card import CARD_FILE
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
@@ -234,7 +235,6 @@ def _restored(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Che
     with native_chatter_muted():
         import keras
 
-        from pharmclf.model.device import prepare_device
         from pharmclf.training.export import restore_model
 
         prepare_device(deterministic=False, gpus=False)  # they may be in use by a run

@@ -134,7 +134,6 @@ def _results(
         yield from map(prefix, prefetch(iter(todo), lambda span: _decoded(span, paths, config.image_size), depth=1))
         return
     shared = ray.put(paths)
-
     size = max(span.last - span.first for span in todo)
 
     def decode(block: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -300,7 +299,7 @@ def _costs_of(backbone: BackboneName, image_size: int, *, here: bool) -> list[Cu
         return _costs(backbone, image_size)
     gpus = bool(ray.cluster_resources().get("GPU"))
     # without GPUs the process stays for the actor, which needs TensorFlow as well
-    task = ray.remote(num_cpus=0.5, **({"max_calls": 1} if gpus else {}))(_costs_without_gpu)
+    task = ray.remote(num_cpus=0.5, max_calls=1 if gpus else 0)(_costs_without_gpu)
     try:
         return ray.get(task.remote(backbone, image_size))
     except ray.exceptions.RayTaskError as error:

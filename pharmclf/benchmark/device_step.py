@@ -17,7 +17,7 @@ from pharmclf.benchmark.energy import measured_energy
 from pharmclf.cli import told
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.hardware import DriverNvml, NvmlMissing
-from pharmclf.model.device import gpu_capability, prepare_device
+from pharmclf.model.device import gpu_capability, peak_memory_bytes, prepare_device, reset_peak_memory
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.phases import Phase
 
@@ -61,8 +61,7 @@ def measure_steps(
         found: dict[str, dict[str, Any]] = {}
         for phase in phases:
             gc.collect()  # the networks before
-            if gpu is not None:
-                tf.config.experimental.reset_memory_stats("GPU:0")
+            reset_peak_memory()
             try:
                 found[phase.name] = _measure_step(config, phase, precision, gpu, seconds, before)
             except ConfigError:
@@ -81,8 +80,6 @@ def _measure_step(
     config: RunConfig, phase: Phase, precision: str, gpu: int | None, seconds: float, before: int
 ) -> dict[str, Any]:
     """One phase; `before` is the memory of the process without networks."""
-    import tensorflow as tf
-
     from pharmclf.benchmark.noise import NoiseStep
 
     step = NoiseStep.of(config, phase, precision)
@@ -107,7 +104,7 @@ def _measure_step(
         return {"skipped": "the loss is not finite"}
     memory, kind = resident_bytes(peak=True) - before, "growth of the process"
     if gpu is not None:
-        memory, kind = tf.config.experimental.get_memory_info("GPU:0")["peak"], "peak of TensorFlow's allocator"
+        memory, kind = peak_memory_bytes(), "peak of TensorFlow's allocator"
     images = count * config.batch_size
     known = energy.joules if gpu is None or nvml is not None else None  # else it is the processors'
     return {

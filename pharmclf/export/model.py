@@ -33,6 +33,7 @@ from pharmclf.export.images import sample_images
 from pharmclf.export.portable import portable
 from pharmclf.export.target import whole_folder
 from pharmclf.fingerprint import sha256_file
+from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 
 if TYPE_CHECKING:
@@ -109,8 +110,6 @@ def _load(found: SavedModel) -> keras.Model:
     """The Keras model, on the CPU, where every machine gives the same."""
     with native_chatter_muted(), storage.local_file(found.location) as path:
         import keras
-
-        from pharmclf.model.device import prepare_device
 
         prepare_device(deterministic=False, gpus=False)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)

@@ -128,6 +128,23 @@ def _prepare_gpus(allowed: bool) -> None:
             tf.config.experimental.set_memory_growth(gpu, True)
 
 
+def reset_peak_memory() -> None:
+    """Let `peak_memory_bytes` begin anew; without a GPU nothing happens."""
+    import tensorflow as tf
+
+    if tf.config.get_visible_devices("GPU"):
+        tf.config.experimental.reset_memory_stats("GPU:0")
+
+
+def peak_memory_bytes() -> int:
+    """The most that TensorFlow has held of the first GPU at a time since `reset_peak_memory`; 0 without a GPU."""
+    import tensorflow as tf
+
+    if not tf.config.get_visible_devices("GPU"):
+        return 0
+    return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+
+
 def device_name() -> str:
     """What a worker trains on, for the run's record."""
     import tensorflow as tf

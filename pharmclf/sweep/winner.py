@@ -13,6 +13,7 @@ from pharmclf.config import RunConfig
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import write_manifest
 from pharmclf.finish import finish
+from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.run_record import RUN_FILE
 from pharmclf.sweep.ledger import Trial
@@ -60,7 +61,6 @@ def retrain_winner(trial: Trial, home: str, workers: str, say: Say) -> tuple[str
 
 def _save_models(config: RunConfig, folder: str, class_names: tuple[str, ...], state: dict[str, Any]) -> None:
     with native_chatter_muted():
-        from pharmclf.model.device import prepare_device
         from pharmclf.training.export import save_models
 
         prepare_device(deterministic=False, gpus=False)  # they may be in use

@@ -25,7 +25,15 @@ from pharmclf.config import ConfigError, RunConfig, from_dict
 from pharmclf.hardware import DriverNvml, NvmlMissing
 from pharmclf.hardware.sampler import visible_gpu
 from pharmclf.model.backbones import build_backbone
-from pharmclf.model.device import device_name, gpu_capability, memory_limit_mb, precision_for, prepare_for
+from pharmclf.model.device import (
+    device_name,
+    gpu_capability,
+    memory_limit_mb,
+    peak_memory_bytes,
+    precision_for,
+    prepare_for,
+    reset_peak_memory,
+)
 from pharmclf.model.head import build_head
 from pharmclf.training.distributed import alone
 from pharmclf.training.fitting import with_margin
@@ -58,8 +66,7 @@ def main() -> None:
                 gpu = gpu_capability() is not None
                 answer(device=device_name(), gpu=gpu, memory_bytes=_free_bytes() if gpu else 0)
             else:
-                taken = tries.fits(asked["phase"], asked["rows"], asked["share"])
-                answer(fits=True, taken_bytes=taken)
+                answer(fits=True, taken_bytes=tries.take(asked["phase"], asked["rows"], asked["share"]))
         except ConfigError as error:
             answer(error=str(error), input=True)
         except Exception as error:
@@ -88,19 +95,17 @@ class _Tries:
         if self.bounded:
             _bound_memory(memory_bytes)
 
-    def fits(self, phase_name: str, rows: int, share: int) -> int:
+    def take(self, phase_name: str, rows: int, share: int) -> int:
         """Take the steps of a phase with so many rows at once, and some more for safety -> bytes of a GPU, else 0.
 
         Raises:
             ResourceExhaustedError, MemoryError: they do not fit; others do too that tell of memory.
         """
         (phase,) = (phase for phase in phases_of(self._config) if phase.name == phase_name)
-        on_gpu = gpu_capability() is not None
-        if on_gpu:
-            tf.config.experimental.reset_memory_stats("GPU:0")
+        reset_peak_memory()
         self._steps(phase, min(with_margin(rows), _MOST_ROWS), share, in_pieces=rows < share)
         gc.collect()  # graphs hold each other
-        return int(tf.config.experimental.get_memory_info("GPU:0")["peak"]) if on_gpu else 0
+        return peak_memory_bytes()
 
     def _steps(self, phase: Phase, piece: int, share: int, *, in_pieces: bool) -> None:
         local = min(2 * piece, _MOST_ROWS) if in_pieces else piece
