@@ -103,9 +103,6 @@ def compare(sides: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         rows.append(_row(f"{name}: epochs", "", {side: each["phases"][name]["epochs"] for side, each in sides.items()}))
     rows.append(_row("activations", "s", {OURS: sides[OURS]["parts_s"].get("activations", 0.0)}))
     rows.append(_row("training: phases and activations", "s", trained))
-    # without the start of Python, TensorFlow and Ray, for both alike
-    work = {name: side["whole_s"] - side["parts_s"]["start"] for name, side in sides.items()}
-    rows.append(_row("whole run, start of the process left out", "s", work))
     rows.append(_row("whole run, from the start of the process", "s", {n: s["whole_s"] for n, s in sides.items()}))
     return rows
 

@@ -13,6 +13,7 @@ import ray
 import ray.train
 
 from pharmclf import storage
+from pharmclf.activations.precision import precision_of
 from pharmclf.benchmark.scaling_model import (
     GPUS,
     Batch,
@@ -29,7 +30,7 @@ from pharmclf.benchmark.scaling_model import (
 from pharmclf.benchmark.stages import benchmark_job, stream_rate
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig
-from pharmclf.model.device import prepare_for
+from pharmclf.model.device import in_precision, prepare_for
 from pharmclf.report.scaling_plots import scaling_png
 from pharmclf.training.attempt import trainer_for
 from pharmclf.training.division import Team, divide_resources
@@ -155,7 +156,8 @@ def _measure(job: TrainingJob, sizes: tuple[int, ...]) -> dict[str, Any]:
     gpus = 0.0 if job.config.accelerator == "cpu" else total.get("GPU", 0.0)
     world = min(2, int(gpus)) if gpus else 2
     each = divide_resources(world, world, total.get("CPU", 0.0), gpus)
-    job = dataclasses.replace(job, stream_cpus=each.stream_cpus)
+    precision = precision_of(dataclasses.replace(job.config, workers=str(world)))  # one for all, as in a run
+    job = dataclasses.replace(job, config=in_precision(job.config, precision), stream_cpus=each.stream_cpus)
     own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")
     # over the network, where there is one
     trainer = trainer_for(_worker, {"job": job, "sizes": sizes}, Team(world, each), own, placement="SPREAD")
