@@ -1,4 +1,4 @@
-"""Runs jobs/train.py as a user does: a process of its own that can be watched, killed and interrupted."""
+"""Runs the programs as a user does: each a process of its own that can be watched, killed and interrupted."""
 
 from __future__ import annotations
 
@@ -23,29 +23,33 @@ SMALL = [
 ]  # fmt: skip
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(REPOSITORY / "jobs" / "train.py"), *arguments]
-
-
 def environment() -> dict[str, str]:
     """The environment without any Ray that the tests themselves use."""
     hidden = {"RAY_ADDRESS", "RAY_JOB_ID"}
     return {name: value for name, value in os.environ.items() if name not in hidden} | {"PYTHONPATH": str(REPOSITORY)}
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, program: str = "jobs/train.py", **variables: str) -> subprocess.Popen[str]:
+    """A program of the repository that has begun, in a session of its own; `variables` join its environment."""
     return subprocess.Popen(
-        command(*arguments),
+        [sys.executable, str(REPOSITORY / program), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env=environment(),
+        env=environment() | variables,
     )
 
 
-def finish(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), timeout=600)
+def finish(*arguments: str, program: str = "jobs/train.py", **variables: str) -> subprocess.CompletedProcess[str]:
+    """A program of the repository that has ended; as `start`."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / program), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment() | variables,
+        timeout=800,
+    )
 
 
 def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from running import REPOSITORY, environment
+from running import finish
 
 pytestmark = pytest.mark.tf
 
 
-def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "jobs" / "doctor.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+doctor = partial(finish, program="jobs/doctor.py")
 
 
 def test_a_machine_that_is_well_can_train(drawn_images: str, tmp_path: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from running import REPOSITORY, SMALL, environment, finish
+from running import SMALL, finish
 
 from pharmclf.evaluation.decision import read_decision
 
@@ -20,9 +19,7 @@ QUICK = [*SMALL, "--phase1.epochs=2", "--phase2.epochs=1", "--max-error=10%"]
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 
 
-def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "jobs" / "evaluate.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+evaluate = partial(finish, program="jobs/evaluate.py")
 
 
 @pytest.fixture(scope="module")

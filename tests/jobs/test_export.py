@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,7 @@ from pharmclf.data.images import decode
 from pharmclf.evaluation.decision import Decision, read_decision, write_decision
 from pharmclf.metrics import Estimate, with_temperature
 
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(running.REPOSITORY / "jobs" / "export.py"), *arguments]
-
-
-def export(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, env=running.environment(), timeout=600)
+export = partial(running.finish, program="jobs/export.py")
 
 
 @pytest.fixture(scope="module")
@@ -143,13 +138,8 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path):
     with zipfile.ZipFile(model / "model.keras", "w") as file:
         file.writestr("config.json", json.dumps({"config": {"layers": [{"config": {"batch_shape": [None, 8, 8, 3]}}]}}))
     os.mkfifo(model / "image.png")  # nobody writes into it, so that reading it does not end
-    process = subprocess.Popen(
-        command(f"--model={model}", f"--images={model}", f"--out={tmp_path}/out", "--format=savedmodel"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=running.environment(),
-    )
+    flags = [f"--model={model}", f"--images={model}", f"--out={tmp_path}/out", "--format=savedmodel"]
+    process = running.start(*flags, program="jobs/export.py")
     running.wait_for(process, lambda: any(path.name.startswith(".out.") for path in tmp_path.iterdir()))
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)

@@ -6,9 +6,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +32,7 @@ class Storages(NamedTuple):
     complete: Path
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(running.REPOSITORY / "jobs" / "fetch_best.py"), *arguments]
-
-
-def fetch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, env=running.environment(), timeout=300)
+fetch = partial(running.finish, program="jobs/fetch_best.py")
 
 
 @pytest.fixture(scope="module")
@@ -171,13 +165,7 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, number: signal.Si
     for name, value in (("run", record), ("result", result), ("history", [epoch]), ("model/checksums", {})):
         (run / f"{name}.json").write_text(json.dumps(value))
     os.mkfifo(run / "model" / "model.keras")  # nobody writes into it, so that reading it does not end
-    process = subprocess.Popen(
-        command(f"--storage={tmp_path}/runs", f"--out={tmp_path}/out"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=running.environment(),
-    )
+    process = running.start(f"--storage={tmp_path}/runs", f"--out={tmp_path}/out", program="jobs/fetch_best.py")
     running.wait_for(process, _downloading(tmp_path))
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from running import REPOSITORY, SMALL, environment, final, finish, kill_tree, start, wait_for
+from running import SMALL, final, finish, kill_tree, start, wait_for
 
 from pharmclf import storage
 
@@ -50,10 +48,9 @@ def test_killed_in_the_pass_it_goes_on_with_the_missing_shards(tmp_path: Path) -
 def test_a_damaged_shard_is_named_and_computed_again(drawn_images: str, tmp_path: Path) -> None:
     """Found while the run trains: it is said, mended, and the run goes on to its end by itself."""
     shared = [f"--data={drawn_images}", f"--storage={tmp_path}", *KEEP]
-    prepared = subprocess.run(
-        [sys.executable, str(REPOSITORY / "jobs" / "prepare.py"), *shared[:2], *SMALL, "--augment.views=2",
-         "--phase1.epochs=2", "--phase2.epochs=2", "--activations"],
-        capture_output=True, text=True, env=environment(), timeout=600, check=False,
+    prepared = finish(
+        *shared[:2], *SMALL, "--augment.views=2", "--phase1.epochs=2", "--phase2.epochs=2", "--activations",
+        program="jobs/prepare.py",
     )  # fmt: skip
     assert prepared.returncode == 0, prepared.stdout + prepared.stderr
     # phase 2's: at this image size they are smaller than the pooled features

@@ -7,8 +7,8 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,24 +19,8 @@ from small_model import save_small_model
 from pharmclf.prediction.job import predict_images
 from pharmclf.prediction.options import PredictOptions
 
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(running.REPOSITORY / "jobs" / "predict.py"), *arguments]
-
-
-def predicted(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, env=running.environment(), timeout=300)
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=running.environment(),
-    )
+predicted = partial(running.finish, program="jobs/predict.py")
+start = partial(running.start, program="jobs/predict.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from running import REPOSITORY, SMALL, environment, final, finish, in_the_middle_of, kill_tree, start, wait_for
+from running import SMALL, final, finish, in_the_middle_of, kill_tree, start, wait_for
 from s3server import Gateway
 
 from pharmclf import storage
@@ -53,10 +51,7 @@ def test_two_workers_killed_between_bucket_and_bucket_resume_and_the_best_is_fet
     assert "resumed from phase" in ended.stdout
     assert largest_difference(final(f"{bucket}/runs/run"), undisturbed) < 2e-3
     out = tmp_path / "best"
-    fetched = subprocess.run(
-        [sys.executable, str(REPOSITORY / "jobs" / "fetch_best.py"), f"--storage={bucket}/runs", f"--out={out}"],
-        capture_output=True, text=True, env=environment(), timeout=300,
-    )  # fmt: skip
+    fetched = finish(f"--storage={bucket}/runs", f"--out={out}", program="jobs/fetch_best.py")
     assert fetched.returncode == 0, fetched.stderr
     import pyarrow.parquet as pq
 

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from run_folders import incomplete_run, write_record
-from running import REPOSITORY, SMALL, command, environment, finish, kill_tree, start, wait_for
+from running import REPOSITORY, SMALL, environment, finish, kill_tree, start, wait_for
 
 from pharmclf import storage
 from pharmclf.storage.lease import Lease
@@ -27,10 +27,7 @@ from pharmclf.storage.lease import Lease
 SCRIPT = str(REPOSITORY / "jobs" / "status.py")
 
 
-def status(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, env=environment(), timeout=120
-    )
+status = functools.partial(finish, program="jobs/status.py")
 
 
 def told(*arguments: str) -> Any:
@@ -84,10 +81,7 @@ def test_it_watches_until_the_run_has_ended(tmp_path: Path) -> None:
     """One JSON a line while a process holds the lease; the last one tells the end, and the exit code is 0."""
     folder = write_record(str(tmp_path), "run", "running")
     held = Lease.acquire(folder)
-    watcher = subprocess.Popen(
-        [sys.executable, SCRIPT, f"--storage={tmp_path}", "--name=run", "--watch", "--json"],
-        stdout=subprocess.PIPE, text=True, env=environment(),
-    )  # fmt: skip
+    watcher = start(f"--storage={tmp_path}", "--name=run", "--watch", "--json", program="jobs/status.py")
     assert watcher.stdout is not None
     first = json.loads(watcher.stdout.readline())
     assert (first["state"], first["lives"]) == ("running", True)
@@ -210,10 +204,9 @@ def test_the_numbers_of_a_run_stand_among_the_metrics_of_its_cluster(
 
     address, url = metrics_head
     flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=watched", "--workers=0", *SMALL]
-    process = subprocess.Popen(
-        command(*flags, "--phase1.epochs=1000", "--stopping.early-patience=0", "--allow-open-cluster=True"),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env=environment() | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
+    process = start(
+        *flags, "--phase1.epochs=1000", "--stopping.early-patience=0", "--allow-open-cluster=True",
+        RAY_ADDRESS=address, RAY_AUTH_MODE="disabled",
     )  # fmt: skip
     try:
         wait_for(process, lambda: "pharmclf_validation_accuracy{" in exported(url))

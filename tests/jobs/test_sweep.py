@@ -6,15 +6,16 @@ import json
 import re
 import signal
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
+import running
 import yaml
-from running import REPOSITORY, environment, kill_tree, wait_for
+from running import kill_tree, wait_for
 
 from pharmclf import storage
 
@@ -25,19 +26,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(REPOSITORY / "tune" / "sweep.py"), *SMALL, *arguments]
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env=environment(),
-    )  # fmt: skip
-
-
-def finish(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), timeout=600)
+start = partial(running.start, *SMALL, program="tune/sweep.py")
+finish = partial(running.finish, *SMALL, program="tune/sweep.py")
 
 
 def write_space(folder: Path, **parameters: Any) -> str:
@@ -144,10 +134,9 @@ def test_killed_drivers_dead_workers_and_diverging_trials_do_not_end_a_sweep(dra
     assert again.returncode == 0
     assert "complete already" in again.stdout
     out = tmp_path / "best"
-    fetched = subprocess.run(
-        [sys.executable, str(REPOSITORY / "jobs" / "fetch_best.py"), f"--storage={tmp_path}", "--experiment=sweep",
-         f"--out={out}"], capture_output=True, text=True, env=environment(), timeout=300,
-    )  # fmt: skip
+    fetched = running.finish(
+        f"--storage={tmp_path}", "--experiment=sweep", f"--out={out}", program="jobs/fetch_best.py"
+    )
     assert fetched.returncode == 0, fetched.stdout + fetched.stderr
     assert (out / "model.keras").read_bytes() == (home / "trials" / tested[0] / "model" / "model.keras").read_bytes()
 
