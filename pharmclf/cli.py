@@ -130,14 +130,9 @@ class StopSignal:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopSignal:
-        self.install()
-        return self
-
-    def install(self) -> None:
-        """Take the signals, again where a library has taken them since: Ray does when it starts."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            before = signal.signal(number, self._handle)
-            self._before.setdefault(number, before)
+            self._before[number] = signal.signal(number, self._handle)
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -44,7 +44,6 @@ def find_rate(config: RunConfig, say: Say) -> int:
         manifest = split_manifest(config, folder, scan_progress(say))
         describe_data(manifest, "", say)
         connect(allow_open=config.allow_open_cluster)
-        stop.install()
 
         def stopped() -> bool:
             return stop.received is not None

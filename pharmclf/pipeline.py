@@ -122,7 +122,6 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
                 reason = ""
                 try:
                     connect(allow_open=config.allow_open_cluster)
-                    stop.install()
                     behind.callback(Telemetry(config.run_name, board.now).close)
                     hardware = HardwareMonitor(
                         folder,
@@ -249,7 +248,6 @@ def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Sa
     config = dataclasses.replace(with_weights_found(config), activations="always")
     with StopSignal() as stop:
         connect(allow_open=config.allow_open_cluster)
-        stop.install()
         wish = wish_of(training_job(config, folder, manifest), manifest, 0, say, lambda: stop.received is not None)
         try:
             found = provide(wish)

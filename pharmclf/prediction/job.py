@@ -135,7 +135,6 @@ def _make(
         )
         num_images = sum(last - first for first, last in map(parts.span, missing))
         what = placed(what, options, num_images)
-        stop.install()  # Ray has taken the signals when it started
         predict_parts(what, answers, parts, missing, stopped, say)
     if lease.lost:
         raise RuntimeError(f"{parts.folder} has been taken over by {lease.lost}, since the lease could not be renewed")

@@ -98,7 +98,6 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say) ->
         if stop.received is not None:
             return stop.exit_code
         connect(allow_open=base.allow_open_cluster)
-        stop.install()
         _check_depths(space, base, str(space_file))
         room = _room(options, base, space)
         with only_writer(folder) as lease:

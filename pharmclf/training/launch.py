@@ -7,7 +7,9 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -72,19 +74,37 @@ def connect(*, allow_open: bool = False) -> None:
     local = {"include_dashboard": False, "num_cpus": os.cpu_count()} if _local else {}
     # it says at each start that tokens are asked for
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    context = ray.init(
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        configure_logging=False,
-        runtime_env={"env_vars": variables},
-        **local,
-    )
+    with _signals_kept():
+        context = ray.init(
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            configure_logging=False,
+            runtime_env={"env_vars": variables},
+            **local,
+        )
     if not _local:
         try:
             refuse_open_cluster(context.address_info, allow_open)
         except BaseException:
             ray.shutdown()
             raise
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Within, who handles SIGTERM goes on to do so.
+
+    Ray takes the signal when it starts, and would answer it with an exit, of code 15, in whatever is half done.
+    """
+    if not callable(signal.getsignal(signal.SIGTERM)):  # nobody does
+        yield
+        return
+    utils = ray._private.utils
+    take, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = take
 
 
 def asking_for_nodes(config: RunConfig) -> contextlib.AbstractContextManager[None]:
