@@ -1,7 +1,8 @@
 """Streams a worker's rows, in the order of its plan, through Ray Data: read, decode and resize in Ray tasks.
 
-One pipeline serves a whole phase, because Ray Data needs seconds to its first batch. The tasks work out their rows from
-the plan themselves, so nothing but step numbers travels to them.
+A pipeline serves many epochs, because Ray Data needs seconds to its first batch, but not a phase of any length, because
+it prepares all blocks before the first. The tasks work out their rows from the plan themselves, so nothing but step
+numbers travels to them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data._internal.execution import streaming_executor_state
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pharmclf import storage
@@ -26,6 +28,8 @@ from pharmclf.data.plan import PADDING, PhasePlan
 
 _BLOCK_BYTES = 16 << 20  # pixels decoded by one Ray task: 111 images of 224 px
 _AHEAD_BYTES = 512 << 20  # decoded pixels that may wait for one worker; without a bound Ray decodes a phase ahead
+_SECTION_BLOCKS = 1000  # of one pipeline; Ray needs a millisecond for each before the first block comes
+_OVERLAP_BLOCKS = 250  # that a pipeline still has when the next one is begun: a few seconds, or the stream would pause
 _REMOTE_READS = 16  # concurrent reads of one task from an object store
 
 
@@ -118,23 +122,51 @@ def plan_batches(
     Raises:
         ValueError, PermissionError, StorageUnavailable: as `load_images`, at the step that lacks its images.
     """
-    if first >= plan.num_steps:
-        return
     steps_per_block = max(1, _BLOCK_BYTES // (plan.local_batch * image_size * image_size * 3))
     shared = ray.put((plan, paths))
 
-    def decode_steps(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        plan, paths = ray.get(shared)
-        rows = np.concatenate([plan.step(first + int(index)).rows for index in block["id"]])
-        names = [paths[int(row)].as_py() if row != PADDING else "" for row in rows]
-        return load_block(names, image_size)
+    def batches(steps: range) -> Iterator[np.ndarray]:
+        def decode_steps(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            plan, paths = ray.get(shared)
+            rows = np.concatenate([plan.step(steps[index]).rows for index in block["id"]])
+            names = [paths[int(row)].as_py() if row != PADDING else "" for row in rows]
+            return load_block(names, image_size)
 
-    num_steps = plan.num_steps - first
-    blocks = -(-num_steps // steps_per_block)
-    dataset = in_order(ray.data.range(num_steps, override_num_blocks=blocks), num_cpus)
-    decoded = dataset.map_batches(decode_steps, batch_size=None)
-    for batch in decoded.iter_batches(batch_size=plan.local_batch, batch_format="numpy", prefetch_batches=2):
-        yield checked(batch)["image"]
+        blocks = -(-len(steps) // steps_per_block)
+        dataset = in_order(ray.data.range(len(steps), override_num_blocks=blocks), num_cpus)
+        decoded = dataset.map_batches(decode_steps, batch_size=None)
+        for batch in decoded.iter_batches(batch_size=plan.local_batch, batch_format="numpy", prefetch_batches=2):
+            yield checked(batch)["image"]
+
+    steps = range(first, plan.num_steps)
+    size = steps_per_block * _SECTION_BLOCKS
+    sections = [steps[start : start + size] for start in range(0, len(steps), size)]
+    yield from chained([(batches(section), len(section)) for section in sections], steps_per_block * _OVERLAP_BLOCKS)
+
+
+def chained(parts: Sequence[tuple[Iterator[Any], int]], overlap: int) -> Iterator[Any]:
+    """The items of one iterator after the other, each begun before the one ahead of it has ended.
+
+    Args:
+        parts: each with the number of its items.
+        overlap: items that are left of a part when the next one is begun, in a thread.
+    """
+    following: Prefetched | None = None
+    for number, (items, count) in enumerate(parts):
+        current, following = following or items, None
+        for index, item in enumerate(current):
+            if following is None and count - index <= overlap and number + 1 < len(parts):
+                following = prefetch(parts[number + 1][0], lambda item: item)
+                following.begin()
+            yield item
+
+
+_WAIT_S = 0.02
+"""How long Ray Data's control loop waits for all running tasks to end before it looks which have.
+
+Its own 0.1 s are made for longer tasks: a CPU whose task has ended in 0.15 s stands idle until the loop has looked.
+Decoding on two cores gave 1,230 images/s with it and 1,360 with this, for a twentieth of a core.
+"""
 
 
 class _Pace(ExecutionCallback):
@@ -144,7 +176,7 @@ class _Pace(ExecutionCallback):
     core, in the process that trains. A step of the loop that waited for a task takes longer than `_SPIN_S`.
     """
 
-    _SPIN_S, _REST_S, _MOST_REST_S = 0.02, 0.005, 0.1
+    _SPIN_S, _REST_S, _MOST_REST_S = _WAIT_S / 2, 0.005, 0.1
 
     def __init__(self) -> None:
         self._last, self._spins = 0.0, 0
@@ -168,6 +200,7 @@ def in_order(dataset: Any, num_cpus: float | None) -> Any:
     settings.execution_options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
     settings.enable_progress_bars = settings.print_on_execution_start = False
     settings.custom_execution_callback_classes = [*settings.custom_execution_callback_classes, _Pace]
+    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _WAIT_S
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that bars are off
     return dataset
@@ -191,11 +224,15 @@ class Prefetched(Iterator[Any]):
         """Whether the next item is there, and `next` does not wait."""
         return not self._ahead.empty()
 
+    def begin(self) -> None:
+        """Begin before the first item is asked for."""
+        if not self._thread.ident:
+            self._thread.start()
+
     def __next__(self) -> Any:
         if self._closed.is_set():
             raise StopIteration
-        if not self._thread.ident:
-            self._thread.start()
+        self.begin()
         item, error, last = self._ahead.get()
         if error is not None or last:
             self.close()
