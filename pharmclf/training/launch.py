@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -96,7 +97,8 @@ def _signals_kept() -> Iterator[None]:
 
     Ray takes the signal when it starts, and would answer it with an exit, of code 15, in whatever is half done.
     """
-    if not callable(signal.getsignal(signal.SIGTERM)):  # nobody does
+    handler = signal.getsignal(signal.SIGTERM)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
         return
     utils = ray._private.utils
@@ -105,6 +107,7 @@ def _signals_kept() -> Iterator[None]:
         yield
     finally:
         utils.set_sigterm_handler = take
+        signal.signal(signal.SIGTERM, handler)  # below Python its core has taken it as well, to abort with a dump
 
 
 def asking_for_nodes(config: RunConfig) -> contextlib.AbstractContextManager[None]:
