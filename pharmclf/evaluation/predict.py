@@ -248,4 +248,5 @@ def _predicted_on_ray(what: Prediction, paths: pa.Array) -> Generator[Block, Non
         num_gpus=1 if what.gpus and resources.get("GPU") else 0,
     )
     with native_chatter_muted():
+        # with a block ahead each would wait here for the next, and a killed job would lose it
         yield from predicted.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)

@@ -41,14 +41,16 @@ def start(*arguments: str, program: str = "jobs/train.py", **variables: str) -> 
     )
 
 
-def finish(*arguments: str, program: str = "jobs/train.py", **variables: str) -> subprocess.CompletedProcess[str]:
-    """A program of the repository that has ended; as `start`."""
+def finish(
+    *arguments: str, program: str = "jobs/train.py", timeout: float = 600, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """A program of the repository that has ended, within `timeout` seconds; as `start`."""
     return subprocess.run(
         [sys.executable, str(REPOSITORY / program), *arguments],
         capture_output=True,
         text=True,
         env=environment() | variables,
-        timeout=800,
+        timeout=timeout,
     )
 
 

@@ -12,7 +12,7 @@ from running import finish
 pytestmark = pytest.mark.tf
 
 
-doctor = partial(finish, program="jobs/doctor.py")
+doctor = partial(finish, program="jobs/doctor.py", timeout=300)
 
 
 def test_a_machine_that_is_well_can_train(drawn_images: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ QUICK = [*SMALL, "--phase1.epochs=2", "--phase2.epochs=1", "--max-error=10%"]
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 
 
-evaluate = partial(finish, program="jobs/evaluate.py")
+evaluate = partial(finish, program="jobs/evaluate.py", timeout=300)
 
 
 @pytest.fixture(scope="module")

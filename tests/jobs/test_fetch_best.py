@@ -32,7 +32,7 @@ class Storages(NamedTuple):
     complete: Path
 
 
-fetch = partial(running.finish, program="jobs/fetch_best.py")
+fetch = partial(running.finish, program="jobs/fetch_best.py", timeout=300)
 
 
 @pytest.fixture(scope="module")

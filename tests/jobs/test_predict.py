@@ -19,7 +19,7 @@ from small_model import save_small_model
 from pharmclf.prediction.job import predict_images
 from pharmclf.prediction.options import PredictOptions
 
-predicted = partial(running.finish, program="jobs/predict.py")
+predicted = partial(running.finish, program="jobs/predict.py", timeout=300)
 start = partial(running.start, program="jobs/predict.py")
 
 

@@ -51,7 +51,7 @@ def test_two_workers_killed_between_bucket_and_bucket_resume_and_the_best_is_fet
     assert "resumed from phase" in ended.stdout
     assert largest_difference(final(f"{bucket}/runs/run"), undisturbed) < 2e-3
     out = tmp_path / "best"
-    fetched = finish(f"--storage={bucket}/runs", f"--out={out}", program="jobs/fetch_best.py")
+    fetched = finish(f"--storage={bucket}/runs", f"--out={out}", program="jobs/fetch_best.py", timeout=300)
     assert fetched.returncode == 0, fetched.stderr
     import pyarrow.parquet as pq
 

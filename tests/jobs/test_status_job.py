@@ -27,7 +27,7 @@ from pharmclf.storage.lease import Lease
 SCRIPT = str(REPOSITORY / "jobs" / "status.py")
 
 
-status = functools.partial(finish, program="jobs/status.py")
+status = functools.partial(finish, program="jobs/status.py", timeout=120)
 
 
 def told(*arguments: str) -> Any:

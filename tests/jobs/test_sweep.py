@@ -135,7 +135,7 @@ def test_killed_drivers_dead_workers_and_diverging_trials_do_not_end_a_sweep(dra
     assert "complete already" in again.stdout
     out = tmp_path / "best"
     fetched = running.finish(
-        f"--storage={tmp_path}", "--experiment=sweep", f"--out={out}", program="jobs/fetch_best.py"
+        f"--storage={tmp_path}", "--experiment=sweep", f"--out={out}", program="jobs/fetch_best.py", timeout=300
     )
     assert fetched.returncode == 0, fetched.stdout + fetched.stderr
     assert (out / "model.keras").read_bytes() == (home / "trials" / tested[0] / "model" / "model.keras").read_bytes()
