@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pharmclf import storage
 from pharmclf.activations.choice import PhaseWork
@@ -22,6 +21,7 @@ from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept, siz
 from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress, told
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.console import Console, RunConsole
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import check_storage, prepare, split_manifest, write_manifest
 from pharmclf.doctor.quick import quick_checks
@@ -304,7 +304,7 @@ def training_job(
         config=config,
         folder=folder,
         class_names=manifest.class_names,
-        paths=pa.array(table["path"].tolist(), pa.string()),
+        images=ImageSet.of(manifest),
         labels=table["label"].map(labels).fillna(-1).to_numpy(np.int64),
         train_rows=manifest.rows("train"),
         validation_rows=manifest.rows("validation"),

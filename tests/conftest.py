@@ -102,8 +102,7 @@ def drawn_manifest(drawn_images: str) -> Any:
 @pytest.fixture(scope="session")
 def make_job(shared_ray: None, drawn_images: str, drawn_manifest: Any) -> Callable[..., Any]:
     """Makes a small job: EfficientNet-Lite0 at 64 pixels, four or five steps an epoch, two epochs a phase."""
-    import pyarrow as pa
-
+    from pharmclf.data.image_set import ImageSet
     from pharmclf.training.job import TrainingJob
 
     table = drawn_manifest.table
@@ -128,7 +127,7 @@ def make_job(shared_ray: None, drawn_images: str, drawn_manifest: Any) -> Callab
             config=config,
             folder=folder,
             class_names=drawn_manifest.class_names,
-            paths=pa.array(table["path"].tolist(), pa.string()),
+            images=ImageSet.of(drawn_manifest),
             labels=table["label"].map(names).to_numpy(np.int64),
             train_rows=drawn_manifest.rows("train"),
             validation_rows=drawn_manifest.rows("validation"),

@@ -24,6 +24,7 @@ from pharmclf.activations.local_cache import LocalCache
 from pharmclf.activations.shards import ActivationsNotKept, Layout, missing_shards, standing_shards, write_shard
 from pharmclf.config import BackboneName, ConfigError, RunConfig
 from pharmclf.data.augment import apply_transforms, projective_transforms
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.stream import checked, in_column, in_order, load_block, prefetch
 from pharmclf.model.cut import CutCost, cut_costs, cut_tensors
@@ -105,14 +106,14 @@ def compute(
     todo = spans(layouts, missing)
     views = {section.name: section.views for section in layouts[0].sections}
     total = sum((span.last - span.first) * views[span.section] for span in todo)
-    paths = {name: manifest.table["path"].to_numpy()[manifest.rows(name)].tolist() for name in views}
     rows = {name: manifest.rows(name) for name in views}
+    files = {name: ImageSet.of(manifest).take(rows[name]) for name in views}
     done = 0
     progress(done, total)
     if not todo:
         return
     with native_chatter_muted():
-        for result in _results(config, todo, paths, rows, targets, missing, precision):
+        for result in _results(config, todo, files, rows, targets, missing, precision):
             checked(result, ActivationsNotKept, ConfigError)
             done += int(result["pictures"].sum())
             progress(done, total)
@@ -121,7 +122,7 @@ def compute(
 def _results(
     config: RunConfig,
     todo: Sequence[Span],
-    paths: Mapping[str, list[str]],
+    files: Mapping[str, ImageSet],
     rows: Mapping[str, NDArray[np.int64]],
     targets: Sequence[Target],
     missing: Sequence[Sequence[tuple[str, int]]],
@@ -131,9 +132,9 @@ def _results(
     arguments = (config, targets, [set(shards) for shards in missing], rows, precision)
     if config.worker_range == (0, 0):  # this process is the one that trains: no other needs TensorFlow
         prefix = _Prefix(*arguments)
-        yield from map(prefix, prefetch(iter(todo), lambda span: _decoded(span, paths, config.image_size), depth=1))
+        yield from map(prefix, prefetch(iter(todo), lambda span: _decoded(span, files, config.image_size), depth=1))
         return
-    shared = ray.put(paths)
+    shared = ray.put(dict(files))
     size = max(span.last - span.first for span in todo)
 
     def decode(block: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -153,9 +154,9 @@ def _results(
     yield from computed.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def _decoded(span: Span, paths: Mapping[str, list[str]], image_size: int) -> dict[str, np.ndarray]:
+def _decoded(span: Span, files: Mapping[str, ImageSet], image_size: int) -> dict[str, np.ndarray]:
     """The images of a span, as a block that carries the span with it."""
-    images = load_block(paths[span.section][span.first : span.last], image_size)
+    images = load_block(files[span.section].slice(span.first, span.last - span.first), image_size)
     return images | {name: np.full(span.last - span.first, value) for name, value in vars(span).items()}
 
 

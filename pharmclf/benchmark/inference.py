@@ -14,6 +14,7 @@ import pyarrow as pa
 from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import RunConfig
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.prepare import data_location
 from pharmclf.evaluation.predict import BATCH, Prediction, Predictor, predicted_blocks
 from pharmclf.model.device import device_name
@@ -51,7 +52,7 @@ def benchmark_inference(config: RunConfig, say: Say) -> dict[str, Any]:
         )
         connect(allow_open=config.allow_open_cluster)
         predictor = Predictor(what)
-        batch = read_images(images.paths[:BATCH].to_pylist(), config.image_size)["image"]
+        batch = read_images(ImageSet.of_paths(images.paths[:BATCH]), config.image_size)["image"]
         rows = []
         before = _forward(predictor, batch)
         for name, actors in (("this process", 0), ("1 process on Ray", 1)):
@@ -96,7 +97,7 @@ def _stream(what: Prediction, paths: pa.Array, skipped: int, measured: int) -> f
     """
     places = np.arange(skipped + measured) % len(paths)
     began, count, seen = 0.0, 0, 0
-    for block in predicted_blocks(what, paths.take(pa.array(places))):
+    for block in predicted_blocks(what, ImageSet.of_paths(paths).take(places)):
         seen += len(block["bad"])
         if began:
             count += len(block["bad"])

@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import tensorflow as tf
 
 from pharmclf.config import RunConfig
+from pharmclf.data.image_set import ImageSet
 from pharmclf.training import distributed, loop
 from pharmclf.training.job import TrainingJob
 from pharmclf.training.noise import noise_batch
@@ -34,7 +34,7 @@ class NoiseStep:
             config=dataclasses.replace(config, weights="none"),
             folder="",
             class_names=tuple(f"class {place}" for place in range(_CLASSES)),
-            paths=pa.array([], pa.string()),
+            images=ImageSet.of_paths([]),
             labels=nobody,
             train_rows=nobody,
             validation_rows=nobody,

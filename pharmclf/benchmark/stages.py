@@ -103,10 +103,10 @@ def _measure(job: TrainingJob) -> list[dict[str, Any]]:
 
 
 def _decode_rate(job: TrainingJob) -> float:
-    paths = [job.paths[int(row)].as_py() for row in job.train_rows]
+    images = job.images.take(job.train_rows)
     began = time.perf_counter()
-    load_images(paths, job.config.image_size)
-    return len(paths) / (time.perf_counter() - began)
+    load_images(images, job.config.image_size)
+    return len(images) / (time.perf_counter() - began)
 
 
 def _plan(job: TrainingJob, phase: Phase, epochs: int) -> PhasePlan:
@@ -118,7 +118,7 @@ def stream_rate(job: TrainingJob, phase: Phase) -> float:
     """Images/s of the stream from the second epoch on, when it has started up and nothing else runs."""
     plan = _plan(job, phase, 1 + -(-_STREAM_IMAGES // len(job.train_rows)))
     images, began = 0, 0.0
-    for index, _ in enumerate(plan_batches(plan, job.paths, job.config.image_size, num_cpus=job.stream_cpus)):
+    for index, _ in enumerate(plan_batches(plan, job.images, job.config.image_size, num_cpus=job.stream_cpus)):
         if index == plan.steps_per_epoch - 1:
             began = time.perf_counter()
         elif index >= plan.steps_per_epoch:

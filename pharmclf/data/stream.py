@@ -16,15 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
 from ray.data._internal.execution import streaming_executor_state
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pharmclf import storage
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.images import BadImage, decode
-from pharmclf.data.plan import PADDING, PhasePlan
+from pharmclf.data.plan import PhasePlan
 
 _BLOCK_BYTES = 16 << 20  # pixels decoded by one Ray task: 111 images of 224 px
 _AHEAD_BYTES = 512 << 20  # decoded pixels that may wait for one worker; without a bound Ray decodes a phase ahead
@@ -33,11 +33,11 @@ _OVERLAP_BLOCKS = 250  # that a pipeline still has when the next one is begun: a
 _REMOTE_READS = 16  # concurrent reads of one task from an object store
 
 
-def load_images(paths: list[str], image_size: int) -> np.ndarray:
+def load_images(images: ImageSet, image_size: int) -> np.ndarray:
     """Read, decode and resize images.
 
     Args:
-        paths: n locations; "" gives a black image.
+        images: n files.
         image_size: S, side in pixels.
 
     Returns:
@@ -61,23 +61,24 @@ def load_images(paths: list[str], image_size: int) -> np.ndarray:
                 "manifest so that the data set is listed anew"
             ) from error
 
-    if paths and any(storage.is_remote(path) for path in paths):
+    paths = images.paths.to_pylist()
+    if any(storage.is_remote(path) for path in paths):
         with ThreadPoolExecutor(_REMOTE_READS) as pool:
             return np.stack(list(pool.map(load, paths)))
     return np.stack([load(path) for path in paths])
 
 
-def load_block(paths: list[str], image_size: int) -> dict[str, np.ndarray]:
+def load_block(files: ImageSet, image_size: int) -> dict[str, np.ndarray]:
     """As `load_images`, for a Ray task: an error becomes a column, so that it travels to its place in the order.
 
     Left to itself, Ray Data ends the whole pipeline at once, and keeps of the error only its text.
     """
     try:
-        images, error = load_images(paths, image_size), ""
+        images, error = load_images(files, image_size), ""
     except (OSError, ValueError) as failure:
-        images = np.zeros((len(paths), image_size, image_size, 3), np.uint8)
+        images = np.zeros((len(files), image_size, image_size, 3), np.uint8)
         error = in_column(failure)
-    return {"image": images, "error": np.full(len(paths), error)}
+    return {"image": images, "error": np.full(len(files), error)}
 
 
 def in_column(error: Exception) -> str:
@@ -105,13 +106,13 @@ def checked(batch: dict[str, np.ndarray], *kinds: type[Exception]) -> dict[str, 
 
 
 def plan_batches(
-    plan: PhasePlan, paths: pa.Array, image_size: int, *, first: int = 0, num_cpus: float = 1.0
+    plan: PhasePlan, images: ImageSet, image_size: int, *, first: int = 0, num_cpus: float = 1.0
 ) -> Iterator[np.ndarray]:
     """The images of every step of a plan, in order.
 
     Args:
         plan: the worker's plan.
-        paths: location of every row of the manifest.
+        images: of every row of the manifest.
         image_size: S, side in pixels.
         first: index of the first step.
         num_cpus: CPUs that this pipeline may use at a time.
@@ -123,14 +124,13 @@ def plan_batches(
         ValueError, PermissionError, StorageUnavailable: as `load_images`, at the step that lacks its images.
     """
     steps_per_block = max(1, _BLOCK_BYTES // (plan.local_batch * image_size * image_size * 3))
-    shared = ray.put((plan, paths))
+    shared = ray.put((plan, images))
 
     def batches(steps: range) -> Iterator[np.ndarray]:
         def decode_steps(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            plan, paths = ray.get(shared)
+            plan, images = ray.get(shared)
             rows = np.concatenate([plan.step(steps[index]).rows for index in block["id"]])
-            names = [paths[int(row)].as_py() if row != PADDING else "" for row in rows]
-            return load_block(names, image_size)
+            return load_block(images.take(rows), image_size)
 
         blocks = -(-len(steps) // steps_per_block)
         dataset = in_order(ray.data.range(len(steps), override_num_blocks=blocks), num_cpus)

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.stream import checked, in_column, in_order, load_block
 from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
@@ -49,7 +49,7 @@ class Prediction:
     """Locations of `.keras` files that map raw 0..255 RGB to probabilities."""
     image_size: int
     """Side of their input, pixels."""
-    read: Callable[[list[str], int], Block] = load_block
+    read: Callable[[ImageSet, int], Block] = load_block
     """Reads some images, as `load_block` does: columns `image` and `error`, and what else shall go with them."""
     columns: Callable[[np.ndarray], Block] = all_probabilities
     """What is kept of the (n, models, classes) probabilities of some images. A ConfigError of it ends the stream."""
@@ -141,21 +141,18 @@ def _loaded(location: str, image_size: int) -> tuple[Any, Any]:
     return model, lambda images: concrete(tf.constant(images))
 
 
-def predict(
-    models: Sequence[str], paths: Sequence[str], rows: np.ndarray, image_size: int, *, actors: int, gpus: bool = True
-) -> np.ndarray:
-    """Predict rows of a manifest with one or more models, reading every image once.
+def predict(models: Sequence[str], images: ImageSet, image_size: int, *, actors: int, gpus: bool = True) -> np.ndarray:
+    """Predict images with one or more models, reading every image once.
 
     Args:
         models: locations of saved models.
-        paths: location of every row of the manifest.
-        rows: (n,) the rows to predict.
+        images: n files.
         image_size: S, side of the models' input in pixels.
         actors: processes on Ray that predict; 0: this one.
         gpus: whether GPUs may be used, where there are any.
 
     Returns:
-        (n, models, classes) float32 probabilities, in the order of `rows`.
+        (n, models, classes) float32 probabilities, in the order of `images`.
 
     Raises:
         ConfigError: a model cannot be loaded.
@@ -163,27 +160,26 @@ def predict(
         PermissionError, StorageUnavailable: the storage gives nothing at all.
     """
     what = Prediction(models=tuple(models), image_size=image_size, actors=actors, gpus=gpus)
-    wanted = pa.array([paths[row] for row in rows], pa.string())
-    return np.concatenate([block["probabilities"] for block in predicted_blocks(what, wanted)])
+    return np.concatenate([block["probabilities"] for block in predicted_blocks(what, images)])
 
 
-def predicted_blocks(what: Prediction, paths: pa.Array) -> Generator[Block, None, None]:
+def predicted_blocks(what: Prediction, images: ImageSet) -> Generator[Block, None, None]:
     """Predict images in one stream.
 
     Args:
         what: the models, and how they are used.
-        paths: n locations.
+        images: n files.
 
     Yields:
-        The columns of neighbouring images, in the order of `paths`, every image once.
+        The columns of neighbouring images, in the order of `images`, every image once.
 
     Raises:
         ConfigError: a model cannot be loaded, or `what.columns` does not take its probabilities.
         ValueError, PermissionError, StorageUnavailable: as `checked`.
     """
-    if not len(paths):
+    if not len(images):
         return
-    blocks = _predicted_on_ray(what, paths) if what.actors else _predicted_here(what, paths)
+    blocks = _predicted_on_ray(what, images) if what.actors else _predicted_here(what, images)
     done = 0
     with contextlib.closing(blocks):
         for block in blocks:
@@ -192,26 +188,26 @@ def predicted_blocks(what: Prediction, paths: pa.Array) -> Generator[Block, None
                 raise RuntimeError(f"images {done} to {done + count} have come out of order")
             done += count
             yield block
-    if done != len(paths):
-        raise RuntimeError(f"{done} of {len(paths)} images have come back")
+    if done != len(images):
+        raise RuntimeError(f"{done} of {len(images)} images have come back")
 
 
-def _read_span(what: Prediction, paths: pa.Array, first: int, count: int) -> Block:
+def _read_span(what: Prediction, images: ImageSet, first: int, count: int) -> Block:
     """Read some images from place `first` on; their places go with them."""
-    names = paths[first : first + count].to_pylist()
-    return {"place": np.arange(first, first + len(names))} | what.read(names, what.image_size)
+    span = images.slice(first, count)
+    return {"place": np.arange(first, first + len(span))} | what.read(span, what.image_size)
 
 
-def _predicted_here(what: Prediction, paths: pa.Array) -> Generator[Block, None, None]:
+def _predicted_here(what: Prediction, images: ImageSet) -> Generator[Block, None, None]:
     """In this process: every core decodes a batch ahead, as far as TensorFlow leaves it the time."""
     threads = max(1, min(os.cpu_count() or 1, _AHEAD_BYTES // (BATCH * what.image_size**2 * 3)))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     ahead: deque[Future[Block]] = deque()
-    firsts = iter(range(0, len(paths), BATCH))
+    firsts = iter(range(0, len(images), BATCH))
 
     def read_on() -> None:
         for first in firsts:
-            ahead.append(pool.submit(_read_span, what, paths, first, BATCH))
+            ahead.append(pool.submit(_read_span, what, images, first, BATCH))
             if len(ahead) > threads:
                 return
 
@@ -226,12 +222,12 @@ def _predicted_here(what: Prediction, paths: pa.Array) -> Generator[Block, None,
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _predicted_on_ray(what: Prediction, paths: pa.Array) -> Generator[Block, None, None]:
+def _predicted_on_ray(what: Prediction, images: ImageSet) -> Generator[Block, None, None]:
     """On the cluster that this process has joined."""
     batch_bytes = BATCH * what.image_size**2 * 3
-    size = BATCH * max(1, min(_BLOCK_BYTES // batch_bytes, -(-len(paths) // (BATCH * what.actors))))
-    num_blocks = -(-len(paths) // size)
-    shared = ray.put(paths)
+    size = BATCH * max(1, min(_BLOCK_BYTES // batch_bytes, -(-len(images) // (BATCH * what.actors))))
+    num_blocks = -(-len(images) // size)
+    shared = ray.put(images)
 
     def read_block(block: Block) -> Block:
         return _read_span(what, ray.get(shared), int(block["id"][0]) * size, size)

@@ -7,6 +7,7 @@ import platform
 
 import psutil
 
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import count_table
 from pharmclf.data.stream import load_images
@@ -37,7 +38,7 @@ def data_facts(manifest: Manifest) -> DataFacts:
 def _group_pictures(manifest: Manifest, group: int) -> list[Picture]:
     """Some copies of one picture; `predicted` holds their split."""
     rows = manifest.ok[manifest.ok["group"] == group].head(_PER_GROUP)
-    images = load_images([str(path) for path in rows["path"]], _SIDE)
+    images = load_images(ImageSet.of(manifest).take(rows.index), _SIDE)
     return [
         Picture(
             image=image,

@@ -58,7 +58,7 @@ def _pictures(
 ) -> dict[int, Picture]:
     """Place in the table -> picture."""
     table = scored.table
-    images = load_images([str(path) for path in table["path"].iloc[chosen]], image_size)
+    images = load_images(scored.images.files.take(chosen), image_size)
     heatmaps: dict[int, np.ndarray] = {}
     if explainer and len(explained):
         of_chosen = np.searchsorted(chosen, explained)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pharmclf import storage
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.stream import load_images
 from pharmclf.evaluation.decision import Decision
 from pharmclf.evaluation.evaluate import Evaluation, evaluate, predictions_table, write_evaluation
@@ -44,8 +45,8 @@ def predict_sets(
     Returns:
         For each set (images, models, classes) float32.
     """
-    paths = [path for images in sets for path in images.paths]
-    probabilities = predict(models, paths, np.arange(len(paths)), image_size, actors=actors, gpus=gpus)
+    files = ImageSet.join([images.files for images in sets])
+    probabilities = predict(models, files, image_size, actors=actors, gpus=gpus)
     return np.split(probabilities, np.cumsum([len(images.rows) for images in sets])[:-1])
 
 
@@ -70,7 +71,7 @@ def write_scored(scored: Scored, folder: str, image_size: int) -> None:
     write_evaluation(scored.evaluation, scored.table, folder, probabilities=scored.probabilities)
     pictures = {"confusion_matrix.png": plots.confusion_matrix_png(scored.evaluation)}
     shown = spread(len(scored.table), plots.NUM_SAMPLES)
-    images = load_images([str(path) for path in scored.table["path"].iloc[shown]], image_size)
+    images = load_images(scored.images.files.take(shown), image_size)
     pictures["sample_predictions.png"] = plots.sample_predictions_png(images, scored.table.iloc[shown])
     for name, content in pictures.items():
         storage.write_bytes(storage.join(folder, name), content)

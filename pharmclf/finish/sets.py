@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pharmclf.config import ConfigError, RunConfig
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.leaks import known_images
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import cached_manifest, manifests_of
@@ -31,6 +32,11 @@ class LabelledSet:
     """(n,) int64 rows of the manifest that are scored."""
     notes: tuple[str, ...] = ()
     """What a reader of its scores must know, one line each."""
+
+    @property
+    def files(self) -> ImageSet:
+        """The n files."""
+        return ImageSet.of(self.manifest).take(self.rows)
 
     @property
     def paths(self) -> list[str]:

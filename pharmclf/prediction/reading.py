@@ -7,28 +7,30 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from pharmclf import storage
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.stream import in_column, load_images
 
 _READS = 16  # concurrent reads of one block from an object store
 
 
-def read_images(paths: list[str], image_size: int) -> dict[str, np.ndarray]:
+def read_images(files: ImageSet, image_size: int) -> dict[str, np.ndarray]:
     """Read, decode and resize images, bad ones too.
 
     Args:
-        paths: n locations.
+        files: n images.
         image_size: S, side in pixels.
 
     Returns:
         `image` (n, S, S, 3) uint8, black where `bad` says why it cannot be used; `error` of the storage, as in
         `load_block`.
     """
+    paths = files.paths.to_pylist()
     remote = any(storage.is_remote(path) for path in paths)
     images, bad = np.zeros((len(paths), image_size, image_size, 3), np.uint8), [""] * len(paths)
 
     def read(place: int) -> None:
         try:
-            images[place] = load_images([paths[place]], image_size)[0]
+            images[place] = load_images(files.slice(place, 1), image_size)[0]
         except PermissionError as error:
             if remote:  # keys that are refused say nothing of the image
                 raise

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pharmclf import storage
 from pharmclf.cli import Say
+from pharmclf.data.image_set import ImageSet
 from pharmclf.evaluation.predict import Prediction, predicted_blocks
 from pharmclf.prediction.answers import SCHEMA, Answers
 from pharmclf.prediction.options import PredictOptions
@@ -72,7 +73,7 @@ def predict_parts(
     say(f"predicting {len(paths):,} images in {by}")
     progress = _progress(say)
     waiting, done, written = SCHEMA.empty_table(), 0, 0
-    with contextlib.closing(until(stopped, predicted_blocks(what, paths))) as blocks:
+    with contextlib.closing(until(stopped, predicted_blocks(what, ImageSet.of_paths(paths)))) as blocks:
         for block in blocks:
             bad = block["bad"]
             table = answers.table(paths.slice(done, len(bad)), block["best"], block["confidence"], bad)

@@ -23,7 +23,7 @@ def device_batches(job: TrainingJob, phase: Phase, plan: PhasePlan, first: int) 
     config = job.config
     kept = job.activations.get(phase.name)
     if kept is None:
-        inputs = plan_batches(plan, job.paths, config.image_size, first=first, num_cpus=job.stream_cpus)
+        inputs = plan_batches(plan, job.images, config.image_size, first=first, num_cpus=job.stream_cpus)
     else:
         inputs = _kept_batches(ActivationReader(kept), plan, first, config.views)
     numbered = ((plan.step(first + offset), batch) for offset, batch in enumerate(inputs))

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 
 from pharmclf import storage
 from pharmclf.activations.shards import Activations
 from pharmclf.config import RunConfig
+from pharmclf.data.image_set import ImageSet
 
 MODEL_FILE = "model/model.keras"
 LABELS_FILE = "model/labels.json"
@@ -40,8 +40,8 @@ class TrainingJob:
     folder: str
     """The run's folder in storage."""
     class_names: tuple[str, ...]
-    paths: pa.Array
-    """Location of every row of the manifest."""
+    images: ImageSet
+    """The files of the manifest, row by row."""
     labels: np.ndarray
     """(rows,) int64, index into `class_names`."""
     train_rows: np.ndarray

@@ -63,6 +63,7 @@ def test_kept_activations_are_what_the_prefix_gives(wish: Any, drawn_manifest: M
     import tensorflow as tf
 
     from pharmclf.data.augment import apply_transforms, projective_transforms
+    from pharmclf.data.image_set import ImageSet
     from pharmclf.data.stream import load_images
     from pharmclf.model.backbones import build_backbone
     from pharmclf.model.cut import cut_tensors
@@ -77,7 +78,7 @@ def test_kept_activations_are_what_the_prefix_gives(wish: Any, drawn_manifest: M
     both = keras.Model(backbone.input, [tensors[0], tensors[2]])
     for split, views in (("train", VIEWS), ("validation", 1)):
         rows = drawn_manifest.rows(split)
-        images = tf.cast(load_images(drawn_manifest.table["path"][rows].tolist(), 64), tf.float32)
+        images = tf.cast(load_images(ImageSet.of(drawn_manifest).take(rows), 64), tf.float32)
         for view in range(views):
             moved = images
             if split == "train":

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from pharmclf.data import stream
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.plan import PADDING, PhasePlan
 
 SIZE = 32
@@ -76,10 +76,10 @@ def test_the_stream_is_the_same_however_many_pipelines_it_takes(
     monkeypatch.setattr(stream, "_BLOCK_BYTES", 2 * 16 * SIZE * SIZE * 3)  # two steps
     monkeypatch.setattr(stream, "_SECTION_BLOCKS", 3)
     monkeypatch.setattr(stream, "_OVERLAP_BLOCKS", 1)
-    batches = list(stream.plan_batches(plan, pa.array(paths), SIZE, first=first))
+    batches = list(stream.plan_batches(plan, ImageSet.of_paths(paths), SIZE, first=first))
     assert len(batches) == plan.num_steps - first
     assert plan.num_steps - first > 6  # more than one pipeline
-    images = stream.load_images(paths, SIZE)
+    images = stream.load_images(ImageSet.of_paths(paths), SIZE)
     for index, batch in enumerate(batches):
         wanted = plan.step(first + index).rows
         expected = np.where((wanted != PADDING)[:, None, None, None], images[wanted], 0)

@@ -55,12 +55,12 @@ def test_two_workers_killed_between_bucket_and_bucket_resume_and_the_best_is_fet
     assert fetched.returncode == 0, fetched.stderr
     import pyarrow.parquet as pq
 
+    from pharmclf.data.image_set import ImageSet
     from pharmclf.evaluation.predict import predict
 
     with storage.local_file(f"{bucket}/runs/run/evaluation/test/predictions.parquet") as path:
         stored = pq.read_table(path).to_pydict()
-    rows = np.arange(len(stored["path"]))
-    found = predict([str(out / "model.keras")], stored["path"], rows, 64, actors=0)[:, 0]
+    found = predict([str(out / "model.keras")], ImageSet.of_paths(stored["path"]), 64, actors=0)[:, 0]
     np.testing.assert_allclose(found, np.array(stored["probabilities"]), atol=1e-5)
 
 

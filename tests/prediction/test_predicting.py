@@ -19,6 +19,7 @@ from small_model import save_small_model
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.data.demo import MARKER
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.images import decode
 from pharmclf.evaluation.predict import Prediction, Predictor, predict, predicted_blocks
 from pharmclf.prediction.job import predict_images
@@ -198,7 +199,7 @@ def test_a_model_that_cannot_be_loaded_is_bad_input(images: Path):
     for name, words in (("empty.png", "Keras cannot load"), ("gone.keras", "gone.keras is not there on")):
         what = Prediction(models=(str(images / name),), image_size=SIZE)
         with pytest.raises(ConfigError, match=words):
-            list(predicted_blocks(what, pa.array([str(images / "empty.png")])))
+            list(predicted_blocks(what, ImageSet.of_paths([str(images / "empty.png")])))
 
 
 def test_a_storage_that_refuses_ends_the_job(
@@ -208,7 +209,7 @@ def test_a_storage_that_refuses_ends_the_job(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("PHARMCLF_STORAGE_PATIENCE_S", "0.5")
     good = str(min(images.rglob("*.jpg")))
-    found = read_images([good, "s3://bucket/image.jpg"], SIZE)
+    found = read_images(ImageSet.of_paths([good, "s3://bucket/image.jpg"]), SIZE)
     assert found["error"][0].startswith("StorageUnavailable: s3://bucket/image.jpg: no connection")
 
 
@@ -228,4 +229,4 @@ def test_an_image_that_a_run_has_lost_ends_its_evaluation(model: Path, images: P
     """`predict`, which serves the evaluation of a run, leaves no row out."""
     paths = sorted(str(path) for path in images.rglob("*.jpg"))
     with pytest.raises(ValueError, match="was whole when the data set was listed, now: truncated"):
-        predict([str(model / "model.keras")], paths, np.arange(len(paths)), SIZE, actors=0)
+        predict([str(model / "model.keras")], ImageSet.of_paths(paths), SIZE, actors=0)

@@ -1,0 +1,20 @@
+"""The files of a manifest as those who decode them are given them."""
+
+from __future__ import annotations
+
+from pharmclf.data.image_set import ImageSet
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.plan import PADDING
+
+
+def test_each_row_keeps_its_own_sum_however_rows_are_taken(drawn_manifest: Manifest):
+    """Taken in any order, sliced and joined, a path stands beside its own sha256; padding has neither."""
+    images, table = ImageSet.of(drawn_manifest), drawn_manifest.table
+    sums = dict(zip(table["path"], table["sha256"], strict=True))
+    assert images.paths.to_pylist() == table["path"].tolist()
+    taken = ImageSet.join([images.take([7, PADDING, 3]), images.slice(78, 10)])
+    wanted = [table["path"][7], "", table["path"][3], *table["path"][78:]]
+    assert taken.paths.to_pylist() == wanted
+    assert taken.sha256.to_pylist() == [sums.get(path, "") for path in wanted]
+    assert len(taken) == 5
+    assert ImageSet.of_paths(["a", "b"]).sha256.to_pylist() == ["", ""]
