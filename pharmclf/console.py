@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pharmclf.cli import Say, StopSignal
+from pharmclf.data.quarantine import Quarantine
 from pharmclf.report.summary import progress_line
 from pharmclf.storage.lease import Lease
-from pharmclf.training.job import Observer
+from pharmclf.training.job import Listener, Observer
 
 
 class Console(Observer, Protocol):
@@ -18,26 +19,23 @@ class Console(Observer, Protocol):
         """Take a line for the console."""
 
 
-class _Listener(Protocol):
-    """Who is told of a run's events."""
-
-    def event(self, kind: str, **values: Any) -> None:
-        """As `Observer.event`."""
-
-
 class RunConsole:
     """Shows a run's events, tells others of them, and passes signals on."""
 
-    def __init__(self, stop: StopSignal, lease: Lease, listeners: Sequence[_Listener], say: Say) -> None:
+    def __init__(
+        self, stop: StopSignal, lease: Lease, quarantine: Quarantine, listeners: Sequence[Listener], say: Say
+    ) -> None:
         """Nothing is shown yet.
 
         Args:
             stop: the signal that may have come.
             lease: of the run's folder; a run that has lost it stops.
+            quarantine: takes the images that are lost on the way; a run that has lost too many stops.
             listeners: are told of each event first.
             say: takes lines for the console.
         """
-        self._stop, self._lease, self._listeners, self._say = stop, lease, listeners, say
+        self._stop, self._lease, self._quarantine, self._say = stop, lease, quarantine, say
+        self._listeners = (quarantine, *listeners)
 
     def say(self, text: str, /) -> None:
         """As `Console.say`."""
@@ -66,4 +64,4 @@ class RunConsole:
 
     def stop_requested(self) -> bool:
         """As `Observer.stop_requested`."""
-        return self._stop.received is not None or bool(self._lease.lost)
+        return self._stop.received is not None or bool(self._lease.lost) or self._quarantine.is_full

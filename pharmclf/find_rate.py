@@ -11,6 +11,7 @@ from pharmclf.activations.provide import Interrupted, provide
 from pharmclf.cli import EXIT_OK, Say, StopSignal, scan_progress
 from pharmclf.config import RunConfig, refuse_auto
 from pharmclf.data.prepare import check_storage, split_manifest
+from pharmclf.data.quarantine import Quarantine
 from pharmclf.model.device import prepare_for
 from pharmclf.pipeline import describe_data, training_job, wish_of
 from pharmclf.quiet import native_chatter_muted
@@ -45,21 +46,27 @@ def find_rate(config: RunConfig, say: Say) -> int:
         describe_data(manifest, "", say)
         connect(allow_open=config.allow_open_cluster)
 
+        quarantine = Quarantine(manifest, config.max_bad_share, say)
+
         def stopped() -> bool:
-            return stop.received is not None
+            return stop.received is not None or quarantine.is_full
 
         job = with_stream_cpus(training_job(config, folder, manifest))
         with native_chatter_muted():
             prepare_for(config)
         try:
-            job = dataclasses.replace(job, activations=provide(wish_of(job, manifest, 0, say, stopped)))
+            job = dataclasses.replace(job, activations=provide(wish_of(job, manifest, 0, say, stopped, quarantine.add)))
         except Interrupted:
+            quarantine.check()
             return stop.exit_code
         configured = {phase.name: phase.settings.learning_rate for phase in phases_of(config)}
         with native_chatter_muted():
             from pharmclf.training.range_test import range_test
 
-            curves = range_test(job, say, lambda curve: _proposal(curve).rate or configured[curve.phase], stopped)
+            curves = range_test(
+                job, say, lambda curve: _proposal(curve).rate or configured[curve.phase], stopped, quarantine
+            )
+    quarantine.check()
     if curves is None:
         return stop.exit_code
     found = [(curve, configured[curve.phase], _proposal(curve)) for curve in curves]

@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from pharmclf.config import RunConfig, to_dict
 from pharmclf.console import Console, RunConsole
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import check_storage, prepare, split_manifest, write_manifest
+from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, prepare, split_manifest, write_manifest
+from pharmclf.data.quarantine import QUARANTINED, Quarantine
 from pharmclf.doctor.quick import quick_checks
 from pharmclf.finish import extra_sets, finish
 from pharmclf.hardware import HardwareMonitor, Setting
@@ -53,6 +54,8 @@ from pharmclf.training.phases import phases_of
 from pharmclf.upload import lies_in_upload
 
 _DECIDED = ("precision", "microbatch", "activations")  # of a record, see `settled` and `train_on_activations`
+Lost = Callable[[Mapping[int, str]], None]
+"""Takes rows of the manifest whose images are not what it says, with the reasons."""
 _REPAIRS = 2  # times that damaged activations are mended within a run
 
 
@@ -134,7 +137,10 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
                         ),
                     )
                     behind.callback(hardware.close)
-                    console = RunConsole(stop, lease, (board, tracker, hardware), say)
+                    location = storage.join(folder, QUARANTINE_FILE)
+                    quarantine = Quarantine(manifest, config.max_bad_share, lambda text: console.say(text), location)
+                    behind.callback(quarantine.write)
+                    console = RunConsole(stop, lease, quarantine, (board, tracker, hardware), say)
                     job = training_job(config, folder, manifest)
                     job = dataclasses.replace(job, hardware_every_s=config.hardware_every_s)
                     behind.enter_context(asking_for_nodes(config))
@@ -142,6 +148,7 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
                     outcome: dict[str, Any] = {"status": "stopped"}
                     if decided_job is not None:
                         outcome = train_on_activations(decided_job, manifest, console, record, earlier)
+                    quarantine.check()
                     done = outcome["status"] == "complete"
                     record["state"] = "trained" if done else "interrupted"
                     if done:
@@ -150,7 +157,7 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
                         console.event("test")
                         hardware.flush()
                         so_far = {"seconds": before + time.monotonic() - began}
-                        finish(config, folder, manifest, outcome, record | so_far, say)
+                        finish(config, folder, manifest, outcome, record | so_far, say, quarantine)
                         record["state"] = "complete"
                 except BaseException as error:
                     record["state"], reason = "failed", told(error)
@@ -203,7 +210,7 @@ def train_on_activations(
     """
     checkpoints = list_checkpoints(job.checkpoints)
     at = checkpoints[-1].position.phase if checkpoints else 0
-    wish = wish_of(job, manifest, at, console.say, console.stop_requested)
+    wish = wish_of(job, manifest, at, console.say, console.stop_requested, lost_to(console))
     repairs = 0
     while True:
         try:
@@ -229,11 +236,20 @@ def train_on_activations(
             return launch(dataclasses.replace(job, activations={}), console, share=share)
 
 
-def wish_of(job: TrainingJob, manifest: Manifest, at: int, say: Say, stopped: Callable[[], bool]) -> Wish:
+def lost_to(observer: Observer) -> Lost:
+    """Tells a run's observer of images that are lost where activations are computed."""
+
+    def lost(reasons: Mapping[int, str]) -> None:
+        observer.event(QUARANTINED, rows=list(reasons), reasons=list(reasons.values()))
+
+    return lost
+
+
+def wish_of(job: TrainingJob, manifest: Manifest, at: int, say: Say, stopped: Callable[[], bool], lost: Lost) -> Wish:
     """The activations that a run could train its phases on, from phase number `at` on."""
     phases = [phase for phase in phases_of(job.config) if phase.number >= at]
     works = [PhaseWork(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases]
-    return Wish(job.config, manifest, job.fingerprints["weights"], works, say, stopped)
+    return Wish(job.config, manifest, job.fingerprints["weights"], works, say, stopped, lost)
 
 
 def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Say) -> int:
@@ -248,10 +264,16 @@ def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Sa
     config = dataclasses.replace(with_weights_found(config), activations="always")
     with StopSignal() as stop:
         connect(allow_open=config.allow_open_cluster)
-        wish = wish_of(training_job(config, folder, manifest), manifest, 0, say, lambda: stop.received is not None)
+        quarantine = Quarantine(manifest, config.max_bad_share, say, storage.join(folder, QUARANTINE_FILE))
+
+        def stopped() -> bool:
+            return stop.received is not None or quarantine.is_full
+
+        job = training_job(config, folder, manifest)
         try:
-            found = provide(wish)
+            found = provide(wish_of(job, manifest, 0, say, stopped, quarantine.add))
         except Interrupted:
+            quarantine.check()
             return stop.exit_code
     for name, kept in found.items():
         say(f"{name}: {kept.location}, {size_text(kept.layout.num_bytes)}")

@@ -6,10 +6,10 @@ A run that trains in the calling process computes them there as well.
 from __future__ import annotations
 
 import functools
+import json
 import math
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from pharmclf import storage
 from pharmclf.activations.choice import Machines
 from pharmclf.activations.local_cache import LocalCache
-from pharmclf.activations.shards import ActivationsNotKept, Layout, missing_shards, standing_shards, write_shard
+from pharmclf.activations.shards import ActivationsNotKept, missing_shards, standing_shards, write_shard
+from pharmclf.activations.spans import Span, Target, spans
 from pharmclf.config import BackboneName, ConfigError, RunConfig
 from pharmclf.data.augment import apply_transforms, projective_transforms
 from pharmclf.data.image_set import ImageSet
@@ -34,55 +35,14 @@ from pharmclf.quiet import native_chatter_muted
 _PICTURES = 64  # of one forward pass
 
 
-@dataclass(frozen=True)
-class Target:
-    """Activations that are to be computed."""
-
-    location: str
-    depth: int
-    """Blocks of the backbone behind the cut."""
-    layout: Layout
-
-
-@dataclass(frozen=True)
-class Span:
-    """Neighbouring rows of a section that are computed together: some shards of each target."""
-
-    section: str
-    first: int
-    last: int
-    """Behind the last row's place."""
-
-
-def spans(layouts: Sequence[Layout], missing: Sequence[Sequence[tuple[str, int]]]) -> list[Span]:
-    """The rows that must be computed for the missing shards of several targets, in pieces of one shard at most. Pure.
-
-    Args:
-        layouts: of the targets, over the same rows.
-        missing: section and number of each target's missing shards.
-    """
-    found = []
-    for sections in zip(*(layout.sections for layout in layouts), strict=True):
-        needed = np.zeros(sections[0].rows, bool)
-        for section, shards in zip(sections, missing, strict=True):
-            for name, shard in shards:
-                if name == section.name:
-                    needed[slice(*section.span(shard))] = True
-        step = max(section.rows_per_shard for section in sections)
-        for first in range(0, sections[0].rows, step):
-            places = first + np.flatnonzero(needed[first : first + step])
-            if len(places):
-                found.append(Span(sections[0].name, int(places[0]), int(places[-1]) + 1))
-    return found
-
-
 def compute(
     config: RunConfig,
     manifest: Manifest,
     targets: Sequence[Target],
     precision: str,
     progress: Callable[[int, int], None],
-) -> None:
+    lost: Callable[[Mapping[int, str]], None],
+) -> list[dict[tuple[str, int], str]]:
     """Compute the missing shards of some targets in one pass over the images, and write them.
 
     Args:
@@ -91,11 +51,14 @@ def compute(
         targets: whose shards are missing.
         precision: float32, mixed_float16 or mixed_bfloat16.
         progress: called with (pictures done, pictures); what it raises ends the pass, and what is written stays.
+        lost: is given rows of the manifest whose images are not what it says, with the reasons.
+
+    Returns:
+        For each target the names of the shards that such rows leave incomplete, by section and number.
 
     Raises:
         ConfigError: weights that cannot be had, or more blocks than there are.
         ActivationsNotKept: the storage is full, or takes no more; or a value is beyond the number format.
-        ValueError: an image cannot be read any more.
         PermissionError, StorageUnavailable: the storage gives nothing at all.
     """
     layouts = [target.layout for target in targets]
@@ -110,13 +73,20 @@ def compute(
     files = {name: ImageSet.of(manifest).take(rows[name]) for name in views}
     done = 0
     progress(done, total)
+    incomplete: list[dict[tuple[str, int], str]] = [{} for _ in targets]
     if not todo:
-        return
+        return incomplete
     with native_chatter_muted():
         for result in _results(config, todo, files, rows, targets, missing, precision):
             checked(result, ActivationsNotKept, ConfigError)
+            bad, written = json.loads(str(result["lost"][0]))
+            if bad:
+                lost(dict(bad))
+            for number, section, shard, name in written:
+                incomplete[number][section, shard] = name
             done += int(result["pictures"].sum())
             progress(done, total)
+    return incomplete
 
 
 def _results(
@@ -128,7 +98,7 @@ def _results(
     missing: Sequence[Sequence[tuple[str, int]]],
     precision: str,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What is said of each span when it is computed: pictures done, or an error."""
+    """What is said of each span when it is computed: pictures done, rows lost, shards that lack them, or an error."""
     arguments = (config, targets, [set(shards) for shards in missing], rows, precision)
     if config.worker_range == (0, 0):  # this process is the one that trains: no other needs TensorFlow
         prefix = _Prefix(*arguments)
@@ -213,17 +183,34 @@ class _Prefix:
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         span = _span_of(block)
         error, pictures = self._refusal or str(block["error"][0]), 0
+        bad = block["bad"][: span.last - span.first]
+        written: list[tuple[int, str, int, str]] = []
         if not error:
             try:
-                pictures = self._write(span, block["image"][: span.last - span.first])
+                pictures = self._write(span, block["image"][: span.last - span.first], bad != "", written)
             except (storage.StorageUnavailable, ActivationsNotKept) as failure:
                 error = in_column(failure)
             except OSError as failure:  # a full disk, no right to write
                 error = in_column(ActivationsNotKept(failure))
-        return {"pictures": np.array([pictures]), "error": np.array([error])}
+        lost = [] if error else [(int(self._rows[span.section][span.first + at]), str(bad[at]))
+                                 for at in np.flatnonzero(bad != "")]  # fmt: skip
+        return {
+            "pictures": np.array([pictures]),
+            "error": np.array([error]),
+            "lost": np.array([json.dumps([lost, written])]),
+        }
 
-    def _write(self, span: Span, images: np.ndarray) -> int:
-        """Compute a span and write each shard as soon as it is full -> pictures computed."""
+    def _write(
+        self, span: Span, images: np.ndarray, bad: NDArray[np.bool_], incomplete: list[tuple[int, str, int, str]]
+    ) -> int:
+        """Compute a span and write each shard as soon as it is full -> pictures computed.
+
+        Args:
+            span: the rows.
+            images: (n, S, S, 3) uint8 of them.
+            bad: (n,) those that are not to be used, and leave their shards incomplete.
+            incomplete: takes number of the target, section, number and name of such a shard.
+        """
         if len(images) != span.last - span.first:
             raise RuntimeError(f"received {len(images)} images of {span}: Ray has divided a block")
         views = self._targets[0].layout.section(span.section).views
@@ -244,7 +231,10 @@ class _Prefix:
                     waiting[number] = [joined[wanted:]]
                     if (span.section, shard) in self._missing[number]:  # another target's may be
                         values = joined[:wanted].reshape(-1, views, *target.layout.shape)
-                        self._put(target, span.section, shard, values)
+                        gone = bad[at[number] - span.first : end - span.first]
+                        name = self._put(target, span.section, shard, values, gone)
+                        if gone.any():
+                            incomplete.append((number, span.section, shard, name))
                     at[number] = end
         return len(images) * views
 
@@ -266,13 +256,14 @@ class _Prefix:
             with np.errstate(over="ignore"):  # what becomes infinite is named when it is written
                 yield [output.numpy()[: last - first].astype(config.activations_dtype) for output in outputs]
 
-    def _put(self, target: Target, section: str, shard: int, values: np.ndarray) -> None:
-        if not np.isfinite(values).all():
+    def _put(self, target: Target, section: str, shard: int, values: np.ndarray, gone: NDArray[np.bool_]) -> str:
+        values[gone] = np.nan
+        if not np.isfinite(values[~gone]).all():
             raise ActivationsNotKept(
                 f"the activations at {target.depth} blocks from the top are beyond the range of {target.layout.dtype}; "
                 "--activations-dtype float32 may hold them"
             )
-        write_shard(target.location, section, shard, values)
+        return write_shard(target.location, section, shard, values)
 
 
 def _pool(*, use_gpus: bool) -> tuple[int, int]:

@@ -13,13 +13,14 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.activations import compute
 from pharmclf.activations.choice import PhaseWork, choose
-from pharmclf.activations.key import key_parts, location_of, root_of
+from pharmclf.activations.key import SPLITS, key_parts, location_of, root_of
 from pharmclf.activations.precision import precision_of
 from pharmclf.activations.shards import (
     USED_FILE,
     Activations,
     ActivationsNotKept,
     Layout,
+    files_of,
     missing_shards,
     open_activations,
     sha256_of,
@@ -27,6 +28,7 @@ from pharmclf.activations.shards import (
     standing_shards,
     write_index,
 )
+from pharmclf.activations.spans import Target
 from pharmclf.config import RunConfig
 from pharmclf.data.manifest import Manifest
 from pharmclf.fingerprint import sha256_file
@@ -55,6 +57,8 @@ class Wish:
     say: Callable[[str], None]
     stopped: Callable[[], bool]
     """Whether the run was asked to stop."""
+    lost: Callable[[Mapping[int, str]], None]
+    """Is given rows of the manifest whose images are not what it says, with the reasons; their rows become NaN."""
 
 
 def provide(wish: Wish, *, earlier: Sequence[str] | None = None) -> dict[str, Activations]:
@@ -70,7 +74,6 @@ def provide(wish: Wish, *, earlier: Sequence[str] | None = None) -> dict[str, Ac
     Raises:
         ConfigError: weights that cannot be had, or more blocks than there are.
         Interrupted: the run was asked to stop.
-        ValueError: an image cannot be read any more.
         PermissionError, StorageUnavailable: the storage gives nothing at all.
     """
     if wish.config.activations == "never":
@@ -140,7 +143,7 @@ def _ensure(
     while missing := [cut for cut in cuts if cut.depth not in whole]:
         with _Leases(missing) as leases:
             if not leases.taken:
-                _compute(wish, leases, costs or compute.costs_of(wish.config), precision)
+                whole |= _compute(wish, leases, costs or compute.costs_of(wish.config), precision)
         if leases.taken:
             if wish.stopped():
                 raise Interrupted
@@ -158,8 +161,14 @@ def _ensure(
     return whole
 
 
-def _compute(wish: Wish, leases: _Leases, costs: Sequence[CutCost], precision: str) -> None:
-    """Compute what is missing of the cuts whose leases are held, and write their indexes."""
+def _compute(wish: Wish, leases: _Leases, costs: Sequence[CutCost], precision: str) -> dict[int, Activations]:
+    """Compute what is missing of the cuts whose leases are held, and write their indexes.
+
+    Returns:
+        Activations by depth that lack rows, since the images of these are not what the manifest says. They are this
+        run's alone: they have no index, and another run, or this one when it is resumed, computes what is incomplete
+        again.
+    """
     config, manifest, began, computed = wish.config, wish.manifest, time.monotonic(), 0
     tell = progress_lines(wish.say, "activations")
 
@@ -172,15 +181,16 @@ def _compute(wish: Wish, leases: _Leases, costs: Sequence[CutCost], precision: s
         tell(done, total)
 
     targets = [
-        compute.Target(cut.location, cut.depth, Layout.of(config, manifest, costs[cut.depth].shape))
-        for cut in leases.cuts
+        Target(cut.location, cut.depth, Layout.of(config, manifest, costs[cut.depth].shape)) for cut in leases.cuts
     ]
     try:
-        compute.compute(config, manifest, targets, precision, progress)
-        for cut, target in zip(leases.cuts, targets, strict=True):
-            _complete(cut, target.layout, time.monotonic() - began)
-    except _LeaseLost:  # the other process goes on with it
-        return
+        incomplete = compute.compute(config, manifest, targets, precision, progress, wish.lost)
+        lacking = {}
+        for cut, target, names in zip(leases.cuts, targets, incomplete, strict=True):
+            if kept := _complete(cut, target.layout, time.monotonic() - began, names, manifest):
+                lacking[cut.depth] = kept
+    except _LeaseLost:  # the other process continues with it
+        return {}
     except (ActivationsNotKept, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_ROOM:
             raise
@@ -191,18 +201,40 @@ def _compute(wish: Wish, leases: _Leases, costs: Sequence[CutCost], precision: s
         raise ActivationsNotKept(str(error)) from error
     size = size_text(sum(target.layout.num_bytes for target in targets))
     wish.say(f"activations: {computed:,} pictures in {time.monotonic() - began:.0f} s, {size} kept")
+    if lacking:
+        count = sum(map(len, incomplete))
+        wish.say(f"activations: {count:,} shards lack quarantined images; this run alone uses them")
+    return lacking
 
 
-def _complete(cut: _Cut, layout: Layout, seconds: float) -> None:
-    """Write the index of a cut whose shards all stand; a shard that stands twice is deleted once."""
+def _complete(
+    cut: _Cut, layout: Layout, seconds: float, incomplete: Mapping[tuple[str, int], str], manifest: Manifest
+) -> Activations | None:
+    """Write the index of a cut whose shards are all complete; a shard that stands twice is deleted once.
+
+    Args:
+        cut: whose shards they are.
+        layout: of them.
+        seconds: that their computation took.
+        incomplete: names of those that this run has computed without all of their images.
+        manifest: of the images.
+
+    Returns:
+        The activations of a cut that has incomplete shards; None for a complete one.
+    """
     standing = standing_shards(cut.location, layout)
     found = {(section, shard): name for section, shard, name in standing}
     if missing_shards(layout, found):
-        return  # somebody has cleared it meanwhile: it is begun anew
+        if missing_shards(layout, {**incomplete, **found}):
+            return None  # somebody has cleared it: it is computed again
+        rows = {split: manifest.rows(split) for split in SPLITS}
+        return Activations(cut.location, layout, rows, files_of(layout, {**incomplete, **found}))
     write_index(cut.location, layout, cut.parts, found, seconds)
-    for section, shard, name in standing:
-        if found[section, shard] != name:
-            storage.delete_file(storage.join(cut.location, name))
+    replaced = [name for section, shard, name in standing if found[section, shard] != name]
+    replaced += [name for _, _, name in standing_shards(cut.location, layout, complete=False)]
+    for name in replaced:
+        storage.delete_file(storage.join(cut.location, name))
+    return None
 
 
 def drop_damaged(activations: Iterable[Activations]) -> int:

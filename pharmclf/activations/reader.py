@@ -46,7 +46,7 @@ class ActivationReader:
             view: the view of training rows, 0 for validation.
 
         Returns:
-            (n, *cut), of the type in which they are kept.
+            (n, *cut), of the type in which they are kept; NaN where an image was not what the manifest says.
 
         Raises:
             ActivationsLost: a shard is damaged or gone.

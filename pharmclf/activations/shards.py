@@ -1,7 +1,9 @@
 """The shards of kept activations: their layout, their names, the index, and what is still missing.
 
 A shard is a `.npy` file of shape (rows, views, *cut) that can be memory-mapped; its name carries the sha256 of its
-content, so that an interrupted computation goes on without reading back what it has written.
+content, so that an interrupted computation goes on without reading back what it has written. Where an image of its
+rows is not what the manifest says, a shard is incomplete: the row is NaN, the name says so, and the shard serves only
+the run that has computed it. For every other one it is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _SHARD_BYTES = 16 << 20
 _PIXEL_BYTES = 64 << 20  # decoded images of one shard's rows, which travel as one block
 _MOST_ROWS = 256  # of a shard: what an interruption may cost
 _HEADER_BYTES = 128  # of a .npy file
-_NAME = re.compile(r"([a-z]+)-(\d{6})\.([0-9a-f]{64})\.npy")
+_INCOMPLETE = ".incomplete"
+_NAME = re.compile(rf"([a-z]+)-(\d{{6}})\.([0-9a-f]{{64}})({re.escape(_INCOMPLETE)})?\.npy")
 
 
 class ActivationsLost(RuntimeError):
@@ -134,9 +137,14 @@ def size_text(size_bytes: float) -> str:
     return f"{size_bytes:.0f} B"
 
 
-def shard_name(section: str, shard: int, sha256: str) -> str:
+def shard_name(section: str, shard: int, sha256: str, *, complete: bool = True) -> str:
     """Name of a shard's file."""
-    return f"{section}-{shard:06d}.{sha256}.npy"
+    return f"{section}-{shard:06d}.{sha256}{'' if complete else _INCOMPLETE}.npy"
+
+
+def lacks(values: np.ndarray) -> NDArray[np.bool_]:
+    """Which rows have no activations: (rows, ...) -> (rows,)."""
+    return np.isnan(values.reshape(len(values), -1)[:, 0])
 
 
 def write_shard(location: str, section: str, shard: int, values: np.ndarray) -> str:
@@ -146,12 +154,12 @@ def write_shard(location: str, section: str, shard: int, values: np.ndarray) -> 
         location: the folder.
         section: of the shard.
         shard: its number.
-        values: (rows, views, *cut).
+        values: (rows, views, *cut); a row that has none is NaN, and the shard is incomplete.
     """
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
     content = buffer.getvalue()
-    name = shard_name(section, shard, sha256_bytes(content))
+    name = shard_name(section, shard, sha256_bytes(content), complete=not lacks(values).any())
     storage.write_bytes(storage.join(location, name), content)
     return name
 
@@ -161,8 +169,8 @@ def sha256_of(name: str) -> str:
     return name.split(".")[1]
 
 
-def standing_shards(location: str, layout: Layout) -> list[tuple[str, int, str]]:
-    """The shards of the right size in a folder: section, number, and name of the file."""
+def standing_shards(location: str, layout: Layout, *, complete: bool = True) -> list[tuple[str, int, str]]:
+    """The complete shards of the right size in a folder, or the others: section, number, and name of the file."""
     standing = []
     sections = {section.name: section for section in layout.sections}
     try:
@@ -173,7 +181,7 @@ def standing_shards(location: str, layout: Layout) -> list[tuple[str, int, str]]
         name = entry.location.rsplit("/", 1)[-1]
         match = _NAME.fullmatch(name)
         section = sections.get(match[1]) if match else None
-        if match and section and int(match[2]) < section.num_shards:
+        if match and section and int(match[2]) < section.num_shards and complete == (match[4] is None):
             shard = int(match[2])
             if entry.size_bytes == layout.shard_bytes(section, shard):
                 standing.append((section.name, shard, name))
@@ -184,6 +192,13 @@ def missing_shards(layout: Layout, found: Mapping[tuple[str, int], str]) -> list
     """The shards that do not stand there, in order."""
     every = [(section.name, shard) for section in layout.sections for shard in range(section.num_shards)]
     return [shard for shard in every if shard not in found]
+
+
+def files_of(layout: Layout, found: Mapping[tuple[str, int], str]) -> dict[str, list[str]]:
+    """Names of the shards by section, in order, of those by section and number."""
+    return {
+        section.name: [found[section.name, shard] for shard in range(section.num_shards)] for section in layout.sections
+    }
 
 
 def write_index(
@@ -198,9 +213,7 @@ def write_index(
         found: names of all shards.
         seconds: that their computation took.
     """
-    files = {
-        section.name: [found[section.name, shard] for shard in range(section.num_shards)] for section in layout.sections
-    }
+    files = files_of(layout, found)
     about = {"parts": dict(parts), "layout": layout.to_dict(), "bytes": layout.num_bytes, "seconds": seconds}
     storage.write_json(storage.join(location, INDEX_FILE), about | {"files": files})
 

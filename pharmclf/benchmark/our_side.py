@@ -72,7 +72,7 @@ def _our_input(config: RunConfig, folder: str, input_s: float) -> dict[str, Any]
     """Images/s of the stream with its augmentation, and of the kept activations of each phase."""
     manifest = split_manifest(config, folder)
     job = with_stream_cpus(pipeline.training_job(config, folder, manifest))
-    kept = provide(pipeline.wish_of(job, manifest, 0, lambda _: None, lambda: False))
+    kept = provide(pipeline.wish_of(job, manifest, 0, lambda _: None, lambda: False, lambda _: None))
     phases = phases_of(config)
     found = {name: _read(dataclasses.replace(job, activations={name: kept[name]}), phase, input_s)
              for phase in phases if (name := phase.name) in kept}  # fmt: skip

@@ -4,13 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from pharmclf.data.manifest import Manifest
+from pharmclf import storage
+from pharmclf.data.images import BadImage
 from pharmclf.data.plan import PADDING
+from pharmclf.fingerprint import sha256_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pharmclf.data.manifest import Manifest
+
+CHANGED = "changed since the data set was listed"
+"""Why a file whose content is another than the manifest says is not used."""
+
+
+def read_verified(location: str, sha256: str) -> bytes:
+    """The content of a file that is what it was when the manifest was made.
+
+    Args:
+        location: of the file.
+        sha256: of its content then; "" where it is not known.
+
+    Raises:
+        BadImage: it has changed or gone, or its medium does not give it.
+        PermissionError, StorageUnavailable: the storage gives nothing at all, which says nothing about the file.
+    """
+    try:
+        content = storage.read_bytes(location)
+    except (PermissionError, storage.StorageUnavailable):
+        raise
+    except FileNotFoundError as error:
+        raise BadImage("not there") from error
+    except OSError as error:
+        raise BadImage(f"not read: {error.strerror or ' '.join(str(error).split())[:80]}") from error
+    if sha256 and sha256_bytes(content) != sha256:
+        raise BadImage(CHANGED)
+    return content
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +60,12 @@ class ImageSet:
     @staticmethod
     def of(manifest: Manifest) -> ImageSet:
         """The files of a manifest, row by row."""
-        columns = (manifest.table[name].tolist() for name in ("path", "sha256"))
-        return ImageSet(*(pa.array(column, pa.string()) for column in columns))
+        return ImageSet.of_rows(manifest.table)
+
+    @staticmethod
+    def of_rows(table: pd.DataFrame) -> ImageSet:
+        """The files of some rows of a manifest's table, in their order."""
+        return ImageSet(*(pa.array(table[name].tolist(), pa.string()) for name in ("path", "sha256")))
 
     @staticmethod
     def of_paths(paths: pa.Array | Iterable[str]) -> ImageSet:
@@ -49,6 +88,10 @@ class ImageSet:
         wanted = np.asarray(rows, np.int64)
         places = pa.array(wanted, mask=wanted == PADDING)
         return ImageSet(self.paths.take(places).fill_null(""), self.sha256.take(places).fill_null(""))
+
+    def content(self, place: int) -> bytes:
+        """The content of a file, as `read_verified` gives it."""
+        return read_verified(self.paths[place].as_py(), self.sha256[place].as_py())
 
     def slice(self, first: int, count: int) -> ImageSet:
         """The `count` images from place `first` on, or as many as there are."""

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from pharmclf import storage
 from pharmclf.data import duplicates
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.images import THUMBNAIL_SIDE, BadImage, decode, probe
 from pharmclf.data.manifest import Manifest
 
@@ -33,12 +33,12 @@ def known_images(manifest: Manifest, known: Manifest, splits: tuple[str, ...]) -
     mine = mine[~mine.index.isin(equal)]
     ours, others = (_hashes(table["phash"].tolist()) for table in (mine, theirs))
     near_mine, near_theirs = _near(ours, others)
-    paths = [*mine["path"].iloc[near_mine], *theirs["path"].iloc[near_theirs]]
     if not len(near_mine):
         return equal
     hashes = np.concatenate([ours[near_mine], others[near_theirs]])
+    files = ImageSet.join([ImageSet.of_rows(mine.iloc[near_mine]), ImageSet.of_rows(theirs.iloc[near_theirs])])
     pairs = duplicates.near_pairs(
-        hashes, _thumbnails(paths), lambda place: decode(storage.read_bytes(paths[place]), duplicates.CHECK_SIDE)
+        hashes, _thumbnails(files), lambda place: decode(files.content(place), duplicates.CHECK_SIDE)
     )
     copies = {one for one, other in pairs if one < len(near_mine) <= other}
     rows = mine.index.to_numpy(np.int64)[near_mine]
@@ -59,14 +59,14 @@ def _near(ours: NDArray[np.uint64], others: NDArray[np.uint64]) -> tuple[NDArray
     return np.flatnonzero(mine), np.flatnonzero(theirs)
 
 
-def _thumbnails(paths: list[str]) -> NDArray[np.uint8]:
-    """(n, 32, 32) grey thumbnails; black where a file cannot be read any more, which no picture is like."""
+def _thumbnails(files: ImageSet) -> NDArray[np.uint8]:
+    """(n, 32, 32) grey thumbnails; black where a file has changed or gone, which no picture is like."""
 
-    def thumbnail(path: str) -> NDArray[np.uint8]:
+    def thumbnail(place: int) -> NDArray[np.uint8]:
         try:
-            return probe(storage.read_bytes(path), path).thumbnail
+            return probe(files.content(place), files.paths[place].as_py()).thumbnail
         except (BadImage, OSError):
             return np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8)
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        return np.stack(list(threads.map(thumbnail, paths)))
+        return np.stack(list(threads.map(thumbnail, range(len(files)))))

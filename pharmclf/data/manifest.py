@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.data import duplicates
+from pharmclf.data.image_set import read_verified
 from pharmclf.data.images import THUMBNAIL_SIDE, decode
 from pharmclf.data.scan import scan_files
 from pharmclf.data.sources import Listing, list_data
@@ -79,6 +80,12 @@ class Manifest:
         table = self.table.copy()
         table["split"] = ""
         table.loc[self.ok.index, "split"] = np.asarray(splits).astype(str).astype(object)
+        return replace(self, table=table)
+
+    def with_status(self, statuses: Mapping[int, str]) -> Manifest:
+        """The same manifest with another status of some rows, by their numbers."""
+        table = self.table.copy()
+        table.loc[list(statuses), "status"] = list(statuses.values())
         return replace(self, table=table)
 
     def write(self, location: str) -> None:
@@ -199,10 +206,12 @@ def _group(table: pd.DataFrame, thumbnails: NDArray[np.uint8], given: list[str],
     equal = duplicates.equal_pairs(table["sha256"].where(ok, "").tolist())
     rows = np.setdiff1d(np.flatnonzero(ok), [other for _, other in equal])  # one row of each content
     hashes = np.array([int(text, 16) for text in table["phash"].iloc[rows]], dtype=np.uint64)
-    paths, labels = table["path"].tolist(), table["label"].tolist()
-    found = duplicates.near_pairs(
-        hashes, thumbnails[rows], lambda place: decode(storage.read_bytes(paths[rows[place]]), duplicates.CHECK_SIDE)
-    )
+    paths, labels, sums = (table[name].tolist() for name in ("path", "label", "sha256"))
+
+    def load(place: int) -> NDArray[np.uint8]:
+        return decode(read_verified(paths[rows[place]], sums[rows[place]]), duplicates.CHECK_SIDE)
+
+    found = duplicates.near_pairs(hashes, thumbnails[rows], load)
     near = [(int(rows[one]), int(rows[other])) for one, other in found]
     mixed = [f"{paths[one]} and {paths[other]}" for one, other in near if labels[one] != labels[other]]
     if equal or near:

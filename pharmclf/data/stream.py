@@ -33,52 +33,52 @@ _OVERLAP_BLOCKS = 250  # that a pipeline still has when the next one is begun: a
 _REMOTE_READS = 16  # concurrent reads of one task from an object store
 
 
-def load_images(images: ImageSet, image_size: int) -> np.ndarray:
-    """Read, decode and resize images.
+def load_images(files: ImageSet, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read, verify, decode and resize images.
 
     Args:
-        images: n files.
+        files: n files.
         image_size: S, side in pixels.
 
     Returns:
-        (n, S, S, 3) uint8.
+        (n, S, S, 3) uint8, black where an image cannot be used; and (n,) text: why it cannot, "" where it can.
 
     Raises:
-        ValueError: a file that was whole when the manifest was made cannot be read any more.
         PermissionError, StorageUnavailable: the storage gives nothing at all.
     """
 
-    def load(path: str) -> np.ndarray:
-        if not path:
-            return np.zeros((image_size, image_size, 3), np.uint8)
-        try:
-            return decode(storage.read_bytes(path), image_size)
-        except (PermissionError, storage.StorageUnavailable):
-            raise
-        except (BadImage, OSError) as error:
-            raise ValueError(
-                f"{path}: was whole when the data set was listed, now: {error}. Restore it, or delete the run and its "
-                "manifest so that the data set is listed anew"
-            ) from error
+    images = np.zeros((len(files), image_size, image_size, 3), np.uint8)
+    bad = [""] * len(files)
 
-    paths = images.paths.to_pylist()
+    def load(place: int, path: str) -> None:
+        if not path:
+            return
+        try:
+            images[place] = decode(files.content(place), image_size)
+        except BadImage as error:
+            bad[place] = str(error)
+
+    paths = files.paths.to_pylist()
     if any(storage.is_remote(path) for path in paths):
         with ThreadPoolExecutor(_REMOTE_READS) as pool:
-            return np.stack(list(pool.map(load, paths)))
-    return np.stack([load(path) for path in paths])
+            list(pool.map(load, range(len(paths)), paths))
+    else:
+        for place, path in enumerate(paths):
+            load(place, path)
+    return images, np.array(bad, str)
 
 
 def load_block(files: ImageSet, image_size: int) -> dict[str, np.ndarray]:
-    """As `load_images`, for a Ray task: an error becomes a column, so that it travels to its place in the order.
+    """As `load_images`, for a Ray task: columns `image`, `bad`, and `error`, so that it travels to its place.
 
     Left to itself, Ray Data ends the whole pipeline at once, and keeps of the error only its text.
     """
     try:
-        images, error = load_images(files, image_size), ""
-    except (OSError, ValueError) as failure:
+        (images, bad), error = load_images(files, image_size), ""
+    except OSError as failure:
         images = np.zeros((len(files), image_size, image_size, 3), np.uint8)
-        error = in_column(failure)
-    return {"image": images, "error": np.full(len(files), error)}
+        bad, error = np.full(len(files), ""), in_column(failure)
+    return {"image": images, "bad": bad, "error": np.full(len(files), error)}
 
 
 def in_column(error: Exception) -> str:
@@ -94,7 +94,7 @@ def checked(batch: dict[str, np.ndarray], *kinds: type[Exception]) -> dict[str, 
         kinds: errors that may stand there beside those of `load_images`.
 
     Raises:
-        ValueError, PermissionError, StorageUnavailable: as `load_images`; and `kinds`.
+        PermissionError, StorageUnavailable: as `load_images`; `kinds`; and ValueError for any other.
     """
     every: tuple[type[Exception], ...] = (PermissionError, storage.StorageUnavailable, *kinds)
     known = {kind.__name__: kind for kind in every}
@@ -107,7 +107,7 @@ def checked(batch: dict[str, np.ndarray], *kinds: type[Exception]) -> dict[str, 
 
 def plan_batches(
     plan: PhasePlan, images: ImageSet, image_size: int, *, first: int = 0, num_cpus: float = 1.0
-) -> Iterator[np.ndarray]:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The images of every step of a plan, in order.
 
     Args:
@@ -118,15 +118,15 @@ def plan_batches(
         num_cpus: CPUs that this pipeline may use at a time.
 
     Yields:
-        (plan.local_batch, S, S, 3) uint8, black where the step is padded.
+        What `load_images` gives for the rows of the step: black where it is padded.
 
     Raises:
-        ValueError, PermissionError, StorageUnavailable: as `load_images`, at the step that lacks its images.
+        PermissionError, StorageUnavailable: as `load_images`, at the step that lacks its images.
     """
     steps_per_block = max(1, _BLOCK_BYTES // (plan.local_batch * image_size * image_size * 3))
     shared = ray.put((plan, images))
 
-    def batches(steps: range) -> Iterator[np.ndarray]:
+    def batches(steps: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         def decode_steps(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             plan, images = ray.get(shared)
             rows = np.concatenate([plan.step(steps[index]).rows for index in block["id"]])
@@ -136,7 +136,7 @@ def plan_batches(
         dataset = in_order(ray.data.range(len(steps), override_num_blocks=blocks), num_cpus)
         decoded = dataset.map_batches(decode_steps, batch_size=None)
         for batch in decoded.iter_batches(batch_size=plan.local_batch, batch_format="numpy", prefetch_batches=2):
-            yield checked(batch)["image"]
+            yield checked(batch)["image"], batch["bad"]
 
     steps = range(first, plan.num_steps)
     size = steps_per_block * _SECTION_BLOCKS

@@ -50,7 +50,7 @@ class Prediction:
     image_size: int
     """Side of their input, pixels."""
     read: Callable[[ImageSet, int], Block] = load_block
-    """Reads some images, as `load_block` does: columns `image` and `error`, and what else shall go with them."""
+    """Reads some images, as `load_block` does: columns `image`, `bad` and `error`, and what else goes with them."""
     columns: Callable[[np.ndarray], Block] = all_probabilities
     """What is kept of the (n, models, classes) probabilities of some images. A ConfigError of it ends the stream."""
     actors: int = 0
@@ -141,7 +141,9 @@ def _loaded(location: str, image_size: int) -> tuple[Any, Any]:
     return model, lambda images: concrete(tf.constant(images))
 
 
-def predict(models: Sequence[str], images: ImageSet, image_size: int, *, actors: int, gpus: bool = True) -> np.ndarray:
+def predict(
+    models: Sequence[str], images: ImageSet, image_size: int, *, actors: int, gpus: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Predict images with one or more models, reading every image once.
 
     Args:
@@ -152,15 +154,16 @@ def predict(models: Sequence[str], images: ImageSet, image_size: int, *, actors:
         gpus: whether GPUs may be used, where there are any.
 
     Returns:
-        (n, models, classes) float32 probabilities, in the order of `images`.
+        (n, models, classes) float32 probabilities, in the order of `images`; and (n,) text: why an image cannot be used
+        any more, so that its probabilities mean nothing, "" where it can.
 
     Raises:
         ConfigError: a model cannot be loaded.
-        ValueError: an image cannot be read any more.
         PermissionError, StorageUnavailable: the storage gives nothing at all.
     """
     what = Prediction(models=tuple(models), image_size=image_size, actors=actors, gpus=gpus)
-    return np.concatenate([block["probabilities"] for block in predicted_blocks(what, images)])
+    blocks = list(predicted_blocks(what, images))
+    return np.concatenate([block["probabilities"] for block in blocks]), np.concatenate([b["bad"] for b in blocks])
 
 
 def predicted_blocks(what: Prediction, images: ImageSet) -> Generator[Block, None, None]:

@@ -10,6 +10,7 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.images import IMAGE_EXTENSIONS, BadImage, decode
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE
@@ -38,9 +39,9 @@ def sample_images(model: SavedModel, given: str, split: str, flag: str, say: Say
         ConfigError: no image that can be read.
         PermissionError, StorageUnavailable: the storage gives nothing at all.
     """
-    places = _given(given, flag) if given else _of_run(model, split, flag)
-    chosen = np.linspace(0, len(places) - 1, min(len(places), _MOST)).round().astype(int)
-    found = _load_all([places[place] for place in chosen], model.image_size)
+    files = ImageSet.of_paths(_given(given, flag)) if given else _of_run(model, split, flag)
+    chosen = np.linspace(0, len(files) - 1, min(len(files), _MOST)).round().astype(int)
+    found = _load_all(files.take(chosen), model.image_size)
     images = [image for image in found if isinstance(image, np.ndarray)]
     failures = [reason for reason in found if isinstance(reason, str)]
     where = given or f"the {split} split of {model.run_folder}"
@@ -55,25 +56,23 @@ def _remedy(flag: str) -> str:
     return f"Give {flag} DIR with images that the model is made for"
 
 
-def _load_all(locations: list[str], image_size: int) -> list[np.ndarray | str]:
-    if not any(storage.is_remote(location) for location in locations):
-        return [_load(location, image_size) for location in locations]
+def _load_all(files: ImageSet, image_size: int) -> list[np.ndarray | str]:
+    """(S, S, 3) uint8 of each image, or why it cannot be used."""
+
+    def load(place: int) -> np.ndarray | str:
+        try:
+            return decode(files.content(place), image_size)
+        except BadImage as error:
+            return f"{files.paths[place].as_py()}: {error}"
+
+    if not any(storage.is_remote(location) for location in files.paths.to_pylist()):
+        return list(map(load, range(len(files))))
     with ThreadPoolExecutor(_REMOTE_READS) as pool:
-        return list(pool.map(lambda location: _load(location, image_size), locations))
+        return list(pool.map(load, range(len(files))))
 
 
-def _load(location: str, image_size: int) -> np.ndarray | str:
-    """(S, S, 3) uint8, or why the image cannot be used."""
-    try:
-        return decode(storage.read_bytes(location), image_size)
-    except (PermissionError, storage.StorageUnavailable):
-        raise
-    except (BadImage, OSError) as error:
-        return f"{location}: {error}"
-
-
-def _of_run(model: SavedModel, split: str, flag: str) -> list[str]:
-    """Locations of the images of a split of the run that the model lies in."""
+def _of_run(model: SavedModel, split: str, flag: str) -> ImageSet:
+    """The images of a split of the run that the model lies in."""
     location = storage.join(model.run_folder or "", MANIFEST_FILE)
     if model.run_folder is None or not storage.is_file(location):
         raise ConfigError(
@@ -85,7 +84,7 @@ def _of_run(model: SavedModel, split: str, flag: str) -> list[str]:
         raise ConfigError(
             f"{flag}: received nothing, and {location} has no image in its {split} split. {_remedy(flag)}"
         )
-    return [str(path) for path in manifest.table["path"].to_numpy()[rows]]
+    return ImageSet.of(manifest).take(rows)
 
 
 def _given(where: str, flag: str) -> list[str]:

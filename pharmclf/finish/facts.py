@@ -38,7 +38,7 @@ def data_facts(manifest: Manifest) -> DataFacts:
 def _group_pictures(manifest: Manifest, group: int) -> list[Picture]:
     """Some copies of one picture; `predicted` holds their split."""
     rows = manifest.ok[manifest.ok["group"] == group].head(_PER_GROUP)
-    images = load_images(ImageSet.of(manifest).take(rows.index), _SIDE)
+    images, bad = load_images(ImageSet.of(manifest).take(rows.index), _SIDE)
     return [
         Picture(
             image=image,
@@ -49,7 +49,8 @@ def _group_pictures(manifest: Manifest, group: int) -> list[Picture]:
             abstain=False,
             heatmap=None,
         )
-        for image, row in zip(images, rows.itertuples(), strict=True)
+        for image, reason, row in zip(images, bad, rows.itertuples(), strict=True)
+        if not reason
     ]
 
 

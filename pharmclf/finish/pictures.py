@@ -39,8 +39,8 @@ def set_facts(scored: Scored, first: Scored | None, image_size: int, explainer: 
         name=scored.images.name,
         source=scored.images.source,
         evaluation=scored.evaluation,
-        samples=[pictures[place] for place in samples],
-        worst=[pictures[place] for place in worst],
+        samples=[pictures[place] for place in samples if place in pictures],
+        worst=[pictures[place] for place in worst if place in pictures],
         confused=_with_pictures(pairs, confused, pictures),
         notes=scored.images.notes,
         drop=difference(first.evaluation, scored.evaluation) if first else None,
@@ -50,15 +50,20 @@ def set_facts(scored: Scored, first: Scored | None, image_size: int, explainer: 
 def _with_pictures(
     pairs: Sequence[ConfusedPair], places: Sequence[np.ndarray], pictures: dict[int, Picture]
 ) -> list[tuple[ConfusedPair, list[Picture]]]:
-    return [(pair, [pictures[place] for place in mine]) for pair, mine in zip(pairs, places, strict=True)]
+    return [
+        (pair, [pictures[place] for place in mine if place in pictures])
+        for pair, mine in zip(pairs, places, strict=True)
+    ]
 
 
 def _pictures(
     scored: Scored, chosen: np.ndarray, explained: np.ndarray, image_size: int, explainer: Explainer | None
 ) -> dict[int, Picture]:
-    """Place in the table -> picture."""
+    """Place in the table -> picture; a file that is not what the manifest says gives none."""
     table = scored.table
-    images = load_images(scored.images.files.take(chosen), image_size)
+    images, bad = load_images(scored.images.files.take(chosen), image_size)
+    images, chosen = images[bad == ""], chosen[bad == ""]
+    explained = np.intersect1d(explained, chosen)
     heatmaps: dict[int, np.ndarray] = {}
     if explainer and len(explained):
         of_chosen = np.searchsorted(chosen, explained)

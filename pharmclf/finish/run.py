@@ -13,6 +13,9 @@ from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import RunConfig, to_yaml
 from pharmclf.data.manifest import Manifest
+from pharmclf.data.prepare import QUARANTINE_FILE
+from pharmclf.data.quarantine import Quarantine
+from pharmclf.evaluation.agreement import accuracy_mismatch, best_accuracy, tie_of
 from pharmclf.evaluation.decision import DECISION_FILE, fit_decision, write_decision
 from pharmclf.evaluation.evaluate import classification_table, evaluate, predictions_table
 from pharmclf.evaluation.explain import Explainer
@@ -43,6 +46,7 @@ def finish(
     outcome: Mapping[str, Any],
     record: Mapping[str, Any],
     say: Say,
+    quarantine: Quarantine,
 ) -> None:
     """Test the saved models of a run, from images, and write evaluation, pictures, result, report and model card.
 
@@ -53,6 +57,10 @@ def finish(
         outcome: what `launch` returned.
         record: of the run: versions, fingerprints, the command, and the seconds that it has taken so far.
         say: takes lines for the console.
+        quarantine: takes the images of the data set that are not what the manifest says.
+
+    Raises:
+        ConfigError: too many images are quarantined, or a set has none left.
     """
     began = time.monotonic()
     chosen = best_phase(outcome["monitors"])
@@ -66,12 +74,18 @@ def finish(
     with Explainer(models[0], on_ray=actors > 0) as explainer:
         gpus = actors > 0 and outcome["device"] != "CPU"
         found = predict_sets(models, sets, config.image_size, actors=actors, gpus=gpus)
-        decision = fit_decision(
-            found[0][:, 0], _numbers(sets[0].labels, class_names), sets[0].groups, config.max_error_share
-        )
+        sets = [images for images, _ in found]
+        for images in sets[:2]:  # the others are of another manifest
+            quarantine.add(images.lost)
+        quarantine.check()
+        for images in sets[2:]:
+            if images.lost:
+                say(f"note: {images.name}: {images.notes[-1]}")
+        numbers = _numbers(sets[0].labels, class_names)
+        decision = fit_decision(found[0][1][:, 0], numbers, sets[0].groups, config.max_error_share)
         write_decision(decision, storage.join(folder, "model", DECISION_FILE))
         validation, test, *extras = scored = [
-            score(images, part[:, 0], class_names, decision) for images, part in zip(sets, found, strict=True)
+            score(images, part[:, 0], class_names, decision) for images, part in found
         ]
         for item in scored:
             write_scored(item, storage.join(folder, "evaluation", item.images.name), config.image_size)
@@ -79,8 +93,17 @@ def finish(
         shown += [set_facts(extra, test, config.image_size, explainer) for extra in extras]
     phase_tests = {chosen: test.evaluation.accuracy}
     for place, name in enumerate(others, start=1):
-        phase_tests[name] = _accuracy(test, found[1][:, place], class_names)
+        phase_tests[name] = _accuracy(test, found[1][1][:, place], class_names)
     history = outcome["history"]
+    mismatch = accuracy_mismatch(
+        best_accuracy(history, chosen, outcome["monitors"][chosen]["best_epoch"]),
+        found[0][1][:, 0],
+        numbers,
+        lost=len(quarantine.rows & set(manifest.rows("validation").tolist())),
+        tie=tie_of(_formats(config, outcome, record, chosen)),
+    )
+    if mismatch:
+        say(f"warning: {mismatch.text}")
     best = (chosen, outcome["monitors"][chosen]["best_epoch"])
     storage.write_json(storage.join(folder, "history.json"), history)
     storage.write_bytes(storage.join(folder, "learning_curves.png"), plots.learning_curves_png(history, best=best))
@@ -88,12 +111,14 @@ def finish(
         name=config.run_name,
         backbone=config.backbone,
         workers=outcome["workers"],
-        train_images=len(manifest.rows("train")),
+        train_images=len(manifest.rows("train")) - len(quarantine.rows & set(manifest.rows("train").tolist())),
         seconds_total=record["seconds"] + time.monotonic() - began,
         best_checkpoint=storage.join(folder, "checkpoints", outcome["best"][chosen]),
     )
     phases = [_phase_facts(name, history, outcome, phase_tests.get(name)) for name in outcome["best"]]
-    summary = result(facts, validation.evaluation, test.evaluation, phases, decision=decision, extras=shown[1:])
+    summary = result(
+        facts, validation.evaluation, test.evaluation, phases, decision=decision, extras=shown[1:], mismatch=mismatch
+    )
     rows, findings = _hardware(folder)
     report = ReportFacts(
         result=summary,
@@ -102,7 +127,7 @@ def finish(
         decision=decision,
         validation=validation.evaluation,
         sets=shown,
-        data=data_facts(manifest),
+        data=data_facts(quarantine.manifest),
         config_yaml=to_yaml(config),
         versions=record["versions"],
         fingerprints=record["fingerprints"],
@@ -111,11 +136,20 @@ def finish(
         command=record.get("command"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    if quarantine.rows:
+        quarantine.manifest.write_quarantine(storage.join(folder, QUARANTINE_FILE))
     storage.write_bytes(storage.join(folder, "model", CARD_FILE), model_card(report).encode())
     storage.write_bytes(storage.join(folder, REPORT_FILE), page_html(report).encode())
     storage.write_json(storage.join(folder, "result.json"), summary)
     say(classification_table(test.evaluation))
     say(summary_text(summary, folder))
+
+
+def _formats(config: RunConfig, outcome: Mapping[str, Any], record: Mapping[str, Any], phase: str) -> tuple[str, ...]:
+    """The number formats in which a phase was validated."""
+    kept = [config.activations_dtype] if phase in (record.get("activations") or ()) else []
+    tensor_cores = [] if outcome["device"] == "CPU" else ["float16"]  # float32 products are of TensorFloat-32 there
+    return (outcome["precision"], *kept, *tensor_cores)
 
 
 def _hardware(folder: str) -> tuple[list[Row], list[Finding]]:

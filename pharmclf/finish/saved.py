@@ -12,6 +12,7 @@ from pharmclf.cli import EXIT_OK, Say, scan_progress
 from pharmclf.config import ConfigError, RunConfig, from_dict, parse_share, parse_workers, to_yaml
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, manifests_of
+from pharmclf.data.quarantine import Quarantine
 from pharmclf.evaluation.evaluate import classification_table
 from pharmclf.evaluation.explain import Explainer
 from pharmclf.evaluation.saved import SavedModel, find_model
@@ -76,7 +77,11 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
     with Explainer(model.location, on_ray=workers > 0) as explainer:
         gpus = device == "GPU"
         found = predict_sets([model.location], [images], model.image_size, actors=workers, gpus=gpus)
-        scored = score(images, found[0][:, 0], model.labels, model.decision)
+        ((images, probabilities),) = found
+        quarantine = Quarantine(images.manifest, max_bad_share, say)
+        quarantine.add(images.lost)
+        quarantine.check()
+        scored = score(images, probabilities[:, 0], model.labels, model.decision)
         write_scored(scored, out, model.image_size)
         shown = set_facts(scored, None, model.image_size, explainer)
     report = ReportFacts(
@@ -86,7 +91,7 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
         decision=model.decision,
         validation=None,
         sets=[shown],
-        data=data_facts(images.manifest),
+        data=data_facts(quarantine.manifest),
         config_yaml=to_yaml(_config_of(record)) if record else "",
         versions=record.get("versions", {}),
         fingerprints=record.get("fingerprints", {}) | {"model": model.sha256},

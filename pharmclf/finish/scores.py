@@ -32,7 +32,7 @@ class Scored:
 
 def predict_sets(
     models: Sequence[str], sets: Sequence[LabelledSet], image_size: int, *, actors: int, gpus: bool
-) -> list[np.ndarray]:
+) -> list[tuple[LabelledSet, np.ndarray]]:
     """Probabilities of all images of some sets, through one pipeline.
 
     Args:
@@ -43,11 +43,17 @@ def predict_sets(
         gpus: whether each of them takes a GPU.
 
     Returns:
-        For each set (images, models, classes) float32.
+        Each set without the images whose files are not what the manifest says, as its last note tells; and of the
+        others (images, models, classes) float32.
+
+    Raises:
+        ConfigError: a set has no image left.
     """
     files = ImageSet.join([images.files for images in sets])
-    probabilities = predict(models, files, image_size, actors=actors, gpus=gpus)
-    return np.split(probabilities, np.cumsum([len(images.rows) for images in sets])[:-1])
+    probabilities, bad = predict(models, files, image_size, actors=actors, gpus=gpus)
+    ends = np.cumsum([len(images.rows) for images in sets])[:-1]
+    parts = zip(sets, np.split(probabilities, ends), np.split(bad, ends), strict=True)
+    return [(images.without(reasons.tolist()), part[reasons == ""]) for images, part, reasons in parts]
 
 
 def score(
@@ -71,8 +77,9 @@ def write_scored(scored: Scored, folder: str, image_size: int) -> None:
     write_evaluation(scored.evaluation, scored.table, folder, probabilities=scored.probabilities)
     pictures = {"confusion_matrix.png": plots.confusion_matrix_png(scored.evaluation)}
     shown = spread(len(scored.table), plots.NUM_SAMPLES)
-    images = load_images(scored.images.files.take(shown), image_size)
-    pictures["sample_predictions.png"] = plots.sample_predictions_png(images, scored.table.iloc[shown])
+    images, bad = load_images(scored.images.files.take(shown), image_size)
+    usable = bad == ""
+    pictures["sample_predictions.png"] = plots.sample_predictions_png(images[usable], scored.table.iloc[shown[usable]])
     for name, content in pictures.items():
         storage.write_bytes(storage.join(folder, name), content)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from pharmclf.data.image_set import ImageSet
 from pharmclf.data.leaks import known_images
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import cached_manifest, manifests_of
+from pharmclf.data.quarantine import lost_note
 from pharmclf.evaluation.labels import match_labels
 
 Progress = Callable[[int, int], None]
@@ -32,6 +33,27 @@ class LabelledSet:
     """(n,) int64 rows of the manifest that are scored."""
     notes: tuple[str, ...] = ()
     """What a reader of its scores must know, one line each."""
+
+    lost: Mapping[int, str] = field(default_factory=dict)
+    """Rows that have been left out since, with the reasons: their files are not what the manifest says."""
+
+    def without(self, reasons: Sequence[str]) -> LabelledSet:
+        """The set without the images that cannot be used.
+
+        Args:
+            reasons: of the n images, why it cannot be used; "" where it can.
+
+        Raises:
+            ConfigError: none is left.
+        """
+        lost = {int(row): reason for row, reason in zip(self.rows, reasons, strict=True) if reason}
+        if not lost:
+            return self
+        note = lost_note(self.manifest, lost)
+        if len(lost) == len(self.rows):
+            raise ConfigError(f"{self.name}: no image is left to test on: {note}. Restore the files")
+        rows = self.rows[[not reason for reason in reasons]]
+        return replace(self, rows=rows, notes=(*self.notes, note), lost={**self.lost, **lost})
 
     @property
     def files(self) -> ImageSet:

@@ -30,13 +30,12 @@ def read_images(files: ImageSet, image_size: int) -> dict[str, np.ndarray]:
 
     def read(place: int) -> None:
         try:
-            images[place] = load_images(files.slice(place, 1), image_size)[0]
+            found, reasons = load_images(files.slice(place, 1), image_size)
+            images[place], bad[place] = found[0], str(reasons[0])
         except PermissionError as error:
             if remote:  # keys that are refused say nothing of the image
                 raise
-            bad[place] = _reason(error)
-        except ValueError as error:
-            bad[place] = _reason(error.__cause__ or error)
+            bad[place] = f"not read: {error.strerror or ' '.join(str(error).split())[:80]}"
 
     error = ""
     try:
@@ -45,12 +44,3 @@ def read_images(files: ImageSet, image_size: int) -> dict[str, np.ndarray]:
     except OSError as failure:
         error = in_column(failure)
     return {"image": images, "bad": np.array(bad), "error": np.full(len(paths), error)}
-
-
-def _reason(error: BaseException) -> str:
-    """Why an image cannot be used, short enough for a table."""
-    if isinstance(error, FileNotFoundError):
-        return "not there"
-    if isinstance(error, OSError):
-        return f"not read: {error.strerror or ' '.join(str(error).split())[:80]}"
-    return str(error)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pharmclf import storage
+from pharmclf.evaluation.agreement import Mismatch
 from pharmclf.evaluation.decision import Decision
 from pharmclf.evaluation.evaluate import Evaluation
 from pharmclf.metrics import Estimate
@@ -52,6 +53,7 @@ def result(
     *,
     decision: Decision | None = None,
     extras: Sequence[SetFacts] = (),
+    mismatch: Mismatch | None = None,
 ) -> dict[str, Any]:
     """The content of result.json; intervals are [low, high], 95 %; unknown numbers are None.
 
@@ -62,6 +64,7 @@ def result(
         phases: in the order they ran.
         decision: when the model answers by itself.
         extras: sets from another source, with the same model.
+        mismatch: of the saved model with the epoch that it was saved from; None: they agree.
     """
     answered = test.answered
     return {
@@ -100,6 +103,7 @@ def result(
         "test_answered_error": answered.error.value if answered and answered.error else None,
         "test_answered_error_interval": _interval(answered.error) if answered and answered.error else None,
         "extra_tests": [_extra(extra) for extra in extras],
+        "val_accuracy_mismatch": vars(mismatch) if mismatch else None,
         "seconds_total": _finite(run.seconds_total),
         "best_checkpoint": run.best_checkpoint,
     }

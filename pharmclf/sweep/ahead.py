@@ -13,6 +13,7 @@ from pharmclf.activations.provide import Wish, provide
 from pharmclf.cli import Say
 from pharmclf.config import RunConfig
 from pharmclf.data.manifest import Manifest
+from pharmclf.pipeline import Lost
 from pharmclf.sweep.ledger import activations_of
 from pharmclf.sweep.space import STRENGTH, Space
 
@@ -52,6 +53,7 @@ def keep_ahead(
     weights: Mapping[str, Any],
     say: Say,
     stopped: Callable[[], bool],
+    lost: Lost,
 ) -> dict[str, list[int]]:
     """Compute what the trials share -> by `activations_of` a configuration, the depths that are kept.
 
@@ -61,6 +63,7 @@ def keep_ahead(
         weights: fingerprints of the plain run, of which `weights` counts.
         say: takes lines for the console.
         stopped: whether the sweep was asked to stop.
+        lost: takes the images that are not what the manifest says.
 
     Raises:
         ConfigError: weights that cannot be had.
@@ -73,7 +76,7 @@ def keep_ahead(
         pool = dataclasses.replace(config, workers="1")  # by actors, so that this process needs no TensorFlow
         blocks = len(compute.costs_of(pool)) - 1
         mine = [work for work in wanted if work.depth <= blocks]
-        found = provide(Wish(pool, manifest, weights["weights"], mine, say, stopped))
+        found = provide(Wish(pool, manifest, weights["weights"], mine, say, stopped, lost))
         kept[activations_of(config)] = sorted(work.depth for work in mine if work.name in found)
     return kept
 

@@ -19,6 +19,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from pharmclf.cli import Say
+from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.summary import format_duration
 from pharmclf.report.sweep import live_table, short_names
@@ -48,6 +49,7 @@ class Conductor:
         say: Say,
         *,
         ended: Callable[[Trial], None],
+        lost: Callable[[Mapping[int, str]], None],
         reuse_workers: bool = True,
     ) -> None:
         """Nothing is started yet.
@@ -58,10 +60,11 @@ class Conductor:
             stop_requested: whether the sweep shall end.
             say: takes lines for the console.
             ended: is told of each trial that ends.
+            lost: takes the images that a trial has found to be other than the manifest says.
             reuse_workers: a worker that has ended a trial is given the next.
         """
         self.ledger, self.room, self.say, self._reuse = ledger, room, say, reuse_workers
-        self._ended = ended
+        self._ended, self._lost = ended, lost
         self._stop_requested = stop_requested
         self._lock = threading.Lock()
         self._running: dict[str, list[Trial]] = {}
@@ -119,6 +122,8 @@ class Conductor:
         with self._lock:
             if "note" in result:
                 self.say(result["note"])
+            if QUARANTINED in result:
+                self._lost(dict(result[QUARANTINED]))
             for number, outcome in result.get("ended", ()):
                 self._tell(self.ledger.end(number, outcome))
             goes_on = True

@@ -17,7 +17,8 @@ from pharmclf.activations.provide import Interrupted
 from pharmclf.cli import EXIT_OK, Say, StopSignal, scan_progress
 from pharmclf.config import ConfigError, RunConfig, refuse_auto, to_dict
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import check_storage, split_manifest, write_manifest
+from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, split_manifest, write_manifest
+from pharmclf.data.quarantine import Quarantine
 from pharmclf.doctor.quick import quick_checks
 from pharmclf.hardware import HardwareMonitor, Setting
 from pharmclf.model.device import in_precision
@@ -155,16 +156,31 @@ class _Sweep:
         )
 
     def _run(self, stop: StopSignal, lease: Lease, tracker: SweepTracker) -> int:
+        location = storage.join(self.folder, QUARANTINE_FILE)
+        quarantine = Quarantine(self.manifest, self.base.max_bad_share, self.say, location)
+        with contextlib.ExitStack() as behind:
+            behind.callback(quarantine.write)
+            return self._run_trials(stop, lease, tracker, quarantine)
+
+    def _run_trials(self, stop: StopSignal, lease: Lease, tracker: SweepTracker, quarantine: Quarantine) -> int:
         def stop_requested() -> bool:
-            return stop.received is not None or bool(lease.lost)
+            return stop.received is not None or bool(lease.lost) or quarantine.is_full
+
+        def interrupted() -> int:
+            if stop.received is None and not lease.lost:
+                self._write(state="interrupted")
+                quarantine.check()
+            return self._interrupted(stop, lease)
 
         began = time.monotonic()
         try:
             base = in_precision(self.base, self.record["precision"])
             weights = self.record["fingerprints"]
-            kept = keep_ahead(base, self.space, self.total, self.manifest, weights, self.say, stop_requested)
+            kept = keep_ahead(
+                base, self.space, self.total, self.manifest, weights, self.say, stop_requested, quarantine.add
+            )
         except Interrupted:
-            return self._interrupted(stop, lease)
+            return interrupted()
         ledger, room = self._ledger(kept), self.room
 
         def ended(trial: Trial) -> None:
@@ -177,15 +193,17 @@ class _Sweep:
             self.say(f"resumed: {len(before)} trials have ended, {len(ledger.broken_off)} go on from their checkpoints")
         self.say(f"{self.total} trials, {room.concurrent} at a time ({room.reason})")
         reuse = self.options.reuse_workers
-        conductor = Conductor(ledger, room, stop_requested, self.say, ended=ended, reuse_workers=reuse)
+        conductor = Conductor(
+            ledger, room, stop_requested, self.say, ended=ended, lost=quarantine.add, reuse_workers=reuse
+        )
         conductor.run(self._shared(room))
         self._write_results(ledger, room)
         if ledger.fatal:
             raise storage.StorageUnavailable(ledger.fatal)
         if stop_requested():
-            return self._interrupted(stop, lease)
+            return interrupted()
         self.say(f"all trials have ended after {time.monotonic() - began:.0f} s")
-        return self._finish(ledger)
+        return self._finish(ledger, quarantine)
 
     def _ledger(self, kept: dict[str, list[int]]) -> Ledger:
         epochs = self.base.phase1.epochs, self.base.phase2.epochs
@@ -234,7 +252,7 @@ class _Sweep:
         for name, content in pictures.items():
             storage.write_bytes(storage.join(self.folder, name), content)
 
-    def _finish(self, ledger: Ledger) -> int:
+    def _finish(self, ledger: Ledger, quarantine: Quarantine) -> int:
         best = best_trial(ledger.facts())
         if best is None:
             self._write(state="failed")
@@ -250,7 +268,7 @@ class _Sweep:
                 self._write(state="interrupted")
                 return code
         else:
-            folder = finish_winner(trial, self.manifest, workers, self.say)
+            folder = finish_winner(trial, self.manifest, workers, self.record["precision"], self.say, quarantine)
         result = storage.read_json(storage.join(folder, "result.json"))
         self._write(state="complete", winner=trial.number, winner_folder=folder, result=result)
         drawn = ["trial_curves.png", "parameters.png", "parallel_coordinates.png"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import queue
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,8 @@ from pharmclf.activations.provide import drop_damaged, provide
 from pharmclf.activations.shards import ActivationsLost
 from pharmclf.config import ConfigError, RunConfig, from_dict
 from pharmclf.data.manifest import Manifest
-from pharmclf.pipeline import train_on_activations, training_job, wish_of
+from pharmclf.data.quarantine import QUARANTINED
+from pharmclf.pipeline import lost_to, train_on_activations, training_job, wish_of
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseTaken
 from pharmclf.training.job import TrainingDiverged, TrainingJob
@@ -47,8 +49,9 @@ def train_group(group: dict[str, Any], shared: Shared) -> None:
     """Train one trial, or several heads that are one program, and report to Ray Tune.
 
     A report holds `epoch`: number of the trial, record of the epoch, and what has been used by then; the last one
-    `ended`: for each trial number, state, reason, history (None: as reported) and what was used. An error of a trial is
-    in its report, so that the sweep goes on.
+    `ended`: for each trial number, state, reason, history (None: as reported) and what was used. With an epoch come the
+    images that are not what the manifest says, row and reason. An error of a trial is in its report, so that the sweep
+    goes on.
 
     Args:
         group: `members`: for each trial number, config, folder, record (of its run.json) and fingerprints; `depths`:
@@ -104,7 +107,7 @@ def _train_heads(
     try:
         prepare_for(configs[0])
         job = _job(configs[0], members[0], shared)
-        wish = wish_of(job, shared.manifest, 0, observer.say, observer.stop_requested)
+        wish = wish_of(job, shared.manifest, 0, observer.say, observer.stop_requested, lost_to(observer))
         names = [phase.name for phase in phases_of(configs[0])]
         heads = [
             Member(config=config, folder=member["folder"], fingerprints=member["fingerprints"])
@@ -177,6 +180,7 @@ class _Observer:
 
     def __init__(self, config: RunConfig, number: int | None, used: Callable[[], dict[str, float]]) -> None:
         self._config, self._number, self._used, self._stopped = config, number, used, False
+        self._lost: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()  # they come from threads
 
     def say(self, text: str) -> None:
         """Of what a trial says, the sweep shows what has gone wrong."""
@@ -185,7 +189,10 @@ class _Observer:
 
     def event(self, kind: str, **values: Any) -> None:
         """Report an epoch. (chief only)"""
-        if kind == "note":
+        if kind == QUARANTINED:
+            for lost in zip(values["rows"], values["reasons"], strict=True):
+                self._lost.put(lost)
+        elif kind == "note":
             self.say(values["text"])
         elif kind == "epoch" and self._number is not None:
             self._report({"epoch": [self._number, with_places(self._config, [values])[0], self._used()]})
@@ -199,7 +206,8 @@ class _Observer:
     def _report(self, values: dict[str, Any]) -> None:
         if self._stopped:
             return
+        lost = [self._lost.get() for _ in range(self._lost.qsize())]
         try:
-            tune.report(values)
+            tune.report(values | ({QUARANTINED: lost} if lost else {}))
         except SystemExit:  # Ray Tune's way to end a trial; the loop shall end in its own way
             self._stopped = True

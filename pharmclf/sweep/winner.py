@@ -12,6 +12,7 @@ from pharmclf.cli import Say
 from pharmclf.config import RunConfig
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import write_manifest
+from pharmclf.data.quarantine import Quarantine
 from pharmclf.finish import finish
 from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
@@ -23,24 +24,29 @@ from pharmclf.training.nodes import device_kind
 RETRAINED = "winner"
 
 
-def finish_winner(trial: Trial, manifest: Manifest, workers: int, say: Say) -> str:
+def finish_winner(
+    trial: Trial, manifest: Manifest, workers: int, precision: str, say: Say, quarantine: Quarantine
+) -> str:
     """Save the model of a trial as it is, and test it -> its folder.
 
     Args:
         trial: with checkpoints.
         manifest: with splits.
         workers: that trained it.
+        precision: that it was trained in.
         say: takes lines for the console.
+        quarantine: takes the images that are not what the manifest says.
     """
     state = list_checkpoints(storage.join(trial.folder, "checkpoints"))[-1].state
     task = ray.remote(num_cpus=0.5, max_calls=1)(_save_models)
     ray.get(task.remote(trial.config, trial.folder, manifest.class_names, state))
     outcome = {name: state[name] for name in ("history", "monitors", "best")}
-    outcome |= {"workers": workers, "device": device_kind()}
+    outcome |= {"workers": workers, "device": device_kind(), "precision": precision}
     write_manifest(manifest, trial.folder)
     location = storage.join(trial.folder, RUN_FILE)
     record = storage.read_json(location)
-    finish(trial.config, trial.folder, manifest, outcome, record | {"seconds": trial.used.get("seconds", 0.0)}, say)
+    so_far = {"seconds": trial.used.get("seconds", 0.0)}
+    finish(trial.config, trial.folder, manifest, outcome, record | so_far, say, quarantine)
     storage.write_json(location, record | {"state": "complete"})
     return trial.folder
 

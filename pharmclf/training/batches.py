@@ -1,4 +1,7 @@
-"""The batches of a phase on the device, from the stream of images or from kept activations; the plan is the same."""
+"""The batches of a phase on the device, from the stream of images or from kept activations; the plan is the same.
+
+A row whose image is no longer what the manifest says stays in its place, and its mask is 0.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,47 @@ import numpy as np
 import tensorflow as tf
 
 from pharmclf.activations.reader import ActivationReader
+from pharmclf.activations.shards import lacks
 from pharmclf.data.augment import identity_transforms, projective_transforms
 from pharmclf.data.plan import PADDING, PhasePlan, Step, view_of
+from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.data.stream import plan_batches, prefetch
 from pharmclf.model.device import gpu_capability
-from pharmclf.training.job import TrainingJob
+from pharmclf.training.job import Listener, TrainingJob
 from pharmclf.training.phases import Phase
 from pharmclf.training.step import Batch
 
 
-def device_batches(job: TrainingJob, phase: Phase, plan: PhasePlan, first: int) -> Any:
-    """The batches of a phase from a step on, on the device and ahead of their use."""
+def device_batches(
+    job: TrainingJob, phase: Phase, plan: PhasePlan, first: int, observer: Listener | None = None
+) -> Any:
+    """The batches of a phase from a step on, on the device and ahead of their use.
+
+    Args:
+        job: what is trained.
+        phase: whose batches they are.
+        plan: of the phase, for this worker.
+        first: index of the first step.
+        observer: is told of images that cannot be used any more, from a thread; of those that kept activations lack it
+            has been told when they were computed.
+    """
     config = job.config
     kept = job.activations.get(phase.name)
     if kept is None:
         inputs = plan_batches(plan, job.images, config.image_size, first=first, num_cpus=job.stream_cpus)
     else:
         inputs = _kept_batches(ActivationReader(kept), plan, first, config.views)
-    numbered = ((plan.step(first + offset), batch) for offset, batch in enumerate(inputs))
+    numbered = ((plan.step(first + offset), *batch) for offset, batch in enumerate(inputs))
     class_weights = _class_weights(job)
 
-    def to_device(item: tuple[Step, np.ndarray]) -> Batch:
-        step, inputs = item
+    def to_device(item: tuple[Step, np.ndarray, np.ndarray]) -> Batch:
+        step, inputs, bad = item
+        lost = np.flatnonzero(bad != "")
+        if observer and len(lost) and kept is None:
+            rows, reasons = step.rows[lost].tolist(), bad[lost].tolist()
+            observer.event(QUARANTINED, rows=rows, reasons=reasons)
         mask = (step.rows != PADDING).astype(np.float32)
+        mask[lost] = 0.0
         labels = np.where(step.rows != PADDING, job.labels[step.rows], 0)
         transforms = identity_transforms(len(step.rows))
         if step.training and kept is None:
@@ -52,8 +73,10 @@ def device_batches(job: TrainingJob, phase: Phase, plan: PhasePlan, first: int) 
     return prefetch(numbered, to_device)
 
 
-def _kept_batches(reader: ActivationReader, plan: PhasePlan, first: int, views: int) -> Iterator[np.ndarray]:
-    """The kept activations of every step of a plan, in order."""
+def _kept_batches(
+    reader: ActivationReader, plan: PhasePlan, first: int, views: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The kept activations of every step of a plan, in order; zeros and a reason where a row has none."""
     # a CPU's own float16 is slow in TensorFlow; to a GPU half as much is to be sent
     widen = gpu_capability() is None
     for index in range(first, plan.num_steps):
@@ -62,7 +85,9 @@ def _kept_batches(reader: ActivationReader, plan: PhasePlan, first: int, views: 
         if step.training:
             section, view = "train", view_of(plan.first_epoch + step.epoch, views)
         values = reader.read(section, step.rows, view)
-        yield values.astype(np.float32) if widen else values
+        lacking = lacks(values)
+        values[lacking] = 0
+        yield values.astype(np.float32) if widen else values, np.where(lacking, "not kept", "")
 
 
 def _class_weights(job: TrainingJob) -> np.ndarray:

@@ -124,7 +124,7 @@ class _Group:
             job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch,
             phase.settings.epochs,
         )  # fmt: skip
-        batches = device_batches(job, phase, plan, 0)
+        batches = device_batches(job, phase, plan, 0, self._observer)
         for trial in self._trials:
             trial.begin()
         try:
@@ -191,7 +191,7 @@ class _Epoch:
         self._trials, self._heads, self._plan = trials, heads, plan
         rates = [trial.rates(phase, number, plan.train_steps) for trial, phase in zip(trials, phases, strict=True)]
         self._rates = np.asarray(rates, np.float32)  # (K, steps)
-        self._sums = np.zeros((2, 2, heads.size))  # (training and validation, loss and correct, K)
+        self._sums = np.zeros((2, 3, heads.size))  # (training and validation; loss, correct and images; K)
         self._running: tuple[Any, int, int] | None = None  # sums on the device; 0 training, 1 validation; step
         self._steps = 0
         self._began = time.monotonic()
@@ -217,19 +217,18 @@ class _Epoch:
     def read(self) -> Position:
         """Wait for the steps that have been started, note the sums in the members -> where they stand."""
         self._wait()
-        images = min(self._steps * self._plan.batch_size, len(self._plan.train_rows))
         seconds = self._train_seconds or time.monotonic() - self._began
         for trial in self._trials:
             if trial.training:
-                loss, correct = (float(value) for value in self._sums[0, :, trial.place])
-                sums = {"loss": loss, "correct": correct, "images": float(images), "seconds": seconds}
+                loss, correct, images = (float(value) for value in self._sums[0, :, trial.place])
+                sums = {"loss": loss, "correct": correct, "images": images, "seconds": seconds}
                 trial.progress.epoch_sums = sums
         return Position(self.phases[0].number, self.number, self._steps)
 
     def record(self, trial: Trial) -> dict[str, Any]:
         """The epoch in the member's history; the times are those of all heads together."""
-        train_images, validation_images = len(self._plan.train_rows), len(self._plan.validation_rows)
         sums = self._sums[:, :, trial.place]
+        train_images, validation_images = np.maximum(1.0, sums[:, 2])  # what is quarantined does not count
         return {
             "phase": self.phases[0].name,
             "epoch": self.number,
@@ -239,7 +238,7 @@ class _Epoch:
             "val_accuracy": float(sums[1, 1] / validation_images),
             "learning_rate": float(self._rates[trial.place, -1]),
             "seconds": self._seconds,
-            "images_per_second": train_images / self._train_seconds,
+            "images_per_second": float(train_images / self._train_seconds),
         }
 
     def _start(self, running: Any, section: int, step: int) -> None:
@@ -258,14 +257,14 @@ class _Epoch:
             trial = self._trials[place]
             if trial.training:
                 trial.training, trial.status = False, "diverged"
-                trial.reason = self._reason(values[:, place], section, step, self.phases[place])
+                trial.reason = self._reason(values[:, place], step, self.phases[place])
                 self.diverged.append(trial)
 
-    def _reason(self, values: np.ndarray, section: int, step: int, phase: Phase) -> str:
+    def _reason(self, values: np.ndarray, step: int, phase: Phase) -> str:
         """What the loop would say of sums that are not finite."""
         try:
-            sums = tf.constant([*values, 0.0])
-            Sums({}).add(sums, self._plan, step, phase, self.number, training=section == 0)
+            loss, correct, images = values
+            Sums({}).add(tf.constant([loss, correct, 0.0, images]), step, phase, self.number)
         except TrainingDiverged as error:
             return str(error)
         return ""

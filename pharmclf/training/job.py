@@ -67,11 +67,15 @@ class TrainingJob:
         return storage.join(self.folder, "checkpoints")
 
 
-class Observer(Protocol):
-    """Who watches a run and may stop it."""
+class Listener(Protocol):
+    """Who is told of a run's events."""
 
     def event(self, kind: str, **values: Any) -> None:
-        """Something happened: note, step, epoch. (chief only)"""
+        """Something happened: note, step, epoch. (chief only; of quarantined images all ranks)"""
+
+
+class Observer(Listener, Protocol):
+    """Who watches a run and may stop it."""
 
     def stop_requested(self) -> bool:
         """Whether the run shall write a checkpoint and end. (chief only)"""

@@ -152,7 +152,7 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
         workers.rank, workers.world,
     )  # fmt: skip
     monitor = Monitor.from_dict(progress.monitors[phase.name]) if phase.name in progress.monitors else Monitor()
-    batches = device_batches(job, phase, plan, plan.index(start.epoch, start.step))
+    batches = device_batches(job, phase, plan, plan.index(start.epoch, start.step), observer)
     last_checkpoint = time.monotonic()
     best_weights: Any = None  # of this process; what was best before a resume is in its checkpoint
 
@@ -185,14 +185,14 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
         validation = Sums({})
         for step in range(plan.validation_steps):
             running = model.validation_step(under_way.next(batches))
-            validation.add(running, plan, step, phase, epoch, training=False)
+            validation.add(running, step, phase, epoch)
         record: dict[str, Any] = {
             "phase": phase.name,
             "epoch": epoch,
-            "train_loss": sums.loss / sums.images,
-            "train_accuracy": sums.correct / sums.images,
-            "val_loss": validation.loss / validation.images,
-            "val_accuracy": validation.correct / validation.images,
+            "train_loss": sums.mean_loss,
+            "train_accuracy": sums.accuracy,
+            "val_loss": validation.mean_loss,
+            "val_accuracy": validation.accuracy,
             "learning_rate": float(model.optimizer.learning_rate.numpy()),
             "seconds": train_seconds + validation.seconds,
             "images_per_second": sums.images / train_seconds,
@@ -263,4 +263,4 @@ class _Epoch:
             pulse.goes_on()
 
     def _wait(self) -> StepResult:
-        return self.sums.add(self._running, self._plan, self.step - 1, self._phase, self._epoch)
+        return self.sums.add(self._running, self.step - 1, self._phase, self._epoch)

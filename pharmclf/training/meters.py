@@ -30,16 +30,24 @@ class Sums:
         """Seconds of the epoch so far, those before a resume included."""
         return self._seconds_before + time.monotonic() - self._began
 
+    @property
+    def mean_loss(self) -> float:
+        """Per image; 0 where every image is quarantined."""
+        return self.loss / max(1.0, self.images)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images that are right, 0..1; 0 where every image is quarantined."""
+        return self.correct / max(1.0, self.images)
+
     def values(self) -> dict[str, float]:
         """What a checkpoint keeps."""
         return {"loss": self.loss, "correct": self.correct, "images": self.images, "seconds": self.seconds}
 
-    def add(
-        self, running: Any, plan: PhasePlan, step: int, phase: Phase, epoch: int, *, training: bool = True
-    ) -> StepResult:
+    def add(self, running: Any, step: int, phase: Phase, epoch: int) -> StepResult:
         """Wait for a step and add it; None adds nothing, and what has been read before is not added again."""
         if running is None:
-            return StepResult(0.0, 0.0, 0.0)
+            return StepResult(0.0, 0.0, 0.0, 0.0)
         if isinstance(running, StepResult):
             return running
         result = StepResult.of(running)
@@ -48,10 +56,9 @@ class Sums:
                 f"the loss is {result.loss_sum} in {phase.name}, epoch {epoch + 1}, step {step + 1}. "
                 f"Lower {phase.name}.learning_rate ({phase.settings.learning_rate}) or set optimizer.clip_norm to 1"
             )
-        rows = len(plan.train_rows) if training else len(plan.validation_rows)
         self.loss += result.loss_sum
         self.correct += result.correct
-        self.images += min(plan.batch_size, rows - step * plan.batch_size)
+        self.images += result.images
         return result
 
 
@@ -81,8 +88,8 @@ class Meter:
             epochs=epochs,
             step=step,
             steps=self.plan.train_steps,
-            loss=sums.loss / sums.images,
-            accuracy=sums.correct / sums.images,
+            loss=sums.mean_loss,
+            accuracy=sums.accuracy,
             images_per_second=self.plan.batch_size / seconds_per_step,
             eta_s=steps_left * seconds_per_step,
         )

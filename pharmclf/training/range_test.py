@@ -12,16 +12,20 @@ from pharmclf.data.plan import PhasePlan
 from pharmclf.model.device import gpu_capability, precision_for
 from pharmclf.training import distributed, loop
 from pharmclf.training.batches import device_batches
-from pharmclf.training.job import TrainingJob
+from pharmclf.training.job import Listener, TrainingJob
 from pharmclf.training.lr_range import Curve, Smoothing, tried_rates, why_ended
 from pharmclf.training.phases import Phase, phases_of
-from pharmclf.training.step import PhaseModel
+from pharmclf.training.step import PhaseModel, StepResult
 
 _WARM_STEPS = 200  # of phase 1 before phase 2 is tested, at most its own epochs
 
 
 def range_test(
-    job: TrainingJob, say: Callable[[str], None], rate_of: Callable[[Curve], float], stopped: Callable[[], bool]
+    job: TrainingJob,
+    say: Callable[[str], None],
+    rate_of: Callable[[Curve], float],
+    stopped: Callable[[], bool],
+    listener: Listener,
 ) -> list[Curve] | None:
     """Test every phase that has epochs. Phase 2 begins where phase 1 would leave off: its head is trained before.
 
@@ -30,6 +34,7 @@ def range_test(
         say: takes lines for the console.
         rate_of: from the curve of phase 1, the rate at which its head is trained for phase 2.
         stopped: whether a stop was asked for.
+        listener: is told of images that cannot be used any more.
 
     Returns:
         A curve for each phase; None: stopped.
@@ -46,20 +51,22 @@ def range_test(
         )
         before = model.tensors()
         say(f"{phase.name}: trying learning rates on {'kept activations' if cached else 'images'}")
-        curve = _curve(job, phase, model, stopped)
+        curve = _curve(job, phase, model, stopped, listener)
         model.load_tensors(before)
         if curve is None:
             return None
         curves.append(curve)
-        if phase is not phases[-1] and not _warm(job, phase, model, rate_of(curve), stopped):
+        if phase is not phases[-1] and not _warm(job, phase, model, rate_of(curve), stopped, listener):
             return None
     return curves
 
 
-def _curve(job: TrainingJob, phase: Phase, model: PhaseModel, stopped: Callable[[], bool]) -> Curve | None:
+def _curve(
+    job: TrainingJob, phase: Phase, model: PhaseModel, stopped: Callable[[], bool], listener: Listener
+) -> Curve | None:
     """One step at each rate, until the loss breaks down."""
     rates, losses, smoothing, ended = tried_rates(), list[float](), Smoothing(), ""
-    for rate, loss in _steps(job, phase, model, rates, stopped):
+    for rate, loss in _steps(job, phase, model, rates, stopped, listener):
         mean = smoothing.add(loss) if math.isfinite(loss) else loss
         ended = why_ended(loss, mean, smoothing.lowest)
         if math.isfinite(loss):
@@ -72,16 +79,23 @@ def _curve(job: TrainingJob, phase: Phase, model: PhaseModel, stopped: Callable[
     return Curve(phase.name, rates[: len(losses)].tolist(), losses, ended)
 
 
-def _warm(job: TrainingJob, phase: Phase, model: PhaseModel, rate: float, stopped: Callable[[], bool]) -> bool:
+def _warm(
+    job: TrainingJob, phase: Phase, model: PhaseModel, rate: float, stopped: Callable[[], bool], listener: Listener
+) -> bool:
     """Train a phase for some steps at one rate -> whether no stop was asked for."""
     steps = min(_WARM_STEPS, phase.settings.epochs * -(-len(job.train_rows) // job.config.batch_size))
-    for _ in _steps(job, phase, model, np.full(steps, rate), stopped):
+    for _ in _steps(job, phase, model, np.full(steps, rate), stopped, listener):
         pass
     return not stopped()
 
 
 def _steps(
-    job: TrainingJob, phase: Phase, model: PhaseModel, rates: np.ndarray, stopped: Callable[[], bool]
+    job: TrainingJob,
+    phase: Phase,
+    model: PhaseModel,
+    rates: np.ndarray,
+    stopped: Callable[[], bool],
+    listener: Listener,
 ) -> Iterator[tuple[float, float]]:
     """One training step at each rate, on the run's batches in the run's order -> rate, mean loss."""
     per_epoch = -(-len(job.train_rows) // job.config.batch_size)
@@ -89,13 +103,13 @@ def _steps(
         job.train_rows, job.validation_rows[:0], job.config.batch_size, job.config.seed, phase.first_epoch,
         -(-len(rates) // per_epoch),
     )  # fmt: skip
-    batches = device_batches(job, phase, plan, 0)
+    batches = device_batches(job, phase, plan, 0, listener)
     try:
-        for index, rate in enumerate(rates.tolist()):
+        for rate in rates.tolist():
             if stopped():
                 return
             model.set_learning_rate(rate)
-            loss_sum = model.train_step(next(batches), tf.constant(0.0)).numpy()[0]
-            yield rate, float(loss_sum) / plan.step(index).count
+            result = StepResult.of(model.train_step(next(batches), tf.constant(0.0)))
+            yield rate, result.loss_sum / max(1.0, result.images)
     finally:
         batches.close()

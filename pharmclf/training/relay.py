@@ -43,7 +43,7 @@ class Relay:
         self._beat_at = time.monotonic()
 
     def put(self, kind: str, values: dict[str, Any]) -> None:
-        """Keep an event for the driver. (chief; of the hardware, all ranks)"""
+        """Keep an event for the driver. (chief; of the hardware and of quarantined images, all ranks)"""
         self._events.append((kind, values))
 
     def report(self, rank: int, beats: int, place: Place | None) -> str:
@@ -105,7 +105,7 @@ class Lifeline:
         threading.Thread(target=self._hold, name="lifeline", daemon=True).start()
 
     def event(self, kind: str, **values: Any) -> None:
-        """Pass an event on; from any thread. (chief; of the hardware, all ranks)"""
+        """Pass an event on; from any thread. (chief; of the hardware and of quarantined images, all ranks)"""
         self._relay.put.remote(kind, values)
 
     def stop_requested(self) -> bool:

@@ -77,7 +77,7 @@ class StackedHeads:
     # ------------------------------------------------------------------ steps
 
     def train_step(self, batch: Batch, rates: np.ndarray) -> Any:
-        """One training step -> (2, K) float32: loss sum and correct of each head.
+        """One training step -> (3, K) float32: loss sum and correct of each head, and the images that count.
 
         Args:
             batch: its inputs are pooled features, (batch, num_features).
@@ -91,6 +91,8 @@ class StackedHeads:
             for number, layer in enumerate(layer for layer in self._layers if isinstance(layer, layers.Dropout))
         ]
         *gradients, sums = self._gradients(batch, draws)
+        whole = batch.count / tf.maximum(sums[2, 0], 1.0)  # as in `PhaseModel`; times 1 without a quarantined row
+        gradients = [gradient * whole for gradient in gradients]
         self._rates.assign(rates)
         self._optimizer.apply(self._clipped(gradients), self._trained)
         return sums
@@ -102,12 +104,16 @@ class StackedHeads:
             losses, correct = losses_and_hits(logits, batch, np.float32(self._smoothing))
             loss_sums = tf.reduce_sum(losses * batch.weights, axis=-1)
             objective = tf.reduce_sum(loss_sums) / batch.count  # a head's weights move its own term only
-        return [*tape.gradient(objective, weights), tf.stack([loss_sums, correct])]
+        return [*tape.gradient(objective, weights), tf.stack([loss_sums, correct, self._images(batch)])]
 
     def _validation_step(self, batch: Batch) -> Any:
-        """One validation step -> (2, K) float32: loss sum and correct of each head."""
+        """One validation step -> (3, K) float32, as `train_step`."""
         losses, correct = losses_and_hits(self._logits(batch, None), batch, np.float32(self._smoothing))
-        return tf.stack([tf.reduce_sum(losses * batch.weights, axis=-1), correct])
+        return tf.stack([tf.reduce_sum(losses * batch.weights, axis=-1), correct, self._images(batch)])
+
+    def _images(self, batch: Batch) -> Any:
+        """The rows of a batch that count, (K,) float32, the same for all heads."""
+        return tf.fill([self.size], tf.reduce_sum(batch.mask))
 
     def _logits(self, batch: Batch, keep: list[Any] | None) -> Any:
         """All heads on one batch of features -> (K, batch, classes) float32; `keep` as in `apply_head`, or None.

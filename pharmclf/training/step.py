@@ -28,9 +28,9 @@ class Batch(NamedTuple):
     inputs: Any  # (local batch, S, S, 3) uint8, or kept activations (local batch, *cut)
     transforms: Any  # (local batch, 8) float32, see data/augment.py
     labels: Any  # (local batch,) int64
-    mask: Any  # (local batch,) float32, 0 for padding
-    weights: Any  # (local batch,) float32, the class weight of the row, 0 for padding
-    count: Any  # () float32, rows of the global batch over all workers
+    mask: Any  # (local batch,) float32, 0 for padding, and for rows whose image is quarantined
+    weights: Any  # (local batch,) float32, the class weight of the row, 0 where the mask is
+    count: Any  # () float32, rows of the global batch over all workers, as the plan has it
     ordinal: Any  # () int64, number of the training step in the run, which dropout is drawn from
 
 
@@ -41,6 +41,8 @@ class StepResult:
     loss_sum: float
     correct: float
     stop_votes: float
+    images: float
+    """Rows that count: those of the plan without the quarantined."""
 
     @classmethod
     def of(cls, sums: Any) -> StepResult:
@@ -110,8 +112,11 @@ class PhaseModel:
     # ------------------------------------------------------------------ steps
 
     def _train_step(self, batch: Batch, stop_vote: Any) -> Any:
-        """One training step -> (loss sum, correct, stop votes) over all workers. (all ranks)"""
+        """One training step -> (loss sum, correct, stop votes, images) over all workers. (all ranks)"""
         gradients, sums = self.workers.run(self._replica_gradients, batch, stop_vote)
+        # how many rows of the global batch count is known with the sums; without a quarantined one this is times 1
+        whole = batch.count / tf.maximum(sums[3], 1.0)
+        gradients = [gradient * whole for gradient in gradients]
         if self.loss_scale is None:
             self.workers.run(self._apply, self._clip(gradients))
             return sums
@@ -146,7 +151,9 @@ class PhaseModel:
         shapes = [*(variable.shape for variable in self.trained), (), ()]
         masks = self._dropout_masks(batch.ordinal)
         *gradients, loss_sum, correct = self._over_pieces(of_rows, batch, masks, shapes)
-        *gradients, sums = self.workers.sum([*gradients, tf.stack([loss_sum, correct, stop_vote])])
+        *gradients, sums = self.workers.sum(
+            [*gradients, tf.stack([loss_sum, correct, stop_vote, tf.reduce_sum(batch.mask)])]
+        )
         return gradients, sums
 
     def _forward_backward(self, inputs: Any, batch: Batch, keep: list[Any], scale: Any) -> list[Any]:
@@ -178,7 +185,7 @@ class PhaseModel:
         return masks
 
     def _validation_step(self, batch: Batch) -> Any:
-        """One validation step -> (loss sum, correct, 0) over all workers. (all ranks)"""
+        """One validation step -> (loss sum, correct, 0, images) over all workers. (all ranks)"""
         return self.workers.run(self._replica_validation, batch)
 
     def _replica_validation(self, batch: Batch) -> Any:
@@ -190,7 +197,7 @@ class PhaseModel:
             return [tf.reduce_sum(losses * rows.weights), correct]
 
         loss_sum, correct = self._over_pieces(of_rows, batch, [], [(), ()])
-        return self.workers.sum([tf.stack([loss_sum, correct, 0.0])])[0]
+        return self.workers.sum([tf.stack([loss_sum, correct, 0.0, tf.reduce_sum(batch.mask)])])[0]
 
     def _over_pieces(
         self, of_rows: Callable[[Batch, list[Any]], list[Any]], batch: Batch, keep: list[Any], shapes: list[Any]
@@ -250,7 +257,7 @@ def losses_and_hits(logits: Any, batch: Batch, smoothing: Any) -> tuple[Any, Any
         smoothing: the share of a target that is spread over all classes, a number or (..., 1, 1).
 
     Returns:
-        (..., batch) float32 and (...) float32, padding not counted.
+        (..., batch) float32 and (...) float32, rows that the mask leaves out not counted.
     """
     num_classes = logits.shape[-1]
     targets = tf.one_hot(batch.labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes

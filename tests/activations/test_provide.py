@@ -48,7 +48,9 @@ def made(place: str, manifest: Manifest, stopped: Callable[[], bool] = lambda: F
         | settings
     )
     said: list[str] = []
-    wish = Wish(config, manifest, "imagenet", WORKS, said.append, stopped)
+    lost: dict[int, str] = {}
+    wish = Wish(config, manifest, "imagenet", WORKS, said.append, stopped, lost.update)
+    object.__setattr__(wish, "taken", lost)
     object.__setattr__(wish, "said", said)
     return wish
 
@@ -78,7 +80,7 @@ def test_kept_activations_are_what_the_prefix_gives(wish: Any, drawn_manifest: M
     both = keras.Model(backbone.input, [tensors[0], tensors[2]])
     for split, views in (("train", VIEWS), ("validation", 1)):
         rows = drawn_manifest.rows(split)
-        images = tf.cast(load_images(ImageSet.of(drawn_manifest).take(rows), 64), tf.float32)
+        images = tf.cast(load_images(ImageSet.of(drawn_manifest).take(rows), 64)[0], tf.float32)
         for view in range(views):
             moved = images
             if split == "train":
@@ -125,6 +127,35 @@ def test_only_missing_shards_are_computed(wish: Any, drawn_manifest: Manifest) -
         for entry in storage.list_files(found["phase1"].location)
         if entry.location.endswith(".npy")
     }
+
+
+def test_a_shard_without_one_of_its_images_serves_the_run_that_computed_it_alone(
+    wish: Any, drawn_manifest: Manifest
+) -> None:
+    """A file that is gone: its row is NaN and said, the others are as ever. The next run computes that shard again,
+    lacks the row again while the file is gone, and has the whole once it is back."""
+    row = int(drawn_manifest.rows("train")[3])
+    path = Path(drawn_manifest.table["path"][row])
+    content = path.read_bytes()
+    try:
+        path.unlink()
+        first = provide(wish)
+        assert wish.taken == {row: "not there"}
+        again = provide(other := made(wish.config.storage, drawn_manifest))
+        assert names(again) == names(first)
+        assert other.taken == {row: "not there"}  # type: ignore[attr-defined]
+    finally:
+        path.write_bytes(content)
+    found = first["phase2"]
+    assert [".incomplete" in name for name in found.files["train"]].count(True) == 1
+    assert not list(Path(found.location).glob("index.json"))
+    values = ActivationReader(found).read("train", drawn_manifest.rows("train"), 1)
+    whole = provide(made(wish.config.storage, drawn_manifest))
+    assert not list(Path(found.location).glob("*.incomplete.npy"))
+    expected = ActivationReader(whole["phase2"]).read("train", drawn_manifest.rows("train"), 1)
+    assert np.isfinite(expected).all()
+    assert np.isnan(values[3]).all()
+    np.testing.assert_array_equal(np.delete(values, 3, axis=0), np.delete(expected, 3, axis=0))
 
 
 def test_a_pass_that_was_stopped_leaves_whole_shards_only(shared_ray: None, drawn_manifest: Manifest, tmp_path: Path):

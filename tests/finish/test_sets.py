@@ -85,3 +85,17 @@ def test_a_set_without_a_usable_name_or_place_is_refused(text: str):
 def test_a_name_that_stands_there_twice_is_refused():
     with pytest.raises(ConfigError, match="taken already"):
         RunConfig(extra_test=("a=x", "a=y"))
+
+
+def test_images_that_are_lost_leave_a_set_with_their_names(drawn_manifest: Manifest):
+    """Rows, labels and groups of the others stay together; a set that loses all is refused."""
+    images = split_set(drawn_manifest, "test", "drawn")
+    reasons = ["", "not there", *[""] * (len(images.rows) - 3), "changed"]
+    left = images.without(reasons)
+    assert left.rows.tolist() == [row for row, reason in zip(images.rows, reasons, strict=True) if not reason]
+    assert left.lost == {images.rows[1]: "not there", images.rows[-1]: "changed"}
+    assert left.labels == [label for label, reason in zip(images.labels, reasons, strict=True) if not reason]
+    assert f"2 images ({images.paths[1]}: not there; {images.paths[-1]}: changed)" in left.notes[-1]
+    assert images.without([""] * len(images.rows)) is images
+    with pytest.raises(ConfigError, match="test: no image is left to test on"):
+        images.without(["not there"] * len(images.rows))

@@ -60,7 +60,7 @@ def test_two_workers_killed_between_bucket_and_bucket_resume_and_the_best_is_fet
 
     with storage.local_file(f"{bucket}/runs/run/evaluation/test/predictions.parquet") as path:
         stored = pq.read_table(path).to_pydict()
-    found = predict([str(out / "model.keras")], ImageSet.of_paths(stored["path"]), 64, actors=0)[:, 0]
+    found = predict([str(out / "model.keras")], ImageSet.of_paths(stored["path"]), 64, actors=0)[0][:, 0]
     np.testing.assert_allclose(found, np.array(stored["probabilities"]), atol=1e-5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -14,6 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from running import SMALL, final, finish, in_the_middle_of, kill_tree, start, wait_for
+
+from pharmclf.config import RunConfig, SplitConfig
+from pharmclf.data.prepare import split_manifest
 
 
 @pytest.mark.ray
@@ -112,7 +116,8 @@ def test_bad_input_ends_with_2_and_no_traceback(tmp_path: Path, arguments: list[
 @pytest.mark.ray
 @pytest.mark.tf
 def test_a_folder_with_rubbish_trains_on_what_is_good(drawn_images: str, tmp_path: Path) -> None:
-    """Bad files are named with their reasons and left out; with --max-bad 1% the same folder ends with 2, untrained."""
+    """Bad files are named with their reasons and left out, those too that change after the data set was listed; with
+    --max-bad 1% the same folder ends with 2, untrained."""
     data = tmp_path / "data"
     shutil.copytree(drawn_images, data)
     first, second = sorted(folder for folder in data.iterdir() if folder.is_dir())[:2]
@@ -121,10 +126,30 @@ def test_a_folder_with_rubbish_trains_on_what_is_good(drawn_images: str, tmp_pat
     (first / "short.jpg").write_bytes(whole[: len(whole) // 2])
     (second / "words.jpg").write_text("not an image")
     flags = [f"--data={data}", f"--storage={tmp_path}", "--workers=0", *SMALL, "--phase1.epochs=1", "--phase2.epochs=0"]
+    config = RunConfig(data=str(data), storage=str(tmp_path), split=SplitConfig(test=0.25, validation=0.25))
+    manifest = split_manifest(config, str(tmp_path / "none"))
+    # of the same size and time, so that the data set counts as unchanged
+    lost = {split: Path(manifest.table["path"][manifest.rows(split)[2]]) for split in ("train", "validation", "test")}
+    for path in lost.values():
+        content, times = bytearray(path.read_bytes()), path.stat()
+        content[-3] ^= 1  # it decodes, to other pixels
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     ended = finish(*flags, "--name=trained")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     listed = (tmp_path / "trained" / "quarantine.csv").read_text()
     assert all(name in listed for name in ("empty.jpg", "short.jpg", "words.jpg"))
+    for path in lost.values():
+        assert f"warning: quarantined: {path}: changed since the data set was listed" in ended.stdout
+        assert f"{path},{path.parent.name},changed since the data set was listed" in listed
+    result = json.loads((tmp_path / "trained" / "result.json").read_text())
+    for split, key in (("train", "train_images"), ("validation", "val_images"), ("test", "test_images")):
+        assert result[key] == len(manifest.rows(split)) - 1
+    assert result["val_accuracy_mismatch"] is None
+    full = finish(*flags, "--name=full", "--max-bad=4%")  # three of 83 are bad before the training begins
+    assert full.returncode == 2
+    assert re.search(r"[45] of 83 images are bad .* not what they were when the data set was listed", full.stderr)
+    assert json.loads((tmp_path / "full" / "run.json").read_text())["state"] == "failed"
     refused = finish(*flags, "--name=refused", "--max-bad=1%")
     assert refused.returncode == 2
     assert "3 of 83 images are bad" in refused.stderr

@@ -22,6 +22,7 @@ from pharmclf.data.demo import MARKER
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.images import decode
 from pharmclf.evaluation.predict import Prediction, Predictor, predict, predicted_blocks
+from pharmclf.fingerprint import sha256_bytes
 from pharmclf.prediction.job import predict_images
 from pharmclf.prediction.options import PredictOptions
 from pharmclf.prediction.reading import read_images
@@ -225,8 +226,20 @@ def test_several_models_in_a_process_are_no_retracing(model: Path, caplog: pytes
     assert np.array_equal(found[:, 0], found[:, 1])
 
 
-def test_an_image_that_a_run_has_lost_ends_its_evaluation(model: Path, images: Path):
-    """`predict`, which serves the evaluation of a run, leaves no row out."""
-    paths = sorted(str(path) for path in images.rglob("*.jpg"))
-    with pytest.raises(ValueError, match="was whole when the data set was listed, now: truncated"):
-        predict([str(model / "model.keras")], ImageSet.of_paths(paths), SIZE, actors=0)
+def test_an_image_that_a_run_has_lost_takes_no_other_with_it(
+    model: Path, images: Path, directly: Callable[[list[str]], np.ndarray]
+):
+    """Cut short, of another content than its sha256, gone: `predict` gives the reason of each, and scores the rest."""
+    paths = sorted(str(path) for path in images.rglob("*.jpg") if path.parent.name != "zz")
+    sums = [sha256_bytes(Path(path).read_bytes()) for path in paths]
+    paths, sums = [*paths, str(images / "gone.jpg")], [*sums[:-1], "0" * 64, "0" * 64]
+    found, bad = predict([str(model / "model.keras")], ImageSet(pa.array(paths), pa.array(sums)), SIZE, actors=0)
+    reasons = {Path(path).name: str(reason) for path, reason in zip(paths, bad, strict=True) if reason}
+    changed = Path(paths[-2]).name
+    assert reasons == {
+        "00-cut.jpg": "truncated",
+        changed: "changed since the data set was listed",
+        "gone.jpg": "not there",
+    }
+    whole = [path for path, reason in zip(paths, bad, strict=True) if not reason]
+    np.testing.assert_allclose(found[bad == "", 0], directly(whole), atol=1e-5)

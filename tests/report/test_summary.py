@@ -17,7 +17,7 @@ MORE_KEYS = {
     "val_images", "test_images", "val_accuracy_interval", "test_accuracy_interval", "test_macro_f1_interval",
     "test_calibration_error", "test_calibration_error_interval", "temperature", "threshold", "threshold_assured",
     "max_error", "test_answered", "test_answered_interval", "test_answered_error", "test_answered_error_interval",
-    "extra_tests",
+    "extra_tests", "val_accuracy_mismatch",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pharmclf.config import AugmentConfig, PhaseConfig, RunConfig
+from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.sweep.ledger import Ledger, Plan, Trial
 from pharmclf.sweep.options import Room
 from pharmclf.sweep.search import Search
@@ -58,12 +59,15 @@ def test_each_trial_that_ends_is_told_once_with_how_it_ended(tmp_path: Path) -> 
         told.append((trial.number, trial.state, trial.reason))
 
     ledger = ledger_at(tmp_path / "sweep")
-    conductor = Conductor(ledger, Room(4, "", 1.0, 0.0, 0.0), lambda: False, print, ended=ended)
+    lost: dict[int, str] = {}
+    conductor = Conductor(ledger, Room(4, "", 1.0, 0.0, 0.0), lambda: False, print, ended=ended, lost=lost.update)
     for name in "abcd":
         assert conductor.next(name)["members"][0]["number"] == "abcd".index(name)
     for number, accuracy in ((0, 0.9), (1, 0.8)):
         assert conductor.reported({"epoch": [number, epoch(accuracy), USED]})
     assert told == []
+    assert conductor.reported({QUARANTINED: [[7, "not there"]], "heads": {}})
+    assert lost == {7: "not there"}
     assert not conductor.reported({"epoch": [2, epoch(0.1), USED]})
     conductor.ended("c", error=False)
     assert conductor.reported({"ended": [[0, {"state": "trained", "reason": "", "history": None} | USED]]})
@@ -84,7 +88,7 @@ def test_a_trial_that_goes_on_when_the_storage_is_back_has_not_ended(tmp_path: P
 
     told: list[Trial] = []
     ledger = ledger_at(tmp_path / "sweep")
-    conductor = Conductor(ledger, Room(1, "", 1.0, 0.0, 0.0), lambda: False, print, ended=told.append)
+    conductor = Conductor(ledger, Room(1, "", 1.0, 0.0, 0.0), lambda: False, print, ended=told.append, lost=print)
     conductor.next("a")
     away = {"state": "failed", "reason": "the storage is away", "history": None, "away": True}
     conductor.reported({"ended": [[0, away | USED]]})

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from changed_files import CHANGED, with_changed
 from recorder import Recorder
 
 from pharmclf import storage
@@ -33,17 +34,23 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def make(make_job: Any, drawn_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Makes jobs of runs that train the head alone, on the same kept features, without saving models."""
+    """Makes jobs of runs that train the head alone, on the same kept features, without saving models.
+
+    The features lack an image of each split, which has changed since it was listed.
+    """
     kept: list[Activations] = []
     home = str(tmp_path_factory.mktemp("kept"))
+    changed = [int(drawn_manifest.rows(split)[3]) for split in ("train", "validation")]
+    manifest, lost = with_changed(drawn_manifest, changed), dict[int, str]()
 
     def job(folder: Path, **settings: Any) -> TrainingJob:
         made: TrainingJob = make_job(str(folder), **SETTINGS | settings)
         if not kept:
             config = dataclasses.replace(made.config, activations="always", storage=home)
             works = [PhaseWork("phase1", 0, 2)]
-            wish = Wish(config, drawn_manifest, config.weights, works, lambda _: None, lambda: False)
+            wish = Wish(config, manifest, config.weights, works, lambda _: None, lambda: False, lost.update)
             kept.extend(provide(wish).values())
+            assert lost == dict.fromkeys(changed, CHANGED)
         activations = dict.fromkeys([phase.name for phase in phases_of(made.config)], kept[0])
         return dataclasses.replace(made, activations=activations, saves_models=False)
 

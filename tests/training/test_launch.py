@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from changed_files import CHANGED, with_changed
+from recorder import Recorder
 
 from pharmclf.config import ConfigError, HeadConfig, PhaseConfig
+from pharmclf.data.image_set import ImageSet
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
 from pharmclf.training.launch import launch
 
@@ -50,13 +56,25 @@ RATES = {
 @pytest.mark.ray
 @pytest.mark.tf
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_two_workers_take_the_steps_of_one(make_job: Any, tmp_path: Path, dropout: float) -> None:
-    """One and two workers: the same weights to 1e-4 and the same validation metrics; with dropout, too."""
+def test_two_workers_take_the_steps_of_one(
+    make_job: Any, drawn_manifest: Manifest, tmp_path: Path, dropout: float
+) -> None:
+    """One and two workers: the same weights to 1e-4 and the same validation metrics; with dropout, too.
+
+    With dropout two images have changed since they were listed: both leave out the same rows, and divide by the rest.
+    """
+    changed = [int(drawn_manifest.rows(split)[1]) for split in ("train", "validation")] if dropout else []
+    images = ImageSet.of(with_changed(drawn_manifest, changed))
     outcomes = {}
     for workers in (1, 2):
         head = HeadConfig(dense=(32,), dropout=dropout)
         job = make_job(str(tmp_path / str(workers)), workers=str(workers), head=head, **RATES)
-        outcomes[workers] = launch(job, Silent())
+        observer = Recorder()
+        outcomes[workers] = launch(dataclasses.replace(job, images=images), observer)
+        told = [
+            pair for event in observer.of(QUARANTINED) for pair in zip(event["rows"], event["reasons"], strict=True)
+        ]
+        assert dict(told) == dict.fromkeys(changed, CHANGED)
         assert outcomes[workers]["workers"] == workers
     assert largest_difference(weights(str(tmp_path / "1")), weights(str(tmp_path / "2"))) <= 1e-4
     for one, two in zip(outcomes[1]["history"], outcomes[2]["history"], strict=True):

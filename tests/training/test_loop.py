@@ -69,7 +69,8 @@ def test_the_saved_model_scores_what_the_best_epoch_scored(unbroken: tuple[Train
     from pharmclf.evaluation.predict import predict
 
     job, outcome = unbroken
-    probabilities = predict([storage.join(job.folder, MODEL_FILE)], job.images.take(job.validation_rows), 64, actors=0)
+    images = job.images.take(job.validation_rows)
+    probabilities, _ = predict([storage.join(job.folder, MODEL_FILE)], images, 64, actors=0)
     accuracy = float((probabilities[:, 0].argmax(axis=1) == job.labels[job.validation_rows]).mean())
     best = max(monitor["best_accuracy"] for monitor in outcome["monitors"].values())
     assert accuracy == pytest.approx(best, abs=1e-6)

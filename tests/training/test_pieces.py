@@ -30,7 +30,7 @@ Outcome = tuple[list[Any], list[np.ndarray], list[np.ndarray]]
 
 
 def trained(
-    microbatch: int, phase_number: int, *, cached: bool
+    microbatch: int, phase_number: int, *, cached: bool, count: float = 9.0
 ) -> tuple[list[Any], list[np.ndarray], list[np.ndarray]]:
     """Sums of two steps and of a validation step, and the weights before and behind."""
     import tensorflow as tf
@@ -53,7 +53,7 @@ def trained(
     mask = np.array([1.0] * (ROWS - 1) + [0.0], np.float32)
     batch = noise_batch(CONFIG, ROWS)._replace(
         labels=tf.constant(draws.integers(0, 4, ROWS)), mask=tf.constant(mask),
-        weights=tf.constant(mask * draws.uniform(0.5, 2.0, ROWS).astype(np.float32)), count=tf.constant(9.0),
+        weights=tf.constant(mask * draws.uniform(0.5, 2.0, ROWS).astype(np.float32)), count=tf.constant(count),
     )  # fmt: skip
     if cached:
         shape = (model.suffix or model.head).input.shape[1:]
@@ -78,6 +78,18 @@ def test_a_share_in_pieces_takes_the_steps_of_the_whole(phase: int, cached: bool
         np.testing.assert_allclose(sums, whole[0], rtol=1e-4)
         apart = np.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in zip(weights, whole[2], strict=True)))
         assert apart < 2e-3 * moved
+
+
+@pytest.mark.parametrize("microbatch", [0, 4])
+def test_a_row_whose_image_is_lost_is_as_one_that_the_plan_does_not_have(microbatch: int):
+    """Planned are ten rows, and one of them counts for nothing: the loss is divided by nine, before it is clipped."""
+    sums, _, weights = trained(microbatch, 1, cached=False, count=10.0)
+    expected = trained(microbatch, 1, cached=False, count=9.0)
+    np.testing.assert_allclose(sums, expected[0], rtol=1e-5)
+    assert [step[3] for step in sums] == [9.0] * 3
+    apart = np.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in zip(weights, expected[2], strict=True)))
+    moved = np.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in zip(expected[1], expected[2], strict=True)))
+    assert apart < 2e-3 * moved
 
 
 @pytest.mark.ray

@@ -1,0 +1,135 @@
+"""The images that a run leaves out on its way: their files are no longer what the manifest says."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.config import ConfigError
+from pharmclf.data.manifest import Manifest
+
+QUARANTINED = "quarantined"
+"""Kind of the event that names such images: `rows` of the manifest, and the `reasons`."""
+_NAMED = 5  # said one by one; the others are counted
+_EVERY_S = 10.0  # at most so often the list is written, and the count is said
+_PATIENCE_S = 5.0  # with a storage that does not take the list
+
+
+class Quarantine:
+    """Collects such images from all who decode files, says each once, and judges whether there are too many.
+
+    Those that the manifest has quarantined count too. It is called from any thread.
+    """
+
+    def __init__(
+        self, manifest: Manifest, max_bad_share: float, say: Callable[[str], None], location: str = ""
+    ) -> None:
+        """Nothing is quarantined beside what the manifest has quarantined.
+
+        Args:
+            manifest: of the images.
+            max_bad_share: largest share of quarantined images among all, 0..1.
+            say: takes lines for the console.
+            location: of the list of quarantined images, as CSV; "": none is written.
+        """
+        self._manifest, self._share, self._say, self._location = manifest, max_bad_share, say, location
+        self._lock = threading.Lock()
+        self._lost: dict[int, str] = {}
+        self._said = 0
+        self._written_at = -_EVERY_S
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Take an event of the run, as `Observer.event`; only `QUARANTINED` counts."""
+        if kind == QUARANTINED:
+            self.add(dict(zip(values["rows"], values["reasons"], strict=True)))
+
+    def add(self, reasons: Mapping[int, str]) -> None:
+        """Quarantine rows of the manifest; those that are quarantined already are passed over."""
+        with self._lock:
+            new = {row: reason for row, reason in reasons.items() if row not in self._lost}
+            if not new:
+                return
+            named = dict(list(new.items())[: max(0, _NAMED - len(self._lost))])
+            self._lost |= new
+            due = time.monotonic() - self._written_at >= _EVERY_S
+        for row, reason in named.items():
+            self._say(f"warning: quarantined: {self._manifest.table['path'][row]}: {reason}")
+        with self._lock:
+            self._said += len(named)
+        if due:
+            self.write()
+
+    def write(self) -> None:
+        """Write the list, and say how many images have joined it unnamed."""
+        with self._lock:
+            self._written_at, count = time.monotonic(), len(self._lost)
+            more, self._said = count - self._said, count
+        if not count:
+            return
+        where = ""
+        if self._location:
+            try:  # the run does not wait for a list
+                with storage.patience(_PATIENCE_S):
+                    self.manifest.write_quarantine(self._location)
+                where = f", listed in {self._location}"
+            except OSError as error:
+                self._say(f"warning: {self._location} cannot be written: {error}")
+        if more:
+            self._say(f"warning: quarantined: {more:,} more images{where}")
+
+    @property
+    def rows(self) -> frozenset[int]:
+        """Rows of the manifest that are quarantined here."""
+        with self._lock:
+            return frozenset(self._lost)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest in which these images are quarantined as well; its splits and classes stay."""
+        with self._lock:
+            return self._manifest.with_status(self._lost)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more images are quarantined than the run may lose."""
+        with self._lock:
+            bad = len(self._manifest.quarantined) + len(self._lost)
+            return bool(self._lost) and bad > self._share * len(self._manifest.table)
+
+    def check(self) -> None:
+        """Raise where it is full.
+
+        Raises:
+            ConfigError: more than `max_bad_share` of the images are quarantined; it names some.
+        """
+        if not self.is_full:
+            return
+        self.write()
+        with self._lock:
+            lost = dict(self._lost)
+        paths, total = self._manifest.table["path"], len(self._manifest.table)
+        bad = len(self._manifest.quarantined) + len(lost)
+        first = "; ".join(f"{paths[row]}: {reason}" for row, reason in list(lost.items())[:_NAMED])
+        more = f"; and {len(lost) - _NAMED:,} more" if len(lost) > _NAMED else ""
+        where = f", the whole list is in {self._location}" if self._location else ""
+        raise ConfigError(
+            f"{bad:,} of {total:,} images are bad ({bad / total:.1%}), expected at most {self._share:.1%}; "
+            f"{len(lost):,} of them are not what they were when the data set was listed: {first}{more}{where}. "
+            "Restore them, or accept more with --max-bad, and give the same command again"
+        )
+
+
+def lost_note(manifest: Manifest, rows: Mapping[int, str]) -> str:
+    """A note on images that are left out of a set: how many, and some of them by name.
+
+    Args:
+        manifest: of the set.
+        rows: row and reason of each image; one or more.
+    """
+    paths = manifest.table["path"]
+    first = "; ".join(f"{paths[row]}: {reason}" for row, reason in list(rows.items())[:_NAMED])
+    more = f"; and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
+    return f"left out, since the file is not what it was when the set was listed: {len(rows):,} images ({first}{more})"

@@ -1,0 +1,76 @@
+"""Whether a saved model answers the validation images as it did in the epoch that it was saved from.
+
+The two are computed in different ways: in training by several workers, in half precision, or from kept activations.
+An image whose best two classes are nearly equal may so be counted right here and wrong there. Such ties are counted:
+what they explain is no fault, and what is beyond them means that the file is not the model that was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_TIES = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.4}
+"""Difference of two logits that rounding can turn around: some hundred roundings of logits near ten."""
+_SMALLEST = 1e-30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mismatch:
+    """Two validation accuracies of what should be one model."""
+
+    best_epoch: float
+    """Accuracy in the epoch that was the best, 0..1."""
+    saved_model: float
+    """Of the saved model, 0..1."""
+    images: int
+    """Images by which they differ."""
+    explained: int
+    """Of these, how many rounding and quarantined images can explain at most."""
+
+    @property
+    def text(self) -> str:
+        """For the console."""
+        return (
+            f"the saved model's validation accuracy is {self.saved_model:.4f}, that of its best epoch was "
+            f"{self.best_epoch:.4f}: {self.images:,} images differ, and rounding explains {self.explained:,} at most. "
+            "Do not use this model before you know why"
+        )
+
+
+def tie_of(formats: Iterable[str]) -> float:
+    """The difference of two logits that may be rounding, for the coarsest of some number formats or precisions."""
+    return max(_TIES[name.removeprefix("mixed_")] for name in formats)
+
+
+def best_accuracy(history: Sequence[Mapping[str, Any]], phase: str, epoch: int) -> float:
+    """Validation accuracy, 0..1, of an epoch of a phase."""
+    return next(float(r["val_accuracy"]) for r in history if r["phase"] == phase and r["epoch"] == epoch)
+
+
+def accuracy_mismatch(
+    best_epoch: float, probabilities: np.ndarray, labels: np.ndarray, *, lost: int, tie: float
+) -> Mismatch | None:
+    """Compare a saved model with its best epoch.
+
+    Args:
+        best_epoch: the accuracy of the epoch, 0..1.
+        probabilities: (n, classes) of the saved model on the validation images.
+        labels: (n,) class numbers.
+        lost: validation images that were quarantined on the way: they may have counted then.
+        tie: difference of two logits that may be rounding.
+
+    Returns:
+        None where they differ by no more images than ties and quarantined images explain.
+    """
+    right = int((probabilities.argmax(axis=1) == labels).sum())
+    images = round(abs(right - best_epoch * len(labels)))
+    best = np.log(np.maximum(np.sort(probabilities.astype(np.float64), axis=1)[:, -2:], _SMALLEST))
+    explained = int((best[:, 1] - best[:, 0] <= tie).sum()) + lost
+    if images <= explained:
+        return None
+    accuracy = right / len(labels)
+    return Mismatch(best_epoch=best_epoch, saved_model=accuracy, images=images, explained=explained)
