@@ -19,6 +19,7 @@ import tyro
 
 from pharmclf.config import AUTO, ConfigError, RunConfig, load_yaml
 from pharmclf.progress import progress_lines
+from pharmclf.storage import WebAddressError
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
@@ -159,7 +160,7 @@ def run_job(main: Callable[[], int]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         code = main()
-    except ConfigError as error:
+    except (ConfigError, WebAddressError) as error:
         code = _complain(error, EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         code = 130

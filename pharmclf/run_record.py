@@ -42,6 +42,8 @@ _FREE = (
     "data",
     "weights",
 )
+# settings that records of runs may lack, as dotted names: with its default, each is as if it were not there
+_ADDED = ("label_level", "split.ignore_folders")
 _LAST_WORDS_S = 10.0  # patience with a storage that is away already
 _WEIGHT_WORDS = ("imagenet", "none")
 _PACKAGES = ("pharmclf", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "simplejpeg")
@@ -140,4 +142,13 @@ def with_weights_found(config: RunConfig) -> RunConfig:
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """What decides a run's numbers."""
-    return {key: value for key, value in to_dict(config).items() if key not in _FREE}
+    settings = {key: value for key, value in to_dict(config).items() if key not in _FREE}
+    defaults = flat(to_dict(RunConfig()))
+    for path in _ADDED:
+        *groups, last = path.split(".")
+        inner = settings
+        for group in groups:
+            inner = inner[group]
+        if inner[last] == defaults[path]:
+            del inner[last]
+    return settings

@@ -343,6 +343,17 @@ def test_the_reference_config_is_the_reference_run():
     assert optimizer.class_weights == "off"
 
 
+@pytest.mark.parametrize("field", ["data", "storage", "weights", "extra_test"])
+def test_the_address_of_a_web_page_is_no_location(field: str):
+    """It is refused before anything is asked of the network; the stores' own schemes are not."""
+    for scheme in ("https", "HTTP", "ftp", "hf"):
+        location = f"{scheme}://images.invalid/pills.zip"
+        with pytest.raises(ConfigError, match=f"{field}: .*{scheme}:// is no folder or bucket. Download and unpack it"):
+            RunConfig(**{field: (f"x={location}",) if field == "extra_test" else location})
+    for location in ("s3://bucket/x", "gs://bucket/x", "az://container/x", "file:///x", "C:/x", "a b"):
+        RunConfig(**{field: (f"x={location}",) if field == "extra_test" else location})
+
+
 def test_activations_can_always_be_kept_where_pictures_come_back():
     """With a number of views, or without augmentation; else the remedy is named."""
     still = AugmentConfig(rotation_deg=0, shift=0, shear=0, zoom=0, horizontal_flip=False)

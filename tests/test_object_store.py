@@ -20,7 +20,7 @@ from s3proxy import CUT, EXPIRED, HOLD, LOST, RESET, SLOW_DOWN, Fault, Proxy, Re
 from s3server import Gateway
 
 from pharmclf import storage
-from pharmclf.storage import objects
+from pharmclf.storage import objects, s3
 
 pytestmark = pytest.mark.s3
 _LARGE = 20_000_003  # bytes: three parts
@@ -398,8 +398,8 @@ def test_a_key_that_is_replaced_is_looked_up_again(bucket: str, gateway: Gateway
 
 def test_credentials_are_not_looked_up_for_every_request(bucket: str, monkeypatch: pytest.MonkeyPatch):
     """Once for many requests over some time: a role's credentials would be asked of a service."""
-    lookups, credentials = [], objects._credentials
-    monkeypatch.setattr(objects, "_credentials", lambda: lookups.append(1) or credentials())
+    lookups, credentials = [], s3._credentials
+    monkeypatch.setattr(s3, "_credentials", lambda: lookups.append(1) or credentials())
     for _ in range(5):
         storage.write_bytes(f"{bucket}/file", b"content")
         time.sleep(0.2)
@@ -411,7 +411,7 @@ def test_credentials_that_are_gone_are_asked_for(
 ):
     """The file of a running process is emptied: what it asks next ends in PermissionError, with what to check."""
     _write_keys(profile, gateway.access_key, gateway.secret_key)
-    monkeypatch.setattr(objects, "_CREDENTIALS_FOR", objects.timedelta(0))
+    monkeypatch.setattr(s3, "_CREDENTIALS_FOR", s3.timedelta(0))
     storage.write_bytes(f"{bucket}/file", b"content")
     profile.write_text("[pharm]\n", "utf-8")
     time.sleep(0.2)
@@ -435,6 +435,16 @@ def test_a_uri_that_no_store_understands_is_refused(bucket: str, location: str):
     """The message says what is understood."""
     with pytest.raises(OSError, match="Expected a path, s3://bucket/prefix or gs://bucket/prefix"):
         storage.read_bytes(location)
+
+
+@pytest.mark.parametrize("location", ["https://images.invalid/pills.zip", "HTTP://127.0.0.1:9/x"])
+def test_a_web_page_is_refused_at_once(location: str):
+    """Nothing is asked of it, and no patience is spent."""
+    began = time.monotonic()
+    for name in ("read", "list", "is it there", "write", "list folders"):
+        with pytest.raises(storage.WebAddressError, match="a web page is no folder or bucket"):
+            OPERATIONS[name](location)
+    assert time.monotonic() - began < 5
 
 
 def test_a_forked_process_is_refused_in_words(bucket: str):

@@ -3,6 +3,7 @@
 from pharmclf.config.parsing import (
     AUTO,
     ConfigError,
+    check_location,
     has_credentials,
     parse_data_sets,
     parse_duration,
@@ -28,7 +29,7 @@ from pharmclf.config.text import from_dict, load_yaml, to_dict, to_yaml
 
 __all__ = [
     "AUTO", "DEMO", "AugmentConfig", "BackboneName", "ConfigError", "DemoConfig", "HeadConfig", "OptimizerConfig",
-    "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "from_dict", "has_credentials", "load_yaml",
-    "parse_data_sets", "parse_duration", "parse_microbatch", "parse_share", "parse_workers", "refuse_auto",
+    "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "check_location", "from_dict", "has_credentials",
+    "load_yaml", "parse_data_sets", "parse_duration", "parse_microbatch", "parse_share", "parse_workers", "refuse_auto",
     "refuse_credentials", "to_dict", "to_yaml",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ class ConfigError(ValueError):
 
 AUTO, WHOLE = "auto", "whole"
 """Words for a micro-batch: found by trying; a worker's whole share."""
+_STORAGE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "file", "memory")
 _SPLIT_NAMES = ("train", "validation", "test")
 
 
@@ -108,7 +109,7 @@ def parse_data_sets(texts: Sequence[str]) -> dict[str, str]:
             )
         if name in found or name in _SPLIT_NAMES:
             raise ConfigError(f"extra_test: the name {name!r} is taken already. Give each set a name of its own")
-        refuse_credentials("extra_test", location)
+        check_location("extra_test", location)
         found[name] = location
     return found
 
@@ -128,4 +129,19 @@ def refuse_credentials(name: str, location: str) -> None:
         raise ConfigError(
             f"{name}: received a URI with credentials in it, expected s3://bucket/prefix. Give them by "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role"
+        )
+
+
+def check_location(name: str, location: str) -> None:
+    """Refuse a location that no storage has, such as the address of a web page, or one with credentials in it.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    refuse_credentials(name, location)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", location)
+    if scheme and scheme[1].lower() not in _STORAGE_SCHEMES:
+        raise ConfigError(
+            f"{name}: received {location!r}, and {scheme[1]}:// is no folder or bucket. Download and unpack it, and "
+            "give the folder, or give s3://bucket/prefix"
         )

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from pharmclf.config.parsing import (
     ConfigError,
+    check_location,
     has_credentials,
     parse_data_sets,
     parse_duration,
     parse_microbatch,
     parse_share,
     parse_workers,
-    refuse_credentials,
 )
 
 DEMO = "demo"
@@ -43,6 +43,8 @@ class SplitConfig:
     """Share of all rows in the test split."""
     validation: float = 0.2
     """Share of the remaining rows in the validation split."""
+    ignore_folders: bool = False
+    """Draw the splits also where folders such as train, valid and test give them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,9 @@ class RunConfig:
     """Folder or s3:// prefix of class folders, a CSV or Parquet list (path, label[, group, split]), or "demo"."""
     storage: str = "runs"
     """Folder or s3:// prefix that holds runs; must be shared by all nodes of a cluster."""
+    label_level: int = 0
+    """Which folder is the label: 1 is the first below data (folders of splits do not count), 2 the next; -1 the folder
+    that holds the image, -2 the one above. 0: found where it is clear."""
     name: str = ""
     """Name of the run, the folder below storage. The same name again resumes. Empty: named after the data."""
     workers: str = "1"
@@ -262,7 +267,7 @@ def _check(config: RunConfig) -> None:
             f"name: received {config.name!r}, expected letters, digits, '.', '_' and '-'. It becomes a folder's name"
         )
     for field_name in ("data", "storage", "weights"):
-        refuse_credentials(field_name, getattr(config, field_name))
+        check_location(field_name, getattr(config, field_name))
     if has_credentials(config.mlflow):
         raise ConfigError(
             "mlflow: received a URI with credentials in it, expected http://HOST:PORT. Give them by "
@@ -289,6 +294,7 @@ def _check(config: RunConfig) -> None:
 _INF = math.inf
 _RANGES: tuple[tuple[str, float, float, str], ...] = (
     ("seed", 0, 2**31 - 1, "number"),
+    ("label_level", -20, 20, "number of folders"),
     ("image_size", 32, 2048, "side in pixels"),
     ("batch_size", 1, 65536, "number of images"),
     ("unfreeze_blocks", 0, _INF, "number of blocks"),

@@ -40,6 +40,8 @@ _STARTS = {
     "BMP": (b"BM",),
 }
 IMAGE_EXTENSIONS = frozenset(extension for known in EXTENSIONS.values() for extension in known)
+LFS_POINTER = "Git LFS pointer in place of the image: run git lfs pull"
+_LFS_START = b"version https://git-lfs.github.com/spec/"
 MAX_PIXELS = 100_000_000
 """Larger images are refused by their header: 100 megapixels are 300 MB of memory when decoded."""
 THUMBNAIL_SIDE = 32
@@ -141,6 +143,8 @@ def _decode(content: bytes, least_side: int) -> tuple[Pixels, int, int, int]:
     """
     kind = sniff(content)
     if kind is None:
+        if content.startswith(_LFS_START):
+            raise BadImage(LFS_POINTER)
         raise BadImage("no image" if content else "empty")
     if kind == "WEBP" and int.from_bytes(content[4:8], "little") + 8 > len(content):
         raise BadImage("truncated")

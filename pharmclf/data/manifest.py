@@ -22,8 +22,9 @@ from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.data import duplicates
 from pharmclf.data.image_set import read_verified
-from pharmclf.data.images import THUMBNAIL_SIDE, decode
-from pharmclf.data.scan import scan_files
+from pharmclf.data.images import LFS_POINTER, THUMBNAIL_SIDE, decode
+from pharmclf.data.layouts import PLAIN_READING, Reading
+from pharmclf.data.scan import Scan, scan_files
 from pharmclf.data.sources import Listing, list_data
 from pharmclf.fingerprint import fingerprint
 
@@ -121,21 +122,27 @@ class Manifest:
 
 
 def build_manifest(
-    data: str, *, max_bad_share: float = 1.0, progress: Progress | None = None, quarantine: str = ""
+    data: str,
+    *,
+    max_bad_share: float = 1.0,
+    progress: Progress | None = None,
+    quarantine: str = "",
+    reading: Reading = PLAIN_READING,
 ) -> Manifest:
     """Scan a data set: decode every image once, hash it, find what is bad and what are copies.
 
     Args:
-        data: folder or prefix with one folder per class, at any depth (the label is the name of the folder that holds
-            the image), or a CSV or Parquet list: path, label[, group, split], paths relative to the list's folder.
+        data: folder or prefix with one folder per class, at any depth, or a CSV or Parquet list: path, label[, group,
+            split], paths relative to the list's folder.
         max_bad_share: largest share of quarantined images, 0..1.
         progress: called with (files done, files).
         quarantine: where the list of quarantined images goes when there are too many of them; "": nowhere.
+        reading: which folders are labels and splits.
 
     Raises:
         ConfigError: nothing there, no image, fewer than two classes, or too many bad images.
     """
-    return check_bad_share(scan(list_data(data), progress), max_bad_share, quarantine)
+    return check_bad_share(scan(list_data(data, reading), progress), max_bad_share, quarantine)
 
 
 def check_bad_share(manifest: Manifest, max_bad_share: float, quarantine: str = "") -> Manifest:
@@ -169,35 +176,50 @@ def scan(listing: Listing, progress: Progress | None, fewest_classes: int = 2) -
     table = pd.DataFrame({"path": [i.location for i in items], "label": [i.label for i in items]})
     thumbnails = np.zeros((len(items), THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8)
     rows, wrong = [], []
-    for number, scan in enumerate(scan_files([i.location for i in items], progress)):
+    scans = scan_files([i.location for i in items if not i.status], progress)
+    for number, item in enumerate(items):
+        scan = Scan(item.status, item.size_bytes) if item.status else next(scans)
         size = (scan.probe.width, scan.probe.height, scan.probe.phash) if scan.probe else (0, 0, "")
-        rows.append((scan.size_bytes, scan.sha256, *size, scan.status if items[number].label else "no label"))
+        rows.append((scan.size_bytes, scan.sha256, *size, scan.status if item.label else "no label"))
         if scan.probe:
             thumbnails[number] = scan.probe.thumbnail
             if scan.probe.wrong_extension:
-                wrong.append(items[number].relative)
+                wrong.append(item.relative)
+    next(scans, None)  # tells of the last files
     table[["size_bytes", "sha256", "width", "height", "phash", "status"]] = pd.DataFrame(rows)
     labels_of_content = table[table["status"] == OK].groupby("sha256")["label"].nunique()
     conflicts = table["sha256"].isin(labels_of_content.index[labels_of_content > 1]) & (table["status"] == OK)
     table.loc[conflicts, "status"] = LABEL_CONFLICT
     if wrong:
         notes.append(f"{len(wrong)} images of another format than their name says, read all the same: {_some(wrong)}")
+    notes += (reasons := _absent(table))
     used = table[table["status"] == OK]
     class_names = tuple(sorted(used["label"].unique()))
     lost = sorted(set(table["label"]) - set(class_names) - {""})
     if lost:
         notes.append(f"classes without a usable image: {_some(lost)}")
     if len(class_names) < fewest_classes:
-        reason = f", {table['path'].iloc[0]}: {table['status'].iloc[0]}"
+        reason = f": {'; '.join(reasons)}" if reasons else f", {table['path'].iloc[0]}: {table['status'].iloc[0]}"
         found = f"only the class {class_names[0]!r}" if class_names else f"{len(table)} images and all bad{reason}"
         expected = "two classes or more" if fewest_classes > 1 else "a class"
-        raise ConfigError(
-            f"--data {listing.data}: received {found}; expected usable images of {expected}. Give the folder that "
-            "holds the class folders"
-        )
+        remedy = "Fetch the files" if reasons else "Give the folder that holds the class folders"
+        raise ConfigError(f"--data {listing.data}: received {found}; expected usable images of {expected}. {remedy}")
     table["group"] = _group(table, thumbnails, [i.group for i in items], notes)
     table["split"] = [i.split for i in items]
     return Manifest(table[list(_COLUMNS)], class_names, listing.root, notes)
+
+
+def _absent(table: pd.DataFrame) -> list[str]:
+    """What is said of files that are not there yet: pointers of Git LFS, and links such as those of git-annex."""
+    lines = []
+    for status, what in (
+        (LFS_POINTER, "files are Git LFS pointers: run git lfs pull"),
+        (storage.POINTS_NOWHERE, "links point nowhere"),
+    ):
+        paths = table["path"][table["status"] == status]
+        if len(paths):
+            lines.append(f"{len(paths)} {what}, the first: {paths.iloc[0]}")
+    return lines
 
 
 def _group(table: pd.DataFrame, thumbnails: NDArray[np.uint8], given: list[str], notes: list[str]) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from pharmclf import storage
 from pharmclf.config import DEMO, ConfigError, RunConfig
+from pharmclf.data.layouts import PLAIN_READING, Reading
 from pharmclf.data.manifest import Manifest, check_bad_share, scan
 from pharmclf.data.scan import NOT_READ
 from pharmclf.data.sources import list_data
@@ -74,6 +75,7 @@ def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int]
         max_bad_share=config.max_bad_share,
         progress=progress,
         quarantine=storage.join(folder, QUARANTINE_FILE),
+        reading=reading_of(config),
     )
     rows = manifest.ok
     given = rows["split"].to_numpy()
@@ -89,9 +91,18 @@ def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int]
     manifest = manifest.with_splits(splits)
     if num_torn:
         manifest.notes.append(
-            f"{num_torn} pictures have copies in several splits, as the list says: scores will flatter"
+            f"{num_torn} images have copies in several splits, as the data gives them: scores will flatter"
         )
     return manifest
+
+
+def reading_of(config: RunConfig) -> Reading:
+    """How the folders of a run's data are read."""
+    return Reading(
+        label_level=config.label_level,
+        keep_splits=not config.split.ignore_folders,
+        results=storage.absolute(config.storage),
+    )
 
 
 def manifests_of(location: str) -> str:
@@ -124,6 +135,7 @@ def cached_manifest(
     progress: Callable[[int, int], None] | None = None,
     quarantine: str = "",
     fewest_classes: int = 2,
+    reading: Reading = PLAIN_READING,
 ) -> Manifest:
     """As `build_manifest`, but a data set whose files kept their names, sizes and times is not scanned again.
 
@@ -134,11 +146,12 @@ def cached_manifest(
         progress: called with (files done, files), not at all if nothing is scanned.
         quarantine: where the list of quarantined images goes when there are too many of them; "": nowhere.
         fewest_classes: fewer with usable images are refused.
+        reading: which folders are labels and splits.
 
     Raises:
         ConfigError: as `build_manifest`.
     """
-    listing = list_data(data)
+    listing = list_data(data, reading)
     location = storage.join(cache_location, f"{listing.key}.parquet")
     manifest = _read_cache(location)
     if manifest is None or len(manifest.class_names) < fewest_classes:

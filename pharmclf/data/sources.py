@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import pyarrow as pa
@@ -13,13 +14,12 @@ import pyarrow.parquet as pq
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
-from pharmclf.data.demo import MARKER
-from pharmclf.data.images import IMAGE_EXTENSIONS
+from pharmclf.data.image_files import find_images, is_leftover, relative_to
+from pharmclf.data.layouts import PLAIN_READING, Layout, Reading, merge_labels, read_folders
 from pharmclf.data.splits import SPLITS
 from pharmclf.fingerprint import fingerprint
 
-_SCAN_VERSION = 1  # raise it when a scan would find something else than before: caches are then made anew
-_HIDDEN = (".", "__MACOSX")
+_SCAN_VERSION = 2  # raise it when a scan would find something else than before: caches are then made anew
 _LISTS = (".csv", ".parquet")
 
 
@@ -35,6 +35,8 @@ class Item:
     mtime_ns: int
     group: str = ""
     split: str = ""
+    status: str = ""
+    """Why it cannot be read; "" where that is not known yet."""
 
 
 @dataclass(frozen=True)
@@ -49,64 +51,71 @@ class Listing:
     @property
     def key(self) -> str:
         """Fingerprint of names, sizes and times, labels and all else that decides the manifest."""
-        rows = [[i.relative, i.size_bytes, i.mtime_ns, i.label, i.group, i.split] for i in self.items]
+        rows = [[i.relative, i.size_bytes, i.mtime_ns, i.label, i.group, i.split, i.status] for i in self.items]
         return fingerprint([_SCAN_VERSION, self.root, self.notes, rows])
 
 
-def list_data(data: str) -> Listing:
+def list_data(data: str, reading: Reading = PLAIN_READING) -> Listing:
     """List a data set without reading its images; items are sorted by relative path.
 
+    Args:
+        data: folder, prefix or list.
+        reading: which folders are labels and splits, and which are not listed.
+
     Raises:
-        ConfigError: nothing there, no image, or a list that is none.
+        ConfigError: nothing there, no image, a list that is none, or folders that can be read in two ways.
         StorageUnavailable: the storage does not answer.
     """
     root = data.rstrip("/") if storage.is_remote(data) else os.path.abspath(storage.absolute(data))
     try:
-        if storage.is_file(root):
-            return _list_table(data, root)
-        entries = list(storage.list_files(root))
+        listing = _list_table(data, root) if storage.is_file(root) else _list_folders(data, root, reading)
     except storage.StorageUnavailable:
         raise
     except OSError as error:
         reason = " ".join(str(error).split()).removeprefix(f"{root}: ")
         reason = "nothing there" if reason == root else reason
         raise ConfigError(f"--data {data}: {reason}. Give a readable folder, s3:// prefix or list") from error
-    items, skipped, hidden, loose = [], Counter[str](), 0, 0
-    for entry in entries:
-        relative = entry.location[len(root) + 1 :]
-        folder, _, name = relative.rpartition("/")
-        extension = os.path.splitext(name)[1].lower()
-        if relative == MARKER:  # the tool's own
-            continue
-        if any(part.startswith(_HIDDEN) for part in relative.split("/")):
-            hidden += 1
-        elif extension not in IMAGE_EXTENSIONS:
-            skipped[extension or "without extension"] += 1
-        elif not folder:
+    labels, notes = merge_labels([item.label for item in listing.items], reading.classes)
+    items = listing.items
+    if labels:  # two rows of a list may be the same now
+        items = list(dict.fromkeys(replace(item, label=labels.get(item.label, item.label)) for item in items))
+    return replace(listing, items=items, notes=listing.notes + notes)
+
+
+def _list_folders(data: str, root: str, reading: Reading) -> Listing:
+    """Items of a folder or prefix."""
+    found = find_images(root, reading.results)
+    places = [(relative_to(root, entry.location), entry) for entry in found.images]
+    folders = {place: tuple(part for part in place.split("/")[:-1] if part) for place, _ in places}
+    counts = Counter(folder for folder in folders.values() if folder)
+    layout = read_folders(data, counts, reading) if counts else Layout({}, {}, [])
+    items, loose = [], 0
+    for place, entry in places:
+        label = layout.labels.get(folders[place], "")
+        if not label:
             loose += 1
-        else:
-            label = folder.rpartition("/")[2]
-            items.append(Item(entry.location, relative, label, entry.size_bytes, entry.mtime_ns))
-    kinds = ", ".join(f"{count} {extension}" for extension, count in skipped.most_common(10))
-    counts = {"hidden": hidden, f"of other types ({kinds})": skipped.total(), "images outside any class folder": loose}
-    notes = [f"files not read, {what}: {count}" for what, count in counts.items() if count]
+            continue
+        about = (entry.size_bytes, entry.mtime_ns, "", layout.splits[folders[place]], entry.unreadable)
+        items.append(Item(entry.location, place, label, *about))
+    notes = [*found.notes, *([f"files not read, images outside any class folder: {loose}"] if loose else [])]
     if not items:
-        found = f"found: {'; '.join(notes)}" if notes else "it is empty"
-        raise ConfigError(f"--data {data}: no image in a class folder ({found}). Expected <class>/<image>.jpg")
+        seen = f"found: {'; '.join(notes)}" if notes else "it is empty"
+        raise ConfigError(f"--data {data}: no image in a class folder ({seen}). Expected <class>/<image>.jpg")
     if not storage.is_remote(root):  # object stores have no empty folders
-        notes += _empty_folders(root, items)
+        notes += _empty_folders(root, items, found.left_out)
     items.sort(key=lambda item: item.relative)
-    return Listing(data, root, items, notes)
+    return Listing(data, root, items, notes + layout.notes)
 
 
-def _empty_folders(root: str, items: list[Item]) -> list[str]:
+def _empty_folders(root: str, items: list[Item], left_out: Collection[str]) -> list[str]:
     """A note for each folder beside those of the items in which no image lies."""
     notes = []
     folders = {item.relative.rpartition("/")[0] for item in items}
     for parent in sorted({folder.rpartition("/")[0] for folder in folders}):
         for name in storage.list_folders(storage.join(root, parent) if parent else root):
-            folder = f"{parent}/{name}".lstrip("/")
-            if not name.startswith(_HIDDEN) and not any(f"{known}/".startswith(f"{folder}/") for known in folders):
+            folder = storage.displayed(f"{parent}/{name}".lstrip("/"))
+            known = any(f"{known}/".startswith(f"{folder}/") for known in folders)
+            if not known and not is_leftover(folder) and folder not in left_out:
                 notes.append(f"folder without images: {folder}")
     return notes
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pharmclf import storage
 from pharmclf.config import DEMO, ConfigError, RunConfig
+from pharmclf.data.image_files import is_leftover, relative_to
 from pharmclf.data.images import IMAGE_EXTENSIONS
 from pharmclf.data.scan import NOT_READ, scan_file
 from pharmclf.data.sources import list_data
@@ -45,8 +46,8 @@ def sample_of(config: RunConfig) -> list[str]:
         items = list_data(config.data).items
         return [item.location for item in items[:: max(1, len(items) // _SAMPLE)]][:_SAMPLE]
     try:
-        entries = storage.list_files(storage.absolute(config.data).rstrip("/"))
-        found = (entry.location for entry in entries if _is_image(entry.location))
+        root = storage.absolute(config.data).rstrip("/")
+        found = (entry.location for entry in storage.list_files(root) if _is_image(relative_to(root, entry.location)))
         sample = list(itertools.islice(found, _SAMPLE))
     except storage.StorageUnavailable:
         raise
@@ -58,9 +59,8 @@ def sample_of(config: RunConfig) -> list[str]:
     return sample
 
 
-def _is_image(location: str) -> bool:
-    name = location.rsplit("/", 1)[-1]
-    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS and not name.startswith(".")
+def _is_image(relative: str) -> bool:
+    return os.path.splitext(relative)[1].lower() in IMAGE_EXTENSIONS and not is_leftover(relative)
 
 
 def try_images(locations: Sequence[str]) -> ImagesFacts:

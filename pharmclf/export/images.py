@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,8 +9,9 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError
+from pharmclf.data.image_files import find_images
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.images import IMAGE_EXTENSIONS, BadImage, decode
+from pharmclf.data.images import BadImage, decode
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE
 from pharmclf.data.sources import list_data
@@ -93,12 +93,13 @@ def _given(where: str, flag: str) -> list[str]:
     try:
         if storage.is_file(location):
             return [item.location for item in list_data(location).items]
-        entries = [entry.location for entry in storage.list_files(location)]
+        found = find_images(location.rstrip("/"))
     except ConfigError as error:
         raise ConfigError(f"{flag} {str(error).removeprefix('--data ')}") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{flag} {where}: nothing there. {_remedy(flag)}") from error
-    places = [place for place in entries if os.path.splitext(place)[1].lower() in IMAGE_EXTENSIONS]
+    places = [entry.location for entry in found.images if not entry.unreadable]
     if not places:
-        raise ConfigError(f"{flag} {where}: {len(entries):,} files and no image among them. {_remedy(flag)}")
+        seen = "; ".join(found.notes) or "it is empty"
+        raise ConfigError(f"{flag} {where}: no image there that is read ({seen}). {_remedy(flag)}")
     return places

@@ -9,7 +9,7 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.cli import EXIT_OK, Say, scan_progress
-from pharmclf.config import ConfigError, RunConfig, from_dict, parse_share, parse_workers, to_yaml
+from pharmclf.config import ConfigError, RunConfig, check_location, from_dict, parse_share, parse_workers, to_yaml
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, manifests_of
 from pharmclf.data.quarantine import Quarantine
@@ -61,6 +61,8 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
     """
     if not options.model:
         raise ConfigError("--model: received nothing, expected a run's folder or a .keras file. Give --model RUN")
+    for flag in ("model", "data", "out", "storage"):
+        check_location(f"--{flag}", getattr(options, flag))
     max_bad_share, workers = parse_share(options.max_bad), parse_workers(options.workers)[1]
     model = find_model(options.model)
     record = storage.read_json(storage.join(model.run_folder, "run.json")) if model.run_folder else {}

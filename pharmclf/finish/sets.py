@@ -10,6 +10,7 @@ import numpy as np
 
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.data.image_set import ImageSet
+from pharmclf.data.layouts import Reading
 from pharmclf.data.leaks import known_images
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import cached_manifest, manifests_of
@@ -106,7 +107,10 @@ def outside_set(
         ConfigError: nothing to score there.
     """
     try:
-        manifest = cached_manifest(location, cache, max_bad_share=max_bad_share, progress=progress, fewest_classes=1)
+        reading = Reading(keep_splits=False, results=cache.rpartition("/")[0], classes=tuple(class_names))
+        manifest = cached_manifest(
+            location, cache, max_bad_share=max_bad_share, progress=progress, fewest_classes=1, reading=reading
+        )
         match = match_labels(Counter(manifest.ok["label"].tolist()), class_names)
     except ConfigError as error:
         raise ConfigError(f"{name}: {str(error).removeprefix('--data ')}") from error

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -15,10 +13,10 @@ import pyarrow.parquet as pq
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.data.image_files import find_images
 from pharmclf.data.images import IMAGE_EXTENSIONS
 from pharmclf.data.sources import _describe, _resolve
 
-_HIDDEN = (".", "__MACOSX")
 _LISTS = (".csv", ".parquet")
 
 
@@ -34,6 +32,8 @@ class Images:
     """(n,) int64: time of the last change, nanoseconds since 1970."""
     notes: tuple[str, ...] = ()
     """What was left out, and why."""
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    """Place of an image that is not read -> why."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -68,23 +68,15 @@ def list_images(where: str) -> Images:
 
 
 def _list_folder(where: str, root: str) -> Images:
-    known, skipped, hidden = dict[str, tuple[int, int]](), Counter[str](), 0
-    for entry in storage.list_files(root):
-        parts = entry.location[len(root) + 1 :].split("/")
-        extension = os.path.splitext(parts[-1])[1].lower()
-        if any(part.startswith(_HIDDEN) for part in parts):
-            hidden += 1
-        elif extension not in IMAGE_EXTENSIONS:
-            skipped[extension or "without extension"] += 1
-        else:
-            known[entry.location] = (entry.size_bytes, entry.mtime_ns)
-    kinds = ", ".join(f"{count} {extension}" for extension, count in skipped.most_common(10))
-    counts = {"hidden": hidden, f"of other types ({kinds})": skipped.total()}
-    notes = [f"files not read, {what}: {count}" for what, count in counts.items() if count]
-    if not known:
-        found = f"found: {'; '.join(notes)}" if notes else "it is empty"
-        raise ConfigError(f"--input {where}: no image ({found}). Expected files such as .jpg or .png, at any depth")
-    return _images(known, known, notes)
+    found = find_images(root)
+    if not found.images:
+        seen = f"found: {'; '.join(found.notes)}" if found.notes else "it is empty"
+        raise ConfigError(f"--input {where}: no image ({seen}). Expected files such as .jpg or .png, at any depth")
+    known = {entry.location: (entry.size_bytes, entry.mtime_ns) for entry in found.images}
+    images = _images(known, known, found.notes)
+    reasons = {entry.location: entry.unreadable for entry in found.images if entry.unreadable}
+    places = {place: reasons[path] for place, path in enumerate(images.paths.to_pylist()) if path in reasons}
+    return replace(images, unreadable=places)
 
 
 def _list_table(where: str, root: str) -> Images:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tyro
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
+from pharmclf.config import ConfigError, check_location
 from pharmclf.prediction.parts import OUTPUTS
 from pharmclf.prediction.places import AUTO, Accelerator
 
@@ -45,6 +45,8 @@ class PredictOptions:
             raise ConfigError(f"--output: received {self.output!r}, expected FILE.parquet or FILE.csv")
         if storage.absolute(self.output) == storage.absolute(self.input):
             raise ConfigError("--output: received the list of --input, which it would replace. Give another file")
+        for name, location in (("--model", self.model), ("--input", self.input), ("--output", self.output)):
+            check_location(name, location)
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ConfigError(f"--threshold: received {self.threshold:g}, expected a confidence from 0 to 1")
         if self.workers != AUTO and not self.workers.isdecimal():

@@ -74,6 +74,8 @@ class Parts:
     def _key(self, first: int, last: int) -> str:
         images = self.images
         rows = [images.paths[first:last].to_pylist(), images.sizes_bytes[first:last].tolist()]
+        reasons = [images.unreadable[place] for place in range(first, last) if place in images.unreadable]
+        rows += [reasons] if reasons else []
         return fingerprint([_VERSION, dict(self.about), *rows, images.mtimes_ns[first:last].tolist()])
 
     def is_complete(self) -> bool:

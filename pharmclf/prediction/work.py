@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -69,13 +70,18 @@ def predict_parts(
     """
     spans = [parts.span(number) for number in missing]
     paths = pa.concat_arrays([parts.images.paths.slice(first, last - first) for first, last in spans])
+    given = parts.images.unreadable
+    reasons = np.array([given.get(place, "") for first, last in spans for place in range(first, last)], object)
+    read = pa.array(np.where(reasons == "", paths.to_numpy(zero_copy_only=False), ""), pa.string()) if given else paths
     by = f"{what.actors} processes on Ray" if what.actors else "this process"
     say(f"predicting {len(paths):,} images in {by}")
     progress = _progress(say)
     waiting, done, written = SCHEMA.empty_table(), 0, 0
-    with contextlib.closing(until(stopped, predicted_blocks(what, ImageSet.of_paths(paths)))) as blocks:
+    with contextlib.closing(until(stopped, predicted_blocks(what, ImageSet.of_paths(read)))) as blocks:
         for block in blocks:
-            bad = block["bad"]
+            bad = block["bad"].astype(object)
+            known = reasons[done : done + len(bad)]
+            bad = np.where(known == "", bad, known)
             table = answers.table(paths.slice(done, len(bad)), block["best"], block["confidence"], bad)
             waiting, done = pa.concat_tables([waiting, table]), done + len(bad)
             progress(done, len(paths))

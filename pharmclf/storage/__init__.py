@@ -20,15 +20,41 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pharmclf.storage.local import LocalDisk
+from pharmclf.storage.local import POINTS_NOWHERE, LocalDisk
 from pharmclf.storage.objects import ObjectStore, object_store, patience, patience_s
-from pharmclf.storage.types import FileEntry, StorageUnavailable, Versioned
+from pharmclf.storage.types import FileEntry, StorageUnavailable, Versioned, WebAddressError, displayed
 
 __all__ = [
-    "FileEntry", "StorageUnavailable", "Versioned", "absolute", "copy_file", "delete_file", "delete_folder", "download",
-    "environment", "exists", "is_file", "is_remote", "join", "list_files", "list_folders", "local_file", "patience",
-    "patience_s", "read_bytes", "read_chunks", "read_json", "read_versioned", "upload_folder", "write_bytes",
-    "write_if", "write_json",
+    "POINTS_NOWHERE",
+    "FileEntry",
+    "StorageUnavailable",
+    "Versioned",
+    "WebAddressError",
+    "absolute",
+    "copy_file",
+    "delete_file",
+    "delete_folder",
+    "displayed",
+    "download",
+    "environment",
+    "exists",
+    "is_file",
+    "is_remote",
+    "join",
+    "list_entries",
+    "list_files",
+    "list_folders",
+    "local_file",
+    "patience",
+    "patience_s",
+    "read_bytes",
+    "read_chunks",
+    "read_json",
+    "read_versioned",
+    "upload_folder",
+    "write_bytes",
+    "write_if",
+    "write_json",
 ]  # fmt: skip
 
 _CHUNK_BYTES = 8 << 20
@@ -76,8 +102,18 @@ def list_files(location: str) -> Iterator[FileEntry]:
         FileNotFoundError: no such folder, no such bucket.
         NotADirectoryError: a file stands there.
     """
+    return (entry for entry in list_entries(location) if not entry.unreadable)
+
+
+def list_entries(location: str, pardon: Callable[[str], bool] | None = None) -> Iterator[FileEntry]:
+    """As `list_files`, with what has the place of a file and cannot be read, each with its reason.
+
+    Args:
+        location: folder or prefix.
+        pardon: says of a local folder that may not be read whether it is left out; None: no folder is.
+    """
     backend, path = _open(location)
-    yield from backend.list_files(path)
+    yield from backend.list_entries(path, pardon)
 
 
 def list_folders(location: str) -> list[str]:

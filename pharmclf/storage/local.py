@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pharmclf.storage.types import FileEntry, Versioned
+from pharmclf.storage.types import FileEntry, Versioned, displayed
+
+POINTS_NOWHERE = "link that points nowhere"
+NOT_UTF8 = "the name is not UTF-8: rename the file, for example with convmv"
 
 
 class LocalDisk:
     """Files by absolute path."""
 
-    def list_files(self, path: str) -> Iterator[FileEntry]:
-        """All files below a folder, sorted by path."""
+    def list_entries(self, path: str, pardon: Callable[[str], bool] | None = None) -> Iterator[FileEntry]:
+        """All files below a folder and what has the place of one, sorted by path; links to folders are followed.
+
+        A folder is entered once: by its own path rather than by a link. So links in a circle end.
+        """
         if os.path.isfile(path):
             raise NotADirectoryError(path)
         if not os.path.isdir(path):
             raise FileNotFoundError(path)
-
-        def refuse(error: OSError) -> None:
-            raise error
-
-        found = []
-        for folder, _, names in os.walk(path, onerror=refuse, followlinks=True):
-            found += [os.path.join(folder, name) for name in names]
-        for file in sorted(found):
-            try:
-                status = os.stat(file)
-            except FileNotFoundError:  # another process has deleted it since
-                continue
-            yield FileEntry(file, status.st_size, status.st_mtime_ns)
+        yield from sorted(_walk(path, pardon), key=lambda entry: entry.location)
 
     def list_folders(self, path: str) -> list[str]:
         """Names of the folders directly below."""
@@ -52,10 +49,12 @@ class LocalDisk:
 
     def read(self, path: str) -> bytes:
         """The whole content."""
+        _check_regular(path)
         return Path(path).read_bytes()
 
     def read_chunks(self, path: str, chunk_bytes: int) -> Iterator[bytes]:
         """The content in pieces."""
+        _check_regular(path)
         with open(path, "rb") as file:
             while chunk := file.read(chunk_bytes):
                 yield chunk
@@ -109,3 +108,91 @@ class LocalDisk:
         """Delete a folder and all below it."""
         if os.path.isdir(path):
             shutil.rmtree(path)
+
+
+def _walk(top: str, pardon: Callable[[str], bool] | None) -> Iterator[FileEntry]:
+    """The files below a folder, in no order; `pardon` says of a folder that may not be read whether to leave it out."""
+    real = os.path.realpath(top)
+    above = {real[:place] or "/" for place, letter in enumerate(real) if letter == "/"}
+    entered = set[str]()
+    folders, links, hidden = deque([(top, real)]), deque[str](), deque[tuple[str, str]]()
+    while folders or links or hidden:
+        if links and not folders:  # a folder is entered by its own path first, but a hidden one by a link that shows it
+            folder = links.popleft()
+            real = os.path.realpath(folder)
+            if real in entered or real in above:
+                is_above = f"{os.path.realpath(os.path.dirname(folder))}/".startswith(f"{real.rstrip('/')}/")
+                where = "above" if is_above else "that is listed already"
+                yield FileEntry(displayed(folder), 0, 0, f"link to a folder {where}, {displayed(real)}")
+                continue
+        else:
+            folder, real = (folders or hidden).popleft()
+            if real in entered:
+                continue
+        entered.add(real)
+        try:
+            found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except FileNotFoundError:  # another process has deleted it since
+            continue
+        except OSError as error:
+            if pardon is None or not pardon(folder):
+                raise
+            yield FileEntry(displayed(folder), 0, 0, f"folder that may not be read: {error.strerror}")
+            continue
+        for entry in found:
+            if not _is_folder(entry):
+                yield from _entry(entry)
+            elif entry.is_symlink():
+                links.append(entry.path)
+            else:
+                inner = (entry.path, os.path.join(real, entry.name))
+                (hidden if entry.name.startswith(".") else folders).append(inner)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def _entry(entry: os.DirEntry[str]) -> Iterator[FileEntry]:
+    """A file, or why it is none; nothing where another process has deleted it since."""
+    location = displayed(entry.path)
+    try:
+        status = entry.stat()
+    except OSError as error:
+        if entry.is_symlink():
+            yield FileEntry(location, 0, 0, _broken_link(error))
+        elif not isinstance(error, FileNotFoundError):
+            raise
+        return
+    reason = _kind(status.st_mode) or ("" if location == entry.path else NOT_UTF8)
+    yield FileEntry(location, status.st_size, status.st_mtime_ns, reason)
+
+
+def _broken_link(error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "link in a circle"
+    gone = isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return POINTS_NOWHERE if gone else f"link that cannot be followed: {error.strerror}"
+
+
+def _kind(mode: int) -> str:
+    """What has the place of a regular file; "" for one."""
+    if stat.S_ISREG(mode):
+        return ""
+    if stat.S_ISFIFO(mode):
+        return "named pipe, not a file"
+    return "socket, not a file" if stat.S_ISSOCK(mode) else "device, not a file"
+
+
+def _check_regular(path: str) -> None:
+    """Refuse what would be waited for without end.
+
+    Raises:
+        OSError: no regular file.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISDIR(mode) and (kind := _kind(mode)):  # of a folder `open` says it
+        raise OSError(errno.EINVAL, kind, path)

@@ -14,19 +14,18 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import obstore
 from obstore import exceptions, store
 
-from pharmclf.storage.types import FileEntry, StorageUnavailable, Versioned
+from pharmclf.storage import s3
+from pharmclf.storage.types import FileEntry, StorageUnavailable, Versioned, WebAddressError
 
 Result = TypeVar("Result")
 _PATIENCE_S = 180.0
-_CREDENTIALS_FOR = timedelta(minutes=5)  # then they are looked up again: files change, tokens expire
-_RENEWED_EARLY = timedelta(minutes=5)  # obstore asks for new ones so long before the old ones expire
 _PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0  # before the first repetition of a request, and before any
 _REQUEST_TIMEOUT, _CONNECT_TIMEOUT = "30s", "5s"
 _PART_BYTES = 8 << 20
@@ -62,9 +61,14 @@ def object_store(root: str) -> ObjectStore:
     """The store of a root such as `s3://bucket`; made once per process.
 
     Raises:
-        OSError: a URI that no store understands.
+        WebAddressError: http:// or https://.
+        OSError: another URI that no store understands.
         RuntimeError: in a process forked from one that had used a store, whose threads it lacks.
     """
+    if root.lower().startswith(("http://", "https://")):
+        raise WebAddressError(
+            f"{root}: a web page is no folder or bucket; download it and unpack it, then give the folder"
+        )
     if os.getpid() != _first_user():
         raise RuntimeError("storage was used before this process was forked off; start processes by spawn instead")
     return _object_store(root, patience_s())
@@ -112,7 +116,7 @@ class ObjectStore:
                 raise ValueError("no bucket is named")
             if scheme != "s3":
                 return store.from_url(self.root, **options)
-            settings = _s3_settings()
+            settings = s3.settings()
             self.endpoint = settings.get("endpoint", "")
             return store.S3Store(bucket, **settings, **options)
         except (exceptions.BaseError, ValueError, TypeError) as error:
@@ -167,32 +171,46 @@ class ObjectStore:
         return error if isinstance(error, OSError) else OSError(f"{where}: {_first_line(error)}")
 
     def _pages(self, path: str, page_keys: int) -> Iterator[Any]:
-        """A listing page by page; after a page that failed it begins anew behind the last key."""
+        """A listing page by page; after a page that failed it begins anew behind the last key.
+
+        From a page on that holds a key which obstore does not take, the pages are boto3's.
+        """
         pages: Iterator[Any] | None = None
         last: str | None = None
+        listed_by = obstore.list
 
         def turn(opened: Any) -> Any:
             nonlocal pages
             try:
                 if pages is None:
-                    pages = iter(obstore.list(opened, path or None, offset=last, chunk_size=page_keys))
+                    pages = iter(listed_by(opened, path or None, offset=last, chunk_size=page_keys))
                 return next(pages, None)
             except Exception:
                 pages = None  # this one would now end as if there were no more
                 raise
 
-        while page := self._ask(path, turn):
+        while True:
+            try:
+                page = self._ask(path, turn)
+            except OSError as error:
+                if not s3.is_refused(error) or not self.root.startswith("s3://") or listed_by is not obstore.list:
+                    raise
+                listed_by = functools.partial(s3.list_pages, self.root, self.endpoint)
+                continue
+            if not page:
+                return
             last = page[-1]["path"]
             yield page
 
-    def list_files(self, path: str) -> Iterator[FileEntry]:
+    def list_entries(self, path: str, _pardon: Any = None) -> Iterator[FileEntry]:
         """All objects below a prefix, in the order of their keys, page by page."""
         empty = True
         for item in itertools.chain.from_iterable(self._pages(path, _PAGE_KEYS)):
             key = item["path"]
             if key != path and not (item["size"] == 0 and key.endswith("/")):
                 empty = False
-                yield FileEntry(f"{self.root}/{key}", item["size"], _nanoseconds(item["last_modified"]))
+                reason = item.get("unreadable", "")
+                yield FileEntry(f"{self.root}/{key}", item["size"], _nanoseconds(item["last_modified"]), reason)
         if empty:
             where = f"{self.root}/{path}"
             if path and self.size_of(path) is not None:
@@ -272,7 +290,8 @@ class ObjectStore:
     def delete_below(self, path: str) -> None:
         """Delete all objects below a prefix."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            keys = [entry.location[len(self.root) + 1 :] for entry in self.list_files(path)]
+            entries = [entry for entry in self.list_entries(path) if not entry.unreadable]
+            keys = [entry.location[len(self.root) + 1 :] for entry in entries]
             with ThreadPoolExecutor(_DELETES) as pool:
                 list(pool.map(self.delete, keys))
 
@@ -299,40 +318,6 @@ def _read_whole(opened: Any, path: str) -> tuple[bytes | None, Any]:
 
 def _read_part(opened: Any, path: str, part: Any) -> bytes:
     return bytes(obstore.get(opened, path, options=part).bytes())
-
-
-def _s3_settings() -> dict[str, Any]:
-    """Endpoint, region and credentials by the variables and files that every AWS tool reads."""
-    import boto3  # slow to import, and wanted for s3:// alone
-
-    session = boto3.session.Session()
-    scoped = session._session.get_scoped_config()  # boto3 has no door to a profile's endpoint_url
-    named = (os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL"), scoped.get("endpoint_url"))
-    endpoint = next((value for value in named if value), "")
-    settings: dict[str, Any] = {"region": os.environ.get("AWS_REGION") or session.region_name or "us-east-1"}
-    if endpoint:
-        settings["endpoint"] = endpoint
-    if session.get_credentials() is None:
-        settings["skip_signature"] = True  # public buckets
-    else:
-        settings["credential_provider"] = _credentials
-    return settings
-
-
-def _credentials() -> dict[str, Any]:
-    """Credentials as they are now, by a new session, so that changed files and roles count."""
-    import boto3
-
-    found = boto3.session.Session().get_credentials()
-    if found is None:
-        raise PermissionError("no AWS credentials any more")
-    frozen = found.get_frozen_credentials()
-    return {
-        "access_key_id": frozen.access_key,
-        "secret_access_key": frozen.secret_key,
-        "token": frozen.token,
-        "expires_at": datetime.now(UTC) + _CREDENTIALS_FOR + _RENEWED_EARLY,
-    }
 
 
 def _nanoseconds(moment: datetime) -> int:

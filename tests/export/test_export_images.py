@@ -85,7 +85,7 @@ def test_without_any_image_the_remedy_is_named(drawn_manifest: Any, tmp_path: Pa
         ("", None, "lies in no run"),
         ("", str(tmp_path / "empty"), "lies in no run"),
         ("", str(tmp_path), "no image in its test split"),
-        (str(tmp_path / "empty"), None, "0 files and no image"),
+        (str(tmp_path / "empty"), None, "no image there that is read .it is empty."),
         (str(tmp_path / "nowhere"), None, "nothing there"),
         (str(tmp_path / "bad"), None, r"can be read \(.*a\.jpg: empty\)"),
     ):

@@ -1,0 +1,209 @@
+"""The images below a folder or prefix, and what lies among them: files of systems and tools, results of runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from pharmclf import storage
+from pharmclf.data.demo import MARKER
+from pharmclf.data.images import IMAGE_EXTENSIONS
+
+_HIDDEN = (".", "__MACOSX")
+_LEFTOVERS = frozenset(
+    {
+        # Windows
+        "$recycle.bin", "recycler", "recycled", "system volume information", "config.msi", "msocache", "$winreagent",
+        "$sysreset", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "albumartsmall.jpg",
+        # macOS and Linux
+        "lost+found", "network trash folder", "temporary items", "thevolumesettingsfolder", "icon\r", "desktop db",
+        "desktop df",
+        # network storage: Synology, QNAP, NetApp, Buffalo, Asustor
+        "@eadir", "@tmp", "@sharebin", "@synoresource", "@recycle", "@recently-snapshot", "@transcode", "#recycle",
+        "#snapshot", "~snapshot", "trashbox", "recycle bin", "synoindex_media_info",
+        # photo tools: Capture One, Nikon, Canon, file managers
+        "captureone", "nksc_param", "ncfl", "canonmsc", "zbthumbnail.info", "picasa.ini", "_thumbs", "_thumbnails",
+        # programs and experiments beside the images
+        "__pycache__", "node_modules", "site-packages", "mlruns", "wandb", "lightning_logs",
+    }
+)  # fmt: skip
+"""Names of files and folders, in lower case, that no product has."""
+_LEFTOVER = re.compile(
+    r"found\.\d{3}"  # chkdsk
+    r"|.*\.(lrdata|lrcat-data|cocatalog)"  # previews of Lightroom, catalogues of Capture One
+    r"|albumart_\{.*\}.*\.jpg|synophoto_thumb_.*"
+    r"|segmentation(class|object)(png|npy|visualization)?"  # masks of Pascal VOC: labelme, CVAT
+    r"|task-\d+-annotation-\d+-by-\d+-tag-.*"  # masks of Label Studio
+)
+_MASK = re.compile(r"(.+)[_-]masks?([_-]?\d+)?")
+_UNREAD_EXTENSIONS = frozenset(
+    {
+        ".3fr", ".arw", ".avif", ".bay", ".cr2", ".cr3", ".crw", ".dcm", ".dcr", ".dng", ".erf", ".exr",
+        ".fff", ".heic", ".heif", ".hif", ".iiq", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".kdc",
+        ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pbm", ".pcx", ".pef", ".pgm", ".pnm", ".ppm",
+        ".psb", ".psd", ".qoi", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".svg", ".tga",
+        ".wdp", ".x3f", ".xcf",
+    }
+)  # fmt: skip
+"""Extensions of images that no decoder here reads, apart from those of `IMAGE_EXTENSIONS`."""
+_MANIFEST = re.compile(r"(?:(.*)/)?manifests/[0-9a-f]{32}\.parquet")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The images of a listing."""
+
+    images: list[storage.FileEntry]
+    """By location; `unreadable` says why one is not read, and must have a row in quarantine or predictions."""
+    notes: list[str]
+    """What was left out, one line each."""
+    left_out: frozenset[str]
+    """Folders of results and of tools, relative to the root, in which no image of the set lies."""
+
+
+def relative_to(root: str, location: str) -> str:
+    """The part of a location below a folder or prefix."""
+    return location.removeprefix(f"{root.rstrip('/')}/")
+
+
+def is_leftover(relative: str) -> bool:
+    """Whether a path below the data belongs to a system or a tool: hidden, or one of its parts has such a name."""
+    return any(part.startswith(_HIDDEN) or _is_tool_name(part) for part in relative.split("/"))
+
+
+def _is_tool_name(part: str) -> bool:
+    name = part.casefold()
+    return name in _LEFTOVERS or _LEFTOVER.fullmatch(name) is not None
+
+
+def find_images(root: str, results: str = "") -> ImageFiles:
+    """List the images below a folder or prefix.
+
+    Args:
+        root: an absolute path or a URI.
+        results: the storage of runs, of which nothing is listed; "": only what shows itself as results is left out.
+
+    Raises:
+        OSError: nothing there, unreadable, or the storage does not answer.
+    """
+    entries = storage.list_entries(root, lambda folder: folder != root and is_leftover(relative_to(root, folder)))
+    places = {relative_to(root, entry.location): entry for entry in entries}
+    given = relative_to(root, results) if results.startswith(f"{root.rstrip('/')}/") else ""
+    homes = _homes_of_results(places, given)
+    tools = {folder for folder in _tool_folders(places) if folder}
+    stems = {_stem(place) for place in places if _extension(place) in IMAGE_EXTENSIONS}
+    images, found = list[storage.FileEntry](), _LeftOut(homes={given} - {""})  # said also before it is there
+    for place, entry in places.items():
+        extension = _extension(place)
+        if place == MARKER:  # the tool's own
+            continue
+        if (home := _within(place, homes)) is not None:
+            found.homes.add(home)
+        elif any(part.startswith(_HIDDEN) for part in place.split("/")):
+            found.hidden += 1
+        elif (tool := _within(place, tools)) is not None:
+            found.tools[tool] += 1
+        elif name := next(filter(_is_tool_name, place.split("/")), ""):
+            found.tools[name] += 1
+        elif extension not in IMAGE_EXTENSIONS | _UNREAD_EXTENSIONS:
+            if entry.unreadable:
+                found.odd.append(f"{place} ({entry.unreadable})")
+            else:
+                found.others[extension or "without extension"] += 1
+        elif (mask := _MASK.fullmatch(_stem(place))) and mask[1] in stems:
+            found.masks += 1
+        elif extension in IMAGE_EXTENSIONS or entry.unreadable:
+            images.append(entry)
+        elif _stem(place) in stems:
+            found.beside[extension] += 1
+        else:
+            reason = f"format {extension} is not read: convert it to .jpg or .png"
+            images.append(dataclasses.replace(entry, unreadable=reason))
+    return ImageFiles(images, found.notes(), frozenset({*homes, *tools}))
+
+
+def _extension(place: str) -> str:
+    return os.path.splitext(place)[1].lower()
+
+
+def _stem(place: str) -> str:
+    """A path without its extension, in lower case."""
+    return os.path.splitext(place)[0].casefold()
+
+
+def _within(place: str, folders: Collection[str]) -> str | None:
+    """The outermost of some folders that a path lies in; "" is the root."""
+    if "" in folders:
+        return ""
+    end = place.find("/") if folders else -1
+    while end >= 0:
+        if place[:end] in folders:
+            return place[:end]
+        end = place.find("/", end + 1)
+    return None
+
+
+def _homes_of_results(places: Collection[str], given: str) -> set[str]:
+    """Folders that hold what runs, sweeps, evaluations or the demo have written; "" where it is the root."""
+    homes = {given} - {""}
+    for place in places:
+        folder, _, name = place.rpartition("/")
+        if match := _MANIFEST.fullmatch(place):  # of a storage; one that is the root shows its parts
+            homes.add(match[1] or "manifests")
+        is_run = name in ("run.json", "sweep.json") and (folder or "manifest.parquet" in places)
+        is_evaluation = name == "confusion_matrix.png" and f"{folder}/metrics.json" in places
+        if is_run or (folder and (is_evaluation or name == MARKER)):
+            homes.add(folder)
+    return homes
+
+
+def _tool_folders(places: Iterable[str]) -> Iterable[str]:
+    """Folders that a file in them gives away: Python environments, exports of labelme."""
+    for place in places:
+        folder, _, name = place.rpartition("/")
+        if name == "pyvenv.cfg" or (name == "label_viz.png" and folder.endswith("_json")):
+            yield folder
+
+
+@dataclass
+class _LeftOut:
+    """What was left out of a listing."""
+
+    homes: set[str]
+    tools: Counter[str] = dataclasses.field(default_factory=Counter)
+    others: Counter[str] = dataclasses.field(default_factory=Counter)
+    beside: Counter[str] = dataclasses.field(default_factory=Counter)
+    odd: list[str] = dataclasses.field(default_factory=list)
+    hidden: int = 0
+    masks: int = 0
+
+    def notes(self) -> list[str]:
+        """One line for each kind; no number of results, which grows with every run of the same data."""
+        counts = {
+            "hidden": self.hidden,
+            f"of systems and tools ({_counted(self.tools)})": self.tools.total(),
+            f"of other types ({_counted(self.others)})": self.others.total(),
+            f"each beside the same image in a format that is read ({_counted(self.beside)})": self.beside.total(),
+            "masks of images beside them": self.masks,
+        }
+        notes = [f"files not read, {what}: {count}" for what, count in counts.items() if count]
+        if self.homes:
+            homes = sorted(f"{home or '.'}/" for home in self.homes)
+            notes.append(f"results of runs, left out: {some(homes)}")
+        if self.odd:
+            notes.append(f"left out: {some(self.odd)}")
+        return notes
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common(10))
+
+
+def some(names: list[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,0 +1,301 @@
+"""What the folders of a data set say of its images: which folder is the label, and which is a split. Pure.
+
+A folder is the label where only one reading makes sense; else both readings are refused, with the setting that chooses.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pharmclf.config import ConfigError
+from pharmclf.data.splits import SPLITS, TEST, TRAIN, VALIDATION
+
+Folder = tuple[str, ...]
+"""The folders above an image, the outermost first."""
+_SPLIT_NAMES = {
+    "train": TRAIN, "training": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST,
+    "testing": TEST,
+}  # fmt: skip
+_NO_LABEL = re.compile(
+    r"front|back|rear|sides?|top|bottom|left|right|obverse|reverse|recto|verso|avers|revers|front ?side|back ?side"
+    r"|vorne|hinten|oben|unten|vorderseite|rückseite|rueckseite|devant|derrière|delante|atrás"
+    r"|side[ _-]?[ab\d]"
+    r"|(view|angle|pose|position|cam|camera|kamera|batch|lot|charge|session|shoot|series|day|week|tray)[ _-]?\d+"
+    r"|\d{4}[-_.]\d{2}([-_.]\d{2})?"  # dates; digits alone may be numbers of products
+    r"|imgs?|images?|photos?|pictures?|pics|bilder|fotos?|jpe?gs?|pngs?|raw|originals?|crops?|cropped|resized"
+    r"|(pre)?processed|aug|augmented|augmentations?"
+)
+"""Names of folders that say how, when or from where an image was taken, and never what of."""
+_SHOWN = 3
+_MOST_SPLITS = 6  # names of folders of splits in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the folders of a data set are read."""
+
+    label_level: int = 0
+    """As in `RunConfig`."""
+    keep_splits: bool = True
+    """Whether images keep the splits that their folders name."""
+    results: str = ""
+    """The storage of runs, nothing of which is listed; "": none."""
+    classes: tuple[str, ...] = ()
+    """Classes of a model: the innermost folder that has the name of one is the label. Empty: not known."""
+
+
+PLAIN_READING = Reading()
+"""Labels and splits are found, and nothing is known of a model or a storage."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is read from folders."""
+
+    labels: dict[Folder, str]
+    """Of each folder that has a label."""
+    splits: dict[Folder, str]
+    """Of each folder with a label: "train", "validation", "test", or "" where none is given."""
+    notes: list[str]
+    """What a person should know of it, one line each."""
+
+
+def label_key(label: str) -> str:
+    """Equal for labels that differ in case, blanks or Unicode form only."""
+    plain = " ".join(unicodedata.normalize("NFC", label).split())
+    return unicodedata.normalize("NFC", plain.casefold())
+
+
+def read_folders(data: str, counts: Mapping[Folder, int], reading: Reading) -> Layout:
+    """Find label and split of the folders that hold images.
+
+    Args:
+        data: as it was given, for messages.
+        counts: folders -> images in each; none is empty.
+        reading: how they are read.
+
+    Raises:
+        ConfigError: two readings make sense, or no folder has the level that is asked for.
+    """
+    rests, splits, notes = _take_splits(data, counts, reading)
+    if reading.classes:
+        known = _by_key(reading.classes)
+        places = {folder: _known_place(rest, known) for folder, rest in rests.items()}
+    elif reading.label_level:
+        places = _places_of_level(data, rests, reading.label_level)
+    else:
+        places, more = _find_places(data, rests)
+        notes += more
+    labels = {folder: rests[folder][place] for folder, place in places.items()}
+    return Layout(labels, {folder: splits[folder] for folder in labels}, notes)
+
+
+def merge_labels(labels: Sequence[str], classes: Sequence[str] = ()) -> tuple[dict[str, str], list[str]]:
+    """Make one label of those that differ in case, blanks or Unicode form only.
+
+    Args:
+        labels: of all images.
+        classes: of a model, whose names then are the labels.
+
+    Returns:
+        label -> the label in its place, for those that change; and a note on it.
+    """
+    forms = defaultdict[str, Counter[str]](Counter)
+    for label, count in Counter(labels).items():
+        forms[label_key(label)][label] += count
+    known, changed, said = _by_key(classes), dict[str, str](), []
+    for key, found in sorted(forms.items()):
+        if key in known:
+            name = known[key]
+        elif len(found) == 1:
+            continue
+        else:
+            name = " ".join(unicodedata.normalize("NFC", min(found, key=lambda form: (-found[form], form))).split())
+        others = [form for form in sorted(found) if form != name and form not in classes]
+        changed |= dict.fromkeys(others, name)
+        said += [f"{name} (also {', '.join(_told_apart(form, name) for form in others)})"] if others else []
+    if not said:
+        return {}, []
+    more = f" and {len(said) - 5} more" if len(said) > 5 else ""
+    return changed, [f"labels that differ in case, blanks or Unicode form only are one: {', '.join(said[:5])}{more}"]
+
+
+def _told_apart(form: str, name: str) -> str:
+    """A form of a label; with escapes where it looks like the name."""
+    if unicodedata.normalize("NFC", form) == name:
+        return ascii(form)
+    return repr(form) if form != " ".join(form.split()) else form
+
+
+def _by_key(classes: Sequence[str]) -> dict[str, str]:
+    """Key -> class, for keys that one class alone has."""
+    counts = Counter(map(label_key, classes))
+    return {key: name for name in classes if counts[key := label_key(name)] == 1}
+
+
+def _known_place(rest: Folder, known: Mapping[str, str]) -> int:
+    """Place of the innermost folder that has the name of a class, else of the innermost that may be a label."""
+    found = (place for place in reversed(range(len(rest))) if label_key(rest[place]) in known)
+    return next(found, _named_places(rest)[-1])
+
+
+def _take_splits(
+    data: str, counts: Mapping[Folder, int], reading: Reading
+) -> tuple[dict[Folder, Folder], dict[Folder, str], list[str]]:
+    """Folders without those that name splits, the split of each, and notes; what has no other folder is left out."""
+    plain = {folder: folder for folder in counts}, dict.fromkeys(counts, ""), list[str]()
+    cuts = {folder: place for folder in counts if (place := _split_place(folder)) is not None}
+    kinds = {_split_of(folder, place) for folder, place in cuts.items()}
+    rests = {folder: folder[:place] + folder[place + 1 :] for folder, place in cuts.items()}
+    if len(kinds) < 2 or (reading.label_level and not any(rests.values())):
+        return plain
+    named = {folder[place]: SPLITS.index(_split_of(folder, place)) for folder, place in cuts.items()}
+    names = ", ".join(sorted(named, key=lambda name: (named[name], name))[:_MOST_SPLITS])
+    if not any(rests.values()):
+        if len(cuts) < len(counts):  # products beside folders that are named like splits
+            return plain
+        raise ConfigError(
+            f"--data {data}: the folders {names} are named like splits, and hold images without class folders. "
+            "Expected train/<class>/<image>.jpg; give a list of path and label, or --label-level -1 if they are labels"
+        )
+    rests = {folder: rests.get(folder, folder) for folder in counts}
+    rests = {folder: rest for folder, rest in rests.items() if rest}
+    splits = {folder: _split_of(folder, cuts[folder]) if folder in cuts else "" for folder in rests}
+    totals = Counter[str]()
+    for folder, split in splits.items():
+        totals[split] += counts[folder]
+    given = [split for split in SPLITS if totals[split]]
+    if not reading.keep_splits or len(given) < 2:
+        return rests, dict.fromkeys(rests, ""), [f"the folders {names} are splits and no labels; they are not kept"]
+    listed = ", ".join(f"{totals[split]:,} {split}" for split in given)
+    notes = [f"the splits are those of the folders {names}: {listed}; --split.ignore-folders True draws them"]
+    if totals[""]:
+        notes.append(f"{totals['']:,} images lie in no folder of a split, theirs is drawn")
+    return rests, splits, notes
+
+
+def _split_place(folder: Folder) -> int | None:
+    """Place of the outermost folder that is named like a split."""
+    return next((place for place, name in enumerate(folder) if name.strip().casefold() in _SPLIT_NAMES), None)
+
+
+def _split_of(folder: Folder, place: int) -> str:
+    return _SPLIT_NAMES[folder[place].strip().casefold()]
+
+
+def _places_of_level(data: str, rests: Mapping[Folder, Folder], level: int) -> dict[Folder, int]:
+    """Place of the label in each folder that has such a level."""
+    found = {
+        folder: level - 1 if level > 0 else len(rest) + level
+        for folder, rest in rests.items()
+        if len(rest) >= abs(level)
+    }
+    if not found:
+        deepest = max(map(len, rests.values()), default=0)
+        raise ConfigError(
+            f"--data {data}: received --label-level {level}, and no image lies below so many folders. Expected at most "
+            f"{deepest} (folders of splits do not count)"
+        )
+    return found
+
+
+def _find_places(data: str, rests: Mapping[Folder, Folder]) -> tuple[dict[Folder, int], list[str]]:
+    """Place of the label in each folder, and notes on it.
+
+    Raises:
+        ConfigError: two readings make sense.
+    """
+    first = _shared(rests.values())
+    kept = {folder: _named_places(rest, first) for folder, rest in rests.items()}
+    names = {folder: tuple(label_key(rests[folder][place]) for place in places) for folder, places in kept.items()}
+    shared = _shared(names.values())
+    inner = {folder: places[-1] for folder, places in kept.items()}
+    outer = {folder: places[shared] for folder, places in kept.items()}
+    parents = defaultdict[str, set[Folder]](set)
+    for path in names.values():
+        parents[path[-1]].add(path[:-1])
+    paths = set(names.values())
+    repeated = [path for path in paths if len(parents[path[-1]]) > 1]
+    depths = {len(path) for path in paths}
+    if len(depths) == 1:
+        if depths == {shared + 1}:  # nothing but class folders, below folders that all images share
+            return inner, _note_on_sides(rests, inner)
+        upper = {folder: places[-2] for folder, places in kept.items()}
+        if 2 * len(repeated) >= len(paths):
+            raise _ambiguous(data, rests, inner, upper)
+        level = _level(rests, inner)
+        return inner, [
+            f"the label is the folder that holds the images{level}: {_examples(rests, inner)}; the folders above are "
+            f"not used: {_examples(rests, upper)}",
+            *_note_on_repeated(repeated, rests, inner),
+            *_note_on_sides(rests, inner),
+        ]
+    if any(path[shared] != path[-1] for path in paths):
+        raise _ambiguous(data, rests, inner, outer)
+    return inner, _note_on_sides(rests, inner)
+
+
+def _named_places(rest: Folder, first: int = 0) -> list[int]:
+    """Places from `first` on of the folders that may be labels; of all where none may."""
+    places = range(first, len(rest))
+    return [place for place in places if not _NO_LABEL.fullmatch(label_key(rest[place]))] or list(places)
+
+
+def _shared(paths: Iterable[Folder]) -> int:
+    """Number of leading folders that all paths share, of which none is the last of one."""
+    every = list(paths)
+    shared, least = 0, min(map(len, every), default=1)
+    while shared < least - 1 and len({path[shared] for path in every}) == 1:
+        shared += 1
+    return shared
+
+
+def _note_on_sides(rests: Mapping[Folder, Folder], places: Mapping[Folder, int]) -> list[str]:
+    """What is said where the label is not the folder that holds the images."""
+    below = {rests[folder][-1] for folder, place in places.items() if place < len(rests[folder]) - 1}
+    if not below:
+        return []
+    return [
+        f"the label is the folder above {_names(below)}{_level(rests, places)}: {_examples(rests, places)}; "
+        "--label-level -1 makes it the folder that holds the images"
+    ]
+
+
+def _note_on_repeated(paths: list[Folder], rests: Mapping[Folder, Folder], places: Mapping[Folder, int]) -> list[str]:
+    names = {path[-1] for path in paths}
+    found = {rests[folder][place] for folder, place in places.items() if label_key(rests[folder][place]) in names}
+    return [f"labels whose images lie below several folders: {_names(found)}"] if found else []
+
+
+def _ambiguous(
+    data: str, rests: Mapping[Folder, Folder], inner: Mapping[Folder, int], outer: Mapping[Folder, int]
+) -> ConfigError:
+    readings = [f"{_examples(rests, places)}{_level(rests, places, ' with ')}" for places in (outer, inner)]
+    return ConfigError(
+        f"--data {data}: the folders can be read in two ways: the labels are {readings[0]}, or {readings[1]}. Give the "
+        "--label-level that is meant, or a list with path and label where it is neither"
+    )
+
+
+def _level(rests: Mapping[Folder, Folder], places: Mapping[Folder, int], word: str = ", ") -> str:
+    """The setting that chooses such labels; "" where one number does not."""
+    from_top = {place + 1 for place in places.values()}
+    from_image = {place - len(rests[folder]) for folder, place in places.items()}
+    for levels in (from_top, from_image):
+        if len(levels) == 1:
+            return f"{word}--label-level {levels.pop()}"
+    return ""
+
+
+def _examples(rests: Mapping[Folder, Folder], places: Mapping[Folder, int]) -> str:
+    return _names({rests[folder][place] for folder, place in places.items()})
+
+
+def _names(names: Iterable[str]) -> str:
+    """The first of some names, and how many there are."""
+    found = sorted(names)
+    return ", ".join(found[:_SHOWN]) + (f", … ({len(found):,})" if len(found) > _SHOWN else "")

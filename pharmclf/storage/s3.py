@@ -1,0 +1,121 @@
+"""What S3 needs beside obstore: settings as every AWS tool reads them, and a listing that takes any key.
+
+A key such as set/a//b.jpg, which obstore refuses, would end the listing of a whole bucket.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+_CREDENTIALS_FOR = timedelta(minutes=5)  # then they are looked up again: files change, tokens expire
+_RENEWED_EARLY = timedelta(minutes=5)  # obstore asks for new ones so long before the old ones expire
+_RETRIES = 3  # of boto3, which are quick; the store itself repeats a request for as long as it has patience
+
+
+def settings() -> dict[str, Any]:
+    """Endpoint, region and credentials for obstore, by the variables and files that every AWS tool reads."""
+    import boto3  # slow to import, and wanted for s3:// alone
+
+    session = boto3.session.Session()
+    scoped = session._session.get_scoped_config()  # boto3 has no door to a profile's endpoint_url
+    named = (os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL"), scoped.get("endpoint_url"))
+    endpoint = next((value for value in named if value), "")
+    found: dict[str, Any] = {"region": _region(session)}
+    if endpoint:
+        found["endpoint"] = endpoint
+    if session.get_credentials() is None:
+        found["skip_signature"] = True  # public buckets
+    else:
+        found["credential_provider"] = _credentials
+    return found
+
+
+def _credentials() -> dict[str, Any]:
+    """Credentials as they are now, by a new session, so that changed files and roles count."""
+    import boto3
+
+    known = boto3.session.Session().get_credentials()
+    if known is None:
+        raise PermissionError("no AWS credentials any more")
+    frozen = known.get_frozen_credentials()
+    return {
+        "access_key_id": frozen.access_key,
+        "secret_access_key": frozen.secret_key,
+        "token": frozen.token,
+        "expires_at": datetime.now(UTC) + _CREDENTIALS_FOR + _RENEWED_EARLY,
+    }
+
+
+def _region(session: Any) -> str:
+    return os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether an error is obstore's about a key of a listing."""
+    return "invalid path" in str(error.__cause__ or error)
+
+
+def list_pages(
+    root: str, endpoint: str, _opened: Any, prefix: str | None, *, offset: str | None, chunk_size: int
+) -> Iterator[list[dict[str, Any]]]:
+    """As `obstore.list`, by boto3; an object whose key obstore refuses has its reason as `unreadable`.
+
+    Args:
+        root: s3://bucket.
+        endpoint: of the server; "": Amazon's.
+        prefix: as a folder; None: the whole bucket.
+        offset: the key behind which the listing begins; None: all keys.
+        chunk_size: objects of a page at most.
+
+    Raises:
+        OSError: the server refuses, or does not answer; with the words by which `ObjectStore` tells why.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = _client(endpoint)
+    request = {"Bucket": root.removeprefix("s3://"), "Prefix": f"{prefix}/" if prefix else "", "MaxKeys": chunk_size}
+    if offset is not None:
+        request["StartAfter"] = offset
+    try:
+        for page in client.get_paginator("list_objects_v2").paginate(**request):
+            if objects := page.get("Contents"):
+                yield [_item(listed) for listed in objects]
+    except ClientError as error:
+        status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]["Code"]
+        raise OSError(f"status code: {status} <Code>{code}</Code>") from error
+    except BotoCoreError as error:
+        raise OSError(f"HTTP error: {error}") from error
+
+
+def _item(listed: dict[str, Any]) -> dict[str, Any]:
+    key = listed["Key"]
+    item = {"path": key, "size": listed["Size"], "last_modified": listed["LastModified"]}
+    return item | ({"unreadable": reason} if (reason := _reason(key)) and not key.endswith("/") else {})
+
+
+def _reason(key: str) -> str:
+    """Why obstore refuses a key; "" where it takes it."""
+    parts = key.split("/")
+    if "" in parts:
+        return "the key has an empty part (//): copy the object to another key"
+    if "." in parts or ".." in parts:
+        return "the key has a part . or ..: copy the object to another key"
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
+        return "the key has a control character: copy the object to another key"
+    return ""
+
+
+def _client(endpoint: str) -> Any:
+    """A client with the settings of the obstore's."""
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    session = boto3.session.Session()
+    unsigned = {"signature_version": UNSIGNED} if session.get_credentials() is None else {}
+    style = {"s3": {"addressing_style": "path"}} if endpoint else {}
+    config = Config(retries={"total_max_attempts": _RETRIES, "mode": "standard"}, **style, **unsigned)
+    return session.client("s3", region_name=_region(session), endpoint_url=endpoint or None, config=config)
