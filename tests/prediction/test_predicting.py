@@ -43,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(drawn_images: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eighty whole images, and three that are none."""
+    """Eighty whole images, three that are none, and one of a format that is not read."""
     folder = tmp_path_factory.mktemp("images") / "all"
     shutil.copytree(drawn_images, folder)
     (folder / MARKER).unlink()
@@ -52,10 +52,14 @@ def images(drawn_images: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.png").write_bytes(b"")
     (folder / "zz").mkdir()
     (folder / "zz" / "text.jpg").write_text("no image")
+    (folder / "zz" / "raw.nef").write_bytes(first.read_bytes())
     return folder
 
 
-BAD = {"00-cut.jpg": "truncated", "empty.png": "empty", "text.jpg": "no image"}
+BAD = {
+    "00-cut.jpg": "truncated", "empty.png": "empty", "text.jpg": "no image",
+    "raw.nef": "format .nef is not read: convert it to .jpg or .png",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +119,9 @@ def test_every_image_has_one_row_in_order_with_the_answer_of_the_model(
     found = table(tmp_path / "out.parquet")
     check(found, paths, directly)
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
-    assert f"83 images, 3 of them bad; written to {tmp_path}/out.parquet" in said
+    assert f"84 images, 4 of them bad; written to {tmp_path}/out.parquet" in said
     assert f"bad image: {images}/empty.png: empty" in said
-    unsure = sum(found["abstain"].to_pylist()) - 3
+    unsure = sum(found["abstain"].to_pylist()) - 4
     assert any(line.startswith(f"{unsure} of 80 images") for line in said)
 
 
@@ -128,7 +132,7 @@ def test_a_complete_table_is_not_made_again(model: Path, images: Path, tmp_path:
     before = output.stat()
     (tmp_path / "out.parquet.parts").mkdir()
     said = run(model, images, output, part_size=50)
-    assert said[-1].startswith(f"{output} is complete already, 83 images")
+    assert said[-1].startswith(f"{output} is complete already, 84 images")
     assert (output.stat().st_ino, output.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
     with pytest.raises(ConfigError, match="is there already, of another threshold"):
@@ -145,7 +149,7 @@ def test_parts_of_another_model_or_state_are_never_taken(model: Path, images: Pa
 
     def keep(line: str) -> None:
         kept.update({path.name: path.stat().st_mtime_ns for path in tmp_path.glob("out.parquet.parts/part-*")})
-        if line.startswith("83 images"):
+        if line.startswith("84 images"):
             raise RuntimeError("stopped before the parts are deleted")
 
     for threshold in (0.5, THRESHOLD):
