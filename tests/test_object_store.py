@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -435,6 +436,31 @@ def test_a_uri_that_no_store_understands_is_refused(bucket: str, location: str):
     """The message says what is understood."""
     with pytest.raises(OSError, match="Expected a path, s3://bucket/prefix or gs://bucket/prefix"):
         storage.read_bytes(location)
+
+
+@pytest.mark.parametrize("fault", [SLOW_DOWN, RESET, CUT])
+def test_a_listing_with_a_key_that_obstore_refuses_waits_as_others_do(
+    bucket: str, gateway: Gateway, through: Through, fault: Fault
+):
+    """The other keys come once and in order, though the server refuses more often than boto3 asks by itself."""
+    for key in ("a/1", "a//2", "a/3", "b/4"):
+        gateway.client.put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"x")
+    asked = itertools.count()
+    through(lambda request: fault if request.is_listing and 1 <= next(asked) <= 4 else None)
+    found = [(entry.location, bool(entry.unreadable)) for entry in storage.list_entries(f"{bucket}/a")]
+    assert found == [(f"{bucket}/a//2", True), (f"{bucket}/a/1", False), (f"{bucket}/a/3", False)]
+    assert next(asked) > 4
+
+
+def test_a_listing_with_a_key_that_obstore_refuses_needs_the_same_rights(
+    bucket: str, gateway: Gateway, through: Through
+):
+    """What the server says to the second client is told as to the first."""
+    gateway.client.put_object(Bucket=bucket.removeprefix("s3://"), Key="a//2", Body=b"x")
+    asked, denied = itertools.count(), Fault("answer", 403, "AccessDenied")
+    through(lambda request: denied if request.is_listing and next(asked) else None)
+    with pytest.raises(PermissionError, match=r"access denied at .* \(AccessDenied\)"):
+        list(storage.list_entries(bucket))
 
 
 @pytest.mark.parametrize("location", ["https://images.invalid/pills.zip", "HTTP://127.0.0.1:9/x"])

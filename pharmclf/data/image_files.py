@@ -27,7 +27,7 @@ _LEFTOVERS = frozenset(
         "#snapshot", "~snapshot", "trashbox", "recycle bin", "synoindex_media_info",
         # photo tools: Capture One, Nikon, Canon, file managers
         "captureone", "nksc_param", "ncfl", "canonmsc", "zbthumbnail.info", "picasa.ini", "_thumbs", "_thumbnails",
-        # programs and experiments beside the images
+        # programs and experiments
         "__pycache__", "node_modules", "site-packages", "mlruns", "wandb", "lightning_logs",
     }
 )  # fmt: skip
@@ -120,7 +120,7 @@ def find_images(root: str, results: str = "") -> ImageFiles:
         elif extension in IMAGE_EXTENSIONS or entry.unreadable:
             images.append(entry)
         elif _stem(place) in stems:
-            found.beside[extension] += 1
+            found.twins[extension] += 1
         else:
             reason = f"format {extension} is not read: convert it to .jpg or .png"
             images.append(dataclasses.replace(entry, unreadable=reason))
@@ -177,7 +177,7 @@ class _LeftOut:
     homes: set[str]
     tools: Counter[str] = dataclasses.field(default_factory=Counter)
     others: Counter[str] = dataclasses.field(default_factory=Counter)
-    beside: Counter[str] = dataclasses.field(default_factory=Counter)
+    twins: Counter[str] = dataclasses.field(default_factory=Counter)
     odd: list[str] = dataclasses.field(default_factory=list)
     hidden: int = 0
     masks: int = 0
@@ -188,8 +188,8 @@ class _LeftOut:
             "hidden": self.hidden,
             f"of systems and tools ({_counted(self.tools)})": self.tools.total(),
             f"of other types ({_counted(self.others)})": self.others.total(),
-            f"each beside the same image in a format that is read ({_counted(self.beside)})": self.beside.total(),
-            "masks of images beside them": self.masks,
+            f"each next to the same image in a format that is read ({_counted(self.twins)})": self.twins.total(),
+            "masks of images next to them": self.masks,
         }
         notes = [f"files not read, {what}: {count}" for what, count in counts.items() if count]
         if self.homes:

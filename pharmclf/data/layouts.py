@@ -117,14 +117,14 @@ def merge_labels(labels: Sequence[str], classes: Sequence[str] = ()) -> tuple[di
             name = " ".join(unicodedata.normalize("NFC", min(found, key=lambda form: (-found[form], form))).split())
         others = [form for form in sorted(found) if form != name and form not in classes]
         changed |= dict.fromkeys(others, name)
-        said += [f"{name} (also {', '.join(_told_apart(form, name) for form in others)})"] if others else []
+        said += [f"{name} (also {', '.join(_distinct_form(form, name) for form in others)})"] if others else []
     if not said:
         return {}, []
     more = f" and {len(said) - 5} more" if len(said) > 5 else ""
     return changed, [f"labels that differ in case, blanks or Unicode form only are one: {', '.join(said[:5])}{more}"]
 
 
-def _told_apart(form: str, name: str) -> str:
+def _distinct_form(form: str, name: str) -> str:
     """A form of a label; with escapes where it looks like the name."""
     if unicodedata.normalize("NFC", form) == name:
         return ascii(form)
@@ -156,7 +156,7 @@ def _take_splits(
     named = {folder[place]: SPLITS.index(_split_of(folder, place)) for folder, place in cuts.items()}
     names = ", ".join(sorted(named, key=lambda name: (named[name], name))[:_MOST_SPLITS])
     if not any(rests.values()):
-        if len(cuts) < len(counts):  # products beside folders that are named like splits
+        if len(cuts) < len(counts):  # products among folders that are named like splits
             return plain
         raise ConfigError(
             f"--data {data}: the folders {names} are named like splits, and hold images without class folders. "

@@ -185,7 +185,7 @@ def scan(listing: Listing, progress: Progress | None, fewest_classes: int = 2) -
             thumbnails[number] = scan.probe.thumbnail
             if scan.probe.wrong_extension:
                 wrong.append(item.relative)
-    next(scans, None)  # tells of the last files
+    next(scans, None)  # reports the last files as done
     table[["size_bytes", "sha256", "width", "height", "phash", "status"]] = pd.DataFrame(rows)
     labels_of_content = table[table["status"] == OK].groupby("sha256")["label"].nunique()
     conflicts = table["sha256"].isin(labels_of_content.index[labels_of_content > 1]) & (table["status"] == OK)

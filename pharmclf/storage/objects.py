@@ -171,7 +171,7 @@ class ObjectStore:
         return error if isinstance(error, OSError) else OSError(f"{where}: {_first_line(error)}")
 
     def _pages(self, path: str, page_keys: int) -> Iterator[Any]:
-        """A listing page by page; after a page that failed it begins anew behind the last key.
+        """A listing page by page; after a page that failed it begins again behind the last key.
 
         From a page on that holds a key which obstore does not take, the pages are boto3's.
         """

@@ -1,4 +1,4 @@
-"""What S3 needs beside obstore: settings as every AWS tool reads them, and a listing that takes any key.
+"""What S3 needs apart from obstore: settings as every AWS tool reads them, and a listing that takes any key.
 
 A key such as set/a//b.jpg, which obstore refuses, would end the listing of a whole bucket.
 """

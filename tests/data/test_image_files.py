@@ -81,7 +81,7 @@ def test_a_clean_folder_is_listed_by_name_and_nothing_is_said(data: str):
     ],
 )  # fmt: skip
 def test_files_of_systems_and_tools_are_left_out_and_counted(folder: Path, leftover: str):
-    """They are neither classes nor images, in training and in prediction; what lies beside them is used."""
+    """They are neither classes nor images, in training and in prediction; the images next to them are used."""
     put(folder, leftover, jpeg(99))
     put(folder, "venv/pyvenv.cfg")
     put(folder, "a_json/label_viz.png", jpeg(98))
@@ -105,7 +105,7 @@ def test_masks_beside_their_images_are_left_out(folder: Path):
     put(folder, "aspirin/77_mask.png", jpeg(62))
     listing = list_data(str(folder))
     assert [item.relative for item in listing.items if "mask" in item.relative] == ["aspirin/77_mask.png"]
-    assert listing.notes == ["files not read, masks of images beside them: 2"]
+    assert listing.notes == ["files not read, masks of images next to them: 2"]
 
 
 # ---- results
@@ -154,7 +154,7 @@ def test_a_storage_that_is_the_data_hides_its_own_files_only(folder: Path):
 
 
 def test_images_of_formats_that_are_not_read_have_rows(data: str):
-    """Each counts for --max-bad and has a row in predictions; one beside the same image in JPEG is only counted."""
+    """Each counts for --max-bad and has a row in predictions; one next to the same image in JPEG is only counted."""
     for name in ("aspirin/x.nef", "aspirin/y.PSD", "ibuprofen/z.svg", "ibuprofen/01.cr2", "ibuprofen/notes.txt"):
         put(data, name, b"II*\0")
     made = build_manifest(data)
@@ -163,7 +163,7 @@ def test_images_of_formats_that_are_not_read_have_rows(data: str):
         for place, extension in (("aspirin/x", ".nef"), ("aspirin/y", ".PSD"), ("ibuprofen/z", ".svg"))
     }
     assert len(made.ok) == 12
-    assert "each beside the same image in a format that is read (1 .cr2): 1" in "\n".join(made.notes)
+    assert "each next to the same image in a format that is read (1 .cr2): 1" in "\n".join(made.notes)
     with pytest.raises(ConfigError, match="3 of 15 images are bad"):
         build_manifest(data, max_bad_share=0.1)
     images = list_images(data)
