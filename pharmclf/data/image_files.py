@@ -25,8 +25,8 @@ _LEFTOVERS = frozenset(
         # network storage: Synology, QNAP, NetApp, Buffalo, Asustor
         "@eadir", "@tmp", "@sharebin", "@synoresource", "@recycle", "@recently-snapshot", "@transcode", "#recycle",
         "#snapshot", "~snapshot", "trashbox", "recycle bin", "synoindex_media_info",
-        # photo tools: Capture One, Nikon, Canon, file managers
-        "captureone", "nksc_param", "ncfl", "canonmsc", "zbthumbnail.info", "picasa.ini", "_thumbs", "_thumbnails",
+        # photo tools: Capture One, Nikon, Canon, Picasa, file managers
+        "captureone", "nksc_param", "zbthumbnail.info", "picasa.ini", "_thumbs", "_thumbnails",
         # programs and experiments
         "__pycache__", "node_modules", "site-packages", "mlruns", "wandb", "lightning_logs",
     }
@@ -93,6 +93,8 @@ def find_images(root: str, results: str = "") -> ImageFiles:
     """
     entries = storage.list_entries(root, lambda folder: folder != root and is_leftover(relative_to(root, folder)))
     places = {relative_to(root, entry.location): entry for entry in entries}
+    if results:
+        results = results.rstrip("/") if storage.is_remote(results) else os.path.abspath(results)
     given = relative_to(root, results) if results.startswith(f"{root.rstrip('/')}/") else ""
     homes = _homes_of_results(places, given)
     tools = {folder for folder in _tool_folders(places) if folder}
@@ -157,7 +159,8 @@ def _homes_of_results(places: Collection[str], given: str) -> set[str]:
             homes.add(match[1] or "manifests")
         is_run = name in ("run.json", "sweep.json") and (folder or "manifest.parquet" in places)
         is_evaluation = name == "confusion_matrix.png" and f"{folder}/metrics.json" in places
-        if is_run or (folder and (is_evaluation or name == MARKER)):
+        is_demo = name == MARKER and folder.rpartition("/")[2].startswith("demo-data-")
+        if is_run or (folder and (is_evaluation or is_demo)):
             homes.add(folder)
     return homes
 

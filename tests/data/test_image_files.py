@@ -129,10 +129,11 @@ def test_results_are_never_data(data: str):
 
 
 def test_a_storage_below_the_data_is_left_out_from_the_first_run_on(folder: Path):
-    """The same manifest before and after it holds images, found in the cache the second time."""
+    """The same manifest before and after it holds images, found in the cache the second time, however it is written."""
     config = RunConfig(data=str(folder), storage=str(folder / "results"))
     first = prepare(config, str(folder / "results" / "one"))
     put(folder, "results/one/evaluation/test/sample_predictions.png", jpeg(71))
+    config = RunConfig(data=str(folder), storage=f"{folder}/aspirin/../results/")
     again = prepare(config, str(folder / "results" / "one"))
     assert first.fingerprint == again.fingerprint
     assert again.notes == ["results of runs, left out: results/"]
