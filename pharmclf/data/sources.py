@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.data.image_files import find_images, is_leftover, relative_to
 from pharmclf.data.layouts import PLAIN_READING, Layout, Reading, merge_labels, read_folders
-from pharmclf.data.splits import SPLITS
+from pharmclf.data.list_tables import list_table
 from pharmclf.fingerprint import fingerprint
 
 _SCAN_VERSION = 2  # raise it when a scan would find something else than before: caches are then made anew
-_LISTS = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ def list_data(data: str, reading: Reading = PLAIN_READING) -> Listing:
     """
     root = data.rstrip("/") if storage.is_remote(data) else os.path.abspath(storage.absolute(data))
     try:
-        listing = _list_table(data, root) if storage.is_file(root) else _list_folders(data, root, reading)
+        listing = _list_rows(data, root) if storage.is_file(root) else _list_folders(data, root, reading)
     except storage.StorageUnavailable:
         raise
     except OSError as error:
@@ -80,6 +74,12 @@ def list_data(data: str, reading: Reading = PLAIN_READING) -> Listing:
     if labels:  # two rows of a list may be the same now
         items = list(dict.fromkeys(replace(item, label=labels.get(item.label, item.label)) for item in items))
     return replace(listing, items=items, notes=listing.notes + notes)
+
+
+def _list_rows(data: str, root: str) -> Listing:
+    """Items of a CSV or Parquet list."""
+    folder, rows, notes = list_table(data, root)
+    return Listing(data, folder, [Item(*row) for row in rows], notes)
 
 
 def _list_folders(data: str, root: str, reading: Reading) -> Listing:
@@ -118,63 +118,3 @@ def _empty_folders(root: str, items: list[Item], left_out: Collection[str]) -> l
             if not known and not is_leftover(folder) and folder not in left_out:
                 notes.append(f"folder without images: {folder}")
     return notes
-
-
-def _list_table(data: str, root: str) -> Listing:
-    """Items of a CSV or Parquet list."""
-    if not root.lower().endswith(_LISTS):
-        raise ConfigError(f"--data {data}: received a file, expected a folder, or a list that ends in .csv or .parquet")
-    content = io.BytesIO(storage.read_bytes(root))
-    try:
-        if root.lower().endswith(".csv"):
-            frame = pd.read_csv(content, dtype=str, keep_default_na=False)
-        else:
-            frame = pq.read_table(content).to_pandas()
-    except (ValueError, pa.ArrowException) as error:
-        raise ConfigError(f"--data {data}: not a list: {str(error).splitlines()[0]}") from error
-    missing = [name for name in ("path", "label") if name not in frame]
-    if missing:
-        names = ", ".join(map(str, frame.columns))
-        raise ConfigError(f"--data {data}: no column {' and '.join(missing)}; expected path, label, found: {names}")
-    cells = frame.reindex(columns=["path", "label", "group", "split"]).itertuples(index=False)
-    rows = [tuple("" if pd.isna(cell) else str(cell).strip() for cell in row) for row in cells]
-    folder = root.rpartition("/")[0]
-    unique = sorted(set(rows))
-    notes = [f"{len(rows) - len(unique)} rows stand in the list twice; used once"] if len(rows) > len(unique) else []
-    for number, (path, _, _, split) in enumerate(rows, start=1):
-        if not path:
-            raise ConfigError(f"--data {data}: row {number} has no path. Fill it in, or remove the row")
-        if split not in ("", *SPLITS):
-            raise ConfigError(f"--data {data}: row {number}: split {split!r}, expected {', '.join(SPLITS)} or nothing")
-    locations = [_resolve(folder, row[0]) for row in unique]
-    known = _describe(locations)
-    items = [
-        Item(location, location.removeprefix(folder + "/"), label, *known.get(location, (0, 0)), group, split)
-        for location, (_, label, group, split) in zip(locations, unique, strict=True)
-    ]
-    if not items:
-        raise ConfigError(f"--data {data}: the list has no row. Expected one row per image: path, label")
-    items.sort(key=lambda item: (item.relative, item.label))
-    return Listing(data, folder, items, notes)
-
-
-def _resolve(folder: str, path: str) -> str:
-    """A path of a list as a location: as it is, or relative to the list's folder."""
-    if storage.is_remote(path) or (storage.is_remote(folder) and not path.startswith("/")):
-        return path if storage.is_remote(path) else storage.join(folder, path)
-    return os.path.normpath(os.path.join(folder, path))
-
-
-def _describe(locations: list[str]) -> dict[str, tuple[int, int]]:
-    """Size and time of files, as far as they are there; remote ones by one listing per bucket."""
-    known, buckets = {}, dict[str, list[str]]()
-    for location in locations:
-        if storage.is_remote(location):
-            buckets.setdefault("/".join(location.split("/", 3)[:3]), []).append(location)
-        elif os.path.isfile(location):
-            known[location] = (os.stat(location).st_size, os.stat(location).st_mtime_ns)
-    for bucket, members in buckets.items():
-        common = os.path.commonpath([member.removeprefix(bucket).rpartition("/")[0] for member in members])
-        found = storage.list_files(storage.join(bucket, common))
-        known |= {entry.location: (entry.size_bytes, entry.mtime_ns) for entry in found}
-    return known

@@ -15,9 +15,7 @@ from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.data.image_files import find_images
 from pharmclf.data.images import IMAGE_EXTENSIONS
-from pharmclf.data.sources import _describe, _resolve
-
-_LISTS = (".csv", ".parquet")
+from pharmclf.data.list_tables import LISTS, describe, resolve
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +52,7 @@ def list_images(where: str) -> Images:
     try:
         if not storage.is_file(root):
             return _list_folder(where, root)
-        if root.lower().endswith(_LISTS):
+        if root.lower().endswith(LISTS):
             return _list_table(where, root)
     except storage.StorageUnavailable:
         raise
@@ -64,7 +62,7 @@ def list_images(where: str) -> Images:
         raise ConfigError(f"--input {where}: {reason}. Give a readable folder, s3:// prefix or list") from error
     if not root.lower().endswith(tuple(IMAGE_EXTENSIONS)):
         raise ConfigError(f"--input {where}: received a file, expected a folder, an image, or a .csv or .parquet list")
-    return _images([root], _describe([root]))
+    return _images([root], describe([root]))
 
 
 def _list_folder(where: str, root: str) -> Images:
@@ -97,11 +95,11 @@ def _list_table(where: str, root: str) -> Images:
     if not cells:
         raise ConfigError(f"--input {where}: the list has no row. Expected one row per image: path")
     folder = root.rpartition("/")[0]
-    locations = {_resolve(folder, cell) for cell in cells}
+    locations = {resolve(folder, cell) for cell in cells}
     twice = len(cells) - len(locations)
     notes = [f"rows that stand in the list twice, used once: {twice}"] if twice else []
     try:
-        known = _describe(sorted(locations))
+        known = describe(sorted(locations))
     except FileNotFoundError:  # nothing there; each image will say so
         known = {}
     return _images(locations, known, notes)
