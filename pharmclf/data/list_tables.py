@@ -1,81 +1,279 @@
-"""Lists of images: CSV or Parquet tables of paths, labels, groups and splits."""
+"""Lists of images: CSV or Parquet tables of paths, labels, groups and splits, as spreadsheets and tools write them."""
 
 from __future__ import annotations
 
+import codecs
+import csv
 import io
-import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
-from pharmclf.data.splits import SPLITS
+from pharmclf.data.list_files import locate, nothing_there
+from pharmclf.data.splits import SPLITS, TEST, TRAIN, VALIDATION
+from pharmclf.fingerprint import sha256_bytes
 
 LISTS = (".csv", ".parquet")
 """How the name of a list ends."""
+_TAB = "\t"
+_SEPARATORS = (",", ";", _TAB)
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_HEADERS = {
+    "path": (
+        "paths", "file", "filename", "file_name", "filepath", "file_path", "image", "images", "image_path",
+        "image_file", "image_filename", "image_name", "imagepath", "img", "img_path", "uri", "url",
+    ),
+    "label": (
+        "labels", "class", "classes", "class_name", "classname", "label_name", "category", "category_name", "product",
+        "product_name", "target",
+    ),
+    "group": ("groups", "group_id"),
+    "split": ("splits", "set", "subset", "partition", "dataset", "usage"),
+}  # fmt: skip
+"""What other tools call a column, in lower case with _ between words."""
+_SPLIT_WORDS = {
+    TRAIN: ("train", "training"),
+    VALIDATION: ("validation", "val", "valid", "dev", "development"),
+    TEST: ("test", "testing"),
+}
+_SPLIT_OF = {"": "", **{word: split for split, words in _SPLIT_WORDS.items() for word in words}}
+_WHOLE = re.compile(r"-?\d+\.0")
+
+
+@dataclass(frozen=True)
+class ListTable:
+    """A list as it is read; nothing is looked for yet."""
+
+    table: pa.Table
+    """Every column of the list with its name stripped: text from a CSV file, the file's own types from Parquet."""
+    columns: dict[str, int]
+    """Place of the columns path, label, group and split, as far as the list has them."""
+    notes: list[str]
+    """How it was read where that is not plain."""
+    sha256: str
+    """Of the file."""
+
+    def cells(self, name: str) -> list[str]:
+        """(rows,) stripped text of one of path, label, group and split; "" where the list has no value."""
+        if name not in self.columns:
+            return [""] * len(self.table)
+        return _texts(self.table.column(self.columns[name]))
+
+
+def read_list(source: str, location: str, wanted: Sequence[str] = tuple(_HEADERS)) -> ListTable:
+    """Read a list and find its columns by their names; rows without any value are left out.
+
+    Args:
+        source: names the list in messages: the flag and what it was given.
+        location: of the file; its name ends as one of `LISTS`.
+        wanted: the columns to find, of path, label, group and split.
+
+    Raises:
+        ConfigError: not a list, no rows, no column for the paths, a row without a path, or two columns that fit.
+    """
+    content, notes = storage.read_bytes(location), list[str]()
+    try:
+        if location.lower().endswith(".csv"):
+            table = _read_csv(content, notes)
+        else:
+            table = pq.read_table(io.BytesIO(content)).replace_schema_metadata(None)
+            table = table.rename_columns(_named(table.column_names))
+    except (ValueError, csv.Error, pa.ArrowException) as error:
+        raise ConfigError(f"{source}: not a list: {str(error).splitlines()[0]}") from error
+    columns = _find_columns(source, table, wanted)
+    if "path" not in columns:
+        raise ConfigError(f"{source}: no column path; found: {', '.join(table.column_names)}. Name the column of the "
+                          "images path")  # fmt: skip
+    renamed = [(table.column_names[place], name) for name, place in columns.items()]
+    others = [f"{found} as {name}" for found, name in renamed if found != name]
+    if others:
+        notes.append(f"columns of the list, read by their meaning: {', '.join(others)}")
+    listed = ListTable(table, columns, notes, sha256_bytes(content))
+    if not len(table):
+        raise ConfigError(f"{source}: the list has no row. Expected one row per image")
+    paths = listed.cells("path")
+    if "" in paths:
+        raise ConfigError(f"{source}: row {paths.index('') + 1} has no path. Fill it in, or remove the row")
+    return listed
 
 
 def list_table(data: str, root: str) -> tuple[str, list[tuple[str, str, str, int, int, str, str]], list[str]]:
-    """Read a CSV or Parquet list.
+    """Read a list of labelled images.
+
+    Args:
+        data: the list as the user gave it.
+        root: its location.
 
     Returns:
         The list's folder; the fields of an `Item` for each row; notes.
+
+    Raises:
+        ConfigError: as `read_list`; no column for the labels, an unknown split, or none of the files is there.
     """
+    source = f"--data {data}"
     if not root.lower().endswith(LISTS):
-        raise ConfigError(f"--data {data}: received a file, expected a folder, or a list that ends in .csv or .parquet")
-    content = io.BytesIO(storage.read_bytes(root))
-    try:
-        if root.lower().endswith(".csv"):
-            frame = pd.read_csv(content, dtype=str, keep_default_na=False)
-        else:
-            frame = pq.read_table(content).to_pandas()
-    except (ValueError, pa.ArrowException) as error:
-        raise ConfigError(f"--data {data}: not a list: {str(error).splitlines()[0]}") from error
-    missing = [name for name in ("path", "label") if name not in frame]
-    if missing:
-        names = ", ".join(map(str, frame.columns))
-        raise ConfigError(f"--data {data}: no column {' and '.join(missing)}; expected path, label, found: {names}")
-    cells = frame.reindex(columns=["path", "label", "group", "split"]).itertuples(index=False)
-    rows = [tuple("" if pd.isna(cell) else str(cell).strip() for cell in row) for row in cells]
-    folder = root.rpartition("/")[0]
+        raise ConfigError(f"{source}: received a file, expected a folder, or a list that ends in .csv or .parquet")
+    listed = read_list(source, root)
+    if "label" not in listed.columns:
+        names = ", ".join(listed.table.column_names)
+        raise ConfigError(f"{source}: no column label; expected path, label, found: {names}")
+    folder, notes = root.rpartition("/")[0], listed.notes
+    paths, labels, groups = listed.cells("path"), _labels(listed.cells("label"), notes), listed.cells("group")
+    splits = _splits(source, listed, notes)
+    locations, known, found = locate(source, folder, paths)
+    if not known.keys() & set(locations):
+        raise ConfigError(f"{source}: {nothing_there(folder, paths)}")
+    rows = list(zip(locations, labels, groups, splits, strict=True))
     unique = sorted(set(rows))
-    notes = [f"{len(rows) - len(unique)} rows stand in the list twice; used once"] if len(rows) > len(unique) else []
-    for number, (path, _, _, split) in enumerate(rows, start=1):
-        if not path:
-            raise ConfigError(f"--data {data}: row {number} has no path. Fill it in, or remove the row")
-        if split not in ("", *SPLITS):
-            raise ConfigError(f"--data {data}: row {number}: split {split!r}, expected {', '.join(SPLITS)} or nothing")
-    locations = [resolve(folder, row[0]) for row in unique]
-    known = describe(locations)
-    items = [
+    notes += found
+    if len(rows) > len(unique):
+        notes.append(f"rows that repeat another row of the list, used once: {len(rows) - len(unique)}")
+    if any(groups):
+        notes.append(
+            "the list's groups decide which rows share a split, also where images of two groups are near copies"
+        )
+    fields = [
         (location, location.removeprefix(folder + "/"), label, *known.get(location, (0, 0)), group, split)
-        for location, (_, label, group, split) in zip(locations, unique, strict=True)
+        for location, label, group, split in unique
     ]
-    if not items:
-        raise ConfigError(f"--data {data}: the list has no row. Expected one row per image: path, label")
-    items.sort(key=lambda item: item[1:3])  # by path, then by label
-    return folder, items, notes
+    fields.sort(key=lambda row: row[1:3])  # by path, then by label
+    return folder, fields, notes
 
 
-def resolve(folder: str, path: str) -> str:
-    """A path of a list as a location: as it is, or relative to the list's folder."""
-    if storage.is_remote(path) or (storage.is_remote(folder) and not path.startswith("/")):
-        return path if storage.is_remote(path) else storage.join(folder, path)
-    return os.path.normpath(os.path.join(folder, path))
+def _read_csv(content: bytes, notes: list[str]) -> pa.Table:
+    text = _decoded(content, notes).lstrip("\r\n\ufeff")
+    lines = io.StringIO(text, newline="")
+    separator = _separator_of(lines.readline())
+    if given := re.match(r'"?sep=(.)"?', text, re.IGNORECASE):  # a first line of Excel's, which names the separator
+        separator = given[1]
+    else:
+        lines.seek(0)
+    if separator != ",":
+        notes.append(f"the list's cells are separated by {'tabs' if separator == _TAB else repr(separator)}")
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    filled = (row for row in reader if any(map(str.strip, row)))
+    header, rows = next(filled, []), list[list[str]]()
+    if not header:
+        raise ValueError("it is empty")
+    for row in filled:
+        if any(map(str.strip, row[len(header) :])):
+            raise ValueError(
+                f"line {reader.line_num} has {len(row)} cells and the first line {len(header)}. Put a cell that holds "
+                f"{separator!r} into quotation marks"
+            )
+        rows.append([*row[: len(header)], *[""] * (len(header) - len(row))])
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in header]
+    return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], _named(header))
 
 
-def describe(locations: list[str]) -> dict[str, tuple[int, int]]:
-    """Size and time of files, as far as they are there; remote ones by one listing per bucket."""
-    known, buckets = {}, dict[str, list[str]]()
-    for location in locations:
-        if storage.is_remote(location):
-            buckets.setdefault("/".join(location.split("/", 3)[:3]), []).append(location)
-        elif os.path.isfile(location):
-            known[location] = (os.stat(location).st_size, os.stat(location).st_mtime_ns)
-    for bucket, members in buckets.items():
-        common = os.path.commonpath([member.removeprefix(bucket).rpartition("/")[0] for member in members])
-        found = storage.list_files(storage.join(bucket, common))
-        known |= {entry.location: (entry.size_bytes, entry.mtime_ns) for entry in found}
-    return known
+def _named(header: Sequence[str]) -> list[str]:
+    return [name.strip() or f"column {place}" for place, name in enumerate(header, start=1)]
+
+
+def _decoded(content: bytes, notes: list[str]) -> str:
+    """The text of a CSV file in the encoding that it is written in."""
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\x00" in content[:4]:  # UTF-16 without its mark
+        encoding = "utf-16-le" if content[1:2] == b"\x00" else "utf-16-be"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError:
+        if encoding != "utf-8":
+            raise
+    notes.append("the list is not UTF-8 and is read as Windows-1252; please check names with accents")
+    return content.decode("cp1252")
+
+
+def _separator_of(line: str) -> str:
+    """The separator that gives the first line most columns of known names, else most columns, else a comma."""
+
+    def fit(separator: str) -> tuple[int, int]:
+        names = _named(next(csv.reader([line], delimiter=separator, skipinitialspace=True), []))
+        return sum(bool(_fitting(names, wanted)) for wanted in _HEADERS), len(names)
+
+    return max(_SEPARATORS, key=fit)
+
+
+def _fitting(names: Sequence[str], wanted: str) -> list[int]:
+    """Places of the columns that may be meant: those of exactly this name, else in other case, else of other names."""
+    plain = [re.sub(r"[\s_.-]+", "_", name.casefold()) for name in names]
+    levels = (
+        [place for place, name in enumerate(names) if name == wanted],
+        [place for place, name in enumerate(plain) if name == wanted],
+        [place for place, name in enumerate(plain) if name in _HEADERS[wanted]],
+    )
+    return next((places for places in levels if places), [])
+
+
+def _find_columns(source: str, table: pa.Table, names: Sequence[str]) -> dict[str, int]:
+    """Place of each column of these that the list has.
+
+    Raises:
+        ConfigError: several columns fit.
+    """
+    found = {}
+    for wanted in names:
+        places = [
+            place
+            for place in _fitting(table.column_names, wanted)
+            if not pa.types.is_nested(kind := table.schema.field(place).type)
+            and not (wanted == "path" and pa.types.is_binary(kind))  # the images themselves
+        ]
+        fits = [table.column_names[place] for place in places]
+        if wanted == "split" and fits and fits[0].casefold() != "split":  # "set" may hold anything
+            places = [place for place in places if any(map(_split_of, _texts(table.column(place))))]
+        if len(places) > 1:
+            raise ConfigError(
+                f"{source}: the columns {' and '.join(fits)} may each hold the {wanted} of an image. "
+                f"Name the right one {wanted}, and the other in another way"
+            )
+        if places:
+            found[wanted] = places[0]
+    return found
+
+
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    """Cells as stripped text; a column of whole numbers is written without ".0" where a gap has made them floats."""
+    values = column.to_pylist()
+    whole = all(value.is_integer() or value != value for value in values if isinstance(value, float))
+
+    def text(value: object) -> str:
+        if value is None or value != value:  # no value, or not a number
+            return ""
+        if isinstance(value, bytes):
+            return value.decode("utf-8", "replace").strip()
+        return str(int(value) if whole and isinstance(value, float) else value).strip()
+
+    return [text(value) for value in values]
+
+
+def _labels(cells: list[str], notes: list[str]) -> list[str]:
+    if not all(_WHOLE.fullmatch(cell) for cell in cells if cell) or not any(cells):
+        return cells
+    notes.append(f"labels are whole numbers written as {next(filter(None, cells))}; read without .0")
+    return [cell.removesuffix(".0") for cell in cells]
+
+
+def _split_of(cell: str) -> str | None:
+    """The split that a cell means; "": none; None: an unknown word."""
+    return _SPLIT_OF.get(cell.casefold())
+
+
+def _splits(source: str, listed: ListTable, notes: list[str]) -> list[str]:
+    cells, splits = listed.cells("split"), list[str]()
+    for number, cell in enumerate(cells, start=1):
+        split = _split_of(cell)
+        if split is None:
+            expected = ", ".join(SPLITS)
+            raise ConfigError(f"{source}: row {number}: split {cell!r}, expected {expected} or nothing")
+        splits.append(split)
+    words = Counter((cell, split) for cell, split in zip(cells, splits, strict=True) if cell != split)
+    if words:
+        notes.append(f"splits of the list: {', '.join(f'{cell} read as {split}' for cell, split in sorted(words))}")
+    return splits

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.data.image_files import find_images
 from pharmclf.data.images import IMAGE_EXTENSIONS
-from pharmclf.data.list_tables import LISTS, describe, resolve
+from pharmclf.data.list_files import describe, locate, nothing_there
+from pharmclf.data.list_tables import LISTS, read_list
+from pharmclf.prediction.answers import SCHEMA
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """What is to be predicted, sorted by path, each image once."""
+    """What is to be predicted: images of a folder sorted by path, images of a list in the list's order."""
 
     paths: pa.Array
     """(n,) locations."""
@@ -32,6 +31,10 @@ class Images:
     """What was left out, and why."""
     unreadable: Mapping[int, str] = field(default_factory=dict)
     """Place of an image that is not read -> why."""
+    columns: pa.Table | None = None
+    """(n,) rows of the other columns of a list, with names that the table of predictions does not have."""
+    columns_key: str = ""
+    """Changes with `columns`; "" where there are none."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -43,6 +46,9 @@ def list_images(where: str) -> Images:
     Args:
         where: a folder or prefix, of which all images at any depth are taken; an image; or a .csv or .parquet list with
             a column `path`: locations, or paths relative to the list. Local or s3://.
+
+    Returns:
+        The images; a row of a list whose image is not there is kept, since its answer says so.
 
     Raises:
         ConfigError: nothing there, no image, or a list that is none.
@@ -71,41 +77,45 @@ def _list_folder(where: str, root: str) -> Images:
         seen = f"found: {'; '.join(found.notes)}" if found.notes else "it is empty"
         raise ConfigError(f"--input {where}: no image ({seen}). Expected files such as .jpg or .png, at any depth")
     known = {entry.location: (entry.size_bytes, entry.mtime_ns) for entry in found.images}
-    images = _images(known, known, found.notes)
+    images = _images(sorted(known), known, found.notes)
     reasons = {entry.location: entry.unreadable for entry in found.images if entry.unreadable}
     places = {place: reasons[path] for place, path in enumerate(images.paths.to_pylist()) if path in reasons}
     return replace(images, unreadable=places)
 
 
 def _list_table(where: str, root: str) -> Images:
-    content = io.BytesIO(storage.read_bytes(root))
-    try:
-        if root.lower().endswith(".csv"):
-            frame = pd.read_csv(content, dtype=str, keep_default_na=False)
-        else:
-            frame = pq.read_table(content).to_pandas()
-    except (ValueError, pa.ArrowException) as error:
-        raise ConfigError(f"--input {where}: not a list: {str(error).splitlines()[0]}") from error
-    if "path" not in frame:
-        names = ", ".join(map(str, frame.columns))
-        raise ConfigError(f"--input {where}: no column path; found: {names}. Name the column of the images path")
-    cells = ["" if pd.isna(cell) else str(cell).strip() for cell in frame["path"]]
-    if "" in cells:
-        raise ConfigError(f"--input {where}: row {cells.index('') + 1} has no path. Fill it in, or remove the row")
-    if not cells:
-        raise ConfigError(f"--input {where}: the list has no row. Expected one row per image: path")
-    folder = root.rpartition("/")[0]
-    locations = {resolve(folder, cell) for cell in cells}
-    twice = len(cells) - len(locations)
-    notes = [f"rows that stand in the list twice, used once: {twice}"] if twice else []
-    try:
-        known = describe(sorted(locations))
-    except FileNotFoundError:  # nothing there; each image will say so
-        known = {}
-    return _images(locations, known, notes)
+    """Every row of a list in its order, with its other columns."""
+    source, folder = f"--input {where}", root.rpartition("/")[0]
+    listed = read_list(source, root, ("path",))
+    paths = listed.cells("path")
+    locations, known, found = locate(source, folder, paths)
+    notes = [*listed.notes, *found]
+    if not known.keys() & set(locations):  # each row says that its image is not there
+        notes.append(nothing_there(folder, paths))
+    others = listed.table
+    if listed.table.column_names[place := listed.columns["path"]] == "path":
+        others = others.remove_column(place)
+    names: list[str] = []
+    for name in others.column_names:
+        new = name
+        while new in SCHEMA.names or new in names:
+            new = f"list_{new}"
+        names.append(new)
+    renamed = [f"{old} as {new}" for old, new in zip(others.column_names, names, strict=True) if old != new]
+    if renamed:
+        notes.append(f"columns of the list whose names the table has already: {', '.join(renamed)}")
+    columns = others.rename_columns(names) if names else None
+    return _images(locations, known, notes, columns, listed.sha256 if names else "")
 
 
-def _images(locations: Iterable[str], known: dict[str, tuple[int, int]], notes: Iterable[str] = ()) -> Images:
-    paths = sorted(locations)
+def _images(
+    paths: Sequence[str],
+    known: dict[str, tuple[int, int]],
+    notes: Iterable[str] = (),
+    columns: pa.Table | None = None,
+    columns_key: str = "",
+) -> Images:
     sizes, times = np.array([known.get(path, (0, 0)) for path in paths], np.int64).T
-    return Images(pa.array(paths, pa.string()), sizes, times, tuple(notes))
+    return Images(
+        pa.array(paths, pa.string()), sizes, times, tuple(notes), columns=columns, columns_key=columns_key
+    )

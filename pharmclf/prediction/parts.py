@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
-from pharmclf.fingerprint import fingerprint
+from pharmclf.fingerprint import fingerprint, sha256_file
 from pharmclf.prediction.answers import SCHEMA
 from pharmclf.prediction.images import Images
 
@@ -69,7 +69,28 @@ class Parts:
     @cached_property
     def key(self) -> str:
         """Fingerprint of the whole table, whatever the size of its parts."""
-        return fingerprint([self._key(first, first + _STRIDE) for first in range(0, len(self.images), _STRIDE)])
+        keys = [self._key(first, first + _STRIDE) for first in range(0, len(self.images), _STRIDE)]
+        return fingerprint([*keys, *filter(None, [self.images.columns_key])])
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Columns of the table: those of the answers, then those of the list.
+
+        Raises:
+            ConfigError: the output cannot hold a column.
+        """
+        schema = SCHEMA
+        for column in self.images.columns.schema if self.images.columns is not None else ():
+            schema = schema.append(column)
+            if self.output.endswith(".csv"):
+                try:
+                    pyarrow.csv.CSVWriter(io.BytesIO(), pa.schema([column])).close()
+                except pa.ArrowException as error:
+                    raise ConfigError(
+                        f"--output {self.output}: the column {column.name} of the list holds {column.type}, which a "
+                        ".csv file cannot hold. Give --output FILE.parquet, or leave the column out of the list"
+                    ) from error
+        return schema
 
     def _key(self, first: int, last: int) -> str:
         images = self.images
@@ -82,8 +103,9 @@ class Parts:
         """Whether the output stands, by this model and of these images.
 
         Raises:
-            ConfigError: another file stands there.
+            ConfigError: another file stands there, or it cannot hold what it is asked to.
         """
+        _ = self.schema  # refused before anything is predicted
         if not storage.is_file(self.output):
             return False
         about = _about(self.output)
@@ -136,22 +158,36 @@ class Parts:
         """
         with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
             path = Path(folder) / "output"
-            about = {_ABOUT: json.dumps({"key": self.key, **self.about}).encode()}
-            with _writer(path, self.output, SCHEMA.with_metadata(about)) as writer:
+            about = {"key": self.key, **self.about}
+            with _writer(path, self.output, self.schema.with_metadata({_ABOUT: json.dumps(about).encode()})) as writer:
                 for number in range(len(self)):
                     table = self.read(number)
-                    writer.write_table(table)
                     seen(table)
+                    if self.images.columns is not None:
+                        first, last = self.span(number)
+                        beside = self.images.columns.slice(first, last - first)
+                        table = pa.Table.from_arrays([*table.columns, *beside.columns], schema=self.schema)
+                    writer.write_table(table)
+            if self.output.endswith(".csv"):  # written first: it says of which file it speaks
+                storage.write_json(_about_file(self.output), about | {"sha256": sha256_file(path)})
             storage.copy_file(path, self.output)
 
 
 def _about(output: str) -> dict[str, Any]:
-    """What an output tells of itself; nothing where it is no Parquet file of this package."""
+    """What an output says of itself; nothing where it is no file of this package, or has changed since."""
     try:
         with storage.local_file(output) as path:
-            return json.loads((pq.read_schema(path).metadata or {})[_ABOUT])
-    except (ValueError, LookupError, pa.ArrowException):
+            if not output.endswith(".csv"):
+                return json.loads((pq.read_schema(path).metadata or {})[_ABOUT])
+            about = dict(storage.read_json(_about_file(output)))
+            return about if about.pop("sha256") == sha256_file(path) else {}
+    except (FileNotFoundError, ValueError, LookupError, TypeError, pa.ArrowException):
         return {}
+
+
+def _about_file(output: str) -> str:
+    """Where a CSV file, which has no place for it, has what it says of itself."""
+    return f"{output}.json"
 
 
 def _writer(path: Path, output: str, schema: pa.Schema) -> Any:

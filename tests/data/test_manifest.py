@@ -193,13 +193,13 @@ def test_a_list_gives_labels_groups_and_splits(small, kind):
     assert by_name["group"].nunique() == 3
     assert by_name.loc["4.jpg", "group"] == by_name.loc["7.jpg", "group"]
     assert by_name.loc["4.jpg", "split"] == "train"
-    assert any("twice" in note for note in made.notes)
+    assert any("repeat another row" in note for note in made.notes)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na,b\n", "no column path"),
+        ("picture no,label\na,b\n", "no column path; found: picture no, label"),
         ("path,label\n", "no row"),
         ("path,label\n,b\n", "row 1 has no path"),
         ("path,label,split\na,b,exam\n", "'exam'"),

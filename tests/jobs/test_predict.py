@@ -159,7 +159,7 @@ def test_a_job_on_ray_ends_on_a_signal_and_goes_on(
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert f"{len(first)} of 20 parts are there already" in ended.stdout
     assert output.read_text().count("\n") == 401
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv", "out.csv.json"]
 
 
 @pytest.mark.parametrize(

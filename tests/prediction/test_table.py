@@ -66,17 +66,34 @@ def test_a_folder_is_listed_at_any_depth_and_by_path(root: str):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_list_gives_every_image_once(root: str, kind: str):
-    """Paths are relative to the list or whole; what stands there twice is used once, and noted."""
+def test_a_list_keeps_its_order_its_duplicates_and_its_other_columns(root: str, kind: str):
+    """Paths are relative to the list or absolute; a column whose name the table has gets another name, and a note."""
     storage.write_bytes(storage.join(root, "images/b.jpg"), b"four")
     whole = storage.join(root, "images/b.jpg")
-    frame = pd.DataFrame({"ward": [1, 2, 3], "path": ["images/b.jpg", "images/a, c.jpg", whole]})
+    names = ["images/b.jpg", "images/a, c.jpg", whole]
+    frame = pd.DataFrame({"ward": [3, 1, 2], "label": ["x", "y", ""], "path": names})
     content = frame.to_csv(index=False).encode() if kind == "csv" else frame.to_parquet()
     storage.write_bytes(storage.join(root, f"list.{kind}"), content)
     listed = list_images(storage.join(root, f"list.{kind}"))
-    assert listed.paths.to_pylist() == [storage.join(root, "images/a, c.jpg"), whole]
-    assert listed.sizes_bytes.tolist() == [0, 4]
-    assert listed.notes == ("rows that stand in the list twice, used once: 1",)
+    assert listed.paths.to_pylist() == [whole, storage.join(root, "images/a, c.jpg"), whole]
+    assert listed.sizes_bytes.tolist() == [4, 0, 4]
+    wards = ["3", "1", "2"] if kind == "csv" else [3, 1, 2]
+    assert listed.columns is not None
+    assert listed.columns.to_pydict() == {"ward": wards, "list_label": ["x", "y", ""]}
+    assert listed.notes == ("columns of the list whose names the table has already: label as list_label",)
+
+
+def test_a_list_of_files_that_are_not_there_says_where_they_were_looked_for(tmp_path: Path):
+    """The rows stay, since each answer says that its image is not there."""
+    (tmp_path / "list.csv").write_text("Filename;ward\nC:\\a.jpg;3\n")
+    listed = list_images(str(tmp_path / "list.csv"))
+    assert listed.paths.to_pylist() == [f"{tmp_path}/C:\\a.jpg"]
+    assert listed.columns is not None
+    assert listed.columns.column_names == ["Filename", "ward"]
+    assert any(
+        f"The first is 'C:\\\\a.jpg', looked for as {tmp_path}/C:\\a.jpg and {tmp_path}/C:/a.jpg" in note
+        for note in listed.notes
+    )
 
 
 def test_one_image_is_an_input(tmp_path: Path):
@@ -251,10 +268,54 @@ def test_a_table_is_known_again(root: str):
     ):
         with pytest.raises(ConfigError, match=f"is there already, {words}. Give --overwrite"):
             other.is_complete()
-    foreign = storage.join(root, "out.csv")
-    storage.write_bytes(foreign, b"path\n")
+
+
+def test_a_csv_table_is_known_again_until_its_text_changes(root: str):
+    """What Parquet holds in its footer is in a file beside it, and only for the text that was written."""
+    output = storage.join(root, "out.csv")
+    storage.write_bytes(output, b"path\n")
     with pytest.raises(ConfigError, match="does not tell of which model and images it is"):
-        parts(6, 3, foreign).is_complete()
+        parts(6, 3, output).is_complete()
+    whole = parts(6, 3, output)
+    for number in (0, 1):
+        whole.write(number, rows(whole.images.paths[slice(*whole.span(number))]))
+    whole.join(lambda _: None)
+    assert whole.is_complete()
+    with pytest.raises(ConfigError, match="is there already, of another threshold"):
+        parts(6, 3, output, threshold=0.9).is_complete()
+    storage.write_bytes(output, storage.read_bytes(output) + b"a row of the user\n")
+    with pytest.raises(ConfigError, match="does not tell of which model and images it is"):
+        whole.is_complete()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_the_columns_of_a_list_follow_the_answers_row_by_row(tmp_path: Path, kind: str):
+    """Across parts; other values in them are another table, with the same parts."""
+    columns = pa.table({"ward": [f"ward {9 - number}" for number in range(6)], "room": range(6)})
+    whole = parts(6, 4, str(tmp_path / f"out.{kind}"))
+    listed = dataclasses.replace(whole, images=dataclasses.replace(whole.images, columns=columns, columns_key="sha"))
+    assert listed.names == whole.names
+    assert listed.key != whole.key
+    for number in (0, 1):
+        listed.write(number, rows(whole.images.paths[slice(*whole.span(number))]))
+    listed.join(lambda _: None)
+    read = pd.read_csv if kind == "csv" else pd.read_parquet
+    found = read(tmp_path / f"out.{kind}")
+    assert found.columns.tolist() == [*SCHEMA.names, "ward", "room"]
+    assert found["path"].tolist() == whole.images.paths.to_pylist()
+    assert found["ward"].tolist() == [f"ward {9 - number}" for number in range(6)]
+    assert found["room"].tolist() == list(range(6))
+    assert listed.is_complete()
+
+
+def test_a_column_that_csv_cannot_hold_is_refused_before_anything_is_predicted(tmp_path: Path):
+    """The message names the column and the way out."""
+    columns = pa.table({"boxes": [[1, 2]] * 3})
+    listed = dataclasses.replace(
+        parts(3, 2, str(tmp_path / "out.csv")), images=images(3, columns=columns, columns_key="sha")
+    )
+    with pytest.raises(ConfigError, match=r"the column boxes of the list holds list<.*Give --output FILE\.parquet"):
+        listed.is_complete()
 
 
 # ---- who predicts, and how it is waited for

@@ -1,0 +1,124 @@
+"""Finds the files that a list names, also where it was written on another system or without endings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+
+from pharmclf import storage
+from pharmclf.config import ConfigError
+from pharmclf.data.images import IMAGE_EXTENSIONS
+
+_MOST_SHOWN, _MOST_LETTERS = 5, 200
+
+
+def locate(source: str, folder: str, paths: Sequence[str]) -> tuple[list[str], dict[str, tuple[int, int]], list[str]]:
+    r"""Find the files of a list.
+
+    A path that is not there is looked for with / in the place of \, and without an ending as an image of that name.
+
+    Args:
+        source: names the list in messages.
+        folder: that holds the list.
+        paths: (n,) as the list has them.
+
+    Returns:
+        (n,) locations; size in bytes and time of change in nanoseconds of those that are there; notes.
+
+    Raises:
+        ConfigError: a path without an ending that fits several images.
+    """
+    location_of = {path: resolve(folder, path) for path in dict.fromkeys(paths)}
+    known, notes = describe(location_of.values()), []
+    slashed = {
+        path: resolve(folder, path.replace("\\", "/"))
+        for path, location in location_of.items()
+        if "\\" in path and location not in known
+    }
+    known |= describe(slashed.values())
+    slashed = {path: location for path, location in slashed.items() if location in known or not _has_ending(path)}
+    if slashed:
+        location_of |= slashed
+        notes.append(f"paths with \\ between folders, read as /: {len(slashed)}")
+    bare = {path: location for path, location in location_of.items() if location not in known and not _has_ending(path)}
+    ended = _with_endings(source, set(bare.values()), known)
+    if ended:
+        known |= describe(ended.values())
+        location_of |= {path: ended[location] for path, location in bare.items() if location in ended}
+        kinds = sorted({os.path.splitext(location)[1] for location in ended.values()})
+        notes.append(f"paths without an ending, found as {', '.join(kinds)}: {len(ended)}")
+    return [location_of[path] for path in paths], known, notes
+
+
+def nothing_there(folder: str, paths: Sequence[str]) -> str:
+    """Why no path of a list leads to a file: what was looked for, what is there, and the remedy."""
+    first = paths[0][:_MOST_LETTERS]
+    tried = list(dict.fromkeys([resolve(folder, first), resolve(folder, first.replace("\\", "/"))]))
+    text = f"none of its {len(set(paths))} paths leads to a file. The first is {first!r}, looked for as {tried[0]}"
+    text += f" and {tried[1]}" if len(tried) > 1 else ""
+    text += "" if _has_ending(first) else ", and with the ending of an image"
+    if not storage.is_remote(tried[-1]):
+        parent = os.path.dirname(tried[-1])
+        while not os.path.isdir(parent):
+            parent = os.path.dirname(parent)
+        with contextlib.suppress(OSError):
+            names = sorted(os.listdir(parent))
+            more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+            text += f"; {parent} holds {', '.join(names[:_MOST_SHOWN]) or 'nothing'}{more}"
+        bases = [os.getcwd(), *_parents(folder)] if not os.path.isabs(first) else []
+        fits = next((base for base in bases if os.path.isfile(os.path.join(base, first.replace("\\", "/")))), None)
+        text += f"; below {fits} it is there" if fits else ""
+    return f"{text}. Write paths relative to the list's folder {folder}, or absolute ones"
+
+
+def resolve(folder: str, path: str) -> str:
+    """A path of a list as a location: as it is, or relative to the list's folder."""
+    path = path.removeprefix("file://")
+    if storage.is_remote(path) or (storage.is_remote(folder) and not path.startswith("/")):
+        return path if storage.is_remote(path) else storage.join(folder, path.removeprefix("./"))
+    return os.path.normpath(os.path.join(folder, path))
+
+
+def describe(locations: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Size and time of files, as far as they are there; remote ones by one listing per bucket."""
+    known, buckets = {}, dict[str, list[str]]()
+    for location in locations:
+        if storage.is_remote(location):
+            buckets.setdefault("/".join(location.split("/", 3)[:3]), []).append(location)
+        elif os.path.isfile(location):
+            known[location] = (os.stat(location).st_size, os.stat(location).st_mtime_ns)
+    for bucket, members in buckets.items():
+        common = os.path.commonpath([member.removeprefix(bucket).rpartition("/")[0] or "/" for member in members])
+        with contextlib.suppress(FileNotFoundError):
+            found = storage.list_files(storage.join(bucket, common))
+            known |= {entry.location: (entry.size_bytes, entry.mtime_ns) for entry in found}
+    return known
+
+
+def _has_ending(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS
+
+
+def _with_endings(source: str, bare: set[str], known: dict[str, tuple[int, int]]) -> dict[str, str]:
+    """The image whose name without its ending is a location, for those locations that have one."""
+    there = [location for location in known if storage.is_remote(location)]
+    for folder in {location.rpartition("/")[0] for location in bare if not storage.is_remote(location)}:
+        with contextlib.suppress(OSError):
+            there += [f"{folder}/{name}" for name in os.listdir(folder)]
+    found: dict[str, str] = {}
+    for location in sorted(there):
+        stem = os.path.splitext(location)[0]
+        if stem in bare and _has_ending(location):
+            if stem in found:
+                raise ConfigError(f"{source}: {stem} has no ending, and both {found[stem]} and {location} are there. "
+                                  "Write paths with their endings")  # fmt: skip
+            found[stem] = location
+    return found
+
+
+def _parents(folder: str) -> list[str]:
+    found = [folder]
+    while found[-1] != os.path.dirname(found[-1]):
+        found.append(os.path.dirname(found[-1]))
+    return found
