@@ -5,11 +5,11 @@ python jobs/predict.py --model best/ --input s3://bucket/prefix --output s3://bu
 python jobs/predict.py --model runs/NAME --input LIST.csv --output FILE.csv       a list with a column path
 ray job submit --working-dir . -- python jobs/predict.py ...                      the same on a cluster
 
-The table has one row per image in the order of the paths, or per row of a list in the order of the list: path; label and
-confidence of the answer; label_2, confidence_2, label_3, confidence_3; abstain: a person must look, since the confidence
-is below the model's threshold or the image is bad; error: why an image is bad; then the other columns of the list.
-Confidences are calibrated where the model has a decision.json. Beside a .csv table lies FILE.csv.json, which says of which
-model and images it is.
+The table has one row per image in the order of the paths, or per row of a list in the order of the list: path; label
+and confidence of the answer; label_2, confidence_2, label_3, confidence_3; abstain: a person must look, since the
+confidence is below the model's threshold or the image is bad; error: why an image is bad; then the other columns of the
+list. Confidences are calibrated where the model has a decision.json. FILE.csv comes with FILE.csv.json, which says of
+which model and images it is.
 What is interrupted goes on with the same command: finished parts wait in FILE.parts/ and are not predicted again.
 """
 

@@ -43,7 +43,7 @@ _FREE = (
     "weights",
 )
 # settings that records of runs may lack, as dotted names: with its default, each is as if it were not there
-_ADDED = ("label_level", "split.ignore_folders")
+_ADDED = ("label_level", "min_images", "split.ignore_folders")
 _LAST_WORDS_S = 10.0  # patience with a storage that is away already
 _WEIGHT_WORDS = ("imagenet", "none")
 _PACKAGES = ("pharmclf", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "simplejpeg")

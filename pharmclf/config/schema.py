@@ -159,6 +159,9 @@ class RunConfig:
     """Blocks of the backbone, counted from the top, that phase 2 trains."""
     max_bad: str = "20%"
     """Largest share of quarantined images that the run accepts, as 1% or 0.01."""
+    min_images: int = 3
+    """Classes with fewer different images are left out by name; copies of one image count once, and a class that a list
+    divides itself stays."""
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
     """auto: mixed_bfloat16 or mixed_float16 where the GPU has fast units for it, float32 elsewhere."""
     xla: bool = False
@@ -298,6 +301,7 @@ _RANGES: tuple[tuple[str, float, float, str], ...] = (
     ("image_size", 32, 2048, "side in pixels"),
     ("batch_size", 1, 65536, "number of images"),
     ("unfreeze_blocks", 0, _INF, "number of blocks"),
+    ("min_images", 1, 1_000_000, "number of images"),
     ("checkpoint_every_s", 0, _INF, "number of seconds"),
     ("keep_checkpoints", 1, _INF, "number"),
     ("failures", 0, _INF, "number"),

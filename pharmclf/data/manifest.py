@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,11 +24,14 @@ from pharmclf.data import duplicates
 from pharmclf.data.image_set import read_verified
 from pharmclf.data.images import LFS_POINTER, THUMBNAIL_SIDE, decode
 from pharmclf.data.layouts import PLAIN_READING, Reading
+from pharmclf.data.list_tables import LISTS
 from pharmclf.data.scan import Scan, scan_files
 from pharmclf.data.sources import Listing, list_data
 from pharmclf.fingerprint import fingerprint
 
 OK, LABEL_CONFLICT = "ok", "label conflict"
+LEFT_OUT = "left out"
+"""How the status of a usable image begins whose class the run leaves out."""
 Progress = Callable[[int, int], None]
 """Called with the number of files done and the number of all."""
 _VERSION = 1
@@ -45,7 +48,7 @@ class Manifest:
     table: pd.DataFrame
     """One row per image, sorted by path, index 0, 1, …: path (absolute, or a URI), label, size_bytes, sha256, width and
     height in pixels, phash (16 hexadecimal digits), group (the smallest row of the copies), split ("" until it is
-    made), status ("ok", or why the image is quarantined)."""
+    made), status ("ok", why the image is quarantined, or why its class is left out)."""
     class_names: tuple[str, ...]
     """Labels of the usable rows, sorted; a class's number is its place here."""
     root: str = ""
@@ -60,8 +63,9 @@ class Manifest:
 
     @functools.cached_property
     def quarantined(self) -> pd.DataFrame:
-        """The rows that are not used, with their row numbers as index."""
-        return self.table[self.table["status"] != OK]
+        """The rows of images that cannot be used, with their row numbers as index."""
+        status = self.table["status"]
+        return self.table[(status != OK) & ~status.str.startswith(LEFT_OUT)]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -88,6 +92,14 @@ class Manifest:
         table = self.table.copy()
         table.loc[list(statuses), "status"] = list(statuses.values())
         return replace(self, table=table)
+
+    def leave_out(self, labels: Iterable[str], reason: str, note: str) -> Manifest:
+        """The same manifest without some classes: their rows stay with a status that says why, as bad ones do."""
+        left, table = set(labels), self.table.copy()
+        rows = (table["status"] == OK) & table["label"].isin(left)
+        table.loc[rows, "status"], table.loc[rows, "split"] = f"{LEFT_OUT}: {reason}", ""
+        names = tuple(name for name in self.class_names if name not in left)
+        return replace(self, table=table, class_names=names, notes=[*self.notes, note])
 
     def write(self, location: str) -> None:
         """Write the manifest as Parquet, whole or not at all."""
@@ -116,8 +128,9 @@ class Manifest:
         return Manifest(frame, tuple(about["class_names"]), about["root"], list(about["notes"]))
 
     def write_quarantine(self, location: str) -> None:
-        """Write the quarantined rows as CSV: path, label, status."""
-        text = self.quarantined[["path", "label", "status"]].to_csv(index=False, lineterminator="\n")
+        """Write the rows that are not used as CSV: path, label, status."""
+        unused = self.table[self.table["status"] != OK]
+        text = unused[["path", "label", "status"]].to_csv(index=False, lineterminator="\n")
         storage.write_bytes(location, text.encode())
 
 
@@ -191,18 +204,20 @@ def scan(listing: Listing, progress: Progress | None, fewest_classes: int = 2) -
     conflicts = table["sha256"].isin(labels_of_content.index[labels_of_content > 1]) & (table["status"] == OK)
     table.loc[conflicts, "status"] = LABEL_CONFLICT
     if wrong:
-        notes.append(f"{len(wrong)} images of another format than their name says, read all the same: {_some(wrong)}")
+        notes.append(f"{len(wrong)} images of another format than their name says, read all the same: {shorten(wrong)}")
     notes += (reasons := _absent(table))
     used = table[table["status"] == OK]
     class_names = tuple(sorted(used["label"].unique()))
     lost = sorted(set(table["label"]) - set(class_names) - {""})
     if lost:
-        notes.append(f"classes without a usable image: {_some(lost)}")
+        notes.append(f"classes without a usable image: {shorten(lost)}")
     if len(class_names) < fewest_classes:
         reason = f": {'; '.join(reasons)}" if reasons else f", {table['path'].iloc[0]}: {table['status'].iloc[0]}"
         found = f"only the class {class_names[0]!r}" if class_names else f"{len(table)} images and all bad{reason}"
         expected = "two classes or more" if fewest_classes > 1 else "a class"
-        remedy = "Fetch the files" if reasons else "Give the folder that holds the class folders"
+        is_list = listing.data.lower().endswith(LISTS)
+        remedy = "Mend the list" if is_list else "Give the folder that holds the class folders"
+        remedy = "Fetch the files" if reasons else remedy
         raise ConfigError(f"--data {listing.data}: received {found}; expected usable images of {expected}. {remedy}")
     table["group"] = _group(table, thumbnails, [i.group for i in items], notes)
     table["split"] = [i.split for i in items]
@@ -223,7 +238,11 @@ def _absent(table: pd.DataFrame) -> list[str]:
 
 
 def _group(table: pd.DataFrame, thumbnails: NDArray[np.uint8], given: list[str], notes: list[str]) -> NDArray[np.int64]:
-    """The group of each row, and notes on copies: joined are these, and rows of one group of the list; not bad rows."""
+    """The group of each row, and notes on copies: joined are these, and rows of one group of the list; not bad rows.
+
+    Near copies in two groups of the list are not joined: images of a camera that does not move differ by less than
+    copies of one image do, and only who made the list knows which of them show the same thing.
+    """
     ok = (table["status"] == OK).to_numpy()
     equal = duplicates.equal_pairs(table["sha256"].where(ok, "").tolist())
     rows = np.setdiff1d(np.flatnonzero(ok), [other for _, other in equal])  # one row of each content
@@ -235,15 +254,23 @@ def _group(table: pd.DataFrame, thumbnails: NDArray[np.uint8], given: list[str],
 
     found = duplicates.near_pairs(hashes, thumbnails[rows], load)
     near = [(int(rows[one]), int(rows[other])) for one, other in found]
+    apart = [(one, other) for one, other in near if given[one] and given[other] and given[one] != given[other]]
+    if apart:
+        near = sorted({*near} - {*apart})
+        notes.append(
+            f"{len(apart)} pairs of near copies are in different groups of the list, so that splits may part them: "
+            f"{paths[apart[0][0]]} and {paths[apart[0][1]]}"
+        )
     mixed = [f"{paths[one]} and {paths[other]}" for one, other in near if labels[one] != labels[other]]
     if equal or near:
         copies = len({other for _, other in equal + near})
         notes.append(f"{copies} images are copies of others ({len(equal)} byte for byte); copies share a split")
     if mixed:
-        notes.append(f"{len(mixed)} pairs of near copies have different labels, please check: {_some(mixed)}")
+        notes.append(f"{len(mixed)} pairs of near copies have different labels, please check: {shorten(mixed)}")
     wanted = duplicates.equal_pairs([group if good else "" for group, good in zip(given, ok, strict=True)])
     return duplicates.group_rows(len(table), equal + near + wanted)
 
 
-def _some(names: list[str], most: int = 5) -> str:
+def shorten(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

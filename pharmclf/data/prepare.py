@@ -12,10 +12,10 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.config import DEMO, ConfigError, RunConfig
 from pharmclf.data.layouts import PLAIN_READING, Reading
-from pharmclf.data.manifest import Manifest, check_bad_share, scan
+from pharmclf.data.manifest import Manifest, check_bad_share, scan, shorten
 from pharmclf.data.scan import NOT_READ
 from pharmclf.data.sources import list_data
-from pharmclf.data.splits import SPLITS, split_rows
+from pharmclf.data.splits import SPLITS, TRAIN, rare_classes, split_rows
 
 MANIFEST_FILE = "manifest.parquet"
 QUARANTINE_FILE = "quarantine.csv"
@@ -77,6 +77,7 @@ def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int]
         quarantine=storage.join(folder, QUARANTINE_FILE),
         reading=reading_of(config),
     )
+    manifest = _without_rare_classes(manifest, config)
     rows = manifest.ok
     given = rows["split"].to_numpy()
     splits = split_rows(
@@ -93,6 +94,63 @@ def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int]
         manifest.notes.append(
             f"{num_torn} images have copies in several splits, as the data gives them: scores will flatter"
         )
+    if (given != "").all():
+        for name in sorted(set(SPLITS) - set(given)):
+            drawn = f"{int((splits == name).sum())} of its {int((given == TRAIN).sum())} train images"
+            manifest.notes.append(f"the data gives {name} no image: {drawn} are drawn into it")
+    return _without_untrained_classes(manifest, config)
+
+
+def _without_rare_classes(manifest: Manifest, config: RunConfig) -> Manifest:
+    """Leave out the classes with too few different images to be divided.
+
+    Raises:
+        ConfigError: fewer than two classes are left.
+    """
+    rows = manifest.ok
+    rare = rare_classes(rows["label"].to_numpy(), rows["group"].to_numpy(), config.min_images, rows["split"].to_numpy())
+    if not rare:
+        return manifest
+    sizes = rows["label"].value_counts()
+    named = [
+        f"{name} ({count})"
+        if sizes[name] == count
+        else f"{name} ({sizes[name]} images, which count as copies of {count})"
+        for name, count in rare.items()
+    ]
+    few, text = f"fewer than {config.min_images} different images", shorten(named)
+    hint = ""
+    if any(sizes[name] != count for name, count in rare.items()):
+        hint = (
+            "where images that count as copies show different things, as those of a fixed camera, give a list with the "
+            "columns path, label, and group or split, which decides the division itself"
+        )
+    if len(manifest.class_names) - len(rare) < 2:
+        raise ConfigError(
+            f"--data {config.data}: fewer than two classes have {config.min_images} different images or more "
+            f"(--min-images); the others: {text}. Add images of them{f', or, {hint}' if hint else ''}"
+        )
+    note = f"classes left out, {few} (--min-images {config.min_images}): {text}{f'; {hint}' if hint else ''}"
+    return manifest.leave_out(rare, few, note)
+
+
+def _without_untrained_classes(manifest: Manifest, config: RunConfig) -> Manifest:
+    """Leave out the classes without a row in train: no model can learn them.
+
+    Raises:
+        ConfigError: fewer than two classes are left, or a split without rows.
+    """
+    rows = manifest.ok
+    untrained = sorted(set(manifest.class_names) - set(rows["label"][rows["split"] == TRAIN]))
+    if not untrained:
+        return manifest
+    count = int(rows["label"].isin(untrained).sum())
+    text = f"labels without a training image: {shorten(untrained)}"
+    manifest = manifest.leave_out(untrained, "no training image of its label", f"{text}; left out with {count} images")
+    lost = [name for name in SPLITS if not len(manifest.rows(name))]
+    if len(manifest.class_names) < 2 or lost:
+        left = "fewer than two labels are left" if len(manifest.class_names) < 2 else f"{' and '.join(lost)} loses all"
+        raise ConfigError(f"--data {config.data}: {text}; without them {left}. Give some of their rows to train")
     return manifest
 
 

@@ -36,7 +36,9 @@ def split_rows(
         validation: share of the remaining rows in the validation split, 0..1.
         given: the split of each row where it is settled already, "" where it is not; (rows,). Rows given stay as they
             are, even where they tear a group, and decide for the open rows of their group. A test or validation split
-            that has rows given is complete: no others are drawn into it.
+            that has rows given is complete: no others are drawn into it. Where every row is given and none to test or
+            none to validation, that split is drawn from the rows of train, and takes no row of a
+            class whose train rows are one group.
 
     Returns:
         (rows,) text: "train", "validation" or "test".
@@ -47,28 +49,83 @@ def split_rows(
     """
     labels_array, groups_array = np.asarray(labels).astype(str), np.asarray(groups)
     num_rows = len(labels_array)
+    splits = _given_splits(num_rows, given)
+    shares = {name: share for name, share in ((TEST, test), (VALIDATION, validation)) if not (splits == name).any()}
+    if num_rows and (splits != "").all():
+        train = np.flatnonzero(splits == TRAIN)
+        splits[train] = _draw(labels_array[train], groups_array[train], np.full(len(train), "", "<U10"), seed, shares)
+        _check_complete(splits)
+        return splits
+    class_of_group, split_of_group = _settled_groups(labels_array, groups_array, splits)
+    _check_enough(class_of_group, split_of_group, 1 + len(shares))
+    return _draw(labels_array, groups_array, splits, seed, shares)
+
+
+def rare_classes(
+    labels: Sequence[str] | ArrayLike,
+    groups: Sequence[int] | ArrayLike,
+    min_images: int,
+    given: Sequence[str] | ArrayLike | None = None,
+) -> dict[str, int]:
+    """Classes with too few different images, where copies of one image count once, to be divided.
+
+    Args:
+        labels, groups, given: of each row, as in `split_rows`. A class whose rows are all given is not divided here.
+        min_images: fewer different images are too few.
+
+    Returns:
+        The number of different images of each such class, by name.
+    """
+    labels_array, groups_array = np.asarray(labels).astype(str), np.asarray(groups)
+    splits = _given_splits(len(labels_array), given)
+    open_classes = np.unique(labels_array[splits == ""])
+    _, group_of = np.unique(groups_array, return_inverse=True)
+    names, class_of = np.unique(labels_array, return_inverse=True)
+    pairs = np.unique(np.stack([class_of, group_of]), axis=1)
+    different = dict(zip(names.tolist(), np.bincount(pairs[0], minlength=len(names)).tolist(), strict=True))
+    class_of_group, _ = _settled_groups(labels_array, groups_array, splits)
+    needed = 1 + sum(not (splits == name).any() for name in _DRAWN)
+    own, own_groups = np.unique(class_of_group, return_counts=True)  # a group of two classes counts to one of them
+    poor = {str(name): int(count) for name, count in zip(own, own_groups, strict=True) if count < needed <= min_images}
+    counts = {name: min(different[name], poor.get(name, different[name])) for name in open_classes.tolist()}
+    return {name: count for name, count in counts.items() if count < min_images}
+
+
+def _given_splits(num_rows: int, given: Sequence[str] | ArrayLike | None) -> NDArray[np.str_]:
     splits = np.full(num_rows, "", dtype="<U10")
     if given is not None:
         splits[:] = np.asarray(given).astype(str)
         _check_given(splits)
-        if (splits != "").all():
-            _check_complete(splits)
-            return splits
-    _, first_rows, group_of = np.unique(groups_array, return_index=True, return_inverse=True)
+    return splits
+
+
+def _settled_groups(
+    labels: NDArray[np.str_], groups: NDArray[np.integer], splits: NDArray[np.str_]
+) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """The class of each group, sorted by its number, and its split, "" where it is open."""
+    _, first_rows, group_of = np.unique(groups, return_index=True, return_inverse=True)
     settled = np.flatnonzero(splits != "")[::-1]
     split_of_group = np.full(len(first_rows), "", dtype="<U10")
     split_of_group[group_of[settled]] = splits[settled]  # written backwards: the first row given decides
-    sizes = np.bincount(group_of, minlength=len(first_rows))
-    class_of_group = labels_array[first_rows]
-    shares = {name: share for name, share in ((TEST, test), (VALIDATION, validation)) if not (splits == name).any()}
-    _check_enough(class_of_group, split_of_group, 1 + len(shares))
+    return labels[first_rows], split_of_group
+
+
+def _draw(
+    labels: NDArray[np.str_],
+    groups: NDArray[np.integer],
+    splits: NDArray[np.str_],
+    seed: int,
+    shares: dict[str, float],
+) -> NDArray[np.str_]:
+    """The splits of all rows; whole groups of open rows, in which `splits` is "", are drawn class by class."""
+    class_of_group, split_of_group = _settled_groups(labels, groups, splits)
+    _, group_of = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(group_of, minlength=len(split_of_group))
     rng = np.random.default_rng(seed)
     for name in np.unique(class_of_group):
         members = rng.permutation(np.flatnonzero(class_of_group == name))
         _split_class(members, sizes, split_of_group, shares)
-    open_rows = splits == ""
-    splits[open_rows] = split_of_group[group_of[open_rows]]
-    return splits
+    return np.where(splits == "", split_of_group[group_of], splits)
 
 
 def _split_class(
@@ -129,10 +186,15 @@ def _check_given(splits: NDArray[np.str_]) -> None:
 
 def _check_complete(splits: NDArray[np.str_]) -> None:
     missing = [name for name in SPLITS if not (splits == name).any()]
-    if missing and len(splits):
+    if TRAIN in missing:
         raise ConfigError(
-            f"split: the list gives every row a split, but {' and '.join(missing)} no row. Leave the column 'split' "
-            "empty where rows may be drawn into it, for example in the rows of train"
+            f"split: the list gives every row a split, but {' and '.join(missing)} no row. Give the rows to learn from "
+            "the split train, or leave the column 'split' empty where rows may be divided"
+        )
+    if missing:
+        raise ConfigError(
+            f"split: the list gives {' and '.join(missing)} no row, and none can be drawn from train, since the train "
+            "images of each class are copies of one image. Give some rows that split in the list"
         )
 
 
@@ -149,5 +211,6 @@ def _check_enough(class_of_group: NDArray[np.str_], split_of_group: NDArray[np.s
         shown = ", ".join(poor[:10]) + (f" and {len(poor) - 10} more" if len(poor) > 10 else "")
         raise ConfigError(
             f"classes with too few different images to split: {shown}; expected {num_open} or more in each, one for "
-            "each split (copies of one picture count once). Add images, or leave these classes out"
+            f"each split (copies of one image count once). Add images, leave these classes out with --min-images "
+            f"{num_open}, or give a list whose column split says where each row belongs"
         )

@@ -1,4 +1,6 @@
+import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,11 @@ from pharmclf.data.prepare import count_table, prepare
 ROOT = Path(__file__).parents[2]
 
 
+def draw(rng):
+    small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+    return small.resize((48, 48), Image.Resampling.BICUBIC)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Two classes of ten images, and one empty file."""
@@ -22,8 +29,7 @@ def folder(tmp_path):
     for number in range(20):
         place = tmp_path / "pills" / "ab"[number % 2]
         place.mkdir(parents=True, exist_ok=True)
-        small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-        small.resize((48, 48), Image.Resampling.BICUBIC).save(place / f"{number}.png")
+        draw(rng).save(place / f"{number}.png")
     (tmp_path / "pills" / "a" / "nothing.jpg").touch()
     return tmp_path
 
@@ -58,6 +64,113 @@ def test_splits_that_tear_copies_are_noted(folder):
     pd.DataFrame(rows).to_csv(folder / "list.csv", index=False)
     made = prepare(RunConfig(data=str(folder / "list.csv"), storage=str(folder / "runs")), str(folder / "runs" / "one"))
     assert any("copies in several splits" in note for note in made.notes)
+
+
+def listed(folder, rows):
+    """A run's configuration for a list of (path, label, group, split)."""
+    pd.DataFrame(rows, columns=["path", "label", "group", "split"]).to_csv(folder / "list.csv", index=False)
+    return RunConfig(data=str(folder / "list.csv"), storage=str(folder / "runs"))
+
+
+def pills(folder):
+    return [(f"pills/{'ab'[number % 2]}/{number}.png", "ab"[number % 2]) for number in range(20)]
+
+
+def test_a_class_of_few_images_is_left_out_by_name_and_the_others_stay_as_they_are(folder):
+    """Its rows are no bad images; the fingerprint is that of the set without it, and --min-images decides."""
+    config = RunConfig(data=str(folder / "pills"), storage=str(folder / "runs"), max_bad="5%")
+    without = prepare(config, str(folder / "runs" / "without"))
+    rare = folder / "pills" / "rare"
+    rare.mkdir()
+    for number in range(2):
+        draw(np.random.default_rng([1, number])).save(rare / f"{number}.png")
+    shutil.copy(rare / "0.png", rare / "2.png")
+    made = prepare(config, str(folder / "runs" / "with"))
+    assert (made.class_names, made.fingerprint) == (("a", "b"), without.fingerprint)
+    assert count_table(made) == count_table(without)
+    assert len(made.quarantined) == len(without.quarantined) == 1
+    unused = pd.read_csv(folder / "runs" / "with" / "quarantine.csv")
+    left = unused[unused["label"] == "rare"]["status"].tolist()
+    assert left == ["left out: fewer than 3 different images"] * 3
+    assert any(
+        "classes left out, fewer than 3 different images (--min-images 3): rare (3 images, which count as copies of 2)"
+        in note
+        for note in made.notes
+    )
+    with pytest.raises(ConfigError, match=r"rare \(2\).*leave these classes out with --min-images 3"):
+        prepare(dataclasses.replace(config, min_images=2), str(folder / "runs" / "strict"))
+    with pytest.raises(
+        ConfigError, match=r"fewer than two classes have 11 different images or more.*a \(10\), b \(10\)"
+    ):
+        prepare(dataclasses.replace(config, min_images=11), str(folder / "runs" / "many"))
+
+
+def test_a_fixed_camera_needs_a_list_which_then_decides_the_division(tmp_path):
+    """Six frames count as copies of one image, and the message says so; groups or splits of a list are kept."""
+    rng, rows = np.random.default_rng(0), []
+    base = np.asarray(Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((96, 96), 3), float)
+    for name in ("white_a", "white_b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        base[40:46, 30:60] -= 25
+        for n in range(6):
+            frame = np.clip(base + rng.normal(0, 3, base.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(frame).save(tmp_path / "data" / name / f"{n:03d}.jpg", quality=92)
+            rows.append((f"data/{name}/{n:03d}.jpg", name, n // 2))
+    with pytest.raises(
+        ConfigError, match=r"white_a \(6 images, which count as copies of 1\).*, or, where images.*group or"
+    ):
+        prepare(RunConfig(data=str(tmp_path / "data"), storage=str(tmp_path / "runs")), str(tmp_path / "runs" / "one"))
+    by_group = prepare(
+        listed(tmp_path, [(path, name, f"{name}{n}", "") for path, name, n in rows]), str(tmp_path / "runs" / "two")
+    )
+    assert count_table(by_group)[-1] == ("all", 4, 4, 4)
+    assert by_group.table["group"].nunique() == 6
+    assert any("near copies are in different groups of the list" in note for note in by_group.notes)
+    words = ["train", "val", "test"]
+    by_split = prepare(
+        listed(tmp_path, [(*row[:2], "", words[row[2]]) for row in rows]), str(tmp_path / "runs" / "three")
+    )
+    assert count_table(by_split)[-1] == ("all", 4, 4, 4)
+    config = listed(tmp_path, [(*row[:2], "", words[row[2]].replace("val", "train")) for row in rows])
+    with pytest.raises(
+        ConfigError, match="validation no row, and none can be drawn from train, since the train images"
+    ):
+        prepare(config, str(tmp_path / "runs" / "four"))
+
+
+def test_labels_without_a_training_image_are_no_classes(folder):
+    """Their rows in test and validation are left out, named and counted."""
+    rows = [
+        (path, f"{label}_new" if number > 17 else label, "", ["train", "train", "validation", "test"][number // 2 % 4])
+        for number, (path, label) in enumerate(pills(folder))
+    ]
+    rows[18], rows[19] = (*rows[18][:3], "validation"), (*rows[19][:3], "test")
+    made = prepare(listed(folder, rows), str(folder / "runs" / "one"))
+    assert made.class_names == ("a", "b")
+    assert count_table(made) == [("a", 5, 2, 2), ("b", 5, 2, 2), ("all", 10, 4, 4)]
+    assert "labels without a training image: a_new, b_new; left out with 2 images" in made.notes
+    left = made.table[made.table["label"].isin(["a_new", "b_new"])]
+    assert left["status"].tolist() == ["left out: no training image of its label"] * 2
+    assert left["split"].tolist() == ["", ""]
+    rows = [(path, label, "", "train" if label == "a" else split) for path, label, _, split in rows]
+    rows = [(*row[:3], "test" if row[1] == "b" else row[3]) for row in rows]
+    with pytest.raises(
+        ConfigError, match="labels without a training image: a_new, b, b_new; without them fewer than two"
+    ):
+        prepare(listed(folder, [(*row[:3], "validation" if "b/5" in row[0] else row[3]) for row in rows]), str(folder))
+
+
+@pytest.mark.parametrize("missing", ["validation", "test"])
+def test_a_split_that_a_list_lacks_is_drawn_from_train(folder, missing):
+    """By its share of the train rows, class by class; the rows of the other split stay where the list has them."""
+    other = {"validation": "test", "test": "validation"}[missing]
+    rows = [(path, label, "", other if number < 6 else "train") for number, (path, label) in enumerate(pills(folder))]
+    made = prepare(listed(folder, rows), str(folder / "runs" / "one"))
+    counts = dict(zip(("train", "validation", "test"), count_table(made)[-1][1:], strict=True))
+    assert counts == {"train": 12, missing: 2, other: 6}
+    given = {path for path, *_, split in rows if split == other}
+    assert {path.removeprefix(f"{folder}/") for path in made.ok["path"][made.ok["split"] == other]} == given
+    assert f"the list gives {missing} no image: 2 of the list's 14 train images are drawn into it" in made.notes
 
 
 def test_the_demo_is_drawn_below_the_storage(tmp_path):

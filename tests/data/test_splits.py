@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pharmclf.config import ConfigError
-from pharmclf.data.splits import SPLITS, split_rows
+from pharmclf.data.splits import SPLITS, rare_classes, split_rows
 
 NAMES = [f"class{number}" for number in range(10)]
 
@@ -77,6 +77,28 @@ def test_three_images_are_enough_and_two_are_not():
         split_rows(labels, [0, 0, *range(2, 23)], 0, 0.2, 0.2)
 
 
+def test_classes_of_few_different_images_are_counted_by_name():
+    """Copies count once; a class whose rows are all given stays; what is left can be divided."""
+    labels = np.array(["a"] * 20 + ["b"] * 20 + ["c"] * 2 + ["d"] * 9 + ["e"] * 2)
+    groups = np.arange(53)
+    groups[42:51] = [42, 42, 42, 43, 43, 43, 43, 43, 43]  # d: nine copies of two images
+    chosen = np.array([""] * 51 + ["train", "test"])
+    assert rare_classes(labels, groups, 3) == {"c": 2, "d": 2, "e": 2}
+    assert rare_classes(labels, groups, 3, chosen) == {"c": 2, "d": 2}
+    assert rare_classes(labels, groups, 21) == {"a": 20, "b": 20, "c": 2, "d": 2, "e": 2}
+    assert rare_classes(labels, groups, 2) == {}
+    kept = np.isin(labels, ["a", "b"])
+    assert set(split_rows(labels[kept], groups[kept], 0, 0.2, 0.2)) == set(SPLITS)
+
+
+def test_a_class_whose_images_are_copies_of_another_class_is_counted_by_what_is_its_own():
+    """A group counts to the class of its first row; three groups of which one is another's are two."""
+    labels = np.array(["a"] * 20 + ["b"] * 3)
+    groups = np.arange(23)
+    groups[20] = 4
+    assert rare_classes(labels, groups, 3) == {"b": 2}
+
+
 def test_splits_given_in_full_stay():
     """A list that settles every row is taken as it is, even for a class that stands in one split alone."""
     labels, chosen = ["a", "a", "a", "b"], ["train", "validation", "test", "test"]
@@ -103,8 +125,28 @@ def test_training_rows_given_leave_the_rest_to_be_divided():
     assert Counter(splits.tolist()) == {"test": 20, "validation": 16, "train": 64}
 
 
+def test_a_split_without_given_rows_is_drawn_from_the_train_rows_alone():
+    """Copies that the list has put into test stay there, whole groups move, and a class of one group gives none."""
+    labels = np.array(["a"] * 20 + ["b"] * 4)
+    groups = np.array([*range(20), 20, 20, 20, 20])
+    groups[10] = groups[0]  # copies, one in test and one in train
+    groups[12:14] = 12
+    chosen = np.array((["test"] * 10 + ["train"] * 10) + ["test", "train", "train", "train"])
+    splits = split_rows(labels, groups, 0, 0.2, 0.2, chosen)
+    assert (splits[chosen == "test"] == "test").all()
+    assert (splits[chosen == "train"] != "test").all()
+    assert (splits[10:20] == "validation").sum() == 2
+    assert splits[12] == splits[13]
+    assert (splits[21:] == "train").all()
+
+
 @pytest.mark.parametrize(
-    ("chosen", "text"), [(["train", "test", "val"], "'val'"), (["train", "test", "test"], "validation no row")]
+    ("chosen", "text"),
+    [
+        (["train", "test", "val"], "'val'"),
+        (["train", "test", "test"], "validation no row, and none can be drawn from train"),
+        (["validation", "test", "test"], "the list gives every row a split, but train no row"),
+    ],
 )
 def test_given_splits_that_cannot_serve_are_refused(chosen, text):
     """A split of another name, or none at all for validation, is told with its remedy."""
