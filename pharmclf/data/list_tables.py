@@ -66,16 +66,19 @@ class ListTable:
         return _texts(self.table.column(self.columns[name]))
 
 
-def read_list(source: str, location: str, wanted: Sequence[str] = tuple(_HEADERS)) -> ListTable:
+def read_list(
+    source: str, location: str, required: Sequence[str] = ("path",), optional: Sequence[str] = ()
+) -> ListTable:
     """Read a list and find its columns by their names; rows without any value are left out.
 
     Args:
         source: names the list in messages: the flag and what it was given.
         location: of the file; its name ends as one of `LISTS`.
-        wanted: the columns to find, of path, label, group and split.
+        required: columns that it must have, of path, label, group and split.
+        optional: columns that it may have, of the same.
 
     Raises:
-        ConfigError: not a list, no rows, no column for the paths, a row without a path, or two columns that fit.
+        ConfigError: not a list, no rows, no such column, a row without a path, or two columns that fit.
     """
     content, notes = storage.read_bytes(location), list[str]()
     try:
@@ -86,10 +89,12 @@ def read_list(source: str, location: str, wanted: Sequence[str] = tuple(_HEADERS
             table = table.rename_columns(_named(table.column_names))
     except (ValueError, csv.Error, pa.ArrowException) as error:
         raise ConfigError(f"{source}: not a list: {str(error).splitlines()[0]}") from error
-    columns = _find_columns(source, table, wanted)
-    if "path" not in columns:
-        raise ConfigError(f"{source}: no column path; found: {', '.join(table.column_names)}. Name the column of the "
-                          "images path")  # fmt: skip
+    columns = _find_columns(source, table, [*required, *optional])
+    if missing := [name for name in required if name not in columns]:
+        found = ", ".join(table.column_names)
+        raise ConfigError(
+            f"{source}: no column {' and '.join(missing)}; found: {found}. Name it so in the first line of the list"
+        )
     renamed = [(table.column_names[place], name) for name, place in columns.items()]
     others = [f"{found} as {name}" for found, name in renamed if found != name]
     if others:
@@ -114,15 +119,12 @@ def list_table(data: str, root: str) -> tuple[str, list[tuple[str, str, str, int
         The list's folder; the fields of an `Item` for each row; notes.
 
     Raises:
-        ConfigError: as `read_list`; no column for the labels, an unknown split, or none of the files is there.
+        ConfigError: as `read_list`; an unknown split, or none of the files is there.
     """
     source = f"--data {data}"
     if not root.lower().endswith(LISTS):
         raise ConfigError(f"{source}: received a file, expected a folder, or a list that ends in .csv or .parquet")
-    listed = read_list(source, root)
-    if "label" not in listed.columns:
-        names = ", ".join(listed.table.column_names)
-        raise ConfigError(f"{source}: no column label; expected path, label, found: {names}")
+    listed = read_list(source, root, ("path", "label"), ("group", "split"))
     folder, notes = root.rpartition("/")[0], listed.notes
     paths, labels, groups = listed.cells("path"), _labels(listed.cells("label"), notes), listed.cells("group")
     splits = _splits(source, listed, notes)

@@ -86,7 +86,7 @@ def _list_folder(where: str, root: str) -> Images:
 def _list_table(where: str, root: str) -> Images:
     """Every row of a list in its order, with its other columns."""
     source, folder = f"--input {where}", root.rpartition("/")[0]
-    listed = read_list(source, root, ("path",))
+    listed = read_list(source, root)
     paths = listed.cells("path")
     locations, known, found = locate(source, folder, paths)
     notes = [*listed.notes, *found]

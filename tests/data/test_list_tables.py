@@ -119,7 +119,7 @@ def test_whole_numbers_stay_whole_numbers(folder: Path):
         ("path,label\na,b,c\n", "line 2 has 3 cells and the first line 2"),
         ('path,label\n"a,b\n', "not a list: unexpected end of data"),
         (",\n", "not a list: it is empty"),
-        ("img/aspirin/1.jpg,aspirin\n", "no column path; found: img/aspirin/1.jpg, aspirin"),
+        ("img/aspirin/1.jpg,aspirin\n", "no column path and label; found: img/aspirin/1.jpg, aspirin"),
     ],
 )
 def test_a_list_with_two_meanings_or_none_is_refused(folder: Path, content: str, message: str):

@@ -70,7 +70,7 @@ def test_a_list_gives_its_images(drawn_images: str, tmp_path: Path):
     images, _ = sampled(str(tmp_path / "list.csv"))
     np.testing.assert_array_equal(images, np.stack([decode(path.read_bytes(), 16) for path in whole]))
     (tmp_path / "none.csv").write_text("file\na.jpg\n")
-    with pytest.raises(ConfigError, match=r"^--images .*none\.csv: no column path and label"):
+    with pytest.raises(ConfigError, match=r"^--images .*none\.csv: no column label; found: file"):
         sampled(str(tmp_path / "none.csv"))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -139,6 +140,32 @@ def test_a_complete_table_is_not_made_again(model: Path, images: Path, tmp_path:
         run(model, images, output, threshold=0.5)
     run(model, images, output, threshold=0.5, overwrite=True)
     assert all(table(output)["abstain"].to_pylist())
+
+
+def test_a_list_is_predicted_row_by_row_and_its_csv_table_is_complete(
+    model: Path, images: Path, directly: Any, tmp_path: Path
+):
+    """In the list's order, duplicates and other columns with it; the same command then changes nothing."""
+    paths = sorted((str(path) for path in images.rglob("*.jpg") if path.name not in BAD), reverse=True)[:40]
+    order = [*paths, paths[7], str(images / "empty.png"), paths[0]]
+    frame = pd.DataFrame({"File Name": order, "label": [f"given {place}" for place in range(43)]})
+    frame.to_csv(tmp_path / "list.csv", index=False, sep=";")
+    output = tmp_path / "out.csv"
+    run(model, tmp_path / "list.csv", output)
+    found = pd.read_csv(output)
+    assert found["path"].tolist() == found["File Name"].tolist() == order
+    assert found["list_label"].tolist() == frame["label"].tolist()
+    assert found["error"].dropna().to_dict() == {41: "empty"}
+    good = found.drop(41)
+    expected = directly(good["path"].tolist())
+    np.testing.assert_allclose(good["confidence"], expected.max(axis=1), atol=1e-5)
+    before = output.stat()
+    said = run(model, tmp_path / "list.csv", output, part_size=50)
+    assert said[-1].startswith(f"{output} is complete already, 43 images")
+    assert (output.stat().st_ino, output.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    frame.assign(label="other").to_csv(tmp_path / "list.csv", index=False, sep=";")
+    with pytest.raises(ConfigError, match="is there already, of another images"):
+        run(model, tmp_path / "list.csv", output)
 
 
 def test_parts_of_another_model_or_state_are_never_taken(model: Path, images: Path, tmp_path: Path):
