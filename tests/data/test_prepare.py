@@ -170,7 +170,7 @@ def test_a_split_that_a_list_lacks_is_drawn_from_train(folder, missing):
     assert counts == {"train": 12, missing: 2, other: 6}
     given = {path for path, *_, split in rows if split == other}
     assert {path.removeprefix(f"{folder}/") for path in made.ok["path"][made.ok["split"] == other]} == given
-    assert f"the list gives {missing} no image: 2 of the list's 14 train images are drawn into it" in made.notes
+    assert f"the data gives {missing} no image: 2 of its 14 train images are drawn into it" in made.notes
 
 
 def test_the_demo_is_drawn_below_the_storage(tmp_path):

@@ -145,7 +145,7 @@ def test_a_split_without_given_rows_is_drawn_from_the_train_rows_alone():
     [
         (["train", "test", "val"], "'val'"),
         (["train", "test", "test"], "validation no row, and none can be drawn from train"),
-        (["validation", "test", "test"], "the list gives every row a split, but train no row"),
+        (["validation", "test", "test"], "the data gives every row a split, but train no row"),
     ],
 )
 def test_given_splits_that_cannot_serve_are_refused(chosen, text):
