@@ -30,13 +30,12 @@ from pharmclf.finish import extra_sets, finish
 from pharmclf.hardware import HardwareMonitor, Setting
 from pharmclf.model.device import in_precision, prepare_device
 from pharmclf.quiet import native_chatter_muted
-from pharmclf.report.summary import summary_text
+from pharmclf.resume import complete_again, look_up, manifest_for
 from pharmclf.run_record import (
     RUN_FILE,
+    clear_folder,
     fingerprints_of,
-    flat,
     only_writer,
-    read_record,
     settings_of,
     versions,
     with_weights_found,
@@ -44,8 +43,8 @@ from pharmclf.run_record import (
 )
 from pharmclf.status import StatusBoard
 from pharmclf.telemetry import Telemetry
-from pharmclf.tracking import Tracker, check_tracking, track_complete
-from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
+from pharmclf.tracking import Tracker, check_tracking
+from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.fit_nodes import microbatches_for
 from pharmclf.training.job import Observer, TrainingJob
 from pharmclf.training.launch import asking_for_nodes, await_team, connect, launch
@@ -59,13 +58,17 @@ Lost = Callable[[Mapping[int, str]], None]
 _REPAIRS = 2  # times that damaged activations are mended within a run
 
 
-def run(config: RunConfig, say: Say, folder: str = "") -> int:
+def run(
+    config: RunConfig, say: Say, folder: str = "", *, overwrite: bool = False, manifest: Manifest | None = None
+) -> int:
     """Do a whole run, or resume it, or say that it is complete.
 
     Args:
         config: the run.
         say: takes lines for the console.
         folder: of the run; "": the one of its name below the storage.
+        overwrite: delete the run that is there, and begin again.
+        manifest: with splits, for a run that begins; None: it is made from the images.
 
     Returns:
         The exit code: 0, or 130 and 143 after a signal.
@@ -81,28 +84,28 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
     check_tracking(config)
     if lies_in_upload(folder):
         say(f"warning: {folder} is in Ray's copy of the working directory and goes with it; give --storage elsewhere")
-    record = read_record(folder)
-    settings = settings_of(config)
-    if record is not None:
-        check_fingerprints(flat(record["settings"]), flat(settings), f"run {folder}")
-    if not config.skip_checks and (record is None or record["state"] != "complete"):
+    start, settings = look_up(config, folder, say, overwrite=overwrite), settings_of(config)
+    record = start.record
+    if record is not None and start.is_complete:
+        return complete_again(config, folder, record, say)
+    if not config.skip_checks:
         quick_checks(config, say)
     with StopSignal() as stop:
-        manifest = split_manifest(config, folder, scan_progress(say))
+        if manifest is None or record is not None:
+            manifest = manifest_for(config, folder, record, say)
         for note in manifest.notes:
             say(f"note: {note}")
         describe_data(manifest, folder, say)
-        expected = fingerprints_of(config, manifest)
-        if record is not None:
-            check_fingerprints(record["fingerprints"], expected, f"run {folder}")
-            if record["state"] == "complete":
-                track_complete(config, folder, record, say)
-                return _say_complete(folder, say)
+        expected = record["fingerprints"] if record else fingerprints_of(config, manifest)
         for images in extra_sets(config, manifest, scan_progress(say)):
             say(f"{images.name}: {len(images.rows):,} images to test on, {'; '.join(images.notes) or 'all usable'}")
         if stop.received is not None:
             return stop.exit_code
         with only_writer(folder) as lease:
+            if start.clears is not None:
+                clear_folder(folder, start.clears)
+            if start.grown:  # of the shorter run; the checkpoints know more from now on
+                storage.delete_file(storage.join(folder, "history.json"))
             write_manifest(manifest, folder)
             # what was decided when the run began goes for its restarts too, or it would take other steps
             decided = {name: record[name] for name in _DECIDED if name in record} if record else {}
@@ -156,6 +159,7 @@ def run(config: RunConfig, say: Say, folder: str = "") -> int:
                             say(line)
                         console.event("test")
                         hardware.flush()
+                        record["device"] = outcome["device"]
                         so_far = {"seconds": before + time.monotonic() - began}
                         finish(config, folder, manifest, outcome, record | so_far, say, quarantine)
                         record["state"] = "complete"
@@ -333,9 +337,3 @@ def training_job(
         fingerprints=fingerprints or fingerprints_of(config, manifest),
         microbatches={phase.name: rows for phase in phases_of(config)} if rows else {},
     )
-
-
-def _say_complete(folder: str, say: Say) -> int:
-    say(summary_text(storage.read_json(storage.join(folder, "result.json")), folder))
-    say(f"the run {folder} is complete already; give another --name to train anew")
-    return EXIT_OK

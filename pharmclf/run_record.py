@@ -6,14 +6,16 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig, to_dict
 from pharmclf.data.manifest import Manifest
 from pharmclf.fingerprint import fingerprint, sha256_bytes
-from pharmclf.storage.lease import Lease, LeaseTaken
+from pharmclf.storage.lease import LEASE_FILE, Lease, LeaseTaken
+from pharmclf.training.checkpoint import check_fingerprints
+from pharmclf.training.saver import spool_of
 
 RUN_FILE = "run.json"
 # settings that may differ when a run is resumed: they change where and how it runs, not what it computes
@@ -120,10 +122,13 @@ def versions() -> dict[str, str]:
 
 def fingerprints_of(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
     """What a run depends on: its images and splits, its settings, its file of weights."""
-    weights = config.weights
-    if weights not in _WEIGHT_WORDS:
-        weights = sha256_bytes(storage.read_bytes(weights))
+    weights = weights_fingerprint(config)
     return {"data": manifest.fingerprint, "settings": fingerprint(settings_of(config)), "weights": weights}
+
+
+def weights_fingerprint(config: RunConfig) -> str:
+    """imagenet, none, or the sha256 of a file of weights."""
+    return config.weights if config.weights in _WEIGHT_WORDS else sha256_bytes(storage.read_bytes(config.weights))
 
 
 def with_weights_found(config: RunConfig) -> RunConfig:
@@ -142,8 +147,7 @@ def with_weights_found(config: RunConfig) -> RunConfig:
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """What decides a run's numbers."""
-    settings = {key: value for key, value in to_dict(config).items() if key not in _FREE}
-    defaults = flat(to_dict(RunConfig()))
+    settings, defaults = _deciding(config), flat(_deciding(RunConfig()))
     for path in _ADDED:
         *groups, last = path.split(".")
         inner = settings
@@ -152,3 +156,56 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         if inner[last] == defaults[path]:
             del inner[last]
     return settings
+
+
+def _deciding(config: RunConfig) -> dict[str, Any]:
+    return {key: value for key, value in to_dict(config).items() if key not in _FREE}
+
+
+def has_trained(folder: str) -> bool:
+    """Whether a run has left a checkpoint, also one that waits for its upload or that was not written to its end."""
+    checkpoints = storage.join(folder, "checkpoints")
+    waiting = storage.is_remote(folder) and bool(storage.list_folders(spool_of(checkpoints)))
+    return waiting or bool(storage.list_folders(checkpoints))
+
+
+def clear_folder(folder: str, only: Collection[str] = ()) -> None:
+    """Delete what a run or a sweep has left in its folder, and what waits for its upload. (holder of the lease)
+
+    Args:
+        folder: of the run.
+        only: names of the files and folders that go; none: all but the lease.
+    """
+    for name in storage.list_folders(folder):
+        if not only or name in only:
+            storage.delete_folder(storage.join(folder, name))
+    for entry in list(storage.list_files(folder)):
+        name = entry.location[len(folder.rstrip("/")) + 1 :]
+        if name != LEASE_FILE and (not only or name in only):
+            storage.delete_file(entry.location)
+    if not only and storage.is_remote(folder):
+        storage.delete_folder(spool_of(storage.join(folder, "checkpoints")))
+
+
+def check_settings(
+    found: Mapping[str, Any], expected: Mapping[str, Any], where: str, ignored: Collection[str] = ()
+) -> None:
+    """Refuse to resume what has other settings; a setting that an earlier version did not have has its default.
+
+    Args:
+        found: nested settings of the record.
+        expected: nested settings of the command; those of a sweep hold a run's as `plain`.
+        where: names the run.
+        ignored: dotted names of settings that may differ.
+
+    Raises:
+        ConfigError: names each setting that differs, with both values.
+    """
+    plain = _deciding(RunConfig())
+    defaults = flat({"plain": plain} if "plain" in expected else plain)
+    there, now = ({**defaults, **flat(dict(settings))} for settings in (found, expected))
+    check_fingerprints(
+        {name: value for name, value in there.items() if name not in ignored},
+        {name: value for name, value in now.items() if name not in ignored},
+        where,
+    )

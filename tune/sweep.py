@@ -6,13 +6,14 @@ python tune/sweep.py --space FILE --search grid --trials 100 ...    other parame
 python jobs/fetch_best.py --experiment NAME --out DIR               the winner's model
 
 The same command again goes on: trials that have ended stay ended, those that were broken off go on.
+--overwrite deletes the sweep of this name, and begins again.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pharmclf.cli import parse_options, run_job
+from pharmclf.cli import parse_options, run_job, take_switch
 from pharmclf.sweep.options import SweepOptions
 from pharmclf.sweep.sweep import sweep
 
@@ -21,9 +22,10 @@ _HERE = Path(__file__).parent
 
 def main() -> int:
     """Parse, build both configurations, sweep."""
+    overwrite = take_switch("--overwrite")
     options, base = parse_options(__doc__ or "", _HERE / "base.yaml", SweepOptions())
     space = Path(options.space) if options.space else _HERE / "space.yaml"
-    return sweep(options, base, space, lambda line: print(line, flush=True))
+    return sweep(options, base, space, lambda line: print(line, flush=True), overwrite=overwrite)
 
 
 if __name__ == "__main__":

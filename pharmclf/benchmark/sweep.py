@@ -16,7 +16,8 @@ from pharmclf.cli import Say
 from pharmclf.config import RunConfig
 from pharmclf.data.prepare import data_location
 from pharmclf.sweep.options import SweepOptions
-from pharmclf.sweep.sweep import SWEEP_FILE, TABLE_FILE, sweep
+from pharmclf.sweep.start import SWEEP_FILE
+from pharmclf.sweep.sweep import TABLE_FILE, sweep
 
 _TRIALS = 6
 _HEADS = 32

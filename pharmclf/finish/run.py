@@ -47,6 +47,8 @@ def finish(
     record: Mapping[str, Any],
     say: Say,
     quarantine: Quarantine,
+    *,
+    actors: int | None = None,
 ) -> None:
     """Test the saved models of a run, from images, and write evaluation, pictures, result, report and model card.
 
@@ -58,6 +60,7 @@ def finish(
         record: of the run: versions, fingerprints, the command, and the seconds that it has taken so far.
         say: takes lines for the console.
         quarantine: takes the images of the data set that are not what the manifest says.
+        actors: processes on Ray that predict; 0: this one; None: as many as trained.
 
     Raises:
         ConfigError: too many images are quarantined, or a set has none left.
@@ -70,7 +73,7 @@ def finish(
     sets = [split_set(manifest, split, config.data) for split in ("validation", "test")]
     sets += extra_sets(config, manifest)
     say(f"testing the saved model on {sum(len(images.rows) for images in sets):,} images")
-    actors = outcome["workers"]
+    actors = outcome["workers"] if actors is None else actors
     with Explainer(models[0], on_ray=actors > 0) as explainer:
         gpus = actors > 0 and outcome["device"] != "CPU"
         found = predict_sets(models, sets, config.image_size, actors=actors, gpus=gpus)

@@ -46,6 +46,8 @@ class Trial:
     """Of `used`, what the processes before the present one had used."""
     told: dict[str, float] = field(default_factory=dict)
     """What the present process has told last."""
+    fingerprints: dict[str, Any] = field(default_factory=dict)
+    """What its checkpoints hold, of a trial that has begun; an earlier version may have had other settings."""
 
     @property
     def ended(self) -> bool:
@@ -115,9 +117,11 @@ class Ledger:
         for name in storage.list_folders(home):
             location = storage.join(home, name, RUN_FILE)
             if name.isdigit() and storage.is_file(location):
-                about = storage.read_json(location)["trial"]
+                record = storage.read_json(location)
+                about = record["trial"]
                 trial = self._trial(int(name), about["values"])
                 self._take_up(trial, about)
+                trial.fingerprints = dict(record.get("fingerprints", {}))
                 self.trials[trial.number] = trial
         self.broken_off = [trial.number for trial in self.trials.values() if not trial.ended]
         """Numbers of those that were running when the sweep ended last."""
@@ -251,7 +255,8 @@ class Ledger:
 
     def fingerprints_of(self, trial: Trial) -> dict[str, Any]:
         """What the checkpoints of a trial must agree with."""
-        return {**self.plan.fingerprints, "settings": fingerprint(settings_of(trial.config))}
+        now = {**self.plan.fingerprints, "settings": fingerprint(settings_of(trial.config))}
+        return {**now, **trial.fingerprints}
 
     def _record(self, trial: Trial) -> dict[str, Any]:
         state = {"trained": "trained", "running": "running", "stopped": "stopped"}.get(str(trial.state), "failed")

@@ -14,10 +14,10 @@ from pharmclf import storage
 from pharmclf.activations import compute
 from pharmclf.activations.precision import precision_of
 from pharmclf.activations.provide import Interrupted
-from pharmclf.cli import EXIT_OK, Say, StopSignal, scan_progress
+from pharmclf.cli import EXIT_OK, Say, StopSignal
 from pharmclf.config import ConfigError, RunConfig, refuse_auto, to_dict
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, split_manifest, write_manifest
+from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.doctor.quick import quick_checks
 from pharmclf.hardware import HardwareMonitor, Setting
@@ -25,7 +25,18 @@ from pharmclf.model.device import in_precision
 from pharmclf.pipeline import describe_data
 from pharmclf.report import sweep_plots as plots
 from pharmclf.report.sweep import best_trial, importances, results_table, trial_frame
-from pharmclf.run_record import RUN_FILE, fingerprints_of, flat, only_writer, settings_of, versions, with_weights_found
+from pharmclf.resume import manifest_for
+from pharmclf.run_record import (
+    RUN_FILE,
+    check_settings,
+    clear_folder,
+    fingerprints_of,
+    only_writer,
+    settings_of,
+    versions,
+    weights_fingerprint,
+    with_weights_found,
+)
 from pharmclf.storage.lease import Lease
 from pharmclf.sweep.ahead import keep_ahead, variants
 from pharmclf.sweep.conductor import Conductor
@@ -34,6 +45,7 @@ from pharmclf.sweep.ledger import Ledger, Plan, Trial
 from pharmclf.sweep.options import Room, SweepOptions, room_for
 from pharmclf.sweep.search import Search, check_search
 from pharmclf.sweep.space import Space, check_depths, load_space
+from pharmclf.sweep.start import SWEEP_FILE, look_up_sweep, sweep_complete_again
 from pharmclf.sweep.trial import Shared
 from pharmclf.sweep.winner import finish_winner, retrain_winner
 from pharmclf.tracking import SweepTracker, check_tracking
@@ -42,7 +54,6 @@ from pharmclf.training.division import divide_resources
 from pharmclf.training.launch import connect
 from pharmclf.training.nodes import node_address
 
-SWEEP_FILE = "sweep.json"
 TABLE_FILE = "sweep.parquet"
 _FACTOR = 3  # of the trials at a rung, the best third goes on
 
@@ -51,7 +62,7 @@ class SweepFailed(RuntimeError):
     """No trial has come to the end of an epoch."""
 
 
-def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say) -> int:
+def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *, overwrite: bool = False) -> int:
     """Do a whole sweep, or go on with it, or say that it is complete.
 
     Args:
@@ -59,6 +70,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say) ->
         base: the plain run, which is trial 0.
         space_file: what is searched.
         say: takes lines for the console.
+        overwrite: delete the sweep that is there, with its trials, and begin again.
 
     Returns:
         The exit code: 0, or 130 and 143 after a signal.
@@ -80,28 +92,27 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say) ->
     search = Search(options.search, space, base.seed)
     total = check_search(search, options.trials)
     settings = {"plain": settings_of(base), "space": space.to_dict(), "search": options.search}
-    record = _read(folder)
+    record, clears = look_up_sweep(folder, say, overwrite=overwrite)
     if record is not None:
-        check_fingerprints(flat(record["settings"]), flat(settings), f"sweep {folder}")
-    done = record is not None and record["state"] == "complete" and record["trials"] >= total
-    if not done and not base.skip_checks:
+        check_settings(record["settings"], settings, f"sweep {folder}")
+        there, now = record["fingerprints"].get("weights"), weights_fingerprint(base)
+        check_fingerprints({"weights": there}, {"weights": now}, f"sweep {folder}")
+        if record["state"] == "complete" and record["trials"] >= total:
+            return sweep_complete_again(base, folder, record, say)
+    if not base.skip_checks:
         quick_checks(base, say)
     with StopSignal() as stop:
-        manifest = split_manifest(base, folder, scan_progress(say))
+        manifest = manifest_for(base, folder, record, say)
         describe_data(manifest, folder, say)
         prints = {name: value for name, value in fingerprints_of(base, manifest).items() if name != "settings"}
-        if record is not None:
-            check_fingerprints(record["fingerprints"], prints, f"sweep {folder}")
-            if done:
-                say(record["table"])
-                say(f"the sweep {folder} is complete already; give more --trials to go on, or another --name")
-                return EXIT_OK
         if stop.received is not None:
             return stop.exit_code
         connect(allow_open=base.allow_open_cluster)
         _check_depths(space, base, str(space_file))
         room = _room(options, base, space)
         with only_writer(folder) as lease:
+            if clears:
+                clear_folder(folder)
             write_manifest(manifest, folder)
             # as the sweep began, whatever nodes there are now: its trials are compared, and go on from checkpoints
             precision = (record or {}).get("precision") or precision_of(dataclasses.replace(base, workers="1"))
@@ -263,7 +274,8 @@ class _Sweep:
         workers = self.options.workers_per_trial
         if self.options.winner == "retrain":
             home = storage.join(self.folder, "trials")
-            folder, code = retrain_winner(trial, home, str(workers) if workers > 1 else "1", self.say)
+            alike = str(workers) if workers > 1 else "1"
+            folder, code = retrain_winner(trial, home, alike, self.manifest, self.say)
             if code != EXIT_OK:
                 self._write(state="interrupted")
                 return code
@@ -326,14 +338,3 @@ def _check_depths(space: Space, base: RunConfig, source: str) -> None:
     pools = [dataclasses.replace(config, workers="1") for config in variants(base, space)]
     blocks = {str(pool.backbone): len(compute.costs_of(pool)) - 1 for pool in pools}
     check_depths(space, base, blocks, source)
-
-
-def _read(folder: str) -> dict[str, Any] | None:
-    location = storage.join(folder, SWEEP_FILE)
-    if not storage.is_file(location):
-        return None
-    try:
-        record = storage.read_json(location)
-        return record if isinstance(record, dict) and {"settings", "fingerprints", "state"} <= set(record) else None
-    except ValueError as error:
-        raise ConfigError(f"{location}: not JSON ({error}). Delete it; the trials below it are found again") from error

@@ -51,18 +51,19 @@ def finish_winner(
     return trial.folder
 
 
-def retrain_winner(trial: Trial, home: str, workers: str, say: Say) -> tuple[str, int]:
+def retrain_winner(trial: Trial, home: str, workers: str, manifest: Manifest, say: Say) -> tuple[str, int]:
     """Train the configuration of a trial anew, to its end, and test it -> its folder, the run's exit code.
 
     Args:
         trial: whose configuration it is.
         home: folder of the trials.
         workers: as in a plain run.
+        manifest: with the splits of the sweep.
         say: takes lines for the console.
     """
     config = dataclasses.replace(trial.config, name=RETRAINED, workers=workers, mlflow="")  # the sweep tells of it
     folder = storage.join(home, RETRAINED)
-    return folder, pipeline.run(config, say, folder)
+    return folder, pipeline.run(config, say, folder, manifest=manifest)
 
 
 def _save_models(config: RunConfig, folder: str, class_names: tuple[str, ...], state: dict[str, Any]) -> None:

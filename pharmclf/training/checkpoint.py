@@ -173,4 +173,7 @@ def check_fingerprints(found: Mapping[str, Any], expected: Mapping[str, Any], wh
     differing = [name for name in names if found.get(name) != expected.get(name)]
     if differing:
         rows = "; ".join(f"{name}: {found.get(name)!r} there, {expected.get(name)!r} now" for name in differing)
-        raise ConfigError(f"{where} belongs to another run: {rows}. Give a new --name, or the settings of that run")
+        raise ConfigError(
+            f"{where} belongs to another run: {rows}. Give a new --name, the settings "
+            "of that run, or --overwrite to delete it and begin again"
+        )

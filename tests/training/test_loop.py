@@ -93,6 +93,21 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert without_times(resumed["history"]) == without_times(unbroken[1]["history"])
 
 
+def test_more_epochs_after_the_end_give_what_the_longer_run_gives(
+    make_job: Any, unbroken: tuple[TrainingJob, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Phase 2 of one epoch, complete, then given two: weights, optimizer and history of two from the start, by bits."""
+    short = dataclasses.replace(unbroken[0].config.phase2, epochs=1)
+    assert run(make_job(str(tmp_path), phase2=short))[0]["status"] == "complete"
+    job = make_job(str(tmp_path))
+    longer, recorder = run(job)
+    assert recorder.of("note")[0]["text"] == "resumed from phase2-epoch0001-step000000"
+    assert [(values["phase"], values["epoch"]) for values in recorder.of("epoch")] == [("phase2", 1)]
+    assert same_bits(final_tensors(job), final_tensors(unbroken[0]))
+    assert without_times(longer["history"]) == without_times(unbroken[1]["history"])
+    assert longer["best"] == unbroken[1]["best"]
+
+
 def test_frozen_weights_hold_no_optimizer_state_and_do_not_move(make_job: Any, tmp_path: Path) -> None:
     """A phase's checkpoint holds only what it trains, and Adam two numbers for each: nothing for the frozen part."""
     job = make_job(str(tmp_path), phase2=PhaseConfig(epochs=0))

@@ -1,0 +1,151 @@
+"""The manifest of a run that has begun, beside the images as they are now: a run keeps the images it began with."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pharmclf import storage
+from pharmclf.config import ConfigError, RunConfig
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.prepare import MANIFEST_FILE, cached_manifest, data_location, manifests_of, reading_of
+from pharmclf.data.sources import list_data
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How a data set differs from the manifest of a run; relative paths, sorted."""
+
+    added: Sequence[str] = ()
+    """Files that the manifest does not know."""
+    missing: Sequence[str] = ()
+    """Usable rows of the manifest whose files are gone."""
+    changed: Sequence[str] = ()
+    """Usable rows of the manifest whose files have another size or content."""
+    relabelled: Sequence[str] = ()
+    """Usable rows of the manifest whose files have another label now."""
+
+    def text(self) -> str:
+        """The changes as one line; "" where there are none."""
+        parts = [
+            _part(self.added, "new file is", "new files are", "not used"),
+            _part(self.missing, "file is", "files are", "gone"),
+            _part(self.changed, "file has", "files have", "changed"),
+            _part(self.relabelled, "file has", "files have", "another label now, which is not used"),
+        ]
+        return "; ".join(part for part in parts if part)
+
+
+def _part(paths: Sequence[str], one: str, several: str, state: str) -> str:
+    if not paths:
+        return ""
+    first = f"the first is {paths[0]}" if len(paths) > 1 else paths[0]
+    return f"{len(paths):,} {one if len(paths) == 1 else several} {state} ({first})"
+
+
+def manifest_of_run(folder: str, fingerprint: str) -> Manifest | None:
+    """The manifest that a run has written into its folder; None where it is not there, or is not the run's.
+
+    Args:
+        folder: of the run.
+        fingerprint: of its data, as its record says.
+    """
+    location = storage.join(folder, MANIFEST_FILE)
+    if not storage.is_file(location):
+        return None
+    try:
+        manifest = Manifest.read(location)
+    except ConfigError:
+        return None
+    return manifest if manifest.fingerprint == fingerprint else None
+
+
+def keep_manifest(
+    config: RunConfig,
+    folder: str,
+    kept: Manifest,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """The manifest of a run with its images where they are now; what differs from the manifest is said.
+
+    Where the data set is at its old place, names and sizes are compared, and nothing is read. At another place every
+    file is read once, and compared by its sha256.
+
+    Args:
+        config: the run, as it is resumed.
+        folder: of the run.
+        kept: its manifest.
+        say: takes lines for the console.
+        progress: called with (files done, files) while images at another place are read.
+
+    Raises:
+        ConfigError: no images there, or more of the run's are missing or changed than `max_bad` accepts.
+    """
+    data, reading = data_location(config), reading_of(config)
+    listing = list_data(data, reading)
+    if listing.root == kept.root:
+        labels = {item.location: item.label for item in listing.items}
+        changes = compare(kept, {item.location: item.size_bytes for item in listing.items}, labels)
+    else:
+        there = cached_manifest(
+            data, manifests_of(config.storage), progress=progress, fewest_classes=1, reading=reading
+        )
+        kept = _moved(kept, there.root)
+        contents, labels = (
+            dict(zip(there.table["path"], there.table[name], strict=True)) for name in ("sha256", "label")
+        )
+        changes = compare(kept, contents, labels, by="sha256")
+    lost = len(changes.missing) + len(changes.changed)
+    share = (lost + len(kept.quarantined)) / max(1, len(kept.table))
+    if lost and share > config.max_bad_share:
+        raise ConfigError(
+            f"run {folder} has begun with other images than {config.data} has now: of its {len(kept.table):,}, "
+            f"{changes.text()}; {share:.1%} are bad, expected at most {config.max_bad_share:.1%}. Restore the files, "
+            "accept more with --max-bad, or give a new --name"
+        )
+    if text := changes.text():
+        say(f"note: the run keeps the images that it began with: {text}")
+    return kept
+
+
+def compare(
+    kept: Manifest, found: Mapping[str, int | str], labels: Mapping[str, str], *, by: str = "size_bytes"
+) -> Changes:
+    """How files differ from a manifest.
+
+    Args:
+        kept: the manifest.
+        found: location -> size in bytes, or sha256; of the files that are listed.
+        labels: location -> label, of the same files.
+        by: the column of the manifest that `found` is compared with.
+    """
+    rows, prefix, known = kept.ok, kept.root.rstrip("/") + "/", set(kept.table["path"])
+    missing, changed, relabelled = [], [], []
+    for path, value, label in zip(rows["path"], rows[by], rows["label"], strict=True):
+        relative = path.removeprefix(prefix)
+        if not found.get(path):  # a file that is no longer listed may still be there
+            if storage.is_remote(path) or not storage.is_file(path):
+                missing.append(relative)
+        elif found[path] != value:
+            changed.append(relative)
+        elif _plain(labels[path]) != _plain(label):
+            relabelled.append(relative)
+    added = sorted(path.removeprefix(prefix) for path in found if path not in known)
+    return Changes(added, missing, changed, relabelled)
+
+
+def _plain(label: str) -> str:
+    """A label without what makes no difference to a reader."""
+    return " ".join(unicodedata.normalize("NFC", label).casefold().split())
+
+
+def _moved(kept: Manifest, root: str) -> Manifest:
+    """The manifest with its files below another folder."""
+    prefix = kept.root.rstrip("/") + "/"
+    table = kept.table.copy()
+    table["path"] = [
+        storage.join(root, path.removeprefix(prefix)) if path.startswith(prefix) else path for path in table["path"]
+    ]
+    return replace(kept, table=table, root=root)

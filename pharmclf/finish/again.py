@@ -1,0 +1,55 @@
+"""A complete run that is tested again, on further sets from other sources: numbers, report and card are renewed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.cli import Say
+from pharmclf.config import RunConfig
+from pharmclf.data.manifest import Manifest
+from pharmclf.finish.run import finish
+
+
+def untested(config: RunConfig, result: Mapping[str, Any]) -> dict[str, str]:
+    """The sets of `extra_test` that a complete run has not been tested on: name -> location.
+
+    Args:
+        config: as a command asks for them.
+        result: the content of the run's result.json.
+    """
+    known = {(each["name"], storage.absolute(each["source"])) for each in result.get("extra_tests") or ()}
+    return {
+        name: location
+        for name, location in config.extra_tests.items()
+        if (name, storage.absolute(location)) not in known
+    }
+
+
+def finish_again(
+    config: RunConfig,
+    folder: str,
+    manifest: Manifest,
+    state: Mapping[str, Any],
+    result: Mapping[str, Any],
+    record: Mapping[str, Any],
+    say: Say,
+) -> None:
+    """Test the saved models of a complete run on all its sets, in this process, and renew what `finish` writes.
+
+    Args:
+        config: the run, with all sets that it is tested on.
+        folder: of the run.
+        manifest: with splits.
+        state: of its last checkpoint: history, monitors and best.
+        result: the content of its result.json.
+        record: its run.json.
+        say: takes lines for the console.
+
+    Raises:
+        ConfigError: a set has nothing to score.
+    """
+    outcome = {name: state[name] for name in ("history", "monitors", "best")}
+    outcome |= {"workers": result["workers"], "device": record.get("device", "not known")}
+    finish(config, folder, manifest, outcome, record, say, actors=0)

@@ -1,0 +1,78 @@
+"""What a sweep finds in its folder: nothing, a sweep that it resumes, or one that is complete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.cli import EXIT_OK, Say
+from pharmclf.config import ConfigError, RunConfig
+from pharmclf.resume import check_place, find_record, test_more
+from pharmclf.run_record import has_trained, read_record
+
+SWEEP_FILE = "sweep.json"
+
+
+def look_up_sweep(folder: str, say: Say, *, overwrite: bool) -> tuple[dict[str, Any] | None, bool]:
+    """See what the folder of a sweep holds; nothing is changed.
+
+    Args:
+        folder: of the sweep.
+        say: takes lines for the console.
+        overwrite: whether a sweep that is there is replaced.
+
+    Returns:
+        The record of the sweep that is resumed, None where one begins; and whether the folder is cleared first.
+
+    Raises:
+        ConfigError: its record is damaged.
+    """
+    record = find_record(folder, _read, overwrite=overwrite)
+    if record is None:
+        return None, False
+    if overwrite:
+        say(f"note: --overwrite: the sweep in {folder} is deleted with its trials, and a new one begins")
+        return None, True
+    home = storage.join(folder, "trials")
+    trained = any(has_trained(storage.join(home, name)) for name in storage.list_folders(home))
+    if record["state"] != "complete" and not trained:
+        say(f"note: the sweep in {folder} has trained nothing, and begins again with the settings of this command")
+        return None, True
+    return record, False
+
+
+def sweep_complete_again(base: RunConfig, folder: str, record: dict[str, Any], say: Say) -> int:
+    """A complete sweep is asked for again: test its winner on the sets that it has not seen, and say so.
+
+    Args:
+        base: the plain run, as the command gives it.
+        folder: of the sweep.
+        record: its sweep.json.
+        say: takes lines for the console.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        ConfigError: other images, or a set that cannot be tested.
+    """
+    check_place(base, folder, record, say)
+    winner = storage.join(folder, "trials", str(record["winner_folder"]).rsplit("/", 1)[-1])
+    of_winner = read_record(winner) if base.extra_test else None
+    if of_winner is not None and test_more(base, winner, of_winner, say):
+        record["result"] = storage.read_json(storage.join(winner, "result.json"))
+        storage.write_json(storage.join(folder, SWEEP_FILE), record)
+    say(record["table"])
+    say(f"the sweep {folder} is complete already; give more --trials to go on, another --name, or --overwrite")
+    return EXIT_OK
+
+
+def _read(folder: str) -> dict[str, Any] | None:
+    location = storage.join(folder, SWEEP_FILE)
+    if not storage.is_file(location):
+        return None
+    try:
+        record = storage.read_json(location)
+        return record if isinstance(record, dict) and {"settings", "fingerprints", "state"} <= set(record) else None
+    except ValueError as error:
+        raise ConfigError(f"{location}: not JSON ({error}). Delete it; the trials below it are found again") from error

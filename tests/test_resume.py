@@ -1,0 +1,180 @@
+"""What a command finds in the folder of its run: nothing trained, a run to resume or to extend, or a complete one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from run_folders import small_config, write_record
+
+from pharmclf import storage
+from pharmclf.config import ConfigError, HeadConfig, PhaseConfig, RunConfig
+from pharmclf.finish import untested
+from pharmclf.resume import Start, complete_again, look_up
+from pharmclf.run_record import clear_folder, settings_of
+from pharmclf.training.checkpoint import write_checkpoint
+from pharmclf.training.phases import Position
+
+BEGAN = {"phase1": PhaseConfig(epochs=4), "phase2": PhaseConfig(epochs=2)}
+
+
+def _run(root: str, state: str, *positions: Position, weights: str = "imagenet", **settings: Any) -> str:
+    """A run's folder with its settings, and a checkpoint at each position."""
+    folder = write_record(root, "run", state, **BEGAN | settings)
+    record = storage.read_json(f"{folder}/run.json")
+    record["settings"] = settings_of(small_config(**BEGAN | settings))
+    record["fingerprints"] |= {"weights": weights, "settings": "as it began"}
+    storage.write_json(f"{folder}/run.json", record)
+    for position in positions:
+        tensors = {"weights": {"kernel": np.zeros(2, np.float32)}}
+        write_checkpoint(f"{folder}/checkpoints", position, tensors, {"best": {}}, record["fingerprints"])
+    return folder
+
+
+def _look(folder: str, *, overwrite: bool = False, **settings: Any) -> tuple[Start, list[str]]:
+    said: list[str] = []
+    return look_up(small_config(**BEGAN | settings), folder, said.append, overwrite=overwrite), said
+
+
+def test_an_empty_folder_begins_a_run(tmp_path):
+    """Nothing is said, and nothing is cleared."""
+    assert _look(f"{tmp_path}/run") == (Start(), [])
+    assert _look(f"{tmp_path}/run", overwrite=True) == (Start(), [])
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "interrupted"])
+def test_a_run_that_has_trained_nothing_begins_again_with_any_settings(tmp_path, state: str):
+    """Without a checkpoint the name is free: seed, backbone and weights may be others, and one line says so."""
+    folder = _run(str(tmp_path), state)
+    start, said = _look(folder, seed=7, backbone="resnet50")
+    assert (start.record, start.grown, len(said)) == (None, {}, 1)
+    assert "has trained nothing, and begins again with the settings of this command" in said[0]
+    for name in ("status.json", "mlflow.json", "notes.txt", "hardware/node.jsonl"):
+        storage.write_bytes(f"{folder}/{name}", b"{}")
+    clear_folder(folder, start.clears)
+    left = sorted(entry.location.removeprefix(f"{folder}/") for entry in storage.list_files(folder))
+    assert left == ["hardware/node.jsonl", "notes.txt", "run.json"]
+
+
+def test_a_run_with_a_checkpoint_keeps_its_settings(tmp_path):
+    """Another seed is refused by name, with both values and all three remedies; the same settings resume."""
+    folder = _run(str(tmp_path), "failed", Position(0, 1, 0))
+    with pytest.raises(
+        ConfigError, match=r"seed: 0 there, 7 now.*new --name, the settings of that run, or --overwrite"
+    ):
+        _look(folder, seed=7)
+    with pytest.raises(ConfigError, match="weights: 'imagenet' there, 'none' now"):
+        _look(folder, weights="none")
+    start, said = _look(folder)
+    assert start.record is not None
+    assert (start.clears, said) == (None, [])
+
+
+def test_overwrite_deletes_all_but_the_lease(tmp_path):
+    """Also of a complete run, and of one whose run.json is damaged; a folder without a run is left alone."""
+    folder = _run(str(tmp_path), "complete", Position(1, 2, 0))
+    storage.write_bytes(f"{folder}/lease.json", b"{}")
+    storage.write_bytes(f"{folder}/model/model.keras", b"model")
+    start, said = _look(folder, overwrite=True, seed=7)
+    assert start == Start(clears=())
+    assert said == [f"note: --overwrite: the run in {folder} is deleted, and a new one begins"]
+    clear_folder(folder, ())
+    assert [entry.location for entry in storage.list_files(folder)] == [f"{folder}/lease.json"]
+    storage.write_bytes(f"{folder}/run.json", b"{")
+    assert _look(folder, overwrite=True)[0] == Start(clears=())
+    storage.write_json(f"{folder}/run.json", {"of": "another program"})
+    assert _look(folder, overwrite=True)[0] == Start()
+
+
+def test_a_setting_that_an_earlier_version_did_not_know_has_its_default(tmp_path):
+    """The run resumes with the default, and is refused with another value."""
+    folder = _run(str(tmp_path), "interrupted", Position(0, 1, 0))
+    record = storage.read_json(f"{folder}/run.json")
+    del record["settings"]["augment"]["vertical_flip"], record["settings"]["optimizer"]
+    storage.write_json(f"{folder}/run.json", record)
+    assert _look(folder)[0].record == record
+    changed = dataclasses.replace(RunConfig().augment, vertical_flip=True)
+    with pytest.raises(ConfigError, match=r"augment\.vertical_flip: False there, True now"):
+        _look(folder, augment=changed)
+
+
+@pytest.mark.parametrize(
+    ("state", "position", "epochs", "grown"),
+    [
+        ("complete", Position(1, 2, 0), (4, 5), {"phase2": (2, 5)}),
+        ("interrupted", Position(1, 1, 3), (4, 5), {"phase2": (2, 5)}),
+        ("interrupted", Position(0, 3, 1), (6, 5), {"phase1": (4, 6), "phase2": (2, 5)}),
+    ],
+)
+def test_epochs_may_grow_where_nothing_trained_depends_on_their_number(
+    tmp_path, state: str, position: Position, epochs: tuple[int, int], grown: dict[str, tuple[int, int]]
+):
+    """At the end, on the way, and of a phase that has not begun; the run is no longer complete, and it is said."""
+    folder = _run(str(tmp_path), state, Position(0, 1, 0), position)
+    phases = {name: PhaseConfig(epochs=count) for name, count in zip(("phase1", "phase2"), epochs, strict=True)}
+    start, said = _look(folder, **phases)
+    assert (start.grown, start.is_complete) == (grown, False)
+    assert said == [
+        f"note: {name}.epochs is {there} there and {now} now: training continues from the newest checkpoint"
+        for name, (there, now) in grown.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "words"),
+    [((4, 1), "phase2.epochs: 2 there, 1 now"), ((5, 2), "phase1.epochs: 4 there, 5 now"), ((5, 3), "phase1.epochs")],
+)
+def test_fewer_epochs_and_more_of_a_phase_that_is_over_are_refused(tmp_path, epochs: tuple[int, int], words: str):
+    """What has been trained would have been another."""
+    folder = _run(str(tmp_path), "complete", Position(1, 2, 0))
+    with pytest.raises(ConfigError, match=f"belongs to another run: {words}"):
+        _look(folder, phase1=PhaseConfig(epochs=epochs[0]), phase2=PhaseConfig(epochs=epochs[1]))
+
+
+def test_a_cosine_schedule_is_not_extended_and_the_model_is_named_as_the_way_out(tmp_path):
+    """Its rates depend on the number of epochs; where the phase has not begun they may be any."""
+    cosine = PhaseConfig(epochs=2, schedule="cosine")
+    more = dataclasses.replace(cosine, epochs=3)
+    folder = _run(str(tmp_path / "one"), "complete", Position(1, 2, 0), phase2=cosine)
+    with pytest.raises(ConfigError, match=rf"2 there, 3 now.*ends at epoch 2.*--weights {folder}/model/model\.keras"):
+        _look(folder, phase2=more)
+    folder = _run(str(tmp_path / "two"), "interrupted", Position(0, 4, 0), phase2=cosine)
+    assert _look(folder, phase2=more)[0].grown == {"phase2": (2, 3)}
+
+
+def test_a_complete_run_says_so_whatever_has_become_of_its_images(tmp_path):
+    """The folder of the images is gone, and no manifest is there: the numbers of result.json and the last line."""
+    gone = f"{tmp_path}/gone"
+    folder = _run(str(tmp_path), "complete", Position(1, 2, 0))
+    record = storage.read_json(f"{folder}/run.json")
+    record["config"]["data"] = gone
+    storage.write_json(f"{folder}/run.json", record)
+    result = {
+        "name": "run", "backbone": "efficientnet_lite0", "workers": 0, "train_images": 9, "seconds_total": 1.0,
+        "val_images": 3, "val_accuracy": 1.0, "val_accuracy_interval": [0.4, 1.0], "test_images": 3,
+        "test_accuracy": 0.75, "test_accuracy_interval": [0.3, 0.9], "test_macro_f1": 0.7,
+        "test_macro_f1_interval": [0.3, 0.9], "phases": [], "best_checkpoint": "x",
+    }  # fmt: skip
+    storage.write_json(f"{folder}/result.json", result)
+    config = small_config(**BEGAN, data=gone)
+    start = look_up(config, folder, print, overwrite=False)
+    assert start.is_complete
+    said: list[str] = []
+    assert complete_again(config, folder, dict(start.record or {}), said.append) == 0
+    assert "test accuracy 0.750" in said[0]
+    assert said[1] == f"the run {folder} is complete already; give another --name, or --overwrite, to train again"
+    with pytest.raises(ConfigError, match=r"lost its manifest.*jobs/evaluate\.py"):
+        complete_again(
+            dataclasses.replace(config, extra_test=(f"lamp={gone}",)), folder, dict(start.record or {}), print
+        )
+
+
+def test_a_set_that_was_tested_is_known_by_name_and_place(tmp_path):
+    """Another place under the same name, and another name of the same place, are tested."""
+    result = {"extra_tests": [{"name": "lamp", "source": f"{tmp_path}/a"}]}
+    asked = RunConfig(head=HeadConfig(), extra_test=(f"lamp={tmp_path}/a", f"day={tmp_path}/a"))
+    assert untested(asked, result) == {"day": f"{tmp_path}/a"}
+    assert untested(RunConfig(extra_test=(f"lamp={tmp_path}/b",)), result) == {"lamp": f"{tmp_path}/b"}
+    assert untested(RunConfig(), result) == {}
