@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import itertools
 import logging
 import os
@@ -155,8 +157,10 @@ def run_job(main: Callable[[], int]) -> None:
     """Run a job's main function and end the process with its exit code.
 
     Bad input ends with 2, other failures with 1, each with one line on standard error; PHARMCLF_DEBUG=1 shows the
-    traceback. An interrupt ends with 130.
+    traceback. An interrupt ends with 130. Output that nobody takes, as behind `| head`, ends nothing.
     """
+    for name in ("stdout", "stderr"):
+        _make_lenient(name)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         code = main()
@@ -168,6 +172,38 @@ def run_job(main: Callable[[], int]) -> None:
         code = _complain(error, EXIT_FAILED)
     sys.stdout.flush()
     sys.exit(code)
+
+
+class _DroppingFile(io.FileIO):
+    """A file that drops what cannot be written: the reader of a pipe or a terminal is gone, or the disk is full."""
+
+    def write(self, content: Any, /) -> int:
+        """Write bytes, or drop them -> bytes that count as written."""
+        try:
+            return super().write(content)
+        except BlockingIOError:
+            raise
+        except OSError:
+            return memoryview(content).nbytes
+
+
+def _make_lenient(name: str) -> None:
+    """Make stdout or stderr of this process one whose writes never fail: neither by the file, nor by the encoding."""
+    stream = getattr(sys, name)
+    if not isinstance(stream, io.TextIOWrapper):
+        return
+    with contextlib.suppress(OSError, ValueError):  # without a file, or closed
+        stream.flush()
+    with contextlib.suppress(OSError, ValueError):
+        file = io.BufferedWriter(_DroppingFile(stream.fileno(), "w", closefd=False))
+        lenient = io.TextIOWrapper(
+            file,
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, lenient)
 
 
 def told(error: BaseException) -> str:
