@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from pharmclf.cli import Say, StopSignal
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.report.summary import progress_line
 from pharmclf.storage.lease import Lease
-from pharmclf.training.job import Listener, Observer
+from pharmclf.training.job import Listener, Observer, TrainingDiverged
+
+_DIVERGED = 100.0  # times the loss of a guess among all classes, from which a validation loss is no model's any more
 
 
 class Console(Observer, Protocol):
@@ -23,7 +27,14 @@ class RunConsole:
     """Shows a run's events, tells others of them, and passes signals on."""
 
     def __init__(
-        self, stop: StopSignal, lease: Lease, quarantine: Quarantine, listeners: Sequence[Listener], say: Say
+        self,
+        stop: StopSignal,
+        lease: Lease,
+        quarantine: Quarantine,
+        listeners: Sequence[Listener],
+        say: Say,
+        *,
+        num_classes: int,
     ) -> None:
         """Nothing is shown yet.
 
@@ -33,9 +44,12 @@ class RunConsole:
             quarantine: takes the images that are lost on the way; a run that has lost too many stops.
             listeners: are told of each event first.
             say: takes lines for the console.
+            num_classes: of the run, which decide what loss a guess has.
         """
         self._stop, self._lease, self._quarantine, self._say = stop, lease, quarantine, say
         self._listeners = (quarantine, *listeners)
+        self._guess = math.log(max(2, num_classes))
+        self._diverged: dict[str, float] = {}  # phase -> its first validation loss that was beyond reason
 
     def say(self, text: str, /) -> None:
         """As `Console.say`."""
@@ -54,13 +68,34 @@ class RunConsole:
             names = ("loss", "accuracy", "images_per_second", "eta_s")
             self._say(progress_line(values["phase"], *place, **{name: values[name] for name in names}))
         elif kind == "epoch":
-            best = "  best so far" if values["best"] else ""
+            diverged = values["val_loss"] > _DIVERGED * self._guess
+            best = "  best so far" if values["best"] and not diverged else ""
             self._say(
                 f"{values['phase']} epoch {values['epoch'] + 1}/{values['epochs']}: "
                 f"train loss {values['train_loss']:.4f} accuracy {values['train_accuracy']:.4f}, "
                 f"validation loss {values['val_loss']:.4f} accuracy {values['val_accuracy']:.4f}, "
                 f"{values['images_per_second']:.1f} images/s, {values['seconds']:.0f} s{best}"
             )
+            if diverged and values["phase"] not in self._diverged:
+                self._diverged[values["phase"]] = values["val_loss"]
+                self.say(
+                    f"warning: {values['phase']} has diverged: its validation loss is {values['val_loss']:.3g}, and a "
+                    f"guess has {self._guess:.3g}. Lower {values['phase']}.learning_rate"
+                )
+
+    @contextlib.contextmanager
+    def divergence_explained(self) -> Iterator[None]:
+        """Add to the error of a phase that has diverged that the phase before it had diverged already."""
+        try:
+            yield
+        except TrainingDiverged as error:
+            phase, loss = next(iter(self._diverged.items()), ("", 0.0))
+            if not phase or f"in {phase}," in str(error):
+                raise
+            raise TrainingDiverged(
+                f"{error}. {phase} had diverged before, to a validation loss of {loss:.3g}: lower "
+                f"{phase}.learning_rate first"
+            ) from error
 
     def stop_requested(self) -> bool:
         """As `Observer.stop_requested`."""

@@ -143,14 +143,16 @@ def run(
                     location = storage.join(folder, QUARANTINE_FILE)
                     quarantine = Quarantine(manifest, config.max_bad_share, lambda text: console.say(text), location)
                     behind.callback(quarantine.write)
-                    console = RunConsole(stop, lease, quarantine, (board, tracker, hardware), say)
+                    num_classes, listeners = len(manifest.class_names), (board, tracker, hardware)
+                    console = RunConsole(stop, lease, quarantine, listeners, say, num_classes=num_classes)
                     job = training_job(config, folder, manifest)
                     job = dataclasses.replace(job, hardware_every_s=config.hardware_every_s)
                     behind.enter_context(asking_for_nodes(config))
                     decided_job = settled(job, console, record)
                     outcome: dict[str, Any] = {"status": "stopped"}
                     if decided_job is not None:
-                        outcome = train_on_activations(decided_job, manifest, console, record, earlier)
+                        with console.divergence_explained():
+                            outcome = train_on_activations(decided_job, manifest, console, record, earlier)
                     quarantine.check()
                     done = outcome["status"] == "complete"
                     record["state"] = "trained" if done else "interrupted"

@@ -197,7 +197,7 @@ class RunConfig:
     tensorboard: bool = True
     """Write TensorBoard logs into the run's folder, where tensorboardX is installed."""
     mlflow: str = ""
-    """URI of an MLflow server that the run is logged to: http://HOST:PORT. Empty: none."""
+    """MLflow server that the run is logged to: http://HOST:PORT, or sqlite:///FILE on one machine. Empty: none."""
     split: SplitConfig = field(default_factory=SplitConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     head: HeadConfig = field(default_factory=HeadConfig)

@@ -1,4 +1,4 @@
-"""The manifest of a run that has begun, beside the images as they are now: a run keeps the images it began with."""
+"""The manifest that a run began with, compared with the images as they are now; the run keeps it."""
 
 from __future__ import annotations
 

@@ -17,8 +17,15 @@ _GROUPS, _PER_GROUP, _QUARANTINED = 4, 4, 50
 _SIDE = 128  # of the pictures of copies, pixels
 
 
-def data_facts(manifest: Manifest) -> DataFacts:
-    """What a report says of a data set with splits."""
+def data_facts(manifest: Manifest, *, has_splits: bool = True) -> DataFacts:
+    """What a report says of a data set.
+
+    Args:
+        manifest: of the data set.
+        has_splits: whether it is the data of a run; if not, a model is tested on all of it, whatever a list says.
+    """
+    if not has_splits:
+        manifest = manifest.with_splits(["test"] * len(manifest.ok))
     rows = manifest.ok
     sizes = rows["group"].value_counts()
     copies = sizes[sizes > 1]
@@ -32,6 +39,7 @@ def data_facts(manifest: Manifest) -> DataFacts:
         num_torn_groups=int((rows.groupby("group")["split"].nunique() > 1).sum()),
         duplicate_groups=[_group_pictures(manifest, int(group)) for group in sorted(copies.index)[:_GROUPS]],
         notes=manifest.notes,
+        has_splits=has_splits,
     )
 
 

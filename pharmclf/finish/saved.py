@@ -93,7 +93,7 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
         decision=model.decision,
         validation=None,
         sets=[shown],
-        data=data_facts(quarantine.manifest),
+        data=data_facts(quarantine.manifest, has_splits=options.data in _OWN_SPLITS),
         config_yaml=to_yaml(_config_of(record)) if record else "",
         versions=record.get("versions", {}),
         fingerprints=record.get("fingerprints", {}) | {"model": model.sha256},

@@ -59,7 +59,12 @@ def _answers_of(model: SavedModel, threshold: float | None, say: Say) -> Answers
         say("note: the model came without decision.json, so that it never abstains; --threshold gives it a confidence")
     elif threshold is None and decision is not None:
         threshold = decision.threshold
-        if not decision.assured:
+        if threshold > 1:
+            say(
+                "note: the model answers nothing by itself: on its validation images no confidence gave at most "
+                f"{decision.max_error:.2%} wrong answers; --threshold gives it one"
+            )
+        elif not decision.assured:
             say(
                 f"note: the model's threshold {threshold:.4f} is a best guess: its validation images could not assure "
                 f"that at most {decision.max_error:.2%} of its answers are wrong"

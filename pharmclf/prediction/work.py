@@ -134,7 +134,9 @@ class Summary:
         if self.num_bad > len(self.shown):
             say(f"bad images: and {self.num_bad - len(self.shown):,} more, see the column error")
         good = self.num_images - self.num_bad
-        if threshold is not None:
+        if threshold is not None and threshold > 1:
+            say(f"all {good:,} images are for a person: the model answers nothing by itself")
+        elif threshold is not None:
             unsure = self.num_abstained - self.num_bad
             share = unsure / max(good, 1)
             say(f"{unsure:,} of {good:,} images ({share:.1%}) are below the confidence {threshold:.4f}: for a person")

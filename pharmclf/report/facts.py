@@ -79,6 +79,8 @@ class DataFacts:
     """Some of those groups."""
     notes: Sequence[str] = ()
     """What a person should know of the data set; one line each."""
+    has_splits: bool = True
+    """Whether it is divided; if not, all of it is there to test a model on, and counts as test."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +51,24 @@ def number(share: float, digits: int = 1) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """0.923 -> 92.3 %; only 0 is shown as 0 %, and only 1 as 100 %."""
     return f"{number(share, digits)}{THIN}%"
+
+
+def parts(shares: Sequence[float]) -> list[str]:
+    """The parts of a whole in per cent, as `percent` shows them, so that what is shown sums to 100.
+
+    Each is rounded down, and what is missing goes to those that lost most by it (largest remainder).
+    """
+    for digits in range(1, 5):
+        unit = 10**digits
+        exact = [100 * unit * share for share in shares]
+        units = [math.floor(amount + 1e-6) for amount in exact]
+        by_loss = sorted(range(len(shares)), key=lambda place: units[place] - exact[place])
+        for place in by_loss[: 100 * unit - sum(units)]:
+            units[place] += 1
+        shown = [amount / unit for amount in units]
+        if all((value in (0, 100)) == (share in (0, 1)) for value, share in zip(shown, shares, strict=True)):
+            return [f"{value:.{digits}f}{THIN}%" if 0 < value < 100 else percent(value / 100) for value in shown]
+    return [percent(share) for share in shares]
 
 
 def confidence(share: float) -> str:
@@ -109,10 +128,11 @@ def answers(point: OperatingPoint | None) -> str:
     if not point.num_answered or point.error is None:
         return "It answers none of them by itself: all are left to a human."
     left = point.num_images - point.num_answered
-    rest = f"The other {count(left, 'image')} ({percent(left / point.num_images)})" if left else "None"
+    shown, others = parts([point.coverage.value, left / point.num_images])
+    rest = f"The other {count(left, 'image')} ({others})" if left else "None"
     return (
-        f"At a confidence of {point.threshold:.3f} or more it answers by itself: {with_interval(point.coverage)} of "
-        f"the images, and {with_interval(point.error)} of these answers are wrong. "
+        f"At a confidence of {point.threshold:.3f} or more it answers by itself: {shown} ({interval(point.coverage)}) "
+        f"of the images, and {with_interval(point.error)} of these answers are wrong. "
         f"{rest} {'is' if left < 2 else 'are'} left to a human."
     )
 

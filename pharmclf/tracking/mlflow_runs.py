@@ -20,7 +20,7 @@ from pharmclf.config import ConfigError
 from pharmclf.tracking.courier import reason_of
 from pharmclf.tracking.facts import Epoch, shown_files
 
-SCHEMES = ("http", "https", "databricks", "sqlite", "file")
+SCHEMES = ("http", "https", "databricks", "sqlite")
 ID_FILE, ID_TAG = "mlflow.json", "pharmclf.id"
 PARENT_TAG = "mlflow.parentRunId"
 _SETTINGS = {
@@ -46,7 +46,7 @@ def check_mlflow(uri: str, experiment: str) -> None:
     if scheme not in SCHEMES or (scheme != "databricks" and f"{scheme}:/" != uri[: len(scheme) + 2]):
         raise ConfigError(
             f"mlflow: received {uri!r}, expected a URI that begins with {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}. "
-            "Give http://HOST:PORT"
+            "Give http://HOST:PORT of a server, or sqlite:///mlflow.db for a file on this machine"
         )
     if importlib.util.find_spec("mlflow") is None:
         raise ConfigError(

@@ -25,7 +25,7 @@ from pharmclf.training.memory import memory_enough
 from pharmclf.training.meters import Meter, Sums
 from pharmclf.training.phases import Phase, Position, phases_of
 from pharmclf.training.saver import CheckpointSaver
-from pharmclf.training.schedule import Monitor, learning_rate
+from pharmclf.training.schedule import Monitor, is_best_of_run, learning_rate
 from pharmclf.training.step import Batch, PhaseModel, StepResult
 
 
@@ -207,7 +207,8 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
             best_weights = model.weights()
         run.save(model, position)
         if workers.is_chief:
-            observer.event("epoch", **record, epochs=phase.settings.epochs, best=monitor.best_epoch == epoch)
+            best = is_best_of_run(progress.monitors, phase.name, epoch)
+            observer.event("epoch", **record, epochs=phase.settings.epochs, best=best)
         last_checkpoint = time.monotonic()
     batches.close()
     if best_weights is None:

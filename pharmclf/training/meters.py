@@ -52,9 +52,16 @@ class Sums:
             return running
         result = StepResult.of(running)
         if not np.isfinite(result.loss_sum):
+            name = "step" if training else "validation step"
+            where = f"the loss is {result.loss_sum} in {phase.name}, epoch {epoch + 1}, {name} {step + 1}"
+            if training and (epoch, step) == (0, 0) and phase.first_epoch:  # its learning rate has moved nothing yet
+                raise TrainingDiverged(
+                    f"{where}, which is computed with the weights of phase1: that phase has diverged. Lower "
+                    "phase1.learning_rate or set optimizer.clip_norm to 1"
+                )
             raise TrainingDiverged(
-                f"the loss is {result.loss_sum} in {phase.name}, epoch {epoch + 1}, step {step + 1}. "
-                f"Lower {phase.name}.learning_rate ({phase.settings.learning_rate}) or set optimizer.clip_norm to 1"
+                f"{where}. Lower {phase.name}.learning_rate ({phase.settings.learning_rate}) or set "
+                "optimizer.clip_norm to 1"
             )
         self.loss += result.loss_sum
         self.correct += result.correct

@@ -83,3 +83,8 @@ class Monitor:
 def best_phase(monitors: Mapping[str, Mapping[str, Any]]) -> str:
     """The phase whose best epoch has the best validation accuracy, then the lowest loss; monitors as plain values."""
     return max(monitors, key=lambda name: (monitors[name]["best_accuracy"], -monitors[name]["best_loss"]))
+
+
+def is_best_of_run(monitors: Mapping[str, Mapping[str, Any]], phase: str, epoch: int) -> bool:
+    """Whether an epoch of a phase is the best of all phases so far; monitors as plain values."""
+    return best_phase(monitors) == phase and monitors[phase]["best_epoch"] == epoch

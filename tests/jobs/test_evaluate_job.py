@@ -100,6 +100,29 @@ def test_images_from_elsewhere_are_tested_without_those_of_the_training(
     table = pd.read_parquet(folder / "evaluation" / "mixed" / "predictions.parquet")
     assert len(table) == 45
     assert not table["path"].str.endswith("trained.jpg").any()
+    page = (folder / "evaluation" / "mixed" / "report.html").read_text()
+    assert "51 images of 10 classes, 45 of them tested." in " ".join(page.split())
+
+
+def test_a_complete_run_is_tested_on_a_further_set(run: tuple[Path, str], drawn_images: str, other: Path):
+    """The command with one set more: that set is tested, the others keep their numbers, report and card are renewed."""
+    folder, _ = run
+    flags = [f"--data={drawn_images}", f"--storage={folder.parent}", "--name=run", "--workers=0", *QUICK]
+    before = json.loads((folder / "result.json").read_text())
+    weights = (folder / "model" / "model.keras").read_bytes()
+    for words in (["it is tested on night now", "night accuracy"], []):
+        ended = finish(*flags, f"--extra-test=night={other}")
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert all(word in ended.stdout for word in [*words, "is complete already"])
+        assert ("it is tested on" in ended.stdout) == bool(words)
+    after = json.loads((folder / "result.json").read_text())
+    lamp, day, night = after.pop("extra_tests")
+    assert [lamp, day] == before.pop("extra_tests")
+    assert (night["name"], night["accuracy"]) == ("night", lamp["accuracy"])
+    assert {**after, "seconds_total": 0} == {**before, "seconds_total": 0}
+    assert (folder / "model" / "model.keras").read_bytes() == weights
+    assert "night" in (folder / "model" / "README.md").read_text()
+    assert "night" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_bad_input_ends_with_2_and_no_traceback(tmp_path: Path, arguments: list[
 @pytest.mark.tf
 def test_a_folder_with_rubbish_trains_on_what_is_good(drawn_images: str, tmp_path: Path) -> None:
     """Bad files are named with their reasons and left out, those too that change after the data set was listed; with
-    --max-bad 1% the same folder ends with 2, untrained."""
+    --max-bad 1% the same folder ends with 2, untrained. The run is complete even when the folder is gone."""
     data = tmp_path / "data"
     shutil.copytree(drawn_images, data)
     first, second = sorted(folder for folder in data.iterdir() if folder.is_dir())[:2]
@@ -154,6 +154,10 @@ def test_a_folder_with_rubbish_trains_on_what_is_good(drawn_images: str, tmp_pat
     assert refused.returncode == 2
     assert "3 of 83 images are bad" in refused.stderr
     assert not (tmp_path / "refused" / "checkpoints").exists()
+    shutil.rmtree(data)
+    again = finish(*flags, "--name=trained")
+    assert again.returncode == 0, again.stderr
+    assert "is complete already" in again.stdout
 
 
 @pytest.mark.tf

@@ -17,15 +17,20 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from report_facts import make_decision
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.evaluation.saved import SavedModel
+from pharmclf.metrics import NO_ANSWER
 from pharmclf.prediction.answers import SCHEMA, Answers
 from pharmclf.prediction.images import Images, list_images
+from pharmclf.prediction.job import _answers_of
 from pharmclf.prediction.options import PredictOptions
 from pharmclf.prediction.parts import DamagedPart, Parts
 from pharmclf.prediction.places import actors_on, wants_ray
 from pharmclf.prediction.waiting import until
+from pharmclf.prediction.work import Summary
 from pharmclf.training.division import Node
 
 ABOUT = {"model": "sha", "labels": ["a", "b", "c", "d"], "image_size": 64, "temperature": 1.5, "threshold": 0.5}
@@ -409,3 +414,22 @@ def test_options_that_make_no_sense_are_refused(wrong: dict[str, object], words:
     """Before anything is looked for."""
     with pytest.raises(ConfigError, match=words):
         PredictOptions(**{"model": "m", "input": "i", "output": "o.csv"} | wrong)  # type: ignore[arg-type]
+
+
+def test_a_model_that_may_not_answer_is_described_in_words(tmp_path: Path):
+    """Its threshold is above every confidence, and no number that a reader could make anything of."""
+    model = SavedModel(
+        location=str(tmp_path / "model.keras"), sha256="", labels=("a", "b"), image_size=8,
+        decision=make_decision(NO_ANSWER, max_error=0.01), run_folder=None,
+    )  # fmt: skip
+    said: list[str] = []
+    assert _answers_of(model, None, said.append).threshold == NO_ANSWER
+    assert said == [
+        "note: the model answers nothing by itself: on its validation images no confidence gave at most 1.00% wrong "
+        "answers; --threshold gives it one"
+    ]
+    said.clear()
+    Summary(num_images=1234, num_abstained=1234, num_bad=4).tell("out.csv", NO_ANSWER, said.append)
+    Summary(num_images=10, num_abstained=4, num_bad=1).tell("out.csv", 0.75, said.append)
+    assert said[1] == "all 1,230 images are for a person: the model answers nothing by itself"
+    assert said[4] == "3 of 9 images (33.3%) are below the confidence 0.7500: for a person"

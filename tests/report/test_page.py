@@ -15,7 +15,7 @@ from report_facts import HOSTILE, LONG, alone, make_decision, make_facts, make_p
 
 from pharmclf.metrics import Estimate, OperatingPoint
 from pharmclf.report import page_pictures, page_tables, words
-from pharmclf.report.facts import ReportFacts
+from pharmclf.report.facts import DataFacts, ReportFacts
 from pharmclf.report.page import page_html
 
 ELEMENTS = {
@@ -111,6 +111,44 @@ def test_the_page_can_be_read_without_seeing_it(ordinary: str):
 
 def test_equal_facts_give_equal_pages(ordinary: str):
     assert page_html(make_facts(extra_mistakes=10)) == ordinary
+
+
+def test_a_set_without_splits_is_shown_as_a_whole():
+    """All images of all its classes, and how many of them were tested; nothing of training or of splits."""
+    counts = [("amber", 0, 0, 25), ("birch", 0, 0, 20), ("no product", 0, 0, 15), ("all", 0, 0, 60)]
+    data = DataFacts(
+        counts=counts, num_quarantined=2, num_duplicate_groups=1, num_duplicate_images=2, num_torn_groups=0,
+        has_splits=False,
+    )  # fmt: skip
+    html = page_html(dataclasses.replace(alone(per_class=15), data=data))
+    text = " ".join(Read(html[html.index('<section id="data"') : html.index('<section id="classes"')]).text.split())
+    assert text.startswith("Data 60 images of 3 classes, 45 of them tested. 2 images in 1 group are copies")
+    assert "2 files could not be used. Images of each class classimages amber25 birch20 no product15 all60" in text
+    assert "train" not in text
+    assert "split" not in text
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=2, max_size=5).filter(any))
+def test_parts_of_a_whole_are_shown_so_that_they_sum_to_100(amounts: list[int]):
+    """Each is off by less than its last digit, and only 0 is shown as 0 and only the whole as 100."""
+    shown = [text.removesuffix("\u202f%") for text in words.parts([amount / sum(amounts) for amount in amounts])]
+    if not any(text[0] in "<>" for text in shown):
+        assert sum(map(float, shown)) == pytest.approx(100, abs=1e-9)
+        for text, amount in zip(shown, amounts, strict=True):
+            assert (float(text) in (0, 100)) == (amount in (0, sum(amounts)))
+            digits = len(text.partition(".")[2])
+            if 0 < amount < sum(amounts):
+                assert abs(float(text) - 100 * amount / sum(amounts)) < 10**-digits
+    else:
+        assert min(amount for amount in amounts if amount) / sum(amounts) < 1e-6
+
+
+def test_thirds_and_halves_of_a_digit_lose_nothing():
+    """One third three times, and 87.65 with 12.35 per cent."""
+    assert words.parts([1 / 3, 1 / 3, 1 / 3]) == ["33.4\u202f%", "33.3\u202f%", "33.3\u202f%"]
+    assert words.parts([0.8765, 0.1235]) == ["87.7\u202f%", "12.3\u202f%"]
+    assert words.parts([0.0, 1.0, 0.0]) == ["0\u202f%", "100\u202f%", "0\u202f%"]
+    assert words.parts([0.9999, 0.0001]) == ["99.99\u202f%", "0.01\u202f%"]
 
 
 def test_what_is_not_known_is_left_out(ordinary: str):

@@ -324,6 +324,21 @@ def test_a_broken_off_trial_has_the_epochs_of_its_newest_checkpoint(opened: Open
     assert not again.trials[0].ended
 
 
+def test_a_trial_of_an_earlier_version_continues_under_the_fingerprints_of_its_checkpoints(opened: Opened):
+    """A version with one setting more has another hash of them, and the checkpoints keep the old one."""
+    ledger = opened(NO_HEADS)
+    (trial,) = ledger.next_group()
+    ledger.begin([trial])
+    path = Path(trial.folder) / "run.json"
+    record = json.loads(path.read_text())
+    record["fingerprints"]["settings"] = "as it was hashed then"
+    path.write_text(json.dumps(record))
+    again = opened(NO_HEADS)
+    (member,) = again.begin(again.next_group())
+    assert member["fingerprints"] == {"data": "d", "weights": "imagenet", "settings": "as it was hashed then"}
+    assert json.loads(path.read_text())["fingerprints"] == member["fingerprints"]
+
+
 def test_a_trial_without_a_checkpoint_begins_anew(opened: Opened):
     """It was broken off in its first epoch."""
     ledger = opened(NO_HEADS)

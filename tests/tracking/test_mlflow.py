@@ -201,6 +201,17 @@ def test_another_winner_takes_the_tag(uri: str, tmp_path: Path) -> None:
     assert points(uri, found["search"], "test_accuracy") == [(1, 0.875), (2, 0.875)]
 
 
+@pytest.mark.parametrize("address", ["file:./mlruns", "file:///mlruns", "mlruns", "http:127.0.0.1"])
+def test_an_address_of_another_kind_is_refused_with_two_that_work(address: str) -> None:
+    """MLflow itself takes no folder of files any more; of the two that are proposed every test here uses the file."""
+    with pytest.raises(ConfigError) as caught:
+        check_tracking(run_config("/r", mlflow=address))
+    assert str(caught.value) == (
+        f"mlflow: received {address!r}, expected a URI that begins with http, https, databricks or sqlite. "
+        "Give http://HOST:PORT of a server, or sqlite:///mlflow.db for a file on this machine"
+    )
+
+
 def test_a_server_that_does_not_answer_is_told_before_the_start() -> None:
     """In one line, with the remedy."""
     with socket.socket() as probe:

@@ -13,8 +13,11 @@ from recorder import Recorder
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, PhaseConfig, RunConfig, StoppingConfig
+from pharmclf.data.plan import PhasePlan
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
 from pharmclf.training.job import LABELS_FILE, MODEL_FILE, TrainingDiverged, TrainingJob
+from pharmclf.training.meters import Sums
+from pharmclf.training.phases import phases_of
 
 pytestmark = [pytest.mark.tf, pytest.mark.ray]
 
@@ -132,6 +135,23 @@ def test_a_loss_that_is_not_finite_ends_the_run(make_job: Any, tmp_path: Path) -
     job = make_job(str(tmp_path), phase1=too_fast, phase2=PhaseConfig(epochs=0))
     with pytest.raises(TrainingDiverged, match=r"phase1\.learning_rate"):
         run(job)
+
+
+def test_a_phase_that_has_trained_nothing_is_not_to_blame(make_job: Any, tmp_path: Path) -> None:
+    """The first step of phase 2 computes with the weights of phase 1; from the second on they are its own."""
+    from tensorflow import constant
+
+    job = make_job(str(tmp_path), phase2=PhaseConfig(epochs=1, learning_rate=0.5))
+    phase = phases_of(job.config)[1]
+    plan = PhasePlan(job.train_rows, job.validation_rows, 10, 0, phase.first_epoch, 1)
+    lost = constant([float("nan"), 0.0, 0.0])
+    first = r"is nan in phase2, epoch 1, step 1, .* weights of phase1: .* Lower phase1\.learning_rate"
+    with pytest.raises(TrainingDiverged, match=first):
+        Sums({}).add(lost, plan, 0, phase, 0)
+    with pytest.raises(TrainingDiverged, match=r"phase2, epoch 1, step 2\. Lower phase2\.learning_rate \(0\.5\)"):
+        Sums({}).add(lost, plan, 1, phase, 0)
+    with pytest.raises(TrainingDiverged, match=r"phase2, epoch 1, validation step 1\. Lower phase2"):
+        Sums({}).add(lost, plan, 0, phase, 0, training=False)
 
 
 def test_early_stopping_ends_a_phase(make_job: Any, tmp_path: Path) -> None:

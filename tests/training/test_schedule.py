@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pharmclf.config import PhaseConfig, StoppingConfig
-from pharmclf.training.schedule import Monitor, best_phase, learning_rate
+from pharmclf.training.schedule import Monitor, best_phase, is_best_of_run, learning_rate
 
 STOPPING = StoppingConfig(early_patience=3, plateau_patience=2, plateau_factor=0.5, learning_rate_floor=1e-7)
 
@@ -177,3 +177,14 @@ def test_the_best_phase_has_the_best_accuracy_then_the_lowest_loss():
     assert best_phase(monitors((0.8, 2.0), (0.8, 1.0))) == "phase2"
     assert best_phase(monitors((0.8, 1.0), (0.8, 1.0))) == "phase1"
     assert best_phase(monitors((0.1, 1.0))) == "phase1"
+
+
+def test_the_best_epoch_of_a_run_is_the_best_of_all_phases():
+    """A first epoch of phase 2 is the best of its phase and not of the run, until it beats phase 1."""
+    first = {"best_accuracy": 0.9, "best_loss": 0.3, "best_epoch": 4}
+    second = {"best_accuracy": 0.8, "best_loss": 0.1, "best_epoch": 0}
+    assert is_best_of_run({"phase1": first}, "phase1", 4)
+    assert not is_best_of_run({"phase1": first}, "phase1", 3)
+    assert not is_best_of_run({"phase1": first, "phase2": second}, "phase2", 0)
+    assert not is_best_of_run({"phase1": first, "phase2": first}, "phase2", 4)
+    assert is_best_of_run({"phase1": first, "phase2": {**second, "best_accuracy": 0.9}}, "phase2", 0)

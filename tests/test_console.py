@@ -1,0 +1,63 @@
+"""The console of a run: which epoch it calls the best, and what it says of a loss beyond reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recorder import Recorder
+
+from pharmclf.cli import StopSignal
+from pharmclf.console import RunConsole
+from pharmclf.storage.lease import Lease
+from pharmclf.training.job import TrainingDiverged
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Iterator[tuple[RunConsole, list[str], Recorder]]:
+    """The console of a run of ten classes, its lines, and a listener."""
+    lease, said, listener = Lease.acquire(str(tmp_path)), list[str](), Recorder()
+    yield RunConsole(StopSignal(), lease, (listener,), said.append, num_classes=10), said, listener
+    lease.release()
+
+
+def _epoch(phase: str, number: int, loss: float, *, best: bool) -> dict[str, Any]:
+    return {
+        "phase": phase, "epoch": number, "epochs": 2, "train_loss": loss, "train_accuracy": 0.5, "val_loss": loss,
+        "val_accuracy": 0.5, "images_per_second": 9.0, "seconds": 1.0, "best": best,
+    }  # fmt: skip
+
+
+def test_the_best_epoch_is_called_so_and_a_loss_beyond_reason_never_is(shown: Any):
+    """A guess among ten classes has a loss of ln 10 = 2.30; a hundred times that is no model, and is said once."""
+    console, said, listener = shown
+    console.event("epoch", **_epoch("phase1", 0, 229.0, best=True))
+    assert said[-1].endswith("1 s  best so far")
+    console.event("epoch", **_epoch("phase1", 1, 1.2e7, best=True))
+    warning = (
+        "warning: phase1 has diverged: its validation loss is 1.2e+07, and a guess has 2.3. Lower phase1.learning_rate"
+    )
+    assert said[1].endswith("1 s")
+    assert said[2:] == [warning]
+    assert listener.of("note") == [{"text": warning}]
+    console.event("epoch", **_epoch("phase1", 1, 1.3e7, best=False))
+    assert len(said) == 4
+
+
+def test_the_phase_that_diverged_first_is_named(shown: Any):
+    """Phase 2 cannot mend what phase 1 has left; without a sign of that the error stays as it was."""
+    console, _, _ = shown
+    with pytest.raises(TrainingDiverged) as caught, console.divergence_explained():
+        raise TrainingDiverged("the loss is nan in phase2, epoch 1, step 4")
+    assert str(caught.value) == "the loss is nan in phase2, epoch 1, step 4"
+    console.event("epoch", **_epoch("phase1", 0, 5e5, best=True))
+    with pytest.raises(
+        TrainingDiverged, match=r"in phase2.*phase1 had diverged before, to a validation loss of 5e\+05"
+    ):
+        with console.divergence_explained():
+            raise TrainingDiverged("the loss is nan in phase2, epoch 1, step 4")
+    with pytest.raises(TrainingDiverged) as caught, console.divergence_explained():
+        raise TrainingDiverged("the loss is nan in phase1, epoch 2, step 1")
+    assert "before" not in str(caught.value)
