@@ -150,6 +150,8 @@ def complete_again(config: RunConfig, folder: str, record: dict[str, Any], say: 
     """
     check_place(config, folder, record, say)
     test_more(config, folder, record, say)
+    if (before := record["config"].get("max_error", config.max_error)) != config.max_error:
+        say(f"note: the threshold of the run stays that of --max-error {before}; {config.max_error} is not used")
     track_complete(config, folder, record, say)
     say(summary_text(storage.read_json(storage.join(folder, "result.json")), folder))
     say(f"the run {folder} is complete already; give another --name, or --overwrite, to train again")

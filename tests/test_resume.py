@@ -162,7 +162,10 @@ def test_a_complete_run_says_so_whatever_has_become_of_its_images(tmp_path):
     start = look_up(config, folder, print, overwrite=False)
     assert start.is_complete
     said: list[str] = []
-    assert complete_again(config, folder, dict(start.record or {}), said.append) == 0
+    assert (
+        complete_again(dataclasses.replace(config, max_error="5%"), folder, dict(start.record or {}), said.append) == 0
+    )
+    assert said.pop(0) == "note: the threshold of the run stays that of --max-error 1%; 5% is not used"
     assert "test accuracy 0.750" in said[0]
     assert said[1] == f"the run {folder} is complete already; give another --name, or --overwrite, to train again"
     with pytest.raises(ConfigError, match=r"lost its manifest.*jobs/evaluate\.py"):

@@ -63,7 +63,7 @@ def sweep_complete_again(base: RunConfig, folder: str, record: dict[str, Any], s
         record["result"] = storage.read_json(storage.join(winner, "result.json"))
         storage.write_json(storage.join(folder, SWEEP_FILE), record)
     say(record["table"])
-    say(f"the sweep {folder} is complete already; give more --trials to go on, another --name, or --overwrite")
+    say(f"the sweep {folder} is complete already; give more --trials to extend it, another --name, or --overwrite")
     return EXIT_OK
 
 
