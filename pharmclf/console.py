@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -12,8 +11,7 @@ from pharmclf.data.quarantine import Quarantine
 from pharmclf.report.summary import progress_line
 from pharmclf.storage.lease import Lease
 from pharmclf.training.job import Listener, Observer, TrainingDiverged
-
-_DIVERGED = 100.0  # times the loss of a guess among all classes, from which a validation loss is no model's any more
+from pharmclf.training.schedule import guess_loss, is_beyond_reason
 
 
 class Console(Observer, Protocol):
@@ -48,7 +46,7 @@ class RunConsole:
         """
         self._stop, self._lease, self._quarantine, self._say = stop, lease, quarantine, say
         self._listeners = (quarantine, *listeners)
-        self._guess = math.log(max(2, num_classes))
+        self._num_classes = num_classes
         self._diverged: dict[str, float] = {}  # phase -> its first validation loss that was beyond reason
 
     def say(self, text: str, /) -> None:
@@ -68,7 +66,7 @@ class RunConsole:
             names = ("loss", "accuracy", "images_per_second", "eta_s")
             self._say(progress_line(values["phase"], *place, **{name: values[name] for name in names}))
         elif kind == "epoch":
-            diverged = values["val_loss"] > _DIVERGED * self._guess
+            diverged = is_beyond_reason(values["val_loss"], self._num_classes)
             best = "  best so far" if values["best"] and not diverged else ""
             self._say(
                 f"{values['phase']} epoch {values['epoch'] + 1}/{values['epochs']}: "
@@ -80,7 +78,7 @@ class RunConsole:
                 self._diverged[values["phase"]] = values["val_loss"]
                 self.say(
                     f"warning: {values['phase']} has diverged: its validation loss is {values['val_loss']:.3g}, and a "
-                    f"guess has {self._guess:.3g}. Lower {values['phase']}.learning_rate"
+                    f"guess has {guess_loss(self._num_classes):.3g}. Lower {values['phase']}.learning_rate"
                 )
 
     @contextlib.contextmanager

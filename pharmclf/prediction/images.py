@@ -116,6 +116,4 @@ def _images(
     columns_key: str = "",
 ) -> Images:
     sizes, times = np.array([known.get(path, (0, 0)) for path in paths], np.int64).T
-    return Images(
-        pa.array(paths, pa.string()), sizes, times, tuple(notes), columns=columns, columns_key=columns_key
-    )
+    return Images(pa.array(paths, pa.string()), sizes, times, tuple(notes), columns=columns, columns_key=columns_key)

@@ -12,9 +12,10 @@ from pharmclf.data.plan import PhasePlan
 from pharmclf.model.device import gpu_capability, precision_for
 from pharmclf.training import distributed, loop
 from pharmclf.training.batches import device_batches
-from pharmclf.training.job import Listener, TrainingJob
+from pharmclf.training.job import Listener, TrainingDiverged, TrainingJob
 from pharmclf.training.lr_range import Curve, Smoothing, tried_rates, why_ended
 from pharmclf.training.phases import Phase, phases_of
+from pharmclf.training.schedule import is_beyond_reason
 from pharmclf.training.step import PhaseModel, StepResult
 
 _WARM_STEPS = 200  # of phase 1 before phase 2 is tested, at most its own epochs
@@ -82,10 +83,18 @@ def _curve(
 def _warm(
     job: TrainingJob, phase: Phase, model: PhaseModel, rate: float, stopped: Callable[[], bool], listener: Listener
 ) -> bool:
-    """Train a phase for some steps at one rate -> whether no stop was asked for."""
+    """Train a phase for some steps at one rate -> whether no stop was asked for.
+
+    Raises:
+        TrainingDiverged: with this rate there is nothing that the next phase could be tested on.
+    """
     steps = min(_WARM_STEPS, phase.settings.epochs * -(-len(job.train_rows) // job.config.batch_size))
-    for _ in _steps(job, phase, model, np.full(steps, rate), stopped, listener):
-        pass
+    for _, loss in _steps(job, phase, model, np.full(steps, rate), stopped, listener):
+        if is_beyond_reason(loss, len(job.class_names)):
+            raise TrainingDiverged(
+                f"the loss is {loss:.3g} in {phase.name}, which is trained for the test of the next phase at a rate of "
+                f"{rate:.2g}. Lower {phase.name}.learning_rate"
+            )
     return not stopped()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pharmclf.config import PhaseConfig, StoppingConfig
 
+_DIVERGED = 100.0  # times the loss of a guess among all classes, from which a loss is no model's any more
 _PLATEAU_MIN_DELTA = 1e-4  # a validation loss must fall by this to count, as in Keras's ReduceLROnPlateau
 
 
@@ -88,3 +89,13 @@ def best_phase(monitors: Mapping[str, Mapping[str, Any]]) -> str:
 def is_best_of_run(monitors: Mapping[str, Mapping[str, Any]], phase: str, epoch: int) -> bool:
     """Whether an epoch of a phase is the best of all phases so far; monitors as plain values."""
     return best_phase(monitors) == phase and monitors[phase]["best_epoch"] == epoch
+
+
+def guess_loss(num_classes: int) -> float:
+    """The loss of a guess among so many classes."""
+    return math.log(max(2, num_classes))
+
+
+def is_beyond_reason(loss: float, num_classes: int) -> bool:
+    """Whether a mean loss, though it may be finite, is that of weights that have diverged."""
+    return not loss <= _DIVERGED * guess_loss(num_classes)
