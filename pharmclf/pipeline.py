@@ -145,7 +145,7 @@ def run(
                     behind.callback(quarantine.write)
                     num_classes, listeners = len(manifest.class_names), (board, tracker, hardware)
                     console = RunConsole(stop, lease, quarantine, listeners, say, num_classes=num_classes)
-                    job = training_job(config, folder, manifest)
+                    job = training_job(config, folder, manifest, expected)
                     job = dataclasses.replace(job, hardware_every_s=config.hardware_every_s)
                     behind.enter_context(asking_for_nodes(config))
                     decided_job = settled(job, console, record)

@@ -101,7 +101,7 @@ def test_images_from_elsewhere_are_tested_without_those_of_the_training(
     assert len(table) == 45
     assert not table["path"].str.endswith("trained.jpg").any()
     page = (folder / "evaluation" / "mixed" / "report.html").read_text()
-    assert "51 images of 10 classes, 45 of them tested." in " ".join(page.split())
+    assert "51 images of 11 classes, 45 of them tested." in " ".join(page.split())
 
 
 def test_a_complete_run_is_tested_on_a_further_set(run: tuple[Path, str], drawn_images: str, other: Path):

@@ -64,9 +64,30 @@ def test_a_signal_writes_a_checkpoint_and_leaves(
 @pytest.mark.ray
 @pytest.mark.tf
 def test_a_finished_run_leaves_everything_that_is_promised(drawn_images: str, tmp_path: Path) -> None:
-    """result.json with its keys, pictures, predictions, and a .keras that loads and predicts without this package."""
-    ended = finish(f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--workers=0", *SMALL)
+    """result.json with its keys, pictures, predictions, and a .keras that loads and predicts without this package.
+
+    Given more epochs, the run trains those that are left, and all of that is renewed.
+    """
+    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--workers=0", *SMALL]
+    flags += ["--phase2.schedule=constant"]
+    ended = finish(*flags)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    _check_promises(drawn_images, tmp_path)
+    before = json.loads((tmp_path / "run" / "history.json").read_text())
+    ended = finish(*flags, "--phase2.epochs=5")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "note: phase2.epochs is 4 there and 5 now: training continues from the newest checkpoint" in ended.stdout
+    assert "resumed from phase2-epoch0004-step000000" in ended.stdout
+    after = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert after[:8] == before
+    assert [(epoch["phase"], epoch["epoch"]) for epoch in after[8:]] == [("phase2", 4)]
+    assert [p["epochs"] for p in json.loads((tmp_path / "run" / "result.json").read_text())["phases"]] == [4, 5]
+    shorter = finish(*flags)
+    assert shorter.returncode == 2
+    assert "phase2.epochs: 5 there, 4 now" in shorter.stderr
+
+
+def _check_promises(drawn_images: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = json.loads((folder / "result.json").read_text())
     promised = {
