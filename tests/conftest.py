@@ -75,6 +75,8 @@ def shared_ray() -> Iterator[None]:
 
     from pharmclf.training.launch import connect
 
+    # a proxy where nobody listens, which gRPC alone would ask: workers must reach each other without it
+    os.environ.update({"grpc_proxy": "http://127.0.0.1:9"})
     connect()
     yield
     ray.shutdown()

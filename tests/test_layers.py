@@ -18,7 +18,7 @@ PURE = [
     "hardware", "evaluation.labels", "evaluation.saved", "evaluation.evaluate", "model.cut", "model.device", "runs",
     "activations.key", "activations.choice",
     "activations.shards", "activations.reader", "activations.listing", "activations.local_cache",
-    "training.grouping", "training.access", "training.division",
+    "training.grouping", "training.access", "training.proxy", "training.ray_address", "training.division",
     "training.fitting", "training.lr_range", "training.fit_batch", "training.pulse", "training.recovery", "status",
     "sweep.space", "sweep.search", "sweep.halving", "sweep.options", "sweep.ledger",
 ]  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 import time
 from typing import Any
@@ -17,6 +16,7 @@ from pharmclf.config import RunConfig
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.prepare import data_location
 from pharmclf.evaluation.predict import BATCH, Prediction, Predictor, predicted_blocks
+from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import device_name
 from pharmclf.prediction.answers import Answers
 from pharmclf.prediction.images import list_images
@@ -56,7 +56,7 @@ def benchmark_inference(config: RunConfig, say: Say) -> dict[str, Any]:
         rows = []
         before = _forward(predictor, batch)
         for name, actors in (("this process", 0), ("1 process on Ray", 1)):
-            skipped = _AHEAD_BYTES // batch[0].nbytes if actors else 2 * (os.cpu_count() or 1) * BATCH
+            skipped = _AHEAD_BYTES // batch[0].nbytes if actors else 2 * usable_cores() * BATCH
             pace = _stream(dataclasses.replace(what, actors=actors), images.paths, skipped, int(before * _MEASURED_S))
             after = _forward(predictor, batch)
             forward = 2 / (1 / before + 1 / after)

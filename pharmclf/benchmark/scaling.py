@@ -30,6 +30,7 @@ from pharmclf.benchmark.scaling_model import (
 from pharmclf.benchmark.stages import benchmark_job, stream_rate
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig
+from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import in_precision, prepare_for
 from pharmclf.report.scaling_plots import scaling_png
 from pharmclf.training.attempt import trainer_for
@@ -196,7 +197,7 @@ def _own_cores(place: int, beside: int) -> int:
         number of cores.
     """
     if not hasattr(os, "sched_setaffinity"):
-        return max(1, (os.cpu_count() or 1) // beside)
+        return max(1, usable_cores() // beside)
     cores = sorted(os.sched_getaffinity(0))
     each = max(1, len(cores) // beside)
     mine = cores[place * each : (place + 1) * each] or cores

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+
+from pharmclf.hardware.cores import usable_cores
 
 NOTHING = "—"
 """What stands where there is no figure."""
@@ -54,5 +55,4 @@ def processor_name() -> str:
 
 def machine() -> dict[str, str | int]:
     """The machine that is measured on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"processor": processor_name(), "cores": cores, "system": platform.platform()}
+    return {"processor": processor_name(), "cores": usable_cores(), "system": platform.platform()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pharmclf import storage
 from pharmclf.data.images import BadImage, Probe, probe
 from pharmclf.fingerprint import sha256_bytes
+from pharmclf.hardware.cores import usable_cores
 
 NOT_READ = "not read"
 """How the status of a file begins that storage did not give; another attempt may succeed."""
@@ -57,7 +57,7 @@ def scan_files(locations: list[str], progress: Callable[[int, int], None] | None
 
     `progress` is called with (files done, files); what waits in memory does not grow with the number of files.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     many = len(locations) > _PROCESSES_FROM
     size = _CHUNK_FILES if many else 8
     chunks = [locations[start : start + size] for start in range(0, len(locations), size)]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pharmclf import storage
 from pharmclf.config import DEMO, ConfigError, RunConfig
@@ -21,14 +19,15 @@ from pharmclf.doctor.network import judge_network
 from pharmclf.doctor.node import STORAGE_S, WHOLE_S, Request, examine, judge_node
 from pharmclf.doctor.packages import LACKS_PACKAGE, judge_packages, packages_here
 from pharmclf.doctor.store import BULK_BYTES, StorageFacts, beacon_at, judge_storage, try_storage
+from pharmclf.hardware.cores import cores_for_ray
 from pharmclf.training.division import Node, Team, room_text, team_on
+from pharmclf.training.ray_address import FIND_LOCAL, check_address, given_address
 
 if TYPE_CHECKING:
     from pharmclf.doctor.nodes import Nodes
 
 Show = Callable[[Section], None]
 _LISTING_S = 60.0
-_ADDRESS_S = 5.0
 _WORKERS = "workers"
 
 
@@ -45,7 +44,7 @@ def examine_all(config: RunConfig, show: Show) -> list[Section]:
     data = config.data if config.data == DEMO else storage.absolute(config.data).rstrip("/")
     config = dataclasses.replace(config, data=data, storage=storage.absolute(config.storage))
     sections: list[Section] = []
-    parts = _on_cluster if os.environ.get("RAY_ADDRESS") else _on_this_machine
+    parts = _on_cluster if given_address() else _on_this_machine
     for section in parts(config):
         sections.append(section)
         show(section)
@@ -59,7 +58,7 @@ def _on_this_machine(config: RunConfig) -> Iterator[Section]:
     findings = [*judge_node(facts, request, None), *trouble]
     yield Section(title=f"this machine ({socket.gethostname()})", findings=tuple(findings), facts=_plain(facts))
     gpus = len(facts.tensorflow.gpus) if facts.tensorflow else 0
-    node = Node("", "127.0.0.1", 0, float(os.cpu_count() or 1), float(gpus))  # as a run starts Ray
+    node = Node("", "127.0.0.1", 0, float(cores_for_ray()), float(gpus))  # as a run starts Ray
     room = judge_room(config, [node], waits=False)
     if config.worker_range[1] < 2:
         text = "not tried: one worker exchanges nothing; --workers 2 tries it"
@@ -76,7 +75,7 @@ def _on_this_machine(config: RunConfig) -> Iterator[Section]:
 
 
 def _on_cluster(config: RunConfig) -> Iterator[Section]:
-    address = os.environ["RAY_ADDRESS"]
+    address = given_address()
     images, trouble = _sample(config)
     facts, findings = _storage_here(config)
     title = f"the driver ({socket.gethostname()})"
@@ -212,15 +211,13 @@ def _storage_here(config: RunConfig) -> tuple[StorageFacts | None, list[Finding]
 
 
 def _unreachable(address: str) -> str:
-    """Why nothing can be reached at the address of a cluster; "" where it can, or is no host and port."""
-    parts = urlsplit(f"//{address}" if "://" not in address else address)
+    """Why no cluster answers at an address; "" where one does, or Ray looks for it."""
     try:
-        if not parts.hostname or not parts.port:
-            return ""
-        with socket.create_connection((parts.hostname, parts.port), timeout=_ADDRESS_S):
-            return ""
-    except (OSError, ValueError) as error:
-        return f"{address}: {error}"
+        if address != FIND_LOCAL:
+            check_address(address)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _cannot_connect(error: str) -> Finding:

@@ -82,10 +82,9 @@ def _said(error: Exception) -> str:
 
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     """One Ray Train worker. (all ranks)"""
-    import os
-
     import ray.train
 
+    from pharmclf.hardware.cores import usable_cores
     from pharmclf.model.device import prepare_device
     from pharmclf.quiet import native_chatter_muted
 
@@ -95,7 +94,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         from pharmclf.training import distributed
 
         beside = ray.train.get_context().get_local_world_size()
-        workers = distributed.join(max(1, (os.cpu_count() or 1) // beside) if beside > 1 else None)
+        workers = distributed.join(max(1, usable_cores() // beside) if beside > 1 else None)
         workers.wait_for_all()
         start_s = time.time() - settings["began"]
         measured = all_reduce.measure(workers)

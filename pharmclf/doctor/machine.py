@@ -13,6 +13,7 @@ import psutil
 
 from pharmclf.activations.shards import size_text
 from pharmclf.doctor.findings import Finding, fail, ok, warn
+from pharmclf.hardware.cores import schedulable_cores
 
 _SHARED = "/dev/shm"
 # Ray that is started without settings takes this share of the memory for its object store, and above so many bytes no
@@ -68,7 +69,7 @@ class RayView:
 
 def machine_here() -> Machine:
     """Look at the machine of this process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = schedulable_cores()
     quota, limit, used = container_limits(lambda path: Path(path).read_text("utf-8"))
     memory = psutil.virtual_memory()
     available = memory.available if limit is None else min(memory.available, max(0, limit - used))

@@ -22,14 +22,15 @@ from pharmclf.doctor.machine import (
     judge_shared_memory,
     machine_here,
 )
+from pharmclf.doctor.proxies import ProxyFacts, judge_proxies, proxies_here
 from pharmclf.doctor.store import BULK_BYTES, StorageFacts, judge_storage, try_storage
 
 T = TypeVar("T")
-_MACHINE_S, _DRIVER_S, _DISKS_S, _IMAGES_S = 5.0, 15.0, 20.0, 30.0
+_MACHINE_S, _DRIVER_S, _DISKS_S, _IMAGES_S, _PROXIES_S = 5.0, 15.0, 20.0, 30.0, 10.0
 STORAGE_S = 20.0
 """Patience with a storage that does not answer, of the whole examination."""
 _SLACK_S = 5.0
-WHOLE_S = _MACHINE_S + _DRIVER_S + _DISKS_S + _IMAGES_S + STORAGE_S + TRIAL_S + 2 * _SLACK_S
+WHOLE_S = _MACHINE_S + _PROXIES_S + _DRIVER_S + _DISKS_S + _IMAGES_S + STORAGE_S + TRIAL_S + 2 * _SLACK_S
 """A node that has not answered by then does not answer."""
 
 
@@ -54,6 +55,7 @@ class NodeFacts:
     """What is known of a node. What was not asked for, or did not answer, is None."""
 
     machine: Machine | None = None
+    proxies: ProxyFacts | None = None
     disks: tuple[Disk, ...] | None = None
     storage: StorageFacts | None = None
     images: ImagesFacts | None = None
@@ -84,6 +86,7 @@ def examine(request: Request, ray_folder: str = "") -> NodeFacts:
         return None
 
     collect("machine", _MACHINE_S, machine_here)
+    collect("proxies", _PROXIES_S, proxies_here)
     with storage.patience(request.patience_s):
         bulk = BULK_BYTES if whole else 0
         limit_s = request.patience_s + _SLACK_S
@@ -101,6 +104,7 @@ def examine(request: Request, ray_folder: str = "") -> NodeFacts:
 
 _SILENT = {
     "machine": ("machine", "see /proc and /sys on this node"),
+    "proxies": ("proxy", "correct http_proxy and its like, or unset them"),
     "storage": ("storage", "see that this node reaches it; a mount whose server is gone must be mounted anew"),
     "images": ("data", "see that this node reaches the images; a mount whose server is gone must be mounted anew"),
     "disks": ("disk", "see the disk and its mounts; a broken one is left by TMPDIR"),
@@ -128,6 +132,7 @@ def judge_node(facts: NodeFacts, request: Request, ray: RayView | None) -> list[
         found += [judge_cpus(machine, ray), judge_memory(machine, ray)]
     if machine is not None:
         found.append(judge_shared_memory(machine, ray))
+    found += judge_proxies(facts.proxies or ProxyFacts())
     found += judge_disks(facts.disks or ())
     if facts.storage is not None:
         found += judge_storage(facts.storage)

@@ -38,7 +38,7 @@ def joined() -> Iterator[str]:
         connect(allow_open=True)  # who may use it is a finding of its own
     except Exception as failure:
         lines = str(failure).strip().splitlines() or [""]
-        error = f"{type(failure).__name__}: {lines[0]}"
+        error = lines[0] if isinstance(failure, ConfigError) else f"{type(failure).__name__}: {lines[0]}"
     try:
         yield error
     finally:

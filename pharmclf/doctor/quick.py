@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from pharmclf.doctor.findings import Finding, Section, fail, of_level, warn
 from pharmclf.doctor.node import STORAGE_S, NodeFacts, Request, examine, judge_node
 from pharmclf.doctor.packages import LACKS_PACKAGE, judge_packages, packages_here
 from pharmclf.doctor.store import Kind, beacon_at
+from pharmclf.training.ray_address import given_address
 
 if TYPE_CHECKING:
     from pharmclf.doctor.nodes import Answer
@@ -47,7 +47,10 @@ def quick_checks(config: RunConfig, say: Callable[[str], None]) -> None:
     facts = examine(request)
     sections = [Section(title="", findings=tuple(judge_node(facts, request, None)))]
     kinds = {facts.storage.kind} if facts.storage else set()
-    if os.environ.get("RAY_ADDRESS") and not of_level(sections, "FAIL"):
+    if facts.proxies and facts.proxies.urls and config.worker_range[1]:
+        name, url = next(iter(facts.proxies.urls.items()))
+        say(f"note: {name} is set ({url}); workers reach each other without it, storage and downloads go through it")
+    if given_address() and not of_level(sections, "FAIL"):
         for section, answered in _on_nodes(dataclasses.replace(request, patience_s=STORAGE_S)):
             sections.append(section)
             kinds |= {answered.storage.kind} if answered and answered.storage else set()

@@ -7,7 +7,6 @@ predicts the images before them. Either way the models are loaded once, and ever
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -23,6 +22,7 @@ from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.stream import checked, in_column, in_order, load_block
+from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 
@@ -203,7 +203,7 @@ def _read_span(what: Prediction, images: ImageSet, first: int, count: int) -> Bl
 
 def _predicted_here(what: Prediction, images: ImageSet) -> Generator[Block, None, None]:
     """In this process: every core decodes a batch ahead, as far as TensorFlow leaves it the time."""
-    threads = max(1, min(os.cpu_count() or 1, _AHEAD_BYTES // (BATCH * what.image_size**2 * 3)))
+    threads = max(1, min(usable_cores(), _AHEAD_BYTES // (BATCH * what.image_size**2 * 3)))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     ahead: deque[Future[Block]] = deque()
     firsts = iter(range(0, len(images), BATCH))

@@ -9,7 +9,6 @@ about.json: the input and the output as the runtime sees them.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +51,9 @@ def tflite(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
     """By LiteRT's interpreter, image by image."""
     from ai_edge_litert.interpreter import Interpreter
 
-    serve = Interpreter(model_path=path, num_threads=os.cpu_count()).get_signature_runner()
+    from pharmclf.hardware.cores import usable_cores
+
+    serve = Interpreter(model_path=path, num_threads=usable_cores()).get_signature_runner()
     [(name, pixels)], [(output, probabilities)] = serve.get_input_details().items(), serve.get_output_details().items()
     tensors = ((name, pixels), (output, probabilities))
     about = [_tensor(n, details["shape"].tolist(), np.dtype(details["dtype"]).name) for n, details in tensors]

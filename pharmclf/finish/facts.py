@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 
 import psutil
@@ -11,6 +10,7 @@ from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import count_table
 from pharmclf.data.stream import load_images
+from pharmclf.hardware.cores import usable_cores
 from pharmclf.report.facts import DataFacts, Picture
 
 _GROUPS, _PER_GROUP, _QUARANTINED = 4, 4, 50
@@ -68,5 +68,5 @@ def machine_facts(device: str, workers: int) -> list[tuple[str, str]]:
     return [
         ("device", device),
         ("workers", str(workers) if workers else "none; in one process"),
-        ("driver", f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {memory:.0f} GiB"),
+        ("driver", f"{platform.system()} {platform.machine()}, {usable_cores()} CPU cores, {memory:.0f} GiB"),
     ]

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Sequence
 
 from pharmclf.config import ConfigError, RunConfig
+from pharmclf.hardware.cores import schedulable_cores, usable_cores
 
 MEMORY_VARIABLE = "PHARMCLF_DEVICE_MEMORY_MB"
 
@@ -91,7 +92,9 @@ def prepare_for(config: RunConfig) -> None:
 
 
 def prepare_device(*, deterministic: bool, gpus: bool = True) -> None:
-    """Let GPU memory grow, or take the part that is allowed, and choose deterministic kernels. (all ranks)
+    """Let GPU memory grow, or take the part that is allowed; choose deterministic kernels and Keras's own settings.
+
+    (all ranks)
 
     Before TensorFlow's first operation in a process, since it cannot change its devices behind that: whoever asks
     first decides for the process.
@@ -102,6 +105,7 @@ def prepare_device(*, deterministic: bool, gpus: bool = True) -> None:
 
     Raises:
         RuntimeError: TensorFlow has begun to compute, and nobody had asked.
+        ConfigError: Keras runs on another backend in this process.
     """
     global _prepared
     import tensorflow as tf
@@ -111,9 +115,33 @@ def prepare_device(*, deterministic: bool, gpus: bool = True) -> None:
         for processor in tf.config.list_physical_devices("CPU"):
             tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()])
         _prepare_gpus(gpus)
+        if (cores := usable_cores()) < schedulable_cores():  # which is all that TensorFlow knows of
+            tf.config.threading.set_intra_op_parallelism_threads(cores)
+            tf.config.threading.set_inter_op_parallelism_threads(cores)
         _prepared = True
+    reset_keras_settings()
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def reset_keras_settings() -> None:
+    """Give Keras its own defaults, whatever `keras.json` in KERAS_HOME, the environment or other code has set.
+
+    Raises:
+        ConfigError: another program has imported Keras in this process, with another backend.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise ConfigError(
+            f"keras: received the backend {keras.backend.backend()!r}, expected 'tensorflow'. Keras was imported "
+            "before pharmclf: import pharmclf first, or set KERAS_BACKEND=tensorflow before Python starts"
+        )
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_max_epochs(None)
+    keras.config.set_max_steps_per_epoch(None)
 
 
 def _prepare_gpus(allowed: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from pharmclf.prediction.waiting import until
 from pharmclf.progress import progress_lines
 from pharmclf.training.launch import connect
 from pharmclf.training.nodes import usable_nodes
+from pharmclf.training.ray_address import given_address
 
 _SHOWN = 20  # bad images that are named on the console
 
@@ -47,7 +47,7 @@ def placed(what: Prediction, options: PredictOptions, num_images: int) -> Predic
     Raises:
         ConfigError: the cluster has not what is asked for, or may not be joined.
     """
-    on_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    on_cluster = bool(given_address())
     gpus = gpus_here() if options.accelerator != "cpu" else 0
     if not wants_ray(options.workers, options.accelerator, num_images, on_cluster=on_cluster, gpus_here=gpus):
         return what

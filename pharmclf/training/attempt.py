@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import tempfile
 import threading
@@ -21,6 +20,7 @@ from pharmclf import storage
 from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
 from pharmclf.config import ConfigError
 from pharmclf.hardware import sampled
+from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import prepare_for
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.division import Team
@@ -260,7 +260,7 @@ def _worker(settings: dict[str, Any]) -> None:
         from pharmclf.training import distributed, loop
 
         prepare_for(job.config)
-        threads = max(1, (os.cpu_count() or 1) // world) if world > 1 else None
+        threads = max(1, usable_cores() // world) if world > 1 else None
         workers = dataclasses.replace(distributed.join(threads), pulse=pulse)
         # one process of each node reads it; the driver reads its own
         reads = context.get_local_rank() == 0 and ray.get_runtime_context().get_node_id() != settings["driver_node"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from pharmclf.training.proxy import reach_directly
 from pharmclf.training.pulse import Pulse
 
 
@@ -61,5 +62,7 @@ def join(threads: int | None = None) -> Workers:
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     task = json.loads(os.environ["TF_CONFIG"])
+    # a node that joins later than the driver has a TF_CONFIG with all nodes too
+    reach_directly(worker.rpartition(":")[0].strip("[]") for worker in task["cluster"]["worker"])
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     return Workers(strategy, int(task["task"]["index"]), len(task["cluster"]["worker"]))

@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray._private import services
 
 from pharmclf import storage
-from pharmclf.config import RunConfig
+from pharmclf.config import ConfigError, RunConfig
 from pharmclf.hardware import sampled
+from pharmclf.hardware.cores import cores_for_ray
 from pharmclf.model.device import MEMORY_VARIABLE, prepare_for
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.access import refuse_open_cluster
@@ -34,6 +36,8 @@ from pharmclf.training.nodes import (
     usable_nodes,
     wait_for_team,
 )
+from pharmclf.training.proxy import reach_directly
+from pharmclf.training.ray_address import FIND_LOCAL, VARIABLE, check_address, given_address, no_cluster_found
 from pharmclf.training.recovery import Failure, Recovery, place_text
 
 _QUIET = {
@@ -59,7 +63,7 @@ def connect(*, allow_open: bool = False) -> None:
         allow_open: join a cluster that takes jobs from anyone who reaches it.
 
     Raises:
-        ConfigError: the cluster is such a one, and may not be joined.
+        ConfigError: the cluster is such a one, and may not be joined; or none answers at RAY_ADDRESS.
     """
     global _local
     for name, value in _QUIET.items():
@@ -68,27 +72,52 @@ def connect(*, allow_open: bool = False) -> None:
         return
     # Ray refuses what the submission has set already, and would print both sides, secrets included
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
-    variables = {name: os.environ[name] for name in (*_QUIET, MEMORY_VARIABLE) if name in os.environ}
+    variables = {name: os.environ[name] for name in (*_QUIET, MEMORY_VARIABLE, "KERAS_BACKEND") if name in os.environ}
     variables |= storage.environment()
     variables = {name: value for name, value in variables.items() if name not in submitted.get("env_vars", {})}
-    _local = not os.environ.get("RAY_ADDRESS")
-    local = {"include_dashboard": False, "num_cpus": os.cpu_count()} if _local else {}
+    address = given_address()
+    _local = not address
+    local = {"include_dashboard": False, "num_cpus": cores_for_ray(), "address": "local"} if _local else {}
+    if not _local:
+        _check_answer(address)
+    reach_directly([node_address()])
     # it says at each start that tokens are asked for
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     with _signals_kept():
-        context = ray.init(
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            configure_logging=False,
-            runtime_env={"env_vars": variables},
-            **local,
-        )
+        try:
+            context = ray.init(
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                configure_logging=False,
+                runtime_env={"env_vars": variables},
+                **local,
+            )
+        except ConnectionError as error:
+            if _local:
+                raise
+            raise ConfigError(f"{VARIABLE}: received {address!r}, where no Ray can be joined: {error}") from error
     if not _local:
+        reach_directly(node["NodeManagerAddress"] for node in ray.nodes())
         try:
             refuse_open_cluster(context.address_info, allow_open)
         except BaseException:
             ray.shutdown()
             raise
+
+
+def _check_answer(address: str) -> None:
+    """See whether a cluster answers at RAY_ADDRESS.
+
+    Raises:
+        ConfigError: none does.
+    """
+    found = ""
+    if address == FIND_LOCAL:
+        try:
+            found = services.canonicalize_bootstrap_address(address)
+        except ConnectionError as error:
+            raise no_cluster_found() from error
+    check_address(address, resolved=found)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from pharmclf.doctor.machine import Machine, RayView, judge_cpus, judge_memory, 
 from pharmclf.doctor.network import Door, judge_network
 from pharmclf.doctor.node import NodeFacts, Request, judge_node
 from pharmclf.doctor.packages import Packages, judge_packages
+from pharmclf.doctor.proxies import ProxyFacts, judge_proxies
 from pharmclf.doctor.store import StorageFacts, judge_storage
 from pharmclf.training.division import Node
 
@@ -342,3 +343,16 @@ def test_only_a_failure_makes_the_exit_code_1(findings, code, text):
     sections = [Section(title="here", findings=findings)]
     assert exit_code(sections) == to_plain(sections)["exit_code"] == code
     assert text in verdict(sections)
+
+
+def test_a_proxy_is_named_and_no_danger_to_the_ways_between_nodes() -> None:
+    """A warning where it takes no connection, or where Ray would send its own connections there."""
+    assert judge_proxies(ProxyFacts()) == []
+    url = "http://proxy:3128"
+    facts = ProxyFacts(urls={"http_proxy": url})
+    (finding,) = judge_proxies(facts)
+    check(finding, "OK", "http_proxy=http://proxy:3128", "nodes reach each other without it")
+    (finding,) = judge_proxies(change(facts, silent={url: "Connection refused"}))
+    check(finding, "warn", "http_proxy=http://proxy:3128; it takes no connection", "Connection refused", "s3://")
+    (finding,) = judge_proxies(change(facts, used_by_ray=True))
+    check(finding, "warn", "unset RAY_grpc_enable_http_proxy wherever Ray is started")

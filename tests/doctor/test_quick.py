@@ -15,6 +15,7 @@ from s3server import Gateway
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.doctor.quick import NotReady, quick_checks
 from pharmclf.storage import objects
+from pharmclf.training import ray_address
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,3 +92,26 @@ def test_a_run_is_checked_before_its_images_are_read_unless_told_otherwise(mount
         run(config, lambda _: None)
     with pytest.raises(ConfigError, match="nowhere"):
         run(dataclasses.replace(config, skip_checks=True), lambda _: None)
+
+
+def test_a_proxy_that_takes_no_connection_is_said_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what goes through it, and without its password."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("https_proxy", "http://user:secret@127.0.0.1:9")
+    lines: list[str] = []
+    quick_checks(RunConfig(storage=str(tmp_path)), lines.append)
+    assert "note: https_proxy is set (http://…@127.0.0.1:9); workers reach each other without it" in lines[0]
+    (warning,) = [line for line in lines if line.startswith("warning: proxy: ")]
+    assert "https_proxy=http://…@127.0.0.1:9; it takes no connection" in warning
+    assert "Remedy: correct the variable, or unset it" in warning
+
+
+def test_a_cluster_that_does_not_answer_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before an image is read, and by the name of the variable."""
+    monkeypatch.setattr(ray_address, "_PATIENCE_S", 0.5)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS: received '127\.0\.0\.1:1', but no Ray cluster answers there"):
+        quick_checks(RunConfig(storage=str(tmp_path)), lambda _: None)

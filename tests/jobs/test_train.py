@@ -23,7 +23,10 @@ from pharmclf.data.prepare import split_manifest
 @pytest.mark.ray
 @pytest.mark.tf
 def test_a_run_killed_in_both_phases_ends_as_the_unbroken_one(drawn_images: str, tmp_path: Path) -> None:
-    """SIGKILL for driver and workers in phase 1, again in phase 2, the same command each time: equal bit for bit."""
+    """SIGKILL for driver and workers in phase 1, again in phase 2, the same command each time: equal bit for bit.
+
+    The unbroken run has a user's settings of Keras around it, which change nothing.
+    """
     shared = [f"--data={drawn_images}", f"--storage={tmp_path}", *SMALL]
     broken = [*shared, "--name=broken"]
     for phase in (0, 1):
@@ -33,7 +36,9 @@ def test_a_run_killed_in_both_phases_ends_as_the_unbroken_one(drawn_images: str,
     ended = finish(*broken)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "resumed from phase2" in ended.stdout
-    whole = finish(*shared, "--name=whole")
+    settings = {"floatx": "float16", "epsilon": 0.01, "backend": "torch", "image_data_format": "channels_first"}
+    (tmp_path / "keras.json").write_text(json.dumps(settings))
+    whole = finish(*shared, "--name=whole", KERAS_HOME=str(tmp_path), KERAS_BACKEND="torch")
     assert whole.returncode == 0, whole.stdout + whole.stderr
     one, other = final(tmp_path / "broken"), final(tmp_path / "whole")
     for file in ("weights", "optimizer"):

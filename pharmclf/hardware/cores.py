@@ -1,0 +1,44 @@
+"""How many cores a process may keep busy; a host's own number says little in a container or in a job of Slurm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from pharmclf.hardware.control_group import ControlGroup
+
+_RAY_LEAST = 2  # one for a worker, one to decode images: on a single core the two take turns
+
+
+def schedulable_cores() -> int:
+    """The cores that the system lets this process run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_cores(group: ControlGroup | None = None, environment: Mapping[str, str] = os.environ) -> int:
+    """The cores that this process and its children can keep busy: the least that any limit allows, 1 or more.
+
+    Args:
+        group: the limits of this container; found out if not given.
+        environment: that Slurm has written the size of its job to.
+    """
+    quota = (group or ControlGroup()).num_cpus
+    limits = [float(schedulable_cores()), *([] if quota is None else [quota]), *_of_slurm(environment)]
+    return max(1, int(min(limits)))
+
+
+def cores_for_ray() -> int:
+    """The CPUs that a Ray of our own counts on this machine."""
+    return max(_RAY_LEAST, usable_cores())
+
+
+def _of_slurm(environment: Mapping[str, str]) -> Iterator[float]:
+    """What Slurm has given to this process: to its task inside a step of srun, else to the job on this node."""
+    if "SLURM_JOB_ID" not in environment:
+        return
+    names = ("SLURM_CPUS_ON_NODE", "SLURM_CPUS_PER_TASK")
+    for name in reversed(names) if "SLURM_STEP_ID" in environment else names:
+        text = environment.get(name, "")
+        if text.isdigit() and int(text):
+            yield float(text)
+            return

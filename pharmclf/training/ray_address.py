@@ -1,0 +1,94 @@
+"""Whether a Ray cluster answers at RAY_ADDRESS; asked without Ray, which would try for a quarter of an hour."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from urllib.parse import urlsplit
+
+from pharmclf.config import ConfigError
+
+VARIABLE = "RAY_ADDRESS"
+FIND_LOCAL = "auto"
+_PATIENCE_S = 12.0
+_CONNECT_S = 4.0
+_RETRY_S = 0.5
+# what an HTTP/2 client sends first, with an empty frame of settings; a gRPC server answers with its own settings
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_HEADER_BYTES, _TYPE_AT, _SETTINGS = 9, 3, 4
+_REMEDY = (
+    f"`unset {VARIABLE}` starts Ray on this machine alone; otherwise start that cluster (`ray start --head`), or set "
+    f"{VARIABLE} to HOST:PORT of the head of one that runs"
+)
+
+
+def given_address() -> str:
+    """The cluster that RAY_ADDRESS names; "" where this process starts a Ray of its own."""
+    address = os.environ.get(VARIABLE, "").strip()
+    return "" if address == "local" else address
+
+
+def check_address(address: str, *, resolved: str = "", patience_s: float | None = None) -> None:
+    """See whether a cluster answers, before Ray is asked to join it.
+
+    Args:
+        address: as RAY_ADDRESS gives it.
+        resolved: HOST:PORT that Ray has found for `auto`.
+        patience_s: seconds to wait for an answer; None: twelve.
+
+    Raises:
+        ConfigError: nothing that speaks gRPC answers, or the address has a form that a run cannot use.
+    """
+    if "://" in address:
+        raise ConfigError(
+            f"{VARIABLE}: received {address!r}, expected HOST:PORT of the cluster's head, such as 10.0.0.5:6379. "
+            "Addresses with :// are those of the job server and of Ray's client: submit the job instead (`ray job "
+            f"submit --address http://HEAD:8265 --working-dir . -- python …`), or `unset {VARIABLE}` to start Ray on "
+            "this machine alone"
+        )
+    if reason := _silence(resolved or address, _PATIENCE_S if patience_s is None else patience_s):
+        found = f" ({resolved})" if resolved else ""
+        raise ConfigError(
+            f"{VARIABLE}: received {address!r}, but no Ray cluster answers there{found}: {reason}. {_REMEDY}"
+        )
+
+
+def no_cluster_found() -> ConfigError:
+    """The error for `auto` where Ray finds no cluster on this machine."""
+    return ConfigError(f"{VARIABLE}: received {FIND_LOCAL!r}, but no Ray runs on this machine. {_REMEDY}")
+
+
+def _silence(address: str, patience_s: float) -> str:
+    """Why no gRPC server answers at HOST:PORT; "" where one does."""
+    try:
+        parts = urlsplit(f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port:
+        return "it is not of the form HOST:PORT"
+    until = time.monotonic() + patience_s
+    while True:
+        began = time.monotonic()
+        reason = _try(host, port, min(_CONNECT_S, max(0.1, until - began)))
+        if not reason or time.monotonic() + _RETRY_S >= until:
+            return reason
+        time.sleep(_RETRY_S)
+
+
+def _try(host: str, port: int, limit_s: float) -> str:
+    try:
+        with socket.create_connection((host, port), timeout=limit_s) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return ""  # what follows would be encrypted
+            connection.sendall(_PREFACE)
+            answer = b""
+            while len(answer) < _HEADER_BYTES and (part := connection.recv(_HEADER_BYTES - len(answer))):
+                answer += part
+    except TimeoutError:
+        return f"no answer in {limit_s:.0f} s"
+    except OSError as error:
+        return error.strerror or str(error)
+    is_grpc = len(answer) == _HEADER_BYTES and answer[_TYPE_AT] == _SETTINGS
+    return "" if is_grpc else "another program listens on that port"
