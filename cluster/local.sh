@@ -4,9 +4,9 @@
 #
 # Costs      nothing beyond this machine.
 # Start      cluster/local.sh start
-# Submit     cluster/local.sh submit -- python jobs/train.py --workers 1 --name demo
+# Submit     cluster/local.sh submit -- python jobs/train.py --workers 1 --storage "$PWD/runs" --name demo
 # Watch      cluster/local.sh status;  cluster/local.sh logs JOB;  http://127.0.0.1:8265 (asks for the token)
-# Fetch      python jobs/fetch_best.py --storage runs --out best/      (give --storage an absolute path when submitting)
+# Fetch      python jobs/fetch_best.py --storage runs --out best/
 # Tear down  cluster/local.sh halt JOB     ends one job; its run writes a checkpoint first
 #            cluster/local.sh stop         ends this Ray and what runs on it; no other Ray on the machine is touched
 #
@@ -32,6 +32,10 @@ export RAY_AUTH_MODE=token PATH
 export RAY_health_check_initial_delay_ms=5000 RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3
 unset RAY_ADDRESS RAY_API_SERVER_ADDRESS
+# the job server is on this machine: `ray job` would ask a proxy for it
+no_proxy=${no_proxy:-${NO_PROXY:-}}
+[ "$no_proxy" = "*" ] || no_proxy=${no_proxy:+$no_proxy,}localhost,127.0.0.1
+export no_proxy NO_PROXY="$no_proxy"
 
 fail() {
   echo "local.sh: $*" >&2

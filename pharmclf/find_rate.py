@@ -17,6 +17,7 @@ from pharmclf.pipeline import describe_data, training_job, wish_of
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.rate_plots import rates_png
 from pharmclf.run_record import with_weights_found
+from pharmclf.training.feasible import check_feasible
 from pharmclf.training.launch import connect, with_stream_cpus
 from pharmclf.training.lr_range import Curve, Proposal, propose
 from pharmclf.training.phases import phases_of
@@ -39,6 +40,8 @@ def find_rate(config: RunConfig, say: Say) -> int:
     """
     refuse_auto(config.microbatch, "--find-lr")
     config = dataclasses.replace(with_weights_found(config), workers="0")
+    for warning in check_feasible(config):
+        say(f"warning: {warning}")
     check_storage(config)
     place = storage.join(storage.absolute(config.storage), f"find-lr-{config.run_name}")
     with StopSignal() as stop, tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:

@@ -23,6 +23,7 @@ from pharmclf.config import RunConfig, to_dict
 from pharmclf.console import Console, RunConsole
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
+from pharmclf.data.plan import batch_of
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, prepare, split_manifest, write_manifest
 from pharmclf.data.quarantine import QUARANTINED, Quarantine
 from pharmclf.doctor.quick import quick_checks
@@ -45,12 +46,12 @@ from pharmclf.status import StatusBoard
 from pharmclf.telemetry import Telemetry
 from pharmclf.tracking import Tracker, check_tracking
 from pharmclf.training.checkpoint import list_checkpoints
+from pharmclf.training.feasible import batch_warning, check_feasible
 from pharmclf.training.fit_nodes import microbatches_for
 from pharmclf.training.job import Observer, TrainingJob
 from pharmclf.training.launch import asking_for_nodes, await_team, connect, launch
 from pharmclf.training.nodes import node_address
 from pharmclf.training.phases import phases_of
-from pharmclf.upload import lies_in_upload
 
 _DECIDED = ("precision", "microbatch", "activations")  # of a record, see `settled` and `train_on_activations`
 Lost = Callable[[Mapping[int, str]], None]
@@ -80,14 +81,15 @@ def run(
     began = time.monotonic()
     config = with_weights_found(config)
     folder = folder or storage.join(storage.absolute(config.storage), config.run_name)
+    warnings = check_feasible(config)
     check_storage(config)
     check_tracking(config)
-    if lies_in_upload(folder):
-        say(f"warning: {folder} is in Ray's copy of the working directory and goes with it; give --storage elsewhere")
     start, settings = look_up(config, folder, say, overwrite=overwrite), settings_of(config)
     record = start.record
     if record is not None and start.is_complete:
         return complete_again(config, folder, record, say)
+    for warning in warnings:
+        say(f"warning: {warning}")
     if not config.skip_checks:
         quick_checks(config, say)
     with StopSignal() as stop:
@@ -96,6 +98,8 @@ def run(
         for note in manifest.notes:
             say(f"note: {note}")
         describe_data(manifest, folder, say)
+        if warning := batch_warning(config, len(manifest.rows("train"))):
+            say(f"warning: {warning}")
         expected = record["fingerprints"] if record else fingerprints_of(config, manifest)
         for images in extra_sets(config, manifest, scan_progress(say)):
             say(f"{images.name}: {len(images.rows):,} images to test on, {'; '.join(images.notes) or 'all usable'}")
@@ -325,6 +329,10 @@ def training_job(
         fingerprints: of `fingerprints_of`, where they are known already.
     """
     manifest = manifest or prepare(config, folder)
+    fingerprints = fingerprints or fingerprints_of(config, manifest)
+    train_rows, validation_rows = manifest.rows("train"), manifest.rows("validation")
+    batch_size = batch_of(config.batch_size, len(train_rows), len(validation_rows))
+    config = dataclasses.replace(config, batch_size=batch_size)
     labels = {name: number for number, name in enumerate(manifest.class_names)}
     rows = config.microbatch_rows or 0  # one that is found comes later
     table = manifest.table
@@ -334,8 +342,8 @@ def training_job(
         class_names=manifest.class_names,
         images=ImageSet.of(manifest),
         labels=table["label"].map(labels).fillna(-1).to_numpy(np.int64),
-        train_rows=manifest.rows("train"),
-        validation_rows=manifest.rows("validation"),
-        fingerprints=fingerprints or fingerprints_of(config, manifest),
+        train_rows=train_rows,
+        validation_rows=validation_rows,
+        fingerprints=fingerprints,
         microbatches={phase.name: rows for phase in phases_of(config)} if rows else {},
     )

@@ -16,6 +16,7 @@ import yaml
 from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig, from_dict
+from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, refusals_named
 from pharmclf.evaluation.decision import DECISION_FILE
@@ -62,6 +63,7 @@ def fetch_best(
     """
     if metric not in METRICS:
         raise ConfigError(f"--metric: received {metric!r}, expected {' or '.join(METRICS)}")
+    check_destination("--out", storage.absolute(str(out)))
     target = _free_folder(out)
     location = storage.absolute(location)
     runs = list_runs(location, name=name, experiment=experiment)

@@ -87,11 +87,6 @@ def check_upload(folder: Path, files: dict[str, int]) -> None:
     )
 
 
-def lies_in_upload(location: str) -> bool:
-    """Whether a location is in the copy of the working directory that a submitted job runs in: it goes with it."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and Path(location).is_relative_to(Path.cwd())
-
-
 def before_submit(*, working_dir: str | None, runtime_env: str | None, runtime_env_json: str | None, **_: Any) -> None:
     """Ray's hook RAY_JOB_SUBMIT_HOOK: end `ray job submit` with exit code 2 where its upload is too large.
 

@@ -16,7 +16,6 @@ from pharmclf.config import ConfigError
 from pharmclf.upload import (
     before_submit,
     check_upload,
-    lies_in_upload,
     main,
     upload_bytes,
     upload_limit,
@@ -136,13 +135,3 @@ def submit(**given: str) -> None:
     """What Ray tells its hook."""
     places = dict.fromkeys(("working_dir", "runtime_env", "runtime_env_json"))
     before_submit(entrypoint=("true",), no_wait=False, **(places | given))
-
-
-def test_what_is_written_into_the_upload_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a submitted job the working directory is a copy that goes; other folders, buckets and other jobs are safe."""
-    monkeypatch.chdir(tmp_path)
-    assert not lies_in_upload(str(tmp_path / "runs"))
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert lies_in_upload(str(tmp_path / "runs"))
-    assert not lies_in_upload(str(tmp_path.parent / "runs"))
-    assert not lies_in_upload("s3://bucket/runs")

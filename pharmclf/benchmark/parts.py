@@ -17,6 +17,7 @@ from pharmclf.benchmark.scaling_model import ScalingOptions
 from pharmclf.benchmark.tables import machine
 from pharmclf.cli import told
 from pharmclf.config import RunConfig
+from pharmclf.data.destination import check_destination
 
 BACKBONES = ["efficientnet_lite0", "resnet50"]
 QUICK_FILE = "benchmark-quick.yaml"
@@ -73,6 +74,7 @@ def run_part(name: str, config: RunConfig, options: Any, home: Path) -> dict[str
         home: folder of the project.
     """
     part = PARTS[name]
+    check_destination("--storage", storage.absolute(config.storage))
     module, function = part.work.split(":")
     arguments = [options] if part.options is not None else [part.extra(home)] if part.extra else []
     work = getattr(importlib.import_module(f"pharmclf.benchmark.{module}"), function)

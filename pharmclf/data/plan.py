@@ -17,6 +17,14 @@ from pharmclf.data.stateless import shuffled
 PADDING = -1
 
 
+def batch_of(batch_size: int, num_train: int, num_validation: int) -> int:
+    """The global batch that is computed: no larger than the rows that an epoch has for it; pure.
+
+    The steps stay those of the larger batch, since no step of either kind has more rows.
+    """
+    return min(batch_size, max(num_train, num_validation, 1))
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of one worker."""

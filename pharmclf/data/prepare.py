@@ -11,6 +11,7 @@ import numpy as np
 
 from pharmclf import storage
 from pharmclf.config import DEMO, ConfigError, RunConfig
+from pharmclf.data.destination import check_destination
 from pharmclf.data.layouts import PLAIN_READING, Reading
 from pharmclf.data.manifest import Manifest, check_bad_share, scan, shorten
 from pharmclf.data.scan import NOT_READ
@@ -44,12 +45,13 @@ def write_manifest(manifest: Manifest, folder: str) -> None:
 
 
 def check_storage(config: RunConfig) -> None:
-    """See whether the storage of a run can be reached, before anything is done.
+    """See whether the storage of a run can be reached, and lasts, before anything is done.
 
     Raises:
-        ConfigError: no such bucket, or no right to it.
+        ConfigError: no such bucket, no right to it, or a folder that is deleted with the job.
         StorageUnavailable: it does not answer.
     """
+    check_destination("--storage", storage.absolute(config.storage))
     with refusals_named(config.storage):
         storage.list_folders(storage.absolute(config.storage))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from pharmclf.doctor.findings import Finding, Section, fail, of_level, warn
 from pharmclf.doctor.node import STORAGE_S, NodeFacts, Request, examine, judge_node
 from pharmclf.doctor.packages import LACKS_PACKAGE, judge_packages, packages_here
 from pharmclf.doctor.store import Kind, beacon_at
+from pharmclf.hardware.cores import cores_for_ray, usable_cores
+from pharmclf.training.division import Node, team_on
 from pharmclf.training.ray_address import given_address
 
 if TYPE_CHECKING:
@@ -39,10 +42,13 @@ def quick_checks(config: RunConfig, say: Callable[[str], None]) -> None:
         say: takes lines for the console.
 
     Raises:
-        ConfigError: the storage cannot be used as it is given, or the cluster may not be joined.
+        ConfigError: the storage cannot be used as it is given, the cluster may not be joined, or this machine has no
+            room for the workers.
         NotReady: something else would make the run fail; further reasons have been said.
     """
     config = dataclasses.replace(config, storage=storage.absolute(config.storage))
+    if not given_address():
+        _check_room(config, say)
     request = Request(config=config, whole=False, patience_s=storage.patience_s())
     facts = examine(request)
     sections = [Section(title="", findings=tuple(judge_node(facts, request, None)))]
@@ -63,6 +69,24 @@ def quick_checks(config: RunConfig, say: Callable[[str], None]) -> None:
         say(f"check failed: {line}")
     bad_input = {check for _, check in failures} == {"storage"} and kinds - {None} <= set(_BAD_INPUT)
     raise (ConfigError if bad_input else NotReady)(failures[0][0])
+
+
+def _check_room(config: RunConfig, say: Callable[[str], None]) -> None:
+    """See whether the workers find their places on this machine, as far as it can be known without TensorFlow.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    low, high = config.worker_range
+    if high == 0 or (config.accelerator != "cpu" and shutil.which("nvidia-smi")):
+        return  # with GPUs, Ray counts them when it starts
+    cores = usable_cores()
+    team_on([Node("", "127.0.0.1", 0, float(cores_for_ray()), 0.0)], low, high, config.accelerator)
+    if low > cores:
+        say(
+            f"warning: workers: {low} processes share {cores} core{'s' * (cores > 1)}, each with a TensorFlow and a "
+            "network of its own; --workers 1 uses all cores and takes the same steps"
+        )
 
 
 def _line(section: Section, finding: Finding) -> str:

@@ -33,6 +33,7 @@ from pharmclf.export.images import sample_images
 from pharmclf.export.portable import portable
 from pharmclf.export.target import whole_folder
 from pharmclf.fingerprint import sha256_file
+from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 
@@ -146,7 +147,7 @@ def _tried(
     with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
         np.save(Path(folder) / "images.npy", images)
         command = [sys.executable, "-P", str(reload.__file__), name, str(path), folder]
-        alone = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        alone = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", reload.CORES: str(usable_cores())}
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

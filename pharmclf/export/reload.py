@@ -9,6 +9,7 @@ about.json: the input and the output as the runtime sees them.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+CORES = "PHARMCLF_EXPORT_CORES"
+"""Variable with the cores that this process may use; without it one."""
 _ABSENT = ("keras", "tf_keras", "pharmclf")
 Predict = Callable[[np.ndarray], np.ndarray]
 _BATCH = 32
@@ -51,9 +54,7 @@ def tflite(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
     """By LiteRT's interpreter, image by image."""
     from ai_edge_litert.interpreter import Interpreter
 
-    from pharmclf.hardware.cores import usable_cores
-
-    serve = Interpreter(model_path=path, num_threads=usable_cores()).get_signature_runner()
+    serve = Interpreter(model_path=path, num_threads=int(os.environ.get(CORES, "1"))).get_signature_runner()
     [(name, pixels)], [(output, probabilities)] = serve.get_input_details().items(), serve.get_output_details().items()
     tensors = ((name, pixels), (output, probabilities))
     about = [_tensor(n, details["shape"].tolist(), np.dtype(details["dtype"]).name) for n, details in tensors]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.data.destination import check_destination
 
 
 @contextlib.contextmanager
@@ -26,6 +27,7 @@ def whole_folder(out: str, *, last: str) -> Iterator[Path]:
         ConfigError: `out` is taken, or cannot be written.
         StorageUnavailable: the storage does not answer.
     """
+    check_destination("--out", storage.absolute(out))
     with _in_object_store(out, last) if storage.is_remote(out) else _on_disk(out) as part:
         yield part
 

@@ -10,6 +10,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.cli import EXIT_OK, Say, scan_progress
 from pharmclf.config import ConfigError, RunConfig, check_location, from_dict, parse_share, parse_workers, to_yaml
+from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, manifests_of
 from pharmclf.data.quarantine import Quarantine
@@ -63,11 +64,14 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
         raise ConfigError("--model: received nothing, expected a run's folder or a .keras file. Give --model RUN")
     for flag in ("model", "data", "out", "storage"):
         check_location(f"--{flag}", getattr(options, flag))
+    if options.out:
+        check_destination("--out", storage.absolute(options.out))
     max_bad_share, workers = parse_share(options.max_bad), parse_workers(options.workers)[1]
     model = find_model(options.model)
     record = storage.read_json(storage.join(model.run_folder, "run.json")) if model.run_folder else {}
     name = options.name or _name_of(options.data)
     out = _place(options, model, name)
+    check_destination("--out", out)
     own = _own_manifest(model)
     images = _images(options, model, own, name, max_bad_share, say)
     for note in images.notes:

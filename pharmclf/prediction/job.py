@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pharmclf import storage
 from pharmclf.cli import EXIT_OK, Say, StopSignal
 from pharmclf.config import ConfigError
+from pharmclf.data.destination import check_destination
 from pharmclf.evaluation.predict import Prediction
 from pharmclf.evaluation.saved import SavedModel, find_model
 from pharmclf.prediction.answers import Answers
@@ -17,7 +18,6 @@ from pharmclf.prediction.parts import Parts
 from pharmclf.prediction.reading import read_images
 from pharmclf.prediction.work import Summary, missing_parts, placed, predict_parts
 from pharmclf.storage.lease import Lease, LeaseTaken
-from pharmclf.upload import lies_in_upload
 
 _LAST_WORDS_S = 10.0  # patience with a storage that is away already
 
@@ -37,6 +37,7 @@ def predict_images(options: PredictOptions, say: Say) -> int:
         StorageUnavailable, PermissionError: the storage gives or takes nothing; the parts that are done stay.
         DamagedPart: a part is not what was written.
     """
+    check_destination("--output", storage.absolute(options.output))
     model = find_model(options.model)
     answers = _answers_of(model, options.threshold, say)
     parts = _parts_of(model, answers, options, say)
@@ -77,8 +78,6 @@ def _parts_of(model: SavedModel, answers: Answers, options: PredictOptions, say:
     for note in images.notes:
         say(f"note: {note}")
     output = storage.absolute(options.output)
-    if lies_in_upload(output):
-        say(f"warning: {output} is in Ray's copy of the working directory and goes with it; give --output elsewhere")
     about = {
         "model": model.sha256,
         "labels": list(model.labels),

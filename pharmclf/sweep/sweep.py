@@ -51,6 +51,7 @@ from pharmclf.sweep.winner import finish_winner, retrain_winner
 from pharmclf.tracking import SweepTracker, check_tracking
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.division import divide_resources
+from pharmclf.training.feasible import BLOCKS, batch_warning, check_feasible
 from pharmclf.training.launch import connect
 from pharmclf.training.nodes import node_address
 
@@ -84,11 +85,14 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
     refuse_auto(base.microbatch, "a sweep")
     base = _as_trial(with_weights_found(base), options)
     folder = storage.join(storage.absolute(base.storage), base.name)
+    for warning in check_feasible(base):
+        say(f"warning: {warning}")
     check_storage(base)
     check_tracking(base, base.name)
     if storage.is_file(storage.join(folder, RUN_FILE)):
         raise ConfigError(f"--name {base.name}: {folder} holds a run, and a sweep needs a folder of its own. Rename it")
     space = load_space(space_file, base)
+    check_depths(space, base, BLOCKS, str(space_file))
     search = Search(options.search, space, base.seed)
     total = check_search(search, options.trials)
     settings = {"plain": settings_of(base), "space": space.to_dict(), "search": options.search}
@@ -104,6 +108,8 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
     with StopSignal() as stop:
         manifest = manifest_for(base, folder, record, say)
         describe_data(manifest, folder, say)
+        if warning := batch_warning(base, len(manifest.rows("train"))):
+            say(f"warning: {warning}")
         prints = {name: value for name, value in fingerprints_of(base, manifest).items() if name != "settings"}
         if stop.received is not None:
             return stop.exit_code

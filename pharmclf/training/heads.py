@@ -257,14 +257,15 @@ class _Epoch:
             trial = self._trials[place]
             if trial.training:
                 trial.training, trial.status = False, "diverged"
-                trial.reason = self._reason(values[:, place], step, self.phases[place])
+                trial.reason = self._reason(values[:, place], section, step, self.phases[place])
                 self.diverged.append(trial)
 
-    def _reason(self, values: np.ndarray, step: int, phase: Phase) -> str:
+    def _reason(self, values: np.ndarray, section: int, step: int, phase: Phase) -> str:
         """What the loop would say of sums that are not finite."""
         try:
             loss, correct, images = values
-            Sums({}).add(tf.constant([loss, correct, 0.0, images]), step, phase, self.number)
+            sums = tf.constant([loss, correct, 0.0, images])
+            Sums({}).add(sums, step, phase, self.number, training=section == 0)
         except TrainingDiverged as error:
             return str(error)
         return ""

@@ -185,7 +185,7 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
         validation = Sums({})
         for step in range(plan.validation_steps):
             running = model.validation_step(under_way.next(batches))
-            validation.add(running, step, phase, epoch)
+            validation.add(running, step, phase, epoch, training=False)
         record: dict[str, Any] = {
             "phase": phase.name,
             "epoch": epoch,

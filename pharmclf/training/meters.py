@@ -44,7 +44,7 @@ class Sums:
         """What a checkpoint keeps."""
         return {"loss": self.loss, "correct": self.correct, "images": self.images, "seconds": self.seconds}
 
-    def add(self, running: Any, step: int, phase: Phase, epoch: int) -> StepResult:
+    def add(self, running: Any, step: int, phase: Phase, epoch: int, *, training: bool = True) -> StepResult:
         """Wait for a step and add it; None adds nothing, and what has been read before is not added again."""
         if running is None:
             return StepResult(0.0, 0.0, 0.0, 0.0)

@@ -48,7 +48,7 @@ class StackedHeads:
             num_features: width of the pooled features.
         """
         first = configs[0]
-        self.size, self._seed, self._batch_size = len(configs), first.seed, first.batch_size
+        self.size, self._seed = len(configs), first.seed
 
         def each(number: Callable[[RunConfig], float]) -> np.ndarray:
             return np.array([number(config) for config in configs], np.float64)[:, None, None]
@@ -87,7 +87,7 @@ class StackedHeads:
 
     def _train_step(self, batch: Batch, rates: Any) -> Any:
         draws = [
-            dropout_draws(self._seed, number, batch.ordinal, (self._batch_size, layer.output.shape[-1]))
+            dropout_draws(self._seed, number, batch.ordinal, (batch.mask.shape[0], layer.output.shape[-1]))
             for number, layer in enumerate(layer for layer in self._layers if isinstance(layer, layers.Dropout))
         ]
         *gradients, sums = self._gradients(batch, draws)

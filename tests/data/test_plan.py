@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pharmclf.data.plan import PADDING, PhasePlan, Step, view_of
+from pharmclf.data.plan import PADDING, PhasePlan, Step, batch_of, view_of
 
 
 @st.composite
@@ -168,3 +168,20 @@ def test_a_plan_sent_to_another_process_is_the_same_plan():
 def test_epochs_share_views_in_turn(views: int, expected: list[int]):
     """Epoch e sees view e mod views; without a number of views each has its own."""
     assert [view_of(epoch, views) for epoch in range(5)] == expected
+
+
+@settings(deadline=None, max_examples=60)
+@given(_plans(), st.integers(1, 100_000))
+def test_a_batch_beyond_the_data_computes_the_rows_that_there_are(plan: PhasePlan, batch_size: int):
+    """In the same steps on the same rows, in the same order, with the same counts; one that fits is left as it is."""
+    asked = replace(plan, batch_size=batch_size)
+    num_train, num_validation = len(plan.train_rows), len(plan.validation_rows)
+    computed = replace(plan, batch_size=batch_of(batch_size, num_train, num_validation))
+    assert computed.local_batch <= max(num_train, num_validation)
+    assert computed.batch_size == batch_size or batch_size > max(num_train, num_validation)
+    assert computed.num_steps == asked.num_steps
+    for index in range(min(asked.num_steps, 8)):
+        one, other = asked.step(index), computed.step(index)
+        assert (one.epoch, one.number, one.training) == (other.epoch, other.number, other.training)
+        assert one.count == other.count
+        assert np.array_equal(one.rows[one.rows != PADDING], other.rows[other.rows != PADDING])

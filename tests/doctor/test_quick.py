@@ -109,6 +109,22 @@ def test_a_proxy_that_takes_no_connection_is_said_before_the_start(
     assert "Remedy: correct the variable, or unset it" in warning
 
 
+def test_workers_without_room_on_this_machine_are_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before an image is read; those that only share too few cores are named."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    lines: list[str] = []
+    with pytest.raises(ConfigError, match=r"workers: received 200, but the cluster has 2 CPUs"):
+        quick_checks(RunConfig(storage=str(tmp_path), workers="200", accelerator="cpu"), lines.append)
+    quick_checks(RunConfig(storage=str(tmp_path), workers="5", accelerator="cpu"), lines.append)
+    (warning,) = [line for line in lines if line.startswith("warning: workers: ")]
+    assert "5 processes share 2 cores" in warning
+    assert "--workers 1 uses all cores" in warning
+    lines.clear()
+    quick_checks(RunConfig(storage=str(tmp_path), workers="1-5", accelerator="cpu"), lines.append)
+    assert [line for line in lines if "workers: " in line] == []
+
+
 def test_a_cluster_that_does_not_answer_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before an image is read, and by the name of the variable."""
     monkeypatch.setattr(ray_address, "_PATIENCE_S", 0.5)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from pharmclf.config import BackboneName, ConfigError
+from pharmclf.model.cut import cut_tensors
+from pharmclf.training.feasible import BLOCKS, LEAST_SIDES
 
 pytestmark = pytest.mark.tf
 SIDE = 32  # pixels, the least that most networks take
@@ -75,6 +77,7 @@ def test_a_network_that_preprocesses_itself_does(backbones: Any, name: str):
     """Where our preprocessing is `inside`, the network rescales or normalises behind its input."""
     model = backbones.build_backbone(name, SIDE, "none")
     assert {type(layer).__name__ for layer in model.layers[1:4]} & {"Rescaling", "Normalization"}
+    _assert_blocks(name, model)
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "inception_v3", "xception", "efficientnet_b0"])
@@ -84,6 +87,19 @@ def test_names_do_not_depend_on_what_was_built_before(backbones: Any, name: str)
     assert [weight.path for weight in first.weights] == [weight.path for weight in second.weights]
     assert [layer.name for layer in first.layers] == [layer.name for layer in second.layers]
     assert len({weight.path for weight in first.weights}) == len(first.weights)
+    _assert_blocks(name, first)
+
+
+@pytest.mark.parametrize("name", ["resnet50v2", "resnet101"])
+def test_the_blocks_that_are_known_ahead_are_those_of_the_network(backbones: Any, name: str):
+    """A depth is refused before an image is read; other tests see to the other networks."""
+    _assert_blocks(name, backbones.build_backbone(name, SIDE, "none"))
+
+
+def _assert_blocks(name: str, model: Any) -> None:
+    """One network has up to two more at odd sizes of its maps, such as 74 pixels."""
+    spare = 2 if name == "efficientnet_v2_b0" else 0
+    assert len(cut_tensors(model)) - 1 == BLOCKS[name] - spare
 
 
 def test_an_image_becomes_one_row_of_features(mobilenet: Any):
@@ -169,6 +185,9 @@ def test_an_image_too_small_is_refused(backbones: Any):
     """The message names the backbone, the setting and what to do."""
     with pytest.raises(ConfigError, match=r"backbone inception_v3 with image_size 64: .* Give a larger image_size"):
         backbones.build_backbone("inception_v3", 64, "none")
+    with pytest.raises(ConfigError, match="image_size"):
+        backbones.build_backbone("inception_v3", LEAST_SIDES["inception_v3"] - 1, "none")
+    backbones.build_backbone("inception_v3", LEAST_SIDES["inception_v3"], "none")
 
 
 def test_imagenet_weights_without_the_internet_are_refused_with_a_remedy(

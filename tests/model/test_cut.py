@@ -11,6 +11,7 @@ import pytest
 
 from pharmclf.config import ConfigError
 from pharmclf.model.cut import Node, block_ends, cut_backbone, cut_tensors
+from pharmclf.training.feasible import BLOCKS
 
 SIDE = 64  # pixels of the test images
 
@@ -135,7 +136,7 @@ def test_suffix_of_prefix_equals_the_whole_model(name: str):
     """At the top, at the bottom and between; and every weight is in exactly one of the two parts."""
     model = _backbone(name)
     tensors = cut_tensors(model)
-    assert len(tensors) - 1 == NETWORKS[name]
+    assert len(tensors) - 1 == NETWORKS[name] == BLOCKS[name]
     images = np.random.default_rng(0).uniform(0, 255, (2, SIDE, SIDE, 3)).astype(np.float32)
     whole = np.asarray(model(images, training=False))
     for depth in {0, 1, len(tensors) // 2, len(tensors) - 2, len(tensors) - 1}:

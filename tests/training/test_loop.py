@@ -13,7 +13,7 @@ from recorder import Recorder
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, PhaseConfig, RunConfig, StoppingConfig
-from pharmclf.data.plan import PhasePlan
+from pharmclf.data.plan import batch_of
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
 from pharmclf.training.job import LABELS_FILE, MODEL_FILE, TrainingDiverged, TrainingJob
 from pharmclf.training.meters import Sums
@@ -143,15 +143,14 @@ def test_a_phase_that_has_trained_nothing_is_not_to_blame(make_job: Any, tmp_pat
 
     job = make_job(str(tmp_path), phase2=PhaseConfig(epochs=1, learning_rate=0.5))
     phase = phases_of(job.config)[1]
-    plan = PhasePlan(job.train_rows, job.validation_rows, 10, 0, phase.first_epoch, 1)
-    lost = constant([float("nan"), 0.0, 0.0])
+    lost = constant([float("nan"), 0.0, 0.0, 10.0])
     first = r"is nan in phase2, epoch 1, step 1, .* weights of phase1: .* Lower phase1\.learning_rate"
     with pytest.raises(TrainingDiverged, match=first):
-        Sums({}).add(lost, plan, 0, phase, 0)
+        Sums({}).add(lost, 0, phase, 0)
     with pytest.raises(TrainingDiverged, match=r"phase2, epoch 1, step 2\. Lower phase2\.learning_rate \(0\.5\)"):
-        Sums({}).add(lost, plan, 1, phase, 0)
+        Sums({}).add(lost, 1, phase, 0)
     with pytest.raises(TrainingDiverged, match=r"phase2, epoch 1, validation step 1\. Lower phase2"):
-        Sums({}).add(lost, plan, 0, phase, 0, training=False)
+        Sums({}).add(lost, 0, phase, 0, training=False)
 
 
 def test_early_stopping_ends_a_phase(make_job: Any, tmp_path: Path) -> None:
@@ -211,3 +210,19 @@ def test_run_config_defaults_are_the_reference() -> None:
     config = RunConfig()
     assert (config.phase1.epochs, config.phase1.learning_rate) == (20, 1e-4)
     assert (config.phase2.epochs, config.phase2.learning_rate) == (30, 1e-5)
+
+
+def test_a_batch_beyond_the_data_takes_the_same_steps_on_the_rows_that_there_are(make_job: Any, tmp_path: Path) -> None:
+    """Dropout masks and all: the weights of a batch of 2,000, nearly all of it padding, to 1e-6."""
+    phases = {"phase1": PhaseConfig(epochs=2, learning_rate=1e-3), "phase2": PhaseConfig(epochs=0)}
+    padded = make_job(str(tmp_path / "padded"), batch_size=2_000, image_size=32, **phases)
+    exact = batch_of(2_000, len(padded.train_rows), len(padded.validation_rows))
+    assert exact == len(padded.train_rows)
+    config = dataclasses.replace(padded.config, batch_size=exact)
+    job = dataclasses.replace(padded, config=config, folder=str(tmp_path / "exact"))
+    outcomes = [run(dataclasses.replace(each, saves_models=False))[0] for each in (padded, job)]
+    one, other = final_tensors(padded)["weights"], final_tensors(job)["weights"]
+    assert max(float(np.abs(one[name] - other[name]).max()) for name in other) <= 1e-6
+    for before, after in zip(outcomes[0]["history"], outcomes[1]["history"], strict=True):
+        assert before["val_accuracy"] == after["val_accuracy"]
+        assert before["train_loss"] == pytest.approx(after["train_loss"], abs=1e-5)

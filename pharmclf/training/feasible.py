@@ -1,0 +1,62 @@
+"""Settings that cannot be met, or that do less than they say: known before an image is read; pure."""
+
+from __future__ import annotations
+
+from pharmclf.config import BackboneName, ConfigError, RunConfig
+from pharmclf.model.cut import check_depth
+from pharmclf.training.phases import phases_of
+
+BLOCKS: dict[BackboneName, int] = {
+    "efficientnet_lite0": 16, "resnet50": 17, "resnet101": 34, "resnet50v2": 17, "vgg16": 5, "mobilenet_v2": 17,
+    "mobilenet_v3_large": 15, "efficientnet_b0": 16, "efficientnet_v2_b0": 21, "densenet121": 62, "inception_v3": 13,
+    "xception": 13, "convnext_tiny": 18,
+}  # fmt: skip
+"""The most blocks of each backbone at any image size; the built network is asked again when its phase begins."""
+LEAST_SIDES: dict[BackboneName, int] = {"inception_v3": 75}
+"""The least image size of backbones that do not take every one."""
+
+
+def check_feasible(config: RunConfig) -> list[str]:
+    """See whether a run can do what its settings ask for.
+
+    Returns:
+        Warnings: what is asked for and comes to little.
+
+    Raises:
+        ConfigError: more blocks than the backbone has, an image size that it cannot take, or more workers than images
+            in a batch.
+    """
+    phases = phases_of(config)
+    least = LEAST_SIDES.get(config.backbone, 0)
+    if config.image_size < least:
+        raise ConfigError(
+            f"image_size: received {config.image_size}, but {config.backbone} takes {least} pixels or more. "
+            "Give a larger --image-size, or another --backbone"
+        )
+    for phase in phases:
+        check_depth(config.backbone, BLOCKS[config.backbone], phase.unfreeze_blocks)
+    if config.worker_range[0] > config.batch_size:
+        raise ConfigError(
+            f"workers: received {config.workers}, but a batch has {config.batch_size} images, and each worker needs "
+            "one. Give fewer --workers, or a larger --batch-size"
+        )
+    found = []
+    for phase in phases:
+        settings = phase.settings
+        if settings.learning_rate == 0:
+            found.append(f"{phase.name}.learning_rate is 0: the phase changes no weight")
+        if settings.schedule == "cosine" and settings.warmup == 1:
+            found.append(f"{phase.name}.warmup is 1: the learning rate only rises, up to the end of the phase")
+        if phase.name == "phase2" and phase.unfreeze_blocks == 0:
+            found.append("unfreeze_blocks is 0: phase 2 trains the head alone, as phase 1 does")
+    return found
+
+
+def batch_warning(config: RunConfig, num_train: int) -> str:
+    """What a batch of more than all training images does; "" where it is none."""
+    if config.batch_size <= num_train:
+        return ""
+    return (
+        f"batch_size {config.batch_size:,}: there are {num_train:,} training images, so an epoch is one step on all of "
+        "them; a smaller --batch-size takes more steps"
+    )

@@ -1,0 +1,78 @@
+"""Results are not written where Ray deletes them: into the copy of the working directory of a submitted job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pharmclf.config import ConfigError, RunConfig
+from pharmclf.data.destination import ALLOWED, check_destination, lies_in_upload
+from pharmclf.data.prepare import check_storage
+from pharmclf.export.target import whole_folder
+from pharmclf.finish import EvaluationOptions, evaluate_saved
+from pharmclf.prediction.job import predict_images
+from pharmclf.prediction.options import PredictOptions
+from pharmclf.runs import fetch_best
+
+JOB = {"runtime_env": {"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"}}
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The copy of the working directory that a submitted job runs in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(JOB))
+    monkeypatch.delenv(ALLOWED, raising=False)
+    return tmp_path
+
+
+def test_only_what_lies_in_the_copy_is_deleted(submitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other folders and buckets last; so does the folder of a job that has uploaded nothing, and of no job."""
+    inside = str(submitted / "runs")
+    assert lies_in_upload(inside)
+    assert not lies_in_upload(str(submitted.parent / "runs"))
+    assert not lies_in_upload("s3://bucket/runs")
+    (submitted.parent / "link").symlink_to(submitted)
+    assert lies_in_upload(str(submitted.parent / "link" / "runs"))
+    for job in ("{}", "", json.dumps({"runtime_env": {"env_vars": {"A": "1"}}}), json.dumps({"runtime_env": None})):
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", job)
+        assert not lies_in_upload(inside)
+
+
+def test_the_refusal_names_the_flag_the_place_and_the_remedy(submitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who wants it all the same says so by a variable."""
+    with pytest.raises(ConfigError) as error:
+        check_destination("--storage", str(submitted / "runs"))
+    text = str(error.value)
+    assert text.startswith(f"--storage: received {submitted}/runs, which is in Ray's copy of the working directory")
+    assert "Give --storage s3://BUCKET/PREFIX or the absolute path of a folder" in text
+    monkeypatch.setenv(ALLOWED, "1")
+    check_destination("--storage", str(submitted / "runs"))
+
+
+def _whole_folder() -> None:
+    with whole_folder("exported", last="export.json"):
+        pass
+
+
+# runs, sweeps, prepared data sets and rates that are tried all pass `check_storage`
+JOBS: dict[str, Callable[[], object]] = {
+    "train, sweep, prepare, find-lr": lambda: check_storage(RunConfig()),
+    "predict": lambda: predict_images(PredictOptions(model="m", input="i", output="o.parquet"), print),
+    "evaluate": lambda: evaluate_saved(EvaluationOptions(model="model.keras", data="d", out="out"), print),
+    "export": _whole_folder,
+    "fetch_best": lambda: fetch_best("runs", "best", say=print),
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_that_writes_refuses_before_it_begins(submitted: Path, job: str) -> None:
+    """One rule for all; nothing is left behind."""
+    (submitted / "model.keras").write_bytes(b"")
+    (submitted / "labels.json").write_text('["a", "b"]')
+    with pytest.raises(ConfigError, match=r"^--(storage|out|output): received .* in Ray's copy of the working"):
+        JOBS[job]()
+    assert {path.name for path in submitted.iterdir()} == {"model.keras", "labels.json"}
