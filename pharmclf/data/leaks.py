@@ -37,8 +37,11 @@ def known_images(manifest: Manifest, known: Manifest, splits: tuple[str, ...]) -
     if not len(near_mine):
         return equal
     hashes = np.concatenate([ours[near_mine], others[near_theirs]])
+    levels = [manifest.white_level] * len(near_mine) + [known.white_level] * len(near_theirs)
     pairs = duplicates.near_pairs(
-        hashes, _thumbnails(paths), lambda place: decode(storage.read_bytes(paths[place]), duplicates.CHECK_SIDE)
+        hashes,
+        _thumbnails(paths, levels),
+        lambda place: decode(storage.read_bytes(paths[place]), duplicates.CHECK_SIDE, levels[place]),
     )
     copies = {one for one, other in pairs if one < len(near_mine) <= other}
     rows = mine.index.to_numpy(np.int64)[near_mine]
@@ -59,14 +62,14 @@ def _near(ours: NDArray[np.uint64], others: NDArray[np.uint64]) -> tuple[NDArray
     return np.flatnonzero(mine), np.flatnonzero(theirs)
 
 
-def _thumbnails(paths: list[str]) -> NDArray[np.uint8]:
+def _thumbnails(paths: list[str], levels: list[int]) -> NDArray[np.uint8]:
     """(n, 32, 32) grey thumbnails; black where a file cannot be read any more, which no picture is like."""
 
-    def thumbnail(path: str) -> NDArray[np.uint8]:
+    def thumbnail(path: str, level: int) -> NDArray[np.uint8]:
         try:
-            return probe(storage.read_bytes(path), path).thumbnail
+            return probe(storage.read_bytes(path), path, level).thumbnail
         except (BadImage, OSError):
             return np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8)
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        return np.stack(list(threads.map(thumbnail, paths)))
+        return np.stack(list(threads.map(thumbnail, paths, levels)))

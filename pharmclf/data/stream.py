@@ -52,7 +52,7 @@ def load_images(images: ImageSet, image_size: int) -> np.ndarray:
         if not path:
             return np.zeros((image_size, image_size, 3), np.uint8)
         try:
-            return decode(storage.read_bytes(path), image_size)
+            return decode(storage.read_bytes(path), image_size, images.white_level)
         except (PermissionError, storage.StorageUnavailable):
             raise
         except (BadImage, OSError) as error:

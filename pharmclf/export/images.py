@@ -40,7 +40,7 @@ def sample_images(model: SavedModel, given: str, split: str, flag: str, say: Say
     """
     places = _given(given, flag) if given else _of_run(model, split, flag)
     chosen = np.linspace(0, len(places) - 1, min(len(places), _MOST)).round().astype(int)
-    found = _load_all([places[place] for place in chosen], model.image_size)
+    found = _load_all([places[place] for place in chosen], model)
     images = [image for image in found if isinstance(image, np.ndarray)]
     failures = [reason for reason in found if isinstance(reason, str)]
     where = given or f"the {split} split of {model.run_folder}"
@@ -55,17 +55,17 @@ def _remedy(flag: str) -> str:
     return f"Give {flag} DIR with images that the model is made for"
 
 
-def _load_all(locations: list[str], image_size: int) -> list[np.ndarray | str]:
+def _load_all(locations: list[str], model: SavedModel) -> list[np.ndarray | str]:
     if not any(storage.is_remote(location) for location in locations):
-        return [_load(location, image_size) for location in locations]
+        return [_load(location, model) for location in locations]
     with ThreadPoolExecutor(_REMOTE_READS) as pool:
-        return list(pool.map(lambda location: _load(location, image_size), locations))
+        return list(pool.map(lambda location: _load(location, model), locations))
 
 
-def _load(location: str, image_size: int) -> np.ndarray | str:
+def _load(location: str, model: SavedModel) -> np.ndarray | str:
     """(S, S, 3) uint8, or why the image cannot be used."""
     try:
-        return decode(storage.read_bytes(location), image_size)
+        return decode(storage.read_bytes(location), model.image_size, model.white_level)
     except (PermissionError, storage.StorageUnavailable):
         raise
     except (BadImage, OSError) as error:

@@ -45,9 +45,15 @@ def predict_sets(
     Returns:
         For each set (images, models, classes) float32.
     """
-    files = ImageSet.join([images.files for images in sets])
-    probabilities = predict(models, files, image_size, actors=actors, gpus=gpus)
-    return np.split(probabilities, np.cumsum([len(images.rows) for images in sets])[:-1])
+    files = [images.files for images in sets]
+    found: dict[int, np.ndarray] = {}
+    for level in dict.fromkeys(images.white_level for images in files):  # nearly always one
+        places = [place for place, images in enumerate(files) if images.white_level == level]
+        joined = ImageSet.join([files[place] for place in places])
+        probabilities = predict(models, joined, image_size, actors=actors, gpus=gpus)
+        ends = np.cumsum([len(files[place]) for place in places])[:-1]
+        found |= dict(zip(places, np.split(probabilities, ends), strict=True))
+    return [found[place] for place in range(len(sets))]
 
 
 def score(
