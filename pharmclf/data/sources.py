@@ -18,7 +18,7 @@ from pharmclf.data.images import IMAGE_EXTENSIONS
 from pharmclf.data.splits import SPLITS
 from pharmclf.fingerprint import fingerprint
 
-_SCAN_VERSION = 1  # raise it when a scan would find something else than before: caches are then made anew
+_SCAN_VERSION = 2  # raise it when a scan would find something else than before: caches are then made anew
 _HIDDEN = (".", "__MACOSX")
 _LISTS = (".csv", ".parquet")
 

@@ -32,6 +32,7 @@ def data_facts(manifest: Manifest) -> DataFacts:
         num_torn_groups=int((rows.groupby("group")["split"].nunique() > 1).sum()),
         duplicate_groups=[_group_pictures(manifest, int(group)) for group in sorted(copies.index)[:_GROUPS]],
         notes=manifest.notes,
+        white_level=manifest.white_level,
     )
 
 

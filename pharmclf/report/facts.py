@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pharmclf.data.pixel_depth import WHITE
 from pharmclf.evaluation.decision import Decision
 from pharmclf.evaluation.results import ConfusedPair, Evaluation
 from pharmclf.metrics import Estimate
@@ -79,6 +80,8 @@ class DataFacts:
     """Some of those groups."""
     notes: Sequence[str] = ()
     """What a person should know of the data set; one line each."""
+    white_level: int = WHITE
+    """The value that is white in its files of 16 bits per channel."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,6 +17,7 @@ import ray
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.data.images import MAX_PIXELS_VARIABLE
 from pharmclf.hardware import sampled
 from pharmclf.model.device import MEMORY_VARIABLE, prepare_for
 from pharmclf.quiet import native_chatter_muted
@@ -68,7 +69,9 @@ def connect(*, allow_open: bool = False) -> None:
         return
     # Ray refuses what the submission has set already, and would print both sides, secrets included
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
-    variables = {name: os.environ[name] for name in (*_QUIET, MEMORY_VARIABLE) if name in os.environ}
+    variables = {
+        name: os.environ[name] for name in (*_QUIET, MEMORY_VARIABLE, MAX_PIXELS_VARIABLE) if name in os.environ
+    }
     variables |= storage.environment()
     variables = {name: value for name, value in variables.items() if name not in submitted.get("env_vars", {})}
     _local = not os.environ.get("RAY_ADDRESS")
