@@ -18,6 +18,7 @@ from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig, from_dict
 from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
+from pharmclf.data.pixel_depth import WHITE
 from pharmclf.data.prepare import MANIFEST_FILE, refusals_named
 from pharmclf.evaluation.decision import DECISION_FILE
 from pharmclf.fingerprint import sha256_bytes, sha256_file
@@ -25,7 +26,7 @@ from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.card import CARD_FILE
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
-from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE
+from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE
 from pharmclf.training.listing import METRICS, RunInfo, list_runs, ranked, read_run, table
 from pharmclf.training.phases import Phase, phases_of
 
@@ -175,7 +176,8 @@ def _copy(run: RunInfo, part: Path, say: Say) -> None:
     with _damage_named():
         checksums = storage.read_json(storage.join(run.location, CHECKSUMS_FILE))
         sizes = {entry.location: entry.size_bytes for entry in storage.list_files(storage.join(run.location, "model"))}
-        for file in (MODEL_FILE, LABELS_FILE):
+        depth = [PIXELS_FILE] if Path(PIXELS_FILE).name in checksums else []
+        for file in (MODEL_FILE, LABELS_FILE, *depth):
             location = storage.join(run.location, file)
             copy = part / Path(file).name
             storage.download(location, copy, _progress(copy.name, sizes[location], say) if file == MODEL_FILE else None)
@@ -226,6 +228,8 @@ def _restore(run: RunInfo, part: Path, say: Say) -> None:
         say(f"run {run.name} is not complete and has not been tested; its model is restored from the checkpoint")
         _restored(config, phase, len(manifest.class_names), checkpoint).save(part / "model.keras")
         storage.write_json(str(part / "labels.json"), list(manifest.class_names))
+        if manifest.white_level != WHITE:
+            storage.write_json(str(part / Path(PIXELS_FILE).name), {"white_level": manifest.white_level})
 
 
 def _restored(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint) -> Any:

@@ -40,10 +40,15 @@ def test_the_best_model_arrives_with_its_labels_config_and_metrics(root: str, tm
     """From any kind of storage, into a folder that is not there yet; bytes as they were, and nothing beside it."""
     complete_run(root, "worse", [(1, 0, 0.5, 0.1)])
     folder = complete_run(root, "sweep/trials/3", [(1, 0, 0.5, 1.0), (2, 0, 0.75, 0.5)], test=0.7, seed=7)
+    depth = b'{"white_level": 4095}'  # of a model that was trained on frames of 12 bits
+    storage.write_bytes(storage.join(folder, "model/pixels.json"), depth)
+    checksums = storage.read_json(storage.join(folder, "model/checksums.json")) | {"pixels.json": sha256_bytes(depth)}
+    storage.write_json(storage.join(folder, "model/checksums.json"), checksums)
     out = tmp_path / "a" / "best"
     fetched, said = _fetch(root, out)
     assert fetched.name == "sweep/trials/3"
-    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert sorted(path.name for path in out.iterdir()) == [*FILES, "pixels.json"]
+    assert (out / "pixels.json").read_bytes() == depth
     assert [path.name for path in out.parent.iterdir()] == ["best"]
     assert (out / "model.keras").read_bytes() == MODEL
     assert json.loads((out / "labels.json").read_text()) == ["one", "two"]

@@ -8,6 +8,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.data.manifest import Manifest
+from pharmclf.data.pixel_depth import WHITE
 from pharmclf.fingerprint import fingerprint
 
 SPLITS = ("train", "validation")
@@ -28,7 +29,7 @@ def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, p
     sums = manifest.table["sha256"].to_numpy()
     rows = {split: manifest.rows(split) for split in SPLITS}
     augment = dataclasses.asdict(config.augment) | {"views": config.views}
-    return {
+    parts = {
         "version": _VERSION,
         "images": fingerprint([[rows[split].tolist(), sums[rows[split]].tolist()] for split in SPLITS]),
         "image_size": config.image_size,
@@ -41,6 +42,7 @@ def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, p
         "augment": augment if config.augment.moves_pixels else None,
         "seed": config.seed if config.augment.moves_pixels else None,
     }
+    return parts if manifest.white_level == WHITE else parts | {"white_level": manifest.white_level}
 
 
 def location_of(storage_location: str, parts: dict[str, Any]) -> str:

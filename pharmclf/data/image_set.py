@@ -11,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from pharmclf import storage
-from pharmclf.data.images import BadImage
+from pharmclf.data.images import BadImage, Pixels, decode
+from pharmclf.data.pixel_depth import WHITE
 from pharmclf.data.plan import PADDING
 from pharmclf.fingerprint import sha256_bytes
 
@@ -56,29 +57,31 @@ class ImageSet:
     """(n,) text: location of each file; "" stands for a black image, as padding is."""
     sha256: pa.Array
     """(n,) text: of each file's content when the manifest was made; "" where it is not known."""
+    white_level: pa.Array
+    """(n,) integers: the value that is white in each file, if it is one of 16 bits per channel."""
 
     @staticmethod
     def of(manifest: Manifest) -> ImageSet:
         """The files of a manifest, row by row."""
-        return ImageSet.of_rows(manifest.table)
+        return ImageSet.of_rows(manifest.table, manifest.white_level)
 
     @staticmethod
-    def of_rows(table: pd.DataFrame) -> ImageSet:
-        """The files of some rows of a manifest's table, in their order."""
-        return ImageSet(*(pa.array(table[name].tolist(), pa.string()) for name in ("path", "sha256")))
+    def of_rows(table: pd.DataFrame, white_level: int) -> ImageSet:
+        """The files of some rows of a manifest's table, in their order; the white level is the manifest's."""
+        paths, sums = (pa.array(table[name].tolist(), pa.string()) for name in ("path", "sha256"))
+        return ImageSet(paths, sums, pa.repeat(white_level, len(paths)))
 
     @staticmethod
-    def of_paths(paths: pa.Array | Iterable[str]) -> ImageSet:
+    def of_paths(paths: pa.Array | Iterable[str], white_level: int = WHITE) -> ImageSet:
         """Files of which nothing but the location is known."""
         paths = paths if isinstance(paths, pa.Array) else pa.array(paths, pa.string())
-        return ImageSet(paths, pa.array([""] * len(paths), pa.string()))
+        return ImageSet(paths, pa.array([""] * len(paths), pa.string()), pa.repeat(white_level, len(paths)))
 
     @staticmethod
     def join(sets: Sequence[ImageSet]) -> ImageSet:
         """The images of some sets, one set after the other."""
-        return ImageSet(
-            pa.concat_arrays([images.paths for images in sets]), pa.concat_arrays([images.sha256 for images in sets])
-        )
+        columns = ("paths", "sha256", "white_level")
+        return ImageSet(*(pa.concat_arrays([getattr(images, name) for images in sets]) for name in columns))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -87,12 +90,18 @@ class ImageSet:
         """The images of some rows, (m,) integers; `PADDING` gives a black image."""
         wanted = np.asarray(rows, np.int64)
         places = pa.array(wanted, mask=wanted == PADDING)
-        return ImageSet(self.paths.take(places).fill_null(""), self.sha256.take(places).fill_null(""))
+        columns = ((self.paths, ""), (self.sha256, ""), (self.white_level, WHITE))
+        return ImageSet(*(column.take(places).fill_null(absent) for column, absent in columns))
 
     def content(self, place: int) -> bytes:
         """The content of a file, as `read_verified` gives it."""
         return read_verified(self.paths[place].as_py(), self.sha256[place].as_py())
 
+    def decode(self, place: int, image_size: int) -> Pixels:
+        """The image of a file, (S, S, 3) uint8, S the side in pixels: what `content` gives, by `images.decode`."""
+        return decode(self.content(place), image_size, self.white_level[place].as_py())
+
     def slice(self, first: int, count: int) -> ImageSet:
         """The `count` images from place `first` on, or as many as there are."""
-        return ImageSet(self.paths.slice(first, count), self.sha256.slice(first, count))
+        columns = (self.paths, self.sha256, self.white_level)
+        return ImageSet(*(column.slice(first, count) for column in columns))

@@ -1,25 +1,30 @@
 """Bytes of an image file -> RGB pixels, by one rule for training, evaluation and export.
 
 JPEG is decoded by libjpeg-turbo at the smallest DCT scale whose sides are still twice the target; all else, and what
-libjpeg-turbo refuses, by Pillow. The resize rule decides in both cases: Pillow's bilinear (an antialiased triangle
-filter) to a square, whatever the aspect.
+libjpeg-turbo refuses, by Pillow, which reads HEIC through pillow-heif. The resize rule decides in both cases: Pillow's
+bilinear (an antialiased triangle filter) to a square, whatever the aspect.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import threading
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import imagehash
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from pharmclf.config import ConfigError
+from pharmclf.data import containers
+from pharmclf.data.pixel_depth import WHITE, is_wide_colour, scale_colour, scale_grey
 
 Pixels = NDArray[np.uint8]
 
@@ -30,6 +35,8 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
     "BMP": (".bmp", ".dib"),
     "GIF": (".gif",),
     "TIFF": (".tif", ".tiff"),
+    "HEIF": (".heic", ".heif", ".hif"),
+    "AVIF": (".avif",),
 }
 """The formats that are read, and how the names of their files end."""
 _STARTS = {
@@ -43,7 +50,9 @@ IMAGE_EXTENSIONS = frozenset(extension for known in EXTENSIONS.values() for exte
 LFS_POINTER = "Git LFS pointer in place of the image: run git lfs pull"
 _LFS_START = b"version https://git-lfs.github.com/spec/"
 MAX_PIXELS = 100_000_000
-"""Larger images are refused by their header: 100 megapixels are 300 MB of memory when decoded."""
+"""At most, of what is decoded: 100 megapixels are 300 MB of memory. A JPEG counts by its scaled decode."""
+MAX_PIXELS_VARIABLE = "PHARMCLF_MAX_MEGAPIXELS"
+"""The environment variable that raises the bound, in millions of pixels."""
 THUMBNAIL_SIDE = 32
 _PROBE_SIDE = 4 * THUMBNAIL_SIDE  # the probe's scaled decode: sides of 128 pixels or more feed the thumbnail
 _EXIF_WITHIN_BYTES = 1 << 18
@@ -69,23 +78,44 @@ class Probe:
     """A key of `EXTENSIONS`."""
     wrong_extension: bool
     """The name ends like that of another format."""
+    largest: int
+    """Largest stored value of an image of 16 bits or more per channel; 0: it has 8, or its own values say its range."""
+    without_end: bool
+    """A JPEG that lacks its end mark and nothing else."""
 
 
-def decode(content: bytes, image_size: int) -> Pixels:
+class _Decoded(NamedTuple):
+    """What is known of an image once its whole content is decoded."""
+
+    pixels: Pixels
+    """(h, w, 3), as stored: before the EXIF orientation."""
+    width: int
+    """Stored pixels from left to right, before any scaling."""
+    height: int
+    orientation: int
+    """EXIF orientation 1..8."""
+    largest: int = 0
+    """As in `Probe`."""
+    without_end: bool = False
+    """As in `Probe`."""
+
+
+def decode(content: bytes, image_size: int, white_level: int = WHITE) -> Pixels:
     """Decode an image and resize it to a square.
 
     Args:
         content: the whole file, in any format of `EXTENSIONS`.
         image_size: side of the square, in pixels.
+        white_level: the value that is white in files of 16 bits per channel, as `find_white_level` finds it.
 
     Returns:
         (image_size, image_size, 3) uint8, RGB, EXIF orientation applied, transparency laid on white.
 
     Raises:
-        BadImage: not an image, damaged, or larger than `MAX_PIXELS`.
+        BadImage: not an image, damaged, larger than `MAX_PIXELS`, or with values above the white level.
     """
-    pixels, _, _, orientation = _decode(content, 2 * image_size)
-    return _orient(resize(pixels, image_size), orientation)
+    decoded = _decode(content, 2 * image_size, white_level)
+    return _orient(resize(decoded.pixels, image_size), decoded.orientation)
 
 
 def resize(pixels: Pixels, image_size: int) -> Pixels:
@@ -96,15 +126,15 @@ def resize(pixels: Pixels, image_size: int) -> Pixels:
     return np.array(resized, dtype=np.uint8)
 
 
-def probe(content: bytes, name: str) -> Probe:
+def probe(content: bytes, name: str, white_level: int = WHITE) -> Probe:
     """Decode all of an image's content and describe it.
 
     Of the name only the extension counts.
 
     Raises:
-        BadImage: the reason, as it stands in the manifest: empty, no image, truncated, decompression bomb, unreadable.
+        BadImage: the reason, as it stands in the manifest: empty, no image, truncated, too large, unreadable.
     """
-    pixels, width, height, orientation = _decode(content, _PROBE_SIDE)
+    pixels, width, height, orientation, largest, without_end = _decode(content, _PROBE_SIDE, white_level)
     grey = Image.fromarray(pixels).convert("L").resize((THUMBNAIL_SIDE,) * 2, Image.Resampling.LANCZOS)
     thumbnail = _orient(np.array(grey, dtype=np.uint8), orientation)
     kind = sniff(content) or ""
@@ -116,6 +146,8 @@ def probe(content: bytes, name: str) -> Probe:
         thumbnail=thumbnail,
         format=kind,
         wrong_extension=extension in IMAGE_EXTENSIONS and extension not in EXTENSIONS[kind],
+        largest=largest,
+        without_end=without_end,
     )
 
 
@@ -128,43 +160,47 @@ def sniff(content: bytes) -> str | None:
     """The format by the first bytes, a key of `EXTENSIONS`; None: none of them."""
     if content.startswith(b"RIFF"):
         return "WEBP" if content[8:12] == b"WEBP" else None
+    if content[4:8] == b"ftyp":
+        return containers.heif_kind(content)
     return next((kind for kind, starts in _STARTS.items() if content.startswith(starts)), None)
 
 
-def _decode(content: bytes, least_side: int) -> tuple[Pixels, int, int, int]:
+def _decode(content: bytes, least_side: int, white_level: int) -> _Decoded:
     """Decode the whole content.
 
     Args:
         content: the file.
-        least_side: both sides stay at least this long, where the image has them; 0: no scaling.
-
-    Returns:
-        (h, w, 3) uint8 before orientation, the stored width and height in pixels, the EXIF orientation 1..8.
+        least_side: both sides stay at least this long, where the image has them.
+        white_level: as in `decode`.
     """
     kind = sniff(content)
     if kind is None:
         if content.startswith(_LFS_START):
             raise BadImage(LFS_POINTER)
         raise BadImage("no image" if content else "empty")
-    if kind == "WEBP" and int.from_bytes(content[4:8], "little") + 8 > len(content):
+    if containers.is_cut(content, kind):
         raise BadImage("truncated")
+    without_end = False
     if kind == "JPEG":
         decoded = _decode_turbo(content, least_side)
+        if decoded is None and containers.lacks_only_end_mark(content):
+            content, without_end = content + containers.END_MARK, True
+            decoded = _decode_turbo(content, least_side)
         if decoded is not None:
-            return decoded
-    return _decode_pillow(content, kind)
+            return decoded._replace(without_end=without_end)
+    return _decode_pillow(content, kind, least_side, white_level)._replace(without_end=without_end)
 
 
-def _decode_turbo(content: bytes, least_side: int) -> tuple[Pixels, int, int, int] | None:
+def _decode_turbo(content: bytes, least_side: int) -> _Decoded | None:
     """A JPEG by libjpeg-turbo; None where Pillow shall judge: CMYK, or anything that is not quite in order."""
     try:
         height, width, colourspace, _ = simplejpeg.decode_jpeg_header(content)
         if colourspace not in ("YCbCr", "Gray", "RGB"):
             return None
-        _check_size(width, height)
-        least = least_side if least_side and min(width, height) > least_side else 0
+        least = least_side if min(width, height) > least_side else 0
+        _check_size(width, height, _scaled_pixels(content, width, height, least))
         pixels = simplejpeg.decode_jpeg(content, min_height=least, min_width=least)
-    except BadImage:
+    except (BadImage, ConfigError):
         raise
     except (ValueError, TypeError):
         return None
@@ -172,21 +208,41 @@ def _decode_turbo(content: bytes, least_side: int) -> tuple[Pixels, int, int, in
     if content.find(b"Exif\0\0", 0, _EXIF_WITHIN_BYTES) >= 0:
         with suppress(Exception), _Quiet(), Image.open(io.BytesIO(content), formats=("JPEG",)) as image:  # header only
             orientation = _orientation(image)  # a header that Pillow dislikes does not spoil pixels that decode
-    return pixels, width, height, orientation
+    return _Decoded(pixels, width, height, orientation)
 
 
-def _decode_pillow(content: bytes, kind: str) -> tuple[Pixels, int, int, int]:
-    """Any format by Pillow, first frame, at full size."""
+def _scaled_pixels(content: bytes, width: int, height: int, least: int) -> int:
+    """Pixels that libjpeg-turbo holds of a JPEG whose scaled sides are at least so long; 0: no scaling."""
+    eighths = next((k for k in range(1, 9) if least and min(width, height) * k >= 8 * least), 8)
+    scaled = -(-width * eighths // 8) * -(-height * eighths // 8)
+    # of a progressive one it holds the coefficients of the whole image; two bytes each, and in most 1.5 for each pixel
+    return max(scaled, width * height // 2) if containers.is_progressive(content) else scaled
+
+
+def _decode_pillow(content: bytes, kind: str, least_side: int, white_level: int) -> _Decoded:
+    """Any format by Pillow, first frame, at full size; but a JPEG that is too large for that is scaled."""
     try:
+        if kind == "HEIF":
+            _register_heif()
         with _Quiet(), Image.open(io.BytesIO(content), formats=(kind,)) as image:
-            _check_size(*image.size)
+            width, height = image.size
+            if kind == "JPEG" and width * height > MAX_PIXELS:
+                image.draft(None, (least_side, least_side))
+            _check_size(width, height, image.width * image.height)
+            wide_colour = is_wide_colour(image)
             image.load()
             orientation = _orientation(image)  # after the load: Pillow turns a TIFF itself and then forgets the tag
-            return _to_rgb(image), *image.size, orientation
-    except (BadImage, MemoryError):
+            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+                grey, largest = scale_grey(image, white_level)
+                pixels = np.repeat(grey[:, :, None], 3, axis=2)
+            else:
+                colours, largest = scale_colour(image, content, white_level) if wide_colour else (image, 0)
+                pixels = _to_rgb(colours)
+            if largest > white_level:
+                raise BadImage(f"values up to {largest} in a file of 16 bits, expected 0 to {white_level}")
+            return _Decoded(pixels, width, height, orientation, largest)
+    except (BadImage, ConfigError, MemoryError):
         raise
-    except Image.DecompressionBombError:
-        raise BadImage("decompression bomb") from None
     except UnidentifiedImageError:
         raise BadImage("no image" if kind == "BMP" else "unreadable: damaged header") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
@@ -195,11 +251,38 @@ def _decode_pillow(content: bytes, kind: str) -> tuple[Pixels, int, int, int]:
         raise BadImage("truncated" if cut else f"unreadable: {text[:80]}") from error
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, decoded: int) -> None:
     if width < 1 or height < 1:
         raise BadImage("unreadable: no pixels")
-    if width * height > MAX_PIXELS:
-        raise BadImage(f"decompression bomb: {width}x{height} pixels")
+    if decoded > (most := max_pixels()):
+        raise BadImage(
+            f"too large: {width}x{height} pixels, {decoded / 1e6:,.0f} megapixels to decode; the bound of this tool is "
+            f"{most / 1e6:,.0f}, {MAX_PIXELS_VARIABLE}=NUMBER raises it"
+        )
+
+
+def max_pixels() -> float:
+    """Pixels of an image that is decoded, at most.
+
+    Raises:
+        ConfigError: the variable that sets it is no number of megapixels.
+    """
+    given = os.environ.get(MAX_PIXELS_VARIABLE)
+    if given is None:
+        return MAX_PIXELS
+    with suppress(ValueError):
+        if (megapixels := float(given)) > 0:
+            return megapixels * 1e6
+    raise ConfigError(
+        f"{MAX_PIXELS_VARIABLE}: received {given!r}, expected a number of megapixels above 0, such as 200"
+    )
+
+
+@functools.cache
+def _register_heif() -> None:
+    import pillow_heif  # few sets have such files
+
+    pillow_heif.register_heif_opener(decode_threads=1)  # each core decodes an image of its own already
 
 
 def _orientation(image: Image.Image) -> int:
@@ -222,11 +305,7 @@ def _orient(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
-    """(h, w, 3) uint8 of a loaded image of any mode."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.float64)
-        grey = wide / 257.0 if image.mode.startswith("I;16") else _scale_wide(wide)
-        return np.repeat(np.rint(grey).astype(np.uint8)[:, :, None], 3, axis=2)
+    """(h, w, 3) uint8 of a loaded image of any mode of 8 bits."""
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -234,29 +313,30 @@ def _to_rgb(image: Image.Image) -> Pixels:
     return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
-def _scale_wide(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pixels of 32 bit to 0..255, by the range they keep to: 0..1, 0..255 or 0..65535."""
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 65535):  # NaN fails too
-        raise BadImage(f"unreadable: pixel values from {low:.4g} to {high:.4g}, expected 0 to 65535")
-    if high <= 1:
-        return values * 255.0
-    return values / 257.0 if high > 255 else values
+_BOUNDS = ((Image, "MAX_IMAGE_PIXELS"), (PngImagePlugin, "MAX_TEXT_CHUNK"), (PngImagePlugin, "MAX_TEXT_MEMORY"))
 
 
 class _Quiet:
-    """Silences Pillow's own warnings while any thread is inside; `warnings.catch_warnings` alone is not thread-safe."""
+    """Silences Pillow's warnings and lifts its bounds, for which there are ours, while any thread is inside.
+
+    `warnings.catch_warnings` alone is not thread-safe.
+    """
 
     _lock = threading.Lock()
     _inside = 0
     _saved: Any = None
+    _bounds: list[Any]
 
     def __enter__(self) -> None:
         with _Quiet._lock:
             if _Quiet._inside == 0:
                 _Quiet._saved = warnings.catch_warnings()
                 _Quiet._saved.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
+                warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\.")
+                _Quiet._bounds = [getattr(module, name) for module, name in _BOUNDS]
+                Image.MAX_IMAGE_PIXELS = None  # an image is judged by its header, before it is loaded
+                # texts beside the pixels, such as the history of an image editor: as large as pixels may be
+                PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 3 * MAX_PIXELS
             _Quiet._inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -264,3 +344,5 @@ class _Quiet:
             _Quiet._inside -= 1
             if _Quiet._inside == 0:
                 _Quiet._saved.__exit__(None, None, None)
+                for (module, name), bound in zip(_BOUNDS, _Quiet._bounds, strict=True):
+                    setattr(module, name, bound)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pharmclf.data import duplicates
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.images import THUMBNAIL_SIDE, BadImage, decode, probe
+from pharmclf.data.images import THUMBNAIL_SIDE, BadImage, probe
 from pharmclf.data.manifest import Manifest
 
 _MAX_BITS = 20  # of 64; the distance of the hashes up to which a pair is looked at, as among the rows of one set
@@ -36,10 +36,9 @@ def known_images(manifest: Manifest, known: Manifest, splits: tuple[str, ...]) -
     if not len(near_mine):
         return equal
     hashes = np.concatenate([ours[near_mine], others[near_theirs]])
-    files = ImageSet.join([ImageSet.of_rows(mine.iloc[near_mine]), ImageSet.of_rows(theirs.iloc[near_theirs])])
-    pairs = duplicates.near_pairs(
-        hashes, _thumbnails(files), lambda place: decode(files.content(place), duplicates.CHECK_SIDE)
-    )
+    sides = ((mine.iloc[near_mine], manifest), (theirs.iloc[near_theirs], known))
+    files = ImageSet.join([ImageSet.of_rows(rows, whole.white_level) for rows, whole in sides])
+    pairs = duplicates.near_pairs(hashes, _thumbnails(files), lambda place: files.decode(place, duplicates.CHECK_SIDE))
     copies = {one for one, other in pairs if one < len(near_mine) <= other}
     rows = mine.index.to_numpy(np.int64)[near_mine]
     return np.sort(np.concatenate([equal, rows[sorted(copies)]]))
@@ -64,7 +63,7 @@ def _thumbnails(files: ImageSet) -> NDArray[np.uint8]:
 
     def thumbnail(place: int) -> NDArray[np.uint8]:
         try:
-            return probe(files.content(place), files.paths[place].as_py()).thumbnail
+            return probe(files.content(place), files.paths[place].as_py(), files.white_level[place].as_py()).thumbnail
         except (BadImage, OSError):
             return np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8)
 

@@ -25,6 +25,7 @@ from pharmclf.data.image_set import read_verified
 from pharmclf.data.images import LFS_POINTER, THUMBNAIL_SIDE, decode
 from pharmclf.data.layouts import PLAIN_READING, Reading
 from pharmclf.data.list_tables import LISTS
+from pharmclf.data.pixel_depth import WHITE, find_white_level
 from pharmclf.data.scan import Scan, scan_files
 from pharmclf.data.sources import Listing, list_data
 from pharmclf.fingerprint import fingerprint
@@ -55,6 +56,8 @@ class Manifest:
     """The folder or prefix that paths are relative to in the fingerprint."""
     notes: list[str] = field(default_factory=list)
     """What a person should know of the data set; one line each."""
+    white_level: int = WHITE
+    """The value that is white in its files of 16 bits per channel; `images.decode` takes it."""
 
     @functools.cached_property
     def ok(self) -> pd.DataFrame:
@@ -69,12 +72,16 @@ class Manifest:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of the usable rows: relative path, label, sha256, group, split; the folder may lie anywhere."""
+        """Hash of the usable rows: relative path, label, sha256, group, split; the folder may lie anywhere.
+
+        A white level other than that of full 16 bits is part of it, because it decides the pixels.
+        """
         rows, prefix = self.ok, self.root.rstrip("/") + "/"
         paths = [path.removeprefix(prefix) for path in rows["path"]]
         groups = pd.factorize(rows["group"])[0].tolist()
         columns = [rows[name].tolist() for name in ("label", "sha256", "split")]
-        return fingerprint([paths, groups, *columns])
+        levels = [] if self.white_level == WHITE else [self.white_level]
+        return fingerprint([paths, groups, *columns, *levels])
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """(n,) numbers of the usable rows of a split."""
@@ -104,6 +111,7 @@ class Manifest:
     def write(self, location: str) -> None:
         """Write the manifest as Parquet, whole or not at all."""
         about = {"version": _VERSION, "root": self.root, "class_names": self.class_names, "notes": self.notes}
+        about |= {} if self.white_level == WHITE else {"white_level": self.white_level}
         table = pa.Table.from_pandas(self.table, schema=_SCHEMA, preserve_index=False)
         buffer = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(about).encode()}), buffer)
@@ -125,7 +133,8 @@ class Manifest:
         if about["version"] != _VERSION:
             raise ConfigError(f"manifest {location}: received version {about['version']}, not {_VERSION}. {remedy}")
         frame = table.select(_SCHEMA.names).replace_schema_metadata(None).to_pandas()
-        return Manifest(frame, tuple(about["class_names"]), about["root"], list(about["notes"]))
+        names, notes = tuple(about["class_names"]), list(about["notes"])
+        return Manifest(frame, names, about["root"], notes, int(about.get("white_level", WHITE)))
 
     def write_quarantine(self, location: str) -> None:
         """Write the rows that are not used as CSV: path, label, status."""
@@ -188,14 +197,17 @@ def scan(listing: Listing, progress: Progress | None, fewest_classes: int = 2) -
     items, notes = listing.items, list(listing.notes)
     table = pd.DataFrame({"path": [i.location for i in items], "label": [i.label for i in items]})
     thumbnails = np.zeros((len(items), THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8)
-    rows, wrong = [], []
+    rows, wrong, unended = [], [], []
+    largest = np.zeros(len(items), np.int64)  # values of files of 16 bits
     scans = scan_files([i.location for i in items if not i.status], progress)
     for number, item in enumerate(items):
         scan = Scan(item.status, item.size_bytes) if item.status else next(scans)
         size = (scan.probe.width, scan.probe.height, scan.probe.phash) if scan.probe else (0, 0, "")
         rows.append((scan.size_bytes, scan.sha256, *size, scan.status if item.label else "no label"))
         if scan.probe:
-            thumbnails[number] = scan.probe.thumbnail
+            thumbnails[number], largest[number] = scan.probe.thumbnail, scan.probe.largest
+            if scan.probe.without_end:
+                unended.append(item.relative)
             if scan.probe.wrong_extension:
                 wrong.append(item.relative)
     next(scans, None)  # reports the last files as done
@@ -205,6 +217,9 @@ def scan(listing: Listing, progress: Progress | None, fewest_classes: int = 2) -
     table.loc[conflicts, "status"] = LABEL_CONFLICT
     if wrong:
         notes.append(f"{len(wrong)} images of another format than their name says, read all the same: {shorten(wrong)}")
+    if unended:
+        notes.append(f"{len(unended)} JPEGs without their end mark, read all the same: {shorten(unended)}")
+    white_level = _find_level(table, thumbnails, largest, notes)
     notes += (reasons := _absent(table))
     used = table[table["status"] == OK]
     class_names = tuple(sorted(used["label"].unique()))
@@ -219,9 +234,9 @@ def scan(listing: Listing, progress: Progress | None, fewest_classes: int = 2) -
         remedy = "Mend the list" if is_list else "Give the folder that holds the class folders"
         remedy = "Fetch the files" if reasons else remedy
         raise ConfigError(f"--data {listing.data}: received {found}; expected usable images of {expected}. {remedy}")
-    table["group"] = _group(table, thumbnails, [i.group for i in items], notes)
+    table["group"] = _group(table, thumbnails, [i.group for i in items], notes, white_level)
     table["split"] = [i.split for i in items]
-    return Manifest(table[list(_COLUMNS)], class_names, listing.root, notes)
+    return Manifest(table[list(_COLUMNS)], class_names, listing.root, notes, white_level)
 
 
 def _absent(table: pd.DataFrame) -> list[str]:
@@ -237,7 +252,31 @@ def _absent(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _group(table: pd.DataFrame, thumbnails: NDArray[np.uint8], given: list[str], notes: list[str]) -> NDArray[np.int64]:
+def _find_level(
+    table: pd.DataFrame, thumbnails: NDArray[np.uint8], largest: NDArray[np.int64], notes: list[str]
+) -> int:
+    """The white level of the usable images of 16 bits; where it is not the common one, they are probed once more."""
+    wide = np.flatnonzero((table["status"] == OK).to_numpy() & (largest > 0))
+    level = find_white_level(int(largest[wide].max(initial=0)))
+    if level == WHITE:
+        dark = [str(table["path"].iloc[row]) for row in wide if find_white_level(int(largest[row])) < WHITE // 8]
+        if dark:
+            most = f"others use up to {largest[wide].max()}"
+            notes.append(
+                f"{len(dark)} images of 16 bit use only 0..4095 and are read as dark, since {most}: {shorten(dark)}"
+            )
+        return level
+    notes.append(f"{len(wide)} images of 16 bit use only 0..{level}: read as {level.bit_length()} bit")
+    for row, scan in zip(wide, scan_files(table["path"].iloc[wide].tolist(), None, level), strict=True):
+        if scan.probe:
+            thumbnails[row] = scan.probe.thumbnail
+            table.loc[row, "phash"] = scan.probe.phash
+    return level
+
+
+def _group(
+    table: pd.DataFrame, thumbnails: NDArray[np.uint8], given: list[str], notes: list[str], white_level: int
+) -> NDArray[np.int64]:
     """The group of each row, and notes on copies: joined are these, and rows of one group of the list; not bad rows.
 
     Near copies in two groups of the list are not joined: images of a camera that does not move differ by less than
@@ -250,7 +289,8 @@ def _group(table: pd.DataFrame, thumbnails: NDArray[np.uint8], given: list[str],
     paths, labels, sums = (table[name].tolist() for name in ("path", "label", "sha256"))
 
     def load(place: int) -> NDArray[np.uint8]:
-        return decode(read_verified(paths[rows[place]], sums[rows[place]]), duplicates.CHECK_SIDE)
+        content = read_verified(paths[rows[place]], sums[rows[place]])
+        return decode(content, duplicates.CHECK_SIDE, white_level)
 
     found = duplicates.near_pairs(hashes, thumbnails[rows], load)
     near = [(int(rows[one]), int(rows[other])) for one, other in found]

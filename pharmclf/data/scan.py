@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import signal
 from collections import deque
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from pharmclf import storage
 from pharmclf.data.images import BadImage, Probe, probe
+from pharmclf.data.pixel_depth import WHITE
 from pharmclf.fingerprint import sha256_bytes
 from pharmclf.hardware.cores import usable_cores
 
@@ -33,7 +35,7 @@ class Scan:
     probe: Probe | None = None
 
 
-def scan_file(location: str) -> Scan:
+def scan_file(location: str, white_level: int = WHITE) -> Scan:
     """Read, hash and probe one file; the status tells a bad one.
 
     Raises:
@@ -47,15 +49,18 @@ def scan_file(location: str) -> Scan:
         return Scan(f"{NOT_READ}: {error.strerror or ' '.join(str(error).split())[:80]}")
     digest = sha256_bytes(content)
     try:
-        return Scan("ok", len(content), digest, probe(content, location))
+        return Scan("ok", len(content), digest, probe(content, location, white_level))
     except BadImage as error:
         return Scan(str(error), len(content), digest)
 
 
-def scan_files(locations: list[str], progress: Callable[[int, int], None] | None = None) -> Iterator[Scan]:
+def scan_files(
+    locations: list[str], progress: Callable[[int, int], None] | None = None, white_level: int = WHITE
+) -> Iterator[Scan]:
     """Scan files on all cores, in order: in processes where there are many, in threads where there are few.
 
     `progress` is called with (files done, files); what waits in memory does not grow with the number of files.
+    `white_level` is that of `images.decode`.
     """
     cores = usable_cores()
     many = len(locations) > _PROCESSES_FROM
@@ -70,7 +75,7 @@ def scan_files(locations: list[str], progress: Callable[[int, int], None] | None
         done, waiting = 0, deque[Future[list[Scan]]]()
         for number in range(len(chunks) + 2 * cores):
             if number < len(chunks):
-                waiting.append(executor.submit(_scan_chunk, chunks[number]))
+                waiting.append(executor.submit(_scan_chunk, chunks[number], white_level))
             scans = waiting.popleft().result() if waiting and number >= 2 * cores else []
             yield from scans
             done += len(scans)
@@ -80,8 +85,9 @@ def scan_files(locations: list[str], progress: Callable[[int, int], None] | None
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _scan_chunk(locations: list[str]) -> list[Scan]:
+def _scan_chunk(locations: list[str], white_level: int) -> list[Scan]:
+    scan = functools.partial(scan_file, white_level=white_level)
     if not storage.is_remote(locations[0]):
-        return list(map(scan_file, locations))
+        return list(map(scan, locations))
     with ThreadPoolExecutor(_REMOTE_THREADS) as threads:
-        return list(threads.map(scan_file, locations))
+        return list(threads.map(scan, locations))

@@ -23,7 +23,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pharmclf import storage
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.images import BadImage, decode
+from pharmclf.data.images import BadImage
 from pharmclf.data.plan import PhasePlan
 
 _BLOCK_BYTES = 16 << 20  # pixels decoded by one Ray task: 111 images of 224 px
@@ -54,7 +54,7 @@ def load_images(files: ImageSet, image_size: int) -> tuple[np.ndarray, np.ndarra
         if not path:
             return
         try:
-            images[place] = decode(files.content(place), image_size)
+            images[place] = files.decode(place, image_size)
         except BadImage as error:
             bad[place] = str(error)
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.data.pixel_depth import WHITE
 from pharmclf.evaluation.decision import DECISION_FILE, Decision, read_decision
 from pharmclf.fingerprint import sha256_file
-from pharmclf.training.job import MODEL_FILE
+from pharmclf.training.job import MODEL_FILE, PIXELS_FILE
 
 _LABELS, _CHECKSUMS, _FETCHED = "labels.json", "checksums.json", "metrics.json"
 
@@ -32,6 +33,8 @@ class SavedModel:
     """Temperature and threshold; None where the model came without."""
     run_folder: str | None
     """The run that it lies in; None where it was copied out of one."""
+    white_level: int = WHITE
+    """That its images were decoded with."""
 
 
 def find_model(where: str, flag: str = "--model") -> SavedModel:
@@ -81,7 +84,7 @@ def _find(location: str, flag: str, where: str) -> SavedModel:
         sha256, size = sha256_file(path), _image_size(path, flag, where)
     if (expected := _noted(folder, name)) not in (None, sha256):
         raise ConfigError(f"{flag} {where}: {model} has sha256 {sha256}, expected {expected}. Fetch or train it again")
-    decision = storage.join(folder, DECISION_FILE)
+    decision, pixels = (storage.join(folder, file) for file in (DECISION_FILE, PIXELS_FILE.rpartition("/")[2]))
     return SavedModel(
         location=model,
         sha256=sha256,
@@ -89,6 +92,7 @@ def _find(location: str, flag: str, where: str) -> SavedModel:
         image_size=size,
         decision=read_decision(decision) if storage.is_file(decision) else None,
         run_folder=run_folder,
+        white_level=int(storage.read_json(pixels)["white_level"]) if storage.is_file(pixels) else WHITE,
     )
 
 

@@ -38,13 +38,19 @@ class Comparison:
         return text + (f", {moved:,} on the other side of the threshold" if moved else "")
 
 
-def compare(reference: np.ndarray, found: np.ndarray, decision: Decision | None = None) -> Comparison:
+def compare(
+    reference: np.ndarray,
+    found: np.ndarray,
+    decision: Decision | None = None,
+    found_decision: Decision | None = None,
+) -> Comparison:
     """Compare what two models say of the same images.
 
     Args:
         reference: (n, classes) probabilities of the Keras model, n > 0.
         found: (n, classes) probabilities of the exported model.
         decision: temperature and threshold of the Keras model, if it has them.
+        found_decision: those of the exported model, where they are others.
 
     Raises:
         ExportRefused: the exported model gives arrays of another shape.
@@ -53,7 +59,8 @@ def compare(reference: np.ndarray, found: np.ndarray, decision: Decision | None 
         raise ExportRefused(f"it gives probabilities of shape {found.shape}, expected {reference.shape}")
     same_side = None
     if decision is not None:
-        one, other = (decision.answers(decision.calibrated(p).max(axis=1)) for p in (reference, found))
+        pairs = ((decision, reference), (found_decision or decision, found))
+        one, other = (each.answers(each.calibrated(p).max(axis=1)) for each, p in pairs)
         same_side = int((one == other).sum())
     return Comparison(
         num_images=len(reference),
@@ -63,13 +70,32 @@ def compare(reference: np.ndarray, found: np.ndarray, decision: Decision | None 
     )
 
 
+def check_decision(decision: Decision, found: Decision) -> None:
+    """Refuse a model that keeps less of a promise than the Keras model does.
+
+    Args:
+        decision: of the Keras model.
+        found: of the exported model, chosen with its own probabilities on the same kind of images.
+
+    Raises:
+        ExportRefused: it answers nothing, or its error is not assured, where the Keras model's is.
+    """
+    if found.threshold > 1 >= decision.threshold:
+        raise ExportRefused(f"no threshold keeps the error at {found.max_error:.2%}, so that it answers no image")
+    if decision.assured and not found.assured:
+        raise ExportRefused(
+            f"{found.num_validation_images:,} validation images do not assure an error of at most "
+            f"{found.max_error:.2%}; with the Keras model they do"
+        )
+
+
 def check(comparison: Comparison, tolerance: Tolerance) -> None:
     """Refuse a model that is too far from the Keras model.
 
     Raises:
         ExportRefused: it is.
     """
-    if not comparison.largest_difference <= tolerance.difference:  # what is not a number fails too
+    if not comparison.largest_difference <= tolerance.difference:  # NaN fails too
         raise ExportRefused(f"{comparison}; expected a difference of at most {tolerance.difference:g}")
     if comparison.equal_share < tolerance.equal_share:
         raise ExportRefused(f"{comparison}; expected equal answers for at least {tolerance.equal_share:.0%}")

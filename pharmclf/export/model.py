@@ -1,8 +1,9 @@
-"""Exports a saved model: written, tried in its own runtime on real images, and handed over whole or not at all."""
+"""Exports a saved model: each format written, tried in its own runtime on real images, and handed over or refused."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,10 +17,10 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError
-from pharmclf.evaluation.decision import DECISION_FILE, write_decision
+from pharmclf.evaluation.decision import DECISION_FILE, Decision, fit_decision, write_decision
 from pharmclf.evaluation.saved import SavedModel, find_model
 from pharmclf.export import reload
-from pharmclf.export.compare import Comparison, ExportRefused, check, compare
+from pharmclf.export.compare import Comparison, ExportRefused, check, check_decision, compare
 from pharmclf.export.convert import write_model
 from pharmclf.export.formats import (
     FORMATS,
@@ -29,19 +30,24 @@ from pharmclf.export.formats import (
     Precision,
     check_installed,
 )
-from pharmclf.export.images import sample_images
+from pharmclf.export.images import ValidationImages, sample_images, validation_images
 from pharmclf.export.portable import portable
 from pharmclf.export.target import whole_folder
 from pharmclf.fingerprint import sha256_file
 from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
+from pharmclf.report import snippet
 
 if TYPE_CHECKING:
     import keras
 
 EXPORT_FILE = "export.json"
 """What was exported, and how near it is to the Keras model; written last."""
+LOAD_FILE = "load_image.py"
+"""The function that makes an image file the model's input."""
+TFLITE_DECISION_FILE = "decision-tflite.json"
+"""The decision of int8, where other formats have the Keras model's."""
 SCHEMA_VERSION = 1
 _BATCH = 32
 
@@ -62,6 +68,8 @@ class ExportOptions:
     """Folder of images, or a list, to compare on. Empty: the test split of the run."""
     calibration: str = ""
     """Folder of images, or a list, to find the ranges of int8 on. Empty: the train split of the run."""
+    accept_loss: bool = False
+    """Keep a format that answers otherwise than the Keras model, or promises less; what was measured is noted."""
 
     def __post_init__(self) -> None:
         if not self.format:
@@ -81,30 +89,49 @@ def export_model(options: ExportOptions, say: Say) -> None:
 
     Raises:
         ConfigError: no model, no images, a place that is taken, or a format whose packages are not installed.
-        ExportRefused: a format cannot be written, cannot be run, or answers otherwise; then nothing is left behind.
+        ExportRefused: a format cannot be written, cannot be run, or answers otherwise. The others are written; where
+            there are none, nothing is left behind.
         OSError: the storage does not answer, or the disk is full.
     """
     names = tuple(dict.fromkeys(options.format))
     check_installed(names)
+    refused: list[str] = []
     with whole_folder(options.out, last=EXPORT_FILE) as folder:
         found = find_model(options.model)
         images = sample_images(found, options.images, "test", "--images", say)
-        calibration = None
+        calibration = validation = None
         if options.tflite == "int8":
             calibration = sample_images(found, options.calibration, "train", "--calibration", say)
             say(f"int8 is calibrated on {len(calibration):,} images")
+            validation = validation_images(found, say) if found.decision else None
         model = _load(found)
         reference, written = _probabilities(model, images), portable(model)
         formats: dict[FormatName, Any] = {}
+        decision = found.decision  # of the TFLite file
         for name in names:
-            precision = options.tflite if name == "tflite" else "float32"
+            trial = _Trial(name, options.tflite if name == "tflite" else "float32", options.accept_loss, found, say)
             path = folder / FORMATS[name].file
-            with native_chatter_muted():
-                write_model(written, name, path, precision, calibration)
-            comparison, about = _tried(name, path, precision, images, reference, found)
-            say(f"{name} {precision}, {_size_bytes(path) / 1e6:.1f} MB, in {about['runtime']}: {comparison}")
+            try:
+                with native_chatter_muted():
+                    write_model(written, name, path, trial.precision, calibration)
+                comparison, about, fitted = trial.run(path, images, reference, validation)
+            except ExportRefused as error:
+                (shutil.rmtree if path.is_dir() else _remove)(path)
+                refused.append(str(error))
+                say(f"refused: {error}")
+                continue
+            say(f"{name} {trial.precision}, {_size_bytes(path) / 1e6:.1f} MB, in {about['runtime']}: {comparison}")
+            decision = fitted if name == "tflite" else decision
             formats[name] = about
-        _describe(folder, found, formats)
+        if not formats:
+            raise ExportRefused(f"{'; '.join(refused)}. Nothing is written")
+        _describe(folder, found, formats, decision)
+    if refused:
+        raise ExportRefused(f"{', '.join(formats)} written into {options.out}, but not {'; '.join(refused)}")
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
 
 
 def _load(found: SavedModel) -> keras.Model:
@@ -134,16 +161,96 @@ def _probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
     return np.concatenate([predict(batch).numpy() for batch in batches])
 
 
-def _tried(
-    name: FormatName, path: Path, precision: Precision, images: np.ndarray, reference: np.ndarray, found: SavedModel
-) -> tuple[Comparison, dict[str, Any]]:
-    """Run an exported model in its own runtime, and compare.
+@dataclass(frozen=True)
+class _Trial:
+    """One format, run in its own runtime."""
+
+    name: FormatName
+    precision: Precision
+    accept_loss: bool
+    """Whether a format is kept that answers otherwise than the Keras model."""
+    found: SavedModel
+    say: Say
+
+    def run(
+        self, path: Path, images: np.ndarray, reference: np.ndarray, validation: ValidationImages | None
+    ) -> tuple[Comparison, dict[str, Any], Decision | None]:
+        """Compare with the Keras model, and choose the threshold of int8.
+
+        Args:
+            path: of the exported model.
+            images: (n, S, S, 3) uint8, and what the Keras model gives for them:
+            reference: (n, classes) probabilities.
+            validation: images to choose the threshold of int8 on.
+
+        Returns:
+            How near it is, what is noted of it, and its decision.
+
+        Raises:
+            ExportRefused: it cannot be run, or is too far from the Keras model.
+        """
+        own = validation if self.precision == "int8" else None
+        shown = images if own is None else np.concatenate([images, own.images])
+        probabilities, about, runtime = _run(self.name, path, shown)
+        decision, of_images = self.found.decision, probabilities[: len(images)]
+        about |= {"precision": self.precision, "runtime": runtime}
+        about |= {"opset": ONNX_OPSET} if self.name == "onnx" else {}
+        usable = probabilities.shape[1:] == reference.shape[1:] and np.isfinite(probabilities).all()
+        if own is not None and decision is not None and usable:
+            decision = fit_decision(probabilities[len(images) :], own.truth, own.groups, decision.max_error)
+        try:
+            comparison = compare(reference, of_images, self.found.decision, decision)
+        except ExportRefused as error:
+            raise ExportRefused(f"{self.name} {self.precision} in {runtime}: {error}") from error
+        losses = [str(error) for error in (self._distance(comparison), self._threshold(decision, own)) if error]
+        if losses:
+            text = f"{self.name} {self.precision} in {runtime}: {'; '.join(losses)}"
+            if not self.accept_loss or not usable:
+                remedy = ". Try --tflite float16, or keep it with --accept-loss" if self.precision == "int8" else ""
+                raise ExportRefused(text + remedy)
+            self.say(f"warning: {text}; kept by --accept-loss")
+            about["accepted_loss"] = losses
+        measured = asdict(comparison) | {"equal_share": comparison.equal_share}
+        about["comparison"] = measured | {"tolerance": asdict(TOLERANCES[self.precision])}
+        return comparison, {"file": path.name, **about}, decision
+
+    def _distance(self, comparison: Comparison) -> ExportRefused | None:
+        """Why the model is too far from the Keras model."""
+        try:
+            check(comparison, TOLERANCES[self.precision])
+        except ExportRefused as error:
+            return error
+        return None
+
+    def _threshold(self, fitted: Decision | None, validation: ValidationImages | None) -> ExportRefused | None:
+        """Say which threshold int8 has; or why it can have none, or promises less with it."""
+        given = self.found.decision
+        if self.precision != "int8" or given is None:
+            return None
+        if validation is None or fitted is None:
+            return ExportRefused(
+                f"the threshold {given.threshold:.4f} of the Keras model cannot be checked, since the model lies in no "
+                "run that lists its validation images; give --model RUN"
+            )
+        self.say(
+            f"threshold of {self.name} int8 {fitted.threshold:.4f} at temperature {fitted.temperature:.4f}, chosen "
+            f"with it on {fitted.num_validation_images:,} validation images, answers {fitted.coverage.value:.1%} "
+            f"(Keras model: {given.threshold:.4f} at {given.temperature:.4f}, {given.coverage.value:.1%})"
+        )
+        try:
+            check_decision(given, fitted)
+        except ExportRefused as error:
+            return error
+        return None
+
+
+def _run(name: FormatName, path: Path, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any], str]:
+    """Predict images by an exported model in its own runtime -> probabilities, input and output, the runtime's name.
 
     Raises:
-        ExportRefused: it cannot be run, or is too far from the Keras model.
+        ExportRefused: it cannot be run.
     """
     runtime = f"{FORMATS[name].runtime} {version(FORMATS[name].runtime)}"
-    tolerance = TOLERANCES[precision]
     with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
         np.save(Path(folder) / "images.npy", images)
         command = [sys.executable, "-P", str(reload.__file__), name, str(path), folder]
@@ -152,28 +259,27 @@ def _tried(
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise ExportRefused(f"{name}: it cannot be run in {runtime}: {reason}")
-        about = storage.read_json(f"{folder}/about.json")
-        probabilities = np.load(Path(folder) / "probabilities.npy")
-    try:
-        comparison = compare(reference, probabilities, found.decision)
-        check(comparison, tolerance)
-    except ExportRefused as error:
-        remedy = "; try --tflite float16" if precision == "int8" else ""
-        raise ExportRefused(f"{name} {precision} in {runtime}: {error}. Nothing is written{remedy}") from error
-    about |= {"precision": precision, "runtime": runtime, **({"opset": ONNX_OPSET} if name == "onnx" else {})}
-    about["comparison"] = {**asdict(comparison), "equal_share": comparison.equal_share, "tolerance": asdict(tolerance)}
-    return comparison, {"file": path.name, **about}
+        return np.load(Path(folder) / "probabilities.npy"), storage.read_json(f"{folder}/about.json"), runtime
 
 
 def _size_bytes(path: Path) -> int:
     return sum(part.stat().st_size for part in (path, *path.rglob("*")) if part.is_file())
 
 
-def _describe(folder: Path, found: SavedModel, formats: dict[FormatName, Any]) -> None:
-    """Write what belongs to every format: the labels, the decision, and what was exported."""
+def _describe(folder: Path, found: SavedModel, formats: dict[FormatName, Any], tflite: Decision | None) -> None:
+    """Write what belongs to every format: the labels, the decisions, how an image is loaded, and what was exported."""
     storage.write_json(str(folder / "labels.json"), list(found.labels))
+    (folder / LOAD_FILE).write_text(
+        f"import numpy as np\n{snippet.IMPORTS}\n\n\n{snippet.load_image_text(found.white_level)}\n", encoding="utf-8"
+    )
     if found.decision is not None:
-        write_decision(found.decision, str(folder / DECISION_FILE))
+        others = [name for name in formats if name != "tflite"]
+        if tflite is not None and tflite != found.decision:  # int8 has its own
+            file = TFLITE_DECISION_FILE if others else DECISION_FILE
+            write_decision(tflite, str(folder / file))
+            formats["tflite"]["decision"] = file
+        if others or tflite == found.decision:
+            write_decision(found.decision, str(folder / DECISION_FILE))
     files = {
         str(path.relative_to(folder)): {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))
@@ -185,7 +291,8 @@ def _describe(folder: Path, found: SavedModel, formats: dict[FormatName, Any]) -
         "schema_version": SCHEMA_VERSION,
         "model": {"location": found.location, "sha256": found.sha256, "run": found.run_folder},
         "image_size": found.image_size,
-        "input": "RGB, 0-255, resized bilinearly to a square, EXIF orientation applied; scaling happens inside",
+        "input": f"RGB, 0-255, as {LOAD_FILE} loads it; scaling happens inside",
+        "white_level": found.white_level,
         "formats": formats,
         "files": files,
         "versions": {name: version(name) for name in sorted(packages)},

@@ -40,6 +40,7 @@ def data_facts(manifest: Manifest, *, has_splits: bool = True) -> DataFacts:
         duplicate_groups=[_group_pictures(manifest, int(group)) for group in sorted(copies.index)[:_GROUPS]],
         notes=manifest.notes,
         has_splits=has_splits,
+        white_level=manifest.white_level,
     )
 
 

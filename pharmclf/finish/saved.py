@@ -145,6 +145,7 @@ def _images(
         cache=manifests_of(options.storage),
         max_bad_share=max_bad_share,
         known=own,
+        white_level=model.white_level,
         progress=scan_progress(say),
     )
 

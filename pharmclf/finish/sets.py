@@ -13,6 +13,7 @@ from pharmclf.data.image_set import ImageSet
 from pharmclf.data.layouts import Reading
 from pharmclf.data.leaks import known_images
 from pharmclf.data.manifest import Manifest
+from pharmclf.data.pixel_depth import WHITE
 from pharmclf.data.prepare import cached_manifest, manifests_of
 from pharmclf.data.quarantine import lost_note
 from pharmclf.evaluation.labels import match_labels
@@ -90,6 +91,7 @@ def outside_set(
     cache: str,
     max_bad_share: float = 1.0,
     known: Manifest | None = None,
+    white_level: int = WHITE,
     progress: Progress | None = None,
 ) -> LabelledSet:
     """A set that the model's data set does not hold; images that the model has been trained on are left out.
@@ -101,6 +103,8 @@ def outside_set(
         cache: folder or prefix that keeps manifests.
         max_bad_share: largest share of images that cannot be read, 0..1.
         known: the data set of the model with its splits; None: not known.
+        white_level: that the model was trained with; a set with larger values, or of a model with the common level, has
+            its own.
         progress: called with (files done, files) while images are examined.
 
     Raises:
@@ -114,6 +118,8 @@ def outside_set(
         match = match_labels(Counter(manifest.ok["label"].tolist()), class_names)
     except ConfigError as error:
         raise ConfigError(f"{name}: {str(error).removeprefix('--data ')}") from error
+    if manifest.white_level <= white_level < WHITE:
+        manifest = replace(manifest, white_level=white_level)
     usable = manifest.ok[manifest.ok["label"].isin(set(class_names))]
     rows = usable.index.to_numpy(np.int64)
     notes = [*manifest.notes, *match.notes()]
@@ -143,6 +149,7 @@ def extra_sets(config: RunConfig, manifest: Manifest, progress: Progress | None 
             cache=manifests_of(config.storage),
             max_bad_share=config.max_bad_share,
             known=manifest,
+            white_level=manifest.white_level,
             progress=progress,
         )
         for name, location in config.extra_tests.items()

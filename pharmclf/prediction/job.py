@@ -9,6 +9,7 @@ from pharmclf import storage
 from pharmclf.cli import EXIT_OK, Say, StopSignal
 from pharmclf.config import ConfigError
 from pharmclf.data.destination import check_destination
+from pharmclf.data.pixel_depth import WHITE
 from pharmclf.evaluation.predict import Prediction
 from pharmclf.evaluation.saved import SavedModel, find_model
 from pharmclf.prediction.answers import Answers
@@ -84,6 +85,7 @@ def _parts_of(model: SavedModel, answers: Answers, options: PredictOptions, say:
         "image_size": model.image_size,
         "temperature": model.decision.temperature if model.decision else None,
         "threshold": answers.threshold,
+        **({} if model.white_level == WHITE else {"white_level": model.white_level}),
     }
     return Parts(output=output, images=images, size=options.part_size, about=about)
 
@@ -139,7 +141,7 @@ def _make(
         )
         num_images = sum(last - first for first, last in map(parts.span, missing))
         what = placed(what, options, num_images)
-        predict_parts(what, answers, parts, missing, stopped, say)
+        predict_parts(what, answers, parts, missing, stopped, say, model.white_level)
     if lease.lost:
         raise RuntimeError(f"{parts.folder} has been taken over by {lease.lost}, since the lease could not be renewed")
     if stop.received is not None:

@@ -56,7 +56,13 @@ def placed(what: Prediction, options: PredictOptions, num_images: int) -> Predic
 
 
 def predict_parts(
-    what: Prediction, answers: Answers, parts: Parts, missing: Sequence[int], stopped: Callable[[], bool], say: Say
+    what: Prediction,
+    answers: Answers,
+    parts: Parts,
+    missing: Sequence[int],
+    stopped: Callable[[], bool],
+    say: Say,
+    white_level: int,
 ) -> None:
     """Predict and write parts, until all stand or a stop is asked for.
 
@@ -67,6 +73,7 @@ def predict_parts(
         missing: numbers of those that are to be written.
         stopped: whether to end.
         say: takes lines for the console.
+        white_level: of files of 16 bits, as the model was trained with.
     """
     spans = [parts.span(number) for number in missing]
     paths = pa.concat_arrays([parts.images.paths.slice(first, last - first) for first, last in spans])
@@ -77,7 +84,7 @@ def predict_parts(
     say(f"predicting {len(paths):,} images in {by}")
     progress = _progress(say)
     waiting, done, written = SCHEMA.empty_table(), 0, 0
-    with contextlib.closing(until(stopped, predicted_blocks(what, ImageSet.of_paths(read)))) as blocks:
+    with contextlib.closing(until(stopped, predicted_blocks(what, ImageSet.of_paths(read, white_level)))) as blocks:
         for block in blocks:
             bad = block["bad"].astype(object)
             known = reasons[done : done + len(bad)]

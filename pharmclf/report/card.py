@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from pharmclf.data.pixel_depth import WHITE
 from pharmclf.evaluation.decision import DECISION_FILE, Decision
 from pharmclf.evaluation.results import ClassResult, Evaluation
 from pharmclf.metrics import Estimate
-from pharmclf.report import words
+from pharmclf.report import snippet, words
 from pharmclf.report.facts import DataFacts, ReportFacts, SetFacts
 
 CARD_FILE = "README.md"
@@ -21,12 +22,9 @@ _WORST = 5  # classes and pairs that are named
 _MOST_NAMES = 30  # classes that are listed
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~&#!$^])")
 _TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # would turn the rest of the line round
-_LOAD = (
-    "import json, keras, numpy as np, pathlib",
-    'model = keras.saving.load_model("model.keras")',
-)
+_LOAD = 'model = keras.saving.load_model("model.keras")'
 _READ = "json.loads(pathlib.Path({}).read_bytes())"
-_IMAGE = 'image = keras.utils.load_img("tablet.jpg", target_size=model.input_shape[1:3], interpolation="bilinear")'
+_PREDICT = 'p = model.predict(load_image("tablet.jpg", model.input_shape[1])[None].astype("float32"))[0]'
 
 
 def model_card(facts: ReportFacts) -> str:
@@ -44,7 +42,7 @@ def model_card(facts: ReportFacts) -> str:
         _scores(facts),
         _failures(facts),
         _threshold(facts),
-        _code(facts.decision),
+        _code(facts.decision, facts.data.white_level if facts.data else WHITE),
         _origin(facts),
     ]
     return "\n\n".join(line for part in parts for line in part if line) + "\n"
@@ -219,21 +217,20 @@ def _threshold(facts: ReportFacts) -> list[str]:
     return lines
 
 
-def _code(decision: Decision | None) -> list[str]:
+def _code(decision: Decision | None, white_level: int) -> list[str]:
+    lines = ["import json, keras, numpy as np, pathlib", snippet.IMPORTS, "", snippet.load_image_text(white_level), ""]
     if decision:
-        lines = [
-            *_LOAD,
+        lines += [
+            _LOAD,
             f"labels, decision = ({_READ.format('name')} for name in {('labels.json', DECISION_FILE)})",
-            _IMAGE,
-            'p = model.predict(np.array(image, "float32")[None])[0] ** (1 / decision["temperature"])',
+            f'{_PREDICT} ** (1 / decision["temperature"])',
             'print(labels[p.argmax()] if p.max() / p.sum() >= decision["threshold"] else "ask a human")',
         ]
     else:
-        lines = [
-            *_LOAD,
+        lines += [
+            _LOAD,
             f"labels = {_READ.format(repr('labels.json'))}",
-            _IMAGE,
-            'p = model.predict(np.array(image, "float32")[None])[0]',
+            _PREDICT,
             "print(labels[p.argmax()], p.max())",
         ]
     return ["## How to use it", "\n".join(["```python", *lines, "```"])]

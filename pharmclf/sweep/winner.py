@@ -39,7 +39,7 @@ def finish_winner(
     """
     state = list_checkpoints(storage.join(trial.folder, "checkpoints"))[-1].state
     task = ray.remote(num_cpus=0.5, max_calls=1)(_save_models)
-    ray.get(task.remote(trial.config, trial.folder, manifest.class_names, state))
+    ray.get(task.remote(trial.config, trial.folder, manifest.class_names, state, manifest.white_level))
     outcome = {name: state[name] for name in ("history", "monitors", "best")}
     outcome |= {"workers": workers, "device": device_kind(), "precision": precision}
     write_manifest(manifest, trial.folder)
@@ -66,10 +66,12 @@ def retrain_winner(trial: Trial, home: str, workers: str, manifest: Manifest, sa
     return folder, pipeline.run(config, say, folder, manifest=manifest)
 
 
-def _save_models(config: RunConfig, folder: str, class_names: tuple[str, ...], state: dict[str, Any]) -> None:
+def _save_models(
+    config: RunConfig, folder: str, class_names: tuple[str, ...], state: dict[str, Any], white_level: int
+) -> None:
     with native_chatter_muted():
         from pharmclf.training.export import save_models
 
         prepare_device(deterministic=False, gpus=False)  # they may be in use
         checkpoints = storage.join(folder, "checkpoints")
-        save_models(config, folder, class_names, checkpoints, state["best"], state["monitors"])
+        save_models(config, folder, class_names, checkpoints, state["best"], state["monitors"], white_level)

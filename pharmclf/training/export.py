@@ -12,12 +12,13 @@ import keras
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.data.pixel_depth import WHITE
 from pharmclf.fingerprint import sha256_bytes
 from pharmclf.model.backbones import build_backbone
 from pharmclf.model.cut import cut_backbone
 from pharmclf.model.head import build_head, whole_model
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
-from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, phase_model_file
+from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE, phase_model_file
 from pharmclf.training.phases import Phase, phases_of
 from pharmclf.training.schedule import best_phase
 from pharmclf.training.step import load_variables
@@ -30,6 +31,7 @@ def save_models(
     checkpoints: str,
     best: Mapping[str, str],
     monitors: Mapping[str, Mapping[str, Any]],
+    white_level: int = WHITE,
 ) -> None:
     """Save the best model of the run, and of each phase that is not the best one its own. (chief only)
 
@@ -38,9 +40,12 @@ def save_models(
         checkpoints: the folder of its checkpoints.
         best: name of each phase's best checkpoint; a phase that has not begun is left out.
         monitors: each phase's monitor, as plain values.
+        white_level: that the images were decoded with.
     """
     chosen = best_phase(monitors)
     written = {LABELS_FILE: (json.dumps(list(class_names), indent=2) + "\n").encode()}
+    if white_level != WHITE:
+        written[PIXELS_FILE] = (json.dumps({"white_level": white_level}) + "\n").encode()
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")  # the weights are float32 in any precision; the file runs anywhere
     try:

@@ -15,6 +15,8 @@ from pharmclf.data.image_set import ImageSet
 
 MODEL_FILE = "model/model.keras"
 LABELS_FILE = "model/labels.json"
+PIXELS_FILE = "model/pixels.json"
+"""How the model's images were decoded: the white level of files of 16 bits; not there where it is the common one."""
 CHECKSUMS_FILE = "model/checksums.json"
 """sha256 of each file beside it; written last."""
 

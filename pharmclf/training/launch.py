@@ -18,6 +18,7 @@ from ray._private import services
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig
+from pharmclf.data.images import MAX_PIXELS_VARIABLE
 from pharmclf.hardware import sampled
 from pharmclf.hardware.cores import cores_for_ray
 from pharmclf.model.device import MEMORY_VARIABLE, prepare_for
@@ -72,7 +73,8 @@ def connect(*, allow_open: bool = False) -> None:
         return
     # Ray refuses what the submission has set already, and would print both sides, secrets included
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
-    variables = {name: os.environ[name] for name in (*_QUIET, MEMORY_VARIABLE, "KERAS_BACKEND") if name in os.environ}
+    passed_on = (*_QUIET, MEMORY_VARIABLE, MAX_PIXELS_VARIABLE, "KERAS_BACKEND")
+    variables = {name: os.environ[name] for name in passed_on if name in os.environ}
     variables |= storage.environment()
     variables = {name: value for name, value in variables.items() if name not in submitted.get("env_vars", {})}
     address = given_address()

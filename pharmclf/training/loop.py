@@ -88,7 +88,8 @@ def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, A
             saver.flush()
             if job.saves_models:
                 best, monitors = run.progress.best, run.progress.monitors
-                save_models(config, job.folder, job.class_names, job.checkpoints, best, monitors)
+                level = job.images.white_level[0].as_py()  # one for all rows of a manifest
+                save_models(config, job.folder, job.class_names, job.checkpoints, best, monitors, level)
     finally:
         if saver:
             saver.close()

@@ -7,9 +7,11 @@ from contextlib import suppress
 
 import imagehash
 import numpy as np
+import pillow_heif
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from pharmclf.config import ConfigError
 from pharmclf.data import images
 from pharmclf.data.images import BadImage, decode, probe
 
@@ -175,15 +177,114 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-@pytest.mark.parametrize("side", [12_000, 60_000])
-def test_a_decompression_bomb_is_refused_by_its_header(side):
-    """Too many pixels are refused before any is decoded."""
-    jpeg = bytearray(encode(smooth(16, 16), "JPEG"))
-    frame = jpeg.index(b"\xff\xc0")
-    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
-    for content in (png_header(side, side), bytes(jpeg)):
-        with pytest.raises(BadImage, match="decompression bomb"):
+def with_side(jpeg, side, frame=b"\xff\xc0"):
+    """A JPEG whose header claims another size."""
+    changed, place = bytearray(jpeg), jpeg.index(frame)
+    changed[place + 5 : place + 9] = struct.pack(">HH", side, side)
+    return bytes(changed)
+
+
+def test_too_many_pixels_are_refused_by_the_header_with_the_bound_of_this_tool(monkeypatch):
+    """A PNG by its full size, a progressive JPEG by its coefficients; the variable in the message raises the bound."""
+    progressive = with_side(encode(smooth(16, 16), "JPEG", progressive=True), 15_000, b"\xff\xc2")
+    for content in (png_header(12_000, 12_000), progressive):
+        with pytest.raises(BadImage, match="megapixels to decode; the bound of this tool is 100, PHARMCLF_MAX_MEGAP"):
             probe(content, "a.png")
+    monkeypatch.setenv("PHARMCLF_MAX_MEGAPIXELS", "150")
+    with pytest.raises(BadImage, match=r"^truncated$|unreadable: broken"):
+        probe(png_header(12_000, 12_000), "a.png")
+    monkeypatch.setenv("PHARMCLF_MAX_MEGAPIXELS", "many")
+    with pytest.raises(ConfigError, match="PHARMCLF_MAX_MEGAPIXELS: received 'many', expected a number of megapixels"):
+        probe(encode(smooth(16, 16), "JPEG"), "a.jpg")
+
+
+def test_a_jpeg_is_judged_by_the_size_that_is_decoded(monkeypatch):
+    """Twelve megapixels under a bound of one: read, and upright, at the scale that the target wants."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = smooth(3000, 4000)
+    content = encode(Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90), "JPEG", quality=90, exif=exif)
+    whole = decode(content, 224)
+    monkeypatch.setenv("PHARMCLF_MAX_MEGAPIXELS", "1")
+    assert np.array_equal(decode(content, 224), whole)
+    small = Image.fromarray(upright).resize((224, 224), Image.Resampling.BILINEAR)
+    assert np.abs(whole.astype(int) - np.asarray(small)).mean() < 1
+    assert (probe(content, "a.jpg").width, probe(content, "a.jpg").height) == (3000, 4000)
+    with pytest.raises(BadImage, match="4000x3000 pixels, 7 megapixels to decode; the bound of this tool is 1"):
+        decode(content, 1000)
+
+
+def test_pillow_scales_the_jpegs_that_it_decodes_and_that_are_too_large(monkeypatch):
+    """CMYK of twelve megapixels under a bound of one: red all over, and not a bomb for Pillow's own bound either."""
+    content = encode(Image.new("RGB", (4000, 3000), (220, 30, 30)).convert("CMYK"), "JPEG", quality=95)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    assert np.abs(decode(content, 32).astype(int) - [220, 30, 30]).max() <= 6
+    assert Image.MAX_IMAGE_PIXELS == 1_000_000
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 4}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_without_its_end_mark_is_read_and_one_cut_in_its_pixels_is_not(mode, options):
+    """One or both of the last two bytes: the same pixels, and the probe says so. One more: truncated."""
+    content = encode(Image.fromarray(smooth(96, 64)).convert(mode), "JPEG", **options)
+    assert not probe(content, "a.jpg").without_end
+    for count in (1, 2):
+        assert np.array_equal(decode(content[:-count], 32), decode(content, 32))
+        assert probe(content[:-count], "a.jpg").without_end
+    for count in (3, 10, 100):
+        for cut in (content[:-count], content[:-count] + b"\xff"):
+            with pytest.raises(BadImage, match=r"^truncated$"):
+                decode(cut, 32)
+
+
+def test_a_progressive_jpeg_that_is_cut_between_two_scans_is_truncated():
+    """It would decode without a complaint, but coarse: every scan but the last is whole."""
+    content = encode(smooth(96, 64), "JPEG", progressive=True)
+    ends = [place for place in range(len(content)) if content.startswith(b"\xff\xda", place)]
+    assert len(ends) > 5
+    tables = [content.rindex(b"\xff\xc4", 0, place) for place in ends[1:]]  # each scan has a table of its own
+    for cut in tables:
+        with pytest.raises(BadImage, match=r"^truncated$"):
+            decode(content[:cut], 32)
+
+
+def test_a_png_with_megabytes_of_text_is_read():
+    """Twenty, compressed, as editors keep their history; Pillow's own bound is as before afterwards."""
+    history = PngImagePlugin.PngInfo()
+    history.add_text("XML:com.adobe.xmp", "x" * (20 << 20), zip=True)
+    plain = Image.fromarray(smooth(64, 48))
+    bounds = (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+    assert np.array_equal(decode(encode(plain, "PNG", pnginfo=history), 32), decode(encode(plain, "PNG"), 32))
+    assert bounds == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+def test_photos_of_phones_are_read(kind):
+    """Upright whatever their EXIF says, transparency on white, whatever the name; cut, they are truncated."""
+    pillow_heif.register_heif_opener()
+    upright = smooth(96, 64)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(
+        Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90), kind, quality=95, exif=exif.tobytes()
+    )
+    described = probe(content, "IMG_0001.jpg")
+    assert (described.width, described.height, described.format, described.wrong_extension) == (96, 64, kind, True)
+    assert not probe(content, {"HEIF": "a.HEIC", "AVIF": "a.avif"}[kind]).wrong_extension
+    assert np.abs(decode(content, 32).astype(int) - decode(encode(upright, "PNG"), 32)).mean() < 4
+    layer = np.zeros((64, 64, 4), np.uint8)
+    layer[:32] = (200, 0, 0, 255)
+    assert decode(encode(layer, kind, quality=95), 32)[20:].min() > 250
+    for share in (0.4, 0.7, 0.9):
+        with pytest.raises(BadImage, match=r"^truncated$"):
+            decode(content[: int(len(content) * share)], 32)
+
+
+def test_a_video_named_like_an_image_is_none():
+    """MP4 begins as HEIC does, with another brand."""
+    with pytest.raises(BadImage, match=r"^no image$"):
+        probe(b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(100), "a.heic")
 
 
 def test_a_wrong_extension_is_noted_and_read():
@@ -218,7 +319,8 @@ def test_pillows_warnings_are_silenced_and_others_are_not():
 
 def test_rubbish_behind_any_header_never_raises_anything_else():
     """Fuzz: bytes flipped in good files either decode or raise BadImage."""
-    for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"):
+    pillow_heif.register_heif_opener()
+    for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "HEIF", "AVIF"):
         content = encode(smooth(48, 40), kind)
         for seed in range(40):
             rng = np.random.default_rng(seed)

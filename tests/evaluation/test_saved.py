@@ -35,8 +35,11 @@ def test_a_model_is_found_by_its_run_its_folder_and_its_file(run: Path):
     assert {model.location for model in found} == {str(run / "model" / "model.keras")}
     assert {model.run_folder for model in found} == {str(run)}
     assert (found[0].labels, found[0].image_size, found[0].decision) == (("a", "b"), 64, None)
+    assert found[0].white_level == 65535
+    (run / "model" / "pixels.json").write_text('{"white_level": 4095}')
     shutil.copytree(run / "model", run.parent / "fetched")
-    assert find_model(str(run.parent / "fetched")).run_folder is None
+    fetched = find_model(str(run.parent / "fetched"))
+    assert (fetched.run_folder, fetched.white_level) == (None, 4095)
 
 
 def test_a_model_that_is_not_what_was_saved_is_refused(run: Path):

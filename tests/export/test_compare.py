@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pharmclf.evaluation.decision import Decision
-from pharmclf.export.compare import ExportRefused, check, compare
+from pharmclf.export.compare import ExportRefused, check, check_decision, compare
 from pharmclf.export.formats import TOLERANCES, Precision
 from pharmclf.metrics import Estimate
 
@@ -68,14 +68,29 @@ def test_another_shape_is_refused():
         compare(sure([0, 1]), sure([0, 1], num_classes=2))
 
 
-def test_images_that_cross_the_threshold_are_counted():
-    """Of three images with equal classes one is answered by the Keras model alone."""
-    decision = Decision(
-        temperature=1.0, threshold=0.8, max_error=0.01, assured=True, num_validation_images=9, num_answered=9,
+def decided(threshold: float, assured: bool = True) -> Decision:
+    return Decision(
+        temperature=1.0, threshold=threshold, max_error=0.01, assured=assured, num_validation_images=9, num_answered=9,
         coverage=Estimate(1.0, 0.9, 1.0), error=None, upper_bound=0.01, num_needed=1,
     )  # fmt: skip
+
+
+def test_a_model_that_promises_less_is_refused():
+    """It answers nothing, or assures nothing, where the Keras model does; another threshold alone is none of that."""
+    check_decision(decided(0.8), decided(0.95))
+    check_decision(decided(2.0, assured=False), decided(2.0, assured=False))
+    with pytest.raises(ExportRefused, match=r"no threshold keeps the error at 1.00%, so that it answers no image"):
+        check_decision(decided(0.8, assured=False), decided(2.0, assured=False))
+    with pytest.raises(ExportRefused, match=r"9 validation images do not assure an error of at most 1.00%"):
+        check_decision(decided(0.8), decided(0.8, assured=False))
+
+
+def test_images_that_cross_the_threshold_are_counted():
+    """Of three images with equal classes one is answered by the Keras model alone; each by its own threshold."""
+    decision = decided(0.8)
     reference = np.concatenate([sure([0]), sure([1], 0.81), sure([2], 0.7)])
     found = np.concatenate([sure([0]), sure([1], 0.79), sure([2], 0.7)])
     comparison = compare(reference, found, decision)
     assert (comparison.num_equal, comparison.num_same_side) == (3, 2)
     assert "1 on the other side of the threshold" in str(comparison)
+    assert compare(reference, found, decision, decided(0.78)).num_same_side == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pharmclf.evaluation.decision import Decision, write_decision
+from pharmclf.data.images import decode
+from pharmclf.data.manifest import Manifest, build_manifest
+from pharmclf.evaluation.decision import Decision, fit_decision, read_decision, write_decision
 from pharmclf.export.compare import ExportRefused
 from pharmclf.export.model import ExportOptions, export_model
 from pharmclf.fingerprint import sha256_file
@@ -18,6 +21,10 @@ from pharmclf.metrics import Estimate
 
 pytestmark = pytest.mark.tf
 SIDE = 32
+DECISION = Decision(
+    temperature=2.0, threshold=0.5, max_error=0.01, assured=False, num_validation_images=9, num_answered=9,
+    coverage=Estimate(1.0, 0.9, 1.0), error=None, upper_bound=1.0, num_needed=300,
+)  # fmt: skip
 
 
 class Exported(NamedTuple):
@@ -75,16 +82,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     colours = np.repeat([[30, 30, 30], [220, 220, 220], [210, 60, 60], [60, 60, 210]], 10, axis=0)  # (40, 3)
     noise = np.random.default_rng(0).integers(-25, 26, (40, SIDE, SIDE, 3))
     images = (colours[:, None, None] + noise).astype(np.uint8)
-    (folder / "pictures").mkdir()
+    names = ["black", "white", "red", "blue"]
     for number, image in enumerate(images):
-        Image.fromarray(image).save(folder / "pictures" / f"{number:02}.png")
+        place = folder / "pictures" / names[number // 10] / f"{number:02}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place)
     model = small_network(images, 4)
-    save(model, folder / "run" / "model", ["black", "white", "red", "blue"])
-    decision = Decision(
-        temperature=2.0, threshold=0.5, max_error=0.01, assured=False, num_validation_images=9, num_answered=9,
-        coverage=Estimate(1.0, 0.9, 1.0), error=None, upper_bound=1.0, num_needed=300,
-    )  # fmt: skip
-    write_decision(decision, str(folder / "run" / "model" / "decision.json"))
+    save(model, folder / "run" / "model", names)
+    manifest = build_manifest(f"{folder}/pictures")
+    manifest.with_splits(["validation"] * 40).write(f"{folder}/run/manifest.parquet")
+    write_decision(DECISION, str(folder / "run" / "model" / "decision.json"))
     pictures = {"images": f"{folder}/pictures", "calibration": f"{folder}/pictures"}
     said = export(folder / "run", folder / "out", "savedmodel", "onnx", "tflite", tflite="int8", **pictures)
     return Exported(folder / "run", folder / "out", said, images, np.asarray(model(images.astype(np.float32))))
@@ -109,8 +116,41 @@ def test_every_format_gives_the_answers_of_the_keras_model(exported: Exported):
         assert noted["num_equal"] == (found.argmax(axis=1) == exported.probabilities.argmax(axis=1)).sum()
     assert max(formats[name]["comparison"]["largest_difference"] for name in ("savedmodel", "onnx")) < 1e-5
     assert formats["tflite"]["comparison"]["largest_difference"] > 1e-4
-    assert [line.split()[0] for line in exported.said] == ["int8", "savedmodel", "onnx", "tflite"]
-    assert all("largest difference" in line for line in exported.said[1:])
+    assert [line.split()[0] for line in exported.said] == ["int8", "savedmodel", "onnx", "threshold", "tflite"]
+    assert all("largest difference" in line for line in exported.said[1:3] + exported.said[4:])
+
+
+def test_int8_has_a_float_softmax_and_a_threshold_of_its_own(exported: Exported):
+    """Chosen with its own probabilities on the validation images; what the other formats have is the run's."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    manifest = Manifest.read(f"{exported.run}/manifest.parquet")
+    runner = Interpreter(str(exported.out / "model.tflite")).get_signature_runner("serving_default")
+    images = [decode(Path(path).read_bytes(), SIDE) for path in manifest.table["path"]]
+    probabilities = np.concatenate([runner(image=image[None])["probabilities"] for image in images])
+    assert np.abs(probabilities * 256 - np.rint(probabilities * 256)).max() > 0.1  # no steps of 1/256
+    assert np.abs(probabilities.sum(axis=1) - 1).max() < 1e-5
+    labels = json.loads((exported.run / "model" / "labels.json").read_text())
+    truth = np.array([labels.index(label) for label in manifest.table["label"]])
+    expected = fit_decision(probabilities, truth, manifest.table["group"].to_numpy(), 0.01)
+    chosen = read_decision(str(exported.out / "decision-tflite.json"))
+    assert chosen.num_validation_images == 40
+    assert chosen.threshold == pytest.approx(expected.threshold, abs=1e-6)
+    assert chosen.temperature == pytest.approx(expected.temperature, rel=1e-3)
+    assert json.loads((exported.out / "export.json").read_text())["formats"]["tflite"]["decision"] == (
+        "decision-tflite.json"
+    )
+    assert f"threshold of tflite int8 {chosen.threshold:.4f}" in exported.said[3]
+    assert "chosen with it on 40 validation images" in exported.said[3]
+    assert "(Keras model: 0.5000 at 2.0000, 100.0%)" in exported.said[3]
+
+
+def test_the_function_that_loads_an_image_lies_beside_the_models(exported: Exported):
+    """Imported from the export, it gives the pixels that the models were tried on."""
+    names: dict[str, Any] = {}
+    exec(compile((exported.out / "load_image.py").read_text(), "load_image.py", "exec"), names)
+    path = exported.run.with_name("pictures") / "red" / "20.png"
+    assert np.array_equal(names["load_image"](path, SIDE), exported.images[20])
 
 
 def test_raw_pixels_go_in_and_scaled_ones_are_refused(exported: Exported):
@@ -159,8 +199,11 @@ def test_the_precision_is_that_of_the_weights(exported: Exported, tmp_path: Path
     assert 0 < about["comparison"]["largest_difference"] < 0.05
 
 
-def test_a_format_that_changes_answers_is_refused_and_leaves_nothing(tmp_path: Path):
-    """A model that tells greys apart by less than a step of int8: float32 is good, int8 is not, and neither is kept."""
+def test_a_format_that_changes_answers_is_refused_and_the_good_ones_are_written(tmp_path: Path):
+    """A model that tells greys apart by less than a step of int8: float32 is good and kept, int8 only on request.
+
+    And it has a threshold, which nothing can be checked with.
+    """
     import keras
     from keras import layers
 
@@ -179,10 +222,22 @@ def test_a_format_that_changes_answers_is_refused_and_leaves_nothing(tmp_path: P
     for number, picture in enumerate(pixels.astype(np.uint8)):
         Image.fromarray(picture).save(pictures / f"{number}.png")
     settings = {"images": str(pictures), "calibration": str(pictures)}
-    with pytest.raises(ExportRefused, match=r"tflite int8 in ai-edge-litert .*expected equal answers for at least 98%"):
-        export(folder, tmp_path / "out", "onnx", "tflite", tflite="int8", **settings)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "pictures"]
-    said = export(folder, tmp_path / "out", "tflite", images=str(pictures))
+    write_decision(DECISION, str(folder / "decision.json"))
+    reasons = r"tflite int8 in ai-edge-litert .*expected equal answers for at least 98%; the threshold 0.5000 .*cannot"
+    with pytest.raises(ExportRefused, match=f"^onnx written into {tmp_path}/out, but not {reasons}"):
+        export(folder, tmp_path / "out", "tflite", "onnx", tflite="int8", **settings)
+    written = ["decision.json", "export.json", "labels.json", "load_image.py", "model.onnx"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
+    assert list(json.loads((tmp_path / "out" / "export.json").read_text())["formats"]) == ["onnx"]
+    said = export(folder, tmp_path / "kept", "tflite", tflite="int8", accept_loss=True, **settings)
+    assert re.match(f"warning: {reasons} .*; kept by --accept-loss", said[1])
+    [noted] = json.loads((tmp_path / "kept" / "export.json").read_text())["formats"].values()
+    assert len(noted["accepted_loss"]) == 2
+    (folder / "decision.json").unlink()
+    with pytest.raises(ExportRefused, match=r"98%. Try --tflite float16, or keep it with --accept-loss. Nothing is wr"):
+        export(folder, tmp_path / "none", "tflite", tflite="int8", **settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "model", "out", "pictures"]
+    said = export(folder, tmp_path / "float", "tflite", images=str(pictures))
     assert "equal answers 40 of 40" in said[0]
 
 
@@ -190,8 +245,7 @@ def test_what_a_converter_or_a_runtime_cannot_take_is_refused_by_name(exported: 
     """An operation that neither TFLite nor ONNX has, and a file that is no model; nothing is left behind."""
     import keras
 
-    from pharmclf.evaluation.saved import find_model
-    from pharmclf.export.model import _tried
+    from pharmclf.export.model import _run
 
     image = keras.Input((16, 16, 3), name="image")
     strange = keras.ops.erfinv(keras.layers.Rescaling(1 / 256)(image))
@@ -202,9 +256,8 @@ def test_what_a_converter_or_a_runtime_cannot_take_is_refused_by_name(exported: 
         with pytest.raises(ExportRefused, match=f"{name}: it cannot be written: .*Erfinv"):
             export(folder, tmp_path / "out", name, images=str(tmp_path))
     (tmp_path / "model.onnx").write_bytes(b"no model")
-    found = find_model(str(exported.run))
     with pytest.raises(ExportRefused, match=r"onnx: it cannot be run in onnxruntime .*INVALID_PROTOBUF"):
-        _tried("onnx", tmp_path / "model.onnx", "float32", exported.images, exported.probabilities, found)
+        _run("onnx", tmp_path / "model.onnx", exported.images)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["grey.png", "model", "model.onnx"]
 
 

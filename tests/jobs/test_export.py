@@ -68,7 +68,7 @@ def test_a_run_is_exported_and_the_console_says_how_near_it_is(run: Path):
     assert equal == images != "0"
     assert said[1] == f"exported: onnx into {run.parent}/exported"
     names = sorted(path.name for path in (run.parent / "exported").iterdir())
-    assert names == ["decision.json", "export.json", "labels.json", "model.onnx"]
+    assert names == ["decision.json", "export.json", "labels.json", "load_image.py", "model.onnx"]
     noted = json.loads((run.parent / "exported" / "export.json").read_text())["formats"]["onnx"]
     assert noted["comparison"]["num_images"] == int(images)
     assert noted["comparison"]["largest_difference"] < 1e-5
@@ -78,10 +78,7 @@ def test_a_run_is_exported_and_the_console_says_how_near_it_is(run: Path):
 
 @pytest.mark.tf
 def test_the_script_of_the_readme_gives_the_models_answer(run: Path, tmp_path: Path):
-    """With onnxruntime, Pillow and numpy alone: label and confidence of the Keras model, or that a human must look.
-
-    Of an image that is loaded whole the confidence is the same; of one that is decoded as in training, next to it.
-    """
+    """With onnxruntime, Pillow and numpy alone: label and confidence of the Keras model, or that a human must look."""
     import keras
 
     text = (running.REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -97,13 +94,12 @@ def test_the_script_of_the_readme_gives_the_models_answer(run: Path, tmp_path: P
         done = subprocess.run([sys.executable, "-c", alone], cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         answer, confidence = done.stdout.rsplit(maxsplit=1)
-        whole = np.asarray(keras.utils.load_img(picture, target_size=(64, 64), interpolation="bilinear"))
-        for pixels, near in ((whole, 1e-5), (decode(picture.read_bytes(), 64), 0.02)):
-            probabilities = np.asarray(model(pixels[None].astype(np.float32), training=False))
-            calibrated = decision.calibrated(probabilities)[0]
-            assert float(confidence) == pytest.approx(calibrated.max(), abs=near)
-            sure = bool(decision.answers(calibrated.max()))
-            assert answer.strip() == (labels[calibrated.argmax()] if sure else "ask a human")
+        pixels = decode(picture.read_bytes(), 64)
+        probabilities = np.asarray(model(pixels[None].astype(np.float32), training=False))
+        calibrated = decision.calibrated(probabilities)[0]
+        assert float(confidence) == pytest.approx(calibrated.max(), abs=0.01)  # a JPEG scaled by another step
+        sure = bool(decision.answers(calibrated.max()))
+        assert answer.strip() == (labels[calibrated.argmax()] if sure else "ask a human")
         answered.append(sure)
     assert sorted(answered) == [False, True]
 

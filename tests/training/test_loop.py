@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from recorder import Recorder
 
@@ -15,7 +16,7 @@ from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, PhaseConfig, RunConfig, StoppingConfig
 from pharmclf.data.plan import batch_of
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
-from pharmclf.training.job import LABELS_FILE, MODEL_FILE, TrainingDiverged, TrainingJob
+from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE, TrainingDiverged, TrainingJob
 from pharmclf.training.meters import Sums
 from pharmclf.training.phases import phases_of
 
@@ -49,6 +50,8 @@ def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def unbroken(make_job: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingJob, dict[str, Any]]:
     job = make_job(str(tmp_path_factory.mktemp("unbroken")))
+    levels = pa.repeat(4095, len(job.images))  # which no JPEG is changed by
+    job = dataclasses.replace(job, images=dataclasses.replace(job.images, white_level=levels))
     return job, run(job)[0]
 
 
@@ -65,6 +68,8 @@ def test_a_run_trains_both_phases_and_saves_a_model(unbroken: tuple[TrainingJob,
     assert outcome["history"][-1]["train_loss"] < outcome["history"][0]["train_loss"]
     assert storage.read_json(storage.join(job.folder, LABELS_FILE)) == list(job.class_names)
     assert storage.is_file(storage.join(job.folder, MODEL_FILE))
+    assert storage.read_json(storage.join(job.folder, PIXELS_FILE)) == {"white_level": 4095}
+    assert "pixels.json" in storage.read_json(storage.join(job.folder, CHECKSUMS_FILE))
 
 
 def test_the_saved_model_scores_what_the_best_epoch_scored(unbroken: tuple[TrainingJob, dict[str, Any]]) -> None:
