@@ -9,6 +9,8 @@ from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import RunConfig
 from pharmclf.data.manifest import Manifest
+from pharmclf.data.prepare import QUARANTINE_FILE
+from pharmclf.data.quarantine import Quarantine
 from pharmclf.finish.run import finish
 
 
@@ -48,8 +50,12 @@ def finish_again(
         say: takes lines for the console.
 
     Raises:
-        ConfigError: a set has nothing to score.
+        ConfigError: a set has nothing to score, or too many images are quarantined.
     """
     outcome = {name: state[name] for name in ("history", "monitors", "best")}
     outcome |= {"workers": result["workers"], "device": record.get("device", "not known")}
-    finish(config, folder, manifest, outcome, record, say, actors=0)
+    quarantine = Quarantine(manifest, config.max_bad_share, say, storage.join(folder, QUARANTINE_FILE))
+    try:
+        finish(config, folder, manifest, outcome, record, say, quarantine, actors=0)
+    finally:
+        quarantine.write()

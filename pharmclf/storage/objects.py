@@ -177,7 +177,7 @@ class ObjectStore:
         """
         pages: Iterator[Any] | None = None
         last: str | None = None
-        listed_by = obstore.list
+        listed_by: Callable[..., Iterator[Any]] = obstore.list
 
         def turn(opened: Any) -> Any:
             nonlocal pages

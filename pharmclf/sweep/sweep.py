@@ -92,7 +92,8 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
     if storage.is_file(storage.join(folder, RUN_FILE)):
         raise ConfigError(f"--name {base.name}: {folder} holds a run, and a sweep needs a folder of its own. Rename it")
     space = load_space(space_file, base)
-    check_depths(space, base, BLOCKS, str(space_file))
+    possible = {str(config.backbone): BLOCKS[config.backbone] for config in variants(base, space)}
+    check_depths(space, base, possible, str(space_file))
     search = Search(options.search, space, base.seed)
     total = check_search(search, options.trials)
     settings = {"plain": settings_of(base), "space": space.to_dict(), "search": options.search}
