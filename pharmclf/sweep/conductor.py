@@ -5,6 +5,7 @@ What Ray Tune itself keeps of a sweep lies in a temporary folder: what a resumed
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
@@ -25,7 +27,7 @@ from pharmclf.report.summary import format_duration
 from pharmclf.report.sweep import live_table, short_names
 from pharmclf.sweep.ledger import Ledger, Trial
 from pharmclf.sweep.options import Room
-from pharmclf.sweep.trial import Shared, train_group
+from pharmclf.sweep.trial import Shared, StopFlag, train_group
 from pharmclf.training.attempt import in_thread
 
 _WORKER_DEATHS = 3  # of one trial, after which it counts as failed
@@ -68,6 +70,8 @@ class Conductor:
         self._stop_requested = stop_requested
         self._lock = threading.Lock()
         self._running: dict[str, list[Trial]] = {}
+        self._flag: Any = None
+        self._told = False  # the workers, that the sweep ends
         self._began = self._shown = time.monotonic()
         self._done_before = sum(trial.ended for trial in ledger.trials.values())
 
@@ -76,6 +80,8 @@ class Conductor:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         own = tempfile.mkdtemp(prefix="pharmclf-ray-tune-")
+        self._flag = ray.remote(num_cpus=0)(StopFlag).remote()
+        shared = dataclasses.replace(shared, stop=self._flag)
         trainable = tune.with_resources(tune.with_parameters(train_group, shared=shared), _resources)
         tuner = tune.Tuner(
             trainable,
@@ -93,6 +99,7 @@ class Conductor:
             with native_chatter_muted():
                 in_thread(tuner.fit, self._meanwhile)
         finally:
+            ray.kill(self._flag)
             shutil.rmtree(own, ignore_errors=True)
 
     # ------------------------------------------------------------------ asked by Ray Tune
@@ -144,6 +151,9 @@ class Conductor:
     # ------------------------------------------------------------------ told to the user
 
     def _meanwhile(self) -> None:
+        if self._stop_requested() and not self._told:
+            self._told = True
+            self._flag.set.remote()
         with self._lock:
             if time.monotonic() - self._shown > _TABLE_EVERY_S:
                 self._shown = time.monotonic()

@@ -5,6 +5,7 @@ A worker that has ended one trial is given the next: TensorFlow and the backbone
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
+import ray
 from ray import tune
 
 from pharmclf import storage
@@ -31,6 +33,7 @@ from pharmclf.training.job import TrainingDiverged, TrainingJob
 from pharmclf.training.phases import phases_of, with_places
 
 _TAKEN_PAUSE_S = 2.0
+_ASK_EVERY_S = 0.5
 _LAST_CHECKPOINT_S = 120  # for the checkpoint of a trial that is stopped, before its worker is given the next
 
 
@@ -43,6 +46,23 @@ class Shared:
     """Of the cluster, for each trial."""
     threads: int
     """Threads of TensorFlow's kernels in a worker; 0: all cores."""
+    stop: Any = None
+    """Handle of a `StopFlag`."""
+
+
+class StopFlag:
+    """An actor that tells the workers of all trials, in the middle of an epoch too, that the sweep ends."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    async def set(self) -> None:
+        """Tell them."""
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Return when the sweep ends."""
+        await self._event.wait()
 
 
 def train_group(group: dict[str, Any], shared: Shared) -> None:
@@ -78,7 +98,7 @@ def train_group(group: dict[str, Any], shared: Shared) -> None:
 def _train_one(group: Mapping[str, Any], shared: Shared, used: Callable[[], dict[str, float]]) -> list[dict[str, Any]]:
     (member,) = group["members"]
     config = from_dict(member["config"])
-    observer = _Observer(config, member["number"], used)
+    observer = _Observer(config, member["number"], used, shared.stop)
     names = [phase.name for phase in phases_of(config) if phase.unfreeze_blocks in group["depths"]]
     try:
         job = _job(config, member, shared)
@@ -88,7 +108,7 @@ def _train_one(group: Mapping[str, Any], shared: Shared, used: Callable[[], dict
     except Exception as error:
         return [_failure(error)]
     if outcome["status"] != "complete":  # stopped by the sweep; what is read of it stands in its checkpoints
-        sys.exit(0)
+        observer.leave()
     return [{"state": "trained", "reason": "", "history": with_places(config, outcome["history"])}]
 
 
@@ -103,7 +123,7 @@ def _train_heads(
 
     members = group["members"]
     configs = [from_dict(member["config"]) for member in members]
-    observer = _Observer(configs[0], None, used)
+    observer = _Observer(configs[0], None, used, shared.stop)
     try:
         prepare_for(configs[0])
         job = _job(configs[0], members[0], shared)
@@ -123,7 +143,7 @@ def _train_heads(
     except Exception as error:
         return [_failure(error) for _ in members]
     if any(outcome["status"] == "stopped" for outcome in outcomes):
-        sys.exit(0)
+        observer.leave()
     states = {"complete": "trained", "diverged": "diverged"}
     return [
         {
@@ -178,9 +198,10 @@ def _release(lease: Lease) -> None:
 class _Observer:
     """Passes epochs on to the sweep, which may end the trial at each."""
 
-    def __init__(self, config: RunConfig, number: int | None, used: Callable[[], dict[str, float]]) -> None:
+    def __init__(self, config: RunConfig, number: int | None, used: Callable[[], dict[str, float]], stop: Any) -> None:
         self._config, self._number, self._used, self._stopped = config, number, used, False
         self._lost: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()  # they come from threads
+        self._sweep_ends, self._asked_at, self._ends = stop and stop.wait.remote(), 0.0, False
 
     def say(self, text: str) -> None:
         """Of what a trial says, the sweep shows what has gone wrong."""
@@ -200,8 +221,16 @@ class _Observer:
             self._report({"heads": values})
 
     def stop_requested(self) -> bool:
-        """Whether the sweep has ended the trial."""
-        return self._stopped
+        """Whether the sweep has ended the trial, at an epoch, or ends itself."""
+        if not self._ends and self._sweep_ends is not None and time.monotonic() - self._asked_at > _ASK_EVERY_S:
+            self._asked_at = time.monotonic()
+            self._ends = bool(ray.wait([self._sweep_ends], timeout=0)[0])
+        return self._stopped or self._ends
+
+    def leave(self) -> None:
+        """End the worker's function, in Ray Tune's own way: it answers the last report of a sweep that ends so."""
+        self._report({"stopped": True})
+        sys.exit(0)
 
     def _report(self, values: dict[str, Any]) -> None:
         if self._stopped:

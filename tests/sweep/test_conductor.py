@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,21 @@ def test_a_trial_that_goes_on_when_the_storage_is_back_has_not_ended(tmp_path: P
     conductor.reported({"ended": [[0, away | USED]]})
     assert told == []
     assert ledger.fatal == "the storage is away"
+
+
+def test_a_sweep_that_ends_is_noticed_in_the_middle_of_an_epoch(shared_ray: None) -> None:
+    """A trial's loop asks at every batch: no before the flag is set, then yes, and again yes."""
+    import ray
+
+    from pharmclf.sweep.trial import StopFlag, _Observer
+
+    flag = ray.remote(num_cpus=0)(StopFlag).remote()
+    observer = _Observer(BASE, 0, dict, flag)
+    assert not observer.stop_requested()
+    ray.get(flag.set.remote())
+    deadline = time.monotonic() + 30
+    while not observer.stop_requested():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert observer.stop_requested()
+    ray.kill(flag)
