@@ -11,7 +11,7 @@ from pharmclf.data.quarantine import Quarantine
 from pharmclf.report.summary import progress_line
 from pharmclf.storage.lease import Lease
 from pharmclf.training.job import Listener, Observer, TrainingDiverged
-from pharmclf.training.schedule import guess_loss, is_beyond_reason
+from pharmclf.training.schedule import BALANCED, guess_loss, is_beyond_reason
 
 
 class Console(Observer, Protocol):
@@ -68,10 +68,11 @@ class RunConsole:
         elif kind == "epoch":
             diverged = is_beyond_reason(values["val_loss"], self._num_classes)
             best = "  best so far" if values["best"] and not diverged else ""
+            balanced = f" balanced {values[BALANCED]:.4f}" if BALANCED in values else ""
             self._say(
                 f"{values['phase']} epoch {values['epoch'] + 1}/{values['epochs']}: "
                 f"train loss {values['train_loss']:.4f} accuracy {values['train_accuracy']:.4f}, "
-                f"validation loss {values['val_loss']:.4f} accuracy {values['val_accuracy']:.4f}, "
+                f"validation loss {values['val_loss']:.4f} accuracy {values['val_accuracy']:.4f}{balanced}, "
                 f"{values['images_per_second']:.1f} images/s, {values['seconds']:.0f} s{best}"
             )
             if diverged and values["phase"] not in self._diverged:

@@ -21,6 +21,7 @@ from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept, siz
 from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress, told
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.console import Console, RunConsole
+from pharmclf.data.balance import imbalance_note
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.plan import batch_of
@@ -48,7 +49,7 @@ from pharmclf.tracking import Tracker, check_tracking
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.feasible import batch_warning, check_feasible
 from pharmclf.training.fit_nodes import microbatches_for
-from pharmclf.training.job import Observer, TrainingJob
+from pharmclf.training.job import Observer, StopRequested, TrainingJob
 from pharmclf.training.launch import asking_for_nodes, await_team, connect, launch
 from pharmclf.training.nodes import node_address
 from pharmclf.training.phases import phases_of
@@ -166,9 +167,13 @@ def run(
                         console.event("test")
                         hardware.flush()
                         record["device"] = outcome["device"]
-                        so_far = {"seconds": before + time.monotonic() - began}
-                        finish(config, folder, manifest, outcome, record | so_far, say, quarantine)
+                        so_far = record | {"seconds": before + time.monotonic() - began}
+                        stopped = console.stop_requested
+                        finish(config, folder, manifest, outcome, so_far, say, quarantine, stop_requested=stopped)
                         record["state"] = "complete"
+                except StopRequested:
+                    done, record["state"] = False, "interrupted"
+                    say("stopped on request; the model is trained and saved, the same command tests it")
                 except BaseException as error:
                     record["state"], reason = "failed", told(error)
                     raise
@@ -312,6 +317,8 @@ def describe_data(manifest: Manifest, folder: str, say: Say) -> None:
     counts = manifest.ok["split"].value_counts()
     parts = ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "validation", "test"))
     say(f"data: {len(manifest.ok):,} images of {len(manifest.class_names)} classes: {parts}")
+    if note := imbalance_note(manifest.table.loc[manifest.rows("train"), "label"]):
+        say(note)
     if len(manifest.quarantined):
         where = f", listed in {storage.join(folder, 'quarantine.csv')}" if folder else ""
         say(f"quarantined: {len(manifest.quarantined):,} images{where}")

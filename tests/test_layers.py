@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PURE = [
     "config", "fingerprint", "storage", "metrics", "progress", "cli", "data.manifest", "data.splits", "data.plan",
-    "data.stateless", "data.augment", "data.demo", "data.prepare", "data.kept", "training.phases", "training.schedule",
-    "training.checkpoint", "training.job", "training.saver", "training.listing", "report.plots",
+    "data.stateless", "data.augment", "data.balance", "data.demo", "data.prepare", "data.kept", "training.phases",
+    "training.schedule", "training.checkpoint", "training.job", "training.saver", "training.listing",
+    "training.progress", "report.plots",
     "report.summary", "report.page", "report.card", "report.calibration_plots", "evaluation.decision",
     "hardware", "evaluation.labels", "evaluation.saved", "evaluation.evaluate", "model.cut", "model.device", "runs",
     "activations.key", "activations.choice",

@@ -5,10 +5,12 @@ A run that trains in the calling process computes them there as well.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from pharmclf.model.device import gpu_capability, prepare_device, prepare_for
 from pharmclf.quiet import native_chatter_muted
 
 _PICTURES = 64  # of one forward pass
+_CHECK_EVERY_S = 0.1
 
 
 def compute(
@@ -50,7 +53,8 @@ def compute(
         manifest: with splits.
         targets: whose shards are missing.
         precision: float32, mixed_float16 or mixed_bfloat16.
-        progress: called with (pictures done, pictures); what it raises ends the pass, and what is written stays.
+        progress: called with (pictures done, pictures), several times a second; what it raises ends the pass, and what
+            is written stays.
         lost: is given rows of the manifest whose images are not what it says, with the reasons.
 
     Returns:
@@ -72,12 +76,16 @@ def compute(
     rows = {name: manifest.rows(name) for name in views}
     files = {name: ImageSet.of(manifest).take(rows[name]) for name in views}
     done = 0
-    progress(done, total)
     incomplete: list[dict[tuple[str, int], str]] = [{} for _ in targets]
+
+    def check() -> None:
+        progress(done, total)
+
+    check()
     if not todo:
         return incomplete
     with native_chatter_muted():
-        for result in _results(config, todo, files, rows, targets, missing, precision):
+        for result in _results(config, todo, files, rows, targets, missing, precision, check):
             checked(result, ActivationsNotKept, ConfigError)
             bad, written = json.loads(str(result["lost"][0]))
             if bad:
@@ -97,11 +105,16 @@ def _results(
     targets: Sequence[Target],
     missing: Sequence[Sequence[tuple[str, int]]],
     precision: str,
+    check: Callable[[], None],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What is said of each span when it is computed: pictures done, rows lost, shards that lack them, or an error."""
+    """What is said of each span when it is computed: pictures done, rows lost, shards that lack them, or an error.
+
+    `check` is called all the time.
+    """
     arguments = (config, targets, [set(shards) for shards in missing], rows, precision)
     if config.worker_range == (0, 0):  # this process is the one that trains: no other needs TensorFlow
         prefix = _Prefix(*arguments)
+        prefix.check = check
         yield from map(prefix, prefetch(iter(todo), lambda span: _decoded(span, files, config.image_size), depth=1))
         return
     shared = ray.put(dict(files))
@@ -121,7 +134,16 @@ def _results(
         num_cpus=0,  # two passes at once would otherwise hold all CPUs, and wait for ever for one to decode with
         num_gpus=gpus,
     )
-    yield from computed.iter_batches(batch_size=None, batch_format="numpy")
+    found = prefetch(computed.iter_batches(batch_size=None, batch_format="numpy"), lambda block: block, depth=1)
+    with contextlib.closing(found):
+        found.begin()
+        while True:
+            while not found.ready:  # a span takes minutes where processors are slow
+                check()
+                time.sleep(_CHECK_EVERY_S)
+            if (block := next(found, None)) is None:
+                return
+            yield block
 
 
 def _decoded(span: Span, files: Mapping[str, ImageSet], image_size: int) -> dict[str, np.ndarray]:
@@ -142,6 +164,9 @@ def _span_of(block: Mapping[str, np.ndarray]) -> Span:
 
 class _Prefix:
     """The frozen part of the backbone, loaded once, with one output for each target."""
+
+    check: Callable[[], None] = staticmethod(lambda: None)
+    """Called before each forward pass; what it raises ends the work."""
 
     def __init__(
         self,
@@ -249,6 +274,7 @@ class _Prefix:
             axis=1,
         ).reshape(-1, 8)
         for first in range(0, len(images) * views, _PICTURES):
+            self.check()
             last = min(first + _PICTURES, len(images) * views)
             places = np.minimum(np.arange(first, first + _PICTURES), last - 1)  # one shape, one graph
             moved = transforms[places] if span.section == "train" else None

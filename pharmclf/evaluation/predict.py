@@ -142,7 +142,13 @@ def _loaded(location: str, image_size: int) -> tuple[Any, Any]:
 
 
 def predict(
-    models: Sequence[str], images: ImageSet, image_size: int, *, actors: int, gpus: bool = True
+    models: Sequence[str],
+    images: ImageSet,
+    image_size: int,
+    *,
+    actors: int,
+    gpus: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict images with one or more models, reading every image once.
 
@@ -152,6 +158,7 @@ def predict(
         image_size: S, side of the models' input in pixels.
         actors: processes on Ray that predict; 0: this one.
         gpus: whether GPUs may be used, where there are any.
+        check: called before each block; what it raises ends the work.
 
     Returns:
         (n, models, classes) float32 probabilities, in the order of `images`; and (n,) text: why an image cannot be used
@@ -162,8 +169,12 @@ def predict(
         PermissionError, StorageUnavailable: the storage gives nothing at all.
     """
     what = Prediction(models=tuple(models), image_size=image_size, actors=actors, gpus=gpus)
-    blocks = list(predicted_blocks(what, images))
-    return np.concatenate([block["probabilities"] for block in blocks]), np.concatenate([b["bad"] for b in blocks])
+    found, bad = [], []
+    for block in predicted_blocks(what, images):
+        check()
+        found.append(block["probabilities"])
+        bad.append(block["bad"])
+    return np.concatenate(found), np.concatenate(bad)
 
 
 def predicted_blocks(what: Prediction, images: ImageSet) -> Generator[Block, None, None]:

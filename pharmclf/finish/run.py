@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,7 +32,7 @@ from pharmclf.report.hardware_facts import hardware_facts
 from pharmclf.report.hardware_plots import hardware_curves
 from pharmclf.report.page import page_html
 from pharmclf.report.summary import PhaseFacts, RunFacts, result, summary_text
-from pharmclf.training.job import LABELS_FILE, MODEL_FILE, phase_model_file
+from pharmclf.training.job import LABELS_FILE, MODEL_FILE, StopRequested, phase_model_file
 from pharmclf.training.schedule import best_phase
 
 REPORT_FILE = "report.html"
@@ -49,6 +49,7 @@ def finish(
     quarantine: Quarantine,
     *,
     actors: int | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
     """Test the saved models of a run, from images, and write evaluation, pictures, result, report and model card.
 
@@ -61,10 +62,18 @@ def finish(
         say: takes lines for the console.
         quarantine: takes the images of the data set that are not what the manifest says.
         actors: processes on Ray that predict; 0: this one; None: as many as trained.
+        stop_requested: whether to end before all images are predicted.
 
     Raises:
         ConfigError: too many images are quarantined, or a set has none left.
+        StopRequested: it was; nothing is written.
     """
+
+    def check() -> None:
+        if stop_requested():
+            raise StopRequested
+
+    check()
     began = time.monotonic()
     chosen = best_phase(outcome["monitors"])
     others = [name for name in outcome["best"] if name != chosen]
@@ -76,7 +85,7 @@ def finish(
     actors = outcome["workers"] if actors is None else actors
     with Explainer(models[0], on_ray=actors > 0) as explainer:
         gpus = actors > 0 and outcome["device"] != "CPU"
-        found = predict_sets(models, sets, config.image_size, actors=actors, gpus=gpus)
+        found = predict_sets(models, sets, config.image_size, actors=actors, gpus=gpus, check=check)
         sets = [images for images, _ in found]
         for images in sets[:2]:  # the others are of another manifest
             quarantine.add(images.lost)
@@ -187,6 +196,6 @@ def _phase_facts(
         epochs=len(epochs),
         seconds=sum(record["seconds"] for record in epochs),
         images_per_second=len(rates) / sum(rates),
-        val_accuracy=outcome["monitors"][name]["best_accuracy"],
+        val_accuracy=epochs[outcome["monitors"][name]["best_epoch"]]["val_accuracy"],
         test_accuracy=test,
     )

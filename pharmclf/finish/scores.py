@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,13 @@ class Scored:
 
 
 def predict_sets(
-    models: Sequence[str], sets: Sequence[LabelledSet], image_size: int, *, actors: int, gpus: bool
+    models: Sequence[str],
+    sets: Sequence[LabelledSet],
+    image_size: int,
+    *,
+    actors: int,
+    gpus: bool,
+    check: Callable[[], None] = lambda: None,
 ) -> list[tuple[LabelledSet, np.ndarray]]:
     """Probabilities of all images of some sets, through one pipeline.
 
@@ -41,6 +47,7 @@ def predict_sets(
         image_size: S, side of their input in pixels.
         actors: processes that predict; 0: this one.
         gpus: whether each of them takes a GPU.
+        check: called all the time; what it raises ends the work.
 
     Returns:
         Each set without the images whose files are not what the manifest says, as its last note tells; and of the
@@ -50,7 +57,7 @@ def predict_sets(
         ConfigError: a set has no image left.
     """
     files = ImageSet.join([images.files for images in sets])
-    probabilities, bad = predict(models, files, image_size, actors=actors, gpus=gpus)
+    probabilities, bad = predict(models, files, image_size, actors=actors, gpus=gpus, check=check)
     ends = np.cumsum([len(images.rows) for images in sets])[:-1]
     parts = zip(sets, np.split(probabilities, ends), np.split(bad, ends), strict=True)
     return [(images.without(reasons.tolist()), part[reasons == ""]) for images, part, reasons in parts]

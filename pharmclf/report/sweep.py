@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from pharmclf.metrics import wilson_interval
+from pharmclf.training.schedule import score_of
 
 TrialState = Literal["running", "trained", "stopped", "diverged", "failed"]
 _MAX_ROWS = 40  # of the table of results
@@ -45,7 +46,7 @@ class TrialFacts:
 
     @property
     def best(self) -> Mapping[str, Any] | None:
-        """Record of the epoch with the best validation accuracy, of equals the one of the lowest loss; None: none."""
+        """Record of the epoch that its trial has chosen: by `score_of`, of equals the lowest loss; None: none."""
         return max(self.history, key=_score, default=None)
 
     @property
@@ -268,7 +269,7 @@ def _fanova(
 
 def _score(epoch: Mapping[str, Any]) -> tuple[float, float]:
     """(accuracy, -loss) of an epoch, with the worst for what is not a number, so that epochs always have an order."""
-    numbers = float(epoch["val_accuracy"]), -float(epoch["val_loss"])
+    numbers = score_of(epoch), -float(epoch["val_loss"])
     accuracy, gain = (number if math.isfinite(number) else -math.inf for number in numbers)
     return accuracy, gain
 

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pharmclf.training.schedule import score_of
+
 _LEAST = 2  # trials that go on at every rung, however few have come to it
 
 
@@ -43,14 +45,14 @@ def stopped_at(
 
     Args:
         number: of the trial.
-        histories: by number of the trial the records of its epochs, each with `at` and `val_accuracy`.
+        histories: by number of the trial the records of its epochs, each with `at` and what `score_of` reads.
         at_rungs: of `rungs`.
         factor: of all at a rung, the best 1 / factor go on, equals among them.
     """
     for rung in at_rungs:
         if _score(histories[number], rung) is None:
             return None
-        mine = max(epoch["val_accuracy"] for epoch in histories[number])
+        mine = max(map(score_of, histories[number]))
         scores = [score for history in histories.values() if (score := _score(history, rung)) is not None]
         better = sum(score > mine for score in scores)
         if better >= max(_LEAST, math.ceil(len(scores) / factor)):
@@ -59,7 +61,7 @@ def stopped_at(
 
 
 def _score(history: Sequence[Mapping[str, Any]], rung: int) -> float | None:
-    """Best validation accuracy up to a rung; None where the trial has not come so far."""
+    """The best of what epochs are chosen by, up to a rung; None where the trial has not come so far."""
     if not history or history[-1]["at"] < rung:
         return None
-    return max((epoch["val_accuracy"] for epoch in history if epoch["at"] <= rung), default=None)
+    return max((score_of(epoch) for epoch in history if epoch["at"] <= rung), default=None)

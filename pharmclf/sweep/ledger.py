@@ -19,6 +19,7 @@ from pharmclf.sweep.space import Space, Value
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.grouping import group_key
 from pharmclf.training.phases import with_places
+from pharmclf.training.schedule import score_of
 
 HISTORY_FILE = "history.json"
 _MOST_HEADS = 32  # of one program
@@ -61,10 +62,10 @@ class Trial:
 
     @property
     def score(self) -> float | None:
-        """Best validation accuracy; 0 where it diverged; None where there is none."""
+        """The best of what its epochs are chosen by; 0 where it diverged; None where there is none."""
         if self.state == "diverged":
             return 0.0
-        return max((epoch["val_accuracy"] for epoch in self.epochs), default=None)
+        return max(map(score_of, self.epochs), default=None)
 
     def add_used(self, used: Mapping[str, float]) -> None:
         """Take what the present process has used so far."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ from pharmclf.tracking import SweepTracker, check_tracking
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.division import divide_resources
 from pharmclf.training.feasible import BLOCKS, batch_warning, check_feasible
+from pharmclf.training.job import StopRequested
 from pharmclf.training.launch import connect
 from pharmclf.training.nodes import node_address
 
@@ -221,7 +223,10 @@ class _Sweep:
         if stop_requested():
             return interrupted()
         self.say(f"all trials have ended after {time.monotonic() - began:.0f} s")
-        return self._finish(ledger, quarantine)
+        try:
+            return self._finish(ledger, quarantine, stop_requested)
+        except StopRequested:
+            return interrupted()
 
     def _ledger(self, kept: dict[str, list[int]]) -> Ledger:
         epochs = self.base.phase1.epochs, self.base.phase2.epochs
@@ -270,7 +275,7 @@ class _Sweep:
         for name, content in pictures.items():
             storage.write_bytes(storage.join(self.folder, name), content)
 
-    def _finish(self, ledger: Ledger, quarantine: Quarantine) -> int:
+    def _finish(self, ledger: Ledger, quarantine: Quarantine, stop_requested: Callable[[], bool]) -> int:
         best = best_trial(ledger.facts())
         if best is None:
             self._write(state="failed")
@@ -287,7 +292,8 @@ class _Sweep:
                 self._write(state="interrupted")
                 return code
         else:
-            folder = finish_winner(trial, self.manifest, workers, self.record["precision"], self.say, quarantine)
+            precision = self.record["precision"]
+            folder = finish_winner(trial, self.manifest, workers, precision, self.say, quarantine, stop_requested)
         result = storage.read_json(storage.join(folder, "result.json"))
         self._write(state="complete", winner=trial.number, winner_folder=folder, result=result)
         drawn = ["trial_curves.png", "parameters.png", "parallel_coordinates.png"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -20,12 +21,19 @@ from pharmclf.run_record import RUN_FILE
 from pharmclf.sweep.ledger import Trial
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.nodes import device_kind
+from pharmclf.training.progress import Progress, settle_best
 
 RETRAINED = "winner"
 
 
 def finish_winner(
-    trial: Trial, manifest: Manifest, workers: int, precision: str, say: Say, quarantine: Quarantine
+    trial: Trial,
+    manifest: Manifest,
+    workers: int,
+    precision: str,
+    say: Say,
+    quarantine: Quarantine,
+    stop_requested: Callable[[], bool],
 ) -> str:
     """Save the model of a trial as it is, and test it -> its folder.
 
@@ -36,8 +44,15 @@ def finish_winner(
         precision: that it was trained in.
         say: takes lines for the console.
         quarantine: takes the images that are not what the manifest says.
+        stop_requested: whether the sweep was asked to end.
+
+    Raises:
+        StopRequested: it was, before the model was tested.
     """
-    state = list_checkpoints(storage.join(trial.folder, "checkpoints"))[-1].state
+    checkpoints = storage.join(trial.folder, "checkpoints")
+    progress = Progress(**list_checkpoints(checkpoints)[-1].state)
+    settle_best(progress, checkpoints, say)
+    state = vars(progress)
     task = ray.remote(num_cpus=0.5, max_calls=1)(_save_models)
     ray.get(task.remote(trial.config, trial.folder, manifest.class_names, state, manifest.white_level))
     outcome = {name: state[name] for name in ("history", "monitors", "best")}
@@ -45,8 +60,8 @@ def finish_winner(
     write_manifest(manifest, trial.folder)
     location = storage.join(trial.folder, RUN_FILE)
     record = storage.read_json(location)
-    so_far = {"seconds": trial.used.get("seconds", 0.0)}
-    finish(trial.config, trial.folder, manifest, outcome, record | so_far, say, quarantine)
+    so_far = record | {"seconds": trial.used.get("seconds", 0.0)}
+    finish(trial.config, trial.folder, manifest, outcome, so_far, say, quarantine, stop_requested=stop_requested)
     storage.write_json(location, record | {"state": "complete"})
     return trial.folder
 

@@ -12,8 +12,12 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.report.sweep import TrialFacts
 from pharmclf.training.phases import with_places
+from pharmclf.training.schedule import BALANCED
 
 BEST = "best_val_accuracy"
+_NUMBERS = (
+    "train_loss", "train_accuracy", "val_loss", "val_accuracy", BALANCED, "learning_rate", "images_per_second",
+)  # fmt: skip
 _SHOWN = (".html", ".md", ".json", ".png", ".csv", ".txt", "sweep.parquet")  # ends of the names of files
 _HIDDEN = ("checkpoints", "tensorboard", "trials", "stacks", "lease.json", "status.json", "mlflow.json")
 _LARGEST_BYTES = 50_000_000  # of a file that is shown
@@ -29,8 +33,9 @@ class Epoch:
     ended_s: float
     """When it ended, seconds since 1970; of epochs before this driver made of the seconds that they took."""
     numbers: Mapping[str, float]
-    """train_loss, train_accuracy, val_loss, val_accuracy, learning_rate, images_per_second, epoch_seconds, phase (1 or
-    2), and best_val_accuracy: the best by then. Those that are not finite are left out."""
+    """train_loss, train_accuracy, val_loss, val_accuracy, val_balanced_accuracy where classes are weighed,
+    learning_rate, images_per_second, epoch_seconds, phase (1 or 2), and best_val_accuracy: the best by then. Those that
+    are not finite are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +109,7 @@ def placed(
     for record in records:
         left_s -= record["seconds"]
         best = max(best, record["val_accuracy"])
-        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second")
-        numbers = {name: record.get(name) for name in names} | {BEST: best, "epoch_seconds": record["seconds"]}
+        numbers = {name: record.get(name) for name in _NUMBERS} | {BEST: best, "epoch_seconds": record["seconds"]}
         numbers["phase"] = float(record["phase"].removeprefix("phase"))
         found.append(Epoch(at=record["at"], ended_s=last_s - left_s, numbers=_finite(numbers)))
     return tuple(found)

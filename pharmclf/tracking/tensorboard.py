@@ -25,6 +25,7 @@ TAGS = {
     "val_loss": "loss/validation",
     "train_accuracy": "accuracy/train",
     "val_accuracy": "accuracy/validation",
+    "val_balanced_accuracy": "accuracy/balanced_validation",
     "best_val_accuracy": "accuracy/best_validation",
     "learning_rate": "training/learning_rate",
     "images_per_second": "training/images_per_second",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from pharmclf.training.proxy import reach_directly
@@ -46,6 +47,29 @@ class Workers:
         """Return when every worker has come here. (all ranks)"""
         if self.world > 1:
             tf.function(lambda: self.run(lambda: self.sum([tf.constant(0.0)])))()
+
+    def gather(self, content: bytes) -> list[bytes]:
+        """What each worker gives, by rank; all give equally many bytes. (all ranks)"""
+        if self.world == 1:
+            return [content]
+        table = np.zeros((self.world, len(content)), np.float32)
+        table[self.rank] = np.frombuffer(content, np.uint8)
+        return [row.tobytes() for row in self._summed(table).astype(np.uint8)]
+
+    def from_chief(self, content: bytes) -> bytes:
+        """What the chief gives, for all; what the others give does not count. (all ranks)"""
+        size = int.from_bytes(self.gather(len(content).to_bytes(8, "big"))[0], "big")
+        mine = np.frombuffer(content, np.uint8) if self.is_chief else np.zeros(size, np.uint8)
+        return content if self.world == 1 else self._summed(mine.astype(np.float32)).astype(np.uint8).tobytes()
+
+    def _summed(self, numbers: np.ndarray) -> np.ndarray:
+        """Sums of small whole numbers over all workers: float32 holds them exactly, and every library sums it."""
+
+        def total(values: Any) -> Any:  # the strategy sums what was computed on the device, not what came in
+            return self.run(lambda own: self.sum([tf.identity(own)])[0], values)
+
+        summed = tf.function(total, autograph=False)(tf.constant(numbers, tf.float32))
+        return np.asarray(summed.numpy())
 
 
 def alone() -> Workers:

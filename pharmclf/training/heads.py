@@ -8,7 +8,7 @@ here as `loop.py` decides it for one run, and each checkpoint is one that the lo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,8 +25,9 @@ from pharmclf.training.distributed import Workers
 from pharmclf.training.grouping import group_key
 from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
 from pharmclf.training.member import Member, Trial
-from pharmclf.training.meters import Sums
+from pharmclf.training.meters import Sums, balanced_accuracy
 from pharmclf.training.phases import Phase, Position, phases_of
+from pharmclf.training.schedule import BALANCED
 from pharmclf.training.stacked import StackedHeads
 from pharmclf.training.step import Batch
 
@@ -49,7 +50,7 @@ def train_heads(
         job: of the first member, with kept pooled features for each phase. Rows, labels and features go for all.
         members: of one `group_key`. One that has been begun before begins anew; `loop.train` would go on with it.
         workers: this process alone.
-        observer: gets "note", and "heads" once an epoch; asked between epochs whether to stop.
+        observer: gets "note", and "heads" once an epoch; asked before each step whether to stop.
 
     Returns:
         What `loop.train` returns, for each member in order, with status "complete", "stopped" or "diverged", and
@@ -131,12 +132,11 @@ class _Group:
             for number in range(phase.settings.epochs):
                 if not self._active:
                     break
-                if self._observer.stop_requested():
-                    self._stop(phase, Position(phase.number, number, 0))
-                    return "stopped"
                 epoch = _Epoch(self._trials, self._heads, plan, phases, number)
                 try:
-                    epoch.run(batches)
+                    if not epoch.run(batches, self._observer.stop_requested):
+                        self._stop(epoch)
+                        return "stopped"
                 except (storage.StorageUnavailable, ActivationsLost):  # what has been trained so far is kept first
                     position = epoch.read()
                     self._write({**dict.fromkeys(epoch.diverged), **dict.fromkeys(self._active, position)})
@@ -147,10 +147,11 @@ class _Group:
         self._heads.restore_best()
         return "complete"
 
-    def _stop(self, phase: Phase, position: Position) -> None:
+    def _stop(self, epoch: _Epoch) -> None:
         """Write a checkpoint of every member that has more to do, and say so in its status."""
-        if position.epoch > 0:  # before, there is nothing that the phase before has not written
-            self._write(dict.fromkeys(self._active, position))
+        phase, position = epoch.phases[0], epoch.read()
+        going_on = self._active if (position.epoch, position.step) != (0, 0) else []  # nothing is new before a step
+        self._write({**dict.fromkeys(epoch.diverged), **dict.fromkeys(going_on, position)})
         last = phases_of(self._job.config)[-1].number == phase.number
         for trial in self._trials:
             if trial.status == "complete" and (trial.training or not last):
@@ -192,27 +193,34 @@ class _Epoch:
         rates = [trial.rates(phase, number, plan.train_steps) for trial, phase in zip(trials, phases, strict=True)]
         self._rates = np.asarray(rates, np.float32)  # (K, steps)
         self._sums = np.zeros((2, 3, heads.size))  # (training and validation; loss, correct and images; K)
+        self._by_class: Any = 0.0  # (2 * classes, K) correct rows and rows of each class, where classes are weighed
         self._running: tuple[Any, int, int] | None = None  # sums on the device; 0 training, 1 validation; step
         self._steps = 0
         self._began = time.monotonic()
         self._train_seconds = self._seconds = 0.0
 
-    def run(self, batches: Iterator[Batch]) -> None:
-        """Train and validate.
+    def run(self, batches: Iterator[Batch], stop_requested: Callable[[], bool]) -> bool:
+        """Train and validate -> False: a stop was requested before the end.
 
         Raises:
             StorageUnavailable, ActivationsLost: there is no next batch; `read` tells where the epoch stands.
         """
         for step in range(self._plan.train_steps):
             batch = next(batches)
+            if stop_requested():
+                return False
             self._start(self._heads.train_step(batch, self._rates[:, step]), 0, step)
             self._steps = step + 1
         self.read()
         self._train_seconds = time.monotonic() - self._began
         for step in range(self._plan.validation_steps):
-            self._start(self._heads.validation_step(next(batches)), 1, step)
+            batch = next(batches)
+            if stop_requested():
+                return False
+            self._start(self._heads.validation_step(batch), 1, step)
         self._wait()
         self._seconds = time.monotonic() - self._began
+        return True
 
     def read(self) -> Position:
         """Wait for the steps that have been started, note the sums in the members -> where they stand."""
@@ -229,6 +237,8 @@ class _Epoch:
         """The epoch in the member's history; the times are those of all heads together."""
         sums = self._sums[:, :, trial.place]
         train_images, validation_images = np.maximum(1.0, sums[:, 2])  # what is quarantined does not count
+        by_class = self._by_class[:, trial.place].reshape(2, -1) if np.ndim(self._by_class) else None
+        balanced = {} if by_class is None else {BALANCED: balanced_accuracy(by_class)}
         return {
             "phase": self.phases[0].name,
             "epoch": self.number,
@@ -236,6 +246,7 @@ class _Epoch:
             "train_accuracy": float(sums[0, 1] / train_images),
             "val_loss": float(sums[1, 0] / validation_images),
             "val_accuracy": float(sums[1, 1] / validation_images),
+            **balanced,
             "learning_rate": float(self._rates[trial.place, -1]),
             "seconds": self._seconds,
             "images_per_second": float(train_images / self._train_seconds),
@@ -252,7 +263,9 @@ class _Epoch:
         running, section, step = self._running
         self._running = None
         values = running.numpy()
-        self._sums[section] += values
+        self._sums[section] += values[:3]
+        if len(values) > 3:
+            self._by_class = self._by_class + values[3:].astype(np.float64)
         for place in np.flatnonzero(~np.isfinite(values[0])).tolist():
             trial = self._trials[place]
             if trial.training:
@@ -263,7 +276,7 @@ class _Epoch:
     def _reason(self, values: np.ndarray, section: int, step: int, phase: Phase) -> str:
         """What the loop would say of sums that are not finite."""
         try:
-            loss, correct, images = values
+            loss, correct, images = values[:3]
             sums = tf.constant([loss, correct, 0.0, images])
             Sums({}).add(sums, step, phase, self.number, training=section == 0)
         except TrainingDiverged as error:

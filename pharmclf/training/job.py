@@ -30,6 +30,10 @@ class TrainingDiverged(RuntimeError):
     """The loss is not a finite number any more."""
 
 
+class StopRequested(Exception):
+    """The run was asked to stop; what is trained stays."""
+
+
 class OutOfMemory(RuntimeError):
     """A device does not hold what it shall compute at once; another try would end in the same way."""
 

@@ -168,9 +168,10 @@ def _incomplete(folder: str) -> dict[str, Any]:
         return {}
     position, state = checkpoints[-1].position, checkpoints[-1].state
     reached = f"phase{position.phase + 1} epoch {position.epoch + (position.step > 0)}"
-    if not state["monitors"]:
+    monitors = {name: monitor for name, monitor in state["monitors"].items() if name in state["best"]}
+    if not monitors:
         return {"reached": reached}
-    checkpoint = state["best"][best_phase(state["monitors"])]
+    checkpoint = state["best"][best_phase(monitors)]
     return {"reached": reached, "checkpoint": checkpoint, "best": _epoch_of(checkpoint, state["history"])}
 
 

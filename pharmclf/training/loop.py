@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -17,29 +17,19 @@ from pharmclf.model.backbones import build_backbone, kept_backbone
 from pharmclf.model.device import device_name, gpu_capability, precision_for
 from pharmclf.model.head import build_head
 from pharmclf.training.batches import device_batches
-from pharmclf.training.checkpoint import check_fingerprints, newest_checkpoint, read_checkpoint
 from pharmclf.training.distributed import Workers
 from pharmclf.training.export import save_models
 from pharmclf.training.job import Observer, TrainingJob
 from pharmclf.training.memory import memory_enough
-from pharmclf.training.meters import Meter, Sums
+from pharmclf.training.meters import Meter, Sums, validation_scores
 from pharmclf.training.phases import Phase, Position, phases_of
+from pharmclf.training.progress import Progress, settle_best
+from pharmclf.training.resume import best_weights, prove_agreement, take_up
 from pharmclf.training.saver import CheckpointSaver
-from pharmclf.training.schedule import Monitor, is_best_of_run, learning_rate
+from pharmclf.training.schedule import BALANCED, BALANCED_NOTE, Monitor, is_best_of_run, learning_rate, score_of
 from pharmclf.training.step import Batch, PhaseModel, StepResult
 
-
-@dataclass
-class Progress:
-    """What a run has come to; all of it is in every checkpoint."""
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """One record an epoch."""
-    monitors: dict[str, dict[str, Any]] = field(default_factory=dict)
-    best: dict[str, str] = field(default_factory=dict)
-    """Name of each phase's best checkpoint."""
-    epoch_sums: dict[str, float] = field(default_factory=dict)
-    """Of the epoch under way: loss, correct, images, seconds."""
+_UNBALANCED_NOTE = "epochs are chosen by validation accuracy, because an earlier version of pharmclf began this run"
 
 
 @dataclass(frozen=True)
@@ -52,6 +42,11 @@ class _Run:
     saver: CheckpointSaver | None
     """None but for the chief."""
     progress: Progress
+
+    def say(self, text: str) -> None:
+        """Tell the user. (chief only; nothing happens on the others)"""
+        if self.workers.is_chief:
+            self.observer.event("note", text=text)
 
     def save(self, model: PhaseModel, position: Position) -> None:
         """Write a checkpoint. (chief only; nothing happens on the others)"""
@@ -70,30 +65,32 @@ def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, A
         TrainingDiverged: the loss became infinite or not a number.
         OutOfMemory: the device does not hold what it shall compute at once.
         ConfigError: a checkpoint belongs to another run.
+        WorkersDisagreeError: the workers do not hold the same checkpoint, position or weights.
+        DamagedCheckpoint: no checkpoint of a phase that has ended is whole.
         StorageUnavailable: data or checkpoints could not be read or written for too long.
         ActivationsLost: kept activations are damaged or gone.
     """
-    config, saver = job.config, None
+    config, saver, progress = job.config, None, Progress()
     if workers.is_chief:
 
         def say(text: str) -> None:
             observer.event("note", text=text)
 
         saver = CheckpointSaver(job.checkpoints, job.fingerprints, config.keep_checkpoints, say)
-    workers.wait_for_all()  # what the chief had in its spool is there for all now
-    run = _Run(job, workers, observer, saver, Progress())
+    run = _Run(job, workers, observer, saver, progress)
     try:
         result = _train_phases(run)
         if saver and result["status"] == "complete":
             saver.flush()
             if job.saves_models:
-                best, monitors = run.progress.best, run.progress.monitors
+                settle_best(progress, job.checkpoints, run.say)  # what is exported is read again
                 level = job.images.white_level[0].as_py()  # one for all rows of a manifest
+                best, monitors = progress.best, progress.monitors
                 save_models(config, job.folder, job.class_names, job.checkpoints, best, monitors, level)
     finally:
         if saver:
             saver.close()
-    return result
+    return result | vars(progress)
 
 
 def _train_phases(run: _Run) -> dict[str, Any]:
@@ -102,15 +99,13 @@ def _train_phases(run: _Run) -> dict[str, Any]:
     precision = precision_for(config.precision, gpu_capability())
     backbone, head = build_networks(job, workers, precision)
 
-    found, position = newest_checkpoint(job.checkpoints), Position(0, 0, 0)
-    if found is not None:
-        check_fingerprints(found[0].fingerprints, job.fingerprints, f"checkpoint {found[0].location}")
-        vars(progress).update(found[0].state)
-        position = found[0].position
-        if workers.is_chief:
-            run.observer.event("note", text=f"resumed from {found[0].name}")
-
-    status = "complete"
+    found = take_up(job, workers, progress, run.say)
+    position = found[0] if found else Position(0, 0, 0)
+    if found and run.saver:
+        run.saver.continues_from(position)
+    if config.optimizer.class_weights != "off":
+        run.say(BALANCED_NOTE if _is_balanced(progress) else _UNBALANCED_NOTE)
+    status, proven = "complete", False
     for phase in phases_of(config):
         if phase.number < position.phase:
             continue
@@ -122,12 +117,20 @@ def _train_phases(run: _Run) -> dict[str, Any]:
         if found is not None and phase.number == position.phase:
             start = position
             model.load_tensors(found[1])
+        if not proven:  # from then on all take the same steps
+            prove_agreement(workers, start, model)
+            proven = True
         with memory_enough(config, phase, -(-config.batch_size // workers.world), microbatch):
             status = _train_phase(run, phase, model, start)
         if status == "stopped":
             break
     about = {"device": device_name(), "precision": precision, "workers": workers.world}
-    return {"status": status, **about, **vars(progress)}
+    return {"status": status, **about}
+
+
+def _is_balanced(progress: Progress) -> bool:
+    """Whether epochs are chosen by balanced accuracy, where classes are weighed."""
+    return all(BALANCED in record for record in progress.history)
 
 
 def build_networks(job: TrainingJob, workers: Workers, precision: str) -> tuple[keras.Model, keras.Model]:
@@ -155,7 +158,7 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
     monitor = Monitor.from_dict(progress.monitors[phase.name]) if phase.name in progress.monitors else Monitor()
     batches = device_batches(job, phase, plan, plan.index(start.epoch, start.step), observer)
     last_checkpoint = time.monotonic()
-    best_weights: Any = None  # of this process; what was best before a resume is in its checkpoint
+    weights: Any = None  # the best of this process; what was best before a resume is in its checkpoint
 
     for epoch in range(start.epoch, phase.settings.epochs):
         if monitor.ends_phase(stopping):
@@ -163,99 +166,128 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
         first_step = start.step if epoch == start.epoch else 0
         under_way = _Epoch(run, model, plan, phase, epoch, first_step)
         meter = Meter(job, observer, phase, plan, epoch, first_step) if workers.is_chief else None
-        while under_way.step < plan.train_steps:
+        stopped = False
+        while not stopped and under_way.step < plan.train_steps:
             number = epoch * plan.train_steps + under_way.step
             total = phase.settings.epochs * plan.train_steps
             model.set_learning_rate(learning_rate(phase.settings, stopping, number, total, monitor.scale))
-            vote = float(workers.is_chief and observer.stop_requested())
-            done = under_way.start(model.train_step(under_way.next(batches), tf.constant(vote)))
+            stopped = under_way.train(batches)
             if meter:
                 meter.show(under_way.step, under_way.sums)
-            if done.stop_votes > 0:
-                position = under_way.keep()
-                if workers.is_chief:
-                    observer.event("note", text=f"stopped on request; checkpoint {position.label} is written")
-                return "stopped"
             due = 0 < config.checkpoint_every_s <= time.monotonic() - last_checkpoint
-            if due and workers.is_chief and under_way.step < plan.train_steps:
+            if due and not stopped and workers.is_chief and under_way.step < plan.train_steps:
                 under_way.keep()
                 last_checkpoint = time.monotonic()
-        sums = under_way.read()
-        train_seconds = sums.seconds
-
-        validation = Sums({})
-        for step in range(plan.validation_steps):
-            running = model.validation_step(under_way.next(batches))
-            validation.add(running, step, phase, epoch, training=False)
-        record: dict[str, Any] = {
-            "phase": phase.name,
-            "epoch": epoch,
-            "train_loss": sums.mean_loss,
-            "train_accuracy": sums.accuracy,
-            "val_loss": validation.mean_loss,
-            "val_accuracy": validation.accuracy,
-            "learning_rate": float(model.optimizer.learning_rate.numpy()),
-            "seconds": train_seconds + validation.seconds,
-            "images_per_second": sums.images / train_seconds,
-        }
+        stopped = stopped or under_way.end_training()
+        while not stopped and under_way.validated < plan.validation_steps:
+            stopped = under_way.validate(batches)
+        if stopped and under_way.validated < plan.validation_steps:
+            position = under_way.keep()
+            run.say(f"stopped on request; checkpoint {position.label} is written")
+            return "stopped"
+        record = under_way.record()
+        if not _is_balanced(progress):
+            record.pop(BALANCED, None)
         progress.history.append(record)
-        monitor = monitor.after_epoch(epoch, record["val_accuracy"], record["val_loss"], stopping)
+        monitor = monitor.after_epoch(epoch, score_of(record), record["val_loss"], stopping)
         progress.monitors[phase.name] = monitor.to_dict()
         progress.epoch_sums = {}
         position = Position(start.phase, epoch + 1, 0)
         if monitor.best_epoch == epoch:
             progress.best[phase.name] = position.label
-            best_weights = model.weights()
+            weights = model.weights()
         run.save(model, position)
         if workers.is_chief:
             best = is_best_of_run(progress.monitors, phase.name, epoch)
             observer.event("epoch", **record, epochs=phase.settings.epochs, best=best)
         last_checkpoint = time.monotonic()
+        if stopped:
+            run.say(f"stopped on request; checkpoint {position.label} is written")
+            return "stopped"
     batches.close()
-    if best_weights is None:
-        best_weights = read_checkpoint(storage.join(job.checkpoints, progress.best[phase.name])).tensors("weights")
-    model.load_weights(best_weights)
+    if weights is None:
+        weights = best_weights(job, workers, progress, phase.name, phase.number, run.say)
+    model.load_weights(weights)
     return "complete"
 
 
 class _Epoch:
-    """The training steps of an epoch. One is always left running: it is read while the next one runs."""
+    """The steps of an epoch. One of training is always left running: it is read while the next one runs."""
 
     def __init__(
         self, run: _Run, model: PhaseModel, plan: PhasePlan, phase: Phase, epoch: int, first_step: int
     ) -> None:
         self.step = first_step
-        """Steps of the epoch that have been started."""
+        """Training steps of the epoch that have been started."""
+        self.validated = 0
+        """Validation steps that are done."""
         self.sums = Sums(run.progress.epoch_sums if first_step else {})
         self._run, self._model, self._plan, self._phase, self._epoch = run, model, plan, phase, epoch
         self._running: Any = None
+        self._trained: dict[str, float] = {}  # the sums at the end of the training steps
+        self._validation = Sums({})
 
-    def start(self, running: Any) -> StepResult:
-        """A step has been started -> the result of the one before it."""
+    def train(self, batches: Prefetched) -> bool:
+        """Start the next training step -> whether a stop was asked for: before it where this worker is alone, else in
+        the step before it, so that all workers see it alike."""
+        batch = self._next(batches)
+        if self._stops_alone():
+            return True
+        running = self._model.train_step(batch, self._vote())
         done = self._wait()
         self._running = running
         self.step += 1
-        return done
+        return done.stop_votes > 0
 
-    def read(self) -> Sums:
-        """The sums over all steps that have been started."""
-        self._running = self._wait()  # read now; its votes still count
-        return self.sums
+    def end_training(self) -> bool:
+        """Read the last training step -> whether a stop was asked for in it."""
+        done = self._wait()
+        self._running = None
+        self._trained, self._validation = self.sums.values(), Sums({})
+        return done.stop_votes > 0
+
+    def validate(self, batches: Prefetched) -> bool:
+        """Take the next validation step -> whether a stop was asked for."""
+        batch = self._next(batches)
+        if self._stops_alone():
+            return True
+        running = self._model.validation_step(batch, self._vote())
+        done = self._validation.add(running, self.validated, self._phase, self._epoch, training=False)
+        self.validated += 1
+        return done.stop_votes > 0
+
+    def record(self) -> dict[str, Any]:
+        """The epoch in the history, behind its last validation step."""
+        sums, seconds = self.sums, self._trained["seconds"]
+        return {
+            "phase": self._phase.name,
+            "epoch": self._epoch,
+            "train_loss": sums.mean_loss,
+            "train_accuracy": sums.accuracy,
+            **validation_scores(self._validation),
+            "learning_rate": float(self._model.optimizer.learning_rate.numpy()),
+            "seconds": seconds + self._validation.seconds,
+            "images_per_second": sums.images / seconds,
+        }
 
     def keep(self) -> Position:
-        """Write a checkpoint behind the steps that have been started. (all ranks; the chief writes)"""
-        self._run.progress.epoch_sums = self.read().values()
+        """Write a checkpoint behind the training steps that have been started. (all ranks; the chief writes)
+
+        Of a validation that is broken off nothing is kept: a resumed run does it from its beginning.
+        """
+        self._running = self._wait()  # read now; its votes still count
+        self._run.progress.epoch_sums = self._trained or self.sums.values()
         position = Position(self._phase.number, self._epoch, self.step)
         self._run.save(self._model, position)
         return position
 
-    def next(self, batches: Prefetched) -> Batch:
+    def _next(self, batches: Prefetched) -> Batch:
         """The next batch; where there is none any more, what has been trained so far is kept first."""
         pulse = self._run.workers.pulse
-        pulse.beat((self._phase.name, self._epoch, self.step))
+        pulse.beat((self._phase.name, self._epoch, self.step + self.validated))
         try:
             if not batches.ready:  # the device waits, but from the end of the step that runs
-                self.read()
+                self._running = self._wait()  # read now; its votes still count
                 pulse.waits()
             return next(batches)
         except (storage.StorageUnavailable, ActivationsLost):
@@ -263,6 +295,15 @@ class _Epoch:
             raise
         finally:
             pulse.goes_on()
+
+    def _stops_alone(self) -> bool:
+        """Whether the only worker ends here; several decide in a step, all in the same one."""
+        return self._run.workers.world == 1 and self._run.observer.stop_requested()
+
+    def _vote(self) -> Any:
+        """This worker's vote for a stop, to be summed over all in a step."""
+        workers = self._run.workers
+        return tf.constant(float(workers.world > 1 and workers.is_chief and self._run.observer.stop_requested()))
 
     def _wait(self) -> StepResult:
         return self.sums.add(self._running, self.step - 1, self._phase, self._epoch)

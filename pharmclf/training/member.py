@@ -12,10 +12,10 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
 from pharmclf.training.job import Observer
-from pharmclf.training.loop import Progress
 from pharmclf.training.phases import Phase, Position
+from pharmclf.training.progress import Progress
 from pharmclf.training.saver import CheckpointSaver
-from pharmclf.training.schedule import Monitor, learning_rate
+from pharmclf.training.schedule import Monitor, learning_rate, score_of
 from pharmclf.training.stacked import StackedHeads
 
 
@@ -96,7 +96,7 @@ class Trial:
         """Add an epoch that ends at a position -> whether it is the best of the phase."""
         stopping, name, epoch = self.member.config.stopping, record["phase"], record["epoch"]
         self.progress.history.append(record)
-        self.monitor = self.monitor.after_epoch(epoch, record["val_accuracy"], record["val_loss"], stopping)
+        self.monitor = self.monitor.after_epoch(epoch, score_of(record), record["val_loss"], stopping)
         self.progress.monitors[name] = self.monitor.to_dict()
         self.progress.epoch_sums = {}
         improved = self.monitor.best_epoch == epoch

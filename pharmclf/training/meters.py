@@ -10,6 +10,7 @@ import numpy as np
 from pharmclf.data.plan import PhasePlan
 from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
 from pharmclf.training.phases import Phase
+from pharmclf.training.schedule import BALANCED
 from pharmclf.training.step import StepResult
 
 _PROGRESS_EVERY_S = 2.0
@@ -22,6 +23,8 @@ class Sums:
         self.loss = values.get("loss", 0.0)
         self.correct = values.get("correct", 0.0)
         self.images = values.get("images", 0.0)
+        self.by_class: np.ndarray | None = None
+        """(2, classes) correct rows and rows of each class, where the steps give them."""
         self._seconds_before = values.get("seconds", 0.0)
         self._began = time.monotonic()
 
@@ -66,7 +69,25 @@ class Sums:
         self.loss += result.loss_sum
         self.correct += result.correct
         self.images += result.images
+        if result.by_class is not None:
+            self.by_class = result.by_class if self.by_class is None else self.by_class + result.by_class
         return result
+
+
+def validation_scores(sums: Sums) -> dict[str, float]:
+    """What the record of an epoch says of its validation."""
+    scores = {"val_loss": sums.mean_loss, "val_accuracy": sums.accuracy}
+    return scores if sums.by_class is None else scores | {BALANCED: balanced_accuracy(sums.by_class)}
+
+
+def balanced_accuracy(by_class: np.ndarray) -> float:
+    """The mean recall of the classes that have rows; 0 where none has.
+
+    Args:
+        by_class: (2, classes) correct rows and rows of each class.
+    """
+    correct, rows = by_class[:, by_class[1] > 0]
+    return float((correct / rows).mean()) if len(rows) else 0.0
 
 
 class Meter:

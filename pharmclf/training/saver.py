@@ -71,6 +71,10 @@ class CheckpointSaver:
             self._thread = threading.Thread(target=self._upload_all, name="checkpoint-upload", daemon=True)
             self._thread.start()
 
+    def continues_from(self, position: Position) -> None:
+        """The checkpoint at this position is there and whole: before a step is taken it is not written again."""
+        self._last = position
+
     def save(self, position: Position, tensors: Mapping[str, Mapping[str, np.ndarray]], state: dict[str, Any]) -> str:
         """Write a checkpoint, to the spool where the storage is remote.
 

@@ -32,17 +32,29 @@ def learning_rate(phase: PhaseConfig, stopping: StoppingConfig, step: int, num_s
     return max(phase.learning_rate * 0.5 * (1 + math.cos(math.pi * progress)), floor)
 
 
+BALANCED = "val_balanced_accuracy"
+"""In the record of an epoch where classes are weighed: the mean of the classes' recalls on validation images."""
+BALANCED_NOTE = (
+    "epochs are chosen by balanced accuracy, the mean recall of the classes, because optimizer.class_weights is auto"
+)
+
+
+def score_of(record: Mapping[str, Any]) -> float:
+    """What epochs are chosen by: balanced accuracy where the record of an epoch has it, else validation accuracy."""
+    return float(record.get(BALANCED, record["val_accuracy"]))
+
+
 @dataclass(frozen=True)
 class Monitor:
     """What the epochs of a phase have come to so far."""
 
     best_accuracy: float = -1.0
-    """Best validation accuracy."""
+    """Best validation accuracy, or balanced accuracy; see `score_of`."""
     best_loss: float = math.inf
     """Validation loss of the best epoch."""
     best_epoch: int = -1
     since_best: int = 0
-    """Epochs since the validation accuracy last rose."""
+    """Epochs since that accuracy last rose."""
     lowest_loss: float = math.inf
     since_lowest: int = 0
     """Epochs since the validation loss last fell, or the learning rate was last lowered."""
@@ -50,7 +62,7 @@ class Monitor:
     """What plateaus have left of the learning rate."""
 
     def after_epoch(self, epoch: int, accuracy: float, loss: float, stopping: StoppingConfig) -> Monitor:
-        """The state after one more epoch's validation."""
+        """The state after one more epoch's validation; `accuracy` as of `score_of`."""
         rose = accuracy > self.best_accuracy
         better = rose or (accuracy == self.best_accuracy and loss < self.best_loss)
         fell = loss < self.lowest_loss - _PLATEAU_MIN_DELTA
@@ -65,6 +77,17 @@ class Monitor:
             since_lowest=0 if plateau else since_lowest,
             scale=self.scale * stopping.plateau_factor if plateau else self.scale,
         )
+
+    def with_best(self, record: Mapping[str, Any] | None) -> Monitor:
+        """The state with another epoch as the best one, because the checkpoint of the best is damaged.
+
+        Args:
+            record: of the epoch; None: no epoch counts, and the next one is the best so far.
+        """
+        if record is None:
+            return dataclasses.replace(self, best_accuracy=-1.0, best_loss=math.inf, best_epoch=-1)
+        accuracy, loss, epoch = score_of(record), float(record["val_loss"]), int(record["epoch"])
+        return dataclasses.replace(self, best_accuracy=accuracy, best_loss=loss, best_epoch=epoch)
 
     def ends_phase(self, stopping: StoppingConfig) -> bool:
         """Whether early stopping ends the phase now."""
@@ -82,8 +105,13 @@ class Monitor:
 
 
 def best_phase(monitors: Mapping[str, Mapping[str, Any]]) -> str:
-    """The phase whose best epoch has the best validation accuracy, then the lowest loss; monitors as plain values."""
-    return max(monitors, key=lambda name: (monitors[name]["best_accuracy"], -monitors[name]["best_loss"]))
+    """The phase whose best epoch has the best accuracy, then the lowest loss; monitors as plain values."""
+
+    def place(name: str) -> tuple[float, float]:
+        monitor = Monitor.from_dict(dict(monitors[name]))
+        return monitor.best_accuracy, -monitor.best_loss
+
+    return max(monitors, key=place)
 
 
 def is_best_of_run(monitors: Mapping[str, Mapping[str, Any]], phase: str, epoch: int) -> bool:

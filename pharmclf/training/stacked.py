@@ -15,7 +15,7 @@ from keras import layers
 
 from pharmclf.config import RunConfig
 from pharmclf.model.head import build_head
-from pharmclf.training.step import Batch, ReducedAdam, dropout_draws, keep_mask, losses_and_hits
+from pharmclf.training.step import Batch, ReducedAdam, class_sums, dropout_draws, keep_mask, losses_and_hits
 
 
 class _StackedAdam(ReducedAdam):
@@ -49,6 +49,7 @@ class StackedHeads:
         """
         first = configs[0]
         self.size, self._seed = len(configs), first.seed
+        self._balanced = first.optimizer.class_weights != "off"
 
         def each(number: Callable[[RunConfig], float]) -> np.ndarray:
             return np.array([number(config) for config in configs], np.float64)[:, None, None]
@@ -107,9 +108,17 @@ class StackedHeads:
         return [*tape.gradient(objective, weights), tf.stack([loss_sums, correct, self._images(batch)])]
 
     def _validation_step(self, batch: Batch) -> Any:
-        """One validation step -> (3, K) float32, as `train_step`."""
-        losses, correct = losses_and_hits(self._logits(batch, None), batch, np.float32(self._smoothing))
-        return tf.stack([tf.reduce_sum(losses * batch.weights, axis=-1), correct, self._images(batch)])
+        """One validation step -> (3, K) float32, as `train_step`; the loss is the plain cross-entropy.
+
+        Where classes are weighed (3 + 2 * classes, K): the correct rows and the rows of each class follow.
+        """
+        logits = self._logits(batch, None)
+        losses, correct = losses_and_hits(logits, batch, np.zeros_like(self._smoothing, np.float32))
+        sums = tf.stack([tf.reduce_sum(losses * batch.weights, axis=-1), correct, self._images(batch)])
+        if not self._balanced:
+            return sums
+        hits, rows = class_sums(logits, batch)
+        return tf.concat([sums, tf.transpose(hits), tf.repeat(rows[:, None], self.size, axis=1)], axis=0)
 
     def _images(self, batch: Batch) -> Any:
         """The rows of a batch that count, (K,) float32, the same for all heads."""

@@ -43,11 +43,16 @@ class StepResult:
     stop_votes: float
     images: float
     """Rows that count: those of the plan without the quarantined."""
+    by_class: np.ndarray | None = None
+    """(2, classes) correct rows and rows of each class; of a validation step whose epochs are chosen by them."""
 
     @classmethod
     def of(cls, sums: Any) -> StepResult:
         """Read the sums off the device; waits for the step, and raises what went wrong in it."""
-        return cls(*(float(value) for value in sums.numpy()))
+        values = sums.numpy()
+        by_class = values[4:].astype(np.float64).reshape(2, -1) if len(values) > 4 else None
+        loss_sum, correct, stop_votes, images = (float(value) for value in values[:4])
+        return cls(loss_sum, correct, stop_votes, images, by_class)
 
 
 class ReducedAdam(keras.optimizers.Adam):
@@ -184,20 +189,30 @@ class PhaseModel:
             masks.append(keep_mask(drawn, rate))
         return masks
 
-    def _validation_step(self, batch: Batch) -> Any:
-        """One validation step -> (loss sum, correct, 0, images) over all workers. (all ranks)"""
-        return self.workers.run(self._replica_validation, batch)
+    def _validation_step(self, batch: Batch, stop_vote: Any = 0.0) -> Any:
+        """One validation step -> (loss sum, correct, stop votes, images) over all workers. (all ranks)
 
-    def _replica_validation(self, batch: Batch) -> Any:
+        The loss is the plain cross-entropy, whatever label smoothing and class weights do to that of the training.
+        Where classes are weighed, the correct rows and the rows of each class follow.
+        """
+        return self.workers.run(self._replica_validation, batch, stop_vote)
+
+    def _replica_validation(self, batch: Batch, stop_vote: Any) -> Any:
+        balanced = self.config.optimizer.class_weights != "off"
+
         def of_rows(rows: Batch, _: list[Any]) -> list[Any]:
             x = tf.cast(rows.inputs, tf.float32)
             for part in (self.prefix, self.suffix, self.head):
                 x = x if part is None else part(x, training=False)
-            losses, correct = losses_and_hits(x, rows, self.smoothing)
-            return [tf.reduce_sum(losses * rows.weights), correct]
+            losses, correct = losses_and_hits(x, rows, 0.0)
+            sums = [tf.reduce_sum(losses * rows.weights), correct]
+            return [*sums, *class_sums(x, rows)] if balanced else sums
 
-        loss_sum, correct = self._over_pieces(of_rows, batch, [], [(), ()])
-        return self.workers.sum([tf.stack([loss_sum, correct, 0.0, tf.reduce_sum(batch.mask)])])[0]
+        classes = self.head.output.shape[-1:]
+        shapes = [(), (), *([classes, classes] if balanced else [])]
+        loss_sum, correct, *by_class = self._over_pieces(of_rows, batch, [], shapes)
+        sums = tf.stack([loss_sum, correct, stop_vote, tf.reduce_sum(batch.mask)])
+        return self.workers.sum([tf.concat([sums, *by_class], axis=0)])[0]
 
     def _over_pieces(
         self, of_rows: Callable[[Batch, list[Any]], list[Any]], batch: Batch, keep: list[Any], shapes: list[Any]
@@ -264,6 +279,20 @@ def losses_and_hits(logits: Any, batch: Batch, smoothing: Any) -> tuple[Any, Any
     hits = tf.cast(tf.argmax(logits, axis=-1) == batch.labels, tf.float32)
     losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
     return losses, tf.reduce_sum(hits * batch.mask, axis=-1)
+
+
+def class_sums(logits: Any, batch: Batch) -> tuple[Any, Any]:
+    """Correct rows and rows of each class, padding not counted.
+
+    Args:
+        logits: (..., batch, classes); leading axes are of heads side by side.
+
+    Returns:
+        (..., classes) float32 and (classes,) float32.
+    """
+    rows = tf.one_hot(batch.labels, logits.shape[-1]) * batch.mask[:, None]
+    hits = tf.cast(tf.argmax(logits, axis=-1) == batch.labels, tf.float32)
+    return tf.tensordot(hits, rows, axes=1), tf.reduce_sum(rows, axis=0)
 
 
 def dropout_draws(seed: int, layer: int, ordinal: Any, shape: tuple[int, int]) -> Any:

@@ -54,6 +54,14 @@ def test_a_grace_is_a_quarter_of_the_last_phase(first: int, second: int):
     assert default_grace((first, second)) == max(1, math.ceil((second or first) / 4))
 
 
+def test_where_classes_are_weighed_balanced_accuracy_decides():
+    """Of three trials with the same accuracy the least balanced is stopped."""
+    trials = {number: history(0.9) for number in range(3)}
+    for number, balanced in enumerate((0.3, 0.5, 0.4)):
+        trials[number][0]["val_balanced_accuracy"] = balanced
+    assert [stopped_at(number, trials, [1], 3) for number in trials] == [1, None, None]
+
+
 def test_the_third_best_of_three_is_stopped():
     """Of three at a rung two go on, the least there may be; which is the first whole third only from seven on."""
     trials = {0: history(0.9), 1: history(0.8), 2: history(0.7)}

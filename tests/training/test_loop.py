@@ -16,9 +16,18 @@ from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, PhaseConfig, RunConfig, StoppingConfig
 from pharmclf.data.plan import batch_of
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
-from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE, TrainingDiverged, TrainingJob
+from pharmclf.training.job import (
+    CHECKSUMS_FILE,
+    LABELS_FILE,
+    MODEL_FILE,
+    PIXELS_FILE,
+    StopRequested,
+    TrainingDiverged,
+    TrainingJob,
+)
 from pharmclf.training.meters import Sums
-from pharmclf.training.phases import phases_of
+from pharmclf.training.phases import Position, phases_of
+from pharmclf.training.schedule import BALANCED_NOTE, best_phase
 
 pytestmark = [pytest.mark.tf, pytest.mark.ray]
 
@@ -83,18 +92,34 @@ def test_the_saved_model_scores_what_the_best_epoch_scored(unbroken: tuple[Train
     best = max(monitor["best_accuracy"] for monitor in outcome["monitors"].values())
     assert accuracy == pytest.approx(best, abs=1e-6)
 
+    def stop() -> None:
+        raise StopRequested
 
-@pytest.mark.parametrize("stop_after", [1, 10])
+    with pytest.raises(StopRequested):  # as a run's test ends where a stop is requested
+        predict([storage.join(job.folder, MODEL_FILE)], job.images.take(job.validation_rows), 64, actors=0, check=stop)
+
+
+TRAIN, VALIDATION = 4, 2
+"""Steps of an epoch of the small job."""
+
+
+@pytest.mark.parametrize(
+    ("batches", "expected"),
+    [
+        (1, Position(0, 0, 1)),
+        (TRAIN + 1, Position(0, 0, TRAIN)),  # in the validation, of which nothing is kept
+        (2 * (TRAIN + VALIDATION) + 2, Position(1, 0, 2)),
+    ],
+    ids=["training", "validation", "phase2"],
+)
 def test_a_stopped_run_resumes_bit_for_bit(
-    make_job: Any, unbroken: tuple[TrainingJob, dict[str, Any]], tmp_path: Path, stop_after: int
+    make_job: Any, unbroken: tuple[TrainingJob, dict[str, Any]], tmp_path: Path, batches: int, expected: Position
 ) -> None:
-    """Stopped in the middle of an epoch of phase 1 or 2 and begun again: same weights, optimizer and history."""
+    """Stopped behind so many batches and begun again: same weights, optimizer and history."""
     job = make_job(str(tmp_path))
-    stopped, _ = run(job, stop_after)
+    stopped, _ = run(job, batches)
     assert stopped["status"] == "stopped"
-    position = list_checkpoints(job.checkpoints)[-1].position
-    assert position.step > 0
-    assert position.phase == (0 if stop_after == 1 else 1)
+    assert list_checkpoints(job.checkpoints)[-1].position == expected
     resumed, recorder = run(job)
     assert recorder.of("note")[0]["text"].startswith("resumed from")
     assert same_bits(final_tensors(job), final_tensors(unbroken[0]))
@@ -114,6 +139,62 @@ def test_more_epochs_after_the_end_give_what_the_longer_run_gives(
     assert same_bits(final_tensors(job), final_tensors(unbroken[0]))
     assert without_times(longer["history"]) == without_times(unbroken[1]["history"])
     assert longer["best"] == unbroken[1]["best"]
+
+
+def test_an_epoch_of_one_step_stops_at_once(make_job: Any, tmp_path: Path) -> None:
+    """All images in one batch: a stop before, within or behind a validation of one batch leaves a checkpoint there."""
+    settings = {"batch_size": 64, "phase1": PhaseConfig(epochs=3, learning_rate=1e-3), "phase2": PhaseConfig(epochs=0)}
+    whole, job = (make_job(str(tmp_path / name), **settings) for name in ("whole", "stopped"))
+    expected = run(whole)[0]
+    for batches, position in ((1, Position(0, 0, 1)), (1, Position(0, 1, 0)), (0, Position(0, 1, 0))):
+        stopped, recorder = run(job, batches)
+        assert stopped["status"] == "stopped"
+        assert list_checkpoints(job.checkpoints)[-1].position == position
+        assert recorder.of("note")[-1]["text"] == f"stopped on request; checkpoint {position.label} is written"
+    outcome = run(job)[0]
+    assert same_bits(final_tensors(job), final_tensors(whole))
+    assert without_times(outcome["history"]) == without_times(expected["history"])
+
+
+class Damaging(Recorder):
+    """Damages a checkpoint when the last epoch has been reported."""
+
+    def __init__(self, name: str, checkpoints: str) -> None:
+        super().__init__()
+        self.name, self.checkpoints = name, checkpoints
+
+    def event(self, kind: str, **values: Any) -> None:
+        super().event(kind, **values)
+        if kind == "epoch" and values["epoch"] == values["epochs"] - 1:
+            damage(self.checkpoints, self.name)
+
+
+def damage(checkpoints: str, name: str) -> None:
+    place = Path(checkpoints) / name / "weights.safetensors"
+    place.write_bytes(place.read_bytes()[:-1] + b"\x01")
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_best_whole_one(make_job: Any, tmp_path: Path) -> None:
+    """Before a resume and again before the end: each time one line says which takes its place, and a model is saved."""
+    from pharmclf.training import distributed, loop
+
+    names = [Position(0, epoch, 0).label for epoch in (1, 2, 3)]
+    still = PhaseConfig(epochs=3, learning_rate=0.0)  # all epochs are alike, so that the earliest one is the best
+    job = make_job(str(tmp_path), batch_size=64, phase1=still, phase2=PhaseConfig(epochs=0))
+    run(job, 4)
+    assert [checkpoint.name for checkpoint in list_checkpoints(job.checkpoints)][:1] == names[:1]
+    damage(job.checkpoints, names[0])
+    recorder = Damaging(names[1], job.checkpoints)
+    outcome = loop.train(job, distributed.alone(), recorder)
+    said = [note["text"] for note in recorder.of("note") if note["text"].startswith("warning")]
+    assert [f"{name} takes its place" in line for name, line in zip(names[1:], said, strict=True)] == [True, True]
+    assert [f"{name}: weights.safetensors has sha256" in line for name, line in zip(names, said, strict=False)] == [
+        True,
+        True,
+    ]
+    assert outcome["best"] == {"phase1": names[2]}
+    assert outcome["monitors"]["phase1"]["best_epoch"] == 2
+    assert storage.is_file(storage.join(job.folder, MODEL_FILE))
 
 
 def test_frozen_weights_hold_no_optimizer_state_and_do_not_move(make_job: Any, tmp_path: Path) -> None:
@@ -184,14 +265,32 @@ def test_mixed_float16_trains_and_skips_what_is_not_finite(make_job: Any, tmp_pa
 
 
 def test_smoothing_clipping_class_weights_and_dense_layers_train(make_job: Any, tmp_path: Path) -> None:
-    """The settings of the loss and the head work together."""
+    """The settings of the loss and the head work together, and none of them is in what decides between epochs.
+
+    The validation loss is the plain cross-entropy of the saved model, and the best epoch the most balanced one.
+    """
+    from pharmclf.evaluation.predict import predict
+
     job = make_job(
         str(tmp_path),
         head=HeadConfig(dense=(16, 8), dropout=0.3),
         optimizer=OptimizerConfig(label_smoothing=0.1, clip_norm=1.0, class_weights="auto", weight_decay=0.01),
     )
-    history = run(job)[0]["history"]
-    assert np.isfinite([record["train_loss"] for record in history]).all()
+    # classes of one to three validation images, so that accuracy is not balanced accuracy
+    job = dataclasses.replace(job, validation_rows=job.validation_rows[3:])
+    outcome, recorder = run(job)
+    assert np.isfinite([record["train_loss"] for record in outcome["history"]]).all()
+    assert BALANCED_NOTE in [note["text"] for note in recorder.of("note")]
+    chosen = best_phase(outcome["monitors"])
+    epoch = outcome["monitors"][chosen]["best_epoch"]
+    best = next(r for r in outcome["history"] if (r["phase"], r["epoch"]) == (chosen, epoch))
+    found = predict([storage.join(job.folder, MODEL_FILE)], job.images.take(job.validation_rows), 64, actors=0)
+    labels = job.labels[job.validation_rows]
+    hits = found[:, 0].argmax(axis=1) == labels
+    recalls = [hits[labels == label].mean() for label in np.unique(labels)]
+    assert best["val_loss"] == pytest.approx(-np.log(found[np.arange(len(labels)), 0, labels]).mean(), abs=1e-4)
+    assert best["val_balanced_accuracy"] == pytest.approx(np.mean(recalls), abs=1e-6)
+    assert outcome["monitors"][chosen]["best_accuracy"] == best["val_balanced_accuracy"] != best["val_accuracy"]
 
 
 def test_a_timed_checkpoint_changes_nothing(

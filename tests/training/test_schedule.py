@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pharmclf.config import PhaseConfig, StoppingConfig
-from pharmclf.training.schedule import Monitor, best_phase, is_best_of_run, learning_rate
+from pharmclf.training.schedule import Monitor, best_phase, is_best_of_run, learning_rate, score_of
 
 STOPPING = StoppingConfig(early_patience=3, plateau_patience=2, plateau_factor=0.5, learning_rate_floor=1e-7)
 
@@ -158,6 +158,12 @@ def test_a_monitor_survives_json(epochs: list[tuple[float, float]]):
     there = Monitor.from_dict(json.loads(json.dumps(monitor.to_dict(), allow_nan=False)))
     assert there == monitor
     assert there.after_epoch(9, 0.5, 0.5, STOPPING) == monitor.after_epoch(9, 0.5, 0.5, STOPPING)
+
+
+def test_epochs_are_chosen_by_balanced_accuracy_where_it_is_known():
+    """Where classes are weighed the record has it; elsewhere, and in older records, validation accuracy counts."""
+    assert score_of({"val_accuracy": 0.9, "val_balanced_accuracy": 0.5}) == 0.5
+    assert score_of({"val_accuracy": 0.9}) == 0.9
 
 
 def test_a_new_monitor_has_infinite_losses():
