@@ -98,8 +98,8 @@ def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int]
         )
     if (given != "").all():
         for name in sorted(set(SPLITS) - set(given)):
-            drawn = f"{int((splits == name).sum())} of its {int((given == TRAIN).sum())} train images"
-            manifest.notes.append(f"the data gives {name} no image: {drawn} are drawn into it")
+            drawn = f"{int((splits == name).sum())} of the {int((given == TRAIN).sum())} images given to train"
+            manifest.notes.append(f"no image is given to {name}: {drawn} are drawn into it")
     return _without_untrained_classes(manifest, config)
 
 

@@ -188,13 +188,13 @@ def _check_complete(splits: NDArray[np.str_]) -> None:
     missing = [name for name in SPLITS if not (splits == name).any()]
     if TRAIN in missing:
         raise ConfigError(
-            f"split: the data gives every row a split, but {' and '.join(missing)} no row. Give the rows to learn from "
-            "the split train, or leave the column 'split' empty where rows may be divided"
+            f"split: every image has a given split, but {' and '.join(missing)} has none. Give train the images to "
+            "learn from, or leave the list's column 'split' empty where images may be divided"
         )
     if missing:
         raise ConfigError(
-            f"split: the data gives {' and '.join(missing)} no row, and none can be drawn from train, since the train "
-            "images of each class are copies of one image. Give some rows that split in the list"
+            f"split: no image is given to {' and '.join(missing)}, and none can be drawn from train, since the train "
+            "images of each class are copies of one image. Give some images that split"
         )
 
 

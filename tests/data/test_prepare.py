@@ -133,7 +133,7 @@ def test_a_fixed_camera_needs_a_list_which_then_decides_the_division(tmp_path):
     assert count_table(by_split)[-1] == ("all", 4, 4, 4)
     config = listed(tmp_path, [(*row[:2], "", words[row[2]].replace("val", "train")) for row in rows])
     with pytest.raises(
-        ConfigError, match="validation no row, and none can be drawn from train, since the train images"
+        ConfigError, match="no image is given to validation, and none can be drawn from train, since the train images"
     ):
         prepare(config, str(tmp_path / "runs" / "four"))
 
@@ -170,7 +170,7 @@ def test_a_split_that_a_list_lacks_is_drawn_from_train(folder, missing):
     assert counts == {"train": 12, missing: 2, other: 6}
     given = {path for path, *_, split in rows if split == other}
     assert {path.removeprefix(f"{folder}/") for path in made.ok["path"][made.ok["split"] == other]} == given
-    assert f"the data gives {missing} no image: 2 of its 14 train images are drawn into it" in made.notes
+    assert f"no image is given to {missing}: 2 of the 14 images given to train are drawn into it" in made.notes
 
 
 def test_the_demo_is_drawn_below_the_storage(tmp_path):

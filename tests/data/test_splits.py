@@ -144,8 +144,8 @@ def test_a_split_without_given_rows_is_drawn_from_the_train_rows_alone():
     ("chosen", "text"),
     [
         (["train", "test", "val"], "'val'"),
-        (["train", "test", "test"], "validation no row, and none can be drawn from train"),
-        (["validation", "test", "test"], "the data gives every row a split, but train no row"),
+        (["train", "test", "test"], "no image is given to validation, and none can be drawn from train"),
+        (["validation", "test", "test"], "every image has a given split, but train has none"),
     ],
 )
 def test_given_splits_that_cannot_serve_are_refused(chosen, text):
