@@ -204,13 +204,19 @@ def test_a_dry_run_lists_layers_and_counts(drawn_images: str, tmp_path: Path) ->
 def test_a_submitted_job_ends_with_the_summary(drawn_images: str, tmp_path: Path, ray_head: Any) -> None:
     """`ray job submit --working-dir . -- python jobs/train.py` takes the same flags and prints the summary last.
 
-    Variables that the submission sets and the job would set itself are no conflict, and stay the submission's.
+    Variables that the submission sets and the job would set itself are no conflict, and stay the submission's. A sweep
+    without --storage is refused, since its winner would be deleted with the copy of the working directory.
     """
     flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=job", *SMALL]
     submitted = ray_head.submit("python", "jobs/train.py", *flags, AWS_REGION="eu-west-1", TF_CPP_MIN_LOG_LEVEL="2")
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "job: test accuracy" in submitted.stdout
     assert json.loads((tmp_path / "job" / "result.json").read_text())["workers"] == 1
+    lost = ray_head.submit("python", "tune/sweep.py", f"--data={drawn_images}", "--name=search", "--trials=2")
+    assert "failed with exit code 2" in lost.stdout
+    assert re.search(
+        r"error: --storage: received /\S+/runs, which is in Ray's copy of the working directory", lost.stdout
+    )
     refused = ray_head.submit("python", "jobs/train.py", "--workers=none")
     assert refused.returncode != 0
     assert "workers: received 'none'" in refused.stdout + refused.stderr
