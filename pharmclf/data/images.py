@@ -132,7 +132,7 @@ def probe(content: bytes, name: str, white_level: int = WHITE) -> Probe:
     Of the name only the extension counts.
 
     Raises:
-        BadImage: the reason, as it stands in the manifest: empty, no image, truncated, too large, unreadable.
+        BadImage: the reason, as the manifest shows it: empty, no image, truncated, too large, unreadable.
     """
     pixels, width, height, orientation, largest, without_end = _decode(content, _PROBE_SIDE, white_level)
     grey = Image.fromarray(pixels).convert("L").resize((THUMBNAIL_SIDE,) * 2, Image.Resampling.LANCZOS)
