@@ -36,22 +36,21 @@ SETTINGS: dict[str, Any] = {
 def make(make_job: Any, drawn_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Makes jobs of runs that train the head alone, on the same kept features, without saving models.
 
-    The features lack an image of each split, which has changed since it was listed.
+    `changed` rows of the manifest have changed since they were listed, and the features lack them.
     """
-    kept: list[Activations] = []
+    kept: dict[tuple[int, ...], Activations] = {}
     home = str(tmp_path_factory.mktemp("kept"))
-    changed = [int(drawn_manifest.rows(split)[3]) for split in ("train", "validation")]
-    manifest, lost = with_changed(drawn_manifest, changed), dict[int, str]()
 
-    def job(folder: Path, **settings: Any) -> TrainingJob:
+    def job(folder: Path, changed: tuple[int, ...] = (), **settings: Any) -> TrainingJob:
         made: TrainingJob = make_job(str(folder), **SETTINGS | settings)
-        if not kept:
+        if changed not in kept:
             config = dataclasses.replace(made.config, activations="always", storage=home)
-            works = [PhaseWork("phase1", 0, 2)]
+            works, lost = [PhaseWork("phase1", 0, 2)], dict[int, str]()
+            manifest = with_changed(drawn_manifest, changed)
             wish = Wish(config, manifest, config.weights, works, lambda _: None, lambda: False, lost.update)
-            kept.extend(provide(wish).values())
+            (kept[changed],) = provide(wish).values()
             assert lost == dict.fromkeys(changed, CHANGED)
-        activations = dict.fromkeys([phase.name for phase in phases_of(made.config)], kept[0])
+        activations = dict.fromkeys([phase.name for phase in phases_of(made.config)], kept[changed])
         return dataclasses.replace(made, activations=activations, saves_models=False)
 
     return job
@@ -126,6 +125,7 @@ DIFFERENT: list[dict[str, Any]] = [  # four heads; the second stops early, the t
         "optimizer": OptimizerConfig(label_smoothing=0.2, clip_norm=1.0),
     },
 ]
+NONE = PhaseConfig(epochs=0)
 DROPOUTS = (0.0, 0.3, 0.5, 0.7)
 
 
@@ -230,6 +230,26 @@ def test_the_loop_goes_on_with_a_head_where_the_group_was_stopped(
         theirs, ours = alone(unbroken), alone(jobs[number])
         check_equal(ours, theirs)
         check_same_end(jobs[number], unbroken, theirs["best"])
+
+
+def test_heads_leave_out_the_rows_that_the_features_lack(make: Make, drawn_manifest: Manifest, tmp_path: Path) -> None:
+    """Of each split one image has changed: the group's numbers are those of each run alone, of the images left."""
+    changed = tuple(int(drawn_manifest.rows(split)[3]) for split in ("train", "validation"))
+    kinds, rates = ("group", "alone"), (1e-4, 1e-3)
+    jobs = {
+        kind: [
+            make(tmp_path / kind / str(rate), changed, phase1=PhaseConfig(epochs=2, learning_rate=rate), phase2=NONE)
+            for rate in rates
+        ]
+        for kind in kinds
+    }
+    for group, separate, one in zip(*jobs.values(), of_group(jobs["group"]), strict=True):
+        other = alone(separate)
+        check_equal(one, other)
+        check_same_end(group, separate, one["best"])
+        for record in (*one["history"], *other["history"]):
+            right = record["train_accuracy"] * (len(group.train_rows) - 1)
+            assert right == pytest.approx(round(right), abs=1e-4)
 
 
 @pytest.mark.parametrize("batches", [2, 5, 11])
