@@ -16,6 +16,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.pipeline import Lost
 from pharmclf.sweep.ledger import activations_of
 from pharmclf.sweep.space import STRENGTH, Space
+from pharmclf.training.feasible import BLOCKS
 
 
 def variants(base: RunConfig, space: Space) -> list[RunConfig]:
@@ -23,6 +24,11 @@ def variants(base: RunConfig, space: Space) -> list[RunConfig]:
     names = [p.name for p in space.parameters if p.name in ("backbone", STRENGTH)]
     values = [space.possible(base, name) for name in names]
     return [space.config(base, dict(zip(names, chosen, strict=True))) for chosen in itertools.product(*values)]
+
+
+def known_blocks(base: RunConfig, space: Space) -> dict[str, int]:
+    """The most blocks of each backbone that a trial can have, without building it. Pure."""
+    return {str(config.backbone): BLOCKS[config.backbone] for config in variants(base, space)}
 
 
 def works(base: RunConfig, space: Space, trials: int, num_variants: int) -> list[PhaseWork]:

@@ -39,7 +39,7 @@ from pharmclf.run_record import (
     with_weights_found,
 )
 from pharmclf.storage.lease import Lease
-from pharmclf.sweep.ahead import keep_ahead, variants
+from pharmclf.sweep.ahead import keep_ahead, known_blocks, variants
 from pharmclf.sweep.conductor import Conductor
 from pharmclf.sweep.halving import default_grace, rungs
 from pharmclf.sweep.ledger import Ledger, Plan, Trial
@@ -52,7 +52,7 @@ from pharmclf.sweep.winner import finish_winner, retrain_winner
 from pharmclf.tracking import SweepTracker, check_tracking
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.division import divide_resources
-from pharmclf.training.feasible import BLOCKS, batch_warning, check_feasible
+from pharmclf.training.feasible import batch_warning, check_feasible
 from pharmclf.training.job import StopRequested
 from pharmclf.training.launch import connect
 from pharmclf.training.nodes import node_address
@@ -94,8 +94,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
     if storage.is_file(storage.join(folder, RUN_FILE)):
         raise ConfigError(f"--name {base.name}: {folder} holds a run, and a sweep needs a folder of its own. Rename it")
     space = load_space(space_file, base)
-    possible = {str(config.backbone): BLOCKS[config.backbone] for config in variants(base, space)}
-    check_depths(space, base, possible, str(space_file))
+    check_depths(space, base, known_blocks(base, space), str(space_file))
     search = Search(options.search, space, base.seed)
     total = check_search(search, options.trials)
     settings = {"plain": settings_of(base), "space": space.to_dict(), "search": options.search}

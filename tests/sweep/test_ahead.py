@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pharmclf.activations.choice import PhaseWork
 from pharmclf.config import PhaseConfig, RunConfig
-from pharmclf.sweep.ahead import variants, works
+from pharmclf.sweep.ahead import known_blocks, variants, works
 from pharmclf.sweep.ledger import activations_of
 from pharmclf.sweep.space import STRENGTH, Space, build_space
 
@@ -38,6 +38,12 @@ def test_every_backbone_with_every_strength_needs_its_own():
     ]
     assert BASE in found
     assert len({activations_of(config) for config in found}) == 6
+
+
+def test_the_blocks_of_the_backbones_that_trials_can_have_are_known_ahead():
+    """Of no others: a depth that only another backbone lacks is no reason to refuse a sweep."""
+    assert known_blocks(BASE, space(**DEPTHS)) == {"efficientnet_lite0": 16}
+    assert known_blocks(BASE, space(**BOTH)) == {"efficientnet_lite0": 16, "resnet50": 17, "vgg16": 5}
 
 
 @settings(deadline=None)
