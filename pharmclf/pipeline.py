@@ -22,6 +22,7 @@ from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress, t
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.console import Console, RunConsole
 from pharmclf.data.balance import imbalance_note
+from pharmclf.data.destination import destination_warnings
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.plan import batch_of
@@ -82,7 +83,7 @@ def run(
     began = time.monotonic()
     config = with_weights_found(config)
     folder = folder or storage.join(storage.absolute(config.storage), config.run_name)
-    warnings = check_feasible(config)
+    warnings = [*check_feasible(config), *destination_warnings(folder)]
     check_storage(config)
     check_tracking(config)
     start, settings = look_up(config, folder, say, overwrite=overwrite), settings_of(config)

@@ -36,3 +36,10 @@ def check_destination(flag: str, location: str) -> None:
             f"job. Give {flag} s3://BUCKET/PREFIX or the absolute path of a folder that all nodes share; "
             f"{ALLOWED}=1 in the job's environment writes there all the same"
         )
+
+
+def destination_warnings(location: str) -> list[str]:
+    """What is said of results that are written there all the same: those of the demo, and those asked for."""
+    if not lies_in_upload(location):
+        return []
+    return [f"{location} is in Ray's copy of the working directory and is deleted after the job; give --storage"]

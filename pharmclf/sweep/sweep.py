@@ -17,6 +17,7 @@ from pharmclf.activations.precision import precision_of
 from pharmclf.activations.provide import Interrupted
 from pharmclf.cli import EXIT_OK, Say, StopSignal
 from pharmclf.config import ConfigError, RunConfig, refuse_auto, to_dict
+from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, write_manifest
 from pharmclf.data.quarantine import Quarantine
@@ -87,7 +88,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
     refuse_auto(base.microbatch, "a sweep")
     base = _as_trial(with_weights_found(base), options)
     folder = storage.join(storage.absolute(base.storage), base.name)
-    for warning in check_feasible(base):
+    for warning in [*check_feasible(base), *destination_warnings(folder)]:
         say(f"warning: {warning}")
     check_storage(base)
     check_tracking(base, base.name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pharmclf.config import ConfigError, RunConfig
-from pharmclf.data.destination import ALLOWED, check_destination, lies_in_upload
+from pharmclf.data.destination import ALLOWED, check_destination, destination_warnings, lies_in_upload
 from pharmclf.data.prepare import check_storage
 from pharmclf.export.target import whole_folder
 from pharmclf.finish import EvaluationOptions, evaluate_saved
@@ -53,6 +53,14 @@ def test_the_refusal_names_the_flag_the_place_and_the_remedy(submitted: Path, mo
     check_destination("--storage", str(submitted / "runs"))
 
 
+def test_the_demo_is_trained_there_with_a_warning(submitted: Path) -> None:
+    """Its images are drawn, so nothing is lost with them; one line says what becomes of the results."""
+    check_storage(RunConfig())
+    (warning,) = destination_warnings(str(submitted / "runs" / "demo"))
+    assert warning.startswith(f"{submitted}/runs/demo is in Ray's copy of the working directory and is deleted after")
+    assert destination_warnings(str(submitted.parent / "runs")) == []
+
+
 def _whole_folder() -> None:
     with whole_folder("exported", last="export.json"):
         pass
@@ -60,7 +68,7 @@ def _whole_folder() -> None:
 
 # runs, sweeps, prepared data sets and rates that are tried all pass `check_storage`
 JOBS: dict[str, Callable[[], object]] = {
-    "train, sweep, prepare, find-lr": lambda: check_storage(RunConfig()),
+    "train, sweep, prepare, find-lr": lambda: check_storage(RunConfig(data="photos")),
     "predict": lambda: predict_images(PredictOptions(model="m", input="i", output="o.parquet"), print),
     "evaluate": lambda: evaluate_saved(EvaluationOptions(model="model.keras", data="d", out="out"), print),
     "export": _whole_folder,
