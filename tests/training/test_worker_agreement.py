@@ -43,7 +43,7 @@ def pair(make_job: Any, drawn_manifest: Manifest, tmp_path_factory: pytest.TempP
     }
     whole = make_job(str(home / "whole"), **settings)
     config = dataclasses.replace(whole.config, activations="always", storage=str(home / "kept"))
-    wish = Wish(config, drawn_manifest, config.weights, [PhaseWork("phase1", 0, 1)], lambda _: None, lambda: False)
+    wish = Wish(config, drawn_manifest, config.weights, [PhaseWork("phase1", 0, 1)], print, lambda: False, print)
     whole = dataclasses.replace(whole, activations=provide(wish), saves_models=False)
     broken, other = (dataclasses.replace(whole, folder=str(home / name)) for name in ("broken", "other"))
     scenes = {
