@@ -11,15 +11,18 @@ from recorder import Recorder
 
 from pharmclf.cli import StopSignal
 from pharmclf.console import RunConsole
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.quarantine import Quarantine
 from pharmclf.storage.lease import Lease
 from pharmclf.training.job import TrainingDiverged
 
 
 @pytest.fixture
-def shown(tmp_path: Path) -> Iterator[tuple[RunConsole, list[str], Recorder]]:
+def shown(tmp_path: Path, drawn_manifest: Manifest) -> Iterator[tuple[RunConsole, list[str], Recorder]]:
     """The console of a run of ten classes, its lines, and a listener."""
     lease, said, listener = Lease.acquire(str(tmp_path)), list[str](), Recorder()
-    yield RunConsole(StopSignal(), lease, (listener,), said.append, num_classes=10), said, listener
+    quarantine = Quarantine(drawn_manifest, 1.0, said.append)
+    yield RunConsole(StopSignal(), lease, quarantine, (listener,), said.append, num_classes=10), said, listener
     lease.release()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from recorder import Recorder
 
 from pharmclf import storage
 from pharmclf.config import AugmentConfig, ConfigError, PhaseConfig, RunConfig
@@ -88,5 +89,5 @@ def test_a_rate_that_breaks_phase_1_is_named_before_phase_2_is_tested(make_job: 
         r"in phase1, which is trained for the test of the next phase at a rate of 3e\+38\. Lower phase1\.learning_rate"
     )
     with pytest.raises(TrainingDiverged, match=words):
-        range_test(make_job(str(tmp_path)), said.append, lambda _: 3e38, lambda: False)
+        range_test(make_job(str(tmp_path)), said.append, lambda _: 3e38, lambda: False, Recorder())
     assert [line.partition(":")[0] for line in said] == ["phase1"]
