@@ -92,7 +92,8 @@ def check_same_checkpoint(one: str, other: str, tolerance: float = 1e-4) -> None
             n: (a.shape, a.dtype) for n, a in expected.items()
         }
         for name, array in tensors.items():
-            assert np.abs(array - expected[name]).max() <= tolerance, (file, name)
+            largest = max(1.0, np.abs(expected[name]).max())  # which the rounding of sums is in proportion to
+            assert np.abs(array - expected[name]).max() <= tolerance * largest, (file, name)
     assert set(ours.state) == set(theirs.state)
     assert ours.state["best"] == theirs.state["best"]
     assert ours.state["monitors"].keys() == theirs.state["monitors"].keys()
@@ -129,7 +130,7 @@ NONE = PhaseConfig(epochs=0)
 DROPOUTS = (0.0, 0.3, 0.5, 0.7)
 
 
-@pytest.mark.parametrize(("dense", "phase2_epochs", "level_rate"), [((), 3, 0.3), ((16,), 0, 3e-8)])
+@pytest.mark.parametrize(("dense", "phase2_epochs", "level_rate"), [((), 3, 0.3), ((16,), 0, 1e-7)])
 def test_heads_side_by_side_are_the_runs_of_each_alone(
     make: Make, tmp_path: Path, dense: tuple[int, ...], phase2_epochs: int, level_rate: float
 ) -> None:
