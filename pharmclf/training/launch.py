@@ -97,7 +97,10 @@ def connect(*, allow_open: bool = False) -> None:
         except ConnectionError as error:
             if _local:
                 raise
-            raise ConfigError(f"{VARIABLE}: received {address!r}, where no Ray can be joined: {error}") from error
+            raise ConfigError(
+                f"{VARIABLE}: received {address!r}, which answers and cannot be joined: {error}. Give its token "
+                f"(RAY_AUTH_MODE=token, ~/.ray/auth_token), or `unset {VARIABLE}` to start Ray on this machine alone"
+            ) from error
     if not _local:
         reach_directly(node["NodeManagerAddress"] for node in ray.nodes())
         try:
