@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pharmclf import storage
 from pharmclf.cli import parse_config, run_job, scan_progress, take_bare_flag
-from pharmclf.data.prepare import count_table, prepare
+from pharmclf.data.prepare import MANIFEST_FILE, count_lines, count_table, prepare
 
 _SHOWN = 20
 
@@ -22,10 +22,7 @@ def main() -> int:
     config = parse_config(__doc__ or "", Path(__file__).parent / "configs" / "demo.yaml")
     folder = storage.join(storage.absolute(config.storage), config.run_name)
     manifest = prepare(config, folder, scan_progress(print))
-    rows = [("class", "train", "validation", "test"), *count_table(manifest)]
-    width = max(len(row[0]) for row in rows)
-    for name, *counts in rows:
-        print(f"{name:<{width}}  " + "  ".join(f"{count:>10}" for count in counts))
+    print("\n".join(count_lines(count_table(manifest), storage.join(folder, MANIFEST_FILE))))
     bad = manifest.quarantined
     for path, status in zip(bad["path"].head(_SHOWN), bad["status"], strict=False):
         print(f"quarantined: {path}: {status}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from pharmclf.data.splits import SPLITS, TRAIN, rare_classes, split_rows
 
 MANIFEST_FILE = "manifest.parquet"
 QUARANTINE_FILE = "quarantine.csv"
+_MAX_CLASS_LINES, _RAREST = 30, 20  # up to so many classes a terminal lists all; of more, these few
 
 
 def prepare(config: RunConfig, folder: str, progress: Callable[[int, int], None] | None = None) -> Manifest:
@@ -230,6 +231,25 @@ def _read_cache(location: str) -> Manifest | None:
         return Manifest.read(location)
     except ConfigError:
         return None
+
+
+def count_lines(counts: Sequence[tuple[str, int, int, int]], more_in: str) -> list[str]:
+    """A `count_table` as aligned text; of many classes the rarest only, and where the others are.
+
+    Args:
+        counts: what `count_table` returns.
+        more_in: the file that has all classes.
+    """
+    classes, total = list(counts[:-1]), counts[-1]
+    left_out = len(classes) - _RAREST if len(classes) > _MAX_CLASS_LINES else 0
+    if left_out:
+        classes = sorted(classes, key=lambda row: sum(row[1:]))[:_RAREST]
+    rows = [("class", *SPLITS), *classes, total]
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{name:<{width}}  " + "  ".join(f"{count:>10}" for count in row) for name, *row in rows]
+    if left_out:
+        lines.insert(-1, f"(the {_RAREST} classes with the fewest images; {left_out:,} more are in {more_in})")
+    return lines
 
 
 def count_table(manifest: Manifest) -> list[tuple[str, int, int, int]]:

@@ -84,8 +84,8 @@ def fit_decision(probabilities: np.ndarray, truth: np.ndarray, groups: Any, max_
             "expected one of each for every image"
         )
     temperature = metrics.fit_temperature(probabilities, truth, 1.0 / sizes[codes])
-    calibrated = metrics.with_temperature(probabilities, temperature)
-    confidence, correct = calibrated.max(axis=1), calibrated.argmax(axis=1) == truth
+    best, confidence = metrics.most_probable(probabilities, temperature)
+    correct = best == truth
     threshold = metrics.choose_threshold(confidence, correct, codes, max_error)
     point = metrics.operating_point(confidence, correct, codes, threshold.value)
     return Decision(

@@ -6,7 +6,7 @@ text and its files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,13 @@ from pharmclf import metrics
 from pharmclf.evaluation.decision import Decision
 from pharmclf.evaluation.predictions import ABSTAIN, COLUMNS, predictions_table
 from pharmclf.evaluation.results import ClassResult, ConfusedPair, Evaluation, difference, most_confused_pairs
-from pharmclf.evaluation.text import classification_table, report_text
+from pharmclf.evaluation.text import classification_table, console_table, report_text
 from pharmclf.evaluation.write import to_dict, write_evaluation
 from pharmclf.metrics import Estimate
 
 __all__ = [
-    "ABSTAIN", "COLUMNS", "ClassResult", "ConfusedPair", "Evaluation", "classification_table", "difference", "evaluate",
-    "most_confused_pairs", "predictions_table", "report_text", "to_dict", "write_evaluation",
+    "ABSTAIN", "COLUMNS", "ClassResult", "ConfusedPair", "Evaluation", "classification_table", "console_table",
+    "difference", "evaluate", "most_confused_pairs", "predictions_table", "report_text", "to_dict", "write_evaluation",
 ]  # fmt: skip
 
 _TOP_K = (3, 5)
@@ -78,8 +78,8 @@ def evaluate(
         reliability=metrics.reliability(confidence, correct, codes),
         risk_coverage=metrics.risk_coverage(confidence, correct),
         answered=metrics.operating_point(confidence, correct, codes, decision.threshold) if decision else None,
-        classes=tuple(_class_result(truth, predicted, number, name, codes) for number, name in enumerate(names)),
-        confusion=metrics.confusion_matrix(truth, predicted, len(names)),
+        classes=tuple(_class_results(truth, predicted, names, codes)),
+        cells=metrics.confusion_counts(truth, predicted, len(names)),
     )
 
 
@@ -101,16 +101,28 @@ def _calibration(
     return Estimate(error, min(low, error), max(high, error))
 
 
-def _class_result(truth: np.ndarray, predicted: np.ndarray, number: int, name: str, codes: np.ndarray) -> ClassResult:
-    mine, given, correct = truth == number, predicted == number, truth == predicted
-    return ClassResult(
-        name=name,
-        support=int(mine.sum()),
-        predicted=int(given.sum()),
-        precision=metrics.proportion(correct[given], codes[given]),
-        recall=metrics.proportion(correct[mine], codes[mine]),
-        f1=metrics.class_f1(truth, predicted, number, codes),
-    )
+def _class_results(
+    truth: np.ndarray, predicted: np.ndarray, names: list[str], codes: np.ndarray
+) -> Iterator[ClassResult]:
+    """Each class from its own rows: all rows for each of 10,000 classes would take minutes."""
+    of_class, given_class = (_rows_of(numbers, len(names)) for numbers in (truth, predicted))
+    correct = truth == predicted
+    for number, (name, mine, given) in enumerate(zip(names, of_class, given_class, strict=True)):
+        either = np.union1d(mine, given)
+        yield ClassResult(
+            name=name,
+            support=len(mine),
+            predicted=len(given),
+            precision=metrics.proportion(correct[given], codes[given]),
+            recall=metrics.proportion(correct[mine], codes[mine]),
+            f1=metrics.class_f1(truth[either], predicted[either], number, codes[either]),
+        )
+
+
+def _rows_of(numbers: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """For each class, the rows that hold its number, in their order."""
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.searchsorted(numbers[order], np.arange(1, num_classes)))
 
 
 def _check(predictions: pd.DataFrame, names: list[str], groups: Any) -> None:
@@ -137,7 +149,7 @@ def _check_probabilities(probabilities: np.ndarray, predicted: np.ndarray, num_c
 
 def _check_temperature(probabilities: np.ndarray, confidence: np.ndarray, decision: Decision | None) -> None:
     """A threshold means nothing for confidences of another temperature."""
-    if decision and np.abs(decision.calibrated(probabilities).max(axis=1) - confidence).max() > 1e-3:
+    if decision and np.abs(metrics.most_probable(probabilities, decision.temperature)[1] - confidence).max() > 1e-3:
         raise ValueError(
             f"confidence: received values that are not those of temperature {decision.temperature:.6g}; "
             "make the table with `predictions_table` and the same decision"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from pharmclf import metrics
 from pharmclf.evaluation.decision import Decision
 
 COLUMNS = ("row", "path", "label", "predicted", "confidence")
@@ -47,8 +48,10 @@ def predictions_table(
         expected = (len(rows), len(class_names))
         raise ValueError(f"probabilities: received shape {probabilities.shape}, expected {expected}")
     best = probabilities.argmax(axis=1) if len(rows) else np.zeros(0, np.int64)
-    said = decision.calibrated(probabilities) if decision else probabilities
-    confidence = np.take_along_axis(said, best[:, None], axis=1)[:, 0].astype(np.float64)
+    if decision:
+        confidence = metrics.most_probable(probabilities, decision.temperature)[1]
+    else:
+        confidence = np.take_along_axis(probabilities, best[:, None], axis=1)[:, 0].astype(np.float64)
     table = pd.DataFrame(
         {
             "row": np.asarray(rows, np.int64),

@@ -66,8 +66,13 @@ class Evaluation:
     answered: OperatingPoint | None
     """What happens at the threshold of the decision; None without one."""
     classes: tuple[ClassResult, ...]
-    confusion: np.ndarray
-    """(classes, classes) int64; row: true class, column: predicted class."""
+    cells: metrics.ConfusionCounts
+    """The confusion matrix; of many classes, most of its cells hold no image."""
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(classes, classes) int64; row: true class, column: predicted class. Large for many classes: see `cells`."""
+        return self.cells.matrix()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -87,10 +92,11 @@ def difference(first: Evaluation, second: Evaluation) -> Estimate:
 
 def most_confused_pairs(evaluation: Evaluation, limit: int = 10) -> list[ConfusedPair]:
     """The pairs (true class, given class) with most images; equal ones by share, then in the order of the classes."""
-    mistakes = evaluation.confusion - np.diag(np.diagonal(evaluation.confusion))
+    cells, names = evaluation.cells, evaluation.class_names
     pairs = []
-    for label, predicted in np.argwhere(mistakes):
-        count, support = int(mistakes[label, predicted]), evaluation.classes[label].support
-        names = evaluation.class_names
+    for label, predicted, count in np.column_stack([cells.truth, cells.predicted, cells.counts]).tolist():
+        if label == predicted:
+            continue
+        support = evaluation.classes[label].support
         pairs.append(ConfusedPair(names[label], names[predicted], count, count / support))
     return sorted(pairs, key=lambda pair: (-pair.count, -pair.share))[:limit]

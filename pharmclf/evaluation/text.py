@@ -9,6 +9,9 @@ import pandas as pd
 from pharmclf.evaluation.results import ClassResult, Evaluation, most_confused_pairs
 from pharmclf.metrics import Estimate, OperatingPoint, RiskCoverage
 
+MAX_OPEN_CLASSES = 30
+"""Up to so many classes, a table in the terminal or on a page shows all; of more, the weakest."""
+WEAKEST = 20
 _LISTED_MISTAKES = 20
 _COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 _UNKNOWN = "-"  # in place of a score of 0 that no image stands behind
@@ -35,8 +38,13 @@ def classification_table(evaluation: Evaluation, *, worst: int | None = None) ->
         lines.append("  ".join(cells).rstrip())
     rule = "-" * max(len(line) for line in lines)
     left_out = len(evaluation.classes) - len(classes)
-    note = [f"(the {len(classes)} classes with the lowest F1; {left_out} more are in report.txt)"] if left_out else []
+    note = [f"(the {len(classes)} classes with the lowest F1; {left_out:,} more are in report.txt)"] if left_out else []
     return "\n".join([lines[0], rule, *lines[1:-2], *note, rule, *lines[-2:]])
+
+
+def console_table(evaluation: Evaluation) -> str:
+    """The table of classes for a terminal: of more than `MAX_OPEN_CLASSES` the `WEAKEST` only."""
+    return classification_table(evaluation, worst=WEAKEST if len(evaluation.classes) > MAX_OPEN_CLASSES else None)
 
 
 def _class_row(result: ClassResult) -> tuple[str, str, str, str, str]:

@@ -14,10 +14,13 @@ from pharmclf import storage
 from pharmclf.evaluation.predictions import ABSTAIN, COLUMNS
 from pharmclf.evaluation.results import Evaluation, most_confused_pairs
 from pharmclf.evaluation.text import report_text
-from pharmclf.metrics import Estimate, RiskCoverage
+from pharmclf.metrics import ConfusionCounts, Estimate, RiskCoverage
 
 SCHEMA_VERSION = 2
+MAX_MATRIX_CLASSES = 200
+"""Up to so many classes metrics.json has the whole confusion matrix, of more the class numbers of its cells."""
 _CURVE_POINTS = 200
+_GROUP_NUMBERS = 2**24  # probabilities in a row group of predictions.parquet: 64 MiB
 
 
 def to_dict(evaluation: Evaluation) -> dict[str, Any]:
@@ -37,8 +40,16 @@ def to_dict(evaluation: Evaluation) -> dict[str, Any]:
         "risk_coverage": _curve(evaluation.risk_coverage.thinned(_CURVE_POINTS)),
         "classes": [dataclasses.asdict(item) for item in evaluation.classes],
         "most_confused_pairs": [dataclasses.asdict(pair) for pair in most_confused_pairs(evaluation)],
-        "confusion": evaluation.confusion.tolist(),
+        **_confusion(evaluation.cells),
     }
+
+
+def _confusion(cells: ConfusionCounts) -> dict[str, Any]:
+    """The whole matrix of few classes; of many, whose matrix would be nearly all zeros, the cells that hold images."""
+    if cells.num_classes <= MAX_MATRIX_CLASSES:
+        return {"confusion": cells.matrix().tolist()}
+    parts = {"true": cells.truth, "predicted": cells.predicted, "images": cells.counts}
+    return {"confusion": None, "confusion_cells": {name: part.tolist() for name, part in parts.items()}}
 
 
 def _optional(estimate: Estimate | None) -> dict[str, float] | None:
@@ -51,6 +62,22 @@ def _curve(curve: RiskCoverage) -> dict[str, list[float]]:
         "coverage": curve.coverage.tolist(),
         "error": curve.error.tolist(),
     }
+
+
+def _write_parquet(table: pa.Table, probabilities: tuple[np.ndarray, np.ndarray] | None, sink: Any) -> None:
+    """Write a table with the probabilities, (n, classes) and the order of their rows, in row groups that fit memory."""
+    if probabilities is None:
+        pq.write_table(table, sink, compression="zstd")
+        return
+    values, order = probabilities
+    num_classes = values.shape[1]
+    schema = table.schema.append(pa.field("probabilities", pa.list_(pa.float32(), num_classes)))
+    step = max(1, _GROUP_NUMBERS // num_classes)
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for start in range(0, len(order), step):
+            flat = pa.array(np.ascontiguousarray(values[order[start : start + step]], np.float32).ravel())
+            column = pa.FixedSizeListArray.from_arrays(flat, num_classes)
+            writer.write_table(table.slice(start, step).append_column(schema.field("probabilities"), column))
 
 
 def write_evaluation(
@@ -71,12 +98,8 @@ def write_evaluation(
     order = np.argsort(predictions["row"].to_numpy(), kind="stable")
     columns = [*COLUMNS, *([ABSTAIN] if ABSTAIN in predictions else [])]
     table = pa.Table.from_pandas(predictions[columns].iloc[order], preserve_index=False)
-    if probabilities is not None:
-        flat = pa.array(np.ascontiguousarray(probabilities[order], np.float32).ravel())
-        column = pa.FixedSizeListArray.from_arrays(flat, probabilities.shape[1])
-        table = table.append_column("probabilities", column)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    _write_parquet(table, None if probabilities is None else (probabilities, order), sink)
     names = ("predictions.parquet", "report.txt", "metrics.json")
     locations = [storage.join(location, name) for name in names]
     storage.write_bytes(locations[0], sink.getvalue().to_pybytes())

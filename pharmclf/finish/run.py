@@ -17,7 +17,7 @@ from pharmclf.data.prepare import QUARANTINE_FILE
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.evaluation.agreement import accuracy_mismatch, best_accuracy, tie_of
 from pharmclf.evaluation.decision import DECISION_FILE, fit_decision, write_decision
-from pharmclf.evaluation.evaluate import classification_table, evaluate, predictions_table
+from pharmclf.evaluation.evaluate import console_table, evaluate, predictions_table
 from pharmclf.evaluation.explain import Explainer
 from pharmclf.finish.facts import data_facts, machine_facts
 from pharmclf.finish.pictures import set_facts
@@ -153,7 +153,7 @@ def finish(
     storage.write_bytes(storage.join(folder, "model", CARD_FILE), model_card(report).encode())
     storage.write_bytes(storage.join(folder, REPORT_FILE), page_html(report).encode())
     storage.write_json(storage.join(folder, "result.json"), summary)
-    say(classification_table(test.evaluation))
+    say(console_table(test.evaluation))
     say(summary_text(summary, folder))
 
 

@@ -14,7 +14,7 @@ from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, manifests_of
 from pharmclf.data.quarantine import Quarantine
-from pharmclf.evaluation.evaluate import classification_table
+from pharmclf.evaluation.evaluate import console_table
 from pharmclf.evaluation.explain import Explainer
 from pharmclf.evaluation.saved import SavedModel, find_model
 from pharmclf.finish.facts import data_facts, machine_facts
@@ -108,7 +108,7 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
     )
     location = storage.join(out, "report.html")
     storage.write_bytes(location, page_html(report).encode())
-    say(classification_table(scored.evaluation))
+    say(console_table(scored.evaluation))
     say(f"{name}: accuracy {scored.evaluation.accuracy} on {len(images.rows):,} images; report: {location}")
     return EXIT_OK
 

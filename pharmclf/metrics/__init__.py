@@ -5,6 +5,7 @@ from pharmclf.metrics.calibration import (
     ReliabilityBin,
     calibration_error,
     fit_temperature,
+    most_probable,
     reliability,
     with_temperature,
 )
@@ -16,6 +17,7 @@ from pharmclf.metrics.intervals import (
     num_needed,
     proportion,
     proportion_difference,
+    row_blocks,
     share_interval,
     tail_probability,
     upper_bound,
@@ -23,9 +25,11 @@ from pharmclf.metrics.intervals import (
 )
 from pharmclf.metrics.scores import (
     ClassScores,
+    ConfusionCounts,
     accuracy,
     class_f1,
     class_scores,
+    confusion_counts,
     confusion_matrix,
     macro_f1,
     top_k_hits,
@@ -33,9 +37,10 @@ from pharmclf.metrics.scores import (
 from pharmclf.metrics.threshold import NO_ANSWER, Threshold, choose_threshold
 
 __all__ = [
-    "NO_ANSWER", "Z95", "ClassScores", "Estimate", "OperatingPoint", "ReliabilityBin", "RiskCoverage", "Threshold",
-    "accuracy", "bootstrap_interval", "calibration_error", "choose_threshold", "class_f1", "class_scores",
-    "confusion_matrix", "effective_size", "fit_temperature", "macro_f1", "num_needed", "operating_point", "proportion",
-    "proportion_difference", "reliability", "risk_coverage", "share_interval", "tail_probability", "top_k_hits",
-    "upper_bound", "wilson_interval", "with_temperature",
+    "NO_ANSWER", "Z95", "ClassScores", "ConfusionCounts", "Estimate", "OperatingPoint", "ReliabilityBin",
+    "RiskCoverage", "Threshold", "accuracy", "bootstrap_interval", "calibration_error", "choose_threshold", "class_f1",
+    "class_scores", "confusion_counts", "confusion_matrix", "effective_size", "fit_temperature", "macro_f1",
+    "most_probable", "num_needed", "operating_point", "proportion", "proportion_difference", "reliability",
+    "risk_coverage", "row_blocks", "share_interval", "tail_probability", "top_k_hits", "upper_bound",
+    "wilson_interval", "with_temperature",
 ]  # fmt: skip

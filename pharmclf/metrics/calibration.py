@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pharmclf.metrics.intervals import Estimate, proportion
+from pharmclf.metrics.intervals import Estimate, proportion, row_blocks
 
 TEMPERATURES = (0.1, 10.0)
 """Lowest and highest temperature that is fitted."""
 _HALVINGS = 30
 """Of the range of temperatures: the fitted one is then known to eight digits."""
+_MOST_KEPT = 2**26
+"""Numbers: up to so many logarithms are kept while the temperature is fitted; of more they are computed again."""
 _FLOOR = float(np.finfo(np.float32).tiny)
 """Probabilities below count as this: where float32 has lost them, their logits are not known any more."""
 
@@ -112,6 +114,23 @@ def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarra
     return np.asarray(scaled / scaled.sum(axis=1, keepdims=True))
 
 
+def most_probable(probabilities: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """The class that is said of each row, and its probability at a temperature, without the table of all of them.
+
+    Args:
+        probabilities: (n, classes) floats 0..1.
+        temperature: as in `with_temperature`.
+
+    Returns:
+        (n,) int64 class numbers, of equal probabilities the lowest; (n,) float64 probabilities.
+    """
+    best, confidence = np.zeros(len(probabilities), np.int64), np.zeros(len(probabilities))
+    for rows in row_blocks(*probabilities.shape):
+        scaled = with_temperature(probabilities[rows], temperature)
+        best[rows], confidence[rows] = scaled.argmax(axis=1), scaled.max(axis=1)
+    return best, confidence
+
+
 def _logs(probabilities: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(np.asarray(probabilities, np.float64), _FLOOR))
 
@@ -131,15 +150,25 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray, weights: np.nd
     Returns:
         T within `TEMPERATURES`; 1 without rows.
     """
-    logs = _logs(probabilities)
     weights = np.ones(len(truth)) if weights is None else np.asarray(weights, np.float64)
-    logs -= logs.max(axis=1, keepdims=True) if len(logs) else 0.0
-    own = float(weights @ np.take_along_axis(logs, truth[:, None].astype(np.int64), axis=1)[:, 0])
+    blocks = list(row_blocks(*probabilities.shape))
+
+    def logs_of(rows: slice) -> np.ndarray:
+        logs = _logs(probabilities[rows])
+        logs -= logs.max(axis=1, keepdims=True)
+        return logs
+
+    kept = [logs_of(rows) for rows in blocks] if probabilities.size <= _MOST_KEPT else None
+    of_truth, expected = np.zeros(len(truth)), np.zeros(len(truth))
+    for rows, logs in zip(blocks, kept or map(logs_of, blocks), strict=True):
+        of_truth[rows] = np.take_along_axis(logs, truth[rows, None].astype(np.int64), axis=1)[:, 0]
+    own = float(weights @ of_truth)
 
     def slope(beta: float) -> float:
         """Derivative of the objective by β; it rises with β."""
-        scaled = np.exp(beta * logs)
-        expected = (scaled * logs).sum(axis=1) / scaled.sum(axis=1)
+        for rows, logs in zip(blocks, kept or map(logs_of, blocks), strict=True):
+            scaled = np.exp(beta * logs)
+            expected[rows] = (scaled * logs).sum(axis=1) / scaled.sum(axis=1)
         return float(weights @ expected) - own + 1.0 - 1.0 / beta
 
     low, high = (-np.log(temperature) for temperature in reversed(TEMPERATURES))  # of log β

@@ -7,13 +7,15 @@ of its sample says. Fractional counts are welcome everywhere, because effective 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 Z95 = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution: 95 % lie within ± this many standard deviations."""
+
+_BLOCK = 2**20  # numbers of a block of rows
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,12 @@ def num_needed(max_share: float, *, level: float = 0.95) -> int:
     299 for 0.01: three hundred in round numbers, known as the rule of three.
     """
     return math.ceil(math.log(1 - level) / math.log1p(-max_share))
+
+
+def row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
+    """Stretches of rows of a large array, a few MB each: what is computed from all rows at once takes many times it."""
+    step = max(1, _BLOCK // max(1, num_columns))
+    return (slice(start, start + step) for start in range(0, num_rows, step))
 
 
 def bootstrap_interval(

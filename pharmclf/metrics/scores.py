@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pharmclf.metrics.intervals import Estimate, bootstrap_interval, proportion, share_interval
+from pharmclf.metrics.intervals import Estimate, bootstrap_interval, proportion, row_blocks, share_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +49,71 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, num_classes: int)
     Raises:
         ValueError: arrays of different length, or a class number outside 0..num_classes-1.
     """
+    return confusion_counts(truth, predicted, num_classes).matrix()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConfusionCounts:
+    """A confusion matrix as the cells that hold images: of 10,000 classes the matrix would take 800 MB."""
+
+    num_classes: int
+    truth: np.ndarray
+    """(cells,) int64, true class of each cell; cells are sorted by true class, then by predicted class."""
+    predicted: np.ndarray
+    """(cells,) int64, predicted class of each cell."""
+    counts: np.ndarray
+    """(cells,) int64, images, at least one each."""
+
+    def matrix(self, shown: np.ndarray | None = None) -> np.ndarray:
+        """(classes, classes) int64; row: true class, column: predicted class.
+
+        Args:
+            shown: class numbers, each once; the rows and columns of these only, in this order.
+        """
+        shown = np.arange(self.num_classes) if shown is None else shown
+        places = np.full(self.num_classes, -1)
+        places[shown] = np.arange(len(shown))
+        rows, columns = places[self.truth], places[self.predicted]
+        kept = (rows >= 0) & (columns >= 0)
+        found = np.zeros((len(shown), len(shown)), np.int64)
+        found[rows[kept], columns[kept]] = self.counts[kept]
+        return found
+
+    @property
+    def hits(self) -> np.ndarray:
+        """(classes,) int64 images of each class that were given it."""
+        right = self.truth == self.predicted
+        found = np.zeros(self.num_classes, np.int64)
+        found[self.truth[right]] = self.counts[right]
+        return found
+
+    @property
+    def support(self) -> np.ndarray:
+        """(classes,) int64 images of each class."""
+        return self._sums(self.truth)
+
+    @property
+    def given(self) -> np.ndarray:
+        """(classes,) int64 images that were given each class."""
+        return self._sums(self.predicted)
+
+    def _sums(self, numbers: np.ndarray) -> np.ndarray:
+        found = np.zeros(self.num_classes, np.int64)
+        np.add.at(found, numbers, self.counts)
+        return found
+
+
+def confusion_counts(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> ConfusionCounts:
+    """As `confusion_matrix`, but only the cells that hold images."""
     if truth.shape != predicted.shape or truth.ndim != 1:
         raise ValueError(f"received shapes {truth.shape} and {predicted.shape}, expected two arrays of one length")
     for name, numbers in (("truth", truth), ("predicted", predicted)):
         if len(numbers) and (numbers.min() < 0 or numbers.max() >= num_classes):
             raise ValueError(f"{name}: received {numbers.min()}..{numbers.max()}, expected 0..{num_classes - 1}")
-    cells = truth.astype(np.int64) * num_classes + predicted
-    return np.bincount(cells, minlength=num_classes * num_classes).reshape(num_classes, num_classes)
+    cells, counts = np.unique(truth.astype(np.int64) * num_classes + predicted, return_counts=True)
+    return ConfusionCounts(
+        num_classes=num_classes, truth=cells // num_classes, predicted=cells % num_classes, counts=counts
+    )
 
 
 def accuracy(confusion: np.ndarray) -> float:
@@ -94,10 +152,13 @@ def top_k_hits(truth: np.ndarray, probabilities: np.ndarray, k: int) -> np.ndarr
     Returns:
         (n,) booleans.
     """
-    own = np.take_along_axis(probabilities, truth[:, None].astype(np.int64), axis=1)
-    before = np.arange(probabilities.shape[1])[None, :] < truth[:, None]
-    rank = ((probabilities > own) | ((probabilities == own) & before)).sum(axis=1)
-    return rank < k
+    hits = np.zeros(len(truth), bool)
+    for rows in row_blocks(*probabilities.shape):
+        given, numbers = probabilities[rows], truth[rows, None].astype(np.int64)
+        own = np.take_along_axis(given, numbers, axis=1)
+        before = np.arange(probabilities.shape[1])[None, :] < numbers
+        hits[rows] = ((given > own) | ((given == own) & before)).sum(axis=1) < k
+    return hits
 
 
 def class_f1(truth: np.ndarray, predicted: np.ndarray, number: int, groups: np.ndarray) -> Estimate:
@@ -131,7 +192,8 @@ def macro_f1(
         support = np.bincount(truth, weights=weights, minlength=num_classes)
         return _scores(hits, support, np.bincount(predicted, weights=weights, minlength=num_classes)).macro_f1
 
-    value = class_scores(confusion_matrix(truth, predicted, num_classes)).macro_f1
+    cells = confusion_counts(truth, predicted, num_classes)
+    value = _scores(cells.hits, cells.support, cells.given).macro_f1
     low, high = bootstrap_interval(statistic, groups, resamples=resamples, seed=seed)
     if low == high:
         return share_interval(value, groups)

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Sequence
 from pharmclf.data.pixel_depth import WHITE
 from pharmclf.evaluation.decision import DECISION_FILE, Decision
 from pharmclf.evaluation.results import ClassResult, Evaluation
+from pharmclf.evaluation.text import MAX_OPEN_CLASSES, WEAKEST
 from pharmclf.metrics import Estimate
 from pharmclf.report import snippet, words
 from pharmclf.report.facts import DataFacts, ReportFacts, SetFacts
+from pharmclf.report.page_tables import weakest_first
 
 CARD_FILE = "README.md"
 """Its name, beside the model."""
@@ -130,12 +132,19 @@ def _scores(facts: ReportFacts) -> list[str]:
         shares += [point.coverage, point.error] if point else [None, None]
         cells = [words.with_interval(share) if share else "–" for share in shares]
         rows.append([escaped(item.name), f"{scores.num_images:,}", *cells])
+    classes = list(facts.test.evaluation.classes)
+    left_out = len(classes) - WEAKEST if len(classes) > MAX_OPEN_CLASSES else 0
+    if left_out:
+        classes = weakest_first(facts.test.evaluation)[0]
     return [
         "## How well it does",
         f"In brackets: 95{words.THIN}% intervals; copies of one picture count as one.",
         _table(heading, rows),
         "### Each product, on " + escaped(words.images_of(facts.test)),
-        _table(["product", "images", "recall", "precision", "F1"], map(_class_row, facts.test.evaluation.classes)),
+        _table(["product", "images", "recall", "precision", "F1"], map(_class_row, classes)),
+        f"The {WEAKEST} products with the lowest F1; {left_out:,} more are in the run's report.txt."
+        if left_out
+        else "",
     ]
 
 
@@ -184,13 +193,15 @@ def _vague(scores: Evaluation) -> str:
     """How little is known of single classes."""
     tested = [item for item in scores.classes if item.support]
     vaguest = max(tested, key=lambda item: item.recall.high - item.recall.low)
-    untested = [escaped(item.name) for item in scores.classes if not item.support]
+    untested = [item.name for item in scores.classes if not item.support]
+    listed = ", ".join(escaped(name) for name in untested[:_MOST_NAMES])
+    listed += f" and {len(untested) - _MOST_NAMES:,} more" if len(untested) > _MOST_NAMES else ""
     text = (
         f"What is known of single products is coarse: that of {escaped(vaguest.name)}, with "
         f"{words.count(vaguest.support, 'test image')}, is between {words.percent(vaguest.recall.low)} and "
         f"{words.percent(vaguest.recall.high)} recognised."
     )
-    return text + (f" Not tested at all: {', '.join(untested)}." if untested else "")
+    return text + (f" Not tested at all: {listed}." if untested else "")
 
 
 def _threshold(facts: ReportFacts) -> list[str]:

@@ -9,19 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from pharmclf.evaluation.results import ClassResult, Evaluation
+from pharmclf.evaluation.text import MAX_OPEN_CLASSES, WEAKEST
 from pharmclf.metrics import Estimate, OperatingPoint
 from pharmclf.report import words
-from pharmclf.report.facts import ReportFacts, SetFacts
+from pharmclf.report.facts import DataFacts, ReportFacts, SetFacts
 
 MAX_MATRIX = 50
 """Classes of a confusion matrix on the page, those with most mistakes."""
 MAX_WHOLE_MATRIX = 25
 """Up to so many, classes without a mistake are shown too."""
-MAX_OPEN_CLASSES = 30
-"""Up to so many, the table of classes is open as a whole; of more, the weakest stand before a fold."""
-WEAKEST = 20
-
-
+MAX_ROWS = 500
+"""Rows of a table on the page, those behind a fold too: a browser takes seconds for ten thousand."""
 DEPTHS = (0.575, 0.775, 0.975)
 """Strengths of colour where the better of black and white changes: in the dark; in the light of right, and of wrong."""
 
@@ -113,10 +111,19 @@ def answered(point: OperatingPoint | None) -> Answered | None:
 
 
 def weakest_first(evaluation: Evaluation) -> tuple[list[ClassResult], list[ClassResult]]:
-    """The classes by rising F1, those that do not occur last: what is shown at once, and what is folded."""
+    """The classes by rising F1, those that do not occur last: what is shown at once, and what is folded.
+
+    Together they are all classes, of which the page shows `MAX_ROWS` at most.
+    """
     classes = sorted(evaluation.classes, key=lambda item: (not item.occurs, item.f1.value, item.name))
     shown = len(classes) if len(classes) <= MAX_OPEN_CLASSES else WEAKEST
     return classes[:shown], classes[shown:]
+
+
+def rarest_counts(data: DataFacts) -> list[tuple[str, int, int, int]]:
+    """(class, train, validation, test) of all classes in their order; of more than `MAX_ROWS`, the rarest first."""
+    counts = list(data.counts[:-1])
+    return sorted(counts, key=lambda row: sum(row[1:]))[:MAX_ROWS] if len(counts) > MAX_ROWS else counts
 
 
 def class_axis(evaluation: Evaluation) -> Axis:
@@ -150,14 +157,14 @@ class Cell:
 
 def matrix(evaluation: Evaluation, most: int = MAX_MATRIX) -> Matrix:
     """The confusion matrix of at most so many classes, in the order of the model."""
-    confusion = evaluation.confusion
-    mistakes = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * np.diagonal(confusion)
-    if len(confusion) > MAX_WHOLE_MATRIX:
+    cells = evaluation.cells
+    mistakes = cells.given + cells.support - 2 * cells.hits
+    if cells.num_classes > MAX_WHOLE_MATRIX:
         most = min(most, int((mistakes > 0).sum()))
     shown = np.sort(np.argsort(-mistakes, kind="stable")[:most])
-    support = confusion.sum(axis=1)
+    support, confusion = cells.support[shown], cells.matrix(shown)
     rows, recalls = [], []
-    for row in shown:
+    for row in range(len(shown)):
         shares = confusion[row] / max(1, support[row])
         recalls.append(float(shares[row]) if support[row] else None)
         rows.append(
@@ -167,11 +174,11 @@ def matrix(evaluation: Evaluation, most: int = MAX_MATRIX) -> Matrix:
                     right=bool(row == column),
                     strength=float(shares[column] if row == column else shares[column] ** 0.4),
                 )
-                for column in shown
+                for column in range(len(shown))
             ]
         )
     names = [evaluation.class_names[index] for index in shown]
-    return Matrix(names=names, rows=rows, recalls=recalls, num_hidden=len(confusion) - len(shown))
+    return Matrix(names=names, rows=rows, recalls=recalls, num_hidden=cells.num_classes - len(shown))
 
 
 def depth(strength: float) -> str:

@@ -88,11 +88,11 @@ def confusion_matrix_png(evaluation: Evaluation, *, title: str = "Confusion matr
 
 
 def _confusion_figure(evaluation: Evaluation, title: str) -> Figure:
-    confusion, total = evaluation.confusion, len(evaluation.classes)
-    hits = np.diagonal(confusion)
-    mistakes = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * hits
+    cells, total = evaluation.cells, len(evaluation.classes)
+    hits, every = cells.hits, cells.support
+    mistakes = cells.given + every - 2 * hits
     shown = np.sort(np.argsort(-mistakes, kind="stable")[:MAX_CLASSES])
-    counts, support = confusion[np.ix_(shown, shown)], confusion.sum(axis=1)[shown]
+    counts, support = cells.matrix(shown), every[shown]
     share = counts / np.maximum(support, 1)[:, None]
     size = len(shown)
     names = [shorten(evaluation.class_names[index], 26) for index in shown]
