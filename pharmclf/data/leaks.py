@@ -12,8 +12,6 @@ from pharmclf.data.image_set import ImageSet
 from pharmclf.data.images import THUMBNAIL_SIDE, BadImage, probe
 from pharmclf.data.manifest import Manifest
 
-_MAX_BITS = 20  # of 64; the distance of the hashes up to which a pair is looked at, as among the rows of one set
-_BLOCK = 1024
 _THREADS = 8
 
 
@@ -31,31 +29,19 @@ def known_images(manifest: Manifest, known: Manifest, splits: tuple[str, ...]) -
     mine, theirs = manifest.ok, known.ok[known.ok["split"].isin(splits)]
     equal = mine.index[mine["sha256"].isin(set(theirs["sha256"]))].to_numpy(np.int64)
     mine = mine[~mine.index.isin(equal)]
-    ours, others = (_hashes(table["phash"].tolist()) for table in (mine, theirs))
-    near_mine, near_theirs = _near(ours, others)
-    if not len(near_mine):
+    if not len(mine) or not len(theirs):
         return equal
-    hashes = np.concatenate([ours[near_mine], others[near_theirs]])
-    sides = ((mine.iloc[near_mine], manifest), (theirs.iloc[near_theirs], known))
+    hashes = np.array([int(text, 16) for text in [*mine["phash"], *theirs["phash"]]], dtype=np.uint64)
+    sides = ((mine, manifest), (theirs, known))
     files = ImageSet.join([ImageSet.of_rows(rows, whole.white_level) for rows, whole in sides])
-    pairs = duplicates.near_pairs(hashes, _thumbnails(files), lambda place: files.decode(place, duplicates.CHECK_SIDE))
-    copies = {one for one, other in pairs if one < len(near_mine) <= other}
-    rows = mine.index.to_numpy(np.int64)[near_mine]
-    return np.sort(np.concatenate([equal, rows[sorted(copies)]]))
-
-
-def _hashes(texts: list[str]) -> NDArray[np.uint64]:
-    return np.array([int(text, 16) for text in texts], dtype=np.uint64)
-
-
-def _near(ours: NDArray[np.uint64], others: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Places on both sides that have a hash within reach on the other."""
-    mine, theirs = np.zeros(len(ours), bool), np.zeros(len(others), bool)
-    for start in range(0, len(ours), _BLOCK):
-        close = np.bitwise_count(ours[start : start + _BLOCK, None] ^ others[None]) <= _MAX_BITS
-        mine[start : start + _BLOCK] = close.any(axis=1)
-        theirs |= close.any(axis=0)
-    return np.flatnonzero(mine), np.flatnonzero(theirs)
+    pairs = duplicates.near_pairs(
+        hashes,
+        _thumbnails(files),
+        lambda place: files.decode(place, duplicates.CHECK_SIDE),
+        sides=np.arange(len(hashes)) < len(mine),
+    )
+    rows = mine.index.to_numpy(np.int64)
+    return np.sort(np.concatenate([equal, rows[sorted({one for one, _ in pairs})]]))
 
 
 def _thumbnails(files: ImageSet) -> NDArray[np.uint8]:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
-from pharmclf.data.duplicates import CHECK_SIDE, candidate_pairs, equal_pairs, group_rows, near_pairs
+from pharmclf.data.duplicates import CHECK_SIDE, candidate_pairs, equal_pairs, group_rows, near_pairs, turned_pairs
 from pharmclf.data.images import decode, perceptual_hash, probe
 
 PILLS = Path(__file__).parents[3] / "shared" / "data" / "pills10-A"
@@ -30,6 +30,22 @@ COPIES = {
     "one and a half size": lambda image: jpeg(image.resize((image.width * 3 // 2, image.height * 3 // 2))),
     "cropped 2 %": lambda image: jpeg(crop(image, 0.02)),
     "cropped 4 %": lambda image: jpeg(crop(image, 0.04)),
+}
+
+TURNED = {
+    "mirrored": lambda image: jpeg(ImageOps.mirror(image)),
+    "upside down": lambda image: jpeg(ImageOps.flip(image)),
+    "quarter turn": lambda image: jpeg(image.transpose(Image.Transpose.ROTATE_90)),
+    "three quarters": lambda image: jpeg(image.transpose(Image.Transpose.ROTATE_270)),
+    "transposed": lambda image: jpeg(image.transpose(Image.Transpose.TRANSPOSE)),
+    "15 degrees, black corners": lambda image: jpeg(image.rotate(15, Image.Resampling.BICUBIC)),
+    "-7 degrees, filled corners": lambda image: jpeg(image.rotate(-7, fillcolor=image.getpixel((0, 0)))),
+    "darker": lambda image: jpeg(ImageEnhance.Brightness(image).enhance(0.7)),
+    "brighter": lambda image: jpeg(ImageEnhance.Brightness(image).enhance(1.2)),
+    "paler": lambda image: jpeg(ImageEnhance.Contrast(image).enhance(0.7)),
+    "mirrored, turned, darker": lambda image: jpeg(
+        ImageEnhance.Brightness(ImageOps.mirror(image).rotate(10)).enhance(0.8)
+    ),
 }
 
 
@@ -78,6 +94,36 @@ def test_copies_of_drawn_pictures_are_found():
     pairs = pairs_of(contents)
     groups = group_rows(len(contents), pairs)
     assert groups.tolist() == [row % 5 for row in range(len(contents))]
+
+
+def test_what_augmentation_makes_of_drawn_images_is_found():
+    """Ten of ten sources share a group with their mirrors, turns and other lights, and with nothing else."""
+    kinds = ("mirrored", "quarter turn", "15 degrees, black corners", "brighter", "mirrored, turned, darker")
+    originals = [lay(table_top(seed), (230, 25 * seed, 90), 50 * seed) for seed in range(10)]
+    contents = [jpeg(image) for image in originals]
+    contents += [TURNED[kind](image) for kind in kinds for image in originals]
+    groups = group_rows(len(contents), pairs_of(contents))
+    assert groups.tolist() == [row % 10 for row in range(len(contents))]
+
+
+def test_a_product_on_plain_ground_is_no_copy_of_itself_at_another_angle():
+    """One grey ground without grain: only pairs that lie the same way by chance could be copies, and here none do."""
+    plain = Image.new("RGB", (300, 300), (150, 150, 150))
+    scenes = [lay(plain, (235, 235, 235), angle) for angle in (0, 25, 60, 90, 150, 180, 200, 270)]
+    assert pairs_of([jpeg(scene) for scene in scenes]) == []
+
+
+def test_pairs_of_unequal_sides_are_looked_for_alone():
+    """With sides, copies on one side are left out, also where one of them is a mirror."""
+    image = lay(table_top(3), (230, 60, 90), 20)
+    contents = [jpeg(image), TURNED["mirrored"](image), COPIES["half size"](image)]
+    probes = [probe(content, "a.jpg") for content in contents]
+    hashes = np.array([int(one.phash, 16) for one in probes], dtype=np.uint64)
+    thumbnails = np.stack([one.thumbnail for one in probes])
+    pairs = near_pairs(
+        hashes, thumbnails, lambda row: decode(contents[row], CHECK_SIDE), sides=np.array([True, True, False])
+    )
+    assert pairs == [(0, 2), (1, 2)]
 
 
 def test_the_same_table_under_another_product_is_no_copy():
@@ -130,7 +176,8 @@ def test_photographs_form_no_groups_and_their_copies_do():
     contents = [path.read_bytes() for path in sorted(PILLS.glob("*/*.jpg"))]
     num, rng = len(contents), np.random.default_rng(0)
     kind_of, source_of = [], []
-    for kind, copy in COPIES.items():
+    kinds = COPIES | TURNED
+    for kind, copy in kinds.items():
         for source in rng.choice(num, 40, replace=False):
             with Image.open(io.BytesIO(contents[source])) as image:
                 contents.append(copy(image.convert("RGB")))
@@ -141,8 +188,9 @@ def test_photographs_form_no_groups_and_their_copies_do():
     assert [(one, other) for one, other in pairs if origin[one] != origin[other]] == []
     groups = group_rows(len(contents), pairs)
     joined = groups[num:] == np.array(source_of)
-    for kind in COPIES:
-        assert joined[np.array(kind_of) == kind].mean() >= 0.95, kind
+    for kind in kinds:
+        least = 0.85 if kind == "brighter" else 0.95  # detail that is clipped at white is lost
+        assert joined[np.array(kind_of) == kind].mean() >= least, kind
     assert joined.mean() >= 0.97
 
 
@@ -160,5 +208,6 @@ def test_a_hundred_thousand_rows_take_a_minute():
     hashes = np.array([int(perceptual_hash(one), 16) for one in thumbnails], dtype=np.uint64)
     began = time.process_time()  # of this process: the machine may be busy
     pieces = [len(piece) for piece in candidate_pairs(hashes, thumbnails)]
+    pieces += [len(piece) for piece, _ in turned_pairs(thumbnails)]
     assert max(pieces) <= 256 * 32
     assert time.process_time() - began < 60

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pharmclf.data.leaks import known_images
 from pharmclf.data.manifest import Manifest, build_manifest
@@ -17,7 +17,7 @@ from pharmclf.data.prepare import cached_manifest
 
 @pytest.fixture
 def other(drawn_manifest: Manifest, tmp_path: Path) -> Manifest:
-    """A byte-for-byte copy and a smaller, re-encoded one of training images, and images of the test split."""
+    """A byte-for-byte copy, a mirrored and a smaller, re-encoded one of training images; images of the test split."""
     paths = drawn_manifest.table["path"]
     train, test = (drawn_manifest.rows(split) for split in ("train", "test"))
     folder = tmp_path / "other" / "product"
@@ -25,6 +25,8 @@ def other(drawn_manifest: Manifest, tmp_path: Path) -> Manifest:
     shutil.copy(paths[train[0]], folder / "copied.jpg")
     with Image.open(paths[train[1]]) as image:
         image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(folder / "smaller.jpg", quality=60)
+    with Image.open(paths[train[2]]) as image:
+        ImageOps.mirror(image).save(folder / "mirrored.jpg", quality=85)
     for row in test[:6]:
         shutil.copy(paths[row], folder / f"test-{row}.jpg")
     return cached_manifest(str(folder.parent), str(tmp_path / "cache"), fewest_classes=1)
@@ -35,8 +37,12 @@ def names_of(manifest: Manifest, rows: Any) -> list[str]:
 
 
 def test_copies_of_training_images_are_found_and_others_are_not(other: Manifest, drawn_manifest: Manifest):
-    """Byte for byte, and re-encoded at three quarters of the size; images of a split that is not asked for stay."""
-    assert names_of(other, known_images(other, drawn_manifest, ("train",))) == ["copied.jpg", "smaller.jpg"]
+    """Byte for byte, mirrored, and re-encoded at three quarters; images of a split that is not asked for stay."""
+    assert names_of(other, known_images(other, drawn_manifest, ("train",))) == [
+        "copied.jpg",
+        "mirrored.jpg",
+        "smaller.jpg",
+    ]
 
 
 def test_every_split_that_is_asked_for_counts(other: Manifest, drawn_manifest: Manifest):
