@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+from threadpoolctl import threadpool_limits
 
 from pharmclf.data.duplicates import CHECK_SIDE, candidate_pairs, equal_pairs, group_rows, near_pairs, turned_pairs
 from pharmclf.data.images import decode, perceptual_hash, probe
@@ -206,8 +207,10 @@ def test_a_hundred_thousand_rows_take_a_minute():
         weight = rng.uniform(0.2, 0.8, (10_000, 1, 1)).astype(np.float32)
         thumbnails[start : start + 10_000] = one * weight + two * (1 - weight)
     hashes = np.array([int(perceptual_hash(one), 16) for one in thumbnails], dtype=np.uint64)
-    began = time.process_time()  # of this process: the machine may be busy
-    pieces = [len(piece) for piece in candidate_pairs(hashes, thumbnails)]
-    pieces += [len(piece) for piece, _ in turned_pairs(thumbnails)]
+    with threadpool_limits(1):  # threads of a matrix product that wait for a busy machine count as work
+        began = time.process_time()  # of this process: the machine may be busy
+        pieces = [len(piece) for piece in candidate_pairs(hashes, thumbnails)]
+        pieces += [len(piece) for piece, _ in turned_pairs(thumbnails)]
+        seconds = time.process_time() - began
     assert max(pieces) <= 256 * 32
-    assert time.process_time() - began < 60
+    assert seconds < 60
