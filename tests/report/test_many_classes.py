@@ -136,10 +136,8 @@ def test_probabilities_written_in_several_row_groups_are_read_as_one_column(monk
     write_evaluation(scores, table, str(tmp_path / "one"), probabilities=probabilities)
     monkeypatch.setattr("pharmclf.evaluation.write._GROUP_NUMBERS", 70)
     write_evaluation(scores, table, str(tmp_path / "many"), probabilities=probabilities)
-    assert [pq.ParquetFile(tmp_path / part / "predictions.parquet").num_row_groups for part in ("one", "many")] == [
-        1,
-        5,
-    ]
+    stored = [pq.ParquetFile(tmp_path / part / "predictions.parquet") for part in ("one", "many")]
+    assert [file.num_row_groups for file in stored] == [1, 5]
     one, many = (file.read() for file in stored)
     assert one.equals(many)
     assert many["probabilities"].to_pylist() == probabilities.tolist()
