@@ -30,10 +30,10 @@ def classification_table(evaluation: Evaluation, *, worst: int | None = None) ->
     rows = [("class", "precision", "recall", "F1", "images"), *(_class_row(result) for result in classes)]
     rows.append(("macro average", "", "", str(evaluation.macro_f1), f"{evaluation.num_images:,}"))
     rows.append(("accuracy", "", "", str(evaluation.accuracy), f"{evaluation.num_images:,}"))
-    widths = [max(_width(row[index]) for row in rows) for index in range(5)]
+    widths = [max(columns(row[index]) for row in rows) for index in range(5)]
     lines = []
     for row in rows:
-        cells = [row[0] + " " * (widths[0] - _width(row[0]))]
+        cells = [row[0] + " " * (widths[0] - columns(row[0]))]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
     rule = "-" * max(len(line) for line in lines)
@@ -57,7 +57,7 @@ def _class_row(result: ClassResult) -> tuple[str, str, str, str, str]:
     )
 
 
-def _width(text: str) -> int:
+def columns(text: str) -> int:
     """Columns that a text takes in a terminal: wide East Asian characters take two, combining ones none."""
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 

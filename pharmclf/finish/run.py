@@ -28,6 +28,7 @@ from pharmclf.metrics import Estimate
 from pharmclf.report import plots
 from pharmclf.report.card import CARD_FILE, model_card
 from pharmclf.report.facts import ReportFacts
+from pharmclf.report.fonts import font_notes
 from pharmclf.report.hardware_facts import hardware_facts
 from pharmclf.report.hardware_plots import hardware_curves
 from pharmclf.report.page import page_html
@@ -154,6 +155,8 @@ def finish(
     storage.write_bytes(storage.join(folder, REPORT_FILE), page_html(report).encode())
     storage.write_json(storage.join(folder, "result.json"), summary)
     say(console_table(test.evaluation))
+    for line in font_notes(class_names):
+        say(f"note: {line}")
     say(summary_text(summary, folder))
 
 

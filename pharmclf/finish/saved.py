@@ -22,6 +22,7 @@ from pharmclf.finish.pictures import set_facts
 from pharmclf.finish.scores import predict_sets, score, write_scored
 from pharmclf.finish.sets import LabelledSet, outside_set, split_set
 from pharmclf.report.facts import ReportFacts
+from pharmclf.report.fonts import font_notes
 from pharmclf.report.page import page_html
 from pharmclf.training.launch import connect
 from pharmclf.training.nodes import device_kind
@@ -109,6 +110,8 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
     location = storage.join(out, "report.html")
     storage.write_bytes(location, page_html(report).encode())
     say(console_table(scored.evaluation))
+    for line in font_notes(model.labels):
+        say(f"note: {line}")
     say(f"{name}: accuracy {scored.evaluation.accuracy} on {len(images.rows):,} images; report: {location}")
     return EXIT_OK
 

@@ -86,7 +86,9 @@ def write_scored(scored: Scored, folder: str, image_size: int) -> None:
     shown = spread(len(scored.table), plots.NUM_SAMPLES)
     images, bad = load_images(scored.images.files.take(shown), image_size)
     usable = bad == ""
-    pictures["sample_predictions.png"] = plots.sample_predictions_png(images[usable], scored.table.iloc[shown[usable]])
+    pictures["sample_predictions.png"] = plots.sample_predictions_png(
+        images[usable], scored.table.iloc[shown[usable]], class_names=scored.evaluation.class_names
+    )
     for name, content in pictures.items():
         storage.write_bytes(storage.join(folder, name), content)
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from pharmclf.report import calibration_plots, page_pictures, page_tables, plots, words
 from pharmclf.report.facts import ReportFacts
+from pharmclf.report.fonts import numbered
 from pharmclf.report.summary import format_duration
 from pharmclf.report.svg import inline_svg
 
@@ -78,7 +79,7 @@ def _environment() -> jinja2.Environment:
         "phase": lambda name: plots.phase_name({"phase": name}),
         "tail": lambda path: "/".join(str(path).split("/")[-2:]),
     }
-    environment.globals |= {"tables": page_tables, "words": words}
+    environment.globals |= {"tables": page_tables, "words": words, "numbered": numbered}
     return environment
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import io
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from pharmclf.evaluation.evaluate import Evaluation
+from pharmclf.report.fonts import FONT, chart_names, fit_fonts, quiet_fonts, text_width
+from pharmclf.report.fonts import shorten as shorten
 
 DPI = 150
 MAX_CLASSES = 100
@@ -31,7 +32,7 @@ BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#00795c", "#c0330b"
 _RIGHT = LinearSegmentedColormap.from_list("right", ["#ffffff", "#e3f0f8", "#7db8dd", "#0b6ba6"])
 _WRONG = LinearSegmentedColormap.from_list("wrong", ["#ffffff", "#fde6d3", "#f5a563", "#c44f00"])
 _STYLE = {
-    "font.family": "DejaVu Sans",
+    "font.family": FONT,
     "font.size": 9.0,
     "text.color": INK,
     "text.parse_math": False,
@@ -52,21 +53,12 @@ styled = functools.partial(style.context, ["default", _STYLE])
 """The context in which all pictures are drawn."""
 
 
-def shorten(text: str, length: int) -> str:
-    """A text of at most `length` characters; the middle gives way, because names of look-alikes differ at the end."""
-    text = " ".join(str(text).split())
-    if len(text) <= length:
-        return text
-    tail = (length - 1) // 3
-    return f"{text[: length - 1 - tail].rstrip()}…{text[len(text) - tail :].lstrip()}"
-
-
 def png_bytes(figure: Figure) -> bytes:
     """A figure as PNG, the same bytes every time."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # class names in other scripts
+    with quiet_fonts():
+        fit_fonts(figure)
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
@@ -95,12 +87,13 @@ def _confusion_figure(evaluation: Evaluation, title: str) -> Figure:
     counts, support = cells.matrix(shown), every[shown]
     share = counts / np.maximum(support, 1)[:, None]
     size = len(shown)
-    names = [shorten(evaluation.class_names[index], 26) for index in shown]
+    called = chart_names(evaluation.class_names)
+    names = [shorten(called[evaluation.class_names[index]], 26) for index in shown]
     cell = float(np.interp(size, [2, 4, 10, 20, 50], [1.5, 1.0, 0.62, 0.36, 0.22]))  # inches
     label_size = float(np.interp(size, [10, 20, 50], [9.0, 8.0, 6.6]))  # points
     digits = len(str(counts.max()))
     count_size = min(10.0, label_size * 1.1, cell * 72 * 0.82 / (0.64 * digits))
-    longest = max(len(name) for name in names) * label_size * 0.6 / 72
+    longest = max(text_width(name, label_size) for name in names)
     upright = longest > 0.95 * cell
     margin, side, right, top = 0.38 + longest, size * cell, 0.9, 1.15
     bottom = margin + 0.1 if upright else 0.62
@@ -264,7 +257,11 @@ def mark_phases(axes: Axes, phases: list[str]) -> None:
 
 
 def sample_predictions_png(
-    images: np.ndarray, predictions: pd.DataFrame, *, title: str = "Sample predictions"
+    images: np.ndarray,
+    predictions: pd.DataFrame,
+    *,
+    title: str = "Sample predictions",
+    class_names: Sequence[str] = (),
 ) -> bytes:
     """The first 15 images with predicted class, true class and confidence; ✓ green: right, ✗ red: wrong.
 
@@ -272,10 +269,12 @@ def sample_predictions_png(
         images: (n, S, S, 3) uint8.
         predictions: n rows in the same order with the columns label, predicted, confidence.
         title: heading of the picture.
+        class_names: all classes in the order of the model's outputs, to number those whose letters no font here has.
 
     Raises:
         ValueError: no images, or another number of predictions.
     """
+    called = chart_names(class_names)
     if not len(images) or len(images) != len(predictions):
         raise ValueError(f"received {len(images)} images and {len(predictions)} predictions, expected a pair or more")
     shown = list(predictions.head(NUM_SAMPLES).itertuples())
@@ -286,9 +285,9 @@ def sample_predictions_png(
         for axes, item, right in zip(panels, shown, rights, strict=True):
             colour = GREEN if right else RED
             axes.spines[:].set(visible=True, color=colour, linewidth=2.2)
-            mark = "✓" if right else "✗"
-            _caption(axes, 0, -14, f"{mark} {shorten(str(item.predicted), 23)}", size=9, color=colour, weight="bold")
-            _caption(axes, 0, -28, f"true: {shorten(str(item.label), 27)}", size=8, color=SOFT)
+            mark, said, truth = "✓" if right else "✗", str(item.predicted), str(item.label)
+            _caption(axes, 0, -14, f"{mark} {shorten(called.get(said, said), 23)}", size=9, color=colour, weight="bold")
+            _caption(axes, 0, -28, f"true: {shorten(called.get(truth, truth), 27)}", size=8, color=SOFT)
             _caption(axes, 0, -41, f"confidence {item.confidence:.1%}", size=8, color=SOFT)
         return png_bytes(figure)
 

@@ -9,6 +9,7 @@ import re
 from matplotlib import style
 from matplotlib.figure import Figure
 
+from pharmclf.report.fonts import quiet_fonts
 from pharmclf.report.plots import BLUE, FAINT, GREEN, INK, ORANGE, RED, SOFT
 
 _VARIABLES = {
@@ -33,7 +34,7 @@ def inline_svg(figure: Figure, description: str) -> str:
         description: what it shows, for those who do not see it; unique among the figures of a page.
     """
     buffer = io.StringIO()
-    with style.context({"svg.fonttype": "none", "svg.hashsalt": description}):
+    with style.context({"svg.fonttype": "none", "svg.hashsalt": description}), quiet_fonts():
         figure.savefig(buffer, format="svg", metadata=_METADATA, transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
