@@ -17,7 +17,10 @@ KEYED = {  # another value of each changes the key
     "augment.horizontal_flip": False, "augment.vertical_flip": True, "augment.fill": "nearest", "augment.views": 3,
 }  # fmt: skip
 RESOLVED = {"weights", "precision", "unfreeze_blocks"}  # are in the key as what they come to
-BY_MANIFEST = {"data", "max_bad", "split.test", "split.validation", "demo.images_per_class"}  # change its rows
+BY_MANIFEST = {  # change its rows
+    "data", "label_level", "max_bad", "min_images", "split.ignore_folders", "split.test", "split.validation",
+    "demo.images_per_class",
+}  # fmt: skip
 FREE = {  # what comes behind the frozen part, and where and how the run goes on
     "storage": "elsewhere", "name": "other", "workers": "2", "batch_size": 7, "xla": True, "deterministic": False,
     "checkpoint_every_s": 1.0, "keep_checkpoints": 5, "activations": "never", "failures": 2,
