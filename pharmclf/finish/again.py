@@ -54,6 +54,7 @@ def finish_again(
     """
     outcome = {name: state[name] for name in ("history", "monitors", "best")}
     outcome |= {"workers": result["workers"], "device": record.get("device", "not known")}
+    outcome["precision"] = record.get("precision", "float32")
     quarantine = Quarantine(manifest, config.max_bad_share, say, storage.join(folder, QUARANTINE_FILE))
     try:
         finish(config, folder, manifest, outcome, record, say, quarantine, actors=0)
