@@ -120,7 +120,8 @@ def _own_letters() -> Mapping[int, int]:
 @functools.cache
 def _fonts(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
     # matplotlib lists fonts once for all time in a file: one installed later is found by looking again
-    return choose_fonts(letters, sorted(font_manager.findSystemFonts()))
+    files = sorted(font_manager.findSystemFonts(), key=lambda file: ("Regular" not in file, file))  # not bold ones
+    return choose_fonts(letters, files)
 
 
 def choose_fonts(letters: frozenset[str], files: Iterable[str]) -> tuple[tuple[str, ...], frozenset[str]]:

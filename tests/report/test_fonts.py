@@ -75,6 +75,12 @@ def test_every_letter_of_a_name_is_in_a_font_that_is_chosen_for_it(installed, tm
     assert list(fonts.chart_names(NAMES).values()) == list(NAMES)
 
 
+def test_of_the_faces_of_a_font_the_regular_one_is_taken(installed, tmp_path):
+    """Files are listed by name, and Bold comes before Regular."""
+    installed(*(write_font(tmp_path, f"Square-{face}", CHINESE) for face in ("Black", "Bold", "Regular")))
+    assert fonts._fonts(frozenset(CHINESE)) == (("Square-Regular",), frozenset())
+
+
 def test_the_font_with_more_of_the_letters_is_taken_and_one_that_adds_nothing_is_not(tmp_path):
     files = [
         write_font(tmp_path, "Square First", CHINESE[:2]),
