@@ -107,9 +107,9 @@ def _results(
     precision: str,
     check: Callable[[], None],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What is said of each span when it is computed: pictures done, rows lost, shards that lack them, or an error.
+    """The report on each computed span: images done, rows lost, shards that lack them, or an error.
 
-    `check` is called all the time.
+    `check` is called again and again.
     """
     arguments = (config, targets, [set(shards) for shards in missing], rows, precision)
     if config.worker_range == (0, 0):  # this process is the one that trains: no other needs TensorFlow

@@ -42,14 +42,14 @@ _LEFTOVER = re.compile(
 _MASK = re.compile(r"(.+)[_-]masks?([_-]?\d+)?")
 _UNREAD_EXTENSIONS = frozenset(
     {
-        ".3fr", ".arw", ".avif", ".bay", ".cr2", ".cr3", ".crw", ".dcm", ".dcr", ".dng", ".erf", ".exr",
-        ".fff", ".heic", ".heif", ".hif", ".iiq", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".kdc",
+        ".3fr", ".arw", ".bay", ".cr2", ".cr3", ".crw", ".dcm", ".dcr", ".dng", ".erf", ".exr",
+        ".fff", ".iiq", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".kdc",
         ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pbm", ".pcx", ".pef", ".pgm", ".pnm", ".ppm",
         ".psb", ".psd", ".qoi", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".svg", ".tga",
         ".wdp", ".x3f", ".xcf",
     }
 )  # fmt: skip
-"""Extensions of images that no decoder here reads, apart from those of `IMAGE_EXTENSIONS`."""
+"""Extensions of images that no decoder here reads."""
 _MANIFEST = re.compile(r"(?:(.*)/)?manifests/[0-9a-f]{32}\.parquet")
 _SHOWN = 5
 

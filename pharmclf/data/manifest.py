@@ -231,8 +231,8 @@ def scan(listing: Listing, progress: Progress | None, fewest_classes: int = 2) -
         found = f"only the class {class_names[0]!r}" if class_names else f"{len(table)} images and all bad{reason}"
         expected = "two classes or more" if fewest_classes > 1 else "a class"
         is_list = listing.data.lower().endswith(LISTS)
-        remedy = "Mend the list" if is_list else "Give the folder that holds the class folders"
-        remedy = "Fetch the files" if reasons else remedy
+        otherwise = "Mend the list" if is_list else "Give the folder that holds the class folders"
+        remedy = "Fetch the files" if reasons else otherwise
         raise ConfigError(f"--data {listing.data}: received {found}; expected usable images of {expected}. {remedy}")
     table["group"] = _group(table, thumbnails, [i.group for i in items], notes, white_level)
     table["split"] = [i.split for i in items]
