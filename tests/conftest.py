@@ -76,8 +76,9 @@ def shared_ray() -> Iterator[None]:
     from pharmclf.training.launch import connect
 
     # a proxy where nobody listens, which gRPC alone would ask: workers must reach each other without it
-    os.environ.update({"grpc_proxy": "http://127.0.0.1:9"})
-    connect()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("grpc_proxy", "http://127.0.0.1:9")
+        connect()  # its processes keep the variable; tests that start programs do without
     yield
     ray.shutdown()
 

@@ -15,7 +15,6 @@ from s3server import Gateway
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.doctor.quick import NotReady, quick_checks
 from pharmclf.storage import objects
-from pharmclf.training import ray_address
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,9 +124,17 @@ def test_workers_without_room_on_this_machine_are_bad_input(tmp_path: Path, monk
     assert [line for line in lines if "workers: " in line] == []
 
 
-def test_a_cluster_that_does_not_answer_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before an image is read, and by the name of the variable."""
-    monkeypatch.setattr(ray_address, "_PATIENCE_S", 0.5)
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(ConfigError, match=r"RAY_ADDRESS: received '127\.0\.0\.1:1', but no Ray cluster answers there"):
-        quick_checks(RunConfig(storage=str(tmp_path)), lambda _: None)
+def test_a_cluster_that_does_not_answer_is_bad_input(tmp_path: Path) -> None:
+    """Before an image is read, and by the name of the variable; in a process that has joined no cluster."""
+    code = (
+        "import sys; from pharmclf.config import ConfigError, RunConfig\n"
+        "from pharmclf.doctor.quick import quick_checks; from pharmclf.training import ray_address\n"
+        "ray_address._PATIENCE_S = 0.5\n"
+        "try:\n"
+        f"    quick_checks(RunConfig(storage={str(tmp_path)!r}), print)\n"
+        "except ConfigError as error:\n"
+        "    sys.exit(f'refused: {error}')\n"
+    )
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "refused: RAY_ADDRESS: received '127.0.0.1:1', but no Ray cluster answers there" in done.stderr

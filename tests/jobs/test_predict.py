@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,29 +28,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Copies:
-    """Four hundred images of drawn ones; a reader of a halted one waits until somebody lets it go on."""
+COUNT = 2000
 
-    def __init__(self, folder: Path, drawn: str) -> None:
-        self._sources = sorted(Path(drawn).rglob("*.jpg"))
-        self.folder = folder
-        folder.mkdir()
-        for number in range(400):
-            self.put(number)
 
-    def path(self, number: int) -> Path:
-        return self.folder / f"{number:04d}.jpg"
-
-    def put(self, number: int) -> None:
-        self.path(number).unlink(missing_ok=True)
-        shutil.copyfile(self._sources[number % len(self._sources)], self.path(number))
-
-    def halt(self, number: int) -> None:
-        self.path(number).unlink()
-        os.mkfifo(self.path(number))
-
-    def let_go(self, number: int) -> None:
-        os.close(os.open(self.path(number), os.O_WRONLY | os.O_NONBLOCK))
+@pytest.fixture
+def images(drawn_images: str, tmp_path: Path) -> Path:
+    """A folder of so many copies of drawn images that a job is seen in the middle."""
+    sources, folder = sorted(Path(drawn_images).rglob("*.jpg")), tmp_path / "images"
+    folder.mkdir()
+    for number in range(COUNT):
+        shutil.copyfile(sources[number % len(sources)], folder / f"{number:04d}.jpg")
+    return folder
 
 
 def states(parts: Path) -> dict[str, tuple[int, int]]:
@@ -64,68 +49,50 @@ def standing(parts: Path, count: int) -> Callable[[], bool]:
     return lambda: len(states(parts)) >= count
 
 
-def read_to(process: subprocess.Popen[str], word: str) -> str:
-    """What a process says, up to the line with a word."""
-    said = ""
-    while word not in said:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, said
-        said += line
-    return said
-
-
 @pytest.mark.tf
-def test_a_killed_job_goes_on_without_predicting_its_parts_again(drawn_images: str, model: Path, tmp_path: Path):
+def test_a_killed_job_goes_on_without_predicting_its_parts_again(images: Path, model: Path, tmp_path: Path):
     """SIGKILL in the middle, SIGTERM further on: no finished part is touched, and the table is the unbroken one.
 
     Meanwhile a second job of the same output is refused.
     """
-    images, output = Copies(tmp_path / "images", drawn_images), tmp_path / "out.parquet"
-    parts = tmp_path / "out.parquet.parts"
-    arguments = [f"--model={model}", f"--input={images.folder}", f"--output={output}"]
-    arguments += ["--part-size=20", "--workers=0"]
-    images.halt(200)  # in the fourth batch of 64: what three have given fills nine parts
-    images.halt(330)
+    output, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
+    arguments = [f"--model={model}", f"--input={images}", f"--output={output}", "--part-size=20", "--workers=0"]
     process = start(*arguments)
     running.wait_for(process, standing(parts, 9))
+    process.send_signal(signal.SIGSTOP)
     second = predicted(*arguments)
     assert second.returncode == 2, second.stdout
     assert f"is being written by process {process.pid} on " in second.stderr
     running.kill_tree(process)
     first = states(parts)
-    assert len(first) == 9
-    images.put(200)
+    assert 9 <= len(first) < COUNT // 20
 
     process = start(*arguments)
-    running.wait_for(process, standing(parts, 15))  # from image 180 on, two batches come before the other halt
+    running.wait_for(process, standing(parts, len(first) + 5))
     process.send_signal(signal.SIGTERM)
-    said = read_to(process, "stopping")
-    images.let_go(330)
-    said += process.communicate(timeout=120)[0]
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 143, said
-    assert "9 of 20 parts are there already" in said
-    assert "predicting 220 images in this process" in said
+    assert f"{len(first)} of 100 parts are there already" in said
+    assert f"predicting {COUNT - 20 * len(first):,} images in this process" in said
+    assert "stopping" in said
     assert "the same command goes on with the rest" in said
     between = states(parts)
-    assert 15 <= len(between) < 20  # what was being read when the signal came is finished
+    assert len(first) + 5 <= len(between) < COUNT // 20
     assert first.items() <= between.items()
     assert not (parts / "lease.json").exists()
-    images.put(330)
 
+    shutil.copyfile(images / "0001.jpg", images / "0000.jpg")  # another image in a finished part: it is made again
     ended = predicted(*arguments)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    there = re.search(r"(\d+) of 20 parts are there already", ended.stdout)
-    assert there
-    assert int(there[1]) >= 15  # the part whose image is another file now is made again
-    assert f"predicting {400 - 20 * int(there[1])} images in this process" in ended.stdout
+    assert f"{len(between) - 1} of 100 parts are there already" in ended.stdout
+    assert f"predicting {COUNT - 20 * (len(between) - 1):,} images in this process" in ended.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.parquet"]
     unbroken = PredictOptions(
-        model=str(model), input=str(images.folder), output=str(tmp_path / "unbroken.parquet"), workers="0"
+        model=str(model), input=str(images), output=str(tmp_path / "unbroken.parquet"), workers="0"
     )
     assert predict_images(unbroken, lambda _: None) == 0
     found, expected = (pq.read_table(tmp_path / name).to_pandas() for name in ("out.parquet", "unbroken.parquet"))
-    assert found["path"].tolist() == [str(images.path(number)) for number in range(400)]
+    assert found["path"].tolist() == sorted(map(str, images.iterdir()))
     assert found.equals(expected)
     assert found["error"].isna().all()
 
@@ -135,13 +102,11 @@ def test_a_killed_job_goes_on_without_predicting_its_parts_again(drawn_images: s
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_job_on_ray_ends_on_a_signal_and_goes_on(
-    drawn_images: str, model: Path, tmp_path: Path, number: signal.Signals, code: int
+    images: Path, model: Path, tmp_path: Path, number: signal.Signals, code: int
 ):
     """While Ray starts, and in the middle, where SIGKILL follows for driver and workers; then it ends as unbroken."""
-    images, output = Copies(tmp_path / "images", drawn_images), tmp_path / "out.csv"
-    parts = tmp_path / "out.csv.parts"
-    arguments = [f"--model={model}", f"--input={images.folder}", f"--output={output}"]
-    arguments += ["--part-size=20", "--workers=2"]
+    output, parts = tmp_path / "out.csv", tmp_path / "out.csv.parts"
+    arguments = [f"--model={model}", f"--input={images}", f"--output={output}", "--part-size=20", "--workers=2"]
     process = start(*arguments)
     running.wait_for(process, (parts / "lease.json").exists)
     process.send_signal(number)
@@ -149,16 +114,15 @@ def test_a_job_on_ray_ends_on_a_signal_and_goes_on(
     assert process.returncode == code, said
     assert not list(tmp_path.glob("out*"))
 
-    images.halt(390)
     process = start(*arguments)
     running.wait_for(process, standing(parts, 9))
     running.kill_tree(process)
     first = states(parts)
-    images.put(390)
+    assert len(first) < COUNT // 20
     ended = predicted(*arguments)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert f"{len(first)} of 20 parts are there already" in ended.stdout
-    assert output.read_text().count("\n") == 401
+    assert f"{len(first)} of 100 parts are there already" in ended.stdout
+    assert output.read_text().count("\n") == COUNT + 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv", "out.csv.json"]
 
 

@@ -217,7 +217,7 @@ def test_another_space_is_refused_where_a_sweep_stands(drawn_images: str, tmp_pa
     home.mkdir()
     flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=sweep"]
     process = start(*flags, write_space(tmp_path, head__dropout={"low": 0.0, "high": 0.5}))
-    wait_for(process, lambda: (home / "sweep.json").is_file())
+    wait_for(process, lambda: any(home.glob("trials/*/checkpoints/*/checkpoint.json")))  # before, it begins again
     kill_tree(process)
     before = (home / "sweep.json").read_bytes()
     refused = finish(*flags, write_space(tmp_path, head__dropout={"low": 0.0, "high": 0.4}))
