@@ -44,6 +44,7 @@ from pharmclf.run_record import (
     with_weights_found,
     write_last,
 )
+from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
 from pharmclf.status import StatusBoard
 from pharmclf.telemetry import Telemetry
 from pharmclf.tracking import Tracker, check_tracking
@@ -116,7 +117,8 @@ def run(
             # what was decided when the run began goes for its restarts too, or it would take other steps
             decided = {name: record[name] for name in _DECIDED if name in record} if record else {}
             before, earlier = record["seconds"] if record else 0.0, decided.get("activations")
-            record = decided | {"name": config.run_name, "settings": settings, "config": to_dict(config)}
+            record = {SCHEMA_KEY: SCHEMA_VERSION} | decided
+            record |= {"name": config.run_name, "settings": settings, "config": to_dict(config)}
             record |= {
                 "fingerprints": expected,
                 "versions": versions(),

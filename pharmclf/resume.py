@@ -25,6 +25,7 @@ from pharmclf.run_record import (
     settings_of,
     weights_fingerprint,
 )
+from pharmclf.schema_version import load_record
 from pharmclf.status.standing import STATUS_FILE
 from pharmclf.tracking import track_complete
 from pharmclf.tracking.mlflow_runs import ID_FILE
@@ -153,7 +154,7 @@ def complete_again(config: RunConfig, folder: str, record: dict[str, Any], say: 
     if (before := record["config"].get("max_error", config.max_error)) != config.max_error:
         say(f"note: the threshold of the run stays that of --max-error {before}; {config.max_error} is not used")
     track_complete(config, folder, record, say)
-    say(summary_text(storage.read_json(storage.join(folder, "result.json")), folder))
+    say(summary_text(load_record(storage.join(folder, "result.json")), folder))
     say(f"the run {folder} is complete already; give another --name, or --overwrite, to train again")
     return EXIT_OK
 
@@ -184,7 +185,7 @@ def test_more(config: RunConfig, folder: str, record: dict[str, Any], say: Say) 
     Raises:
         ConfigError: a set that cannot be tested, or a run of which not enough is left for a report.
     """
-    result = storage.read_json(storage.join(folder, "result.json"))
+    result = load_record(storage.join(folder, "result.json"))
     sets = untested(config, result)
     if not sets:
         return False

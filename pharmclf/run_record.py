@@ -13,6 +13,7 @@ from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig, to_dict
 from pharmclf.data.manifest import Manifest
 from pharmclf.fingerprint import fingerprint, sha256_bytes
+from pharmclf.schema_version import check_schema_version
 from pharmclf.storage.lease import LEASE_FILE, Lease, LeaseTaken
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.saver import spool_of
@@ -89,22 +90,21 @@ def read_record(folder: str) -> dict[str, Any] | None:
     """The record of a run; None where there is none.
 
     Raises:
-        ConfigError: it is damaged.
+        ConfigError: it is damaged, or of another version.
     """
     location = storage.join(folder, RUN_FILE)
     if not storage.is_file(location):
         return None
     try:
         record = storage.read_json(location)
-        return (
-            record
-            if isinstance(record, dict) and {"settings", "fingerprints", "state", "seconds"} <= set(record)
-            else None
-        )
     except ValueError as error:
         raise ConfigError(
             f"{location}: not JSON ({error}). Delete it to let the run resume from its checkpoints"
         ) from error
+    check_schema_version(record, location)
+    return (
+        record if isinstance(record, dict) and {"settings", "fingerprints", "state", "seconds"} <= set(record) else None
+    )
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

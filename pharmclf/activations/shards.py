@@ -23,6 +23,7 @@ from pharmclf.activations.key import SPLITS
 from pharmclf.config import RunConfig
 from pharmclf.data.manifest import Manifest
 from pharmclf.fingerprint import sha256_bytes
+from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 
 INDEX_FILE = "index.json"
 USED_FILE = "used.json"
@@ -214,17 +215,28 @@ def write_index(
         seconds: that their computation took.
     """
     files = files_of(layout, found)
-    about = {"parts": dict(parts), "layout": layout.to_dict(), "bytes": layout.num_bytes, "seconds": seconds}
+    about = {
+        SCHEMA_KEY: SCHEMA_VERSION,
+        "parts": dict(parts),
+        "layout": layout.to_dict(),
+        "bytes": layout.num_bytes,
+        "seconds": seconds,
+    }
     storage.write_json(storage.join(location, INDEX_FILE), about | {"files": files})
 
 
 def read_index(location: str) -> dict[str, Any] | None:
-    """What `write_index` wrote; None where there is none that can be read."""
+    """What `write_index` wrote; None where there is none that can be read.
+
+    Raises:
+        ConfigError: of another version.
+    """
     try:
         value = storage.read_json(storage.join(location, INDEX_FILE))
-        return value if isinstance(value, dict) and {"parts", "layout", "files", "bytes"} <= set(value) else None
     except (FileNotFoundError, ValueError):
         return None
+    check_schema_version(value, storage.join(location, INDEX_FILE))
+    return value if isinstance(value, dict) and {"parts", "layout", "files", "bytes"} <= set(value) else None
 
 
 def open_activations(location: str, manifest: Manifest) -> Activations | None:

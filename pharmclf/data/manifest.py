@@ -29,13 +29,13 @@ from pharmclf.data.pixel_depth import WHITE, find_white_level
 from pharmclf.data.scan import Scan, scan_files
 from pharmclf.data.sources import Listing, list_data
 from pharmclf.fingerprint import fingerprint
+from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 
 OK, LABEL_CONFLICT = "ok", "label conflict"
 LEFT_OUT = "left out"
 """How the status of a usable image begins whose class the run leaves out."""
 Progress = Callable[[int, int], None]
 """Called with the number of files done and the number of all."""
-_VERSION = 1
 _METADATA = b"pharmclf.manifest"
 _NUMBERS = {"size_bytes": pa.int64(), "width": pa.int32(), "height": pa.int32(), "group": pa.int64()}
 _COLUMNS = ("path", "label", "size_bytes", "sha256", "width", "height", "phash", "group", "split", "status")
@@ -110,7 +110,13 @@ class Manifest:
 
     def write(self, location: str) -> None:
         """Write the manifest as Parquet, whole or not at all."""
-        about = {"version": _VERSION, "root": self.root, "class_names": self.class_names, "notes": self.notes}
+        about = {
+            SCHEMA_KEY: SCHEMA_VERSION,
+            "version": SCHEMA_VERSION,  # for readers older than schema_version
+            "root": self.root,
+            "class_names": self.class_names,
+            "notes": self.notes,
+        }
         about |= {} if self.white_level == WHITE else {"white_level": self.white_level}
         table = pa.Table.from_pandas(self.table, schema=_SCHEMA, preserve_index=False)
         buffer = io.BytesIO()
@@ -130,8 +136,7 @@ class Manifest:
             about = json.loads((table.schema.metadata or {})[_METADATA])
         except (OSError, KeyError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
             raise ConfigError(f"manifest {location}: expected a manifest: {error!r}. {remedy}") from error
-        if about["version"] != _VERSION:
-            raise ConfigError(f"manifest {location}: received version {about['version']}, not {_VERSION}. {remedy}")
+        check_schema_version(about, f"manifest {location}")
         frame = table.select(_SCHEMA.names).replace_schema_metadata(None).to_pandas()
         names, notes = tuple(about["class_names"]), list(about["notes"])
         return Manifest(frame, names, about["root"], notes, int(about.get("white_level", WHITE)))

@@ -12,10 +12,10 @@ import numpy as np
 from pharmclf import metrics, storage
 from pharmclf.config import ConfigError
 from pharmclf.metrics import Estimate
+from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 
 DECISION_FILE = "decision.json"
 """Its name, beside the model."""
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def fit_decision(probabilities: np.ndarray, truth: np.ndarray, groups: Any, max_
 
 def write_decision(decision: Decision, location: str) -> None:
     """Write a decision as JSON, whole or not at all."""
-    storage.write_json(location, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(decision)})
+    storage.write_json(location, {SCHEMA_KEY: SCHEMA_VERSION, **dataclasses.asdict(decision)})
 
 
 def read_decision(location: str) -> Decision:
@@ -117,14 +117,12 @@ def read_decision(location: str) -> Decision:
     remedy = "Take the file from the model's run again"
     try:
         record = storage.read_json(location)
-        version = record["schema_version"]
-        if version == SCHEMA_VERSION:
-            return _decision(record)
-    except storage.StorageUnavailable:
+        check_schema_version(record, location)
+        return _decision(record)
+    except (storage.StorageUnavailable, ConfigError):
         raise
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise ConfigError(f"{location}: expected a model's decision: {error!r}. {remedy}") from error
-    raise ConfigError(f"{location}: received schema_version {version!r}, expected {SCHEMA_VERSION}. {remedy}")
 
 
 def _decision(record: dict[str, Any]) -> Decision:

@@ -33,6 +33,7 @@ from pharmclf.report.hardware_facts import hardware_facts
 from pharmclf.report.hardware_plots import hardware_curves
 from pharmclf.report.page import page_html
 from pharmclf.report.summary import PhaseFacts, RunFacts, result, summary_text
+from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
 from pharmclf.training.job import LABELS_FILE, MODEL_FILE, StopRequested, phase_model_file
 from pharmclf.training.schedule import best_phase
 
@@ -153,7 +154,7 @@ def finish(
         quarantine.manifest.write_quarantine(storage.join(folder, QUARANTINE_FILE))
     storage.write_bytes(storage.join(folder, "model", CARD_FILE), model_card(report).encode())
     storage.write_bytes(storage.join(folder, REPORT_FILE), page_html(report).encode())
-    storage.write_json(storage.join(folder, "result.json"), summary)
+    storage.write_json(storage.join(folder, "result.json"), {SCHEMA_KEY: SCHEMA_VERSION} | summary)
     say(console_table(test.evaluation))
     for line in font_notes(class_names):
         say(f"note: {line}")

@@ -24,6 +24,7 @@ from pharmclf.finish.sets import LabelledSet, outside_set, split_set
 from pharmclf.report.facts import ReportFacts
 from pharmclf.report.fonts import font_notes
 from pharmclf.report.page import page_html
+from pharmclf.schema_version import load_record
 from pharmclf.training.launch import connect
 from pharmclf.training.nodes import device_kind
 
@@ -69,7 +70,7 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
         check_destination("--out", storage.absolute(options.out))
     max_bad_share, workers = parse_share(options.max_bad), parse_workers(options.workers)[1]
     model = find_model(options.model)
-    record = storage.read_json(storage.join(model.run_folder, "run.json")) if model.run_folder else {}
+    record = load_record(storage.join(model.run_folder, "run.json")) if model.run_folder else {}
     name = options.name or _name_of(options.data)
     out = _place(options, model, name)
     check_destination("--out", out)

@@ -6,9 +6,9 @@
 from pharmclf.status.board import StatusBoard
 from pharmclf.status.reading import DEAD, Found, list_status, read_status
 from pharmclf.status.shown import status_details, status_table
-from pharmclf.status.standing import LIVE, SCHEMA_VERSION, STATES, STATUS_FILE, TEST, Standing, State, Status, utc
+from pharmclf.status.standing import LIVE, STATES, STATUS_FILE, TEST, Standing, State, Status, utc
 
 __all__ = [
-    "DEAD", "LIVE", "SCHEMA_VERSION", "STATES", "STATUS_FILE", "TEST", "Found", "Standing", "State", "Status",
+    "DEAD", "LIVE", "STATES", "STATUS_FILE", "TEST", "Found", "Standing", "State", "Status",
     "StatusBoard", "list_status", "read_status", "status_details", "status_table", "utc",
 ]  # fmt: skip

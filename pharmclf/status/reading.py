@@ -18,7 +18,8 @@ from typing import Any, Literal, TypeVar
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.data.prepare import refusals_named
-from pharmclf.status.standing import LIVE, SCHEMA_VERSION, STATES, STATUS_FILE, Status, one_line, utc
+from pharmclf.schema_version import check_schema_version, load_record
+from pharmclf.status.standing import LIVE, STATES, STATUS_FILE, Status, one_line, utc
 from pharmclf.storage import lease
 from pharmclf.training.listing import read_run
 
@@ -149,6 +150,7 @@ def _read(location: str, path: str) -> Found | None:
             continue
         try:
             record, record_s = json.loads(stored.content), stored.changed_s
+            check_schema_version(record, storage.join(folder, file))
             look = _Look(location=location, path=path, record=record, record_s=record_s, held=held, held_s=held_s)
             return _judge_run(look) if file == _RUN_FILE else _judge_sweep(look)
         except (LookupError, TypeError, AttributeError, ValueError) as error:
@@ -200,7 +202,8 @@ def _parsed(stored: storage.Versioned | None) -> dict[str, Any]:
     """A status with all that it must have; {} where there is none that can be understood."""
     with contextlib.suppress(ValueError):
         content = json.loads(stored.content) if stored else None
-        if isinstance(content, dict) and content.get("schema_version") == SCHEMA_VERSION and set(content) >= _FIELDS:
+        check_schema_version(content, STATUS_FILE)
+        if isinstance(content, dict) and set(content) >= _FIELDS:
             return content
     return {}
 
@@ -253,7 +256,7 @@ def _read_trial(home: str, name: str) -> dict[str, Any] | None:
     if not name.isdigit():  # the winner that is trained anew
         return None
     with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # it is just being begun
-        about = storage.read_json(storage.join(home, name, _RUN_FILE))["trial"]
+        about = load_record(storage.join(home, name, _RUN_FILE))["trial"]
         seconds = about["used"].get("seconds", 0.0)
         return {"number": int(name), "state": about["state"], "reason": about["reason"], "seconds": seconds}
     return None

@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pharmclf.config import RunConfig
+from pharmclf.schema_version import SCHEMA_VERSION
 from pharmclf.training.phases import phases_of
 
 STATUS_FILE = "status.json"
-SCHEMA_VERSION = 1
 TEST = "test"
 """Stands for the phase when the trained model is tested."""
 State = Literal["starting", "waiting for nodes", "running", "interrupted", "failed", "complete"]

@@ -13,6 +13,7 @@ from pharmclf.fingerprint import fingerprint
 from pharmclf.model.device import in_precision
 from pharmclf.report.sweep import TrialFacts, TrialState
 from pharmclf.run_record import RUN_FILE, settings_of, versions
+from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.sweep.halving import stopped_at
 from pharmclf.sweep.search import Known, Search
 from pharmclf.sweep.space import Space, Value
@@ -118,7 +119,7 @@ class Ledger:
         for name in storage.list_folders(home):
             location = storage.join(home, name, RUN_FILE)
             if name.isdigit() and storage.is_file(location):
-                record = storage.read_json(location)
+                record = load_record(location)
                 about = record["trial"]
                 trial = self._trial(int(name), about["values"])
                 self._take_up(trial, about)
@@ -263,6 +264,7 @@ class Ledger:
         state = {"trained": "trained", "running": "running", "stopped": "stopped"}.get(str(trial.state), "failed")
         about = {"number": trial.number, "values": trial.values, "state": trial.state, "reason": trial.reason}
         return {
+            SCHEMA_KEY: SCHEMA_VERSION,
             "name": f"{self.plan.folder.rsplit('/', 1)[-1]}/trials/{trial.config.name}",
             "settings": settings_of(trial.config),
             "config": to_dict(trial.config),

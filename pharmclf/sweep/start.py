@@ -9,6 +9,7 @@ from pharmclf.cli import EXIT_OK, Say
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.resume import check_place, find_record, test_more
 from pharmclf.run_record import has_trained, read_record
+from pharmclf.schema_version import check_schema_version, load_record
 
 SWEEP_FILE = "sweep.json"
 
@@ -60,7 +61,7 @@ def sweep_complete_again(base: RunConfig, folder: str, record: dict[str, Any], s
     winner = storage.join(folder, "trials", str(record["winner_folder"]).rsplit("/", 1)[-1])
     of_winner = read_record(winner) if base.extra_test else None
     if of_winner is not None and test_more(base, winner, of_winner, say):
-        record["result"] = storage.read_json(storage.join(winner, "result.json"))
+        record["result"] = load_record(storage.join(winner, "result.json"))
         storage.write_json(storage.join(folder, SWEEP_FILE), record)
     say(record["table"])
     say(f"the sweep {folder} is complete already; give more --trials to extend it, another --name, or --overwrite")
@@ -73,6 +74,7 @@ def _read(folder: str) -> dict[str, Any] | None:
         return None
     try:
         record = storage.read_json(location)
-        return record if isinstance(record, dict) and {"settings", "fingerprints", "state"} <= set(record) else None
     except ValueError as error:
         raise ConfigError(f"{location}: not JSON ({error}). Delete it; the trials below it are found again") from error
+    check_schema_version(record, location)
+    return record if isinstance(record, dict) and {"settings", "fingerprints", "state"} <= set(record) else None

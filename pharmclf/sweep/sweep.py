@@ -39,6 +39,7 @@ from pharmclf.run_record import (
     weights_fingerprint,
     with_weights_found,
 )
+from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.storage.lease import Lease
 from pharmclf.sweep.ahead import keep_ahead, known_blocks, variants
 from pharmclf.sweep.conductor import Conductor
@@ -125,7 +126,8 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
             write_manifest(manifest, folder)
             # as the sweep began, whatever nodes there are now: its trials are compared, and go on from checkpoints
             precision = (record or {}).get("precision") or precision_of(dataclasses.replace(base, workers="1"))
-            record = {"name": base.name, "settings": settings, "fingerprints": prints, "versions": versions()}
+            record = {SCHEMA_KEY: SCHEMA_VERSION, "name": base.name}
+            record |= {"settings": settings, "fingerprints": prints, "versions": versions()}
             record |= {"config": to_dict(base), "options": dataclasses.asdict(options), "trials": total}
             record |= {"precision": precision, "state": "running"}
             work = _Sweep(options, base, space, search, total, folder, manifest, record, room, say)
@@ -294,7 +296,7 @@ class _Sweep:
         else:
             precision = self.record["precision"]
             folder = finish_winner(trial, self.manifest, workers, precision, self.say, quarantine, stop_requested)
-        result = storage.read_json(storage.join(folder, "result.json"))
+        result = load_record(storage.join(folder, "result.json"))
         self._write(state="complete", winner=trial.number, winner_folder=folder, result=result)
         drawn = ["trial_curves.png", "parameters.png", "parallel_coordinates.png"]
         pictures = ", ".join([*drawn, *(["importance.png"] if self.record.get("importances") else [])])

@@ -18,6 +18,7 @@ from pharmclf.finish import finish
 from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.run_record import RUN_FILE
+from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.sweep.ledger import Trial
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.nodes import device_kind
@@ -59,7 +60,7 @@ def finish_winner(
     outcome |= {"workers": workers, "device": device_kind(), "precision": precision}
     write_manifest(manifest, trial.folder)
     location = storage.join(trial.folder, RUN_FILE)
-    record = storage.read_json(location)
+    record = {SCHEMA_KEY: SCHEMA_VERSION} | load_record(location)
     so_far = record | {"seconds": trial.used.get("seconds", 0.0)}
     finish(trial.config, trial.folder, manifest, outcome, so_far, say, quarantine, stop_requested=stop_requested)
     storage.write_json(location, record | {"state": "complete"})

@@ -11,6 +11,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.report.sweep import TrialFacts
+from pharmclf.schema_version import SCHEMA_KEY, load_record
 from pharmclf.training.phases import with_places
 from pharmclf.training.schedule import BALANCED
 
@@ -61,7 +62,7 @@ class Story:
         Raises:
             OSError: the storage does not answer.
         """
-        return dict(storage.read_json(storage.join(self.folder, "result.json")))
+        return dict(load_record(storage.join(self.folder, "result.json")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ def _scores_of(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
         if key.endswith("_interval"):
             stem = name.removesuffix("_interval")
             found |= _finite(dict(zip((f"{stem}_low", f"{stem}_high"), value or (), strict=False)))
-        elif key != "workers" and not key.endswith("images"):
+        elif key not in (SCHEMA_KEY, "workers") and not key.endswith("images"):
             found |= _finite({name: value})
     return found
 

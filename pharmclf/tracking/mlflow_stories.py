@@ -12,6 +12,7 @@ from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import from_dict, to_yaml
 from pharmclf.run_record import RUN_FILE, flat
+from pharmclf.schema_version import load_record
 from pharmclf.tracking.facts import Story, SweepStory, TrialStory, final_numbers, outcome_text, placed, tags_of
 from pharmclf.tracking.mlflow_runs import ID_TAG, PARENT_TAG, MlflowRun, MlflowRuns, identity_of
 
@@ -115,7 +116,7 @@ class _ToldSweep:
         winner.add_params(trial.facts.params)
         winner.add_epochs(epochs)
         winner.set_tags({_WINNER_TAG: "true", "trial": number, "folder": folder})
-        config = from_dict(storage.read_json(storage.join(folder, RUN_FILE))["config"])
+        config = from_dict(load_record(storage.join(folder, RUN_FILE))["config"])
         _add_result(winner, Story(name=name, folder=folder, config=config, epochs=epochs, ended_s=story.ended_s))
         winner.end("FINISHED")
         text = f"The winner is trial {number}. {outcome_text(result, folder)}"

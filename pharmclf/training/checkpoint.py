@@ -19,9 +19,9 @@ from safetensors import numpy as safetensors
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.fingerprint import sha256_bytes
+from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.training.phases import Position
 
-SCHEMA_VERSION = 1
 RECORD = "checkpoint.json"
 """Written last; a folder without it is no checkpoint."""
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def write_checkpoint(
         storage.write_bytes(storage.join(location, f"{file}.safetensors"), content)
         files[f"{file}.safetensors"] = sha256_bytes(content)
     record = {
-        "schema_version": SCHEMA_VERSION,
+        SCHEMA_KEY: SCHEMA_VERSION,
         "position": position.to_dict(),
         "fingerprints": fingerprints,
         "files": files,
@@ -107,16 +107,10 @@ def read_checkpoint(location: str) -> Checkpoint:
 
     Raises:
         DamagedCheckpoint: no record, or one that cannot be read.
-        ConfigError: written by a version with another schema.
+        ConfigError: of another version.
     """
     try:
-        record = storage.read_json(storage.join(location, RECORD))
-        version = record["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise ConfigError(
-                f"checkpoint {location}: schema_version is {version}, this version of pharmclf reads {SCHEMA_VERSION}. "
-                "Use the version that wrote it, or start a run of another --name"
-            )
+        record = load_record(storage.join(location, RECORD))
         name = location.rstrip("/").rsplit("/", 1)[-1]
         position = Position(**record["position"])
         return Checkpoint(location, name, position, record["state"], record["fingerprints"], record["files"])

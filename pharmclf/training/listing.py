@@ -14,6 +14,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.data.prepare import refusals_named
+from pharmclf.schema_version import load_record
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.phases import Position
 from pharmclf.training.schedule import best_phase
@@ -138,7 +139,7 @@ def read_run(location: str, path: str) -> RunInfo:
     """
     folder = storage.join(location, path)
     try:
-        record = storage.read_json(storage.join(folder, "run.json"))
+        record = load_record(storage.join(folder, "run.json"))
         outcome = _complete(folder) if record["state"] == "complete" else _incomplete(folder)
         return RunInfo(
             name=path,
@@ -156,7 +157,7 @@ def read_run(location: str, path: str) -> RunInfo:
 
 
 def _complete(folder: str) -> dict[str, Any]:
-    result, history = (storage.read_json(storage.join(folder, name)) for name in ("result.json", "history.json"))
+    result, history = (load_record(storage.join(folder, name)) for name in ("result.json", "history.json"))
     checkpoint = result["best_checkpoint"].rsplit("/", 1)[-1]
     reached = f"{history[-1]['phase']} epoch {history[-1]['epoch'] + 1}"
     return {"result": result, "reached": reached, "checkpoint": checkpoint, "best": _epoch_of(checkpoint, history)}
