@@ -452,11 +452,3 @@ def test_a_storage_that_refuses_ends_with_2(bucket: str, monkeypatch: pytest.Mon
     assert f"--storage {bucket}: " in refused.stderr
     assert "access denied" in refused.stderr
     assert "Traceback" not in absent.stderr + refused.stderr
-
-
-def test_the_help_gives_types_and_examples():
-    """Every flag, with what it takes."""
-    done = run_job("--help")
-    assert done.returncode == 0
-    for words in ("--storage STR", "(default: runs)", "--delete-older-than STR", "30d", "--delete-down-to STR", "20GB"):
-        assert words in done.stdout

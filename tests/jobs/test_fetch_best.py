@@ -145,14 +145,6 @@ def test_bad_input_ends_with_2_and_no_traceback(
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_the_help_gives_types_and_defaults():
-    """Every flag, with what it takes and what stands where it is not given."""
-    done = fetch("--help")
-    assert done.returncode == 0
-    for words in ("--storage STR", "(default: runs)", "--metric {val_accuracy,val_loss}", "(default: val_accuracy)"):
-        assert words in done.stdout
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int):
     """SIGINT ends with 130, SIGTERM with 143; what was fetched so far is deleted."""

@@ -146,11 +146,3 @@ def test_bad_input_ends_with_2_and_no_traceback(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
-
-
-def test_the_help_gives_types_and_defaults():
-    """Every flag, with what it takes and what stands where it is not given."""
-    done = predicted("--help")
-    assert done.returncode == 0
-    for words in ("--workers STR", "(default: auto)", "--part-size INT", "--accelerator {auto,cpu,gpu}", "--overwrite"):
-        assert words in done.stdout
