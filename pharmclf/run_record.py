@@ -11,8 +11,8 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig, to_dict
+from pharmclf.core.hashing import fingerprint, sha256_bytes
 from pharmclf.data.manifest import Manifest
-from pharmclf.fingerprint import fingerprint, sha256_bytes
 from pharmclf.schema_version import check_schema_version
 from pharmclf.storage.lease import LEASE_FILE, Lease, LeaseTaken
 from pharmclf.training.checkpoint import check_fingerprints

@@ -16,12 +16,12 @@ import yaml
 from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig, from_dict
+from pharmclf.core.hashing import sha256_bytes, sha256_file
 from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import WHITE
 from pharmclf.data.prepare import MANIFEST_FILE, refusals_named
 from pharmclf.evaluation.decision import DECISION_FILE
-from pharmclf.fingerprint import sha256_bytes, sha256_file
 from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.card import CARD_FILE

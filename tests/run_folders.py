@@ -10,8 +10,8 @@ import pandas as pd
 
 from pharmclf import storage
 from pharmclf.config import HeadConfig, PhaseConfig, RunConfig, to_dict
+from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.manifest import Manifest
-from pharmclf.fingerprint import sha256_bytes
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PURE = [
-    "config", "fingerprint", "storage", "metrics", "progress", "cli", "data.manifest", "data.splits", "data.plan",
+    "config", "core.hashing", "storage", "metrics", "progress", "cli", "data.manifest", "data.splits", "data.plan",
     "data.stateless", "data.augment", "data.balance", "data.demo", "data.prepare", "data.kept", "training.phases",
     "training.schedule", "training.checkpoint", "training.job", "training.saver", "training.listing",
     "training.progress", "report.plots",

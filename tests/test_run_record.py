@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pharmclf.config import RunConfig, SplitConfig
-from pharmclf.fingerprint import fingerprint
+from pharmclf.core.hashing import fingerprint
 from pharmclf.run_record import flat, settings_of
 
 

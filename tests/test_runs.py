@@ -16,8 +16,8 @@ from run_folders import MODEL, complete_run, incomplete_run, small_config, write
 
 from pharmclf import runs, storage
 from pharmclf.config import ConfigError, RunConfig, load_yaml
+from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.manifest import Manifest
-from pharmclf.fingerprint import sha256_bytes
 from pharmclf.runs import DamagedRun, RunInfo, fetch_best
 
 FILES = ["config.yaml", "labels.json", "metrics.json", "model.keras"]

@@ -7,9 +7,9 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.core.hashing import fingerprint
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import WHITE
-from pharmclf.fingerprint import fingerprint
 
 SPLITS = ("train", "validation")
 """What is kept, in this order. The test split is not: the final model is tested from images, and nothing else may."""

@@ -30,8 +30,8 @@ from pharmclf.activations.shards import (
 )
 from pharmclf.activations.spans import Target
 from pharmclf.config import RunConfig
+from pharmclf.core.hashing import sha256_file
 from pharmclf.data.manifest import Manifest
-from pharmclf.fingerprint import sha256_file
 from pharmclf.model.cut import CutCost, check_depth
 from pharmclf.progress import progress_lines
 from pharmclf.storage.lease import Lease, LeaseTaken

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from pharmclf import storage
 from pharmclf.activations.key import SPLITS
 from pharmclf.config import RunConfig
+from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.manifest import Manifest
-from pharmclf.fingerprint import sha256_bytes
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 
 INDEX_FILE = "index.json"

@@ -11,10 +11,10 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from pharmclf import storage
+from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.images import BadImage, Pixels, decode
 from pharmclf.data.pixel_depth import WHITE
 from pharmclf.data.plan import PADDING
-from pharmclf.fingerprint import sha256_bytes
 
 if TYPE_CHECKING:
     import pandas as pd

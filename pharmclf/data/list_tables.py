@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.list_files import locate, nothing_there
 from pharmclf.data.splits import SPLITS, TEST, TRAIN, VALIDATION
-from pharmclf.fingerprint import sha256_bytes
 
 LISTS = (".csv", ".parquet")
 """How the name of a list ends."""

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.hashing import fingerprint
 from pharmclf.data import duplicates
 from pharmclf.data.image_set import read_verified
 from pharmclf.data.images import LFS_POINTER, THUMBNAIL_SIDE, decode
@@ -28,7 +29,6 @@ from pharmclf.data.list_tables import LISTS
 from pharmclf.data.pixel_depth import WHITE, find_white_level
 from pharmclf.data.scan import Scan, scan_files
 from pharmclf.data.sources import Listing, list_data
-from pharmclf.fingerprint import fingerprint
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 
 OK, LABEL_CONFLICT = "ok", "label conflict"

@@ -11,9 +11,9 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from dataclasses import dataclass
 
 from pharmclf import storage
+from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.images import BadImage, Probe, probe
 from pharmclf.data.pixel_depth import WHITE
-from pharmclf.fingerprint import sha256_bytes
 from pharmclf.hardware.cores import usable_cores
 
 NOT_READ = "not read"

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.hashing import fingerprint
 from pharmclf.data.image_files import find_images, is_leftover, relative_to
 from pharmclf.data.layouts import PLAIN_READING, Layout, Reading, merge_labels, read_folders
 from pharmclf.data.list_tables import list_table
-from pharmclf.fingerprint import fingerprint
 
 _SCAN_VERSION = 2  # raise it when a scan would find something else than before: caches are then made anew
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pharmclf
+from pharmclf.core.hashing import fingerprint, sha256_file
 from pharmclf.doctor.findings import Finding, fail, ok, warn
-from pharmclf.fingerprint import fingerprint, sha256_file
 
 _PACKAGES = ("ray", "tensorflow", "keras", "numpy")
 _SHOWN_DIGITS = 8

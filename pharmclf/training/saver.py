@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.fingerprint import fingerprint
+from pharmclf.core.hashing import fingerprint
 from pharmclf.training.checkpoint import (
     RECORD,
     Checkpoint,

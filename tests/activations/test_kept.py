@@ -29,8 +29,8 @@ from pharmclf.activations.listing import (
 )
 from pharmclf.activations.shards import INDEX_FILE, USED_FILE, Layout, shard_name, size_text, write_index
 from pharmclf.config import AugmentConfig, ConfigError, RunConfig
+from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.manifest import Manifest
-from pharmclf.fingerprint import sha256_bytes
 from pharmclf.storage import lease
 from pharmclf.storage.lease import Lease
 

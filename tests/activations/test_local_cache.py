@@ -24,7 +24,7 @@ from pharmclf import storage
 from pharmclf.activations.local_cache import LocalCache
 from pharmclf.activations.shards import ActivationsNotKept
 from pharmclf.config import ConfigError
-from pharmclf.fingerprint import sha256_bytes
+from pharmclf.core.hashing import sha256_bytes
 
 TICK_S = 0.02  # longer than the steps in which a file system counts time
 
@@ -141,7 +141,7 @@ _FETCH = """
 import sys
 from pathlib import Path
 from pharmclf.activations.local_cache import LocalCache
-from pharmclf.fingerprint import sha256_file
+from pharmclf.core.hashing import sha256_file
 cache = LocalCache(Path(sys.argv[1]), 1e9)
 print("ready", flush=True)
 sys.stdin.readline()

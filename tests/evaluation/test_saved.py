@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pharmclf.config import ConfigError
+from pharmclf.core.hashing import sha256_file
 from pharmclf.evaluation.saved import find_model
-from pharmclf.fingerprint import sha256_file
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pharmclf.core.hashing import sha256_file
 from pharmclf.data.images import decode
 from pharmclf.data.manifest import Manifest, build_manifest
 from pharmclf.evaluation.decision import Decision, fit_decision, read_decision, write_decision
 from pharmclf.export.compare import ExportRefused
 from pharmclf.export.model import ExportOptions, export_model
-from pharmclf.fingerprint import sha256_file
 from pharmclf.metrics import Estimate
 
 pytestmark = pytest.mark.tf

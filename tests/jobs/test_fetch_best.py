@@ -16,8 +16,8 @@ import pytest
 import running
 
 from pharmclf.config import load_yaml
+from pharmclf.core.hashing import sha256_file
 from pharmclf.data.images import decode
-from pharmclf.fingerprint import sha256_file
 from pharmclf.training.checkpoint import read_checkpoint
 
 FILES = ["config.yaml", "labels.json", "metrics.json", "model.keras"]

@@ -14,7 +14,7 @@ import pytest
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
-from pharmclf.fingerprint import sha256_bytes
+from pharmclf.core.hashing import sha256_bytes
 from pharmclf.training.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,

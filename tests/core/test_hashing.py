@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pharmclf import fingerprint as module
-from pharmclf.fingerprint import fingerprint, sha256_bytes, sha256_file
+from pharmclf.core import hashing
+from pharmclf.core.hashing import fingerprint, sha256_bytes, sha256_file
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -60,7 +60,7 @@ def test_a_value_of_another_type_is_refused(value: Any):
 
 def test_a_file_and_its_bytes_have_one_sha256(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Reading in pieces gives the hash of the whole, for files of any number of pieces."""
-    monkeypatch.setattr(module, "_CHUNK_BYTES", 4)
+    monkeypatch.setattr(hashing, "_CHUNK_BYTES", 4)
     for content in (b"", b"abc", b"abcd", b"abcdefghi"):
         (tmp_path / "file").write_bytes(content)
         assert sha256_file(tmp_path / "file") == sha256_bytes(content) == hashlib.sha256(content).hexdigest()
