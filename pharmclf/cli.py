@@ -20,8 +20,8 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from pharmclf.config import AUTO, ConfigError, RunConfig, load_yaml
+from pharmclf.core.errors import UserError, format_error
 from pharmclf.progress import progress_lines
-from pharmclf.storage import WebAddressError
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
@@ -164,7 +164,7 @@ def run_job(main: Callable[[], int]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         code = main()
-    except (ConfigError, WebAddressError) as error:
+    except UserError as error:
         code = _complain(error, EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         code = 130
@@ -206,23 +206,13 @@ def _make_lenient(name: str) -> None:
         setattr(sys, name, lenient)
 
 
-def told(error: BaseException) -> str:
-    """What has gone wrong, in one line."""
-    lines = _lines(error)
-    return lines[0] if isinstance(error, ConfigError) and lines else ": ".join([type(error).__name__, *lines[:1]])
-
-
-def _lines(error: BaseException) -> list[str]:
-    return [line.strip() for line in str(error).splitlines() if line.strip()]
-
-
 def _complain(error: Exception, code: int) -> int:
     if os.environ.get("PHARMCLF_DEBUG"):
         traceback.print_exception(error)
     text = str(error)
     if code == EXIT_FAILED:
-        several = len(_lines(error)) > 1
+        several = "\n" in text.strip()
         more = " (PHARMCLF_DEBUG=1 shows all of it)" if several or "PHARMCLF_DEBUG" not in os.environ else ""
-        text = f"{told(error)}{more}"
+        text = f"{format_error(error)}{more}"
     print(f"error: {text}", file=sys.stderr)  # noqa: T201
     return code

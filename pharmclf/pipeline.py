@@ -18,9 +18,10 @@ from pharmclf.activations.choice import PhaseWork
 from pharmclf.activations.precision import precision_of
 from pharmclf.activations.provide import Interrupted, Wish, drop_damaged, provide, streamed_instead
 from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept, size_text
-from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress, told
+from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.console import Console, RunConsole
+from pharmclf.core.errors import format_error
 from pharmclf.data.balance import imbalance_note
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.image_set import ImageSet
@@ -178,7 +179,7 @@ def run(
                     done, record["state"] = False, "interrupted"
                     say("stopped on request; the model is trained and saved, the same command tests it")
                 except BaseException as error:
-                    record["state"], reason = "failed", told(error)
+                    record["state"], reason = "failed", format_error(error)
                     raise
                 finally:
                     record["seconds"] = before + time.monotonic() - began

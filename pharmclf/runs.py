@@ -16,6 +16,7 @@ import yaml
 from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig, from_dict
+from pharmclf.core.errors import RunError
 from pharmclf.core.hashing import sha256_bytes, sha256_file
 from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
@@ -35,7 +36,7 @@ __all__ = ["METRICS", "DamagedRun", "RunInfo", "fetch_best", "list_runs", "ranke
 _PROGRESS_EVERY_S = 2.0
 
 
-class DamagedRun(ValueError):
+class DamagedRun(RunError, ValueError):
     """What a run's model is made of is missing, or not what was written, or cannot be restored here."""
 
 

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PURE = [
-    "config", "core.hashing", "storage", "metrics", "progress", "cli", "data.manifest", "data.splits", "data.plan",
+    "core.errors", "core.hashing",
+    "config", "storage", "metrics", "progress", "cli", "data.manifest", "data.splits", "data.plan",
     "data.stateless", "data.augment", "data.balance", "data.demo", "data.prepare", "data.kept", "training.phases",
     "training.schedule", "training.checkpoint", "training.job", "training.saver", "training.listing",
     "training.progress", "report.plots",

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pharmclf import storage
 from pharmclf.activations.key import SPLITS
 from pharmclf.config import RunConfig
+from pharmclf.core.errors import RunError
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.manifest import Manifest
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
@@ -38,11 +39,11 @@ _INCOMPLETE = ".incomplete"
 _NAME = re.compile(rf"([a-z]+)-(\d{{6}})\.([0-9a-f]{{64}})({re.escape(_INCOMPLETE)})?\.npy")
 
 
-class ActivationsLost(RuntimeError):
+class ActivationsLost(RunError):
     """A shard is damaged or gone; the activations must be computed anew, or done without."""
 
 
-class ActivationsNotKept(RuntimeError):
+class ActivationsNotKept(RunError):
     """They cannot be written or do not fit their number format; training must stream the images."""
 
 

@@ -8,11 +8,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import ParamSpec, TypeVar
 
+from pharmclf.core.errors import RunError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ChildDied(RuntimeError):
+class ChildDied(RunError):
     """The process ended before its work did; most often the system has killed it for its memory."""
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pharmclf.benchmark.energy import measured_energy
-from pharmclf.cli import told
 from pharmclf.config import ConfigError, RunConfig
+from pharmclf.core.errors import format_error
 from pharmclf.hardware import DriverNvml, NvmlMissing
 from pharmclf.model.device import gpu_capability, peak_memory_bytes, prepare_device, reset_peak_memory
 from pharmclf.quiet import native_chatter_muted
@@ -67,7 +67,7 @@ def measure_steps(
             except ConfigError:
                 raise
             except Exception as error:  # out of memory, or an operation that has no kernel for this precision
-                found |= skipped([phase], told(error)[:80])
+                found |= skipped([phase], format_error(error)[:80])
     return found
 
 

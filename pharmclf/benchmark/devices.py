@@ -11,8 +11,9 @@ from pharmclf.benchmark.child import ChildDied, in_child
 from pharmclf.benchmark.device_step import measure_steps, skipped
 from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.benchmark.tables import columns, number, processor_name, times
-from pharmclf.cli import Say, told
+from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig
+from pharmclf.core.errors import format_error
 from pharmclf.hardware import DriverNvml, NvmlMissing
 from pharmclf.training.phases import Phase, phases_of
 
@@ -67,7 +68,7 @@ def measured(
         alone = [measured(config, [phase], precision, gpu, seconds) for phase in phases]
         return {name: values for each in alone for name, values in each.items()}  # one has not taken the others along
     except Exception as error:
-        return skipped(phases, told(error)[:80])
+        return skipped(phases, format_error(error)[:80])
 
 
 def _gpus(config: RunConfig) -> list[tuple[str, int]]:

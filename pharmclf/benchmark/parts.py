@@ -15,8 +15,8 @@ from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.benchmark.pictures import picture
 from pharmclf.benchmark.scaling_model import ScalingOptions
 from pharmclf.benchmark.tables import machine
-from pharmclf.cli import told
 from pharmclf.config import RunConfig
+from pharmclf.core.errors import format_error
 from pharmclf.data.destination import check_destination
 
 BACKBONES = ["efficientnet_lite0", "resnet50"]
@@ -102,8 +102,8 @@ def run_parts(names: tuple[str, ...], configs: dict[str, tuple[Any, RunConfig]],
         try:
             reports[name] = in_child(run_part, name, config, options, home)
         except Exception as error:
-            _say(f"{name} failed: {told(error)}")
-            reports[name] = {"benchmark": name, "rows": [], "failed": told(error), "holds": False}
+            _say(f"{name} failed: {format_error(error)}")
+            reports[name] = {"benchmark": name, "rows": [], "failed": format_error(error), "holds": False}
     return reports
 
 

@@ -2,7 +2,6 @@
 
 from pharmclf.config.parsing import (
     AUTO,
-    ConfigError,
     check_location,
     has_credentials,
     parse_data_sets,
@@ -26,6 +25,7 @@ from pharmclf.config.schema import (
     StoppingConfig,
 )
 from pharmclf.config.text import from_dict, load_yaml, to_dict, to_yaml
+from pharmclf.core.errors import ConfigError
 
 __all__ = [
     "AUTO", "DEMO", "AugmentConfig", "BackboneName", "ConfigError", "DemoConfig", "HeadConfig", "OptimizerConfig",

@@ -6,10 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-
-class ConfigError(ValueError):
-    """Bad input: what was received, what was expected, and how to mend it. Jobs turn it into exit code 2."""
-
+from pharmclf.core.errors import ConfigError
 
 AUTO, WHOLE = "auto", "whole"
 """Words for a micro-batch: found by trying; a worker's whole share."""

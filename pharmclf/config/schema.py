@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pharmclf.config.parsing import (
-    ConfigError,
     check_location,
     has_credentials,
     parse_data_sets,
@@ -17,6 +16,7 @@ from pharmclf.config.parsing import (
     parse_share,
     parse_workers,
 )
+from pharmclf.core.errors import ConfigError
 
 DEMO = "demo"
 

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import yaml
 
-from pharmclf.config.parsing import AUTO, ConfigError
+from pharmclf.config.parsing import AUTO
 from pharmclf.config.schema import RunConfig
+from pharmclf.core.errors import ConfigError, did_you_mean, first_line
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def load_yaml(path: str | Path) -> RunConfig:
     try:
         mapping = yaml.safe_load(text) or {}
     except (yaml.YAMLError, ValueError) as error:  # a date that no calendar has is a ValueError
-        raise ConfigError(f"--config {path}: not YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--config {path}: not YAML: {first_line(error)}") from error
     return from_dict(mapping, source=str(path))
 
 
@@ -75,9 +76,7 @@ def _build(cls: Any, mapping: Any, source: str, prefix: str) -> Any:
     values = {}
     for key, value in mapping.items():
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
-            remedy = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(hints)}"
-            raise ConfigError(f"{source}: unknown key {prefix}{key}; {remedy}")
+            raise ConfigError(f"{source}: unknown key {prefix}{key}; {did_you_mean(key, hints, prefix)}")
         values[key] = _convert(hints[key], value, source, f"{prefix}{key}")
     return cls(**values)
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from pharmclf import storage
+from pharmclf.core.errors import error_reason
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.images import BadImage, Pixels, decode
 from pharmclf.data.pixel_depth import WHITE
@@ -43,7 +44,7 @@ def read_verified(location: str, sha256: str) -> bytes:
     except FileNotFoundError as error:
         raise BadImage("not there") from error
     except OSError as error:
-        raise BadImage(f"not read: {error.strerror or ' '.join(str(error).split())[:80]}") from error
+        raise BadImage(f"not read: {error_reason(error, 80)}") from error
     if sha256 and sha256_bytes(content) != sha256:
         raise BadImage(CHANGED)
     return content

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from pharmclf.config import ConfigError
+from pharmclf.core.errors import single_line
 from pharmclf.data import containers
 from pharmclf.data.pixel_depth import WHITE, is_wide_colour, scale_colour, scale_grey
 
@@ -246,7 +247,7 @@ def _decode_pillow(content: bytes, kind: str, least_side: int, white_level: int)
     except UnidentifiedImageError:
         raise BadImage("no image" if kind == "BMP" else "unreadable: damaged header") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = single_line(error)
         cut = isinstance(error, EOFError) or "truncat" in text.lower()
         raise BadImage("truncated" if cut else f"unreadable: {text[:80]}") from error
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.errors import first_line
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.list_files import locate, nothing_there
 from pharmclf.data.splits import SPLITS, TEST, TRAIN, VALIDATION
@@ -88,7 +89,7 @@ def read_list(
             table = pq.read_table(io.BytesIO(content)).replace_schema_metadata(None)
             table = table.rename_columns(_named(table.column_names))
     except (ValueError, csv.Error, pa.ArrowException) as error:
-        raise ConfigError(f"{source}: not a list: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{source}: not a list: {first_line(error)}") from error
     columns = _find_columns(source, table, [*required, *optional])
     if missing := [name for name in required if name not in columns]:
         found = ", ".join(table.column_names)

@@ -11,6 +11,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from dataclasses import dataclass
 
 from pharmclf import storage
+from pharmclf.core.errors import error_reason
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.images import BadImage, Probe, probe
 from pharmclf.data.pixel_depth import WHITE
@@ -46,7 +47,7 @@ def scan_file(location: str, white_level: int = WHITE) -> Scan:
     except storage.StorageUnavailable:
         raise
     except OSError as error:
-        return Scan(f"{NOT_READ}: {error.strerror or ' '.join(str(error).split())[:80]}")
+        return Scan(f"{NOT_READ}: {error_reason(error, 80)}")
     digest = sha256_bytes(content)
     try:
         return Scan("ok", len(content), digest, probe(content, location, white_level))

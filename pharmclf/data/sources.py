@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.errors import single_line
 from pharmclf.core.hashing import fingerprint
 from pharmclf.data.image_files import find_images, is_leftover, relative_to
 from pharmclf.data.layouts import PLAIN_READING, Layout, Reading, merge_labels, read_folders
@@ -66,7 +67,7 @@ def list_data(data: str, reading: Reading = PLAIN_READING) -> Listing:
     except storage.StorageUnavailable:
         raise
     except OSError as error:
-        reason = " ".join(str(error).split()).removeprefix(f"{root}: ")
+        reason = single_line(error).removeprefix(f"{root}: ")
         reason = "nothing there" if reason == root else reason
         raise ConfigError(f"--data {data}: {reason}. Give a readable folder, s3:// prefix or list") from error
     labels, notes = merge_labels([item.label for item in listing.items], reading.classes)

@@ -15,6 +15,7 @@ from pharmclf import storage
 from pharmclf.activations import local_cache
 from pharmclf.activations.shards import size_text
 from pharmclf.config import RunConfig
+from pharmclf.core.errors import error_reason
 from pharmclf.doctor.findings import Finding, fail, ok, warn
 from pharmclf.training.saver import spool_of
 
@@ -91,7 +92,7 @@ def _disk(folder: str, uses: tuple[str, ...], speed: bool) -> Disk:
     try:
         write, read = _speed(folder) if speed else _try(folder)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = error_reason(error)
         return Disk(path=folder, uses=uses, free_bytes=usage.free, total_bytes=usage.total, error=reason)
     return Disk(
         path=folder,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pharmclf import storage
 from pharmclf.config import DEMO, ConfigError, RunConfig
+from pharmclf.core.errors import single_line
 from pharmclf.doctor.clocks import judge_clock
 from pharmclf.doctor.exchange import judge_exchange, try_exchange
 from pharmclf.doctor.findings import Finding, Section, fail, ok, warn
@@ -196,7 +197,7 @@ def _sample(config: RunConfig) -> tuple[tuple[str, ...], list[Finding]]:
         remedy = "a mount whose server is gone must be mounted anew; a list in Parquet spares the listing"
         return (), [fail("data", f"{config.data}: listing it: {error}", remedy)]
     except (ConfigError, OSError) as error:
-        return (), [fail("data", " ".join(str(error).split()), "correct --data, or its rights")]
+        return (), [fail("data", single_line(error), "correct --data, or its rights")]
 
 
 def _storage_here(config: RunConfig) -> tuple[StorageFacts | None, list[Finding]]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pharmclf.core.errors import format_error
 from pharmclf.doctor.findings import Finding, fail, ok, warn
 from pharmclf.training.division import Team
 
@@ -76,8 +77,7 @@ def _said(error: Exception) -> str:
     """The first line of what a worker raised."""
     raised = [getattr(failure, "_base_exc", failure) for failure in getattr(error, "worker_failures", {}).values()]
     first = raised[0] if raised else error
-    lines = str(first).strip().splitlines() or [""]
-    return f"{type(first).__name__}: {lines[0]}"
+    return format_error(first)
 
 
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
 
+from pharmclf.core.errors import describe_exit
 from pharmclf.doctor.findings import Finding, fail, ok, warn
 from pharmclf.doctor.gpus import DriverFacts
 
@@ -82,9 +82,7 @@ def read_trial(code: int, output: str, errors: str) -> TensorflowFacts:
     lines = [_PREFIX.sub("", line).strip() for line in errors.splitlines() if _COMPLAINTS.search(line)]
     complaints = tuple(dict.fromkeys(lines))
     if code:
-        said = [line.strip() for line in errors.splitlines() if line.strip()]
-        reason = f"signal {signal.Signals(-code).name}" if code < 0 else (said[-1] if said else f"exit code {code}")
-        return TensorflowFacts(error=reason, complaints=complaints)
+        return TensorflowFacts(error=describe_exit(code, errors), complaints=complaints)
     found = json.loads(output.strip().splitlines()[-1])
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     return TensorflowFacts(complaints=complaints, **values)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pharmclf import storage
 from pharmclf.config import DEMO, ConfigError, RunConfig
+from pharmclf.core.errors import single_line
 from pharmclf.data.image_files import is_leftover, relative_to
 from pharmclf.data.images import IMAGE_EXTENSIONS
 from pharmclf.data.scan import NOT_READ, scan_file
@@ -52,7 +53,7 @@ def sample_of(config: RunConfig) -> list[str]:
     except storage.StorageUnavailable:
         raise
     except OSError as error:
-        reason = " ".join(str(error).split())
+        reason = single_line(error)
         raise ConfigError(f"{reason}. Give --data a readable folder, s3:// prefix or list") from error
     if not sample:
         raise ConfigError(f"{config.data}: no image in it. Expected <class>/<image>.jpg")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pharmclf.core.errors import error_reason
 from pharmclf.doctor.findings import Finding, fail, ok
 
 _ANSWER_S = 3.0
@@ -70,7 +71,7 @@ def _knock(door: Door) -> str:
     except TimeoutError:
         return f"no answer within {_ANSWER_S:g} s"
     except OSError as error:
-        return error.strerror or str(error)
+        return error_reason(error)
 
 
 def judge_network(tried: Mapping[str, Sequence[tuple[Door, str]]]) -> Finding:

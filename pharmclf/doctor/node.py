@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.core.errors import format_error
 from pharmclf.doctor.disks import Disk, disks_here, judge_disks, places_of
 from pharmclf.doctor.findings import Finding, fail
 from pharmclf.doctor.framework import TRIAL_S, TensorflowFacts, judge_tensorflow, try_tensorflow
@@ -80,7 +81,7 @@ def examine(request: Request, ray_folder: str = "") -> NodeFacts:
         except NoAnswer as error:
             silent[name] = str(error)
         except Exception as error:  # what a check could not expect must not hide what the others find
-            silent[name] = f"{type(error).__name__}: {error}"
+            silent[name] = format_error(error)
         else:
             return value
         return None

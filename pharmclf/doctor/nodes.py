@@ -14,6 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pharmclf.config import ConfigError
+from pharmclf.core.errors import first_line, format_error
 from pharmclf.doctor.clocks import least_offset_s
 from pharmclf.doctor.machine import RayView
 from pharmclf.doctor.network import WORKERS, Door, Listener, knock
@@ -37,8 +38,7 @@ def joined() -> Iterator[str]:
     try:
         connect(allow_open=True)  # who may use it is a finding of its own
     except Exception as failure:
-        lines = str(failure).strip().splitlines() or [""]
-        error = lines[0] if isinstance(failure, ConfigError) else f"{type(failure).__name__}: {lines[0]}"
+        error = format_error(failure)
     try:
         yield error
     finally:
@@ -201,6 +201,5 @@ def _answer(reference: Any) -> Answer:
     try:
         return Answer(ray.get(reference))
     except Exception as error:  # whatever the node's code raises is an answer too
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        missing = next((line for line in reversed(lines) if "Error:" in line), lines[0])
-        return Answer(error=f"{type(error).__name__}: {missing}")
+        raised = [line.strip() for line in str(error).splitlines() if "Error:" in line]
+        return Answer(error=f"{type(error).__name__}: {raised[-1] if raised else first_line(error)}")

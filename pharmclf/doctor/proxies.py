@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from pharmclf.core.errors import error_reason
 from pharmclf.doctor.findings import Finding, ok, warn
 from pharmclf.training.proxy import proxies
 
@@ -48,7 +49,7 @@ def _try(url: str) -> str:
     except TimeoutError:
         return f"no answer in {_CONNECT_S:g} s"
     except (OSError, ValueError) as error:
-        return getattr(error, "strerror", None) or str(error)
+        return error_reason(error)
 
 
 def judge_proxies(facts: ProxyFacts) -> list[Finding]:

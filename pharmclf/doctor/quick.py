@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig
+from pharmclf.core.errors import RunError
 from pharmclf.doctor.clocks import judge_clock
 from pharmclf.doctor.findings import Finding, Section, fail, of_level, warn
 from pharmclf.doctor.node import STORAGE_S, NodeFacts, Request, examine, judge_node
@@ -28,7 +29,7 @@ _BAD_INPUT: tuple[Kind | None, ...] = (
 )  # fmt: skip
 
 
-class NotReady(RuntimeError):
+class NotReady(RunError):
     """A machine or the storage is in a state in which a run would fail."""
 
 

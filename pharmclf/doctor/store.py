@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pharmclf import storage
 from pharmclf.activations.shards import size_text
+from pharmclf.core.errors import error_reason
 from pharmclf.doctor.clocks import judge_clock, least_offset_s
 from pharmclf.doctor.disks import nearest_standing
 from pharmclf.doctor.findings import Finding, fail, ok, warn
@@ -167,7 +168,7 @@ def _left(place: str) -> str:
 
 def _reason(error: OSError, place: str) -> str:
     """An error in one sentence, without the probe file's name and without a remedy."""
-    text = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    text = error_reason(error)
     return (text.replace(f"{place}: ", "") if place else text).partition(". Check ")[0]
 
 

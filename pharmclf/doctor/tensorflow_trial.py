@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pharmclf.core.errors import single_line
+
 _CUDNN = re.compile(r"\S*/libcudnn\.so\S*")
 _ERROR_LENGTH = 300
 
@@ -71,7 +73,7 @@ def _step(tf: Any, precision: str, xla: bool, gpu: bool) -> str:
             value = gradient(tf.ones((8, 32, 32, 16)), tf.ones((3, 3, 16, 16)))
         return "" if bool(tf.reduce_all(tf.math.is_finite(value)).numpy()) else "the gradient is not finite"
     except tf.errors.OpError as error:
-        return " ".join(str(error).split())[:_ERROR_LENGTH]
+        return single_line(error, _ERROR_LENGTH)
 
 
 def _cudnn_loaded() -> str:

@@ -20,6 +20,7 @@ import ray.data
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.errors import first_line
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.stream import checked, in_column, in_order, load_block
 from pharmclf.hardware.cores import usable_cores
@@ -129,8 +130,9 @@ def _loaded(location: str, image_size: int) -> tuple[Any, Any]:
     except (PermissionError, storage.StorageUnavailable):
         raise
     except Exception as error:  # Keras raises nearly anything on a file that is damaged
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"model: Keras cannot load {location} ({reason}). Fetch or train it again") from error
+        raise ConfigError(
+            f"model: Keras cannot load {location} ({first_line(error)}). Fetch or train it again"
+        ) from error
 
     def forward(images: Any) -> Any:
         return model(tf.cast(images, tf.float32), training=False)

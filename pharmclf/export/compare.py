@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pharmclf.core.errors import RunError
 from pharmclf.evaluation.decision import Decision
 from pharmclf.export.formats import Tolerance
 
 
-class ExportRefused(RuntimeError):
+class ExportRefused(RunError):
     """An exported model that cannot be made, cannot be run, or does not answer as the Keras model does."""
 
 

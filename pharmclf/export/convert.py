@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pharmclf.core.errors import single_line
 from pharmclf.export.compare import ExportRefused
 from pharmclf.export.formats import INPUT, ONNX_OPSET, OUTPUT, FormatName, Precision
 
@@ -42,7 +43,7 @@ def write_model(
     except OSError:
         raise
     except Exception as error:  # converters raise nearly anything
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = single_line(error, 300)
         raise ExportRefused(f"{name}: it cannot be written: {reason}") from error
 
 

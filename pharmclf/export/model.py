@@ -17,6 +17,7 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import ConfigError
+from pharmclf.core.errors import describe_exit
 from pharmclf.core.hashing import sha256_file
 from pharmclf.evaluation.decision import DECISION_FILE, Decision, fit_decision, write_decision
 from pharmclf.evaluation.saved import SavedModel, find_model
@@ -257,8 +258,7 @@ def _run(name: FormatName, path: Path, images: np.ndarray) -> tuple[np.ndarray, 
         alone = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", reload.CORES: str(usable_cores())}
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone, check=False)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise ExportRefused(f"{name}: it cannot be run in {runtime}: {reason}")
+            raise ExportRefused(f"{name}: it cannot be run in {runtime}: {describe_exit(done.returncode, done.stderr)}")
         return np.load(Path(folder) / "probabilities.npy"), storage.read_json(f"{folder}/about.json"), runtime
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from pharmclf.core.errors import format_error
 from pharmclf.hardware.host import HostReader
 from pharmclf.hardware.nvml import DriverNvml, Nvml, NvmlMissing
 from pharmclf.hardware.readings import GpuReading, LoopReading, Row
@@ -45,7 +46,7 @@ class OneByOne:
             yield
         except Exception as error:
             if what not in self._said:
-                self._log.warning("%s, and the run goes on without: %s: %s", what, type(error).__name__, error)
+                self._log.warning("%s, and the run goes on without: %s", what, format_error(error))
             self._said.add(what)
 
 
@@ -100,7 +101,7 @@ class NodeReader:
                     reading = reading.with_holders(self._nvml.holders(index))
                 found.append(reading)
         except Exception as error:  # of the host there is something to tell all the same
-            return (), f"the driver cannot be asked any more: {type(error).__name__}: {error}"
+            return (), f"the driver cannot be asked any more: {format_error(error)}"
         return tuple(found), ""
 
 

@@ -15,6 +15,7 @@ from keras.src.backend.common import global_state  # Keras has no public way to 
 
 from pharmclf import storage
 from pharmclf.config import BackboneName, ConfigError
+from pharmclf.core.errors import first_line
 from pharmclf.model.lite import efficientnet_lite0, load_lite0_imagenet
 
 _kept: dict[str, Any] = {}  # what `kept_backbone` gives again
@@ -69,7 +70,7 @@ def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.M
     except ConfigError:
         raise
     except ValueError as error:  # keras.applications: an image size below the least it can take
-        reason = _first_line(error).rstrip(".")
+        reason = first_line(error, 300).rstrip(".")
         raise ConfigError(
             f"backbone {name} with image_size {image_size}: {reason}. Give a larger image_size, or another backbone"
         ) from error
@@ -127,7 +128,7 @@ def _application(spec: Backbone, image_size: int, weights: str) -> keras.Model:
         if source is None or isinstance(error, ValueError):
             raise
         raise ConfigError(
-            f"weights: the ImageNet weights of {spec.constructor} could not be downloaded ({_first_line(error)}). "
+            f"weights: the ImageNet weights of {spec.constructor} could not be downloaded ({first_line(error, 300)}). "
             "Give a local copy with --weights FILE, or use --backbone efficientnet_lite0, which needs no download"
         ) from error
 
@@ -161,7 +162,7 @@ def _load_file(model: keras.Model, name: str, weights: str) -> None:
         raise
     except Exception as error:
         raise ConfigError(
-            f"weights: {weights} does not fit backbone {name} without its classifier: {_first_line(error)}. "
+            f"weights: {weights} does not fit backbone {name} without its classifier: {first_line(error, 300)}. "
             "Give weights saved from the same backbone (for keras.applications the files ending in _notop.h5)"
         ) from error
 
@@ -174,7 +175,3 @@ def _copy_weights(source: keras.Model, target: keras.Model) -> None:
             if layer.name not in found:
                 raise ValueError(f"it has no layer {layer.name!r}")
             layer.set_weights(found[layer.name].get_weights())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.errors import single_line
 from pharmclf.data.image_files import find_images
 from pharmclf.data.images import IMAGE_EXTENSIONS
 from pharmclf.data.list_files import describe, locate, nothing_there
@@ -63,7 +64,7 @@ def list_images(where: str) -> Images:
     except storage.StorageUnavailable:
         raise
     except OSError as error:
-        reason = " ".join(str(error).split()).removeprefix(f"{root}: ")
+        reason = single_line(error).removeprefix(f"{root}: ")
         reason = "nothing there" if reason == root else reason
         raise ConfigError(f"--input {where}: {reason}. Give a readable folder, s3:// prefix or list") from error
     if not root.lower().endswith(tuple(IMAGE_EXTENSIONS)):

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.errors import RunError
 from pharmclf.core.hashing import fingerprint, sha256_file
 from pharmclf.prediction.answers import SCHEMA
 from pharmclf.prediction.images import Images
@@ -33,7 +34,7 @@ _STRIDE = 1 << 14  # images that are hashed at a time
 _VERSION = 1  # raise it when the same model would answer otherwise than before: parts are then made anew
 
 
-class DamagedPart(ValueError):
+class DamagedPart(RunError, ValueError):
     """A part that cannot be read, or is not whole. It has been deleted."""
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from pharmclf import storage
+from pharmclf.core.errors import error_reason
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.stream import in_column, load_images
 
@@ -35,7 +36,7 @@ def read_images(files: ImageSet, image_size: int) -> dict[str, np.ndarray]:
         except PermissionError as error:
             if remote:  # keys that are refused say nothing of the image
                 raise
-            bad[place] = f"not read: {error.strerror or ' '.join(str(error).split())[:80]}"
+            bad[place] = f"not read: {error_reason(error, 80)}"
 
     error = ""
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-import difflib
 import functools
 import json
 import logging
@@ -17,9 +16,10 @@ from typing import Any, Literal, TypeVar
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.errors import closest_names, first_line
 from pharmclf.data.prepare import refusals_named
 from pharmclf.schema_version import check_schema_version, load_record
-from pharmclf.status.standing import LIVE, STATES, STATUS_FILE, Status, one_line, utc
+from pharmclf.status.standing import LIVE, MAX_REASON, STATES, STATUS_FILE, Status, utc
 from pharmclf.storage import lease
 from pharmclf.training.listing import read_run
 
@@ -91,7 +91,7 @@ def list_status(location: str, name: str = "") -> list[Found]:
     if not name:
         return found
     known = [run.name for run in found]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
+    near = closest_names(name, known)
     raise ConfigError(f"--name: received {name!r}, expected a run of {location}, such as {', '.join(near)}")
 
 
@@ -155,7 +155,7 @@ def _read(location: str, path: str) -> Found | None:
             return _judge_run(look) if file == _RUN_FILE else _judge_sweep(look)
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             kind: Kind = "run" if file == _RUN_FILE else "sweep"
-            reason, seen_s = f"{file} cannot be read: {one_line(repr(error))}", stored.changed_s
+            reason, seen_s = f"{file} cannot be read: {first_line(repr(error), MAX_REASON)}", stored.changed_s
             return Found(name=path, location=folder, kind=kind, state="unreadable", reason=reason, seen_s=seen_s)
     return None
 

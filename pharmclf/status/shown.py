@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+from pharmclf.core.errors import first_line
 from pharmclf.report.summary import format_duration
 from pharmclf.status.reading import Found
-from pharmclf.status.standing import TEST, one_line, utc
+from pharmclf.status.standing import MAX_REASON, TEST, utc
 
 
 def status_table(found: Iterable[Found], now_s: float) -> str:
@@ -76,7 +77,7 @@ def _trials_text(run: Found, _about: Mapping[str, Any], _age_s: float) -> str:
     states = ", ".join(f"{count} {state}" for state, count in sorted(run.trials["states"].items()))
     lines = [f"{run.trials['ended']} of {run.trials['total']} have ended" + (f": {states}" if states else "")]
     for trial in () if run.table else run.trials["each"]:
-        reason = f" ({one_line(trial['reason'])})" if trial["reason"] else ""
+        reason = f" ({first_line(trial['reason'], MAX_REASON)})" if trial["reason"] else ""
         lines.append(f"{trial['number']}: {trial['state']}, {format_duration(trial['seconds'])}{reason}")
     return "\n".join(lines)
 
@@ -127,7 +128,7 @@ def _workers_text(_run: Found, about: Mapping[str, Any], _age_s: float) -> str:
 
 
 def _hardware_text(_run: Found, about: Mapping[str, Any], _age_s: float) -> str:
-    return "\n".join(one_line(str(warning["text"])) for warning in about.get("hardware_warnings", ()))
+    return "\n".join(first_line(warning["text"], MAX_REASON) for warning in about.get("hardware_warnings", ()))
 
 
 def _failures_text(_run: Found, about: Mapping[str, Any], _age_s: float) -> str:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pharmclf.config import RunConfig
+from pharmclf.core.errors import first_line
 from pharmclf.schema_version import SCHEMA_VERSION
 from pharmclf.training.phases import phases_of
 
@@ -25,7 +26,8 @@ STATES: tuple[State, ...] = ("starting", "waiting for nodes", "running", "interr
 LIVE = STATES[:3]
 """States of a run that a driver is busy with."""
 _FAILURES = 5  # of which the reasons are kept
-_LONGEST = 300  # characters of a reason
+MAX_REASON = 300
+"""Characters of a reason or a message in a status."""
 
 
 def utc(seconds: float | None = None) -> str:
@@ -152,13 +154,13 @@ class Standing:
         return (self.status.state, self.status.phase) != earlier
 
     def _on_note(self, values: Mapping[str, Any]) -> None:
-        self.status.says = one_line(values["text"]) or self.status.says
+        self.status.says = first_line(values["text"], MAX_REASON) or self.status.says
 
     def _on_activations(self, values: Mapping[str, Any]) -> None:
         self._cached = values["phases"]
 
     def _on_waiting(self, values: Mapping[str, Any]) -> None:
-        self._rest("waiting for nodes", one_line(values["text"]))
+        self._rest("waiting for nodes", first_line(values["text"], MAX_REASON))
 
     def _on_started(self, values: Mapping[str, Any]) -> None:
         self._rest("starting", "")
@@ -201,7 +203,7 @@ class Standing:
         self.status.epoch = self.status.epochs = self.status.step = self.status.steps = 0
 
     def _on_end(self, values: Mapping[str, Any]) -> None:
-        self._rest(values["state"], one_line(values.get("reason", "")))
+        self._rest(values["state"], first_line(values.get("reason", ""), MAX_REASON))
 
     def _rest(self, state: State, reason: str) -> None:
         """No steps are taken now."""
@@ -209,7 +211,12 @@ class Standing:
         self.status.eta_s, self.status.eta_whole, self.status.images_per_second = None, False, None
 
     def _add_failure(self, kind: str, reason: str, place: Mapping[str, Any] | None, at: str) -> None:
-        told = {"at": at, "kind": kind, "reason": one_line(reason), "place": dict(place) if place else None}
+        told = {
+            "at": at,
+            "kind": kind,
+            "reason": first_line(reason, MAX_REASON),
+            "place": dict(place) if place else None,
+        }
         self.status.failures += 1
         self.status.last_failures = [*self.status.last_failures, told][-_FAILURES:]
 
@@ -239,9 +246,3 @@ class Standing:
         if told and measured:
             status.eta_s += measured / max(1, validation) * (validation + test) * len(self._phases)
         status.eta_whole = told and not later
-
-
-def one_line(text: Any) -> str:
-    """The first line with something in it, not too long."""
-    line = next((line.strip() for line in str(text).splitlines() if line.strip()), "")
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"

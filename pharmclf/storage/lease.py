@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from pharmclf import storage
+from pharmclf.core.errors import RunError
 
 EXPIRES_S = 60.0
 """A lease that was not renewed for so long is no more; clocks of storage and machines may differ by less than this."""
@@ -24,7 +25,7 @@ LEASE_FILE = "lease.json"
 _log = logging.getLogger(__name__)
 
 
-class LeaseTaken(RuntimeError):
+class LeaseTaken(RunError):
     """Another process that lives holds the lease."""
 
 

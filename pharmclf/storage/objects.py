@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import obstore
 from obstore import exceptions, store
 
+from pharmclf.core.errors import first_line
 from pharmclf.storage import s3
 from pharmclf.storage.types import FileEntry, StorageUnavailable, Versioned, WebAddressError
 
@@ -120,7 +121,7 @@ class ObjectStore:
             self.endpoint = settings.get("endpoint", "")
             return store.S3Store(bucket, **settings, **options)
         except (exceptions.BaseError, ValueError, TypeError) as error:
-            text = f"{self.root}: {_first_line(error)}. Expected a path, s3://bucket/prefix or gs://bucket/prefix"
+            text = f"{self.root}: {first_line(error, 300)}. Expected a path, s3://bucket/prefix or gs://bucket/prefix"
             raise OSError(text) from error
 
     def _ask(self, path: str, request: Callable[[Any], Result]) -> Result:
@@ -168,7 +169,7 @@ class ObjectStore:
                 f"{where}: {what}{at} for {self._patience_s:g} s. Check that the storage is up and can be reached; "
                 "the same command goes on from what has been kept"
             )
-        return error if isinstance(error, OSError) else OSError(f"{where}: {_first_line(error)}")
+        return error if isinstance(error, OSError) else OSError(f"{where}: {first_line(error, 300)}")
 
     def _pages(self, path: str, page_keys: int) -> Iterator[Any]:
         """A listing page by page; after a page that failed it begins again behind the last key.
@@ -322,7 +323,3 @@ def _read_part(opened: Any, path: str, part: Any) -> bytes:
 
 def _nanoseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1_000_000) * 1000
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

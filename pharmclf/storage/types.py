@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pharmclf.core.errors import RunError, UserError
 
-class StorageUnavailable(OSError):
+
+class StorageUnavailable(OSError, RunError):
     """The storage did not answer for as long as we had patience; what was asked of it may succeed later."""
 
 
-class WebAddressError(OSError):
+class WebAddressError(UserError, OSError):
     """The address of a web page, which is no storage."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from pharmclf.config import ConfigError, RunConfig, from_dict, to_dict
+from pharmclf.core.errors import did_you_mean, first_line
 
 Value = float | int | str | bool
 STRENGTH = "augment.strength"
@@ -181,7 +181,7 @@ def load_space(path: str | Path, base: RunConfig) -> Space:
         reason = getattr(error, "strerror", "") or "not a text file"
         raise ConfigError(f"--space {path}: {reason}. Give the path of a YAML file") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"--space {path}: not YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--space {path}: not YAML: {first_line(error)}") from error
     except ValueError as error:  # a date that there is not, which YAML reads as one
         raise ConfigError(f"--space {path}: not YAML that can be read: {error}. Give numbers") from error
     return build_space(mapping, base, str(path))
@@ -253,16 +253,12 @@ def _numeric(parameter: Parameter) -> bool:
 
 def _parameter(name: str, about: Any, source: str) -> Parameter:
     if name not in _KINDS:
-        near = difflib.get_close_matches(name, _KINDS, n=1, cutoff=0.5)
-        remedy = f"did you mean {near[0]}?" if near else f"known: {', '.join(_KINDS)}"
-        raise ConfigError(f"{source}: unknown parameter {name}; {remedy}")
+        raise ConfigError(f"{source}: unknown parameter {name}; {did_you_mean(name, _KINDS)}")
     if not isinstance(about, dict):
         raise ConfigError(f"{source}: {name}: received {about!r}, expected low and high, or values")
     for key in about:
         if key not in _KEYS:
-            near = difflib.get_close_matches(str(key), _KEYS, n=1, cutoff=0.5)
-            remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(_KEYS)}"
-            raise ConfigError(f"{source}: unknown key {name}.{key}; {remedy}")
+            raise ConfigError(f"{source}: unknown key {name}.{key}; {did_you_mean(key, _KEYS)}")
     when, conditions = {}, about.get("when") or {}
     if not isinstance(conditions, dict):
         raise ConfigError(f"{source}: {name}: when: received {conditions!r}, expected parameters with low or high")

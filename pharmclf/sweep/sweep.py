@@ -17,6 +17,7 @@ from pharmclf.activations.precision import precision_of
 from pharmclf.activations.provide import Interrupted
 from pharmclf.cli import EXIT_OK, Say, StopSignal
 from pharmclf.config import ConfigError, RunConfig, refuse_auto, to_dict
+from pharmclf.core.errors import RunError
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, write_manifest
@@ -63,7 +64,7 @@ TABLE_FILE = "sweep.parquet"
 _FACTOR = 3  # of the trials at a rung, the best third goes on
 
 
-class SweepFailed(RuntimeError):
+class SweepFailed(RunError):
     """No trial has come to the end of an epoch."""
 
 

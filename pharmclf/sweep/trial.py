@@ -23,7 +23,8 @@ from ray import tune
 from pharmclf import storage
 from pharmclf.activations.provide import drop_damaged, provide
 from pharmclf.activations.shards import ActivationsLost
-from pharmclf.config import ConfigError, RunConfig, from_dict
+from pharmclf.config import RunConfig, from_dict
+from pharmclf.core.errors import first_line, format_error
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.pipeline import lost_to, train_on_activations, training_job, wish_of
@@ -165,10 +166,8 @@ def _job(config: RunConfig, member: Mapping[str, Any], shared: Shared) -> Traini
 
 
 def _failure(error: Exception) -> dict[str, Any]:
-    lines = str(error).strip().splitlines() or [""]
     away = isinstance(error, storage.StorageUnavailable)  # no other trial would fare better
-    told = away or isinstance(error, ConfigError)
-    reason = lines[0] if told else f"{type(error).__name__}: {lines[0]}"
+    reason = first_line(error) if away else format_error(error)
     return {"state": "failed", "reason": reason, "history": None, "away": away}
 
 

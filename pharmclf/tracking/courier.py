@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from pharmclf import storage
-from pharmclf.cli import told
+from pharmclf.core.errors import format_error
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0  # before what was refused is tried again
 _LAST_TRIES, _LAST_PAUSE_S = 3, 1.0  # at the end of a run
@@ -21,7 +21,7 @@ def reason_of(error: BaseException) -> str:
     cause = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__ or cause
-    return told(cause if isinstance(cause, OSError) else error)
+    return format_error(cause if isinstance(cause, OSError) else error)
 
 
 class Courier:

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterable
 
 from pharmclf import storage
-from pharmclf.cli import told
 from pharmclf.config import to_yaml
+from pharmclf.core.errors import format_error
 from pharmclf.tracking.event_files import EventFile, Events
 from pharmclf.tracking.facts import Epoch, Story, SweepStory, TrialStory, final_numbers, shown_files
 
@@ -46,7 +46,7 @@ def is_installed() -> bool:
     try:
         import tensorboardX  # noqa: F401
     except Exception as error:  # of any kind: a run does not depend on it
-        _log.warning("no TensorBoard logs are written: tensorboardX cannot be loaded: %s", told(error))
+        _log.warning("no TensorBoard logs are written: tensorboardX cannot be loaded: %s", format_error(error))
         return False
     return True
 

@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pharmclf import storage
 from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
 from pharmclf.config import ConfigError
+from pharmclf.core.errors import RunError, format_error
 from pharmclf.hardware import sampled
 from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import prepare_for
@@ -50,11 +51,11 @@ _TOLD = (
 )  # errors of a worker that a caller knows
 
 
-class WorkersFailed(RuntimeError):
+class WorkersFailed(RunError):
     """The workers failed, and not through bad input; another attempt may fare better."""
 
 
-class NoRoom(RuntimeError):
+class NoRoom(RunError):
     """Others hold the resources that the workers asked for."""
 
 
@@ -182,8 +183,7 @@ class Attempt:
             if isinstance(cause, _TOLD):
                 return cause
         first = raised[0] if raised else error
-        lines = str(first).strip().splitlines() or [type(first).__name__]
-        return WorkersFailed(f"{type(first).__name__}: {lines[0]}")
+        return WorkersFailed(format_error(first))
 
 
 def trainer_for(

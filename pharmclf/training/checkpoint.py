@@ -18,6 +18,7 @@ from safetensors import numpy as safetensors
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.errors import RunError
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.training.phases import Position
@@ -27,7 +28,7 @@ RECORD = "checkpoint.json"
 _log = logging.getLogger(__name__)
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpoint(RunError, ValueError):
     """A file of a checkpoint is missing or not what was written."""
 
 

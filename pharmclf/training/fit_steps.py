@@ -22,6 +22,7 @@ import keras
 import tensorflow as tf
 
 from pharmclf.config import ConfigError, RunConfig, from_dict
+from pharmclf.core.errors import format_error
 from pharmclf.hardware import DriverNvml, NvmlMissing
 from pharmclf.hardware.sampler import visible_gpu
 from pharmclf.model.backbones import build_backbone
@@ -75,7 +76,7 @@ def main() -> None:
             if ran_out(error) or refused:
                 answer(fits=False)
             else:
-                answer(error=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", input=False)
+                answer(error=format_error(error), input=False)
 
 
 class _Tries:

@@ -8,6 +8,8 @@ import signal
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 
+from pharmclf.core.errors import RunError, describe_exit
+
 MARGIN = 0.1
 """A try computes this share more rows than it stands for."""
 CPU_SHARE = 0.8
@@ -24,7 +26,7 @@ _MEMORY = re.compile(
 )
 
 
-class FittingFailed(RuntimeError):
+class FittingFailed(RunError):
     """What fits could not be found out, and not for want of memory."""
 
 
@@ -173,9 +175,7 @@ def judge_death(code: int, errors: str, *, bounded: bool = False) -> str:
     killed = code == -signal.SIGKILL or (bounded and code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS))
     if killed or tells_of_memory(errors):  # the kernel kills whom it lacks the memory for
         return ""
-    said = [line.strip() for line in errors.splitlines() if line.strip()]
-    reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return f"{reason}: {said[-1]}" if said else reason
+    return describe_exit(code, errors)
 
 
 def fewest(found: list[Mapping[str, int]]) -> dict[str, int]:

@@ -11,6 +11,7 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.activations.shards import Activations
 from pharmclf.config import RunConfig
+from pharmclf.core.errors import RunError
 from pharmclf.data.image_set import ImageSet
 
 MODEL_FILE = "model/model.keras"
@@ -26,7 +27,7 @@ def phase_model_file(phase: str) -> str:
     return f"model/{phase}.keras"
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(RunError):
     """The loss is not a finite number any more."""
 
 
@@ -34,7 +35,7 @@ class StopRequested(Exception):
     """The run was asked to stop; what is trained stays."""
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(RunError):
     """A device does not hold what it shall compute at once; another try would end in the same way."""
 
 

@@ -18,6 +18,7 @@ from ray._private import services
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig
+from pharmclf.core.errors import RunError
 from pharmclf.data.images import MAX_PIXELS_VARIABLE
 from pharmclf.hardware import sampled
 from pharmclf.hardware.cores import cores_for_ray
@@ -53,7 +54,7 @@ _local = False
 """Whether the Ray that this process uses is its own: no node will join it."""
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(RunError):
     """The workers failed, and not through bad input."""
 
 

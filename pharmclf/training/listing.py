@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import itertools
 import logging
@@ -13,6 +12,7 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.errors import closest_names
 from pharmclf.data.prepare import refusals_named
 from pharmclf.schema_version import load_record
 from pharmclf.training.checkpoint import list_checkpoints
@@ -81,7 +81,7 @@ def list_runs(location: str, *, name: str = "", experiment: str = "") -> list[Ru
         found = "a folder without runs" if there else "nothing there"
         raise ConfigError(f"--storage {location}: {found}. Give the folder or prefix that the runs were trained with")
     flag = "--name" if name else "--experiment"
-    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.3) or known[:3]
+    near = closest_names(wanted, known)
     raise ConfigError(
         f"{flag}: received {wanted!r}, expected runs of {location}, such as {', '.join(near)}; see --list"
     )

@@ -13,6 +13,7 @@ import ray._private.state as ray_state
 from ray.autoscaler.sdk import request_resources
 
 from pharmclf.config import ConfigError, RunConfig
+from pharmclf.core.errors import RunError
 from pharmclf.training.division import Node, Team, room_text, team_on
 
 _POLL_S = 1.0
@@ -20,7 +21,7 @@ _SAY_EVERY_S = 30.0
 _ANSWER_S = 2.0  # for a raylet to take a connection
 
 
-class NodesMissing(RuntimeError):
+class NodesMissing(RunError):
     """The nodes that a run needs did not come in time."""
 
 

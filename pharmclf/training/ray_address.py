@@ -8,6 +8,7 @@ import time
 from urllib.parse import urlsplit
 
 from pharmclf.config import ConfigError
+from pharmclf.core.errors import error_reason
 
 VARIABLE = "RAY_ADDRESS"
 FIND_LOCAL = "auto"
@@ -89,6 +90,6 @@ def _try(host: str, port: int, limit_s: float) -> str:
     except TimeoutError:
         return f"no answer in {limit_s:.0f} s"
     except OSError as error:
-        return error.strerror or str(error)
+        return error_reason(error)
     is_grpc = len(answer) == _HEADER_BYTES and answer[_TYPE_AT] == _SETTINGS
     return "" if is_grpc else "another program listens on that port"

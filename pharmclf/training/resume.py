@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pharmclf import storage
+from pharmclf.core.errors import RunError
 from pharmclf.training.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
@@ -30,7 +31,7 @@ _PAUSE_S = 2.0
 Tensors = dict[str, dict[str, np.ndarray]]
 
 
-class WorkersDisagreeError(RuntimeError):
+class WorkersDisagreeError(RunError):
     """The workers do not hold the same checkpoint, position or weights."""
 
 
