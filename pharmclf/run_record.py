@@ -12,6 +12,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig, to_dict
 from pharmclf.core.hashing import fingerprint, sha256_bytes
+from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.data.manifest import Manifest
 from pharmclf.schema_version import check_schema_version
 from pharmclf.storage.lease import LEASE_FILE, Lease, LeaseTaken
@@ -47,7 +48,6 @@ _FREE = (
 )
 # settings that records of runs may lack, as dotted names: with its default, each is as if it were not there
 _ADDED = ("label_level", "min_images", "split.ignore_folders")
-_LAST_WORDS_S = 10.0  # patience with a storage that is away already
 _WEIGHT_WORDS = ("imagenet", "none")
 _PACKAGES = ("pharmclf", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "simplejpeg")
 
@@ -66,7 +66,7 @@ def only_writer(folder: str) -> Iterator[Lease]:
     try:
         yield lease
     finally:
-        with contextlib.suppress(OSError), storage.patience(_LAST_WORDS_S):  # it expires by itself
+        with contextlib.suppress(OSError), storage.patience(FINAL_STORAGE_S):  # it expires by itself
             lease.release()
 
 
@@ -82,7 +82,7 @@ def write_last(folder: str, record: dict[str, Any], lease: Lease) -> None:
     if record["state"] != "failed":
         storage.write_json(location, record)
         return
-    with contextlib.suppress(OSError), storage.patience(_LAST_WORDS_S):
+    with contextlib.suppress(OSError), storage.patience(FINAL_STORAGE_S):
         storage.write_json(location, record)
 
 

@@ -7,13 +7,13 @@ in its status.json.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 
 from ray.util.metrics import Gauge
 
+from pharmclf.core.background import BackgroundTask
 from pharmclf.status import STATES, TEST, Status
 
 GAUGES = {
@@ -83,21 +83,11 @@ class Telemetry:
             name: Gauge(name, description=text, tag_keys=("run", "state") if name == _STATE else ("run",))
             for name, text in GAUGES.items()
         }
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._export_all, name="telemetry", daemon=True)
-        self._thread.start()
+        self._task = BackgroundTask("telemetry", self._export, every_s=_EVERY_S, at_start=True, attempts_at_close=1)
 
     def close(self) -> None:
         """Export the last values, and end."""
-        self._ended.set()
-        self._thread.join()
-        self._export()
-
-    def _export_all(self) -> None:
-        while True:
-            self._export()
-            if self._ended.wait(_EVERY_S):
-                return
+        self._task.close()
 
     def _export(self) -> None:
         for name, tags, value in samples(self._read(), time.time()):

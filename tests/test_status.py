@@ -316,7 +316,7 @@ def test_a_store_that_hangs_holds_up_nobody(
     bucket: str, through: Through, open_board: Callable[..., StatusBoard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every writing of the status hangs for longer than the test: events take no time, and the end some seconds."""
-    monkeypatch.setattr(board, "_LAST_WORDS_S", 0.5)
+    monkeypatch.setattr(board, "CLOSE_WRITER_S", 0.5)
     hangs = Fault("slow", seconds=120)
     proxy = through(lambda request: hangs if request.method == "PUT" and "status.json" in request.target else None)
     mine = open_board(f"{bucket}/run")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pharmclf.core.background import BackgroundTask
 from pharmclf.hardware import Nvml
 
 RAPL = Path("/sys/class/powercap")
@@ -41,23 +41,18 @@ def measured_energy(nvml: Nvml | None, gpu: int, rapl: Path = RAPL) -> Iterator[
             used = ((after[name][0] - start) % (span or 1e18) for name, (start, span) in before.items())
             found.joules = sum(used) / 1e6
         return
-    ended, watts, began = threading.Event(), list[float](), time.perf_counter()
+    watts, began = list[float](), time.perf_counter()
 
-    def look() -> None:
-        while True:
-            if (power := nvml.read(gpu).power_w) is not None:
-                watts.append(power)
-            if ended.wait(_EVERY_S):
-                return
+    def read_power() -> None:
+        if (power := nvml.read(gpu).power_w) is not None:
+            watts.append(power)
 
-    thread = threading.Thread(target=look, name="energy", daemon=True)
-    thread.start()
+    task = BackgroundTask("energy", read_power, every_s=_EVERY_S, at_start=True)
     try:
         yield found
     finally:
         seconds = time.perf_counter() - began
-        ended.set()
-        thread.join(1.0)
+        task.close(1.0)
     if watts:
         found.joules = sum(watts) / len(watts) * seconds
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.data.manifest import Manifest
 
 QUARANTINED = "quarantined"
 """Kind of the event that names such images: `rows` of the manifest, and the `reasons`."""
 _NAMED = 5  # said one by one; the others are counted
 _EVERY_S = 10.0  # at most so often the list is written, and the count is said
-_PATIENCE_S = 5.0  # with a storage that does not take the list
 
 
 class Quarantine:
@@ -72,7 +72,7 @@ class Quarantine:
         where = ""
         if self._location:
             try:  # the run does not wait for a list
-                with storage.patience(_PATIENCE_S):
+                with storage.patience(OPTIONAL_STORAGE_S):
                     self.manifest.write_quarantine(self._location)
                 where = f", listed in {self._location}"
             except OSError as error:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pharmclf import storage
 from pharmclf.config import DEMO, ConfigError, RunConfig
 from pharmclf.core.errors import single_line
+from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
 from pharmclf.doctor.clocks import judge_clock
 from pharmclf.doctor.exchange import judge_exchange, try_exchange
 from pharmclf.doctor.findings import Finding, Section, fail, ok, warn
 from pharmclf.doctor.images import sample_of
-from pharmclf.doctor.limits import NoAnswer, within
 from pharmclf.doctor.network import judge_network
 from pharmclf.doctor.node import STORAGE_S, WHOLE_S, Request, examine, judge_node
 from pharmclf.doctor.packages import LACKS_PACKAGE, judge_packages, packages_here
@@ -192,8 +192,8 @@ def _sample(config: RunConfig) -> tuple[tuple[str, ...], list[Finding]]:
     """Some images, and what is wrong with finding them."""
     try:
         with storage.patience(STORAGE_S):
-            return tuple(within(_LISTING_S, lambda: sample_of(config))), []
-    except NoAnswer as error:
+            return tuple(run_with_timeout(_LISTING_S, lambda: sample_of(config))), []
+    except CallTimeoutError as error:
         remedy = "a mount whose server is gone must be mounted anew; a list in Parquet spares the listing"
         return (), [fail("data", f"{config.data}: listing it: {error}", remedy)]
     except (ConfigError, OSError) as error:
@@ -204,9 +204,9 @@ def _storage_here(config: RunConfig) -> tuple[StorageFacts | None, list[Finding]
     """The storage as the driver reaches it."""
     try:
         with storage.patience(STORAGE_S):
-            facts = within(2 * STORAGE_S, lambda: try_storage(config.storage, bulk_bytes=BULK_BYTES))
+            facts = run_with_timeout(2 * STORAGE_S, lambda: try_storage(config.storage, bulk_bytes=BULK_BYTES))
         return facts, judge_storage(facts)
-    except NoAnswer as error:
+    except CallTimeoutError as error:
         remedy = "a mount whose server is gone must be mounted anew"
         return None, [fail("storage", f"{config.storage}: {error}", remedy)]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pharmclf.core.errors import format_error
+from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
 from pharmclf.doctor.findings import Finding, fail, ok, warn
 from pharmclf.training.division import Team
 
@@ -57,20 +57,19 @@ def try_exchange(team: Team, avoided: Sequence[str], *, gpus: bool, limit_s: flo
     own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")
     settings = {"gpus": gpus, "began": time.time()}
     trainer = trainer_for(_worker, settings, team, own, placement="SPREAD", avoided=avoided)
-    found: list[ExchangeFacts] = []
 
-    def fit() -> None:
+    def fit() -> ExchangeFacts:
         try:
-            found.append(ExchangeFacts(**trainer.fit().return_value))
+            return ExchangeFacts(**trainer.fit().return_value)
         except Exception as error:
-            found.append(ExchangeFacts(error=_said(error)))
+            return ExchangeFacts(error=_said(error))
         finally:
             shutil.rmtree(own, ignore_errors=True)
 
-    thread = threading.Thread(target=fit, name="exchange", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    return found[0] if found else ExchangeFacts(error=f"no sum within {limit_s:.0f} s")
+    try:
+        return run_with_timeout(limit_s, fit)
+    except CallTimeoutError as error:
+        return ExchangeFacts(error=str(error))
 
 
 def _said(error: Exception) -> str:

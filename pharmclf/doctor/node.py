@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import format_error
+from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
 from pharmclf.doctor.disks import Disk, disks_here, judge_disks, places_of
 from pharmclf.doctor.findings import Finding, fail
 from pharmclf.doctor.framework import TRIAL_S, TensorflowFacts, judge_tensorflow, try_tensorflow
 from pharmclf.doctor.gpus import DriverFacts, driver_here, judge_gpus
 from pharmclf.doctor.images import ImagesFacts, judge_images, try_images
-from pharmclf.doctor.limits import NoAnswer, within
 from pharmclf.doctor.machine import (
     Machine,
     RayView,
@@ -77,8 +77,8 @@ def examine(request: Request, ray_folder: str = "") -> NodeFacts:
 
     def collect(name: str, limit_s: float, work: Callable[[], T]) -> T | None:
         try:
-            facts[name] = value = within(limit_s, work)
-        except NoAnswer as error:
+            facts[name] = value = run_with_timeout(limit_s, work)
+        except CallTimeoutError as error:
             silent[name] = str(error)
         except Exception as error:  # what a check could not expect must not hide what the others find
             silent[name] = format_error(error)

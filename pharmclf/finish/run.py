@@ -12,6 +12,7 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import RunConfig, to_yaml
+from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE
 from pharmclf.data.quarantine import Quarantine
@@ -38,7 +39,6 @@ from pharmclf.training.job import LABELS_FILE, MODEL_FILE, StopRequested, phase_
 from pharmclf.training.schedule import best_phase
 
 REPORT_FILE = "report.html"
-_PATIENCE_S = 5.0  # with a storage that does not give the readings of the hardware
 
 
 def finish(
@@ -171,7 +171,7 @@ def _formats(config: RunConfig, outcome: Mapping[str, Any], record: Mapping[str,
 def _hardware(folder: str) -> tuple[list[Row], list[Finding]]:
     """What was read of the machines, and what was wrong with them; a report may do without."""
     try:
-        with storage.patience(_PATIENCE_S):
+        with storage.patience(OPTIONAL_STORAGE_S):
             return read_rows(folder), read_warnings(folder)
     except OSError:
         return [], []

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pharmclf import storage
+from pharmclf.core.background import BackgroundTask
+from pharmclf.core.timeouts import CLOSE_WRITER_S, OPTIONAL_STORAGE_S
 from pharmclf.hardware.log import NodeLog, read_rows, read_warnings, write_rows, write_warnings
 from pharmclf.hardware.readings import LoopReading, Row, merge_loops
 from pharmclf.hardware.sampler import HARDWARE, LOOP, NodeReader, OneByOne, Sampler
@@ -28,8 +30,6 @@ WARNINGS = "hardware_warnings"
 _LOOK_EVERY_S = 2.0
 _WRITE_EVERY_S, _WRITE_SELDOM_S = 60.0, 600.0
 _WRITE_SHARE = 0.02  # of the time watched so far: a file of days is written anew more seldom
-_PATIENCE_S = 5.0  # with a storage that does not answer; the next writing follows anyway
-_LAST_WORDS_S = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -65,16 +65,15 @@ class HardwareMonitor:
         self._gpus: dict[str, dict[int, int]] = {}
         self._phase, self._said_no_gpus = "", False
         self._told: list[dict[str, Any]] = []
-        self._lock, self._ended = threading.Lock(), False
-        self._soon, self._flushed = threading.Event(), threading.Event()
+        self._lock, self._flushed = threading.Lock(), threading.Event()
+        self._flushed.set()
         self._sampler: Sampler | None = None
-        self._writer: threading.Thread | None = None
+        self._writer: BackgroundTask | None = None
         if every_s > 0:
             local = [] if storage.is_remote(folder) else [storage.absolute(folder)]
             opened = machine or (lambda: NodeReader(node, [tempfile.gettempdir(), *local]))
             self._sampler = Sampler(self.event, node=node, every_s=every_s, machine=opened)
-            self._writer = threading.Thread(target=self._write_all, name="hardware-log", daemon=True)
-            self._writer.start()
+            self._writer = BackgroundTask("hardware-log", self._write, every_s=_LOOK_EVERY_S, attempts_at_close=1)
 
     def event(self, kind: str, **values: Any) -> None:
         """Take an event of the run, as `Observer.event`; those that tell nothing of the hardware change nothing."""
@@ -103,8 +102,8 @@ class HardwareMonitor:
         """Write what is not written yet, for those who read it now; the storage is waited for some seconds."""
         if self._writer:
             self._flushed.clear()
-            self._soon.set()
-            self._flushed.wait(_LAST_WORDS_S)
+            self._writer.notify()
+            self._flushed.wait(CLOSE_WRITER_S)
 
     def close(self) -> None:
         """End, and write what is not written yet; a storage that does not answer is waited for some seconds."""
@@ -114,9 +113,8 @@ class HardwareMonitor:
                 self._watch.forget_all(time.time())
                 self._files.warnings = self._watch.passed
             self._tell_lasting([])
-            self._ended = True
-            self._soon.set()
-            self._writer.join(_LAST_WORDS_S)
+            self._flushed.clear()
+            self._writer.close(CLOSE_WRITER_S)
 
     def _take_loop(self, node: str, reading: LoopReading) -> None:
         with self._lock:
@@ -163,20 +161,15 @@ class HardwareMonitor:
             if nodes is not None or phase:
                 self._watch.forget_all(time.time(), but={self._node, *(nodes or ())})
 
-    def _write_all(self) -> None:
-        while True:
-            at_once = self._soon.wait(_LOOK_EVERY_S)
-            self._soon.clear()
-            last = self._ended  # read first: what came before the end is written then
-            with self._lock:
-                due = self._files.due(at_once)
-            for node in due:
-                self._files.write(node, self._lock)
-            self._files.write_warnings(self._lock)
-            if at_once:
-                self._flushed.set()
-            if last:
-                return
+    def _write(self) -> None:
+        flushing = not self._flushed.is_set()
+        with self._lock:
+            due = self._files.due(flushing)
+        for node in due:
+            self._files.write(node, self._lock)
+        self._files.write_warnings(self._lock)
+        if flushing:
+            self._flushed.set()
 
 
 class _Files:
@@ -244,5 +237,8 @@ class _Files:
 
     @contextlib.contextmanager
     def _storage_may_fail(self) -> Iterator[None]:
-        with self._errors.said_once("the readings of the hardware cannot be written"), storage.patience(_PATIENCE_S):
+        with (
+            self._errors.said_once("the readings of the hardware cannot be written"),
+            storage.patience(OPTIONAL_STORAGE_S),
+        ):
             yield

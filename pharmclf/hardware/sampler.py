@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from pharmclf.core.background import BackgroundTask
 from pharmclf.core.errors import format_error
 from pharmclf.hardware.host import HostReader
 from pharmclf.hardware.nvml import DriverNvml, Nvml, NvmlMissing
@@ -161,26 +161,25 @@ class Sampler:
             machine: opens the reader of the node, in that thread; None: another process of this node reads it.
             loop: of this process; None: it trains nothing.
         """
-        self._send, self._node, self._every_s, self._open, self._loop = send, node, every_s, machine, loop
+        self._send, self._node, self._open, self._loop = send, node, machine, loop
         self._machine: NodeReader | None = None
         self._errors = OneByOne(_log)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._read_all, name="hardware", daemon=True)
-        self._thread.start()
+        self._last_s: float | None = None  # of the latest reading, monotonic; None: the node is not opened yet
+        self._task = BackgroundTask("hardware", self._read_next, every_s=every_s, at_start=True)
 
     def close(self) -> None:
         """End; a reading under way is waited for a moment."""
-        self._ended.set()
-        self._thread.join(_END_S)
+        self._task.close(_END_S)
 
-    def _read_all(self) -> None:
-        with self._errors.said_once(f"the hardware of {self._node} cannot be opened"):
-            self._machine = self._open() if self._open else None
-        last = time.monotonic()
-        while not self._ended.wait(self._every_s):
-            now = time.monotonic()
-            self._read(now - last)
-            last = now
+    def _read_next(self) -> None:
+        if self._last_s is None:
+            with self._errors.said_once(f"the hardware of {self._node} cannot be opened"):
+                self._machine = self._open() if self._open else None
+            self._last_s = time.monotonic()
+            return
+        now = time.monotonic()
+        self._read(now - self._last_s)
+        self._last_s = now
 
     def _read(self, seconds: float) -> None:
         if self._loop:

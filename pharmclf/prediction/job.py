@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pharmclf import storage
 from pharmclf.cli import EXIT_OK, Say, StopSignal
 from pharmclf.config import ConfigError
+from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.data.destination import check_destination
 from pharmclf.data.pixel_depth import WHITE
 from pharmclf.evaluation.predict import Prediction
@@ -19,8 +20,6 @@ from pharmclf.prediction.parts import Parts
 from pharmclf.prediction.reading import read_images
 from pharmclf.prediction.work import Summary, missing_parts, placed, predict_parts
 from pharmclf.storage.lease import Lease, LeaseTaken
-
-_LAST_WORDS_S = 10.0  # patience with a storage that is away already
 
 
 def predict_images(options: PredictOptions, say: Say) -> int:
@@ -110,7 +109,7 @@ def _only_writer(parts: Parts) -> Iterator[Lease]:
     try:
         yield lease
     finally:
-        with contextlib.suppress(OSError), storage.patience(_LAST_WORDS_S):  # it expires by itself
+        with contextlib.suppress(OSError), storage.patience(FINAL_STORAGE_S):  # it expires by itself
             lease.release()
             if not any(parts.standing()):
                 storage.delete_folder(parts.folder)

@@ -11,11 +11,11 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.core.background import BackgroundTask
+from pharmclf.core.timeouts import CLOSE_WRITER_S, OPTIONAL_STORAGE_S
 from pharmclf.status.standing import STATUS_FILE, Standing, Status
 
 _EVERY_S = 5.0
-_PATIENCE_S = 5.0  # with a storage that does not answer; the next status follows anyway
-_LAST_WORDS_S = 5.0  # for the last status at the end of a run
 _log = logging.getLogger(__name__)
 
 
@@ -34,11 +34,10 @@ class StatusBoard:
         self._location, self._lost = storage.join(folder, STATUS_FILE), lost
         self._standing = Standing(config, sizes, self._left_before())
         self._lock = threading.Lock()
-        self._soon = threading.Event()
-        self._changed, self._ended, self._warned = True, False, False
-        self._thread = threading.Thread(target=self._write_all, name="status", daemon=True)
-        self._soon.set()
-        self._thread.start()
+        self._changed = True
+        self._task = BackgroundTask(
+            "status", self._write, every_s=_EVERY_S, at_start=True, attempts_at_close=1, on_error=self._report
+        )
 
     def event(self, kind: str, **values: Any) -> None:
         """Take an event of the run, as `Observer.event`; also test, and end (state, reason)."""
@@ -46,7 +45,7 @@ class StatusBoard:
             urgent = self._standing.take(kind, values)
             self._changed = True
         if urgent:
-            self._soon.set()
+            self._task.notify()
 
     def now(self) -> Status:
         """A copy of the present status."""
@@ -55,23 +54,12 @@ class StatusBoard:
 
     def close(self) -> None:
         """Write the last status; a storage that does not answer is waited for some seconds."""
-        self._ended = True
-        self._soon.set()
-        self._thread.join(_LAST_WORDS_S)
+        self._task.close(CLOSE_WRITER_S)
 
     def _left_before(self) -> Any:
-        with contextlib.suppress(OSError, ValueError), storage.patience(_PATIENCE_S):
+        with contextlib.suppress(OSError, ValueError), storage.patience(OPTIONAL_STORAGE_S):
             return storage.read_json(self._location)
         return None
-
-    def _write_all(self) -> None:
-        while True:
-            self._soon.wait(_EVERY_S)
-            self._soon.clear()
-            last = self._ended  # read first: what came before the end is written then
-            self._write()
-            if last:
-                return
 
     def _write(self) -> None:
         with self._lock:
@@ -79,12 +67,12 @@ class StatusBoard:
                 return
             self._changed, content = False, self._standing.status.to_dict()
         try:
-            with storage.patience(_PATIENCE_S):
+            with storage.patience(OPTIONAL_STORAGE_S):
                 storage.write_json(self._location, content)
-            self._warned = False
-        except OSError as error:
+        except OSError:
             with self._lock:
                 self._changed = True
-            if not self._warned:
-                _log.warning("%s cannot be written, and the run goes on without: %s", self._location, error)
-            self._warned = True
+            raise
+
+    def _report(self, error: Exception) -> None:
+        _log.warning("%s cannot be written, and the run goes on without: %s", self._location, error)

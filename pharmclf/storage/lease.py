@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import socket
-import threading
 import time
 import uuid
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import psutil
 
 from pharmclf import storage
+from pharmclf.core.background import BackgroundTask
 from pharmclf.core.errors import RunError
 
 EXPIRES_S = 60.0
@@ -34,11 +34,9 @@ class Lease:
 
     def __init__(self, location: str, version: str, holder: dict[str, Any]) -> None:
         self._location, self._version, self._holder = location, version, holder
-        self._ended = threading.Event()
         self.lost = ""
         """Who took it over while this process could not renew it; "" while it is held."""
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        self._thread.start()
+        self._task = BackgroundTask("lease", self._renew, every_s=_RENEW_S, on_error=self._report)
 
     @staticmethod
     def acquire(folder: str) -> Lease:
@@ -65,27 +63,28 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back; the file goes, if it is still ours."""
-        self._ended.set()
-        self._thread.join()
+        self._task.close()
         found = None if self.lost else storage.read_versioned(self._location)
         if found and self._is_ours(found):
             storage.delete_file(self._location)
 
     def _renew(self) -> None:
-        while not self._ended.wait(_RENEW_S) and not self.lost:
-            try:
-                # the content must change, or an object's version would not
-                with storage.patience(_RENEW_S):
-                    version = storage.write_if(self._location, _encode(self._holder), self._version)
-                if version is None:
-                    found = storage.read_versioned(self._location)
-                    if found and self._is_ours(found):  # written by a renewal that ended in an error
-                        version = found.version
-                    else:
-                        self.lost = _name(found) if found else "somebody who has ended already"
-                self._version = version or self._version
-            except OSError as error:  # a storage that is away for a while costs nobody the lease
-                _log.warning("lease %s could not be renewed: %s", self._location, error)
+        if self.lost:
+            return
+        # the content must change, or an object's version would not
+        with storage.patience(_RENEW_S):
+            version = storage.write_if(self._location, _encode(self._holder), self._version)
+        if version is None:
+            found = storage.read_versioned(self._location)
+            if found and self._is_ours(found):  # written by a renewal that ended in an error
+                version = found.version
+            else:
+                self.lost = _name(found) if found else "somebody who has ended already"
+        self._version = version or self._version
+
+    def _report(self, error: Exception) -> None:
+        """Warn only: a storage that is away for a while costs nobody the lease."""
+        _log.warning("lease %s could not be renewed, and is renewed later: %s", self._location, error)
 
     def _is_ours(self, found: storage.Versioned) -> bool:
         return self._holder["id"].encode() in found.content

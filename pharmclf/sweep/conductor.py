@@ -21,6 +21,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from pharmclf.cli import Say
+from pharmclf.core.background import run_in_thread
 from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.summary import format_duration
@@ -28,7 +29,6 @@ from pharmclf.report.sweep import live_table, short_names
 from pharmclf.sweep.ledger import Ledger, Trial
 from pharmclf.sweep.options import Room
 from pharmclf.sweep.trial import Shared, StopFlag, train_group
-from pharmclf.training.attempt import in_thread
 
 _WORKER_DEATHS = 3  # of one trial, after which it counts as failed
 _TABLE_EVERY_S = 30.0
@@ -97,7 +97,7 @@ class Conductor:
         )
         try:
             with native_chatter_muted():
-                in_thread(tuner.fit, self._meanwhile)
+                run_in_thread(tuner.fit, self._meanwhile)
         finally:
             ray.kill(self._flag)
             shutil.rmtree(own, ignore_errors=True)

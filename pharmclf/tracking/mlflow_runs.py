@@ -17,7 +17,7 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
-from pharmclf.tracking.courier import reason_of
+from pharmclf.core.errors import format_error
 from pharmclf.tracking.facts import Epoch, shown_files
 
 SCHEMES = ("http", "https", "databricks", "sqlite")
@@ -62,6 +62,14 @@ def check_mlflow(uri: str, experiment: str) -> None:
         ) from error
     if found is not None and found.lifecycle_stage != "active":
         raise ConfigError(f"mlflow: the experiment {experiment!r} is deleted there. Restore it, or remove it for good")
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something was refused, in one line; of a connection that failed, what the system said and not each layer."""
+    cause = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__ or cause
+    return format_error(cause if isinstance(cause, OSError) else error)
 
 
 def client_of(uri: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,17 +13,20 @@ from typing import Any, Generic, TypeVar
 from pharmclf import storage
 from pharmclf.cli import Say
 from pharmclf.config import RunConfig
+from pharmclf.core.background import BackgroundTask
+from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.report.sweep import TrialFacts
 from pharmclf.run_record import flat
 from pharmclf.tracking import tensorboard
-from pharmclf.tracking.courier import Courier
 from pharmclf.tracking.facts import BEST, Epoch, Story, SweepStory, TrialStory, placed, tags_of
-from pharmclf.tracking.mlflow_runs import check_mlflow
+from pharmclf.tracking.mlflow_runs import check_mlflow, reason_of
 from pharmclf.tracking.mlflow_stories import EXPERIMENT, RunThere, SweepThere
 from pharmclf.training.checkpoint import list_checkpoints
 
-_PATIENCE_S = 5.0  # with a storage that does not answer, before the run begins
-_LAST_WORDS_S = 60.0  # for the end of a story: report and pictures go out then
+_SEND_S = 10.0  # for storage to answer while something is sent; the next attempt follows anyway
+_RETRY_S, _ATTEMPTS_AT_CLOSE = 5.0, 3
+_CLOSE_S = 60.0  # for all destinations together: the report and the images are sent last
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 Lost = Callable[[], object]
 
@@ -46,7 +50,7 @@ class _Telling(Generic[T]):
 
     def __init__(self, story: T, lost: Lost) -> None:
         self._story, self._lost, self._lock = story, lost, threading.Lock()
-        self._couriers: list[Courier] = []
+        self._senders: dict[str, BackgroundTask] = {}
 
     def add_place(self, name: str, deliver: Callable[[T], None]) -> None:
         """Tell it there from now on."""
@@ -55,25 +59,38 @@ class _Telling(Generic[T]):
             with self._lock:
                 story = self._story
             if not self._lost():  # else another driver tells it
-                deliver(story)
+                with storage.patience(_SEND_S):
+                    deliver(story)
 
-        self._couriers.append(Courier(name, work))
-        self._couriers[-1].wake()
+        def report(error: Exception) -> None:
+            _log.warning("%s: %s; the run continues, and it is sent again", name, reason_of(error))
+
+        self._senders[name] = BackgroundTask(
+            f"tracking-{name}",
+            work,
+            attempts_at_close=_ATTEMPTS_AT_CLOSE,
+            retry_s=_RETRY_S,
+            on_error=report,
+        )
+        self._senders[name].notify()
 
     def change(self, change: Callable[[T], T]) -> None:
         """The story has gone on."""
         with self._lock:
             self._story = change(self._story)
-        for courier in self._couriers:
-            courier.wake()
+        for sender in self._senders.values():
+            sender.notify()
 
     def close(self) -> None:
         """Tell it to its end; places that do not answer are waited for a minute at most, all together."""
-        deadline = time.monotonic() + _LAST_WORDS_S
-        for courier in self._couriers:
-            courier.end()
-        for courier in self._couriers:
-            courier.join(max(0.0, deadline - time.monotonic()))
+        deadline = time.monotonic() + _CLOSE_S
+        for sender in self._senders.values():
+            sender.request_close()
+        for name, sender in self._senders.items():
+            if not sender.close(max(0.0, deadline - time.monotonic())):
+                _log.warning("%s: no answer for %.0f s; the end may be missing there", name, _CLOSE_S)
+            elif sender.failed:
+                _log.warning("%s: the end could not be sent; all of it is in the run's folder", name)
 
 
 class Tracker:
@@ -178,7 +195,7 @@ class SweepTracker:
 
 def _epochs_before(config: RunConfig, folder: str) -> tuple[Epoch, ...]:
     """The epochs of a run so far: as its end has left them, or as its newest checkpoint has them."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError), storage.patience(_PATIENCE_S):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError), storage.patience(OPTIONAL_STORAGE_S):
         location = storage.join(folder, "history.json")
         if storage.is_file(location):
             return placed(config, storage.read_json(location))

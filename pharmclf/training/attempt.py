@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pharmclf import storage
 from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
 from pharmclf.config import ConfigError
+from pharmclf.core.background import run_in_thread
 from pharmclf.core.errors import RunError, format_error
 from pharmclf.hardware import sampled
 from pharmclf.hardware.cores import usable_cores
@@ -38,7 +38,6 @@ SETTINGS = {
 }
 """Variables of Ray Train that an attempt counts on; in the driver's environment before it starts."""
 
-_POLL_S = 0.5
 _START_S = 600.0  # for the first batch of an attempt
 _DUMPS_S = 15.0  # for the stack dumps of all workers, before they are killed
 _TOLD = (
@@ -108,7 +107,7 @@ class Attempt:
         placement = "PACK" if self.team.each.gpus else "SPREAD"
         trainer = trainer_for(_worker, settings, self.team, own, placement=placement, avoided=self._avoided)
         try:
-            in_thread(trainer.fit, lambda: self._watch(look))
+            run_in_thread(trainer.fit, lambda: self._watch(look))
         except Exception as error:
             raise self._reason(error) from error
         finally:
@@ -228,25 +227,6 @@ def trainer_for(
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
-
-
-def in_thread(work: Callable[[], Any], meanwhile: Callable[[], None]) -> None:
-    """Run work in a thread, so that this one is free for signals, and do something else every half second."""
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="in-thread", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_S)
-        meanwhile()
-    if failure:
-        raise failure[0]
 
 
 def _worker(settings: dict[str, Any]) -> None:

@@ -14,11 +14,11 @@ import ray
 from ray.exceptions import RayError
 
 from pharmclf import storage
+from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.training.pulse import Place, Pulse
 
 _POLL_S = 0.5
 _LIFELINE_S = 30.0  # without an answer of the relay the driver is gone, or this node is cut off
-_LAST_WORDS_S = 10.0  # patience with the storage of a dump
 
 
 class Relay:
@@ -139,6 +139,6 @@ class Lifeline:
             file.seek(0)
             text = file.read()
         name = f"attempt{self._number}-rank{self._rank}.txt"
-        with storage.patience(_LAST_WORDS_S):
+        with storage.patience(FINAL_STORAGE_S):
             storage.write_bytes(storage.join(self._folder, "stacks", name), text)
         ray.get(self._relay.dumped.remote(self._rank))

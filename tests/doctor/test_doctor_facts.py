@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.doctor.clocks import least_offset_s
 from pharmclf.doctor.disks import disks_here, places_of
 from pharmclf.doctor.framework import read_trial
 from pharmclf.doctor.gpus import Gpu, driver_here, parsed
 from pharmclf.doctor.images import sample_of, try_images
-from pharmclf.doctor.limits import NoAnswer, within
 from pharmclf.doctor.machine import container_limits, machine_here
 from pharmclf.doctor.network import Door, Listener, knock
 from pharmclf.doctor.packages import code_fingerprint, packages_here
@@ -140,20 +137,6 @@ def test_the_versions_here_are_those_that_are_installed() -> None:
     assert found.versions["numpy"] == numpy.__version__
     assert all(found.versions.values())
     assert found.code == code_fingerprint(ROOT / "pharmclf")
-
-
-def test_hung_work_is_given_up_and_its_error_passed_on() -> None:
-    """The time is bounded; a value and an error come back as they are, with the patience of the caller."""
-    release = threading.Event()
-    try:
-        with pytest.raises(NoAnswer, match=r"within 0\.05 s"):
-            within(0.05, release.wait)
-    finally:
-        release.set()
-    with storage.patience(7.0):
-        assert within(10, storage.patience_s) == 7.0
-    with pytest.raises(ZeroDivisionError):
-        within(10, lambda: 1 / 0)
 
 
 def test_disks_are_grouped_and_nothing_is_left_on_them(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tracked_runs import ACCURACY, RESULT, history, record_of, run_config, sweep
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
-from pharmclf.tracking import SweepTracker, Tracker, check_tracking, courier
+from pharmclf.tracking import SweepTracker, Tracker, check_tracking
 
 for _package in ("mlflow", "flask", "flask_cors"):  # enough of MLflow for a server without pages
     pytest.importorskip(_package, reason=f"{_package} is not installed: pip install '.[dev]'")
@@ -89,7 +89,7 @@ def test_a_server_shows_a_run_and_a_sweep_and_may_go_away_meanwhile(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The run goes on without it, and is there whole when it is back; nothing stands there twice."""
-    monkeypatch.setattr(courier, "_FIRST_PAUSE_S", 0.5)
+    monkeypatch.setattr("pharmclf.tracking.tracker._RETRY_S", 0.5)
     config = run_config(str(tmp_path), mlflow=server.uri)
     check_tracking(config)
     folder, said = f"{tmp_path}/tablets", []

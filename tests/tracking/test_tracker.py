@@ -24,14 +24,15 @@ from tracked_runs import (
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig
-from pharmclf.tracking import SweepTracker, Tracker, check_tracking, courier
+from pharmclf.core import background
+from pharmclf.tracking import SweepTracker, Tracker, check_tracking
 from pharmclf.tracking.tensorboard import TAGS
 from pharmclf.training.schedule import BALANCED
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(courier, "_LAST_PAUSE_S", 0.01)
+    monkeypatch.setattr(background, "_LAST_RETRY_S", 0.01)
 
 
 def tracker_of(config: RunConfig, lost: Any = lambda: None) -> tuple[Tracker, str]:
@@ -117,8 +118,8 @@ def test_a_disk_that_refuses_does_not_fail_the_run(tmp_path: Path, caplog: pytes
     tell(tracker, history(), "interrupted")
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 2
-    assert "the run goes on" in warnings[0]
-    assert "could not be delivered" in warnings[1]
+    assert "the run continues" in warnings[0]
+    assert "could not be sent" in warnings[1]
 
 
 @pytest.mark.parametrize("content", [b"no JSON", b'{"a": 1}', b'[{"phase": "phase9"}]', b"[1]"])
