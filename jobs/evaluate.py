@@ -12,13 +12,14 @@ from __future__ import annotations
 import tyro
 
 from pharmclf.cli import help_text, run_job
+from pharmclf.core.console import print_line
 from pharmclf.finish import EvaluationOptions, evaluate_saved
 
 
 def main() -> int:
     """Parse, test."""
     options = tyro.cli(EvaluationOptions, description=help_text(__doc__), config=(tyro.conf.FlagConversionOff,))
-    return evaluate_saved(options, lambda line: print(line, flush=True))
+    return evaluate_saved(options, print_line)
 
 
 if __name__ == "__main__":

@@ -15,20 +15,19 @@ formats), load_image.py, and export.json: inputs, outputs, sha256 of every file,
 
 from __future__ import annotations
 
-import signal
-import sys
-
 import tyro
 
 from pharmclf.cli import help_text, run_job
+from pharmclf.core.console import print_line
+from pharmclf.core.signals import exit_on_sigterm
 from pharmclf.export.model import ExportOptions, export_model
 
 
 def main() -> int:
     """Parse, then export."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half written is deleted
+    exit_on_sigterm()  # what is half written is deleted
     options = tyro.cli(ExportOptions, description=help_text(__doc__))
-    export_model(options, lambda line: print(line, flush=True))
+    export_model(options, print_line)
     print(f"exported: {', '.join(dict.fromkeys(options.format))} into {options.out}")
     return 0
 

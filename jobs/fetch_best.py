@@ -11,8 +11,6 @@ card README.md; all of them or nothing.
 
 from __future__ import annotations
 
-import signal
-import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -20,6 +18,8 @@ import tyro
 
 from pharmclf.cli import help_text, run_job
 from pharmclf.config import ConfigError
+from pharmclf.core.console import print_line
+from pharmclf.core.signals import exit_on_sigterm
 from pharmclf.runs import fetch_best, list_runs, ranked, table
 
 
@@ -43,7 +43,7 @@ class Options:
 
 def main() -> int:
     """Parse, then list or fetch."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what is half fetched is deleted
+    exit_on_sigterm()  # what is half fetched is deleted
     options = tyro.cli(Options, description=help_text(__doc__), config=(tyro.conf.FlagCreatePairsOff,))
     if options.show:
         runs = list_runs(options.storage, name=options.name, experiment=options.experiment)
@@ -57,7 +57,7 @@ def main() -> int:
         name=options.name,
         experiment=options.experiment,
         metric=options.metric,
-        say=lambda line: print(line, flush=True),
+        say=print_line,
     )
     print(f"fetched: the model of run {run.name} into {options.out}")
     return 0

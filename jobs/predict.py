@@ -18,6 +18,7 @@ from __future__ import annotations
 import tyro
 
 from pharmclf.cli import help_text, run_job
+from pharmclf.core.console import print_line
 from pharmclf.prediction.job import predict_images
 from pharmclf.prediction.options import PredictOptions
 
@@ -25,7 +26,7 @@ from pharmclf.prediction.options import PredictOptions
 def main() -> int:
     """Parse, predict."""
     options = tyro.cli(PredictOptions, description=help_text(__doc__), config=(tyro.conf.FlagCreatePairsOff,))
-    return predict_images(options, lambda line: print(line, flush=True))
+    return predict_images(options, print_line)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pharmclf import storage
 from pharmclf.cli import parse_config, run_job, scan_progress, take_bare_flag
+from pharmclf.core.console import print_line
 from pharmclf.data.prepare import MANIFEST_FILE, count_lines, count_table, prepare
 
 _SHOWN = 20
@@ -35,7 +36,7 @@ def main() -> int:
         return 0
     from pharmclf.pipeline import fill_activations  # Ray is wanted here alone
 
-    return fill_activations(config, folder, manifest, lambda line: print(line, flush=True))
+    return fill_activations(config, folder, manifest, print_line)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import functools
 from pathlib import Path
 
 from pharmclf.cli import parse_config, run_job, take_switch
+from pharmclf.core.console import print_line
 from pharmclf.find_rate import find_rate
 from pharmclf.pipeline import dry_run, run
 
@@ -23,7 +24,7 @@ def main() -> int:
     whole = functools.partial(run, overwrite=take_switch("--overwrite"))
     work = dry_run if take_switch("--dry-run") else find_rate if take_switch("--find-lr") else whole
     config = parse_config(__doc__ or "", Path(__file__).parent / "configs" / "demo.yaml")
-    return work(config, lambda line: print(line, flush=True))
+    return work(config, print_line)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,28 @@
-"""What every job shares: flags from the configuration's types, errors without tracebacks, exit codes, signals."""
+"""What every job shares: flags from the configuration's types, errors without tracebacks, exit codes."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import io
 import itertools
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from pharmclf.config import AUTO, ConfigError, RunConfig, load_yaml
+from pharmclf.core.console import Say, make_output_robust
 from pharmclf.core.errors import UserError, format_error
 from pharmclf.progress import progress_lines
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
 T = TypeVar("T")
-Say = Callable[[str], None]
-"""Takes a line for the console."""
 
 
 def parse_config(description: str, default: Path, arguments: Sequence[str] | None = None) -> RunConfig:
@@ -125,42 +120,13 @@ def scan_progress(say: Say) -> Callable[[int, int], None]:
     return progress_lines(say, "images examined")
 
 
-class StopSignal:
-    """Remembers SIGINT and SIGTERM, so that a run can write its checkpoint and end; the second one ends at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
-            os._exit(128 + number)
-        self.received = number
-        print("\nstopping: a checkpoint is written first (once more to end at once)", flush=True)  # noqa: T201
-
-    @property
-    def exit_code(self) -> int:
-        """130 after SIGINT, 143 after SIGTERM."""
-        return 128 + (self.received or 0)
-
-
 def run_job(main: Callable[[], int]) -> None:
     """Run a job's main function and end the process with its exit code.
 
     Bad input ends with 2, other failures with 1, each with one line on standard error; PHARMCLF_DEBUG=1 shows the
     traceback. An interrupt ends with 130. Output that nobody takes, as behind `| head`, ends nothing.
     """
-    for name in ("stdout", "stderr"):
-        _make_lenient(name)
+    make_output_robust()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         code = main()
@@ -172,38 +138,6 @@ def run_job(main: Callable[[], int]) -> None:
         code = _complain(error, EXIT_FAILED)
     sys.stdout.flush()
     sys.exit(code)
-
-
-class _DroppingFile(io.FileIO):
-    """A file that drops what cannot be written: the reader of a pipe or a terminal is gone, or the disk is full."""
-
-    def write(self, content: Any, /) -> int:
-        """Write bytes, or drop them -> bytes that count as written."""
-        try:
-            return super().write(content)
-        except BlockingIOError:
-            raise
-        except OSError:
-            return memoryview(content).nbytes
-
-
-def _make_lenient(name: str) -> None:
-    """Make stdout or stderr of this process one whose writes never fail: neither by the file, nor by the encoding."""
-    stream = getattr(sys, name)
-    if not isinstance(stream, io.TextIOWrapper):
-        return
-    with contextlib.suppress(OSError, ValueError):  # without a file, or closed
-        stream.flush()
-    with contextlib.suppress(OSError, ValueError):
-        file = io.BufferedWriter(_DroppingFile(stream.fileno(), "w", closefd=False))
-        lenient = io.TextIOWrapper(
-            file,
-            encoding=stream.encoding,
-            errors="backslashreplace",
-            line_buffering=stream.line_buffering,
-            write_through=stream.write_through,
-        )
-        setattr(sys, name, lenient)
 
 
 def _complain(error: Exception, code: int) -> int:

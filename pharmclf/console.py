@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from pharmclf.cli import Say, StopSignal
+from pharmclf.core.console import Say
+from pharmclf.core.signals import StopSignal
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.report.summary import progress_line
 from pharmclf.storage.lease import Lease

@@ -7,14 +7,16 @@ import tempfile
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.activations.provide import Interrupted, provide
-from pharmclf.cli import EXIT_OK, Say, StopSignal, scan_progress
+from pharmclf.activations.provide import provide
+from pharmclf.cli import EXIT_OK, scan_progress
 from pharmclf.config import RunConfig, refuse_auto
+from pharmclf.core.console import Say
+from pharmclf.core.signals import StopRequested, StopSignal
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.prepare import check_storage, split_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.model.device import prepare_for
 from pharmclf.pipeline import describe_data, training_job, wish_of
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.rate_plots import rates_png
 from pharmclf.run_record import with_weights_found
 from pharmclf.training.feasible import check_feasible
@@ -57,21 +59,19 @@ def find_rate(config: RunConfig, say: Say) -> int:
         job = with_stream_cpus(training_job(config, folder, manifest))
         with native_chatter_muted():
             prepare_for(config)
+        configured = {phase.name: phase.settings.learning_rate for phase in phases_of(config)}
         try:
             job = dataclasses.replace(job, activations=provide(wish_of(job, manifest, 0, say, stopped, quarantine.add)))
-        except Interrupted:
+            with native_chatter_muted():
+                from pharmclf.training.range_test import range_test
+
+                curves = range_test(
+                    job, say, lambda curve: _proposal(curve).rate or configured[curve.phase], stopped, quarantine
+                )
+        except StopRequested:
             quarantine.check()
             return stop.exit_code
-        configured = {phase.name: phase.settings.learning_rate for phase in phases_of(config)}
-        with native_chatter_muted():
-            from pharmclf.training.range_test import range_test
-
-            curves = range_test(
-                job, say, lambda curve: _proposal(curve).rate or configured[curve.phase], stopped, quarantine
-            )
     quarantine.check()
-    if curves is None:
-        return stop.exit_code
     found = [(curve, configured[curve.phase], _proposal(curve)) for curve in curves]
     storage.write_json(f"{place}.json", {"phases": [_plain(*each) for each in found]})
     storage.write_bytes(f"{place}.png", rates_png(config.run_name, found))

@@ -16,12 +16,15 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.activations.choice import PhaseWork
 from pharmclf.activations.precision import precision_of
-from pharmclf.activations.provide import Interrupted, Wish, drop_damaged, provide, streamed_instead
+from pharmclf.activations.provide import Wish, drop_damaged, provide, streamed_instead
 from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept, size_text
-from pharmclf.cli import EXIT_FAILED, EXIT_OK, Say, StopSignal, scan_progress
+from pharmclf.cli import EXIT_FAILED, EXIT_OK, scan_progress
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.console import Console, RunConsole
+from pharmclf.core.console import Say
 from pharmclf.core.errors import format_error
+from pharmclf.core.signals import StopRequested, StopSignal
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.balance import imbalance_note
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.image_set import ImageSet
@@ -33,7 +36,6 @@ from pharmclf.doctor.quick import quick_checks
 from pharmclf.finish import extra_sets, finish
 from pharmclf.hardware import HardwareMonitor, Setting
 from pharmclf.model.device import in_precision, prepare_device
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.resume import complete_again, look_up, manifest_for
 from pharmclf.run_record import (
     RUN_FILE,
@@ -52,7 +54,7 @@ from pharmclf.tracking import Tracker, check_tracking
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.feasible import batch_warning, check_feasible
 from pharmclf.training.fit_nodes import microbatches_for
-from pharmclf.training.job import Observer, StopRequested, TrainingJob
+from pharmclf.training.job import Observer, TrainingJob
 from pharmclf.training.launch import asking_for_nodes, await_team, connect, launch
 from pharmclf.training.nodes import node_address
 from pharmclf.training.phases import phases_of
@@ -157,27 +159,28 @@ def run(
                     job = training_job(config, folder, manifest, expected)
                     job = dataclasses.replace(job, hardware_every_s=config.hardware_every_s)
                     behind.enter_context(asking_for_nodes(config))
-                    decided_job = settled(job, console, record)
-                    outcome: dict[str, Any] = {"status": "stopped"}
-                    if decided_job is not None:
+                    try:
+                        job = settled(job, console, record)
                         with console.divergence_explained():
-                            outcome = train_on_activations(decided_job, manifest, console, record, earlier)
+                            outcome = train_on_activations(job, manifest, console, record, earlier)
+                    except StopRequested:
+                        quarantine.check()  # too many bad images request a stop too
+                        raise
                     quarantine.check()
-                    done = outcome["status"] == "complete"
-                    record["state"] = "trained" if done else "interrupted"
-                    if done:
-                        if line := hardware.line():
-                            say(line)
-                        console.event("test")
-                        hardware.flush()
-                        record["device"] = outcome["device"]
-                        so_far = record | {"seconds": before + time.monotonic() - began}
-                        stopped = console.stop_requested
-                        finish(config, folder, manifest, outcome, so_far, say, quarantine, stop_requested=stopped)
-                        record["state"] = "complete"
+                    record["state"] = "trained"
+                    if line := hardware.line():
+                        say(line)
+                    console.event("test")
+                    hardware.flush()
+                    record["device"] = outcome["device"]
+                    so_far = record | {"seconds": before + time.monotonic() - began}
+                    stopped = console.stop_requested
+                    finish(config, folder, manifest, outcome, so_far, say, quarantine, stop_requested=stopped)
+                    record["state"] = "complete"
                 except StopRequested:
-                    done, record["state"] = False, "interrupted"
-                    say("stopped on request; the model is trained and saved, the same command tests it")
+                    if record["state"] == "trained":
+                        say("stopped on request; the model is trained and saved, the same command tests it")
+                    record["state"] = "interrupted"
                 except BaseException as error:
                     record["state"], reason = "failed", format_error(error)
                     raise
@@ -185,19 +188,21 @@ def run(
                     record["seconds"] = before + time.monotonic() - began
                     board.event("end", state=record["state"], reason=reason)
                     write_last(folder, record, lease)
-    return EXIT_OK if done else stop.exit_code
+    return EXIT_OK if record["state"] == "complete" else stop.exit_code
 
 
-def settled(job: TrainingJob, console: Observer, record: dict[str, Any]) -> TrainingJob | None:
-    """The job with what is decided once for a run, which goes into its record; None: a stop was asked for."""
+def settled(job: TrainingJob, console: Observer, record: dict[str, Any]) -> TrainingJob:
+    """The job with what is decided once for a run, which goes into its record.
+
+    Raises:
+        StopRequested: a stop was requested.
+    """
     if "precision" not in record:
-        if job.config.worker_range[1] and await_team(job.config, console) is None:
-            return None
+        if job.config.worker_range[1]:
+            await_team(job.config, console)
         record["precision"] = precision_of(job.config)
     job = dataclasses.replace(job, config=in_precision(job.config, record["precision"]))
     fitted = microbatches_for(job, console, record.get("microbatch"))
-    if fitted is None:
-        return None
     record["microbatch"] = fitted
     return dataclasses.replace(job, microbatches=fitted["rows"])
 
@@ -232,10 +237,7 @@ def train_on_activations(
     wish = wish_of(job, manifest, at, console.say, console.stop_requested, lost_to(console))
     repairs = 0
     while True:
-        try:
-            job = dataclasses.replace(job, activations=provide(wish, earlier=earlier))
-        except Interrupted:
-            return {"status": "stopped"}
+        job = dataclasses.replace(job, activations=provide(wish, earlier=earlier))
         record["activations"] = earlier = sorted({*job.activations, *(name for name in earlier or () if at)})
         storage.write_json(storage.join(job.folder, RUN_FILE), record)
         console.event("activations", phases=sorted(job.activations))
@@ -291,7 +293,7 @@ def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Sa
         job = training_job(config, folder, manifest)
         try:
             found = provide(wish_of(job, manifest, 0, say, stopped, quarantine.add))
-        except Interrupted:
+        except StopRequested:
             quarantine.check()
             return stop.exit_code
     for name, kept in found.items():

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.cli import EXIT_OK, Say, scan_progress
+from pharmclf.cli import EXIT_OK, scan_progress
 from pharmclf.config import ConfigError, RunConfig, from_dict
+from pharmclf.core.console import Say
 from pharmclf.data.kept import keep_manifest, manifest_of_run
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_manifest

@@ -14,17 +14,17 @@ from typing import Any
 import yaml
 
 from pharmclf import storage
-from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig, from_dict
+from pharmclf.core.console import Say
 from pharmclf.core.errors import RunError
 from pharmclf.core.hashing import sha256_bytes, sha256_file
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import WHITE
 from pharmclf.data.prepare import MANIFEST_FILE, refusals_named
 from pharmclf.evaluation.decision import DECISION_FILE
 from pharmclf.model.device import prepare_device
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.card import CARD_FILE
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE

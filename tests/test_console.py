@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from recorder import Recorder
 
-from pharmclf.cli import StopSignal
 from pharmclf.console import RunConsole
+from pharmclf.core.signals import StopSignal
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.storage.lease import Lease

@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pharmclf.cli import parse_options, run_job, take_switch
+from pharmclf.core.console import print_line
 from pharmclf.sweep.options import SweepOptions
 from pharmclf.sweep.sweep import sweep
 
@@ -25,7 +26,7 @@ def main() -> int:
     overwrite = take_switch("--overwrite")
     options, base = parse_options(__doc__ or "", _HERE / "base.yaml", SweepOptions())
     space = Path(options.space) if options.space else _HERE / "space.yaml"
-    return sweep(options, base, space, lambda line: print(line, flush=True), overwrite=overwrite)
+    return sweep(options, base, space, print_line, overwrite=overwrite)
 
 
 if __name__ == "__main__":

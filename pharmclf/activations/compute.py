@@ -26,13 +26,13 @@ from pharmclf.activations.local_cache import LocalCache
 from pharmclf.activations.shards import ActivationsNotKept, missing_shards, standing_shards, write_shard
 from pharmclf.activations.spans import Span, Target, spans
 from pharmclf.config import BackboneName, ConfigError, RunConfig
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.augment import apply_transforms, projective_transforms
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.stream import checked, in_column, in_order, load_block, prefetch
 from pharmclf.model.cut import CutCost, cut_costs, cut_tensors
 from pharmclf.model.device import gpu_capability, prepare_device, prepare_for
-from pharmclf.quiet import native_chatter_muted
 
 _PICTURES = 64  # of one forward pass
 _CHECK_EVERY_S = 0.1

@@ -6,8 +6,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pharmclf.config import RunConfig
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.model.device import driver_capability, gpu_capability, least_capability, precision_for
-from pharmclf.quiet import native_chatter_muted
 
 
 def precision_of(config: RunConfig) -> str:

@@ -31,6 +31,7 @@ from pharmclf.activations.shards import (
 from pharmclf.activations.spans import Target
 from pharmclf.config import RunConfig
 from pharmclf.core.hashing import sha256_file
+from pharmclf.core.signals import StopRequested
 from pharmclf.data.manifest import Manifest
 from pharmclf.model.cut import CutCost, check_depth
 from pharmclf.progress import progress_lines
@@ -39,10 +40,6 @@ from pharmclf.storage.lease import Lease, LeaseTaken
 _WAIT_S = 2.0
 _TELL_WAIT_S = 30.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; what is computed stays."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def provide(wish: Wish, *, earlier: Sequence[str] | None = None) -> dict[str, Ac
 
     Raises:
         ConfigError: weights that cannot be had, or more blocks than there are.
-        Interrupted: the run was asked to stop.
+        StopRequested: the run was asked to stop.
         PermissionError, StorageUnavailable: the storage gives nothing at all.
     """
     if wish.config.activations == "never":
@@ -146,7 +143,7 @@ def _ensure(
                 whole |= _compute(wish, leases, costs or compute.costs_of(wish.config), precision)
         if leases.taken:
             if wish.stopped():
-                raise Interrupted
+                raise StopRequested
             if time.monotonic() - told > _TELL_WAIT_S:
                 told = time.monotonic()
                 wish.say(f"activations: waiting, {leases.taken}")
@@ -176,7 +173,7 @@ def _compute(wish: Wish, leases: _Leases, costs: Sequence[CutCost], precision: s
         nonlocal computed
         computed = done
         if wish.stopped():
-            raise Interrupted
+            raise StopRequested
         leases.check()
         tell(done, total)
 

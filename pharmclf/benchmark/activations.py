@@ -13,11 +13,11 @@ import numpy as np
 
 from pharmclf import pipeline, storage
 from pharmclf.activations.shards import INDEX_FILE
-from pharmclf.cli import Say
 from pharmclf.config import RunConfig, StoppingConfig
+from pharmclf.core.console import Say
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.prepare import data_location
 from pharmclf.model.device import prepare_for
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.launch import connect
 
 _BATCH = 16  # pictures of a timed pass through a prefix

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from pharmclf import storage
-from pharmclf.cli import Say
 from pharmclf.config import RunConfig
+from pharmclf.core.console import Say
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.prepare import data_location
 from pharmclf.evaluation.predict import BATCH, Prediction, Predictor, predicted_blocks
@@ -21,7 +22,6 @@ from pharmclf.model.device import device_name
 from pharmclf.prediction.answers import Answers
 from pharmclf.prediction.images import list_images
 from pharmclf.prediction.reading import read_images
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.launch import connect
 
 _MEASURED_S = 30.0  # of each way

@@ -9,12 +9,12 @@ from typing import Any
 
 from pharmclf.benchmark.child import in_child
 from pharmclf.benchmark.options import MeasureOptions
-from pharmclf.cli import Say
 from pharmclf.config import RunConfig
+from pharmclf.core.console import Say
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.hardware import HardwareMonitor
 from pharmclf.hardware.sampler import NodeReader
 from pharmclf.model.device import prepare_for
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.launch import connect
 from pharmclf.training.phases import phases_of
 

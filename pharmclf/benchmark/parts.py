@@ -16,6 +16,7 @@ from pharmclf.benchmark.pictures import picture
 from pharmclf.benchmark.scaling_model import ScalingOptions
 from pharmclf.benchmark.tables import machine
 from pharmclf.config import RunConfig
+from pharmclf.core.console import print_line
 from pharmclf.core.errors import format_error
 from pharmclf.data.destination import check_destination
 
@@ -78,12 +79,12 @@ def run_part(name: str, config: RunConfig, options: Any, home: Path) -> dict[str
     module, function = part.work.split(":")
     arguments = [options] if part.options is not None else [part.extra(home)] if part.extra else []
     work = getattr(importlib.import_module(f"pharmclf.benchmark.{module}"), function)
-    report: dict[str, Any] = {"benchmark": name, "machine": machine()} | work(config, *arguments, _say)
+    report: dict[str, Any] = {"benchmark": name, "machine": machine()} | work(config, *arguments, print_line)
     place = storage.absolute(config.storage)
     storage.write_json(storage.join(place, f"benchmark-{name}.json"), report)
     if drawn := picture(name, report):
         storage.write_bytes(storage.join(place, f"benchmark-{name}.png"), drawn)
-    _say(f"{name}: {len(report['rows'])} rows, written to {storage.join(place, f'benchmark-{name}.json')}")
+    print_line(f"{name}: {len(report['rows'])} rows, written to {storage.join(place, f'benchmark-{name}.json')}")
     return report
 
 
@@ -97,15 +98,11 @@ def run_parts(names: tuple[str, ...], configs: dict[str, tuple[Any, RunConfig]],
     """
     reports: dict[str, Any] = {}
     for name in names:
-        _say(f"=== {name}")
+        print_line(f"=== {name}")
         options, config = configs[name]
         try:
             reports[name] = in_child(run_part, name, config, options, home)
         except Exception as error:
-            _say(f"{name} failed: {format_error(error)}")
+            print_line(f"{name} failed: {format_error(error)}")
             reports[name] = {"benchmark": name, "rows": [], "failed": format_error(error), "holds": False}
     return reports
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201

@@ -18,8 +18,8 @@ from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.benchmark.our_side import our_side
 from pharmclf.benchmark.plain_side import plain_side
 from pharmclf.benchmark.tables import columns, number, times
-from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig
+from pharmclf.core.console import Say
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import data_location, split_manifest
 from pharmclf.metrics import Estimate, proportion

@@ -11,8 +11,8 @@ import numpy as np
 
 from pharmclf.benchmark.timing import Parts, pace
 from pharmclf.config import RunConfig
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.model.device import prepare_device
-from pharmclf.quiet import native_chatter_muted
 
 
 def plain_side(

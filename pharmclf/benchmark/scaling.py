@@ -28,8 +28,8 @@ from pharmclf.benchmark.scaling_model import (
     worst_error,
 )
 from pharmclf.benchmark.stages import benchmark_job, stream_rate
-from pharmclf.cli import Say
 from pharmclf.config import ConfigError, RunConfig
+from pharmclf.core.console import Say
 from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import in_precision, prepare_for
 from pharmclf.report.scaling_plots import scaling_png

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.cli import Say
 from pharmclf.config import ConfigError, PhaseConfig, RunConfig, StoppingConfig, refuse_auto
+from pharmclf.core.console import Say
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.plan import PhasePlan
 from pharmclf.data.stream import load_images, plan_batches
 from pharmclf.model.device import device_name, gpu_capability, precision_for, prepare_for
 from pharmclf.pipeline import training_job
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.job import TrainingJob
 from pharmclf.training.launch import connect, with_stream_cpus
 from pharmclf.training.phases import Phase, phases_of

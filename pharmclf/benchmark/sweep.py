@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from pharmclf import storage
-from pharmclf.cli import Say
 from pharmclf.config import RunConfig
+from pharmclf.core.console import Say
 from pharmclf.data.prepare import data_location
 from pharmclf.sweep.options import SweepOptions
 from pharmclf.sweep.start import SWEEP_FILE

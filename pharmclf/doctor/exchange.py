@@ -83,9 +83,9 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     """One Ray Train worker. (all ranks)"""
     import ray.train
 
+    from pharmclf.core.stderr_filter import native_chatter_muted
     from pharmclf.hardware.cores import usable_cores
     from pharmclf.model.device import prepare_device
-    from pharmclf.quiet import native_chatter_muted
 
     with native_chatter_muted():
         prepare_device(deterministic=False, gpus=settings["gpus"])

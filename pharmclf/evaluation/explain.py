@@ -8,8 +8,8 @@ import numpy as np
 import ray
 
 from pharmclf import storage
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.model.device import prepare_device
-from pharmclf.quiet import native_chatter_muted
 
 _CPUS = 0.1  # it computes behind the predictions, for a second or two
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.cli import Say
 from pharmclf.config import ConfigError
+from pharmclf.core.console import Say
 from pharmclf.core.errors import describe_exit
 from pharmclf.core.hashing import sha256_file
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.evaluation.decision import DECISION_FILE, Decision, fit_decision, write_decision
 from pharmclf.evaluation.saved import SavedModel, find_model
 from pharmclf.export import reload
@@ -37,7 +38,6 @@ from pharmclf.export.portable import portable
 from pharmclf.export.target import whole_folder
 from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import prepare_device
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.report import snippet
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.cli import Say
 from pharmclf.config import RunConfig
+from pharmclf.core.console import Say
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE
 from pharmclf.data.quarantine import Quarantine

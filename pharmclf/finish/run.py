@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.cli import Say
 from pharmclf.config import RunConfig, to_yaml
+from pharmclf.core.console import Say
+from pharmclf.core.signals import StopRequested
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE
@@ -35,7 +36,7 @@ from pharmclf.report.hardware_plots import hardware_curves
 from pharmclf.report.page import page_html
 from pharmclf.report.summary import PhaseFacts, RunFacts, result, summary_text
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
-from pharmclf.training.job import LABELS_FILE, MODEL_FILE, StopRequested, phase_model_file
+from pharmclf.training.job import LABELS_FILE, MODEL_FILE, phase_model_file
 from pharmclf.training.schedule import best_phase
 
 REPORT_FILE = "report.html"

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.cli import EXIT_OK, Say, scan_progress
+from pharmclf.cli import EXIT_OK, scan_progress
 from pharmclf.config import ConfigError, RunConfig, check_location, from_dict, parse_share, parse_workers, to_yaml
+from pharmclf.core.console import Say
 from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, manifests_of

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pharmclf import storage
-from pharmclf.cli import Say
+from pharmclf.core.console import Say
 from pharmclf.data.image_set import ImageSet
 from pharmclf.evaluation.predict import Prediction, predicted_blocks
 from pharmclf.prediction.answers import SCHEMA, Answers

@@ -10,8 +10,8 @@ from typing import Any
 from pharmclf.activations import compute
 from pharmclf.activations.choice import PhaseWork
 from pharmclf.activations.provide import Wish, provide
-from pharmclf.cli import Say
 from pharmclf.config import RunConfig
+from pharmclf.core.console import Say
 from pharmclf.data.manifest import Manifest
 from pharmclf.pipeline import Lost
 from pharmclf.sweep.ledger import activations_of
@@ -73,7 +73,7 @@ def keep_ahead(
 
     Raises:
         ConfigError: weights that cannot be had.
-        Interrupted: the sweep was asked to stop; what is computed stays.
+        StopRequested: the sweep was asked to stop; what is computed stays.
     """
     kept = {}
     every = variants(base, space)

@@ -20,10 +20,10 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from pharmclf.cli import Say
 from pharmclf.core.background import run_in_thread
+from pharmclf.core.console import Say
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.quarantine import QUARANTINED
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.report.summary import format_duration
 from pharmclf.report.sweep import live_table, short_names
 from pharmclf.sweep.ledger import Ledger, Trial

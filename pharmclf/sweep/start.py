@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.cli import EXIT_OK, Say
+from pharmclf.cli import EXIT_OK
 from pharmclf.config import ConfigError, RunConfig
+from pharmclf.core.console import Say
 from pharmclf.resume import check_place, find_record, test_more
 from pharmclf.run_record import has_trained, read_record
 from pharmclf.schema_version import check_schema_version, load_record

@@ -14,10 +14,11 @@ import ray
 from pharmclf import storage
 from pharmclf.activations import compute
 from pharmclf.activations.precision import precision_of
-from pharmclf.activations.provide import Interrupted
-from pharmclf.cli import EXIT_OK, Say, StopSignal
+from pharmclf.cli import EXIT_OK
 from pharmclf.config import ConfigError, RunConfig, refuse_auto, to_dict
+from pharmclf.core.console import Say
 from pharmclf.core.errors import RunError
+from pharmclf.core.signals import StopRequested, StopSignal
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, write_manifest
@@ -56,7 +57,6 @@ from pharmclf.tracking import SweepTracker, check_tracking
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.division import divide_resources
 from pharmclf.training.feasible import batch_warning, check_feasible
-from pharmclf.training.job import StopRequested
 from pharmclf.training.launch import connect
 from pharmclf.training.nodes import node_address
 
@@ -181,29 +181,27 @@ class _Sweep:
     def _run(self, stop: StopSignal, lease: Lease, tracker: SweepTracker) -> int:
         location = storage.join(self.folder, QUARANTINE_FILE)
         quarantine = Quarantine(self.manifest, self.base.max_bad_share, self.say, location)
-        with contextlib.ExitStack() as behind:
-            behind.callback(quarantine.write)
-            return self._run_trials(stop, lease, tracker, quarantine)
 
-    def _run_trials(self, stop: StopSignal, lease: Lease, tracker: SweepTracker, quarantine: Quarantine) -> int:
         def stop_requested() -> bool:
             return stop.received is not None or bool(lease.lost) or quarantine.is_full
 
-        def interrupted() -> int:
-            if stop.received is None and not lease.lost:
-                self._write(state="interrupted")
-                quarantine.check()
-            return self._interrupted(stop, lease)
+        with contextlib.ExitStack() as behind:
+            behind.callback(quarantine.write)
+            try:
+                return self._run_trials(stop_requested, tracker, quarantine)
+            except StopRequested:
+                if stop.received is None and not lease.lost:
+                    self._write(state="interrupted")
+                    quarantine.check()
+                return self._interrupted(stop, lease)
 
+    def _run_trials(self, stop_requested: Callable[[], bool], tracker: SweepTracker, quarantine: Quarantine) -> int:
         began = time.monotonic()
-        try:
-            base = in_precision(self.base, self.record["precision"])
-            weights = self.record["fingerprints"]
-            kept = keep_ahead(
-                base, self.space, self.total, self.manifest, weights, self.say, stop_requested, quarantine.add
-            )
-        except Interrupted:
-            return interrupted()
+        base = in_precision(self.base, self.record["precision"])
+        weights = self.record["fingerprints"]
+        kept = keep_ahead(
+            base, self.space, self.total, self.manifest, weights, self.say, stop_requested, quarantine.add
+        )
         ledger, room = self._ledger(kept), self.room
 
         def ended(trial: Trial) -> None:
@@ -224,12 +222,9 @@ class _Sweep:
         if ledger.fatal:
             raise storage.StorageUnavailable(ledger.fatal)
         if stop_requested():
-            return interrupted()
+            raise StopRequested
         self.say(f"all trials have ended after {time.monotonic() - began:.0f} s")
-        try:
-            return self._finish(ledger, quarantine, stop_requested)
-        except StopRequested:
-            return interrupted()
+        return self._finish(ledger, quarantine, stop_requested)
 
     def _ledger(self, kept: dict[str, list[int]]) -> Ledger:
         epochs = self.base.phase1.epochs, self.base.phase2.epochs

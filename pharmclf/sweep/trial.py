@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import ray
@@ -25,10 +25,11 @@ from pharmclf.activations.provide import drop_damaged, provide
 from pharmclf.activations.shards import ActivationsLost
 from pharmclf.config import RunConfig, from_dict
 from pharmclf.core.errors import first_line, format_error
+from pharmclf.core.signals import StopRequested
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.pipeline import lost_to, train_on_activations, training_job, wish_of
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseTaken
 from pharmclf.training.job import TrainingDiverged, TrainingJob
 from pharmclf.training.phases import phases_of, with_places
@@ -106,10 +107,10 @@ def _train_one(group: Mapping[str, Any], shared: Shared, used: Callable[[], dict
         outcome = train_on_activations(job, shared.manifest, observer, member["record"], names, share=shared.share)
     except TrainingDiverged as error:
         return [{"state": "diverged", "reason": str(error), "history": None}]
+    except StopRequested:  # by the sweep; what is read of it is in its checkpoints
+        observer.leave()
     except Exception as error:
         return [_failure(error)]
-    if outcome["status"] != "complete":  # stopped by the sweep; what is read of it stands in its checkpoints
-        observer.leave()
     return [{"state": "trained", "reason": "", "history": with_places(config, outcome["history"])}]
 
 
@@ -141,10 +142,12 @@ def _train_heads(
             drop_damaged(kept.values())
             kept = provide(wish, earlier=names)
             outcomes = train_heads(replace(job, activations=kept), heads, distributed.alone(), observer)
+        if any(outcome["status"] == "stopped" for outcome in outcomes):
+            raise StopRequested
+    except StopRequested:
+        observer.leave()
     except Exception as error:
         return [_failure(error) for _ in members]
-    if any(outcome["status"] == "stopped" for outcome in outcomes):
-        observer.leave()
     states = {"complete": "trained", "diverged": "diverged"}
     return [
         {
@@ -226,7 +229,7 @@ class _Observer:
             self._ends = bool(ray.wait([self._sweep_ends], timeout=0)[0])
         return self._stopped or self._ends
 
-    def leave(self) -> None:
+    def leave(self) -> NoReturn:
         """End the worker's function, in Ray Tune's own way: it answers the last report of a sweep that ends so."""
         self._report({"stopped": True})
         sys.exit(0)

@@ -9,14 +9,14 @@ from typing import Any
 import ray
 
 from pharmclf import pipeline, storage
-from pharmclf.cli import Say
 from pharmclf.config import RunConfig
+from pharmclf.core.console import Say
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.finish import finish
 from pharmclf.model.device import prepare_device
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.run_record import RUN_FILE
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.sweep.ledger import Trial

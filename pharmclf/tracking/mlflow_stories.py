@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.cli import Say
 from pharmclf.config import from_dict, to_yaml
+from pharmclf.core.console import Say
 from pharmclf.run_record import RUN_FILE, flat
 from pharmclf.schema_version import load_record
 from pharmclf.tracking.facts import Story, SweepStory, TrialStory, final_numbers, outcome_text, placed, tags_of

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from pharmclf import storage
-from pharmclf.cli import Say
 from pharmclf.config import RunConfig
 from pharmclf.core.background import BackgroundTask
+from pharmclf.core.console import Say
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.report.sweep import TrialFacts
 from pharmclf.run_record import flat

@@ -20,10 +20,10 @@ from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
 from pharmclf.config import ConfigError
 from pharmclf.core.background import run_in_thread
 from pharmclf.core.errors import RunError, format_error
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.hardware import sampled
 from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import prepare_for
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.division import Team
 from pharmclf.training.job import Observer, OutOfMemory, TrainingDiverged, TrainingJob
 from pharmclf.training.nodes import node_address

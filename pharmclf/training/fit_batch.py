@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from pharmclf.config import ConfigError, RunConfig, to_dict
+from pharmclf.core.signals import StopRequested
 from pharmclf.hardware.control_group import ControlGroup
 from pharmclf.model.device import memory_limit_mb
 from pharmclf.training.fitting import (
@@ -34,10 +35,6 @@ from pharmclf.training.phases import phases_of
 _TRY_S = 900.0  # for the answer to a try, with the start of the process
 _POLL_S = 0.5
 _TAIL_BYTES = 20_000  # of what a process has written to standard error
-
-
-class Stopped(Exception):
-    """It was asked to stop while it tried."""
 
 
 def find_rows(
@@ -61,7 +58,7 @@ def find_rows(
     Raises:
         ConfigError: bad input that only the networks show.
         FittingFailed: an error that is none of memory.
-        Stopped: as asked.
+        StopRequested: a stop was requested.
     """
     with _Child(config, num_classes, _memory_bytes(workers_here), stopped) as child:
         device = child.device()
@@ -168,7 +165,7 @@ class _Child:
         deadline = time.monotonic() + _TRY_S
         while not select.select([self._talk], [], [], _POLL_S)[0]:
             if self._stopped():
-                raise Stopped
+                raise StopRequested
             if time.monotonic() > deadline:
                 raise FittingFailed(f"a try has not ended within {_TRY_S:.0f} s. Give --microbatch N")
         try:

@@ -10,9 +10,10 @@ import ray._private.state as ray_state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pharmclf.config import ConfigError, RunConfig
+from pharmclf.core.signals import StopRequested
 from pharmclf.model.device import memory_limit_mb
 from pharmclf.training.division import Node, Team
-from pharmclf.training.fit_batch import Stopped, find_rows
+from pharmclf.training.fit_batch import find_rows
 from pharmclf.training.fitting import FittingFailed, fewest, fitting_line
 from pharmclf.training.job import Observer, TrainingJob
 from pharmclf.training.launch import await_team, connect
@@ -21,7 +22,7 @@ from pharmclf.training.nodes import usable_nodes
 _POLL_S = 0.5
 
 
-def microbatches_for(job: TrainingJob, observer: Observer, earlier: dict[str, Any] | None) -> dict[str, Any] | None:
+def microbatches_for(job: TrainingJob, observer: Observer, earlier: dict[str, Any] | None) -> dict[str, Any]:
     """The micro-batches of a run: those that are asked for, those that it has found before, or now by trying.
 
     Args:
@@ -31,7 +32,7 @@ def microbatches_for(job: TrainingJob, observer: Observer, earlier: dict[str, An
 
     Returns:
         rows: by name of the phase, none where each worker computes its share at once; found: whether by trying;
-        memory_limit_mb: under which. None: a stop was asked for.
+        memory_limit_mb: under which.
 
     Raises:
         As `find_microbatches`.
@@ -43,11 +44,10 @@ def microbatches_for(job: TrainingJob, observer: Observer, earlier: dict[str, An
         rows = ", ".join(f"{phase} {rows}" for phase, rows in earlier["rows"].items())
         observer.event("note", text=f"microbatch auto: as found before, {rows}")
         return earlier
-    found = find_microbatches(job, observer)
-    return None if found is None else {"found": True, "memory_limit_mb": limit, "rows": found}
+    return {"found": True, "memory_limit_mb": limit, "rows": find_microbatches(job, observer)}
 
 
-def find_microbatches(job: TrainingJob, observer: Observer) -> dict[str, int] | None:
+def find_microbatches(job: TrainingJob, observer: Observer) -> dict[str, int]:
     """The most rows of each phase that every device computes at once, found by trying; says what it finds.
 
     Args:
@@ -55,30 +55,26 @@ def find_microbatches(job: TrainingJob, observer: Observer) -> dict[str, int] | 
         observer: gets notes; asked whether to give up.
 
     Returns:
-        Rows by name of the phase; None: a stop was asked for.
+        Rows by name of the phase.
 
     Raises:
         ConfigError: bad input, or not even one image fits.
         NodesMissing: the cluster had no room for the workers in time.
         FittingFailed: an error that is none of memory.
+        StopRequested: a stop was requested.
     """
     config = job.config
     connect(allow_open=config.allow_open_cluster)
     where, share = "in a process of its own", config.batch_size
-    try:
-        if config.worker_range[1] == 0:
-            _note(observer, where)
-            found = [find_rows(config, len(job.class_names), share, 1, observer.stop_requested)]
-        else:
-            team = await_team(config, observer)
-            if team is None:
-                return None
-            nodes = _nodes_for(team)
-            share = -(-config.batch_size // team.size)
-            _note(observer, f"on {', '.join(node.address for node in nodes)}")
-            found = _on_nodes(config, len(job.class_names), team, nodes, observer.stop_requested)
-    except Stopped:
-        return None
+    if config.worker_range[1] == 0:
+        _note(observer, where)
+        found = [find_rows(config, len(job.class_names), share, 1, observer.stop_requested)]
+    else:
+        team = await_team(config, observer)
+        nodes = _nodes_for(team)
+        share = -(-config.batch_size // team.size)
+        _note(observer, f"on {', '.join(node.address for node in nodes)}")
+        found = _on_nodes(config, len(job.class_names), team, nodes, observer.stop_requested)
     rows, cap = fewest([one["rows"] for one in found]), min(one["cap"] for one in found)
     devices = ", ".join(sorted({one["device"] for one in found}))
     for phase, most in rows.items():
@@ -128,7 +124,7 @@ def _on_nodes(
         while left:
             left = ray.wait(left, num_returns=len(left), timeout=_POLL_S)[1]
             if stopped():
-                raise Stopped
+                raise StopRequested
     finally:
         for reference in left:
             ray.cancel(reference, force=True)

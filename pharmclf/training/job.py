@@ -31,10 +31,6 @@ class TrainingDiverged(RunError):
     """The loss is not a finite number any more."""
 
 
-class StopRequested(Exception):
-    """The run was asked to stop; what is trained stays."""
-
-
 class OutOfMemory(RunError):
     """A device does not hold what it shall compute at once; another try would end in the same way."""
 

@@ -19,11 +19,12 @@ from ray._private import services
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.core.errors import RunError
+from pharmclf.core.signals import StopRequested
+from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.images import MAX_PIXELS_VARIABLE
 from pharmclf.hardware import sampled
 from pharmclf.hardware.cores import cores_for_ray
 from pharmclf.model.device import MEMORY_VARIABLE, prepare_for
-from pharmclf.quiet import native_chatter_muted
 from pharmclf.training.access import refuse_open_cluster
 from pharmclf.training.attempt import SETTINGS, Attempt, NoRoom, WorkersFailed
 from pharmclf.training.division import Team, room_text
@@ -151,7 +152,7 @@ def asking_for_nodes(config: RunConfig) -> contextlib.AbstractContextManager[Non
 
 
 def launch(job: TrainingJob, observer: Observer, *, share: float = 1.0) -> dict[str, Any]:
-    """Train, and return what `loop.train` returns.
+    """Train to the end, and return what `loop.train` returns.
 
     Args:
         job: what is trained.
@@ -166,11 +167,16 @@ def launch(job: TrainingJob, observer: Observer, *, share: float = 1.0) -> dict[
         StorageUnavailable: data or checkpoints could not be read or written for too long.
         ActivationsLost, ActivationsNotKept: kept activations cannot be read.
         TrainingFailed: the workers failed more often than is allowed, or twice at the same step.
+        StopRequested: a stop was requested; a checkpoint has been written.
     """
     connect(allow_open=job.config.allow_open_cluster)
     if job.config.worker_range[1] == 0:
-        return _train_here(with_stream_cpus(job, share), observer)
-    return _Launch(job, observer, share).run()
+        result = _train_here(with_stream_cpus(job, share), observer)
+    else:
+        result = _Launch(job, observer, share).run()
+    if result["status"] == "stopped":
+        raise StopRequested
+    return result
 
 
 def with_stream_cpus(job: TrainingJob, share: float = 1.0) -> TrainingJob:
@@ -188,8 +194,8 @@ def _train_here(job: TrainingJob, observer: Observer) -> dict[str, Any]:
         return loop.train(job, workers, observer) | {"workers": 0}
 
 
-def await_team(config: RunConfig, observer: Observer, share: float = 1.0, at_most: int | None = None) -> Team | None:
-    """Wait for the workers of a run -> those that there is room for; None: a stop was asked for.
+def await_team(config: RunConfig, observer: Observer, share: float = 1.0, at_most: int | None = None) -> Team:
+    """Wait for the workers of a run -> those that there is room for.
 
     Args:
         config: of the run.
@@ -198,7 +204,7 @@ def await_team(config: RunConfig, observer: Observer, share: float = 1.0, at_mos
         at_most: workers; None: as many as the run may have.
 
     Raises:
-        ConfigError, NodesMissing: as `wait_for_team`.
+        ConfigError, NodesMissing, StopRequested: as `wait_for_team`.
     """
     return wait_for_team(
         config,
@@ -224,8 +230,6 @@ class _Launch:
         number, no_room_since = 0, 0.0
         while True:
             team = await_team(self._config, self._observer, self._share, self._at_most)
-            if team is None:
-                return {"status": "stopped"}
             number += 1
             silent = [node.id for node in survey()[1]]
             attempt = Attempt(self._job, team, self._observer, number, silent)

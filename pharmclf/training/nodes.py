@@ -14,6 +14,7 @@ from ray.autoscaler.sdk import request_resources
 
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.core.errors import RunError
+from pharmclf.core.signals import StopRequested
 from pharmclf.training.division import Node, Team, room_text, team_on
 
 _POLL_S = 1.0
@@ -122,8 +123,8 @@ def wait_for_team(
     patience_s: float,
     say: Callable[[str], None],
     stop_requested: Callable[[], bool],
-) -> Team | None:
-    """Wait until the cluster has room for the fewest workers -> those it has room for; None: a stop was asked for.
+) -> Team:
+    """Wait until the cluster has room for the fewest workers -> those it has room for.
 
     Args:
         config: of the run.
@@ -136,6 +137,7 @@ def wait_for_team(
     Raises:
         ConfigError: there is no room, and waiting was not wanted.
         NodesMissing: there was none all the time.
+        StopRequested: a stop was requested.
     """
     low = config.worker_range[0]
     began = said = time.monotonic()
@@ -157,4 +159,4 @@ def wait_for_team(
                 left = f"{patience_s - waited:.0f} s more"
                 say(f"waiting for nodes, {left}: {low} workers asked for, there are {room_text(nodes)}")
         time.sleep(_POLL_S)
-    return None
+    raise StopRequested

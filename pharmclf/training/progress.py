@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pharmclf import storage
+from pharmclf.core.console import Say
 from pharmclf.training.checkpoint import DamagedCheckpoint, read_checkpoint
 from pharmclf.training.phases import Position
 from pharmclf.training.schedule import Monitor, score_of
 
 _ALL_PHASES = 2  # beyond the number of the last one
-
-Say = Callable[[str], None]
 
 
 @dataclass

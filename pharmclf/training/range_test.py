@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from pharmclf.core.signals import StopRequested
 from pharmclf.data.plan import PhasePlan
 from pharmclf.model.device import gpu_capability, precision_for
 from pharmclf.training import distributed, loop
@@ -27,7 +28,7 @@ def range_test(
     rate_of: Callable[[Curve], float],
     stopped: Callable[[], bool],
     listener: Listener,
-) -> list[Curve] | None:
+) -> list[Curve]:
     """Test every phase that has epochs. Phase 2 begins where phase 1 would leave off: its head is trained before.
 
     Args:
@@ -38,7 +39,10 @@ def range_test(
         listener: is told of images that cannot be used any more.
 
     Returns:
-        A curve for each phase; None: stopped.
+        A curve for each phase.
+
+    Raises:
+        StopRequested: a stop was requested.
     """
     workers = distributed.alone()
     precision = precision_for(job.config.precision, gpu_capability())
@@ -54,17 +58,13 @@ def range_test(
         say(f"{phase.name}: trying learning rates on {'kept activations' if cached else 'images'}")
         curve = _curve(job, phase, model, stopped, listener)
         model.load_tensors(before)
-        if curve is None:
-            return None
         curves.append(curve)
-        if phase is not phases[-1] and not _warm(job, phase, model, rate_of(curve), stopped, listener):
-            return None
+        if phase is not phases[-1]:
+            _warm(job, phase, model, rate_of(curve), stopped, listener)
     return curves
 
 
-def _curve(
-    job: TrainingJob, phase: Phase, model: PhaseModel, stopped: Callable[[], bool], listener: Listener
-) -> Curve | None:
+def _curve(job: TrainingJob, phase: Phase, model: PhaseModel, stopped: Callable[[], bool], listener: Listener) -> Curve:
     """One step at each rate, until the loss breaks down."""
     rates, losses, smoothing, ended = tried_rates(), list[float](), Smoothing(), ""
     for rate, loss in _steps(job, phase, model, rates, stopped, listener):
@@ -76,16 +76,17 @@ def _curve(
             ended = f"{ended} at a rate of {rate:.2g}"
             break
     if stopped():
-        return None
+        raise StopRequested
     return Curve(phase.name, rates[: len(losses)].tolist(), losses, ended)
 
 
 def _warm(
     job: TrainingJob, phase: Phase, model: PhaseModel, rate: float, stopped: Callable[[], bool], listener: Listener
-) -> bool:
-    """Train a phase for some steps at one rate -> whether no stop was asked for.
+) -> None:
+    """Train a phase for some steps at one rate.
 
     Raises:
+        StopRequested: a stop was requested.
         TrainingDiverged: with this rate there is nothing that the next phase could be tested on.
     """
     steps = min(_WARM_STEPS, phase.settings.epochs * -(-len(job.train_rows) // job.config.batch_size))
@@ -95,7 +96,8 @@ def _warm(
                 f"the loss is {loss:.3g} in {phase.name}, which is trained for the test of the next phase at a rate of "
                 f"{rate:.2g}. Lower {phase.name}.learning_rate"
             )
-    return not stopped()
+    if stopped():
+        raise StopRequested
 
 
 def _steps(

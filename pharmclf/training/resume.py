@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pharmclf import storage
+from pharmclf.core.console import Say
 from pharmclf.core.errors import RunError
 from pharmclf.training.checkpoint import (
     Checkpoint,
@@ -22,7 +23,7 @@ from pharmclf.training.checkpoint import (
 from pharmclf.training.distributed import Workers
 from pharmclf.training.job import TrainingJob
 from pharmclf.training.phases import Position
-from pharmclf.training.progress import Progress, Say, replace_damaged_best
+from pharmclf.training.progress import Progress, replace_damaged_best
 from pharmclf.training.step import PhaseModel
 
 _STALE_S = 90.0  # for the view of another node: NFS keeps the listing of a folder for up to 60 s

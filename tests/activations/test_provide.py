@@ -18,10 +18,11 @@ import pytest
 from pharmclf import storage
 from pharmclf.activations.choice import PhaseWork
 from pharmclf.activations.key import root_of
-from pharmclf.activations.provide import Interrupted, Wish, drop_damaged, provide
+from pharmclf.activations.provide import Wish, drop_damaged, provide
 from pharmclf.activations.reader import ActivationReader
 from pharmclf.activations.shards import Activations
 from pharmclf.config import AugmentConfig, ConfigError, RunConfig
+from pharmclf.core.signals import StopRequested
 from pharmclf.data.manifest import Manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
@@ -163,7 +164,7 @@ def test_a_pass_that_was_stopped_leaves_whole_shards_only(shared_ray: None, draw
     stop = threading.Event()
     stopping = made(str(tmp_path), drawn_manifest, stop.is_set)
     stop.set()
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopRequested):
         provide(stopping)
     assert not list(tmp_path.rglob("index.json"))
     assert not list(tmp_path.rglob("*.part"))

@@ -12,6 +12,7 @@ from changed_files import CHANGED, with_changed
 from recorder import Recorder
 
 from pharmclf.config import ConfigError, HeadConfig, PhaseConfig
+from pharmclf.core.signals import StopRequested
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import QUARANTINED
@@ -89,8 +90,8 @@ def test_a_run_begun_with_two_workers_ends_with_one(make_job: Any, tmp_path: Pat
     """Stopped with two workers in phase 2 and resumed with one: it goes on where it stood, as an unbroken run would."""
     settings: dict[str, Any] = RATES | {"phase2": PhaseConfig(epochs=3, learning_rate=1e-5)}
     folder = str(tmp_path / "moved")
-    stopped = launch(make_job(folder, workers="2", **settings), Silent(stop_in="phase1"))
-    assert stopped["status"] == "stopped"
+    with pytest.raises(StopRequested):
+        launch(make_job(folder, workers="2", **settings), Silent(stop_in="phase1"))
     position = list_checkpoints(f"{folder}/checkpoints")[-1].position
     assert position.phase == 1
     resumed = launch(make_job(folder, workers="1", **settings), Silent())

@@ -14,6 +14,7 @@ from recorder import Recorder
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, PhaseConfig, RunConfig, StoppingConfig
+from pharmclf.core.signals import StopRequested
 from pharmclf.data.plan import batch_of
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
 from pharmclf.training.job import (
@@ -21,7 +22,6 @@ from pharmclf.training.job import (
     LABELS_FILE,
     MODEL_FILE,
     PIXELS_FILE,
-    StopRequested,
     TrainingDiverged,
     TrainingJob,
 )

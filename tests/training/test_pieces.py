@@ -11,6 +11,7 @@ import pytest
 from recorder import Recorder
 
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, RunConfig, load_yaml
+from pharmclf.core.signals import StopRequested
 from pharmclf.model.device import MEMORY_VARIABLE
 from pharmclf.training.phases import phases_of
 
@@ -133,9 +134,9 @@ def test_a_device_that_holds_the_share_is_asked_once(monkeypatch: pytest.MonkeyP
 
 
 def test_a_search_ends_when_it_is_asked_to():
-    from pharmclf.training.fit_batch import Stopped, find_rows
+    from pharmclf.training.fit_batch import find_rows
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequested):
         find_rows(CONFIG, 4, 10, 1, lambda: True)
 
 

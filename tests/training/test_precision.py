@@ -102,6 +102,5 @@ def test_a_resumed_run_keeps_the_precision_that_it_began_with(make_job: Any, tmp
     job = make_job(str(tmp_path), workers=workers)
     for record, expected in (({}, "float32"), ({"precision": "mixed_bfloat16"}, "mixed_bfloat16")):
         decided = settled(job, Recorder(), record)
-        assert decided is not None
         assert decided.config.precision == record["precision"] == expected
         assert decided.fingerprints == job.fingerprints

@@ -1,4 +1,4 @@
-"""Silence for what native libraries write to standard error by themselves, so that a run's own words can be read."""
+"""Filters the stderr output of native libraries."""
 
 from __future__ import annotations
 

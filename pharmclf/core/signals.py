@@ -1,0 +1,45 @@
+"""Stop requests: the signals that ask a process to end, and the exception that ends its work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+
+class StopRequested(Exception):
+    """A stop was requested; what is finished stays."""
+
+
+class StopSignal:
+    """Remembers SIGINT and SIGTERM, so that a run can write its checkpoint and end; the second one ends at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = number
+        print("\nstopping: a checkpoint is written first (once more to end at once)", flush=True)  # noqa: T201
+
+    @property
+    def exit_code(self) -> int:
+        """130 after SIGINT, 143 after SIGTERM."""
+        return 128 + (self.received or 0)
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM raise SystemExit with code 143, so that a program deletes what it has half written."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
