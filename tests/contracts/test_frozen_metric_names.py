@@ -1,0 +1,39 @@
+"""The Prometheus metrics of a run: names, labels, help. Those of MLflow and TensorBoard are in test_frozen_files.py."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from goldens import check_golden
+
+from pharmclf import telemetry
+from pharmclf.config import RunConfig
+from pharmclf.status import Standing
+
+
+def test_the_prometheus_metrics_have_their_names_and_labels(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """As they are declared, and each is given a value with just these labels; Ray puts ray_ before each name."""
+    declared: dict[str, str] = {}
+    exported: set[tuple[str, tuple[str, ...]]] = set()
+
+    class Gauge:
+        def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+            self.name = name
+            declared[name] = f"gauge ray_{name} ({', '.join(tag_keys)}): {description}"
+
+        def set(self, value: float, tags: dict[str, Any]) -> None:
+            assert isinstance(value, float)
+            exported.add((self.name, tuple(tags)))
+
+    monkeypatch.setattr(telemetry, "Gauge", Gauge)
+    run = Standing(RunConfig(), {"train": 10, "validation": 5, "test": 5})
+    telemetry.Telemetry("tablets", lambda: run.status).close()
+    assert {name for name, _ in exported} == set(declared)
+    assert {labels for name, labels in exported if name == "pharmclf_state"} == {("run", "state")}
+    states = [tags["state"] for name, tags, _ in telemetry.samples(run.status, time.time()) if tags]
+    lines = [*declared.values(), f"states: {', '.join(states)}"]
+    check_golden("names/prometheus.txt", "\n".join(lines) + "\n", request)
