@@ -63,21 +63,17 @@ def only_writer(folder: str) -> Iterator[Lease]:
         lease = Lease.acquire(folder)
     except LeaseTaken as error:
         raise ConfigError(f"run {error}. Wait for it, or give another --name") from error
-    try:
+    with lease:
         yield lease
-    finally:
-        with contextlib.suppress(OSError), storage.patience(FINAL_STORAGE_S):  # it expires by itself
-            lease.release()
 
 
 def write_last(folder: str, record: dict[str, Any], lease: Lease) -> None:
     """Write how a run has ended; an error of its own must not hide how.
 
     Raises:
-        RuntimeError: another process has taken the run over.
+        LeaseLostError: another process has taken the run over.
     """
-    if lease.lost:
-        raise RuntimeError(f"{folder} has been taken over by {lease.lost}, since the lease could not be renewed")
+    lease.check()
     location = storage.join(folder, RUN_FILE)
     if record["state"] != "failed":
         storage.write_json(location, record)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from pharmclf.core.console import Say
 from pharmclf.core.errors import RunError
 from pharmclf.core.hashing import sha256_bytes, sha256_file
 from pharmclf.core.stderr_filter import native_chatter_muted
-from pharmclf.data.destination import check_destination
+from pharmclf.data.destination import atomic_folder, check_new_folder
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import WHITE
 from pharmclf.data.prepare import MANIFEST_FILE, refusals_named
@@ -65,8 +62,7 @@ def fetch_best(
     """
     if metric not in METRICS:
         raise ConfigError(f"--metric: received {metric!r}, expected {' or '.join(METRICS)}")
-    check_destination("--out", storage.absolute(str(out)))
-    target = _free_folder(out)
+    target = check_new_folder("--out", str(out))
     location = storage.absolute(location)
     runs = list_runs(location, name=name, experiment=experiment)
     waiting = [run for run in ranked(runs, metric) if run.best]
@@ -77,11 +73,9 @@ def fetch_best(
     damages = []
     while waiting:
         run = waiting.pop(0)
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
         try:
-            with refusals_named(location):
-                _fetch(run, _made(part), metric, say)
-            _move(part, target)
+            with atomic_folder("--out", target) as part, refusals_named(location):
+                _fetch(run, part, metric, say)
             return run
         except DamagedRun as error:
             now = read_run(location, run.name)
@@ -91,53 +85,7 @@ def fetch_best(
                 continue
             damages.append(f"run {run.name}: {error}")
             say(f"left out: {damages[-1]}" + (f"; the next best is run {waiting[0].name}" if waiting else ""))
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     raise DamagedRun(f"no model could be fetched: {'; '.join(damages)}")
-
-
-def _free_folder(out: str | Path) -> Path:
-    """The folder that may be replaced by the fetched one.
-
-    Raises:
-        ConfigError: it is remote, a file, a mounted disk, or not empty.
-    """
-    target, found = Path(out).expanduser().resolve(), ""
-    try:
-        if storage.is_remote(str(out)):
-            found = "a remote location"
-        elif target.is_dir() and any(target.iterdir()):
-            found = "a folder that is not empty; it is left as it is"
-        elif target.exists() and not target.is_dir():
-            found = "a file"
-        elif os.path.ismount(target):
-            found = "the root of a mounted disk"
-    except PermissionError as error:
-        found = f"a place that cannot be read ({error.strerror})"
-    if found or not str(out):
-        raise ConfigError(
-            f"--out: received {str(out)!r}, {found or 'no name'}. Give a local folder that is not there yet"
-        )
-    return target
-
-
-def _made(part: Path) -> Path:
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"--out: {part.parent}: {error.strerror}. Give a folder that can be written") from error
-    return part
-
-
-def _move(part: Path, target: Path) -> None:
-    """Put everything on the disk, then the folder in its place, by one rename."""
-    for path in part.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    try:
-        part.rename(target)
-    except OSError as error:
-        raise ConfigError(f"--out: {target}: {error.strerror}. Give a local folder that is not there yet") from error
 
 
 def _fetch(run: RunInfo, part: Path, metric: str, say: Say) -> None:

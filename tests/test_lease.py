@@ -16,7 +16,7 @@ from s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.storage import lease
-from pharmclf.storage.lease import Lease, LeaseTaken
+from pharmclf.storage.lease import Lease, LeaseLostError, LeaseTaken
 
 Hold = Callable[[str], Lease]
 
@@ -59,9 +59,9 @@ def test_a_second_holder_is_refused(root: str, hold: Hold):
 def test_a_lease_given_back_is_free(root: str, hold: Hold):
     """Its file is gone, and the next one gets it."""
     for _ in range(2):
-        held = hold(f"{root}/run")
-        assert storage.is_file(f"{root}/run/lease.json")
-        held.release()
+        with hold(f"{root}/run") as held:
+            assert storage.is_file(f"{root}/run/lease.json")
+            held.check()
         assert not storage.is_file(f"{root}/run/lease.json")
         assert not held.lost
 
@@ -162,6 +162,8 @@ def test_a_lease_taken_over_is_lost(root: str, hold: Hold, monkeypatch: pytest.M
     monkeypatch.setattr(lease, "EXPIRES_S", 60.0)
     _until(lambda: first.lost)
     assert first.lost == f"process {os.getpid()} on {socket.gethostname()}"
+    with pytest.raises(LeaseLostError, match=f"^{root} has been taken over by process {os.getpid()} on "):
+        first.check()
     first.release()
     assert storage.is_file(f"{root}/lease.json")
     assert not second.lost

@@ -108,11 +108,10 @@ def delete_kept(entries: Iterable[Kept]) -> tuple[list[Kept], list[str]]:
     deleted, skipped = [], []
     for entry in entries:
         try:
-            lease = Lease.acquire(entry.location)
-            try:  # the index first: what is left of a deletion that breaks off does not exist without it
+            # released before the folder is deleted: a renewal would leave its files behind
+            with Lease.acquire(entry.location):
+                # the index first: without it, the rest of an interrupted deletion does not exist
                 storage.delete_file(storage.join(entry.location, INDEX_FILE))
-            finally:
-                lease.release()  # before the folder goes: a renewal would leave its files behind
             storage.delete_folder(entry.location)
             deleted.append(entry)
         except (LeaseTaken, PermissionError) as error:

@@ -35,7 +35,7 @@ from pharmclf.core.signals import StopRequested
 from pharmclf.data.manifest import Manifest
 from pharmclf.model.cut import CutCost, check_depth
 from pharmclf.progress import progress_lines
-from pharmclf.storage.lease import Lease, LeaseTaken
+from pharmclf.storage.lease import Lease, LeaseLostError, LeaseTaken
 
 _WAIT_S = 2.0
 _TELL_WAIT_S = 30.0
@@ -186,7 +186,7 @@ def _compute(wish: Wish, leases: _Leases, costs: Sequence[CutCost], precision: s
         for cut, target, names in zip(leases.cuts, targets, incomplete, strict=True):
             if kept := _complete(cut, target.layout, time.monotonic() - began, names, manifest):
                 lacking[cut.depth] = kept
-    except _LeaseLost:  # the other process continues with it
+    except LeaseLostError:  # the other process continues with it
         return {}
     except (ActivationsNotKept, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_ROOM:
@@ -255,10 +255,6 @@ class _Cut:
     parts: Mapping[str, Any]
 
 
-class _LeaseLost(Exception):
-    """Another process has taken over what this one was computing."""
-
-
 class _Leases:
     """The leases of some cuts, all or none: of two processes that want the same ones, one computes them all."""
 
@@ -288,10 +284,9 @@ class _Leases:
     def release(self) -> None:
         """Give all of them back."""
         while self._leases:
-            with contextlib.suppress(OSError):  # it expires by itself
-                self._leases.pop().release()
+            self._leases.pop().release()
 
     def check(self) -> None:
-        """Raise _LeaseLost if one of them is another's by now."""
-        if any(lease.lost for lease in self._leases):
-            raise _LeaseLost
+        """Raise LeaseLostError if another process holds one of them by now."""
+        for lease in self._leases:
+            lease.check()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from pharmclf import storage
@@ -43,3 +47,59 @@ def destination_warnings(location: str) -> list[str]:
     if not lies_in_upload(location):
         return []
     return [f"{location} is in Ray's copy of the working directory and is deleted after the job; give --storage"]
+
+
+def check_new_folder(flag: str, out: str) -> Path:
+    """The local folder that a job creates: it is not there yet, or empty.
+
+    Raises:
+        ConfigError: it is something else, or would be deleted with a submitted job.
+    """
+    check_destination(flag, storage.absolute(out))
+    target, found = Path(storage.absolute(out)).resolve(), ""
+    try:
+        if not out:
+            found = "no name"
+        elif storage.is_remote(out):
+            found = "a remote location"
+        elif target.is_dir() and any(target.iterdir()):
+            found = "a folder that is not empty; it is left as it is"
+        elif target.exists() and not target.is_dir():
+            found = "a file; it is left as it is"
+        elif os.path.ismount(target):
+            found = "the root of a mounted disk"
+    except PermissionError as error:
+        found = f"a place that cannot be read ({error.strerror})"
+    if found:
+        raise ConfigError(f"{flag}: received {out!r}, {found}. Give a local folder that is not there yet")
+    return target
+
+
+@contextlib.contextmanager
+def atomic_folder(flag: str, target: Path) -> Iterator[Path]:
+    """A folder to fill, which is renamed to the target after the block and deleted if the block fails.
+
+    Args:
+        flag: that names the target, such as --out.
+        target: as `check_new_folder` returns it.
+
+    Raises:
+        ConfigError: the target cannot be written, or is taken by now.
+    """
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{flag}: {target}: {error.strerror}. Give a folder that can be written") from error
+    try:
+        yield part
+        for path in part.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        try:
+            part.rename(target)
+        except OSError as error:
+            raise ConfigError(f"{flag}: {target}: {error.strerror}. Give a folder that is not there yet") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

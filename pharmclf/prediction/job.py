@@ -111,8 +111,8 @@ def _only_writer(parts: Parts) -> Iterator[Lease]:
     try:
         yield lease
     finally:
-        with contextlib.suppress(OSError), storage.patience(FINAL_STORAGE_S):  # it expires by itself
-            lease.release()
+        lease.release()
+        with contextlib.suppress(OSError), storage.patience(FINAL_STORAGE_S):
             if not any(parts.standing()):
                 storage.delete_folder(parts.folder)
 
@@ -143,8 +143,7 @@ def _make(
         num_images = sum(last - first for first, last in map(parts.span, missing))
         what = placed(what, options, num_images)
         predict_parts(what, answers, parts, missing, stopped, say, model.white_level)
-    if lease.lost:
-        raise RuntimeError(f"{parts.folder} has been taken over by {lease.lost}, since the lease could not be renewed")
+    lease.check()
     if stop.received is not None:
         return False
     summary = Summary()

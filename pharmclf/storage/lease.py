@@ -17,6 +17,7 @@ import psutil
 from pharmclf import storage
 from pharmclf.core.background import BackgroundTask
 from pharmclf.core.errors import RunError
+from pharmclf.core.timeouts import FINAL_STORAGE_S
 
 EXPIRES_S = 60.0
 """A lease that was not renewed for so long is no more; clocks of storage and machines may differ by less than this."""
@@ -29,8 +30,12 @@ class LeaseTaken(RunError):
     """Another process that lives holds the lease."""
 
 
+class LeaseLostError(RuntimeError):
+    """Another process has taken over the folder, since the lease could not be renewed."""
+
+
 class Lease:
-    """Held from `acquire` to `release`, renewed by a thread."""
+    """Held from `acquire` to `release` or the end of its `with` block, renewed by a thread."""
 
     def __init__(self, location: str, version: str, holder: dict[str, Any]) -> None:
         self._location, self._version, self._holder = location, version, holder
@@ -61,12 +66,25 @@ class Lease:
             raise LeaseTaken(f"{folder} has just been taken by another process")
         return Lease(location, version, holder)
 
+    def check(self) -> None:
+        """Raise LeaseLostError if another process holds the lease by now."""
+        if self.lost:
+            folder = self._location.removesuffix(f"/{LEASE_FILE}")
+            raise LeaseLostError(f"{folder} has been taken over by {self.lost}, since the lease could not be renewed")
+
     def release(self) -> None:
-        """Give the lease back; the file goes, if it is still ours."""
+        """Give the lease back: delete its file, if it is still ours; a storage that is away lets it expire."""
         self._task.close()
-        found = None if self.lost else storage.read_versioned(self._location)
-        if found and self._is_ours(found):
-            storage.delete_file(self._location)
+        with contextlib.suppress(OSError), storage.patience(FINAL_STORAGE_S):
+            found = None if self.lost else storage.read_versioned(self._location)
+            if found and self._is_ours(found):
+                storage.delete_file(self._location)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def _renew(self) -> None:
         if self.lost:

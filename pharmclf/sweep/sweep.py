@@ -300,8 +300,7 @@ class _Sweep:
         return EXIT_OK
 
     def _interrupted(self, stop: StopSignal, lease: Lease) -> int:
-        if lease.lost:
-            raise RuntimeError(f"{self.folder} has been taken over by {lease.lost}")
+        lease.check()
         self._write(state="interrupted")
         self.say("stopped on request; the same command goes on with the trials that are left")
         return stop.exit_code

@@ -182,19 +182,13 @@ def _leases(folders: list[str]) -> Iterator[None]:
         for folder in folders:
             while True:
                 try:
-                    lease = Lease.acquire(folder)
+                    stack.enter_context(Lease.acquire(folder))
                     break
                 except LeaseTaken:
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(_TAKEN_PAUSE_S)
-            stack.callback(_release, lease)
         yield
-
-
-def _release(lease: Lease) -> None:
-    with contextlib.suppress(OSError):  # it expires by itself
-        lease.release()
 
 
 class _Observer:
