@@ -108,7 +108,7 @@ def test_the_base_of_an_error_decides_the_exit_code(
     error: Exception, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """2 for bad input, 1 for what failed."""
-    monkeypatch.setattr("pharmclf.cli._make_lenient", lambda _: None)
+    monkeypatch.setattr("pharmclf.cli.make_output_robust", lambda: None)
 
     def main() -> int:
         raise error
