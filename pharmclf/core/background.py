@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
+from pharmclf.core.errors import describe_cause
+
 T = TypeVar("T")
 _LONGEST_RETRY_S = 60.0
 _LAST_RETRY_S = 1.0  # between the attempts of the last call
@@ -43,8 +45,8 @@ def run_in_thread(call: Callable[[], T], poll: Callable[[], object], every_s: fl
 class BackgroundTask:
     """Repeats a call in a daemon thread, every few seconds or when it is notified, until it is closed.
 
-    An error of the call never ends the task, nor reaches the rest of the program: the first of a series is reported,
-    and the call is repeated.
+    An error of the call never ends the task, nor reaches the rest of the program: the first of a series is logged, and
+    the call is repeated.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class BackgroundTask:
         at_start: bool = False,
         attempts_at_close: int = 0,
         retry_s: float | None = None,
-        on_error: Callable[[Exception], None] | None = None,
+        failure: str = "",
     ) -> None:
         """Start the thread.
 
@@ -68,11 +70,11 @@ class BackgroundTask:
             attempts_at_close: attempts of one more call after `close`; 0: there is none.
             retry_s: seconds before a failed call is repeated, doubled after each failure in a row up to a minute;
                 None: it is repeated when the next one is due.
-            on_error: reports the first error of a series; a warning in the log if not given.
+            failure: what the log says of the first error of a series, as "lease.json cannot be renewed".
         """
         self._call, self._every_s, self._at_start = call, every_s, at_start
         self._attempts_at_close, self._retry_s = attempts_at_close, retry_s
-        self._on_error = on_error or (lambda error: _log.warning("%s: %s: %s", name, type(error).__name__, error))
+        self._failure = failure or f"{name} has failed"
         self._wake, self._closing, self._num_failures = threading.Event(), False, 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -129,7 +131,7 @@ class BackgroundTask:
             self._call()
         except Exception as error:
             if not self.failed:
-                self._on_error(error)
+                _log.warning("%s; it is repeated, and the run continues: %s", self._failure, describe_cause(error))
             self._num_failures += 1
             return False
         self._num_failures = 0

@@ -47,6 +47,14 @@ def error_reason(error: BaseException, max_length: int | None = None) -> str:
     return getattr(error, "strerror", None) or single_line(error, max_length)
 
 
+def describe_cause(error: BaseException) -> str:
+    """Why a call has failed, in one line: of a failed connection what the system says, not what each layer adds."""
+    cause = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__ or cause
+    return format_error(cause if isinstance(cause, OSError) else error)
+
+
 def describe_exit(code: int, stderr: str) -> str:
     """Why a process failed, in one line: "signal SIGSEGV", "exit code 1: ModuleNotFoundError: No module named 'x'".
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +15,6 @@ from pharmclf.core.timeouts import CLOSE_WRITER_S, OPTIONAL_STORAGE_S
 from pharmclf.status.standing import STATUS_FILE, Standing, Status
 
 _EVERY_S = 5.0
-_log = logging.getLogger(__name__)
 
 
 class StatusBoard:
@@ -36,7 +34,12 @@ class StatusBoard:
         self._lock = threading.Lock()
         self._changed = True
         self._task = BackgroundTask(
-            "status", self._write, every_s=_EVERY_S, at_start=True, attempts_at_close=1, on_error=self._report
+            "status",
+            self._write,
+            every_s=_EVERY_S,
+            at_start=True,
+            attempts_at_close=1,
+            failure=f"{self._location} cannot be written",
         )
 
     def event(self, kind: str, **values: Any) -> None:
@@ -73,6 +76,3 @@ class StatusBoard:
             with self._lock:
                 self._changed = True
             raise
-
-    def _report(self, error: Exception) -> None:
-        _log.warning("%s cannot be written, and the run goes on without: %s", self._location, error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import socket
 import time
@@ -23,7 +22,6 @@ EXPIRES_S = 60.0
 """A lease that was not renewed for so long is no more; clocks of storage and machines may differ by less than this."""
 _RENEW_S = 15.0
 LEASE_FILE = "lease.json"
-_log = logging.getLogger(__name__)
 
 
 class LeaseTaken(RunError):
@@ -41,7 +39,8 @@ class Lease:
         self._location, self._version, self._holder = location, version, holder
         self.lost = ""
         """Who took it over while this process could not renew it; "" while it is held."""
-        self._task = BackgroundTask("lease", self._renew, every_s=_RENEW_S, on_error=self._report)
+        # a storage that is away for a while costs nobody the lease
+        self._task = BackgroundTask("lease", self._renew, every_s=_RENEW_S, failure=f"{location} cannot be renewed")
 
     @staticmethod
     def acquire(folder: str) -> Lease:
@@ -99,10 +98,6 @@ class Lease:
             else:
                 self.lost = _name(found) if found else "somebody who has ended already"
         self._version = version or self._version
-
-    def _report(self, error: Exception) -> None:
-        """Warn only: a storage that is away for a while costs nobody the lease."""
-        _log.warning("lease %s could not be renewed, and is renewed later: %s", self._location, error)
 
     def _is_ours(self, found: storage.Versioned) -> bool:
         return self._holder["id"].encode() in found.content

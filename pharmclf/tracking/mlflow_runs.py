@@ -17,7 +17,7 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
-from pharmclf.core.errors import format_error
+from pharmclf.core.errors import describe_cause
 from pharmclf.tracking.facts import Epoch, shown_files
 
 SCHEMES = ("http", "https", "databricks", "sqlite")
@@ -57,19 +57,11 @@ def check_mlflow(uri: str, experiment: str) -> None:
         found = client_of(uri).get_experiment_by_name(experiment)
     except Exception as error:  # requests' errors, MLflow's own, and those of a database
         raise ConfigError(
-            f"mlflow: received {uri!r}, expected a server that answers: {reason_of(error)}. Start it, or leave "
+            f"mlflow: received {uri!r}, expected a server that answers: {describe_cause(error)}. Start it, or leave "
             "--mlflow out; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, let you in"
         ) from error
     if found is not None and found.lifecycle_stage != "active":
         raise ConfigError(f"mlflow: the experiment {experiment!r} is deleted there. Restore it, or remove it for good")
-
-
-def reason_of(error: BaseException) -> str:
-    """Why something was refused, in one line; of a connection that failed, what the system said and not each layer."""
-    cause = error
-    while cause.__cause__ or cause.__context__:
-        cause = cause.__cause__ or cause.__context__ or cause
-    return format_error(cause if isinstance(cause, OSError) else error)
 
 
 def client_of(uri: str) -> Any:

@@ -19,7 +19,7 @@ from pharmclf.report.sweep import TrialFacts
 from pharmclf.run_record import flat
 from pharmclf.tracking import tensorboard
 from pharmclf.tracking.facts import BEST, Epoch, Story, SweepStory, TrialStory, placed, tags_of
-from pharmclf.tracking.mlflow_runs import check_mlflow, reason_of
+from pharmclf.tracking.mlflow_runs import check_mlflow
 from pharmclf.tracking.mlflow_stories import EXPERIMENT, RunThere, SweepThere
 from pharmclf.training.checkpoint import list_checkpoints
 
@@ -62,15 +62,12 @@ class _Telling(Generic[T]):
                 with storage.patience(_SEND_S):
                     deliver(story)
 
-        def report(error: Exception) -> None:
-            _log.warning("%s: %s; the run continues, and it is sent again", name, reason_of(error))
-
         self._senders[name] = BackgroundTask(
             f"tracking-{name}",
             work,
             attempts_at_close=_ATTEMPTS_AT_CLOSE,
             retry_s=_RETRY_S,
-            on_error=report,
+            failure=f"{name} cannot be updated",
         )
         self._senders[name].notify()
 

@@ -11,6 +11,7 @@ import pytest
 
 from pharmclf.core import background
 from pharmclf.core.background import BackgroundTask, run_in_thread, start_in_thread
+from pharmclf.core.errors import describe_cause
 
 
 @pytest.fixture(autouse=True)
@@ -88,16 +89,19 @@ def test_the_last_call_comes_after_close_and_once() -> None:
     assert not task.failed
 
 
-def test_a_failed_call_is_retried_and_one_report_made_of_a_series() -> None:
+def test_a_failed_call_is_retried_and_a_series_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """Without a notification, until it succeeds; a later series is another one."""
-    call, reported = Call(1, 2, 3, 5), list[str]()
-    task = BackgroundTask("task", call, retry_s=0.01, on_error=lambda error: reported.append(str(error)))
+    call, line = (
+        Call(1, 2, 3, 5),
+        "it fails; it is repeated, and the run continues: ConnectionError: in call {}",
+    )
+    task = BackgroundTask("task", call, retry_s=0.01, failure="it fails")
     task.notify()
     wait_until(lambda: call.count == 4)
-    assert reported == ["in call 1"]
+    assert [record.getMessage() for record in caplog.records] == [line.format(1)]
     task.notify()
     wait_until(lambda: call.count == 6)
-    assert reported == ["in call 1", "in call 5"]
+    assert [record.getMessage() for record in caplog.records] == [line.format(1), line.format(5)]
     assert task.close()
     assert call.count == 6
 
@@ -105,7 +109,7 @@ def test_a_failed_call_is_retried_and_one_report_made_of_a_series() -> None:
 def test_pauses_between_retries_double_up_to_a_minute() -> None:
     """And begin again after a success; a task without retries keeps to its interval."""
     call = Call(*range(1, 2000))
-    task = BackgroundTask("task", call, retry_s=5.0, on_error=lambda _: None)
+    task = BackgroundTask("task", call, retry_s=5.0)
     assert task.close()
     pauses = []
     for _ in range(1500):
@@ -119,13 +123,14 @@ def test_pauses_between_retries_double_up_to_a_minute() -> None:
 
 
 def test_the_last_call_is_tried_as_often_as_asked(caplog: pytest.LogCaptureFixture) -> None:
-    """Then the task has failed; the log has one line of it."""
+    """Then the task has failed; the log has one line about it."""
     call = Call(*range(1, 100))
     task = BackgroundTask("task", call, attempts_at_close=3)
     assert task.close()
     assert call.count == 3
     assert task.failed
-    assert [record.getMessage() for record in caplog.records] == ["task: ConnectionError: in call 1"]
+    (record,) = caplog.records
+    assert record.getMessage() == "task has failed; it is repeated, and the run continues: ConnectionError: in call 1"
 
 
 def test_a_call_that_hangs_delays_nobody() -> None:
@@ -142,3 +147,13 @@ def test_a_call_that_hangs_delays_nobody() -> None:
     assert not task.close(0.05)
     release.set()
     assert task.close(60)
+
+
+def test_the_reason_is_the_one_line_that_matters() -> None:
+    """Of a refused connection what the system said, below whatever was made of it; of another error its own words."""
+    wrapped = RuntimeError("the library's words")
+    wrapped.__context__ = ConnectionRefusedError(111, "refused")
+    assert describe_cause(wrapped) == "ConnectionRefusedError: [Errno 111] refused"
+    other = RuntimeError("no permission\nmore")
+    other.__cause__ = KeyError("x")
+    assert describe_cause(other) == "RuntimeError: no permission"

@@ -25,7 +25,6 @@ from tracked_runs import (
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.tracking import EXPERIMENT, SweepTracker, Tracker, check_tracking, track_complete
-from pharmclf.tracking.mlflow_runs import reason_of
 
 pytest.importorskip("mlflow", reason="mlflow-skinny is not installed: pip install '.[mlflow]'")
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # of MLflow's own tables
@@ -229,13 +228,3 @@ def test_an_experiment_that_was_deleted_is_told_before_the_start(uri: str) -> No
     with pytest.raises(ConfigError, match="'search' is deleted"):
         check_tracking(run_config("/r", mlflow=uri), "search")
     check_tracking(run_config("/r", mlflow=uri))
-
-
-def test_the_reason_is_the_one_line_that_matters() -> None:
-    """Of a refused connection what the system said, below whatever was made of it; of another error its own words."""
-    wrapped = RuntimeError("the library's words")
-    wrapped.__context__ = ConnectionRefusedError(111, "refused")
-    assert reason_of(wrapped) == "ConnectionRefusedError: [Errno 111] refused"
-    other = RuntimeError("no permission\nmore")
-    other.__cause__ = KeyError("x")
-    assert reason_of(other) == "RuntimeError: no permission"
