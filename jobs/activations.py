@@ -11,16 +11,15 @@ Activations that are being computed are left alone. What is deleted is computed 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import tyro
 
 from pharmclf import storage
-from pharmclf.activations.listing import delete_kept, list_kept, parse_age, parse_size, table, to_delete
-from pharmclf.activations.shards import size_text
+from pharmclf.activations.listing import delete_kept, list_kept, table, to_delete
 from pharmclf.cli import help_text, run_job
 from pharmclf.config import ConfigError
+from pharmclf.core.units import format_size, parse_duration, parse_size
 from pharmclf.data.prepare import refusals_named
 
 
@@ -39,8 +38,9 @@ class Options:
 def main() -> int:
     """Parse, list, delete what is asked for."""
     options = tyro.cli(Options, description=help_text(__doc__))
-    older_than_s = _value("--delete-older-than", options.delete_older_than, parse_age)
-    down_to_bytes = _value("--delete-down-to", options.delete_down_to, parse_size)
+    age, size = options.delete_older_than, options.delete_down_to
+    older_than_s = parse_duration(age, "--delete-older-than") if age else None
+    down_to_bytes = parse_size(size, "--delete-down-to") if size else None
     location = storage.absolute(options.storage)
     with refusals_named(location):
         if not storage.exists(location):
@@ -49,19 +49,12 @@ def main() -> int:
         for entry in to_delete(kept, time.time(), older_than_s, down_to_bytes):
             deleted, skipped = delete_kept([entry])  # one by one, so that each is told of when it is gone
             for gone in deleted:
-                print(f"deleted: {gone.key}, {size_text(gone.size_bytes)}", flush=True)
+                print(f"deleted: {gone.key}, {format_size(gone.size_bytes)}", flush=True)
                 kept.remove(gone)
             for reason in skipped:
                 print(f"left: {reason}", flush=True)
     print(table(kept, time.time()) if kept else f"no activations are kept in {location}")
     return 0
-
-
-def _value(flag: str, text: str, parse: Callable[[str], float]) -> float | None:
-    try:
-        return parse(text) if text else None
-    except ConfigError as error:
-        raise ConfigError(f"{flag}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pharmclf import storage
 from pharmclf.activations.choice import PhaseWork
 from pharmclf.activations.precision import precision_of
 from pharmclf.activations.provide import Wish, drop_damaged, provide, streamed_instead
-from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept, size_text
+from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
 from pharmclf.cli import EXIT_FAILED, EXIT_OK, scan_progress
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.console import Console, RunConsole
@@ -25,6 +25,7 @@ from pharmclf.core.console import Say
 from pharmclf.core.errors import format_error
 from pharmclf.core.signals import StopRequested, StopSignal
 from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.units import format_size
 from pharmclf.data.balance import imbalance_note
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.image_set import ImageSet
@@ -297,7 +298,7 @@ def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Sa
             quarantine.check()
             return stop.exit_code
     for name, kept in found.items():
-        say(f"{name}: {kept.location}, {size_text(kept.layout.num_bytes)}")
+        say(f"{name}: {kept.location}, {format_size(kept.layout.num_bytes)}")
     return EXIT_OK if found else EXIT_FAILED
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from pharmclf.core.units import format_duration
+
 _EVERY_S = 3.0
 
 
@@ -22,6 +24,6 @@ def progress_lines(say: Callable[[str], None], what: str) -> Callable[[int, int]
         now = time.monotonic()
         if now - shown > _EVERY_S and done:
             shown = now
-            say(f"{what}: {done:,} of {total:,}, {(now - began) / done * (total - done):.0f} s to go")
+            say(f"{what}: {done:,} of {total:,}, {format_duration((now - began) / done * (total - done))} to go")
 
     return progress

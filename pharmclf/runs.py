@@ -16,6 +16,7 @@ from pharmclf.core.console import Say
 from pharmclf.core.errors import RunError
 from pharmclf.core.hashing import sha256_bytes, sha256_file
 from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.units import format_duration, format_examples, format_size
 from pharmclf.data.destination import atomic_folder, check_new_folder
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import WHITE
@@ -67,7 +68,7 @@ def fetch_best(
     runs = list_runs(location, name=name, experiment=experiment)
     waiting = [run for run in ranked(runs, metric) if run.best]
     if not waiting:
-        raise ConfigError(f"--storage {location}: no finished epoch in {', '.join(run.name for run in runs[:5])}")
+        raise ConfigError(f"--storage {location}: no finished epoch in {format_examples([run.name for run in runs])}")
     if len({run.data for run in waiting}) > 1:
         say("note: these runs have different images or splits, so that their scores compare badly; choose by --name")
     damages = []
@@ -150,9 +151,9 @@ def _progress(name: str, size_bytes: int, say: Say) -> Callable[[int], None]:
             return
         shown = now
         rate = done / max(now - began, 1e-6)
-        left = f", {(size_bytes - done) / rate:.0f} s to go" if done < size_bytes else ""
+        left = f", {format_duration((size_bytes - done) / rate)} to go" if done < size_bytes else ""
         share = 100 * done // max(size_bytes, 1)
-        say(f"{name}: {share} % of {size_bytes / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s{left}")
+        say(f"{name}: {share} % of {format_size(size_bytes)}, {format_size(rate)}/s{left}")
 
     return progress
 

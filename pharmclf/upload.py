@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pharmclf.activations.shards import size_text
 from pharmclf.cli import run_job
 from pharmclf.config import ConfigError
+from pharmclf.core.units import format_size
 
 _ENTRY_BYTES, _END_BYTES = 76, 22
 """Of Ray's archive, a ZIP without compression: the two headers of a file, which hold its name as well, and the end."""
@@ -78,11 +78,11 @@ def check_upload(folder: Path, files: dict[str, int]) -> None:
     size, limit = upload_bytes(files), upload_limit()
     if size < limit:
         return
-    parts = ", ".join(f"{name} {size_text(size)}" for name, size in largest(files))
-    single = ", ".join(f"{name} {size_text(size)}" for name, size in Counter(files).most_common(3))
+    parts = ", ".join(f"{name} {format_size(size)}" for name, size in largest(files))
+    single = ", ".join(f"{name} {format_size(size)}" for name, size in Counter(files).most_common(3))
     raise ConfigError(
-        f"--working-dir {folder}: received {len(files):,} files of {size_text(size)}, expected less than Ray's limit "
-        f"of {size_text(limit)}. Large are {parts}; its largest files are {single}. Data, results and environments "
+        f"--working-dir {folder}: received {len(files):,} files of {format_size(size)}, expected less than Ray's limit "
+        f"of {format_size(limit)}. Large are {parts}; its largest files are {single}. Data, results and environments "
         "need not travel: name them in .rayignore, and give --data and --storage a shared folder or s3://"
     )
 
@@ -115,10 +115,10 @@ def main() -> int:
     files = uploaded_files(folder)
     check_upload(folder, files)
     for name, size in largest(files):
-        print(f"{size_text(size):>10}  {name}")  # noqa: T201
+        print(f"{format_size(size):>10}  {name}")  # noqa: T201
     print(  # noqa: T201
-        f"{len(files):,} files of {size_text(upload_bytes(files))} would be uploaded; "
-        f"Ray's limit is {size_text(upload_limit())}"
+        f"{len(files):,} files of {format_size(upload_bytes(files))} would be uploaded; "
+        f"Ray's limit is {format_size(upload_limit())}"
     )
     return 0
 

@@ -19,8 +19,6 @@ from pharmclf.config import (
     RunConfig,
     from_dict,
     load_yaml,
-    parse_duration,
-    parse_share,
     parse_workers,
     to_dict,
     to_yaml,
@@ -234,36 +232,6 @@ def test_other_workers_are_refused(text: str):
     """The message says what was received and how it is written."""
     with pytest.raises(ConfigError, match=r"expected N, MIN-MAX or 0\. Write 2"):
         parse_workers(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("0.5h", 1800), ("0", 0), (" 5m ", 300)]
-)
-def test_durations_are_seconds_minutes_or_hours(text: str, expected: float):
-    """A bare number is seconds."""
-    assert parse_duration(text) == RunConfig(wait_for_nodes=text).wait_for_nodes_s == expected
-
-
-@pytest.mark.parametrize("text", ["", "m", "-1s", "1d", "10 min", "1:30", "inf", "nan"])
-def test_other_durations_are_refused(text: str):
-    """The message says how they are written."""
-    with pytest.raises(ConfigError, match=r"wait_for_nodes: .*Write it as 90s, 10m or 2h"):
-        parse_duration(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("1%", 0.01), ("0.01", 0.01), ("20 %", 0.2), ("0", 0), ("100%", 1), ("1", 1), ("1e-2", 0.01)]
-)
-def test_shares_are_percent_or_plain(text: str, expected: float):
-    """1% and 0.01 are the same."""
-    assert parse_share(text) == RunConfig(max_bad=text).max_bad_share == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("text", ["", "%", "x", "nan", "inf", "-1%", "101%", "1.1", "1 in 100"])
-def test_other_shares_are_refused(text: str):
-    """Nothing outside 0..1, and nothing that is no number."""
-    with pytest.raises(ConfigError, match=r"expected a share from 0 to 1\. Write it as 1% or 0\.01"):
-        parse_share(text)
 
 
 @pytest.mark.parametrize(

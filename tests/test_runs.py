@@ -66,7 +66,7 @@ def test_the_best_model_arrives_with_its_labels_config_and_metrics(root: str, tm
         "sha256": sha256_bytes(MODEL),
         "result": storage.read_json(storage.join(folder, "result.json")),
     }
-    assert any(line.startswith("model.keras: 100 % of 0.0 MB, ") for line in said)
+    assert any(line.startswith("model.keras: 100 % of ") for line in said)
     assert _fetch(root, tmp_path / "by-loss", metric="val_loss")[0].name == "worse"
 
 
@@ -214,7 +214,7 @@ def test_runs_on_different_images_are_remarked_upon(tmp_path: Path):
 
 
 def test_progress_is_said_every_two_seconds_with_what_is_left(monkeypatch: pytest.MonkeyPatch):
-    """Percent, MB, MB/s, seconds to go; the last line stands without them."""
+    """Percent, size, speed, time to go; the last line stands without them."""
     now, said = [100.0], []
     monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
     progress = runs._progress("model.keras", 100_000_000, said.append)
@@ -222,10 +222,10 @@ def test_progress_is_said_every_two_seconds_with_what_is_left(monkeypatch: pytes
         now[0] += 1.0
         progress(done * 1_000_000)
     assert said == [
-        "model.keras: 20 % of 100.0 MB, 10.0 MB/s, 8 s to go",
-        "model.keras: 40 % of 100.0 MB, 10.0 MB/s, 6 s to go",
-        "model.keras: 60 % of 100.0 MB, 10.0 MB/s, 4 s to go",
-        "model.keras: 80 % of 100.0 MB, 10.0 MB/s, 2 s to go",
+        "model.keras: 20 % of 100.0 MB, 10.0 MB/s, 0:08 to go",
+        "model.keras: 40 % of 100.0 MB, 10.0 MB/s, 0:06 to go",
+        "model.keras: 60 % of 100.0 MB, 10.0 MB/s, 0:04 to go",
+        "model.keras: 80 % of 100.0 MB, 10.0 MB/s, 0:02 to go",
         "model.keras: 100 % of 100.0 MB, 10.0 MB/s",
     ]
 

@@ -387,7 +387,7 @@ def test_a_run_with_a_driver_that_lives_is_running(root: str) -> None:
         "workers     2 on 10.0.0.1, 10.0.0.2, start 2",
         "failures    1; under this driver 1 of 3 allowed",
         "crash in phase1, epoch 1, step 5: it crashed",
-        "checkpoint  phase1-epoch0001, 0:0",
+        "checkpoint  phase1-epoch0001, ",
     ):
         assert words in full
 
@@ -500,7 +500,7 @@ def test_clocks_that_differ_make_no_negative_ages(tmp_path: Path) -> None:
     found = find(str(tmp_path), "run")
     assert found.state == "running"
     shown = status_details(found, time.time()) + status_table([found], time.time())
-    assert shown.count(" ago") == shown.count(" 0:00 ago") == 3
+    assert shown.count(" ago") == shown.count(" 0 s ago") == 3
 
 
 def put_sweep(root: str, state: str, states: list[str | None]) -> str:

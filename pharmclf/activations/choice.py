@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from pharmclf.core.units import format_duration, format_size
 from pharmclf.model.cut import CutCost
 
 _SUFFIX_COST = 3.0  # a training step of the suffix, in forward passes
@@ -112,17 +113,21 @@ def choose(
     streamed = seconds(())
     best = min(subsets, key=seconds)
     if seconds(best) > (1 - _LEAST_SAVING) * streamed:
-        return Choice((), f"not kept: {_amount(size(best))} would not save time (some {_time(streamed)} either way)")
+        return Choice(
+            (), f"not kept: {format_size(size(best))} would not save time (some {format_duration(streamed)} either way)"
+        )
     room = [part for part in subsets if new_bytes(part) <= _MOST_SPACE * machines.free_bytes]
     fitting = min(room, key=seconds, default=best)
     if not room or seconds(fitting) > (1 - _LEAST_SAVING) * streamed:
-        free = _amount(machines.free_bytes)
-        return Choice((), f"not kept: {_amount(new_bytes(best))} would be more than half of the {free} that are free")
+        free = format_size(machines.free_bytes)
+        return Choice(
+            (), f"not kept: {format_size(new_bytes(best))} would be more than half of the {free} that are free"
+        )
     names = tuple(phase.name for phase in fitting)
     return Choice(
         names,
-        f"kept for {' and '.join(names)}, {_amount(size(fitting))}: some {_time(seconds(fitting))} instead of "
-        f"{_time(streamed)}",
+        f"kept for {' and '.join(names)}, {format_size(size(fitting))}: some {format_duration(seconds(fitting))} "
+        f"instead of {format_duration(streamed)}",
     )
 
 
@@ -145,14 +150,3 @@ def _epoch_s(
         bytes_of(costs[phase.depth], dtype) / machines.bytes_per_s if cached else 1 / machines.decoded_per_s
     )
     return phase.epochs * max(compute, source)
-
-
-def _amount(number: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if number >= factor:
-            return f"{number / factor:.1f} {unit}"
-    return f"{number / 1e3:.0f} kB"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

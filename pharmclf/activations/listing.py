@@ -12,13 +12,11 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.activations.key import root_of
-from pharmclf.activations.shards import INDEX_FILE, SIZES, USED_FILE, Layout, read_index, size_text
-from pharmclf.config import ConfigError
+from pharmclf.activations.shards import INDEX_FILE, USED_FILE, Layout, read_index
+from pharmclf.core.units import format_age, format_size
 from pharmclf.storage.lease import Lease, LeaseTaken
 
 _KEY = re.compile(r"[0-9a-f]{32}")  # a folder of another name is somebody else's
-_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
-_AGES = {"d": 86400.0, "h": 3600.0, "min": 60.0, "s": 1.0}
 _READERS = 16  # concurrent readers of folders
 _HEADING: tuple[str, ...] = (
     "key",
@@ -123,48 +121,13 @@ def table(kept: Sequence[Kept], now_s: float) -> str:
     """Activations as aligned lines under a heading, in their order, and a last line with their sum."""
     rows = [_HEADING]
     for entry in kept:
-        state, used = "complete" if entry.complete else "incomplete", _age_text(now_s - entry.used_s)
+        state, used = "complete" if entry.complete else "incomplete", format_age(now_s - entry.used_s)
         about = (entry.backbone, entry.image_size, entry.cut, entry.views, entry.dtype)
         texts = ("-" if value in ("", None) else str(value) for value in about)
-        rows.append((entry.key, *texts, size_text(entry.size_bytes), used, entry.run or "-", state))
+        rows.append((entry.key, *texts, format_size(entry.size_bytes), used, entry.run or "-", state))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, f"{len(kept)} in all, {size_text(sum(entry.size_bytes for entry in kept))}"])
-
-
-def parse_age(text: str) -> float:
-    """Seconds of an age: "30d", "12h", "45min", "90s".
-
-    Raises:
-        ConfigError: anything else.
-    """
-    return _parse(text, _AGES, "an age", "30d, 12h, 45min or 90s")
-
-
-def parse_size(text: str) -> float:
-    """Bytes of a size: "1.5TB", "20GB", "500MB", "64kB".
-
-    Raises:
-        ConfigError: anything else.
-    """
-    return _parse(text, SIZES, "a size", "20GB, 500MB or 1.5TB")
-
-
-def _parse(text: str, units: Mapping[str, float], what: str, examples: str) -> float:
-    match = re.fullmatch(f"{_NUMBER} ?({'|'.join(units)})", text.strip())
-    value = float(match[1]) * units[match[2]] if match else math.nan
-    if not math.isfinite(value):
-        raise ConfigError(
-            f"received {text!r}, expected {what}: a number, 0 or more, and one of {', '.join(units)}. "
-            f"Write it as {examples}"
-        )
-    return value
-
-
-def _age_text(age_s: float) -> str:
-    age_s = max(0.0, age_s)
-    unit, factor = next(((unit, factor) for unit, factor in _AGES.items() if age_s >= factor), ("s", 1.0))
-    return f"{age_s // factor:.0f} {unit} ago"
+    return "\n".join([*lines, f"{len(kept)} in all, {format_size(sum(entry.size_bytes for entry in kept))}"])
 
 
 def _read(root: str, key: str) -> Kept | None:

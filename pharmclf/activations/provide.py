@@ -24,7 +24,6 @@ from pharmclf.activations.shards import (
     missing_shards,
     open_activations,
     sha256_of,
-    size_text,
     standing_shards,
     write_index,
 )
@@ -32,6 +31,7 @@ from pharmclf.activations.spans import Target
 from pharmclf.config import RunConfig
 from pharmclf.core.hashing import sha256_file
 from pharmclf.core.signals import StopRequested
+from pharmclf.core.units import format_size
 from pharmclf.data.manifest import Manifest
 from pharmclf.model.cut import CutCost, check_depth
 from pharmclf.progress import progress_lines
@@ -196,7 +196,7 @@ def _compute(wish: Wish, leases: _Leases, costs: Sequence[CutCost], precision: s
             with contextlib.suppress(OSError):  # another process may be writing there by now
                 storage.delete_folder(cut.location)
         raise ActivationsNotKept(str(error)) from error
-    size = size_text(sum(target.layout.num_bytes for target in targets))
+    size = format_size(sum(target.layout.num_bytes for target in targets))
     wish.say(f"activations: {computed:,} pictures in {time.monotonic() - began:.0f} s, {size} kept")
     if lacking:
         count = sum(map(len, incomplete))

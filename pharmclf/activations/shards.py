@@ -29,8 +29,6 @@ from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_ver
 INDEX_FILE = "index.json"
 USED_FILE = "used.json"
 """Time and run of the last use, for the listing."""
-SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
-"""Bytes of the units that sizes are told in."""
 _SHARD_BYTES = 16 << 20
 _PIXEL_BYTES = 64 << 20  # decoded images of one shard's rows, which travel as one block
 _MOST_ROWS = 256  # of a shard: what an interruption may cost
@@ -129,14 +127,6 @@ class Activations:
     """Row numbers of the manifest, by section, in the order in which they are kept."""
     files: Mapping[str, Sequence[str]]
     """Names of the shards, by section, in order."""
-
-
-def size_text(size_bytes: float) -> str:
-    """Bytes for a person: 1.5 GB."""
-    for unit, factor in SIZES.items():
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.1f} {unit}"
-    return f"{size_bytes:.0f} B"
 
 
 def shard_name(section: str, shard: int, sha256: str, *, complete: bool = True) -> str:

@@ -30,6 +30,7 @@ from pharmclf.benchmark.scaling_model import (
 from pharmclf.benchmark.stages import benchmark_job, stream_rate
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.core.console import Say
+from pharmclf.core.units import format_count
 from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import in_precision, prepare_for
 from pharmclf.report.scaling_plots import scaling_png
@@ -183,7 +184,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     found = scaling_worker.measure(plan, distributed.join(cores))
     nodes = "all on one node, whose memory they share" if beside > 1 else "a node for each"
-    return found | {"place": f"{cores} core{'s' * (cores > 1)} each, {nodes}"}
+    return found | {"place": f"{format_count(cores, 'core')} each, {nodes}"}
 
 
 def _own_cores(place: int, beside: int) -> int:
@@ -231,7 +232,7 @@ def _say_phase(phase: dict[str, Any], batch_size: int, world: int, say: Say) -> 
         )
     for streamed in phase["streamed"]:
         say(
-            f"{name}: {streamed['workers']} worker{'s' * (streamed['workers'] > 1)} on images from the stream: step "
+            f"{name}: {format_count(streamed['workers'], 'worker')} on images from the stream: step "
             f"{1e3 * streamed['step_s']:.1f} ms, of which {1e3 * streamed['wait_s']:.1f} ms waiting for images; "
             f"{batch_size / streamed['step_s']:.0f} images/s"
         )

@@ -5,9 +5,7 @@ from pharmclf.config.parsing import (
     check_location,
     has_credentials,
     parse_data_sets,
-    parse_duration,
     parse_microbatch,
-    parse_share,
     parse_workers,
     refuse_auto,
     refuse_credentials,
@@ -30,6 +28,6 @@ from pharmclf.core.errors import ConfigError
 __all__ = [
     "AUTO", "DEMO", "AugmentConfig", "BackboneName", "ConfigError", "DemoConfig", "HeadConfig", "OptimizerConfig",
     "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "check_location", "from_dict", "has_credentials",
-    "load_yaml", "parse_data_sets", "parse_duration", "parse_microbatch", "parse_share", "parse_workers", "refuse_auto",
+    "load_yaml", "parse_data_sets", "parse_microbatch", "parse_workers", "refuse_auto",
     "refuse_credentials", "to_dict", "to_yaml",
 ]  # fmt: skip

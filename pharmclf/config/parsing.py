@@ -1,8 +1,7 @@
-"""What settings hold as text, read: shares, numbers of workers, durations, named data sets."""
+"""What settings hold as text, read: numbers of workers and rows, locations, named data sets."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 
@@ -12,21 +11,6 @@ AUTO, WHOLE = "auto", "whole"
 """Words for a micro-batch: found by trying; a worker's whole share."""
 _STORAGE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "file", "memory")
 _SPLIT_NAMES = ("train", "validation", "test")
-
-
-def parse_share(text: str, name: str = "max_bad") -> float:
-    """Read a share: "1%" and "0.01" are the same.
-
-    Raises:
-        ConfigError: not a number, or outside 0..1.
-    """
-    try:
-        share = float(text.rstrip("% ")) / (100.0 if text.strip().endswith("%") else 1.0)
-    except ValueError:
-        share = math.nan
-    if not 0.0 <= share <= 1.0:
-        raise ConfigError(f"{name}: received {text!r}, expected a share from 0 to 1. Write it as 1% or 0.01")
-    return share
 
 
 def parse_workers(text: str) -> tuple[int, int]:
@@ -76,18 +60,6 @@ def refuse_auto(microbatch: str, who: str) -> None:
         raise ConfigError(
             f"microbatch: received auto, but {who} does not try what fits. Give --microbatch N, as a run has found it"
         )
-
-
-def parse_duration(text: str) -> float:
-    """Read a duration in seconds: "90", "90s", "10m", "2h".
-
-    Raises:
-        ConfigError: anything else.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if not match:
-        raise ConfigError(f"wait_for_nodes: received {text!r}, expected a duration. Write it as 90s, 10m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def parse_data_sets(texts: Sequence[str]) -> dict[str, str]:

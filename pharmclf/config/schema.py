@@ -11,12 +11,11 @@ from pharmclf.config.parsing import (
     check_location,
     has_credentials,
     parse_data_sets,
-    parse_duration,
     parse_microbatch,
-    parse_share,
     parse_workers,
 )
 from pharmclf.core.errors import ConfigError
+from pharmclf.core.units import parse_duration, parse_share
 
 DEMO = "demo"
 
@@ -221,7 +220,7 @@ class RunConfig:
     @property
     def max_bad_share(self) -> float:
         """`max_bad` as a number in 0..1."""
-        return parse_share(self.max_bad)
+        return parse_share(self.max_bad, "max_bad")
 
     @property
     def max_error_share(self) -> float:
@@ -241,7 +240,7 @@ class RunConfig:
     @property
     def wait_for_nodes_s(self) -> float:
         """`wait_for_nodes` in seconds."""
-        return parse_duration(self.wait_for_nodes)
+        return parse_duration(self.wait_for_nodes, "wait_for_nodes", plain_seconds=True)
 
     @property
     def microbatch_rows(self) -> int | None:
@@ -256,7 +255,7 @@ class RunConfig:
 
 def _check(config: RunConfig) -> None:
     """Every check over the fields of a run, each with what was received, what is expected and the remedy."""
-    parse_share(config.max_bad)
+    parse_share(config.max_bad, "max_bad")
     if not 0 < config.max_error_share < 1:
         raise ConfigError(
             f"max_error: received {config.max_error!r}, expected a share above 0 and below 1. Write it as 1% or 0.01"
@@ -264,7 +263,7 @@ def _check(config: RunConfig) -> None:
     parse_data_sets(config.extra_test)
     parse_workers(config.workers)
     parse_microbatch(config.microbatch)
-    parse_duration(config.wait_for_nodes)
+    parse_duration(config.wait_for_nodes, "wait_for_nodes", plain_seconds=True)
     if config.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
         raise ConfigError(
             f"name: received {config.name!r}, expected letters, digits, '.', '_' and '-'. It becomes a folder's name"

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from pharmclf import storage
+from pharmclf.core.units import format_examples
 from pharmclf.data.demo import MARKER
 from pharmclf.data.images import IMAGE_EXTENSIONS
 
@@ -197,16 +198,11 @@ class _LeftOut:
         notes = [f"files not read, {what}: {count}" for what, count in counts.items() if count]
         if self.homes:
             homes = sorted(f"{home or '.'}/" for home in self.homes)
-            notes.append(f"results of runs, left out: {some(homes)}")
+            notes.append(f"results of runs, left out: {format_examples(homes)}")
         if self.odd:
-            notes.append(f"left out: {some(self.odd)}")
+            notes.append(f"left out: {format_examples(self.odd)}")
         return notes
 
 
 def _counted(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.most_common(10))
-
-
-def some(names: list[str]) -> str:
-    """The first of some names, and how many more there are."""
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pharmclf.config import ConfigError
+from pharmclf.core.units import format_examples
 from pharmclf.data.splits import SPLITS, TEST, TRAIN, VALIDATION
 
 Folder = tuple[str, ...]
@@ -120,8 +121,7 @@ def merge_labels(labels: Sequence[str], classes: Sequence[str] = ()) -> tuple[di
         said += [f"{name} (also {', '.join(_distinct_form(form, name) for form in others)})"] if others else []
     if not said:
         return {}, []
-    more = f" and {len(said) - 5} more" if len(said) > 5 else ""
-    return changed, [f"labels that differ in case, blanks or Unicode form only are one: {', '.join(said[:5])}{more}"]
+    return changed, [f"labels that differ in case, blanks or Unicode form only are one: {format_examples(said)}"]
 
 
 def _distinct_form(form: str, name: str) -> str:
@@ -259,8 +259,9 @@ def _note_on_sides(rests: Mapping[Folder, Folder], places: Mapping[Folder, int])
     below = {rests[folder][-1] for folder, place in places.items() if place < len(rests[folder]) - 1}
     if not below:
         return []
+    above = format_examples(sorted(below), _SHOWN)
     return [
-        f"the label is the folder above {_names(below)}{_level(rests, places)}: {_examples(rests, places)}; "
+        f"the label is the folder above {above}{_level(rests, places)}: {_examples(rests, places)}; "
         "--label-level -1 makes it the folder that holds the images"
     ]
 
@@ -268,7 +269,7 @@ def _note_on_sides(rests: Mapping[Folder, Folder], places: Mapping[Folder, int])
 def _note_on_repeated(paths: list[Folder], rests: Mapping[Folder, Folder], places: Mapping[Folder, int]) -> list[str]:
     names = {path[-1] for path in paths}
     found = {rests[folder][place] for folder, place in places.items() if label_key(rests[folder][place]) in names}
-    return [f"labels whose images lie below several folders: {_names(found)}"] if found else []
+    return [f"labels whose images lie below several folders: {format_examples(sorted(found), _SHOWN)}"] if found else []
 
 
 def _ambiguous(
@@ -292,10 +293,4 @@ def _level(rests: Mapping[Folder, Folder], places: Mapping[Folder, int], word: s
 
 
 def _examples(rests: Mapping[Folder, Folder], places: Mapping[Folder, int]) -> str:
-    return _names({rests[folder][place] for folder, place in places.items()})
-
-
-def _names(names: Iterable[str]) -> str:
-    """The first of some names, and how many there are."""
-    found = sorted(names)
-    return ", ".join(found[:_SHOWN]) + (f", … ({len(found):,})" if len(found) > _SHOWN else "")
+    return format_examples(sorted({rests[folder][place] for folder, place in places.items()}), _SHOWN)

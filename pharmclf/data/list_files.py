@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.core.units import format_examples
 from pharmclf.data.images import IMAGE_EXTENSIONS
 
 _MOST_SHOWN, _MOST_LETTERS = 5, 200
@@ -64,8 +65,7 @@ def nothing_there(folder: str, paths: Sequence[str]) -> str:
             parent = os.path.dirname(parent)
         with contextlib.suppress(OSError):
             names = sorted(os.listdir(parent))
-            more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
-            text += f"; {parent} holds {', '.join(names[:_MOST_SHOWN]) or 'nothing'}{more}"
+            text += f"; {parent} holds {format_examples(names, _MOST_SHOWN) or 'nothing'}"
         bases = [os.getcwd(), *_parents(folder)] if not os.path.isabs(first) else []
         fits = next((base for base in bases if os.path.isfile(os.path.join(base, first.replace("\\", "/")))), None)
         text += f"; below {fits} it is there" if fits else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.core.hashing import fingerprint
+from pharmclf.core.units import format_examples
 from pharmclf.data import duplicates
 from pharmclf.data.image_set import read_verified
 from pharmclf.data.images import LFS_POINTER, THUMBNAIL_SIDE, decode
@@ -184,12 +185,11 @@ def check_bad_share(manifest: Manifest, max_bad_share: float, quarantine: str = 
         return manifest
     if quarantine:
         manifest.write_quarantine(quarantine)
-    first = "; ".join(f"{row.path}: {row.status}" for row in bad.head(5).itertuples())
-    more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+    first = format_examples([f"{row.path}: {row.status}" for row in bad.itertuples()], separator="; ")
     where = f", the whole list is in {quarantine}" if quarantine else ""
     raise ConfigError(
         f"{len(bad)} of {len(manifest.table)} images are bad ({share:.1%}), expected at most {max_bad_share:.1%}: "
-        f"{first}{more}{where}. Mend or remove them, or accept more with --max-bad"
+        f"{first}{where}. Mend or remove them, or accept more with --max-bad"
     )
 
 
@@ -221,16 +221,18 @@ def scan(listing: Listing, progress: Progress | None, fewest_classes: int = 2) -
     conflicts = table["sha256"].isin(labels_of_content.index[labels_of_content > 1]) & (table["status"] == OK)
     table.loc[conflicts, "status"] = LABEL_CONFLICT
     if wrong:
-        notes.append(f"{len(wrong)} images of another format than their name says, read all the same: {shorten(wrong)}")
+        notes.append(
+            f"{len(wrong)} images of another format than their name says, read all the same: {format_examples(wrong)}"
+        )
     if unended:
-        notes.append(f"{len(unended)} JPEGs without their end mark, read all the same: {shorten(unended)}")
+        notes.append(f"{len(unended)} JPEGs without their end mark, read all the same: {format_examples(unended)}")
     white_level = _find_level(table, thumbnails, largest, notes)
     notes += (reasons := _absent(table))
     used = table[table["status"] == OK]
     class_names = tuple(sorted(used["label"].unique()))
     lost = sorted(set(table["label"]) - set(class_names) - {""})
     if lost:
-        notes.append(f"classes without a usable image: {shorten(lost)}")
+        notes.append(f"classes without a usable image: {format_examples(lost)}")
     if len(class_names) < fewest_classes:
         reason = f": {'; '.join(reasons)}" if reasons else f", {table['path'].iloc[0]}: {table['status'].iloc[0]}"
         found = f"only the class {class_names[0]!r}" if class_names else f"{len(table)} images and all bad{reason}"
@@ -268,7 +270,8 @@ def _find_level(
         if dark:
             most = f"others use up to {largest[wide].max()}"
             notes.append(
-                f"{len(dark)} images of 16 bit use only 0..4095 and are read as dark, since {most}: {shorten(dark)}"
+                f"{len(dark)} images of 16 bit use only 0..4095 and are read as dark, since {most}: "
+                f"{format_examples(dark)}"
             )
         return level
     notes.append(f"{len(wide)} images of 16 bit use only 0..{level}: read as {level.bit_length()} bit")
@@ -311,11 +314,6 @@ def _group(
         copies = len({other for _, other in equal + near})
         notes.append(f"{copies} images are copies of others ({len(equal)} byte for byte); copies share a split")
     if mixed:
-        notes.append(f"{len(mixed)} pairs of near copies have different labels, please check: {shorten(mixed)}")
+        notes.append(f"{len(mixed)} pairs of near copies have different labels, please check: {format_examples(mixed)}")
     wanted = duplicates.equal_pairs([group if good else "" for group, good in zip(given, ok, strict=True)])
     return duplicates.group_rows(len(table), equal + near + wanted)
-
-
-def shorten(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -11,9 +11,10 @@ import numpy as np
 
 from pharmclf import storage
 from pharmclf.config import DEMO, ConfigError, RunConfig
+from pharmclf.core.units import format_examples
 from pharmclf.data.destination import check_destination
 from pharmclf.data.layouts import PLAIN_READING, Reading
-from pharmclf.data.manifest import Manifest, check_bad_share, scan, shorten
+from pharmclf.data.manifest import Manifest, check_bad_share, scan
 from pharmclf.data.scan import NOT_READ
 from pharmclf.data.sources import list_data
 from pharmclf.data.splits import SPLITS, TRAIN, rare_classes, split_rows
@@ -122,7 +123,7 @@ def _without_rare_classes(manifest: Manifest, config: RunConfig) -> Manifest:
         else f"{name} ({sizes[name]} images, which count as copies of {count})"
         for name, count in rare.items()
     ]
-    few, text = f"fewer than {config.min_images} different images", shorten(named)
+    few, text = f"fewer than {config.min_images} different images", format_examples(named)
     hint = ""
     if any(sizes[name] != count for name, count in rare.items()):
         hint = (
@@ -149,7 +150,7 @@ def _without_untrained_classes(manifest: Manifest, config: RunConfig) -> Manifes
     if not untrained:
         return manifest
     count = int(rows["label"].isin(untrained).sum())
-    text = f"labels without a training image: {shorten(untrained)}"
+    text = f"labels without a training image: {format_examples(untrained)}"
     manifest = manifest.leave_out(untrained, "no training image of its label", f"{text}; left out with {count} images")
     lost = [name for name in SPLITS if not len(manifest.rows(name))]
     if len(manifest.class_names) < 2 or lost:

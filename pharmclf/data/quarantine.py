@@ -10,6 +10,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
+from pharmclf.core.units import format_examples
 from pharmclf.data.manifest import Manifest
 
 QUARANTINED = "quarantined"
@@ -112,12 +113,11 @@ class Quarantine:
             lost = dict(self._lost)
         paths, total = self._manifest.table["path"], len(self._manifest.table)
         bad = len(self._manifest.quarantined) + len(lost)
-        first = "; ".join(f"{paths[row]}: {reason}" for row, reason in list(lost.items())[:_NAMED])
-        more = f"; and {len(lost) - _NAMED:,} more" if len(lost) > _NAMED else ""
+        first = format_examples([f"{paths[row]}: {reason}" for row, reason in lost.items()], _NAMED, "; ")
         where = f", the whole list is in {self._location}" if self._location else ""
         raise ConfigError(
             f"{bad:,} of {total:,} images are bad ({bad / total:.1%}), expected at most {self._share:.1%}; "
-            f"{len(lost):,} of them are not what they were when the data set was listed: {first}{more}{where}. "
+            f"{len(lost):,} of them are not what they were when the data set was listed: {first}{where}. "
             "Restore them, or accept more with --max-bad, and give the same command again"
         )
 
@@ -130,6 +130,5 @@ def lost_note(manifest: Manifest, rows: Mapping[int, str]) -> str:
         rows: row and reason of each image; one or more.
     """
     paths = manifest.table["path"]
-    first = "; ".join(f"{paths[row]}: {reason}" for row, reason in list(rows.items())[:_NAMED])
-    more = f"; and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
-    return f"left out, since the file is not what it was when the set was listed: {len(rows):,} images ({first}{more})"
+    first = format_examples([f"{paths[row]}: {reason}" for row, reason in rows.items()], _NAMED, "; ")
+    return f"left out, since the file is not what it was when the set was listed: {len(rows):,} images ({first})"

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pharmclf.config import ConfigError
+from pharmclf.core.units import format_examples
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
@@ -208,7 +209,7 @@ def _check_enough(class_of_group: NDArray[np.str_], split_of_group: NDArray[np.s
         if 0 < free < needed:
             poor.append(f"{name} ({free})")
     if poor:
-        shown = ", ".join(poor[:10]) + (f" and {len(poor) - 10} more" if len(poor) > 10 else "")
+        shown = format_examples(poor, 10)
         raise ConfigError(
             f"classes with too few different images to split: {shown}; expected {num_open} or more in each, one for "
             f"each split (copies of one image count once). Add images, leave these classes out with --min-images "

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pharmclf import storage
 from pharmclf.activations import local_cache
-from pharmclf.activations.shards import size_text
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import error_reason
+from pharmclf.core.units import format_size
 from pharmclf.doctor.findings import Finding, fail, ok, warn
 from pharmclf.training.saver import spool_of
 
@@ -137,9 +137,9 @@ def judge_disks(disks: Iterable[Disk]) -> list[Finding]:
 
 def _judge(disk: Disk) -> Finding:
     where = f"{disk.path} ({', '.join(disk.uses)})"
-    text = f"{where}: {size_text(disk.free_bytes)} of {size_text(disk.total_bytes)} free"
+    text = f"{where}: {format_size(disk.free_bytes)} of {format_size(disk.total_bytes)} free"
     if disk.write_bytes_per_s is not None and disk.read_bytes_per_s is not None:
-        text += f", writes {disk.write_bytes_per_s / 1e6:.0f} MB/s, reads {disk.read_bytes_per_s / 1e6:.0f} MB/s"
+        text += f", writes {format_size(disk.write_bytes_per_s)}/s, reads {format_size(disk.read_bytes_per_s)}/s"
     elsewhere = (
         "TMPDIR, PHARMCLF_STORAGE_SPOOL and PHARMCLF_STORAGE_CACHE, and --temp-dir of `ray start`, name other folders"
     )
@@ -148,7 +148,7 @@ def _judge(disk: Disk) -> Finding:
             "disk", f"{text}; it cannot be written: {disk.error}", f"mend its rights, or go elsewhere: {elsewhere}"
         )
     if disk.free_bytes < _LEAST_BYTES:
-        return fail("disk", text, f"make room, {size_text(_LEAST_BYTES)} are the least; {elsewhere}")
+        return fail("disk", text, f"make room, {format_size(_LEAST_BYTES)} are the least; {elsewhere}")
     used = 1 - disk.free_bytes / disk.total_bytes if disk.total_bytes else 0.0
     if RAY_USE in disk.uses and used >= _RAY_FULL_SHARE:
         return warn("disk", f"{text}; Ray spills nothing to a disk that is {used:.0%} full", f"make room; {elsewhere}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import psutil
 
-from pharmclf.activations.shards import size_text
+from pharmclf.core.units import format_memory
 from pharmclf.doctor.findings import Finding, fail, ok, warn
 from pharmclf.doctor.machine import RayView
 from pharmclf.hardware.nvml import DriverNvml, NvmlMissing
@@ -96,7 +96,7 @@ def _holders(index: int) -> tuple[str, ...]:
         name = "process"
         with contextlib.suppress(psutil.Error):  # of another container, or gone
             name = psutil.Process(holder.pid).name()
-        size = f" ({size_text(holder.used_bytes)})" if holder.used_bytes is not None else ""
+        size = f" ({format_memory(holder.used_bytes)})" if holder.used_bytes is not None else ""
         found.append(f"{name} {holder.pid}{size}")
     return tuple(found)
 
@@ -134,7 +134,7 @@ def _judge(gpu: Gpu, driver: str, precision: str) -> Finding:
         remedy = "see `nvidia-smi` and `dmesg` on this node; a card that is lost needs a restart of the machine"
         return warn("GPU", f"{text}: it does not tell of its memory", remedy)
     free = gpu.total_bytes - gpu.used_bytes
-    text += f", {size_text(free)} of {size_text(gpu.total_bytes)} free"
+    text += f", {format_memory(free)} of {format_memory(gpu.total_bytes)} free"
     held = f"; held by {', '.join(gpu.holders) or 'others, whom it does not name'}"
     if free < _LEAST_BYTES:
         return fail("GPU", text + held, "end these processes, or take another GPU by CUDA_VISIBLE_DEVICES")

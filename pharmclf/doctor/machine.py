@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from pharmclf.activations.shards import size_text
+from pharmclf.core.units import format_memory
 from pharmclf.doctor.findings import Finding, fail, ok, warn
 from pharmclf.hardware.cores import schedulable_cores
 
@@ -151,14 +151,14 @@ def judge_cpus(machine: Machine, ray: RayView | None) -> Finding:
 
 def judge_memory(machine: Machine, ray: RayView | None) -> Finding:
     """Whether there is room for training, and Ray knows of the bound."""
-    text = f"{size_text(machine.usable_bytes)}, {size_text(machine.available_bytes)} of it free"
+    text = f"{format_memory(machine.usable_bytes)}, {format_memory(machine.available_bytes)} of it free"
     if machine.limit_bytes is not None:
-        text += f" (the machine has {size_text(machine.memory_bytes)}, the container is bound)"
+        text += f" (the machine has {format_memory(machine.memory_bytes)}, the container is bound)"
     if machine.available_bytes < _LEAST_BYTES:
-        remedy = f"end other programs, or take a larger machine: {size_text(_LEAST_BYTES)} are the least"
+        remedy = f"end other programs, or take a larger machine: {format_memory(_LEAST_BYTES)} are the least"
         return fail("memory", text, remedy)
     if ray is not None and ray.memory_bytes + ray.store_bytes > _SLACK * machine.usable_bytes:
-        text += f"; Ray counts {size_text(int(ray.memory_bytes + ray.store_bytes))}"
+        text += f"; Ray counts {format_memory(int(ray.memory_bytes + ray.store_bytes))}"
         remedy = "start its Ray with --memory and --object-store-memory that fit, or the kernel kills its processes"
         return warn("memory", text, remedy)
     if machine.available_bytes < _SCARCE_BYTES:
@@ -170,7 +170,7 @@ def judge_shared_memory(machine: Machine, ray: RayView | None) -> Finding:
     """Whether Ray's object store, through which all images pass, lies in memory."""
     most = max(_STORE_BYTES, _OF_SHARED * machine.shared_bytes)
     wanted = ray.store_bytes if ray is not None else min(_STORE_SHARE * machine.usable_bytes, most)
-    text = f"{_SHARED} has {size_text(machine.shared_bytes)}, Ray's object store {size_text(int(wanted))}"
+    text = f"{_SHARED} has {format_memory(machine.shared_bytes)}, Ray's object store {format_memory(int(wanted))}"
     if machine.shared_bytes * _SLACK < wanted:
         remedy = (
             f"give the container --shm-size={_gigabytes(wanted)}g, on Kubernetes an emptyDir of medium Memory at "

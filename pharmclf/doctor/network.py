@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pharmclf.core.errors import error_reason
+from pharmclf.core.units import format_examples
 from pharmclf.doctor.findings import Finding, fail, ok
 
 _ANSWER_S = 3.0
@@ -88,9 +89,8 @@ def judge_network(tried: Mapping[str, Sequence[tuple[Door, str]]]) -> Finding:
     for node, door, why in failed:
         pairs.setdefault((node, door.address), []).append(f"{door.port} {door.what}: {why}")
     listed = [f"{node} cannot reach {address} (port {', '.join(ports)})" for (node, address), ports in pairs.items()]
-    more = f"; and {len(listed) - _SHOWN} more pairs" if len(listed) > _SHOWN else ""
     remedy = (
         "open all TCP ports between the nodes, in security groups and firewalls: workers listen on ports of the "
         "system's choice (/proc/sys/net/ipv4/ip_local_port_range)"
     )
-    return fail("network", "; ".join(listed[:_SHOWN]) + more, remedy)
+    return fail("network", format_examples(listed, _SHOWN, "; "), remedy)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.core.errors import RunError
+from pharmclf.core.units import format_count
 from pharmclf.doctor.clocks import judge_clock
 from pharmclf.doctor.findings import Finding, Section, fail, of_level, warn
 from pharmclf.doctor.node import STORAGE_S, NodeFacts, Request, examine, judge_node
@@ -85,7 +86,7 @@ def _check_room(config: RunConfig, say: Callable[[str], None]) -> None:
     team_on([Node("", "127.0.0.1", 0, float(cores_for_ray()), 0.0)], low, high, config.accelerator)
     if low > cores:
         say(
-            f"warning: workers: {low} processes share {cores} core{'s' * (cores > 1)}, each with a TensorFlow and a "
+            f"warning: workers: {low} processes share {format_count(cores, 'core')}, each with a TensorFlow and a "
             "network of its own; --workers 1 uses all cores and takes the same steps"
         )
 

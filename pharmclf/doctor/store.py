@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pharmclf import storage
-from pharmclf.activations.shards import size_text
 from pharmclf.core.errors import error_reason
+from pharmclf.core.units import format_size
 from pharmclf.doctor.clocks import judge_clock, least_offset_s
 from pharmclf.doctor.disks import nearest_standing
 from pharmclf.doctor.findings import Finding, fail, ok, warn
@@ -244,11 +244,11 @@ def _judge_use(facts: StorageFacts) -> Finding:
     text = f"{facts.location}: write, read, delete work; {1e3 * facts.request_s:.1f} ms a request"
     speeds = facts.write_bytes_per_s, facts.read_bytes_per_s
     if speeds[0] is not None and speeds[1] is not None:
-        text += f", writes {speeds[0] / 1e6:.0f} MB/s, reads {speeds[1] / 1e6:.0f} MB/s"
+        text += f", writes {format_size(speeds[0])}/s, reads {format_size(speeds[1])}/s"
     if facts.free_bytes is not None:
-        text += f", {size_text(facts.free_bytes)} free"
+        text += f", {format_size(facts.free_bytes)} free"
         if facts.free_bytes < _LEAST_BYTES:
-            return fail("storage", text, f"{_REMEDIES['full']}; {size_text(_LEAST_BYTES)} are the least")
+            return fail("storage", text, f"{_REMEDIES['full']}; {format_size(_LEAST_BYTES)} are the least")
         if facts.free_bytes < _SCARCE_BYTES:
             return warn("storage", text, _REMEDIES["full"])
     if facts.request_s > _SLOW_S or any(speed is not None and speed < _SLOW_BYTES_PER_S for speed in speeds):

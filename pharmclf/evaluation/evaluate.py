@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pharmclf import metrics
+from pharmclf.core.units import format_examples
 from pharmclf.evaluation.decision import Decision
 from pharmclf.evaluation.predictions import ABSTAIN, COLUMNS, predictions_table
 from pharmclf.evaluation.results import ClassResult, ConfusedPair, Evaluation, difference, most_confused_pairs
@@ -161,6 +162,7 @@ def _numbers(column: pd.Series, names: list[str], what: str) -> np.ndarray:
     numbers = pd.Index(names).get_indexer(pd.Index(column))
     if (numbers < 0).any():
         unknown = sorted({str(name) for name in column[numbers < 0]})
-        listed = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
-        raise ValueError(f"{what}: {listed}: not among the model's {len(names)} classes. Leave these images out")
+        raise ValueError(
+            f"{what}: {format_examples(unknown)}: not among the model's {len(names)} classes. Leave these images out"
+        )
     return np.asarray(numbers, np.int64)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pharmclf.config import ConfigError
+from pharmclf.core.units import format_examples
 
 _NAMED = 20
 """Labels that a line names; of more it says how many."""
@@ -32,7 +33,8 @@ class LabelMatch:
         """What a person should know of the labels, one line each; none where they are those of the model."""
         lines = []
         if self.unknown:
-            listed = _listed(_unknown(label, count, self.suggestions) for label, count in self.unknown.items())
+            named = [_unknown(label, count, self.suggestions) for label, count in self.unknown.items()]
+            listed = format_examples(named, _NAMED)
             total, labels = sum(self.unknown.values()), len(self.unknown)
             lines.append(
                 f"{total:,} {'image is' if total == 1 else 'images are'} left out: the model does not know "
@@ -40,7 +42,10 @@ class LabelMatch:
             )
         if self.lacking:
             total = len(self.known) + len(self.lacking)
-            lines.append(f"no image of {len(self.lacking):,} of the model's {total:,} classes: {_listed(self.lacking)}")
+            lines.append(
+                f"no image of {len(self.lacking):,} of the model's {total:,} classes: "
+                f"{format_examples(self.lacking, _NAMED)}"
+            )
         return lines
 
 
@@ -60,10 +65,12 @@ def match_labels(counts: Mapping[str, int], known: Sequence[str]) -> LabelMatch:
     bare = {_bare(name): name for name in reversed(known)}
     suggestions = {label: near for label in list(unknown)[:_NAMED] if (near := _nearest(_bare(label), bare))}
     if not present & classes:
-        received = _listed(_unknown(label, count, suggestions) for label, count in unknown.items()) or "none"
+        named = [_unknown(label, count, suggestions) for label, count in unknown.items()]
+        received = format_examples(named, _NAMED) or "none"
         raise ConfigError(
-            f"labels: received {received}, expected some of the model's {len(known):,} classes: {_listed(known)}. "
-            "Name the folders (or the column `label`) after the classes, or give another model"
+            f"labels: received {received}, expected some of the model's {len(known):,} classes: "
+            f"{format_examples(known, _NAMED)}. Name the folders (or the column `label`) after the classes, or give "
+            "another model"
         )
     return LabelMatch(
         known=tuple(name for name in known if name in present),
@@ -88,9 +95,3 @@ def _bare(label: str) -> str:
 def _unknown(label: str, count: int, suggestions: Mapping[str, str]) -> str:
     near = suggestions.get(label)
     return f"{label} ({count:,}; did you mean {near}?)" if near else f"{label} ({count:,})"
-
-
-def _listed(names: Iterable[str]) -> str:
-    every = list(names)
-    more = len(every) - _NAMED
-    return ", ".join(every[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")

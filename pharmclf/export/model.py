@@ -20,6 +20,7 @@ from pharmclf.core.console import Say
 from pharmclf.core.errors import describe_exit
 from pharmclf.core.hashing import sha256_file
 from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.units import format_size
 from pharmclf.evaluation.decision import DECISION_FILE, Decision, fit_decision, write_decision
 from pharmclf.evaluation.saved import SavedModel, find_model
 from pharmclf.export import reload
@@ -121,7 +122,7 @@ def export_model(options: ExportOptions, say: Say) -> None:
                 refused.append(str(error))
                 say(f"refused: {error}")
                 continue
-            say(f"{name} {trial.precision}, {_size_bytes(path) / 1e6:.1f} MB, in {about['runtime']}: {comparison}")
+            say(f"{name} {trial.precision}, {format_size(_size_bytes(path))}, in {about['runtime']}: {comparison}")
             decision = fitted if name == "tflite" else decision
             formats[name] = about
         if not formats:

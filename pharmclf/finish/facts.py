@@ -6,6 +6,7 @@ import platform
 
 import psutil
 
+from pharmclf.core.units import format_memory
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import count_table
@@ -65,9 +66,9 @@ def _group_pictures(manifest: Manifest, group: int) -> list[Picture]:
 
 def machine_facts(device: str, workers: int) -> list[tuple[str, str]]:
     """Devices, and the machine of the driver."""
-    memory = psutil.virtual_memory().total / 2**30
+    memory = format_memory(psutil.virtual_memory().total)
     return [
         ("device", device),
         ("workers", str(workers) if workers else "none; in one process"),
-        ("driver", f"{platform.system()} {platform.machine()}, {usable_cores()} CPU cores, {memory:.0f} GiB"),
+        ("driver", f"{platform.system()} {platform.machine()}, {usable_cores()} CPU cores, {memory}"),
     ]

@@ -9,8 +9,9 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.cli import EXIT_OK, scan_progress
-from pharmclf.config import ConfigError, RunConfig, check_location, from_dict, parse_share, parse_workers, to_yaml
+from pharmclf.config import ConfigError, RunConfig, check_location, from_dict, parse_workers, to_yaml
 from pharmclf.core.console import Say
+from pharmclf.core.units import parse_share
 from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, manifests_of
@@ -69,7 +70,7 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
         check_location(f"--{flag}", getattr(options, flag))
     if options.out:
         check_destination("--out", storage.absolute(options.out))
-    max_bad_share, workers = parse_share(options.max_bad), parse_workers(options.workers)[1]
+    max_bad_share, workers = parse_share(options.max_bad, "max_bad"), parse_workers(options.workers)[1]
     model = find_model(options.model)
     record = load_record(storage.join(model.run_folder, "run.json")) if model.run_folder else {}
     name = options.name or _name_of(options.data)

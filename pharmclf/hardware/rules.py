@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from pharmclf.core.units import format_memory, format_size
 from pharmclf.hardware.levels import BOUND, Measure
 from pharmclf.hardware.nvml import HARMFUL
 from pharmclf.hardware.readings import GpuReading, Row
@@ -85,16 +86,16 @@ def _gpu_memory(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
         if gpu.memory_percent is None or gpu.memory_used_bytes is None or gpu.memory_total_bytes is None:
             continue
         held = [
-            f"process {holder.pid}" + (f" {holder.used_bytes / _GIB:.1f} GiB" if holder.used_bytes else "")
+            f"process {holder.pid}" + (f" {format_memory(holder.used_bytes)}" if holder.used_bytes else "")
             for holder in gpu.holders[:3]
         ]
-        used, total = gpu.memory_used_bytes / _GIB, gpu.memory_total_bytes / _GIB
+        used, total = format_memory(gpu.memory_used_bytes), format_memory(gpu.memory_total_bytes)
         yield Measure(
             rule="gpu memory",
             device=f"GPU {gpu.index}",
             value=gpu.memory_percent,
             subject=gpu_text(gpu),
-            what=f"has {gpu.memory_percent:.0f} % of its memory in use{BOUND}, {used:.1f} of {total:.1f} GiB"
+            what=f"has {gpu.memory_percent:.0f} % of its memory in use{BOUND}, {used} of {total}"
             + (f" (held by {', '.join(held)})" if held else ""),
             remedy="The next step may fail for lack of it: end other processes on it, or give a smaller --batch-size",
         )
@@ -185,7 +186,7 @@ def _memory(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
             rule="memory",
             value=percent,
             subject="",
-            what=f"has {percent:.0f} % of its memory in use{BOUND}, {used / _GIB:.1f} of {total / _GIB:.1f} GiB",
+            what=f"has {percent:.0f} % of its memory in use{BOUND}, {format_memory(used)} of {format_memory(total)}",
             remedy="From 95 % on Ray ends tasks, and the system may end processes: end others, or take more memory",
         )
 
@@ -198,7 +199,7 @@ def _disk(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
             rule="disk",
             value=percent,
             subject=f"the disk of {host.disk_folder}",
-            what=f"is {percent:.0f} % full{BOUND}, {host.disk_free_bytes / _GIB:.1f} GiB are left",
+            what=f"is {percent:.0f} % full{BOUND}, {format_size(host.disk_free_bytes)} are left",
             remedy="From 95 % on Ray writes no objects to it: delete old runs or kept activations "
             "(python jobs/activations.py)",
         )
@@ -211,7 +212,7 @@ def _shared_memory(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
             rule="shared memory",
             value=total / _GIB,
             subject="/dev/shm",
-            what=f"has {total / _GIB:.2f} GiB{BOUND}",
+            what=f"has {format_memory(total)}{BOUND}",
             remedy="Ray keeps decoded images there, or on disk where it is small: docker run --shm-size=8g, or in "
             "Kubernetes a volume emptyDir with medium: Memory",
         )

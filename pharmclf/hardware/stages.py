@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pharmclf.core.units import format_size
 from pharmclf.hardware.readings import Row
 
 _FULL_CPU_PERCENT = 85.0  # of all CPUs; the rest are moments between tasks
@@ -17,7 +18,6 @@ _OURS_PERCENT = 50.0  # of the busy CPUs: below it others have them
 _FULL_LINK = 0.8  # of what a network card can do; protocols take their part
 _IOWAIT_PERCENT = 15.0
 _FULL_WORKER_PERCENT = 90.0  # of one CPU, by the worker's own process
-_MB = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def _feed(rows: Sequence[Row], setting: Setting, kept: bool, cpu: float | None) 
     if taken is not None and link and taken >= _FULL_LINK * link:
         return Stage(
             name=f"the network ({what})",
-            sign=f"{taken / _MB:.0f} of {link / _MB:.0f} MB/s{idle}",
+            sign=f"{format_size(taken)}/s of {format_size(link)}/s{idle}",
             remedy="Take nodes with a faster network, or put a copy of the data onto their disks",
         )
     waits = _mean(rows, lambda row: row.host.iowait_percent)
@@ -84,7 +84,7 @@ def _feed(rows: Sequence[Row], setting: Setting, kept: bool, cpu: float | None) 
         read = _mean(rows, lambda row: row.host.disk_read_bytes_per_s) or 0.0
         return Stage(
             name=f"the disk ({what})",
-            sign=f"processors wait for it {waits:.0f} % of the time, it gives {read / _MB:.0f} MB/s",
+            sign=f"processors wait for it {waits:.0f} % of the time, it gives {format_size(read)}/s",
             remedy="Put the data onto a faster disk (NVMe)"
             + (", and the cache there with PHARMCLF_STORAGE_CACHE" if kept else ""),
         )
@@ -98,7 +98,7 @@ def _feed(rows: Sequence[Row], setting: Setting, kept: bool, cpu: float | None) 
     if setting.remote_data and not kept:
         return Stage(
             name="the storage (reading images)",
-            sign=f"{(taken or 0.0) / _MB:.0f} MB/s come in{idle}",
+            sign=f"{format_size(taken or 0.0)}/s come in{idle}",
             remedy="Use a bucket in the region of the nodes, give more CPUs (each reads 16 images at a time), or put a "
             "copy onto their disks",
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pharmclf.core.units import format_count
 from pharmclf.hardware.nvml import HARMFUL
 from pharmclf.hardware.readings import GpuReading, Row
 
@@ -88,7 +89,7 @@ def summary_line(nodes: Sequence[NodeSummary]) -> str:
     gpus = [gpu for node in nodes for gpu in node.gpus]
     parts = []
     if gpus:
-        parts.append(f"{len(gpus)} GPU" + "s" * (len(gpus) > 1))
+        parts.append(format_count(len(gpus), "GPU"))
         busy = average([gpu.mean_utilisation_percent for gpu in gpus])
         hottest, slowed = _most(gpu.peak_temperature_c for gpu in gpus), max(gpu.slowed_s for gpu in gpus)
         parts += [f"{busy:.0f} % busy"] if busy is not None else []

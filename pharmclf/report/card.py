@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from pharmclf.core.units import format_count, format_examples
 from pharmclf.data.pixel_depth import WHITE
 from pharmclf.evaluation.decision import DECISION_FILE, Decision
 from pharmclf.evaluation.results import ClassResult, Evaluation
@@ -69,11 +70,12 @@ def _what(facts: ReportFacts) -> list[str]:
     names = facts.test.evaluation.class_names
     listed = ", ".join(escaped(name) for name in names[:_MOST_NAMES])
     more = f", and {len(names) - _MOST_NAMES} more in `labels.json`" if len(names) > _MOST_NAMES else ""
-    kind = f"An image classifier of {words.count(len(names), 'product')}"
+    kind = f"An image classifier of {format_count(len(names), 'product')}"
     if facts.result:
         kind += (
             f" on the backbone {escaped(facts.result['backbone'])}, trained on "
-            f"{words.count(facts.result['train_images'], 'image')} in two phases: first its head, then its upper blocks"
+            f"{format_count(facts.result['train_images'], 'image')} in two phases: first its head, then its upper "
+            "blocks"
         )
     made = f" Made {escaped(facts.created)}." if facts.created else ""
     takes = "It takes RGB images with values from 0 to 255 and gives a probability for each product."
@@ -108,16 +110,16 @@ def _data(data: DataFacts) -> list[str]:
     _, train, validation, test = data.counts[-1]
     copies = "No image is a copy of another."
     if data.num_duplicate_groups:
-        groups = words.count(data.num_duplicate_groups, "group")
+        groups = format_count(data.num_duplicate_groups, "group")
         where = "each group lies in one split."
         if data.num_torn_groups:
             where = f"{data.num_torn_groups:,} of the groups lie in several splits, so scores flatter."
-        copies = f"{words.count(data.num_duplicate_images, 'image')} in {groups} are copies of one another; {where}"
-    bad = f" {words.count(data.num_quarantined, 'file')} could not be used." if data.num_quarantined else ""
+        copies = f"{format_count(data.num_duplicate_images, 'image')} in {groups} are copies of one another; {where}"
+    bad = f" {format_count(data.num_quarantined, 'file')} could not be used." if data.num_quarantined else ""
     smallest = min(data.counts[:-1], key=lambda row: row[1])
     return [
         "## Data",
-        f"{words.count(train, 'image')} to train on, {validation:,} to choose epoch, temperature and threshold, "
+        f"{format_count(train, 'image')} to train on, {validation:,} to choose epoch, temperature and threshold, "
         f"{test:,} to test. {copies}{bad} Fewest to train on: {escaped(smallest[0])}, {smallest[1]:,}.",
         _list(escaped(note) for note in data.notes),
     ]
@@ -175,7 +177,7 @@ def _failures_of(facts: SetFacts, report: ReportFacts) -> list[str]:
         lines.append(f"No mistake among {where}.")
     pairs = [
         f"{escaped(pair.label)} taken for {escaped(pair.predicted)} "
-        f"({words.count(pair.count, 'image')}, {words.percent(pair.share)} of it)"
+        f"({format_count(pair.count, 'image')}, {words.percent(pair.share)} of it)"
         for pair, _ in facts.confused[:_WORST]
     ]
     return [*lines, *([f"Most often confused, of {where}: {'; '.join(pairs)}."] if pairs else []), *_noted(facts)]
@@ -194,11 +196,10 @@ def _vague(scores: Evaluation) -> str:
     tested = [item for item in scores.classes if item.support]
     vaguest = max(tested, key=lambda item: item.recall.high - item.recall.low)
     untested = [item.name for item in scores.classes if not item.support]
-    listed = ", ".join(escaped(name) for name in untested[:_MOST_NAMES])
-    listed += f" and {len(untested) - _MOST_NAMES:,} more" if len(untested) > _MOST_NAMES else ""
+    listed = format_examples([escaped(name) for name in untested], _MOST_NAMES)
     text = (
         f"What is known of single products is coarse: that of {escaped(vaguest.name)}, with "
-        f"{words.count(vaguest.support, 'test image')}, is between {words.percent(vaguest.recall.low)} and "
+        f"{format_count(vaguest.support, 'test image')}, is between {words.percent(vaguest.recall.low)} and "
         f"{words.percent(vaguest.recall.high)} recognised."
     )
     return text + (f" Not tested at all: {listed}." if untested else "")
@@ -216,7 +217,7 @@ def _threshold(facts: ReportFacts) -> list[str]:
     lines.append(words.promise(decision, facts.test))
     if not decision.assured:
         lines.append(
-            f"To promise it, at least {words.count(decision.num_needed, 'independent validation image')} must be "
+            f"To promise it, at least {format_count(decision.num_needed, 'independent validation image')} must be "
             f"answered without an error; there were {decision.num_validation_images:,} in all."
         )
     if decision.threshold <= 1:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
+from pharmclf.core.units import format_count
 from pharmclf.evaluation.text import columns
 
 FONT = "DejaVu Sans"
@@ -52,7 +53,7 @@ def font_notes(class_names: Sequence[str]) -> list[str]:
         name for name, wanted in (("fonts-noto-cjk", True in wide), ("fonts-noto-core", False in wide)) if wanted
     ]
     return [
-        f"no font here has the letters of {len(names):,} class {'name' if len(names) == 1 else 'names'}: "
+        f"no font here has the letters of {format_count(len(names), 'class name')}: "
         f"apt-get install {' '.join(packages)} (or another font that has them). PNG charts show the classes' numbers, "
         "report.html the names"
     ]

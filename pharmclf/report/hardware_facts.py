@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from pharmclf.core.units import format_count, format_duration, format_memory
 from pharmclf.hardware.readings import GpuReading, Row
 from pharmclf.hardware.summary import GpuSummary, NodeSummary, average, summarise
 from pharmclf.hardware.watch import Finding
-from pharmclf.report.summary import format_duration
-
-_GIB = 1 << 30
 
 
 def hardware_facts(rows: Iterable[Row], findings: Iterable[Finding] = ()) -> list[tuple[str, str]]:
@@ -30,7 +28,7 @@ def hardware_facts(rows: Iterable[Row], findings: Iterable[Finding] = ()) -> lis
     facts += _gpu_facts(gpus, len(nodes) > 1) if gpus else []
     facts += _node_facts(nodes)
     told = [found.level for found in findings]
-    counts = [f"{told.count(level)} {level}{'s' * (told.count(level) > 1)}" for level in ("alarm", "warning")]
+    counts = [f"{format_count(told.count(level), level)}" for level in ("alarm", "warning")]
     facts.append(("warnings", ", ".join(text for text in counts if text[0] != "0") or "none"))
     return facts
 
@@ -50,8 +48,8 @@ def _gpu_facts(gpus: Sequence[GpuSummary], several: bool) -> list[tuple[str, str
     slowed = f"{format_duration(slowest.slowed_s)}{where(slowest)}: {', '.join(slowest.throttled_s)}"
     facts.append(("GPUs slowed down by heat or power", slowed if slowest.slowed_s else "never"))
     if fullest := max((gpu for gpu in gpus if gpu.peak_memory_bytes is not None), key=_memory, default=None):
-        total = "" if fullest.memory_total_bytes is None else f" of {size_text(fullest.memory_total_bytes)}"
-        facts.append(("GPU memory", f"at most {size_text(_memory(fullest))}{total}{where(fullest)}"))
+        total = "" if fullest.memory_total_bytes is None else f" of {format_memory(fullest.memory_total_bytes)}"
+        facts.append(("GPU memory", f"at most {format_memory(_memory(fullest))}{total}{where(fullest)}"))
     energies = [gpu.energy_kwh for gpu in gpus if gpu.energy_kwh is not None]
     if energies:
         facts.append(("GPU energy", _energy(sum(energies)) + ("" if len(energies) == len(gpus) else " of those known")))
@@ -76,7 +74,7 @@ def _node_facts(nodes: Sequence[NodeSummary]) -> list[tuple[str, str]]:
         fullest = max(known, key=lambda node: node.peak_memory_percent or 0.0)
         where = f" on {fullest.node}" if several else ""
         used, total = fullest.peak_memory_bytes or 0, fullest.memory_total_bytes or 0
-        facts.append(("memory", f"at most {size_text(used)} of {size_text(total)}{where}"))
+        facts.append(("memory", f"at most {format_memory(used)} of {format_memory(total)}{where}"))
     return [("nodes", str(len(nodes))), *facts] if several else facts
 
 
@@ -92,12 +90,6 @@ def _all_gpus(nodes: Sequence[Sequence[GpuReading]]) -> str:
         return "none"
     having = sum(bool(gpus) for gpus in nodes)
     return gpus_text(every) + (f", on {having} of {len(nodes)} nodes" if len(nodes) > 1 else "")
-
-
-def size_text(num_bytes: float) -> str:
-    """Bytes as people read them."""
-    gib = num_bytes / _GIB
-    return f"{gib / 1024:.1f} TiB" if gib >= 1000 else f"{gib:.0f} GiB" if gib >= 100 else f"{gib:.1f} GiB"
 
 
 def _energy(kwh: float) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from pharmclf.core.units import format_count, format_duration, format_memory
 from pharmclf.hardware.levels import LIMITS
 from pharmclf.hardware.readings import GpuReading, Row
 from pharmclf.hardware.watch import Finding
 from pharmclf.report.hardware_axes import Curve, Panel, Timeline, draw_panel, mark_handles
-from pharmclf.report.hardware_facts import gpus_text, size_text
+from pharmclf.report.hardware_facts import gpus_text
 from pharmclf.report.plots import DPI, SOFT, png_bytes, styled, write_heading
-from pharmclf.report.summary import format_duration
 
 MAX_NODES = 2
 """Nodes whose panels are in a report: those with most warnings, then those with GPUs."""
@@ -89,10 +89,10 @@ def _subtitle(rows: Sequence[Row], time: Timeline) -> str:
     if last.host.num_cpus is not None:
         parts.append(f"{last.host.num_cpus:g} CPUs")
     if last.host.memory_total_bytes is not None:
-        parts.append(f"{size_text(last.host.memory_total_bytes)} of memory")
+        parts.append(f"{format_memory(last.host.memory_total_bytes)} of memory")
     parts.append(f"watched for {format_duration(time.total_s)}")
     pauses = len(time.pauses)
-    return " · ".join(parts) + (f", {pauses} pause{'s' * (pauses > 1)} cut out" if pauses else "")
+    return " · ".join(parts) + (f", {format_count(pauses, 'pause')} cut out" if pauses else "")
 
 
 def _panels(rows: Sequence[Row]) -> list[Panel]:

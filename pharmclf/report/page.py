@@ -11,10 +11,10 @@ import functools
 import jinja2
 from matplotlib.figure import Figure
 
+from pharmclf.core.units import format_count, format_duration
 from pharmclf.report import calibration_plots, page_pictures, page_tables, plots, words
 from pharmclf.report.facts import ReportFacts
 from pharmclf.report.fonts import numbered
-from pharmclf.report.summary import format_duration
 from pharmclf.report.svg import inline_svg
 
 _PANELS = {
@@ -71,7 +71,7 @@ def _environment() -> jinja2.Environment:
         "interval": words.interval,
         "with_interval": words.with_interval,
         "points": words.points,
-        "count": words.count,
+        "count": format_count,
         "shorten": plots.shorten,
         "duration": format_duration,
         "heat": page_pictures.heat_overlay,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pharmclf.core.units import format_count
 from pharmclf.evaluation.results import ClassResult, Evaluation
 from pharmclf.evaluation.text import MAX_OPEN_CLASSES, WEAKEST
 from pharmclf.metrics import Estimate, OperatingPoint
@@ -64,7 +65,7 @@ def cards(facts: ReportFacts) -> list[Card]:
     """The summary of the test images."""
     scores, decision = facts.test.evaluation, facts.decision
     best = {"Accuracy": scores.accuracy, "Macro F1": scores.macro_f1}
-    notes = {"Accuracy": f"of {words.count(scores.num_images, 'image')}", "Macro F1": "each class counts the same"}
+    notes = {"Accuracy": f"of {format_count(scores.num_images, 'image')}", "Macro F1": "each class counts the same"}
     for k, estimate in scores.top_k_accuracy.items():
         if k == min(scores.top_k_accuracy):
             best[f"Top {k}"], notes[f"Top {k}"] = estimate, f"true class among the {k} most probable"
@@ -72,7 +73,7 @@ def cards(facts: ReportFacts) -> list[Card]:
     found = [Card(title=name, estimate=item, axis=axis, note=notes[name]) for name, item in best.items()]
     point = scores.answered
     if point is not None:
-        note = f"{point.num_answered:,} of {words.count(point.num_images, 'image')}"
+        note = f"{point.num_answered:,} of {format_count(point.num_images, 'image')}"
         found.append(Card(title="Answers by itself", estimate=point.coverage, axis=WHOLE, note=note))
     if point is not None and decision is not None:
         most, error = decision.max_error, point.error

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pharmclf import storage
+from pharmclf.core.units import format_duration
 from pharmclf.evaluation.agreement import Mismatch
 from pharmclf.evaluation.decision import Decision
 from pharmclf.evaluation.evaluate import Evaluation
@@ -212,18 +213,6 @@ def _table(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     widths[0] = max(widths[0], 19)
     return ["  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-
-
-def format_duration(seconds: float | None) -> str:
-    """Seconds as a clock shows them: 0:42, 3:12, 1:03:12, 2d 01:03:12; -:-- where unknown."""
-    if seconds is None or not math.isfinite(seconds) or seconds < 0:
-        return "-:--"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour:02}:{minute:02}:{second:02}"
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 def progress_line(

@@ -17,6 +17,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from pharmclf.core.units import format_count
 from pharmclf.report import sweep_axes
 from pharmclf.report.plots import (
     BLUE,
@@ -323,7 +324,7 @@ def _headed(
 ) -> Figure:
     """An empty figure of a size in inches, with a heading that sums the trials up, and the legend of their looks."""
     figure, best = Figure(figsize=size, dpi=DPI), best_trial(trials)
-    parts = [f"{len(trials)} trial{'s' * (len(trials) != 1)}"]
+    parts = [format_count(len(trials), "trial")]
     parts.append(f"best: trial {best.number} with {share_of(best.best):.3f}" if best else "no epoch is finished")
     waiting = sum(not trial.history and trial.state != "diverged" for trial in trials)
     parts += [f"{waiting} without a finished epoch"] if waiting and best else []

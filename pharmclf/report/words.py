@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pharmclf.core.units import format_count
 from pharmclf.evaluation.decision import Decision
 from pharmclf.evaluation.results import Evaluation
 from pharmclf.metrics import Estimate, OperatingPoint
@@ -97,11 +98,6 @@ def points(difference: float) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
-def count(amount: int, noun: str) -> str:
-    """1 image, 1,234 images."""
-    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}{'es' if noun.endswith('s') else 's'}"
-
-
 def images_of(facts: SetFacts) -> str:
     """The test images; the images of a set by its name."""
     return "the test images" if facts.drop is None and facts.name == "test" else f"the images of “{facts.name}”"
@@ -113,7 +109,7 @@ def verdict(facts: ReportFacts) -> Verdict:
     scores = test.evaluation
     kind = "test image" if test.name == "test" else "image"
     return Verdict(
-        headline=f"Right on {percent(scores.accuracy.value)} of {count(scores.num_images, kind)}",
+        headline=f"Right on {percent(scores.accuracy.value)} of {format_count(scores.num_images, kind)}",
         certainty=f"95{THIN}% interval {interval(scores.accuracy)}",
         answers=answers(scores.answered),
         promise=promise(decision, test) if decision and scores.answered else "",
@@ -129,7 +125,7 @@ def answers(point: OperatingPoint | None) -> str:
         return "It answers none of them by itself: all are left to a human."
     left = point.num_images - point.num_answered
     shown, others = parts([point.coverage.value, left / point.num_images])
-    rest = f"The other {count(left, 'image')} ({others})" if left else "None"
+    rest = f"The other {format_count(left, 'image')} ({others})" if left else "None"
     return (
         f"At a confidence of {point.threshold:.3f} or more it answers by itself: {shown} ({interval(point.coverage)}) "
         f"of the images, and {with_interval(point.error)} of these answers are wrong. "
@@ -153,7 +149,7 @@ def promise(decision: Decision, facts: SetFacts) -> str:
     most = f"at most {limit(decision.max_error)} wrong answers"
     if decision.threshold > 1:
         return f"The validation images showed no confidence from which it gives {most}."
-    seen = f"{count(decision.num_answered, 'validation image')} that it answers"
+    seen = f"{format_count(decision.num_answered, 'validation image')} that it answers"
     ground = (
         f"The threshold promises {most}: the {seen} show that at 95{THIN}% confidence."
         if decision.assured
@@ -171,8 +167,8 @@ def shift(facts: SetFacts, test: SetFacts, decision: Decision | None) -> str:
     """How the model does on an extra set, against the test images."""
     scores = facts.evaluation
     text = (
-        f"On “{facts.name}”, {count(scores.num_images, 'image')}, it is right on {with_interval(scores.accuracy)}"
-        f"{_difference(facts.drop, images_of(test))}."
+        f"On “{facts.name}”, {format_count(scores.num_images, 'image')}, it is right on "
+        f"{with_interval(scores.accuracy)}{_difference(facts.drop, images_of(test))}."
     )
     there, here = scores.calibration_error, test.evaluation.calibration_error
     if decision is not None and there.low > here.high:

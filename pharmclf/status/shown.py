@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from pharmclf.core.errors import first_line
-from pharmclf.report.summary import format_duration
+from pharmclf.core.units import format_age, format_duration
 from pharmclf.status.reading import Found
 from pharmclf.status.standing import MAX_REASON, TEST, utc
 
@@ -50,7 +50,7 @@ def _row(run: Found, now_s: float) -> tuple[str, ...]:
         _number(about, "best_val_accuracy", ".4f"),
         _number(about, "workers", "d"),
         _number(about, "failures", "d"),
-        _ago(now_s - run.seen_s),
+        format_age(now_s - run.seen_s),
     )
 
 
@@ -115,7 +115,7 @@ def _checkpoint_text(_run: Found, about: Mapping[str, Any], age_s: float) -> str
     if not about.get("checkpoint_at"):
         return str(about.get("checkpoint", ""))
     at, updated = (datetime.fromisoformat(about[name]) for name in ("checkpoint_at", "updated_at"))
-    return f"{about['checkpoint']}, {_ago((updated - at).total_seconds() + age_s)}"
+    return f"{about['checkpoint']}, {format_age((updated - at).total_seconds() + age_s)}"
 
 
 def _workers_text(_run: Found, about: Mapping[str, Any], _age_s: float) -> str:
@@ -159,7 +159,7 @@ _DETAILS: tuple[tuple[str, Callable[[Found, Mapping[str, Any], float], str]], ..
     ("hardware", _hardware_text),
     ("says", lambda run, about, _age_s: str(about.get("says", "")) if run.lives else ""),
     ("driver", _driver_text),
-    ("written", lambda run, _about, age_s: f"{utc(run.seen_s)}, {_ago(age_s)}"),
+    ("written", lambda run, _about, age_s: f"{utc(run.seen_s)}, {format_age(age_s)}"),
     ("folder", lambda run, _about, _age_s: run.location),
 )
 
@@ -181,8 +181,3 @@ def _eta(run: Found) -> str:
     if eta_s is None or not run.lives:
         return "-"
     return format_duration(eta_s) + ("" if run.about["eta_whole"] else "+")
-
-
-def _ago(seconds: float) -> str:
-    """The clocks of machines and storage differ a little."""
-    return f"{format_duration(max(0.0, seconds))} ago"

@@ -23,8 +23,8 @@ from ray.tune.search import Searcher
 from pharmclf.core.background import run_in_thread
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.units import format_duration
 from pharmclf.data.quarantine import QUARANTINED
-from pharmclf.report.summary import format_duration
 from pharmclf.report.sweep import live_table, short_names
 from pharmclf.sweep.ledger import Ledger, Trial
 from pharmclf.sweep.options import Room

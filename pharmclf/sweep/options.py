@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pharmclf.config import ConfigError
+from pharmclf.core.units import format_memory
 from pharmclf.sweep.search import SearchName
 
 
@@ -99,7 +100,7 @@ def room_for(options: SweepOptions, cpus: float, gpus: float, memory_bytes: floa
     if by_memory < most:
         most, reason = (
             by_memory,
-            f"{memory_bytes / 1e9:.0f} GB of memory; a trial takes {_TRIAL_BYTES * workers / 1e9:.0f}",
+            f"{format_memory(memory_bytes)} of memory; a trial takes {format_memory(_TRIAL_BYTES * workers)}",
         )
     concurrent = max(1, most)
     if options.max_concurrent and not 0 < drivable < options.max_concurrent:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pharmclf.config import ConfigError
+from pharmclf.core.units import format_examples
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,5 @@ def room_text(nodes: Sequence[Node]) -> str:
     if not nodes:
         return "no node"
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    listed = ", ".join(f"{node.address} ({node.cpus:g} CPUs, {node.gpus:g} GPUs)" for node in nodes[:8])
-    more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
-    return f"{cpus:g} CPUs and {gpus:g} GPUs on {listed}{more}"
+    listed = format_examples([f"{node.address} ({node.cpus:g} CPUs, {node.gpus:g} GPUs)" for node in nodes], 8)
+    return f"{cpus:g} CPUs and {gpus:g} GPUs on {listed}"

@@ -22,13 +22,11 @@ from pharmclf.activations.listing import (
     Kept,
     delete_kept,
     list_kept,
-    parse_age,
-    parse_size,
     table,
     to_delete,
 )
-from pharmclf.activations.shards import INDEX_FILE, USED_FILE, Layout, shard_name, size_text, write_index
-from pharmclf.config import AugmentConfig, ConfigError, RunConfig
+from pharmclf.activations.shards import INDEX_FILE, USED_FILE, Layout, shard_name, write_index
+from pharmclf.config import AugmentConfig, RunConfig
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.manifest import Manifest
 from pharmclf.storage import lease
@@ -298,78 +296,6 @@ def test_the_table_is_aligned_and_ends_with_the_sum():
     assert table([], NOW_S).splitlines()[-1] == "0 in all, 0 B"
 
 
-@pytest.mark.parametrize(
-    ("age_s", "text"),
-    [(-5, "0 s"), (0, "0 s"), (59.9, "59 s"), (60, "1 min"), (3599, "59 min"), (7200, "2 h"), (90 * DAY_S, "90 d")],
-)
-def test_an_age_is_told_in_its_largest_unit(age_s: float, text: str):
-    """Rounded down; a clock that is ahead gives 0."""
-    assert f"  {text} ago  " in table([entry("a", age_s, 1)], NOW_S)
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (5e7, "50.0 MB"), (2.04e9, "2.0 GB"), (1.5e12, "1.5 TB")],
-)
-def test_a_size_is_told_in_decimal_units(size: float, text: str):
-    """With one decimal place."""
-    assert size_text(size) == text
-
-
-def test_ages_and_sizes_are_read():
-    """Whole numbers and others, with their unit; 0 is one."""
-    ages = {
-        "30d": 30 * DAY_S,
-        "12h": 43200.0,
-        "45min": 2700.0,
-        "90s": 90.0,
-        "1.5h": 5400.0,
-        " 2 d ": 2 * DAY_S,
-        "0s": 0.0,
-    }
-    assert {text: parse_age(text) for text in ages} == ages
-    sizes = {"20GB": 20e9, "500MB": 5e8, "1.5TB": 1.5e12, "64kB": 64e3, "0GB": 0.0, "2 GB": 2e9}
-    assert {text: parse_size(text) for text in sizes} == sizes
-
-
-BAD = [
-    "",
-    "30",
-    "d",
-    "-3{0}",
-    "+3{0}",
-    "nan",
-    "nan{0}",
-    "inf{0}",
-    "1e3{0}",
-    "3{0}{0}",
-    "3 {0} ago",
-    ".5{0}",
-    "3,5{0}",
-    "3x",
-    "٣{0}",
-]
-
-
-@pytest.mark.parametrize("bad", [*BAD, "9" * 400 + "{0}"])
-def test_other_ages_and_sizes_are_refused(bad: str):
-    """With what was received, what is expected, and how to write it."""
-    with pytest.raises(ConfigError, match=r"received '.*', expected an age: .*d, h, min, s. Write it as 30d, 12h"):
-        parse_age(bad.format("d"))
-    with pytest.raises(ConfigError, match=r"received '.*', expected a size: .*TB, GB, MB, kB. Write it as 20GB"):
-        parse_size(bad.format("GB"))
-
-
-def test_units_are_not_taken_for_others():
-    """A month is no minute, a gigabit no gigabyte, and a size no age."""
-    for text in ("3m", "3D", "3M", "20GB"):
-        with pytest.raises(ConfigError):
-            parse_age(text)
-    for text in ("3Gb", "3g", "3GiB", "3d"):
-        with pytest.raises(ConfigError):
-            parse_size(text)
-
-
 def run_job(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(REPOSITORY / "jobs" / "activations.py"), *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
@@ -418,7 +344,7 @@ def test_the_job_says_when_nothing_is_kept(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--delete-older-than=30"], "--delete-older-than: received '30', expected an age"),
+        (["--delete-older-than=30"], "--delete-older-than: received '30', expected a duration"),
         (["--delete-down-to=-1GB"], "--delete-down-to: received '-1GB', expected a size"),
         (["--delete-older-than=1d", "--delete-down-to=nan"], "--delete-down-to: received 'nan'"),
         (["--storage=no/such"], "no/such: nothing there"),

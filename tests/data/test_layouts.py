@@ -71,7 +71,7 @@ def test_the_folder_of_the_images_is_the_label_of_a_catalogue():
     catalogue = [f"bayer/p{number}" for number in range(9)] + ["novartis/x", "novartis/y", "novartis/p0"]
     found, notes = read(*catalogue)
     assert found == {folder: folder.split("/")[1] for folder in catalogue}
-    assert "--label-level 2: p0, p1, p2, … (11); the folders above are not used: bayer, novartis" in notes
+    assert "--label-level 2: p0, p1, p2 and 8 more; the folders above are not used: bayer, novartis" in notes
     assert "labels whose images lie below several folders: p0" in notes
     deep, _ = read("bayer/aspirin/front", "bayer/aleve/front", "novartis/voltaren/back")
     assert set(deep.values()) == {"aspirin", "aleve", "voltaren"}

@@ -73,7 +73,7 @@ def test_a_full_card_is_an_alarm_that_names_who_holds_its_memory() -> None:
     full = rows[-1].gpus[0].with_holders([Holder(pid=4711, used_bytes=20 * GIB), Holder(pid=12, used_bytes=None)])
     (found,) = said([row(gpus=(full,))])
     assert (
-        "97 % of its memory in use (limit 95 %), 21.9 of 22.5 GiB (held by process 4711 20.0 GiB, process 12)"
+        "97 % of its memory in use (limit 95 %), 21.9 GiB of 22.5 GiB (held by process 4711 20.0 GiB, process 12)"
         in found.text
     )
     assert found.limit == 95.0
@@ -108,7 +108,7 @@ def test_a_starving_card_is_told_of_with_the_slow_stage() -> None:
         ({"network_in_bytes_per_s": 1.1e9}, 60.0, Setting(remote_data=True), "the network (reading images)"),
         ({"iowait_percent": 30.0}, 60.0, Setting(), "the disk (reading images)"),
         ({}, 98.0, Setting(), "the hand-over to the device"),
-        ({}, 60.0, Setting(remote_data=True), "the storage (reading images), 30 MB/s come in"),
+        ({}, 60.0, Setting(remote_data=True), "the storage (reading images), 30.0 MB/s come in"),
         ({"network_link_bytes_per_s": None}, 60.0, Setting(remote_data=True), "the storage (reading images)"),
         ({}, 60.0, Setting(), "reading images, neither"),
         ({}, 60.0, Setting(kept_phases=frozenset({"phase1"})), "reading kept activations, neither"),
@@ -175,10 +175,10 @@ def test_gpus_of_others_are_nothing_to_us() -> None:
     ("values", "rule", "level", "part"),
     [
         ({"memory_used_bytes": 59 * GIB}, "memory", "warning", "node 10.0.0.1 has 92 % of its memory in use"),
-        ({"memory_used_bytes": 61 * GIB}, "memory", "alarm", "of its memory in use (limit 95 %), 61.0 of 64.0 GiB"),
+        ({"memory_used_bytes": 61 * GIB}, "memory", "alarm", "of its memory in use (limit 95 %), 61.0 GiB of 64.0 GiB"),
         ({"disk_free_bytes": 80 * GIB}, "disk", "warning", "the disk of /tmp on 10.0.0.1 is 92 % full (limit 90 %)"),
-        ({"disk_free_bytes": 10 * GIB}, "disk", "alarm", "10.0 GiB are left"),
-        ({"shm_total_bytes": GIB // 16}, "shared memory", "warning", "has 0.06 GiB (limit 1 GiB)"),
+        ({"disk_free_bytes": 10 * GIB}, "disk", "alarm", "10.7 GB are left"),
+        ({"shm_total_bytes": GIB // 16}, "shared memory", "warning", "has 64 MiB (limit 1 GiB)"),
     ],
 )
 def test_a_node_without_room_is_told_of(values: dict[str, int], rule: str, level: str, part: str) -> None:

@@ -102,18 +102,6 @@ def test_summary_is_plain_aligned_text(finished):
     assert len({line.index("0.9") for line in columns}) == 1
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0:00"), (42.4, "0:42"), (59.6, "1:00"), (192, "3:12"), (3792, "1:03:12"), (176592, "2d 01:03:12"),
-        (None, "-:--"), (float("nan"), "-:--"), (float("inf"), "-:--"), (-1, "-:--"),
-    ],
-)  # fmt: skip
-def test_durations_read_like_a_clock(seconds, text):
-    """Minutes and seconds, hours and days where needed, and dashes where unknown."""
-    assert summary.format_duration(seconds) == text
-
-
 def test_progress_line_says_where_and_how_fast():
     """Phase, epoch, step, loss, accuracy, speed and the estimated rest."""
     line = summary.progress_line(

@@ -70,8 +70,8 @@ def test_trials_of_several_workers_reserve_next_to_nothing_themselves():
 def test_memory_may_be_the_narrowest():
     """2 GB for each worker of a trial; one trial there is in any case."""
     assert room(16, 0, memory_gb=5).concurrent == 2
-    assert room(16, 0, memory_gb=5).reason == "5 GB of memory; a trial takes 2"
-    assert room(16, 8, memory_gb=5, workers_per_trial=2).reason == "5 GB of memory; a trial takes 4"
+    assert room(16, 0, memory_gb=5).reason == "4.7 GiB of memory; a trial takes 1.9 GiB"
+    assert room(16, 8, memory_gb=5, workers_per_trial=2).reason == "4.7 GiB of memory; a trial takes 3.7 GiB"
     assert room(16, 0, memory_gb=1).concurrent == 1
     assert room(16, 8, memory_gb=16).reason == "8 GPUs; a trial uses 1"
 
