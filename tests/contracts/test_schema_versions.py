@@ -43,7 +43,7 @@ def test_a_file_of_a_later_version_is_refused_with_its_name(name: str, tmp_path:
 
 
 def test_a_manifest_of_a_later_version_is_refused(tmp_path: Path) -> None:
-    """Its version stands in the metadata of the table."""
+    """Its version is in the metadata of the table."""
     location = f"{incomplete_run(str(tmp_path), 'run', [(1, 0, 0.5, 1.0)])}/manifest.parquet"
     table = pq.read_table(location)
     about = json.loads(table.schema.metadata[b"pharmclf.manifest"])
