@@ -13,6 +13,7 @@ from pharmclf.config import RunConfig, refuse_auto
 from pharmclf.core.console import Say
 from pharmclf.core.signals import StopRequested, StopSignal
 from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.tables import align_columns
 from pharmclf.data.prepare import check_storage, split_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.model.device import prepare_for
@@ -92,10 +93,10 @@ def _plain(curve: Curve, configured: float, proposal: Proposal) -> dict[str, Any
 
 def _table(found: list[tuple[Curve, float, Proposal]]) -> list[str]:
     """What is proposed, and the flags that take it."""
-    lines = [f"{'phase':<8}{'configured':>12}{'proposed':>12}  why"]
+    rows = [("phase", "configured", "proposed", "why")]
     for curve, configured, proposal in found:
         rate = "none" if proposal.rate is None else f"{proposal.rate:.2g}"
         end = f"; {curve.ended}" if curve.ended else ""
-        lines.append(f"{curve.phase:<8}{configured:>12.2g}{rate:>12}  {proposal.reason}{end}")
+        rows.append((curve.phase, f"{configured:.2g}", rate, f"{proposal.reason}{end}"))
     flags = [f"--{curve.phase}.learning-rate {proposal.rate:.2g}" for curve, _, proposal in found if proposal.rate]
-    return [*lines, *([f"to take it: {' '.join(flags)}"] if flags else [])]
+    return [*align_columns(rows, left=[0, -1]), *([f"to take it: {' '.join(flags)}"] if flags else [])]

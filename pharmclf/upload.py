@@ -16,6 +16,7 @@ from typing import Any
 
 from pharmclf.cli import run_job
 from pharmclf.config import ConfigError
+from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_size
 
 _ENTRY_BYTES, _END_BYTES = 76, 22
@@ -114,8 +115,8 @@ def main() -> int:
         raise ConfigError(f"received {str(folder)!r}, expected the folder that is given as --working-dir")
     files = uploaded_files(folder)
     check_upload(folder, files)
-    for name, size in largest(files):
-        print(f"{format_size(size):>10}  {name}")  # noqa: T201
+    for line in align_columns([(format_size(size), name) for name, size in largest(files)], left=[1]):
+        print(line)  # noqa: T201
     print(  # noqa: T201
         f"{len(files):,} files of {format_size(upload_bytes(files))} would be uploaded; "
         f"Ray's limit is {format_size(upload_limit())}"

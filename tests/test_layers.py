@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PURE = [
-    "core.errors", "core.hashing", "core.units",
+    "core.errors", "core.hashing", "core.tables", "core.units",
     "config", "storage", "metrics", "progress", "cli", "data.manifest", "data.splits", "data.plan",
     "data.stateless", "data.augment", "data.balance", "data.demo", "data.prepare", "data.kept", "training.phases",
     "training.schedule", "training.checkpoint", "training.job", "training.saver", "training.listing",

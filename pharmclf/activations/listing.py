@@ -13,6 +13,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.activations.key import root_of
 from pharmclf.activations.shards import INDEX_FILE, USED_FILE, Layout, read_index
+from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_age, format_size
 from pharmclf.storage.lease import Lease, LeaseTaken
 
@@ -125,9 +126,9 @@ def table(kept: Sequence[Kept], now_s: float) -> str:
         about = (entry.backbone, entry.image_size, entry.cut, entry.views, entry.dtype)
         texts = ("-" if value in ("", None) else str(value) for value in about)
         rows.append((entry.key, *texts, format_size(entry.size_bytes), used, entry.run or "-", state))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, f"{len(kept)} in all, {format_size(sum(entry.size_bytes for entry in kept))}"])
+    return "\n".join(
+        [*align_columns(rows), f"{len(kept)} in all, {format_size(sum(entry.size_bytes for entry in kept))}"]
+    )
 
 
 def _read(root: str, key: str) -> Kept | None:

@@ -10,10 +10,11 @@ from typing import Any
 from pharmclf.benchmark.child import ChildDied, in_child
 from pharmclf.benchmark.device_step import measure_steps, skipped
 from pharmclf.benchmark.options import MeasureOptions
-from pharmclf.benchmark.tables import columns, number, processor_name, times
+from pharmclf.benchmark.tables import number, processor_name, times
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import format_error
+from pharmclf.core.tables import align_columns
 from pharmclf.hardware import DriverNvml, NvmlMissing
 from pharmclf.training.phases import Phase, phases_of
 
@@ -109,4 +110,4 @@ def devices_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
              number(memory, 0), number(row["joules_per_1000"]), times(row["ratio"])]
         )  # fmt: skip
     why = {f"{row['device']}, {row['precision']}: skipped, {row['skipped']}": None for row in rows if row["skipped"]}
-    return [*columns(heads, lines), *why]
+    return [*align_columns([heads, *lines], left=[0]), *why]

@@ -17,9 +17,10 @@ from pharmclf.benchmark.class_folders import link_splits
 from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.benchmark.our_side import our_side
 from pharmclf.benchmark.plain_side import plain_side
-from pharmclf.benchmark.tables import columns, number, times
+from pharmclf.benchmark.tables import number, times
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.core.console import Say
+from pharmclf.core.tables import align_columns
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import data_location, split_manifest
 from pharmclf.metrics import Estimate, proportion
@@ -132,7 +133,7 @@ def plain_table(report: Mapping[str, Any]) -> list[str]:
     marks = ["equal" if report["comparable"][name] else "NOT EQUAL" for name in others]
     lines.append(["test accuracy", "95 %", *shown, *marks])
     heads = ["", "", *(TITLES[name] for name in sides), *(f"faster than {TITLES[name]}" for name in others)]
-    told = columns(heads, lines)
+    told = align_columns([heads, *lines], left=[0])
     for name in others:
         if not report["comparable"][name]:
             told.append(f"the ratios to {TITLES[name]} are not comparable: the intervals of the accuracies do not meet")

@@ -30,6 +30,7 @@ from pharmclf.benchmark.scaling_model import (
 from pharmclf.benchmark.stages import benchmark_job, stream_rate
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.core.console import Say
+from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_count
 from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import in_precision, prepare_for
@@ -256,9 +257,10 @@ def _say_forecast(rows: list[dict[str, Any]], phases: list[dict[str, Any]], batc
     for phase in phases:
         for batch, title in titles.items():
             say(f"expected efficiency in %, {phase['phase']}, {phase['bytes'] / 1e6:.1f} MB a step, {title}:")
-            say(f"{'GPUs':>12}" + "".join(f"{gpus:>6}" for gpus in GPUS))
             mine = [row for row in rows if row["phase"] == phase["phase"] and row["batch"] == batch]
+            table = [["GPUs", *map(str, GPUS)]]
             for gbit in dict.fromkeys(row["link_gbit"] for row in mine):
                 found = {row["gpus"]: 100 * row["efficiency"] for row in mine if row["link_gbit"] == gbit}
-                cells = (f"{found[gpus]:6.0f}" if gpus in found else f"{'-':>6}" for gpus in GPUS)
-                say(f"{f'{gbit:g} Gbit/s':>12}" + "".join(cells))
+                table.append([f"{gbit:g} Gbit/s", *(f"{found[gpus]:.0f}" if gpus in found else "-" for gpus in GPUS)])
+            for line in align_columns(table, left=[]):
+                say(line)

@@ -1,36 +1,14 @@
-"""Figures as a table of text, and what every benchmark says of the machine; pure."""
+"""Figures as text, and what every benchmark says of the machine; pure."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 
 from pharmclf.hardware.cores import usable_cores
 
 NOTHING = "—"
 """What stands where there is no figure."""
-
-
-def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right, each as wide as its longest text.
-
-    Raises:
-        ValueError: a row of another length than the heads.
-    """
-    for row in rows:
-        if len(row) != len(heads):
-            raise ValueError(f"rows: received one of {len(row)} texts, expected {len(heads)}, one for each head")
-    widths = [max(len(text) for text in texts) for texts in zip(heads, *rows, strict=True)]
-
-    def line(texts: Sequence[str]) -> str:
-        first, *others = (
-            text.ljust(width) if place == 0 else text.rjust(width)
-            for place, (text, width) in enumerate(zip(texts, widths, strict=True))
-        )
-        return "  ".join([first, *others]).rstrip()
-
-    return [line(heads), "  ".join("-" * width for width in widths), *(line(row) for row in rows)]
 
 
 def number(value: float | None, digits: int = 1) -> str:

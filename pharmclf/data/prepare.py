@@ -11,6 +11,7 @@ import numpy as np
 
 from pharmclf import storage
 from pharmclf.config import DEMO, ConfigError, RunConfig
+from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_examples
 from pharmclf.data.destination import check_destination
 from pharmclf.data.layouts import PLAIN_READING, Reading
@@ -246,8 +247,7 @@ def count_lines(counts: Sequence[tuple[str, int, int, int]], more_in: str) -> li
     if left_out:
         classes = sorted(classes, key=lambda row: sum(row[1:]))[:_RAREST]
     rows = [("class", *SPLITS), *classes, total]
-    width = max(len(row[0]) for row in rows)
-    lines = [f"{name:<{width}}  " + "  ".join(f"{count:>10}" for count in row) for name, *row in rows]
+    lines = align_columns([[str(cell) for cell in row] for row in rows], left=[0])
     if left_out:
         lines.insert(-1, f"(the {_RAREST} classes with the fewest images; {left_out:,} more are in {more_in})")
     return lines

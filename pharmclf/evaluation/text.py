@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 import pandas as pd
 
+from pharmclf.core.tables import align_columns
 from pharmclf.evaluation.results import ClassResult, Evaluation, most_confused_pairs
 from pharmclf.metrics import Estimate, OperatingPoint, RiskCoverage
 
@@ -30,12 +29,7 @@ def classification_table(evaluation: Evaluation, *, worst: int | None = None) ->
     rows = [("class", "precision", "recall", "F1", "images"), *(_class_row(result) for result in classes)]
     rows.append(("macro average", "", "", str(evaluation.macro_f1), f"{evaluation.num_images:,}"))
     rows.append(("accuracy", "", "", str(evaluation.accuracy), f"{evaluation.num_images:,}"))
-    widths = [max(columns(row[index]) for row in rows) for index in range(5)]
-    lines = []
-    for row in rows:
-        cells = [row[0] + " " * (widths[0] - columns(row[0]))]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
+    lines = align_columns(rows, left=[0])
     rule = "-" * max(len(line) for line in lines)
     left_out = len(evaluation.classes) - len(classes)
     note = [f"(the {len(classes)} classes with the lowest F1; {left_out:,} more are in report.txt)"] if left_out else []
@@ -55,11 +49,6 @@ def _class_row(result: ClassResult) -> tuple[str, str, str, str, str]:
         str(result.f1) if result.occurs else _UNKNOWN,
         f"{result.support:,}",
     )
-
-
-def columns(text: str) -> int:
-    """Columns that a text takes in a terminal: wide East Asian characters take two, combining ones none."""
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def report_text(evaluation: Evaluation, predictions: pd.DataFrame) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 
 from pharmclf.config import RunConfig
+from pharmclf.core.tables import align_columns
 from pharmclf.model.backbones import build_backbone
 from pharmclf.model.cut import cut_backbone, cut_tensors
 from pharmclf.model.head import build_head
@@ -37,11 +38,9 @@ def describe_model(config: RunConfig, num_classes: int) -> str:
     head_size = sum(_size(variable) for variable in head.trainable_variables)
     suffix_size = sum(_size(variable) for variable in of_backbone)
     total = backbone.count_params() + head_size
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(
         [
-            *lines,
+            *align_columns(rows),
             f"{config.backbone}: {len(cut_tensors(backbone)) - 1} blocks, of which phase 2 trains the upper "
             f"{config.unfreeze_blocks}; block 1 is the uppermost",
             f"phase 1: {head_size:,} parameters trained, {total - head_size:,} frozen",

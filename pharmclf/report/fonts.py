@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
+from pharmclf.core.tables import display_width
 from pharmclf.core.units import format_count
-from pharmclf.evaluation.text import columns
 
 FONT = "DejaVu Sans"
 """The font of all charts; it comes with matplotlib."""
@@ -73,10 +73,10 @@ def shorten(text: str, length: int) -> str:
     A letter of Chinese, Japanese and Korean takes two columns.
     """
     text = " ".join(str(text).split())
-    if columns(text) <= length:
+    if display_width(text) <= length:
         return text
     tail = (length - 1) // 3
-    ends = list(accumulate(map(columns, text)))
+    ends = list(accumulate(map(display_width, text)))
     start = next(place for place, end in enumerate(ends, start=1) if ends[-1] - end <= tail)
     return f"{text[: bisect_right(ends, length - 1 - tail)].rstrip()}…{text[start:].lstrip()}"
 
@@ -97,7 +97,7 @@ def quiet_fonts() -> Iterator[None]:
 
 def text_width(text: str, points: float) -> float:
     """About how wide a text is at a size in points, in inches."""
-    return columns(text) * points * 0.6 / 72
+    return display_width(text) * points * 0.6 / 72
 
 
 def _letters(texts: Iterable[str]) -> frozenset[str]:

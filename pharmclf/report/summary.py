@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pharmclf import storage
+from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_duration
 from pharmclf.evaluation.agreement import Mismatch
 from pharmclf.evaluation.decision import Decision
@@ -210,9 +211,7 @@ def _phase_name(name: str) -> str:
 
 def _table(rows: list[list[str]]) -> list[str]:
     """Rows as aligned lines: the first column to the left, the others to the right."""
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    widths[0] = max(widths[0], 19)
-    return ["  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return [f"  {line}" for line in align_columns([[row[0].ljust(19), *row[1:]] for row in rows], left=[0])]
 
 
 def progress_line(

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
+from pharmclf.core.tables import align_columns
 from pharmclf.metrics import wilson_interval
 from pharmclf.training.schedule import score_of
 
@@ -164,7 +165,7 @@ def results_table(trials: Sequence[TrialFacts], price_per_hour: float | None, sh
                 _state(trial),
             ]
         )
-    lines = _aligned(rows)
+    lines = align_columns(rows, left=[-1])
     if len(trials) > len(shown):
         lines.append(f"and {len(trials) - len(shown)} more")
     return "\n".join([*lines, _sums(trials, price_per_hour, share)])
@@ -191,7 +192,9 @@ def live_table(trials: Sequence[TrialFacts], eta: str, *, num_trials: int | None
     of = "" if num_trials is None else f" of {num_trials}"
     head = f"{len(trials) - len(running)}{of} trials done ({_count_states(trials)}), ETA {eta}"
     more = len(set(map(id, running)) - set(map(id, shown)))
-    return "\n".join([head, *(_aligned(rows) if shown else []), *([f"and {more} more running"] if more else [])])
+    return "\n".join(
+        [head, *(align_columns(rows, left=[-1]) if shown else []), *([f"and {more} more running"] if more else [])]
+    )
 
 
 def is_category(values: Iterable[Any]) -> bool:
@@ -338,9 +341,3 @@ def _texts(values: Sequence[Any]) -> list[str]:
     if not any(0 < abs(value) < 0.01 for value in values):
         return [f"{value:.3g}" for value in values]
     return [f"{float(mantissa):g}e{power}" for mantissa, power in (f"{value:.2e}".split("e") for value in values)]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines: the last column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-    return ["  ".join([*map(str.rjust, row[:-1], widths), row[-1]]).rstrip() for row in rows]

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from pharmclf.core.errors import first_line
+from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_age, format_duration
 from pharmclf.status.reading import Found
 from pharmclf.status.standing import MAX_REASON, TEST, utc
@@ -27,10 +28,8 @@ def status_table(found: Iterable[Found], now_s: float) -> str:
         ),
         *(_row(run, now_s) for run in found),
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     notes = [f"{run.name}: {run.reason}" for run in found if run.reason]
-    return "\n".join([*lines, *(["", *notes] if notes else [])])
+    return "\n".join([*align_columns(rows), *(["", *notes] if notes else [])])
 
 
 def _row(run: Found, now_s: float) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.core.errors import closest_names
+from pharmclf.core.tables import align_columns
 from pharmclf.data.prepare import refusals_named
 from pharmclf.schema_version import load_record
 from pharmclf.training.checkpoint import list_checkpoints
@@ -108,8 +109,7 @@ def table(runs: Iterable[RunInfo]) -> str:
         accuracy, loss, test = ("-" if score is None else f"{score:.4f}" for score in scores)
         backbone = str(run.config.get("backbone", "-"))
         rows.append((run.name, run.state, backbone, run.reached, accuracy, loss, test, run.checkpoint or "-"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(align_columns(rows))
 
 
 def _run_paths(location: str, pool: ThreadPoolExecutor, wanted: str = "") -> list[str]:

@@ -14,7 +14,6 @@ from pharmclf.benchmark.devices import devices_table, with_ratios
 from pharmclf.benchmark.energy import measured_energy
 from pharmclf.benchmark.pictures import picture
 from pharmclf.benchmark.plain import comparable, compare, plain_table
-from pharmclf.benchmark.tables import columns
 from pharmclf.benchmark.timing import pace
 from pharmclf.config import ConfigError
 from pharmclf.data.manifest import Manifest
@@ -97,14 +96,6 @@ def test_each_report_is_drawn(name: str, report: dict[str, Any]):
 
 def test_a_benchmark_that_draws_its_own_picture_is_left_alone():
     assert picture("scaling", {"rows": []}) is None
-
-
-def test_a_column_is_as_wide_as_its_longest_text():
-    assert columns(["a", "b"], [["x", "1,000"], ["longer", "2"]]) == [
-        "a           b", "------  -----", "x       1,000", "longer      2",
-    ]  # fmt: skip
-    with pytest.raises(ValueError, match="received one of 1 texts, expected 2"):
-        columns(["a", "b"], [["x"]])
 
 
 def test_the_pace_counts_from_behind_the_first_epoch():
