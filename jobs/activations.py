@@ -18,7 +18,7 @@ import tyro
 from pharmclf import storage
 from pharmclf.activations.listing import delete_kept, list_kept, table, to_delete
 from pharmclf.cli import help_text, run_job
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_size, parse_duration, parse_size
 from pharmclf.data.prepare import refusals_named
 

@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 import tyro
 
 from pharmclf.cli import help_text, run_job
-from pharmclf.config import ConfigError
 from pharmclf.core.console import print_line
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import exit_on_sigterm
 from pharmclf.runs import fetch_best, list_runs, ranked, table
 

@@ -15,9 +15,9 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from pharmclf.config import AUTO, ConfigError, RunConfig, load_yaml
+from pharmclf.config import AUTO, RunConfig, load_yaml
 from pharmclf.core.console import Say, make_output_robust
-from pharmclf.core.errors import UserError, format_error
+from pharmclf.core.errors import ConfigError, UserError, format_error
 from pharmclf.progress import progress_lines
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2

@@ -9,8 +9,9 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.cli import EXIT_OK, scan_progress
-from pharmclf.config import ConfigError, RunConfig, from_dict
+from pharmclf.config import RunConfig, from_dict
 from pharmclf.core.console import Say
+from pharmclf.core.errors import ConfigError
 from pharmclf.data.kept import keep_manifest, manifest_of_run
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_manifest

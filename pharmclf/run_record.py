@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.config import ConfigError, RunConfig, to_dict
+from pharmclf.config import RunConfig, to_dict
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import fingerprint, sha256_bytes
 from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.data.manifest import Manifest

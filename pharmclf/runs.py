@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from pharmclf import storage
-from pharmclf.config import ConfigError, RunConfig, from_dict
+from pharmclf.config import RunConfig, from_dict
 from pharmclf.core.console import Say
-from pharmclf.core.errors import RunError
+from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.hashing import sha256_bytes, sha256_file
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.core.units import format_duration, format_examples, format_size

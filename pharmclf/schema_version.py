@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 
 SCHEMA_VERSION = 1
 SCHEMA_KEY = "schema_version"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pharmclf.cli import run_job
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_size
 

@@ -25,7 +25,8 @@ from pharmclf.activations.choice import Machines
 from pharmclf.activations.local_cache import LocalCache
 from pharmclf.activations.shards import ActivationsNotKept, missing_shards, standing_shards, write_shard
 from pharmclf.activations.spans import Span, Target, spans
-from pharmclf.config import BackboneName, ConfigError, RunConfig
+from pharmclf.config import BackboneName, RunConfig
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.augment import apply_transforms, projective_transforms
 from pharmclf.data.image_set import ImageSet

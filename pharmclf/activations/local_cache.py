@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from pharmclf import storage
 from pharmclf.activations.shards import ActivationsNotKept
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 
 T = TypeVar("T")
 _FREE_SHARE = 0.5  # of the free space, where no bound is given

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.splits import SPLITS
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pharmclf.benchmark.energy import measured_energy
-from pharmclf.config import ConfigError, RunConfig
-from pharmclf.core.errors import format_error
+from pharmclf.config import RunConfig
+from pharmclf.core.errors import ConfigError, format_error
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.hardware import DriverNvml, NvmlMissing
 from pharmclf.model.device import gpu_capability, peak_memory_bytes, prepare_device, reset_peak_memory

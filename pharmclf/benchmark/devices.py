@@ -11,9 +11,9 @@ from pharmclf.benchmark.child import ChildDied, in_child
 from pharmclf.benchmark.device_step import measure_steps, skipped
 from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.benchmark.tables import number, processor_name, times
-from pharmclf.config import ConfigError, RunConfig
+from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
-from pharmclf.core.errors import format_error
+from pharmclf.core.errors import ConfigError, format_error
 from pharmclf.core.tables import align_columns
 from pharmclf.hardware import DriverNvml, NvmlMissing
 from pharmclf.training.phases import Phase, phases_of

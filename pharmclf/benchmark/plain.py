@@ -18,8 +18,9 @@ from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.benchmark.our_side import our_side
 from pharmclf.benchmark.plain_side import plain_side
 from pharmclf.benchmark.tables import number, times
-from pharmclf.config import ConfigError, RunConfig
+from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.tables import align_columns
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import data_location, split_manifest

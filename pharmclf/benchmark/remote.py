@@ -11,8 +11,9 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.benchmark.stages import benchmark_job, loop_rate, stream_rate
-from pharmclf.config import ConfigError, RunConfig
+from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
+from pharmclf.core.errors import ConfigError
 from pharmclf.data.prepare import cached_manifest, data_location
 from pharmclf.training.phases import phases_of
 

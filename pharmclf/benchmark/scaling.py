@@ -28,8 +28,9 @@ from pharmclf.benchmark.scaling_model import (
     worst_error,
 )
 from pharmclf.benchmark.stages import benchmark_job, stream_rate
-from pharmclf.config import ConfigError, RunConfig
+from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_count
 from pharmclf.hardware.cores import usable_cores

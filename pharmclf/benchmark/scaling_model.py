@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """For how many the efficiency is forecast."""

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.config import ConfigError, PhaseConfig, RunConfig, StoppingConfig, refuse_auto
+from pharmclf.config import PhaseConfig, RunConfig, StoppingConfig, refuse_auto
 from pharmclf.core.console import Say
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.plan import PhasePlan
 from pharmclf.data.stream import load_images, plan_batches

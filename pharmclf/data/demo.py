@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 
 MARKER = ".pharmclf-demo.json"
 """File in a folder that `write_demo` made; holds what the folder was made from."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 
 ALLOWED = "PHARMCLF_RESULTS_IN_UPLOAD"
 

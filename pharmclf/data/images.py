@@ -22,8 +22,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from pharmclf.config import ConfigError
-from pharmclf.core.errors import single_line
+from pharmclf.core.errors import ConfigError, single_line
 from pharmclf.data import containers
 from pharmclf.data.pixel_depth import WHITE, is_wide_colour, scale_colour, scale_grey
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pharmclf import storage
-from pharmclf.config import ConfigError, RunConfig
+from pharmclf.config import RunConfig
+from pharmclf.core.errors import ConfigError
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, cached_manifest, data_location, manifests_of, reading_of
 from pharmclf.data.sources import list_data

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_examples
 from pharmclf.data.images import IMAGE_EXTENSIONS
 

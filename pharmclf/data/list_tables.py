@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
-from pharmclf.core.errors import first_line
+from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.list_files import locate, nothing_there
 from pharmclf.data.splits import SPLITS, TEST, TRAIN, VALIDATION

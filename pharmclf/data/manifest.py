@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import fingerprint
 from pharmclf.core.units import format_examples
 from pharmclf.data import duplicates

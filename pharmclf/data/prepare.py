@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.config import DEMO, ConfigError, RunConfig
+from pharmclf.config import DEMO, RunConfig
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_examples
 from pharmclf.data.destination import check_destination

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.core.units import format_examples
 from pharmclf.data.manifest import Manifest

@@ -8,8 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
-from pharmclf.core.errors import single_line
+from pharmclf.core.errors import ConfigError, single_line
 from pharmclf.core.hashing import fingerprint
 from pharmclf.data.image_files import find_images, is_leftover, relative_to
 from pharmclf.data.layouts import PLAIN_READING, Layout, Reading, merge_labels, read_folders

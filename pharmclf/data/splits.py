@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_examples
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"

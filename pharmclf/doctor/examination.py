@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pharmclf import storage
-from pharmclf.config import DEMO, ConfigError, RunConfig
-from pharmclf.core.errors import single_line
+from pharmclf.config import DEMO, RunConfig
+from pharmclf.core.errors import ConfigError, single_line
 from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
 from pharmclf.doctor.clocks import judge_clock
 from pharmclf.doctor.exchange import judge_exchange, try_exchange

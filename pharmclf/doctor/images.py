@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pharmclf import storage
-from pharmclf.config import DEMO, ConfigError, RunConfig
-from pharmclf.core.errors import single_line
+from pharmclf.config import DEMO, RunConfig
+from pharmclf.core.errors import ConfigError, single_line
 from pharmclf.data.image_files import is_leftover, relative_to
 from pharmclf.data.images import IMAGE_EXTENSIONS
 from pharmclf.data.scan import NOT_READ, scan_file

@@ -13,8 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pharmclf.config import ConfigError
-from pharmclf.core.errors import first_line, format_error
+from pharmclf.core.errors import ConfigError, first_line, format_error
 from pharmclf.doctor.clocks import least_offset_s
 from pharmclf.doctor.machine import RayView
 from pharmclf.doctor.network import WORKERS, Door, Listener, knock

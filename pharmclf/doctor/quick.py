@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pharmclf import storage
-from pharmclf.config import ConfigError, RunConfig
-from pharmclf.core.errors import RunError
+from pharmclf.config import RunConfig
+from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.units import format_count
 from pharmclf.doctor.clocks import judge_clock
 from pharmclf.doctor.findings import Finding, Section, fail, of_level, warn

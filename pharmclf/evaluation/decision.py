@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pharmclf import metrics, storage
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.metrics import Estimate
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_examples
 
 _NAMED = 20

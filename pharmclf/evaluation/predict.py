@@ -19,8 +19,7 @@ import ray
 import ray.data
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
-from pharmclf.core.errors import first_line
+from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.stream import checked, in_column, in_order, load_block

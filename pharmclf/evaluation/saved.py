@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import sha256_file
 from pharmclf.data.pixel_depth import WHITE
 from pharmclf.evaluation.decision import DECISION_FILE, Decision, read_decision

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 
 FormatName = Literal["savedmodel", "onnx", "tflite"]
 Precision = Literal["float32", "float16", "int8"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
 from pharmclf.core.console import Say
+from pharmclf.core.errors import ConfigError
 from pharmclf.data.image_files import find_images
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.images import BadImage

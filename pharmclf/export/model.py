@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
 from pharmclf.core.console import Say
-from pharmclf.core.errors import describe_exit
+from pharmclf.core.errors import ConfigError, describe_exit
 from pharmclf.core.hashing import sha256_file
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.core.units import format_size

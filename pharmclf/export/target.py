@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.data.destination import atomic_folder, check_new_folder
 
 

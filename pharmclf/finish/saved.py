@@ -9,8 +9,9 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.cli import EXIT_OK, scan_progress
-from pharmclf.config import ConfigError, RunConfig, check_location, from_dict, parse_workers, to_yaml
+from pharmclf.config import RunConfig, check_location, from_dict, parse_workers, to_yaml
 from pharmclf.core.console import Say
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import parse_share
 from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest

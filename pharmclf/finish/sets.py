@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pharmclf.config import ConfigError, RunConfig
+from pharmclf.config import RunConfig
+from pharmclf.core.errors import ConfigError
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.layouts import Reading
 from pharmclf.data.leaks import known_images

@@ -14,8 +14,8 @@ from keras import layers
 from keras.src.backend.common import global_state  # Keras has no public way to number names anew and keep the rest
 
 from pharmclf import storage
-from pharmclf.config import BackboneName, ConfigError
-from pharmclf.core.errors import first_line
+from pharmclf.config import BackboneName
+from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.model.lite import efficientnet_lite0, load_lite0_imagenet
 
 _kept: dict[str, Any] = {}  # what `kept_backbone` gives again

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import keras

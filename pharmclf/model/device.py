@@ -11,7 +11,8 @@ import re
 import subprocess
 from collections.abc import Sequence
 
-from pharmclf.config import ConfigError, RunConfig
+from pharmclf.config import RunConfig
+from pharmclf.core.errors import ConfigError
 from pharmclf.hardware.cores import schedulable_cores, usable_cores
 
 MEMORY_VARIABLE = "PHARMCLF_DEVICE_MEMORY_MB"

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import sha256_file
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

@@ -9,8 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
-from pharmclf.core.errors import single_line
+from pharmclf.core.errors import ConfigError, single_line
 from pharmclf.data.image_files import find_images
 from pharmclf.data.images import IMAGE_EXTENSIONS
 from pharmclf.data.list_files import describe, locate, nothing_there

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from pharmclf import storage
 from pharmclf.cli import EXIT_OK
-from pharmclf.config import ConfigError
 from pharmclf.core.console import Say
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import StopSignal
 from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.data.destination import check_destination

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import tyro
 
 from pharmclf import storage
-from pharmclf.config import ConfigError, check_location
+from pharmclf.config import check_location
+from pharmclf.core.errors import ConfigError
 from pharmclf.prediction.parts import OUTPUTS
 from pharmclf.prediction.places import AUTO, Accelerator
 

@@ -21,8 +21,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
-from pharmclf.core.errors import RunError
+from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.hashing import fingerprint, sha256_file
 from pharmclf.prediction.answers import SCHEMA
 from pharmclf.prediction.images import Images

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Literal
 
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.training.division import Node, room_text
 
 Accelerator = Literal["auto", "cpu", "gpu"]

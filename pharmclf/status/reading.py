@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
-from pharmclf.core.errors import closest_names, first_line
+from pharmclf.core.errors import ConfigError, closest_names, first_line
 from pharmclf.data.prepare import refusals_named
 from pharmclf.schema_version import check_schema_version, load_record
 from pharmclf.status.standing import LIVE, MAX_REASON, STATES, STATUS_FILE, Status, utc

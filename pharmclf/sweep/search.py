@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState, create_trial
 
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.sweep.space import Parameter, Space, Value
 
 SearchName = Literal["tpe", "random", "grid"]

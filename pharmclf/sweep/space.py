@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
-from pharmclf.config import ConfigError, RunConfig, from_dict, to_dict
-from pharmclf.core.errors import did_you_mean, first_line
+from pharmclf.config import RunConfig, from_dict, to_dict
+from pharmclf.core.errors import ConfigError, did_you_mean, first_line
 
 Value = float | int | str | bool
 STRENGTH = "augment.strength"

@@ -15,9 +15,9 @@ from pharmclf import storage
 from pharmclf.activations import compute
 from pharmclf.activations.precision import precision_of
 from pharmclf.cli import EXIT_OK
-from pharmclf.config import ConfigError, RunConfig, refuse_auto, to_dict
+from pharmclf.config import RunConfig, refuse_auto, to_dict
 from pharmclf.core.console import Say
-from pharmclf.core.errors import RunError
+from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.signals import StopRequested, StopSignal
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
-from pharmclf.core.errors import describe_cause
+from pharmclf.core.errors import ConfigError, describe_cause
 from pharmclf.tracking.facts import Epoch, shown_files
 
 SCHEMES = ("http", "https", "databricks", "sqlite")

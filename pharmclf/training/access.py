@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from pharmclf.config import ConfigError
+from pharmclf.core.errors import ConfigError
 
 _PATIENCE_S = 2.0
 _SERVER, _AGENT = "/api/jobs/", "/api/job_agent/jobs/none/logs"

@@ -17,9 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pharmclf import storage
 from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
-from pharmclf.config import ConfigError
 from pharmclf.core.background import run_in_thread
-from pharmclf.core.errors import RunError, format_error
+from pharmclf.core.errors import ConfigError, RunError, format_error
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.hardware import sampled
 from pharmclf.hardware.cores import usable_cores

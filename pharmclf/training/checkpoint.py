@@ -17,8 +17,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
-from pharmclf.core.errors import RunError
+from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.training.phases import Position

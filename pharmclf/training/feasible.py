@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pharmclf.config import BackboneName, ConfigError, RunConfig
+from pharmclf.config import BackboneName, RunConfig
+from pharmclf.core.errors import ConfigError
 from pharmclf.model.cut import check_depth
 from pharmclf.training.phases import phases_of
 

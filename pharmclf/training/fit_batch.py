@@ -17,7 +17,8 @@ from typing import Any
 
 import psutil
 
-from pharmclf.config import ConfigError, RunConfig, to_dict
+from pharmclf.config import RunConfig, to_dict
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import StopRequested
 from pharmclf.hardware.control_group import ControlGroup
 from pharmclf.model.device import memory_limit_mb

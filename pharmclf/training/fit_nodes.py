@@ -9,7 +9,8 @@ import ray
 import ray._private.state as ray_state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pharmclf.config import ConfigError, RunConfig
+from pharmclf.config import RunConfig
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import StopRequested
 from pharmclf.model.device import memory_limit_mb
 from pharmclf.training.division import Node, Team

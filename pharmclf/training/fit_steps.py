@@ -21,8 +21,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from pharmclf.config import ConfigError, RunConfig, from_dict
-from pharmclf.core.errors import format_error
+from pharmclf.config import RunConfig, from_dict
+from pharmclf.core.errors import ConfigError, format_error
 from pharmclf.hardware import DriverNvml, NvmlMissing
 from pharmclf.hardware.sampler import visible_gpu
 from pharmclf.model.backbones import build_backbone

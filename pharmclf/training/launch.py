@@ -17,8 +17,8 @@ import ray
 from ray._private import services
 
 from pharmclf import storage
-from pharmclf.config import ConfigError, RunConfig
-from pharmclf.core.errors import RunError
+from pharmclf.config import RunConfig
+from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.images import MAX_PIXELS_VARIABLE

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.config import ConfigError
-from pharmclf.core.errors import closest_names
+from pharmclf.core.errors import ConfigError, closest_names
 from pharmclf.core.tables import align_columns
 from pharmclf.data.prepare import refusals_named
 from pharmclf.schema_version import load_record

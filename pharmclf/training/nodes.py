@@ -12,8 +12,8 @@ import ray
 import ray._private.state as ray_state
 from ray.autoscaler.sdk import request_resources
 
-from pharmclf.config import ConfigError, RunConfig
-from pharmclf.core.errors import RunError
+from pharmclf.config import RunConfig
+from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.signals import StopRequested
 from pharmclf.training.division import Node, Team, room_text, team_on
 

@@ -7,8 +7,7 @@ import socket
 import time
 from urllib.parse import urlsplit
 
-from pharmclf.config import ConfigError
-from pharmclf.core.errors import error_reason
+from pharmclf.core.errors import ConfigError, error_reason
 
 VARIABLE = "RAY_ADDRESS"
 FIND_LOCAL = "auto"
