@@ -6,8 +6,6 @@ export RAY_JOB_SUBMIT_HOOK=pharmclf.upload.before_submit   `ray job submit` look
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pharmclf.cli import run_job
+from pharmclf.core.compat.ray import runtime_env_of_submission, upload_limit, uploaded_paths
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_size
@@ -31,29 +30,9 @@ def uploaded_files(folder: Path, excludes: Sequence[str] = ()) -> dict[str, int]
         folder: the working directory; its .gitignore and .rayignore count, and those of the folders in it.
         excludes: patterns of the runtime environment's `excludes`.
     """
-    from ray._private import ray_constants
-    from ray._private.runtime_env import packaging
-
     folder = folder.absolute()
-    found: dict[str, int] = {}
-
-    def take(path: Path) -> None:
-        if path.is_file():
-            found[str(path.relative_to(folder))] = path.stat().st_size
-
-    patterns = [*ray_constants.get_runtime_env_default_excludes(), *excludes]
-    with_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    quiet = logging.getLogger(f"{__name__}.packaging")  # Ray names each ignore file that it reads
-    quiet.setLevel(logging.ERROR)
-    packaging._dir_travel(folder, [packaging._get_excludes(folder, patterns)], take, with_gitignore, quiet)
-    return found
-
-
-def upload_limit() -> int:
-    """The largest upload that Ray's job server takes, in bytes."""
-    from ray._private import ray_constants
-
-    return int(ray_constants.DASHBOARD_CLIENT_MAX_SIZE)
+    paths = uploaded_paths(folder, excludes)
+    return {str(path.relative_to(folder)): path.stat().st_size for path in paths if path.is_file()}
 
 
 def upload_bytes(files: dict[str, int]) -> int:
@@ -96,9 +75,7 @@ def before_submit(*, working_dir: str | None, runtime_env: str | None, runtime_e
         runtime_env: the path of a YAML file.
         runtime_env_json: the same as text.
     """
-    from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
-
-    wanted = parse_runtime_env_args(runtime_env, runtime_env_json, working_dir)
+    wanted = runtime_env_of_submission(runtime_env, runtime_env_json, working_dir)
     folder = Path(wanted.get("working_dir") or "")
     if wanted.get("working_dir") and folder.is_dir():  # others are archives and URIs
         try:

@@ -16,6 +16,7 @@ from run_folders import MODEL, complete_run, incomplete_run, small_config, write
 
 from pharmclf import runs, storage
 from pharmclf.config import ConfigError, RunConfig, load_yaml
+from pharmclf.core.compat.keras import flatten_layers
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.manifest import Manifest
 from pharmclf.runs import DamagedRun, RunInfo, fetch_best
@@ -257,7 +258,7 @@ def test_an_incomplete_run_gives_the_weights_of_its_best_checkpoint(root: str, t
         keras.config.set_dtype_policy("float32")
     assert (fetched.name, fetched.checkpoint) == ("best", "phase1-epoch0001-step000000")
     model = keras.saving.load_model(tmp_path / "out" / "model.keras", compile=False)
-    logits = next(layer for layer in model._flatten_layers() if layer.name == "head_logits")
+    logits = next(layer for layer in flatten_layers(model) if layer.name == "head_logits")
     assert np.array_equal(logits.get_weights()[0], np.random.default_rng(0).normal(size=(1280, 2)).astype(np.float32))
     probabilities = model.predict(np.full((1, 32, 32, 3), 200, np.float32), verbose=0)
     assert probabilities.dtype == np.float32

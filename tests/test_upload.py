@@ -13,14 +13,8 @@ from pathlib import Path
 import pytest
 
 from pharmclf.config import ConfigError
-from pharmclf.upload import (
-    before_submit,
-    check_upload,
-    main,
-    upload_bytes,
-    upload_limit,
-    uploaded_files,
-)
+from pharmclf.core.compat.ray import upload_limit
+from pharmclf.upload import before_submit, check_upload, main, upload_bytes, uploaded_files
 
 REPOSITORY = Path(__file__).parents[1]
 CODE = ["jobs/train.py", "jobs/configs/demo.yaml", "my.yaml", "pharmclf/data/images.py", "tune/space.yaml", "list.csv"]

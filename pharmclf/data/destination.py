@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import uuid
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pharmclf import storage
+from pharmclf.core.compat.ray import submitted_runtime_env
 from pharmclf.core.errors import ConfigError
 
 ALLOWED = "PHARMCLF_RESULTS_IN_UPLOAD"
@@ -18,8 +18,7 @@ ALLOWED = "PHARMCLF_RESULTS_IN_UPLOAD"
 
 def lies_in_upload(location: str) -> bool:
     """Whether a location is in the copy of the working directory that a submitted job runs in."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    if not (job.get("runtime_env") or {}).get("working_dir") or storage.is_remote(location):
+    if not submitted_runtime_env().get("working_dir") or storage.is_remote(location):
         return False
     return Path(location).resolve().is_relative_to(Path.cwd().resolve())
 

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
-from ray.data._internal.execution import streaming_executor_state
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pharmclf import storage
+from pharmclf.core.compat.ray import call_at_each_step, mute_progress_notice, set_data_poll_interval
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.images import BadImage
 from pharmclf.data.plan import PhasePlan
@@ -169,7 +168,7 @@ Decoding on two cores gave 1,230 images/s with it and 1,360 with this, for a twe
 """
 
 
-class _Pace(ExecutionCallback):
+class _Pace:
     """Lets the pipeline's control loop rest while it has nothing to do.
 
     With decoded blocks waiting for a slower consumer, Ray Data's loop does not block but spins: measured at 0.7 of a
@@ -181,7 +180,7 @@ class _Pace(ExecutionCallback):
     def __init__(self) -> None:
         self._last, self._spins = 0.0, 0
 
-    def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002 - the name is the interface's
+    def __call__(self) -> None:
         """Rest the longer, the more steps in a row were spins; a busy pipeline spins but once or twice."""
         self._spins = self._spins + 1 if time.perf_counter() - self._last < self._SPIN_S else 0
         time.sleep(min(self._MOST_REST_S, self._REST_S * self._spins))
@@ -199,10 +198,10 @@ def in_order(dataset: Any, num_cpus: float | None) -> Any:
     settings = dataset.context
     settings.execution_options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
     settings.enable_progress_bars = settings.print_on_execution_start = False
-    settings.custom_execution_callback_classes = [*settings.custom_execution_callback_classes, _Pace]
-    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _WAIT_S
+    call_at_each_step(settings, _Pace)
+    set_data_poll_interval(_WAIT_S)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that bars are off
+    mute_progress_notice()
     return dataset
 
 

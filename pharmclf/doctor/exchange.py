@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pharmclf.core.compat.ray import worker_errors
 from pharmclf.core.errors import format_error
 from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
 from pharmclf.doctor.findings import Finding, fail, ok, warn
@@ -74,9 +75,7 @@ def try_exchange(team: Team, avoided: Sequence[str], *, gpus: bool, limit_s: flo
 
 def _said(error: Exception) -> str:
     """The first line of what a worker raised."""
-    raised = [getattr(failure, "_base_exc", failure) for failure in getattr(error, "worker_failures", {}).values()]
-    first = raised[0] if raised else error
-    return format_error(first)
+    return format_error(next(iter(worker_errors(error)), error))
 
 
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pharmclf.core.compat.keras import tensor_source
+
 if TYPE_CHECKING:
     import keras
 
@@ -72,7 +74,7 @@ def _split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     """The model in two: image -> last feature map, and feature map -> logits."""
     import keras
 
-    operation, inputs = _made_by(model.outputs[0])
+    operation, inputs = tensor_source(model.outputs[0])
     logits = inputs[0] if isinstance(operation, keras.layers.Softmax) else model.outputs[0]
     features = _last_map(logits)
     if features is model.inputs[0]:
@@ -87,14 +89,8 @@ def _last_map(tensor: Any) -> Any:
         ValueError: the way parts before it.
     """
     while len(tensor.shape) != 4:
-        _, inputs = _made_by(tensor)
+        _, inputs = tensor_source(tensor)
         if len(inputs) != 1:
             raise ValueError(f"{tensor.name}: received {len(inputs)} inputs, expected one way back to a feature map")
         tensor = inputs[0]
     return tensor
-
-
-def _made_by(tensor: Any) -> tuple[Any, list[Any]]:
-    """The layer that makes a tensor of a functional model, and what it makes it from."""
-    operation, node, _ = tensor._keras_history  # as keras.Model itself walks its graph; there is no public way
-    return operation, operation._inbound_nodes[node].input_tensors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import random
 from collections.abc import Callable, Iterator
@@ -11,10 +10,10 @@ from typing import Any
 
 import keras
 from keras import layers
-from keras.src.backend.common import global_state  # Keras has no public way to number names anew and keep the rest
 
 from pharmclf import storage
 from pharmclf.config import BackboneName
+from pharmclf.core.compat.keras import flatten_layers, fresh_layer_names
 from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.model.lite import efficientnet_lite0, load_lite0_imagenet
 
@@ -109,13 +108,11 @@ def _as_in_a_fresh_process() -> Iterator[None]:
     """
     random_state = random.getstate()  # Keras draws the seeds of its initializers from here
     random.seed(0)
-    before = global_state.get_global_attribute("object_name_uids")
-    global_state.set_global_attribute("object_name_uids", collections.defaultdict(int))
     try:
-        yield
+        with fresh_layer_names():
+            yield
     finally:
         random.setstate(random_state)
-        global_state.set_global_attribute("object_name_uids", before)
 
 
 def _application(spec: Backbone, image_size: int, weights: str) -> keras.Model:
@@ -169,7 +166,7 @@ def _load_file(model: keras.Model, name: str, weights: str) -> None:
 
 def _copy_weights(source: keras.Model, target: keras.Model) -> None:
     """Copy by layer name; a classifier that the source has on top is left out."""
-    found = {layer.name: layer for layer in source._flatten_layers() if layer.weights}
+    found = {layer.name: layer for layer in flatten_layers(source) if layer.weights}
     for layer in target.layers:
         if layer.weights:
             if layer.name not in found:

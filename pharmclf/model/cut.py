@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pharmclf.core.compat.keras import tensor_source
 from pharmclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,15 +103,14 @@ def _graph(model: keras.Model) -> tuple[list[Node], list[keras.KerasTensor]]:
         tensor, expanded = pending.pop()
         if id(tensor) in places:
             continue
-        operation, node_index, _ = tensor._keras_history
-        node = operation._inbound_nodes[node_index]
+        operation, sources = tensor_source(tensor)
         if not expanded:
             pending.append((tensor, True))
-            pending.extend((source, False) for source in reversed(node.input_tensors))
+            pending.extend((source, False) for source in reversed(sources))
             continue
         places[id(tensor)] = len(nodes)
         size = math.prod(tensor.shape[1:])
-        inputs = tuple(places[id(source)] for source in node.input_tensors)
+        inputs = tuple(places[id(source)] for source in sources)
         # a product of branches gates one of them (squeeze-excite) and ends nothing
         merges = len(inputs) > 1 and type(operation).__name__ != "Multiply"
         follows = isinstance(operation, followers) or (len(inputs) == 1 and not getattr(operation, "weights", ()))

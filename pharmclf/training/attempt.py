@@ -12,12 +12,12 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.v2.api.exceptions import ControllerError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pharmclf import storage
 from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
 from pharmclf.core.background import run_in_thread
+from pharmclf.core.compat.ray import startup_timeout, worker_errors
 from pharmclf.core.errors import ConfigError, RunError, format_error
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.hardware import sampled
@@ -170,13 +170,9 @@ class Attempt:
         """What to tell the caller: an error that a worker raised for them, or the last line of what went wrong."""
         if self.hung:
             return WorkersFailed(self.hung)
-        if isinstance(error, ControllerError) and not self.nodes:
-            cause = getattr(error, "controller_failure", error)
-            if type(cause).__name__ == "WorkerGroupStartupTimeoutError":
-                return NoRoom(str(cause))
-        raised: list[BaseException] = []
-        for failure in getattr(error, "worker_failures", {}).values():
-            raised.append(getattr(failure, "_base_exc", failure))
+        if not self.nodes and (cause := startup_timeout(error)):
+            return NoRoom(str(cause))
+        raised = worker_errors(error)
         for cause in raised:
             if isinstance(cause, _TOLD):
                 return cause

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-import ray._private.state as ray_state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pharmclf.config import RunConfig
+from pharmclf.core.compat.ray import free_resources_by_node
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import StopRequested
 from pharmclf.model.device import memory_limit_mb
@@ -99,7 +99,7 @@ def _nodes_for(team: Team) -> list[Node]:
     """
     nodes = usable_nodes()
     places = [n for n in nodes if n.gpus >= team.each.gpus and n.cpus >= team.each.cpus]
-    free = ray_state.available_resources_per_node()
+    free = free_resources_by_node()
 
     def has_room(node: Node) -> bool:
         left = free.get(node.id, {})

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray._private import services
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.core.compat.ray import (
+    draining_nodes,
+    local_cluster_address,
+    mute_token_notice,
+    preserve_signal_handlers,
+    submitted_runtime_env,
+)
 from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import native_chatter_muted
@@ -32,7 +34,6 @@ from pharmclf.training.job import Observer, TrainingJob
 from pharmclf.training.nodes import (
     NodesMissing,
     free_places,
-    leaving_nodes,
     node_address,
     nodes_asked_for,
     survey,
@@ -74,7 +75,7 @@ def connect(*, allow_open: bool = False) -> None:
     if ray.is_initialized():
         return
     # Ray refuses what the submission has set already, and would print both sides, secrets included
-    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    submitted = submitted_runtime_env()
     passed_on = (*_QUIET, MEMORY_VARIABLE, MAX_PIXELS_VARIABLE, "KERAS_BACKEND")
     variables = {name: os.environ[name] for name in passed_on if name in os.environ}
     variables |= storage.environment()
@@ -85,9 +86,8 @@ def connect(*, allow_open: bool = False) -> None:
     if not _local:
         _check_answer(address)
     reach_directly([node_address()])
-    # it says at each start that tokens are asked for
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    with _signals_kept():
+    mute_token_notice()
+    with preserve_signal_handlers():
         try:
             context = ray.init(
                 logging_level=logging.ERROR,
@@ -121,29 +121,10 @@ def _check_answer(address: str) -> None:
     found = ""
     if address == FIND_LOCAL:
         try:
-            found = services.canonicalize_bootstrap_address(address)
+            found = local_cluster_address()
         except ConnectionError as error:
             raise no_cluster_found() from error
     check_address(address, resolved=found)
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Within, who handles SIGTERM goes on to do so.
-
-    Ray takes the signal when it starts, and would answer it with an exit, of code 15, in whatever is half done.
-    """
-    handler = signal.getsignal(signal.SIGTERM)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    utils = ray._private.utils
-    take, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = take
-        signal.signal(signal.SIGTERM, handler)  # below Python its core has taken it as well, to abort with a dump
 
 
 def asking_for_nodes(config: RunConfig) -> contextlib.AbstractContextManager[None]:
@@ -257,7 +238,7 @@ class _Launch:
         if now - self._looked_at < _LOOK_EVERY_S:
             return ""
         self._looked_at = now
-        leaving = leaving_nodes()
+        leaving = draining_nodes()
         for node, address in attempt.nodes.values():
             if node in leaving:
                 return f"node {address} is about to be taken away"

@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import ray
-import ray._private.state as ray_state
 from ray.autoscaler.sdk import request_resources
 
 from pharmclf.config import RunConfig
+from pharmclf.core.compat.ray import draining_nodes, free_resources_by_node
 from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.signals import StopRequested
 from pharmclf.training.division import Node, Team, room_text, team_on
@@ -36,7 +36,7 @@ def survey() -> tuple[list[Node], list[Node]]:
 
     Ray needs some ten seconds to notice that a node is gone; whether its raylet takes a connection is known at once.
     """
-    leaving = leaving_nodes()
+    leaving = draining_nodes()
     found = [
         Node(
             id=entry["NodeID"],
@@ -56,11 +56,6 @@ def survey() -> tuple[list[Node], list[Node]]:
     return usable, [node for node, answered in zip(found, answers, strict=True) if not answered]
 
 
-def leaving_nodes() -> Collection[str]:
-    """Ids of the nodes that are about to be taken away: they have been told to drain, as before a pre-emption."""
-    return ray_state.state.get_draining_nodes()  # there is no public way; a test notices when it goes
-
-
 def _answers(node: Node) -> bool:
     try:
         with socket.create_connection((node.address, node.port), timeout=_ANSWER_S):
@@ -77,7 +72,7 @@ def free_places(size: int, team: Team, nodes: Collection[str]) -> int:
         team: that trains now.
         nodes: ids of those that it uses.
     """
-    free = ray_state.available_resources_per_node()
+    free = free_resources_by_node()
     places = 0
     for node in usable_nodes():
         left = free.get(node.id, {})

@@ -14,27 +14,18 @@ import tensorflow as tf
 from keras import layers
 
 from pharmclf.config import RunConfig
+from pharmclf.core.compat.keras import TensorRates
 from pharmclf.model.head import build_head
 from pharmclf.training.step import Batch, ReducedAdam, class_sums, dropout_draws, keep_mask, losses_and_hits
 
 
-class _StackedAdam(ReducedAdam):
+class _StackedAdam(TensorRates, ReducedAdam):
     """Adam with a learning rate and a weight decay for each head; the numerics are Keras's own."""
 
     def __init__(self, rates: Any, decays: np.ndarray) -> None:
         """Rates: a (K, 1, 1) float32 variable; decays: (K, 1, 1)."""
         super().__init__(0.0, name="adam")
-        self._rates, self._decays = rates, decays
-
-    def _get_current_learning_rate(self) -> Any:
-        return self._rates
-
-    def _apply_weight_decay(self, variables: Any) -> None:
-        if not self._decays.any():
-            return
-        for variable in variables:
-            if self._use_weight_decay(variable):
-                variable.value.assign_sub(variable.value * tf.constant(self._decays, tf.float32) * self._rates)
+        self.rates, self.decays = rates, decays.astype(np.float32) if decays.any() else None
 
 
 class StackedHeads:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pharmclf.config import RunConfig
+from pharmclf.core.compat.keras import PreReducedGradients
 from pharmclf.data.augment import apply_transforms
 from pharmclf.model.cut import cut_backbone
 from pharmclf.model.head import apply_head, dropout_shapes
@@ -55,11 +56,8 @@ class StepResult:
         return cls(loss_sum, correct, stop_votes, images, by_class)
 
 
-class ReducedAdam(keras.optimizers.Adam):
-    """Adam for gradients that are summed over the workers already, which Keras would sum again."""
-
-    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
-        return grads_and_vars
+class ReducedAdam(PreReducedGradients, keras.optimizers.Adam):
+    """Adam for gradients that are summed over the workers already."""
 
 
 class PhaseModel:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pharmclf.config import ConfigError
+from pharmclf.core.compat.keras import tensor_source
 from pharmclf.model.cut import Node, block_ends, cut_backbone, cut_tensors
 from pharmclf.training.feasible import BLOCKS
 
@@ -157,7 +158,7 @@ def test_suffix_of_prefix_equals_the_whole_model(name: str):
 def test_a_network_has_the_same_blocks_at_every_image_size(name: str):
     """A depth measured at 224 pixels means the same layers at 32, where the last maps are a single pixel."""
     tensors = [cut_tensors(_backbone(name, side)) for side in (32, SIDE, 224)]
-    names = [[tensor._keras_history[0].name for tensor in some] for some in tensors]
+    names = [[tensor_source(tensor)[0].name for tensor in some] for some in tensors]
     assert names[0] == names[1] == names[2]
 
 

@@ -1,0 +1,111 @@
+"""Private parts of Keras. Nothing here imports Keras before it is called."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pharmclf.core.compat import IncompatibleVersionError, private_parts
+
+# ----------------------------------------------------------------------- models
+
+
+def tensor_source(tensor: Any) -> tuple[Any, Sequence[Any]]:
+    """The operation that makes a tensor of a functional model, and the tensors that it makes it from; none of an input.
+
+    `keras.Model` walks its graph by the same attributes, and offers no public way to do so.
+    """
+    with private_parts("keras"):
+        operation, node, _ = tensor._keras_history
+        return operation, operation._inbound_nodes[node].input_tensors
+
+
+def flatten_layers(model: Any) -> Iterator[Any]:
+    """A model and all layers in it, those of nested models and layers too.
+
+    The public `layers` of a model is one level deep, and a layer that holds others has no such attribute.
+    """
+    with private_parts("keras"):
+        flatten = model._flatten_layers
+    return flatten()
+
+
+@contextlib.contextmanager
+def fresh_layer_names() -> Iterator[None]:
+    """Number the names of unnamed layers from the beginning, as in a new process; afterwards continue as before.
+
+    The public `keras.utils.clear_session` forgets more than names, and nothing brings the earlier numbers back.
+    """
+    import keras
+
+    with private_parts("keras"):
+        from keras.src.backend.common import global_state
+
+        before = global_state.get_global_attribute("object_name_uids")
+        used: collections.defaultdict[str, int] = collections.defaultdict(int)
+        global_state.set_global_attribute("object_name_uids", used)
+    try:
+        keras.layers.Identity()
+        if not used:
+            raise IncompatibleVersionError("keras", "the names of layers are no longer counted in object_name_uids")
+        used.clear()
+        yield
+    finally:
+        global_state.set_global_attribute("object_name_uids", before)
+
+
+# ------------------------------------------------------------------- optimizers
+
+
+class PreReducedGradients:
+    """Mixin for a Keras optimizer whose gradients are already summed over the workers.
+
+    Keras sums them once more in `apply`, under any strategy of TensorFlow, and no argument turns that off.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _check_inherited(cls, PreReducedGradients, "_all_reduce_sum_gradients")
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        return grads_and_vars
+
+
+class TensorRates:
+    """Mixin for a Keras optimizer whose learning rate and weight decay are tensors that broadcast over each variable.
+
+    The public `learning_rate` and `weight_decay` are one number for all elements of a variable.
+    """
+
+    rates: Any
+    """Learning rates, float32."""
+    decays: Any
+    """Weight decays, float32; None: no decay."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _check_inherited(cls, TensorRates, "_get_current_learning_rate", "_apply_weight_decay", "_use_weight_decay")
+
+    def _get_current_learning_rate(self) -> Any:
+        return self.rates
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        if self.decays is None:
+            return
+        for variable in variables:
+            if self._use_weight_decay(variable):  # type: ignore[attr-defined]
+                variable.value.assign_sub(variable.value * self.decays * self.rates)
+
+
+def _check_inherited(cls: type, mixin: type, *names: str) -> None:
+    """See whether what a mixin overrides or calls is still there.
+
+    Raises:
+        IncompatibleVersionError: no class behind the mixin has a method of that name.
+    """
+    behind = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
+    for name in names:
+        if not any(name in vars(base) for base in behind):
+            raise IncompatibleVersionError("keras", f"{behind[0].__name__} has no method {name}")
