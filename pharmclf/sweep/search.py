@@ -94,11 +94,12 @@ class Search:
         if trial.ended and (trial.score is None or math.isnan(trial.score)):
             return None
         distributions = {p.name: _distribution(p) for p in self.space.parameters if p.name in trial.values}
-        if not all(_holds(distributions[name], value) for name, value in trial.values.items()):
-            return None
         state = TrialState.COMPLETE if trial.ended else TrialState.RUNNING
         value = trial.score if trial.ended else None
-        return create_trial(params=dict(trial.values), distributions=distributions, value=value, state=state)
+        try:
+            return create_trial(params=dict(trial.values), distributions=distributions, value=value, state=state)
+        except ValueError:  # a value is outside of its distribution
+            return None
 
 
 def check_search(search: Search, trials: int) -> int:
@@ -117,14 +118,12 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
         return CategoricalDistribution(list(parameter.values))
     if parameter.whole:
         return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log)
-    return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
+    return FloatDistribution(parameter.low, parameter.high, log=_is_log(parameter))
 
 
-def _holds(distribution: BaseDistribution, value: Value) -> bool:
-    try:
-        return bool(distribution._contains(distribution.to_internal_repr(value)))
-    except ValueError:  # not among the values
-        return False
+def _is_log(parameter: Parameter) -> bool:
+    """Whether TPE works on logarithms; not where both ends have the same one, by whose difference it would divide."""
+    return parameter.log and math.log(parameter.low) < math.log(parameter.high)
 
 
 def _suggest(asked: Any, parameter: Parameter) -> Value:
@@ -133,5 +132,5 @@ def _suggest(asked: Any, parameter: Parameter) -> Value:
         return asked.suggest_categorical(name, list(parameter.values))
     if parameter.whole:
         return int(asked.suggest_int(name, int(low), int(high), log=parameter.log))
-    value = float(asked.suggest_float(name, low, high, log=parameter.log))
+    value = float(asked.suggest_float(name, low, high, log=_is_log(parameter)))
     return min(high, max(low, value))  # exp(log(low)) may round below low

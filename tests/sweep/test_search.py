@@ -185,6 +185,14 @@ def test_tpe_never_fails_with_what_it_knows(space: Space, number: int, data: st.
     assert fits(space, Search("tpe", space, 0).propose(number, known))
 
 
+@pytest.mark.parametrize("low", [1e-6, 0.5])
+def test_a_range_of_two_neighbouring_numbers_can_be_searched(low: float):
+    """Their logarithms may be the same number."""
+    space = Space((Parameter(name="head.dropout", low=low, high=math.nextafter(low, 1), log=True),))
+    known = [Known({"head.dropout": low}, number / 20, True) for number in range(STARTUP)]
+    assert fits(space, Search("tpe", space, 0).propose(STARTUP, known))
+
+
 def test_what_failed_or_lies_outside_teaches_nothing():
     """The proposal is that without them."""
     search = Search("tpe", WHOLE, 0)
