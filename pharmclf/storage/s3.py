@@ -18,9 +18,10 @@ _RETRIES = 3  # of boto3, which are quick; the store itself repeats a request fo
 def settings() -> dict[str, Any]:
     """Endpoint, region and credentials for obstore, by the variables and files that every AWS tool reads."""
     import boto3  # slow to import, and wanted for s3:// alone
+    import botocore.session
 
-    session = boto3.session.Session()
-    scoped = session._session.get_scoped_config()  # boto3 has no door to a profile's endpoint_url
+    profile = botocore.session.get_session()  # boto3's own session has no method for a profile's endpoint_url
+    session, scoped = boto3.session.Session(botocore_session=profile), profile.get_scoped_config()
     named = (os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL"), scoped.get("endpoint_url"))
     endpoint = next((value for value in named if value), "")
     found: dict[str, Any] = {"region": _region(session)}
