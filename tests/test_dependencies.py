@@ -65,3 +65,13 @@ def test_what_is_imported_is_declared(folders: tuple[str, ...], declared: set[st
 def test_what_is_declared_is_used() -> None:
     assert {*_imported("pharmclf", "jobs", "tune", "tests"), *USED_WITHOUT_AN_IMPORT} >= RUNTIME | TESTS
     assert set(USED_WITHOUT_AN_IMPORT) <= RUNTIME | TESTS
+
+
+def test_constraints_have_a_version_of_each_requirement_within_its_bounds() -> None:
+    """What `pip install -c constraints.txt` takes; to be renewed with each change of a bound, as its head says."""
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    versions = dict(line.partition(" ")[0].split("==") for line in lines if not line.startswith("#"))
+    for text in [*PROJECT["dependencies"], *(text for texts in EXTRAS.values() for text in texts)]:
+        requirement = Requirement(text)
+        if requirement.name != PROJECT["name"]:
+            assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), text
