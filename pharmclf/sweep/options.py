@@ -102,7 +102,8 @@ def room_for(options: SweepOptions, cpus: float, gpus: float, memory_bytes: floa
             by_memory,
             f"{format_memory(memory_bytes)} of memory; a trial takes {format_memory(_TRIAL_BYTES * workers)}",
         )
-    concurrent = max(1, most)
+    # a trial of one worker reserves a hundredth of a CPU at the least, and all of them no more than half
+    concurrent = max(1, most if workers > 1 else min(most, int(cpus / 2 * 100)))
     if options.max_concurrent and not 0 < drivable < options.max_concurrent:
         concurrent, reason = options.max_concurrent, "as asked for"
     # half of the CPUs stay free for the images, as in a plain run

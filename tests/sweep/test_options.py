@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pharmclf.config import ConfigError
@@ -92,6 +92,7 @@ def test_too_little_for_one_trial_is_refused():
         room(2, 0, max_concurrent=1000)
 
 
+@example(cpus=1, gpus=13, memory_gb=102.0, workers=1, asked=0, heads_only=True)  # more trials than hundredths of a CPU
 @given(
     st.integers(1, 256),
     st.integers(0, 16),
