@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from s3proxy import Fault, Proxy, Request, Through
@@ -18,6 +19,8 @@ from pharmclf.storage import objects
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+hypothesis.settings.register_profile("any machine", deadline=None)  # a slow machine is no fault
+hypothesis.settings.load_profile("any machine")
 device._prepared = True  # tests share this process, in which TensorFlow is long at work
 
 
