@@ -45,7 +45,7 @@ def main() -> int:
     """Parse, read, show."""
     options = tyro.cli(Options, description=help_text(__doc__), config=(tyro.conf.FlagCreatePairsOff,))
     while True:
-        with storage.patience(_PATIENCE_S):
+        with storage.timeout(_PATIENCE_S):
             found = list_status(options.storage, options.name)
         clear = _CLEAR if options.watch and sys.stdout.isatty() else ""
         print(clear + _shown(found, options), flush=True)

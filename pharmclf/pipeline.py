@@ -133,9 +133,9 @@ def run(
             storage.write_json(storage.join(folder, RUN_FILE), record)
             with contextlib.ExitStack() as behind:
                 sizes = {split: len(manifest.rows(split)) for split in ("train", "validation", "test")}
-                board = StatusBoard(folder, config, sizes, lambda: lease.lost)
+                board = StatusBoard(folder, config, sizes, lambda: lease.is_lost)
                 behind.callback(board.close)
-                tracker = Tracker(config, folder, record, lambda: lease.lost, say)
+                tracker = Tracker(config, folder, record, lambda: lease.is_lost, say)
                 behind.callback(lambda: tracker.close(str(record["state"])))
                 reason = ""
                 try:
@@ -146,7 +146,7 @@ def run(
                         node=node_address(),
                         every_s=config.hardware_every_s,
                         tell=lambda kind, **values: console.event(kind, **values),
-                        lost=lambda: lease.lost,
+                        lost=lambda: lease.is_lost,
                         setting=Setting(
                             remote_data=storage.is_remote(config.data), wants_gpus=config.accelerator != "cpu"
                         ),

@@ -16,7 +16,7 @@ from pharmclf.core.hashing import fingerprint, sha256_bytes
 from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.data.manifest import Manifest
 from pharmclf.schema_version import check_schema_version
-from pharmclf.storage.lease import LEASE_FILE, Lease, LeaseTaken
+from pharmclf.storage.lease import LEASE_FILE, Lease, LeaseHeldError
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.saver import spool_of
 
@@ -62,7 +62,7 @@ def only_writer(folder: str) -> Iterator[Lease]:
     """
     try:
         lease = Lease.acquire(folder)
-    except LeaseTaken as error:
+    except LeaseHeldError as error:
         raise ConfigError(f"run {error}. Wait for it, or give another --name") from error
     with lease:
         yield lease
@@ -79,7 +79,7 @@ def write_last(folder: str, record: dict[str, Any], lease: Lease) -> None:
     if record["state"] != "failed":
         storage.write_json(location, record)
         return
-    with contextlib.suppress(OSError), storage.patience(FINAL_STORAGE_S):
+    with contextlib.suppress(OSError), storage.timeout(FINAL_STORAGE_S):
         storage.write_json(location, record)
 
 

@@ -111,7 +111,7 @@ def _damage_named() -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, LookupError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error.__cause__, (storage.StorageUnavailable, PermissionError)):
+        if isinstance(error.__cause__, (storage.StorageUnavailableError, PermissionError)):
             raise error.__cause__ from error  # it says nothing of the file
         text = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
         raise DamagedRun(text) from error

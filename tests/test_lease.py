@@ -16,7 +16,7 @@ from s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.storage import lease
-from pharmclf.storage.lease import Lease, LeaseLostError, LeaseTaken
+from pharmclf.storage.lease import Lease, LeaseHeldError, LeaseLostError
 
 Hold = Callable[[str], Lease]
 
@@ -51,7 +51,9 @@ def _until(done: Callable[[], object], seconds: float = 15) -> None:
 def test_a_second_holder_is_refused(root: str, hold: Hold):
     """The message names the folder, and the process and host that hold it; another folder is free."""
     hold(f"{root}/run")
-    with pytest.raises(LeaseTaken, match=rf"{root}/run .*process {os.getpid()} on {socket.gethostname()}, seen alive"):
+    with pytest.raises(
+        LeaseHeldError, match=rf"{root}/run .*process {os.getpid()} on {socket.gethostname()}, seen alive"
+    ):
         hold(f"{root}/run")
     hold(f"{root}/run2")
 
@@ -63,7 +65,7 @@ def test_a_lease_given_back_is_free(root: str, hold: Hold):
             assert storage.is_file(f"{root}/run/lease.json")
             held.check()
         assert not storage.is_file(f"{root}/run/lease.json")
-        assert not held.lost
+        assert not held.is_lost
 
 
 @pytest.mark.parametrize("dead", [False, True])
@@ -77,7 +79,7 @@ def test_of_many_at_once_one_gets_it(root: str, hold: Hold, dead: bool):
         def ask(_: int, folder: str = folder) -> bool:
             try:
                 hold(folder)
-            except LeaseTaken:
+            except LeaseHeldError:
                 return False
             return True
 
@@ -95,7 +97,7 @@ def test_a_holder_killed_on_this_host_is_gone_at_once(root: str, hold: Hold):
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "held\n"
-            with pytest.raises(LeaseTaken, match=f"process {process.pid} on {socket.gethostname()}"):
+            with pytest.raises(LeaseHeldError, match=f"process {process.pid} on {socket.gethostname()}"):
                 hold(root)
         finally:
             process.kill()
@@ -106,7 +108,7 @@ def test_a_holder_killed_on_this_host_is_gone_at_once(root: str, hold: Hold):
 def _took(hold: Hold, folder: str) -> bool:
     try:
         return bool(hold(folder))
-    except LeaseTaken:
+    except LeaseHeldError:
         return False
 
 
@@ -119,7 +121,7 @@ def test_a_number_used_again_is_another_process(root: str, hold: Hold):
 def test_a_holder_on_another_host_is_believed_while_young(root: str, hold: Hold, monkeypatch: pytest.MonkeyPatch):
     """Nobody can look for its process: it counts as alive until its lease expires."""
     _write_lease(root)
-    with pytest.raises(LeaseTaken, match=r"process 4711 on another-host, seen alive \d+ s ago; after 60 s"):
+    with pytest.raises(LeaseHeldError, match=r"process 4711 on another-host, seen alive \d+ s ago; after 60 s"):
         hold(root)
     monkeypatch.setattr(lease, "EXPIRES_S", 0.5)
     time.sleep(0.6)
@@ -133,7 +135,7 @@ def test_a_lease_that_cannot_be_understood_is_respected_while_young(
     """Another version may have written it."""
     for content in (b"", b"[]", b'{"host": null}', b"\xff"):
         storage.write_bytes(f"{root}/lease.json", content)
-        with pytest.raises(LeaseTaken, match="an unknown process"):
+        with pytest.raises(LeaseHeldError, match="an unknown process"):
             hold(root)
     monkeypatch.setattr(lease, "EXPIRES_S", 0.5)
     time.sleep(0.6)
@@ -147,9 +149,9 @@ def test_a_renewed_lease_does_not_expire(root: str, hold: Hold, monkeypatch: pyt
     held = hold(root)
     for _ in range(8):
         time.sleep(0.4)
-        with pytest.raises(LeaseTaken):
+        with pytest.raises(LeaseHeldError):
             hold(root)
-    assert not held.lost
+    assert not held.is_lost
 
 
 def test_a_lease_taken_over_is_lost(root: str, hold: Hold, monkeypatch: pytest.MonkeyPatch):
@@ -160,13 +162,13 @@ def test_a_lease_taken_over_is_lost(root: str, hold: Hold, monkeypatch: pytest.M
     time.sleep(0.6)
     second = hold(root)
     monkeypatch.setattr(lease, "EXPIRES_S", 60.0)
-    _until(lambda: first.lost)
-    assert first.lost == f"process {os.getpid()} on {socket.gethostname()}"
+    _until(lambda: first.is_lost)
+    assert first.is_lost == f"process {os.getpid()} on {socket.gethostname()}"
     with pytest.raises(LeaseLostError, match=f"^{root} has been taken over by process {os.getpid()} on "):
         first.check()
     first.release()
     assert storage.is_file(f"{root}/lease.json")
-    assert not second.lost
+    assert not second.is_lost
 
 
 def test_giving_back_what_another_has_taken_changes_nothing(root: str, hold: Hold):
@@ -182,7 +184,7 @@ def test_a_lease_that_was_deleted_is_lost(root: str, hold: Hold, monkeypatch: py
     monkeypatch.setattr(lease, "_RENEW_S", 0.2)
     held = hold(root)
     storage.delete_file(f"{root}/lease.json")
-    _until(lambda: held.lost)
+    _until(lambda: held.is_lost)
     assert not storage.is_file(f"{root}/lease.json")
 
 
@@ -190,19 +192,19 @@ def test_a_renewal_that_went_through_and_failed_costs_nothing(root: str, hold: H
     """The lease is written, then the storage goes away before it says so: the next renewal knows its own writing."""
     monkeypatch.setattr(lease, "_RENEW_S", 0.2)
     held = hold(root)
-    write_if, failures = storage.write_if, []
+    write_if, failures = storage.compare_and_swap, []
 
     def fail_behind(location: str, content: bytes, version: str | None) -> str | None:
         written = write_if(location, content, version)
         if len(failures) < 2:
             failures.append(location)
-            raise storage.StorageUnavailable("gone")
+            raise storage.StorageUnavailableError("gone")
         return written
 
-    monkeypatch.setattr(storage, "write_if", fail_behind)
+    monkeypatch.setattr(storage, "compare_and_swap", fail_behind)
     _until(lambda: len(failures) == 2)
     time.sleep(1)
-    assert not held.lost
+    assert not held.is_lost
     renewed = storage.read_json(f"{root}/lease.json")["renewed"]
     assert time.time() - renewed < 0.8
 
@@ -221,6 +223,6 @@ def test_a_store_away_for_a_while_does_not_cost_the_lease(
         gateway.start_gateway()
     started = time.time()
     _until(lambda: storage.read_json(f"{bucket}/lease.json")["renewed"] > started)
-    assert not held.lost
-    with pytest.raises(LeaseTaken):
+    assert not held.is_lost
+    with pytest.raises(LeaseHeldError):
         hold(bucket)

@@ -35,7 +35,7 @@ OPERATIONS: dict[str, Callable[[str], object]] = {
     "list folders": lambda root: storage.list_folders(root),
     "write": lambda root: storage.write_bytes(f"{root}/file", b"new"),
     "write large": lambda root: storage.write_bytes(f"{root}/file", bytes(_LARGE)),
-    "write if": lambda root: storage.write_if(f"{root}/file", b"new", None),
+    "write if": lambda root: storage.compare_and_swap(f"{root}/file", b"new", None),
     "delete": lambda root: storage.delete_file(f"{root}/file"),
 }
 
@@ -82,11 +82,11 @@ def _everything_works(root: str, folder: Path) -> None:
     assert [entry.location for entry in storage.list_files(root)] == [f"{root}/a/large", f"{root}/a/small"]
     assert storage.list_folders(root) == ["a"]
     assert storage.exists(f"{root}/a")
-    first = storage.write_if(f"{root}/state", b"1", None)
+    first = storage.compare_and_swap(f"{root}/state", b"1", None)
     assert first
-    second = storage.write_if(f"{root}/state", b"2", first)
+    second = storage.compare_and_swap(f"{root}/state", b"2", first)
     assert second
-    assert storage.write_if(f"{root}/state", b"3", first) is None
+    assert storage.compare_and_swap(f"{root}/state", b"3", first) is None
     found = storage.read_versioned(f"{root}/state")
     assert found is not None
     assert (found.content, found.version) == (b"2", second)
@@ -148,7 +148,8 @@ def test_what_is_not_allowed_is_refused(bucket: str, gateway: Gateway, monkeypat
 
 
 def test_a_store_that_stays_away_is_given_up(bucket: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path):
-    """After the time we are patient for, StorageUnavailable names the endpoint and that time, whatever was asked."""
+    """After the time we are patient for, StorageUnavailableError names the endpoint and that time, whatever was
+    asked."""
     monkeypatch.setenv("PHARMCLF_STORAGE_PATIENCE_S", "60")
     storage.write_bytes(str(tmp_path / "folder" / "file"), b"")
     uploads = {"upload": lambda root: storage.upload_folder(tmp_path / "folder", root)}
@@ -156,7 +157,7 @@ def test_a_store_that_stays_away_is_given_up(bucket: str, gateway: Gateway, monk
     def ask(operation: Callable[[str], object]) -> tuple[Exception | None, float]:
         started = time.monotonic()
         try:
-            with storage.patience(2):
+            with storage.timeout(2):
                 operation(bucket)
         except Exception as error:
             return error, time.monotonic() - started
@@ -170,7 +171,7 @@ def test_a_store_that_stays_away_is_given_up(bucket: str, gateway: Gateway, monk
     finally:
         gateway.start_gateway()
     for name, (error, took_s) in found.items():
-        assert isinstance(error, storage.StorageUnavailable), (name, error)
+        assert isinstance(error, storage.StorageUnavailableError), (name, error)
         assert gateway.url in str(error), name
         assert "for 2 s" in str(error), name
         assert 1 < took_s < 10, name
@@ -274,7 +275,7 @@ def test_an_answer_that_hangs_is_asked_for_again(bucket: str, through: Through, 
     monkeypatch.setattr(objects, "_REQUEST_TIMEOUT", "1s")
     proxy = through(first_of_each(Fault("slow", seconds=30)))
     storage.write_bytes(f"{bucket}/file", b"content")
-    assert storage.write_if(f"{bucket}/state", b"1", None)
+    assert storage.compare_and_swap(f"{bucket}/state", b"1", None)
     assert storage.read_bytes(f"{bucket}/file") == b"content"
     assert len(list(storage.list_files(bucket))) == 2
     storage.delete_file(f"{bucket}/file")

@@ -172,11 +172,11 @@ def test_a_storage_that_does_not_answer_damages_nothing(tmp_path: Path, monkeypa
 
     def away(location: str) -> bytes:
         if location.endswith("manifest.parquet"):
-            raise storage.StorageUnavailable("no answer for 180 s")
+            raise storage.StorageUnavailableError("no answer for 180 s")
         return read_bytes(location)
 
     monkeypatch.setattr(storage, "read_bytes", away)
-    with pytest.raises(storage.StorageUnavailable):
+    with pytest.raises(storage.StorageUnavailableError):
         _fetch(root, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 

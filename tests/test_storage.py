@@ -220,9 +220,9 @@ def test_a_file_is_made_only_once(root: str):
     """With no version, a write goes through only where no file stands."""
     place = storage.join(root, "new/state.json")
     assert storage.read_versioned(place) is None
-    version = storage.write_if(place, b"first", None)
+    version = storage.compare_and_swap(place, b"first", None)
     assert version
-    assert storage.write_if(place, b"second", None) is None
+    assert storage.compare_and_swap(place, b"second", None) is None
     found = storage.read_versioned(place)
     assert found is not None
     assert (found.content, found.version) == (b"first", version)
@@ -232,19 +232,19 @@ def test_a_file_is_made_only_once(root: str):
 def test_a_file_is_replaced_only_as_it_was_read(root: str):
     """A version that was written over, or deleted, is good for nothing; the new one is."""
     place = storage.join(root, "state.json")
-    first = storage.write_if(place, b"1", None)
-    second = storage.write_if(place, b"2", first)
+    first = storage.compare_and_swap(place, b"1", None)
+    second = storage.compare_and_swap(place, b"2", first)
     assert second not in (None, first)
-    assert storage.write_if(place, b"stale", first) is None
+    assert storage.compare_and_swap(place, b"stale", first) is None
     storage.write_bytes(place, b"3")  # by somebody who does not ask
-    assert storage.write_if(place, b"stale", second) is None
+    assert storage.compare_and_swap(place, b"stale", second) is None
     found = storage.read_versioned(place)
     assert found is not None
     assert found.content == b"3"
-    third = storage.write_if(place, b"4", found.version)
+    third = storage.compare_and_swap(place, b"4", found.version)
     assert third
     storage.delete_file(place)
-    assert storage.write_if(place, b"5", third) is None
+    assert storage.compare_and_swap(place, b"5", third) is None
     assert storage.read_versioned(place) is None
 
 
@@ -260,7 +260,7 @@ def test_of_many_writers_at_once_one_wins(root: str, stands: bool):
 
         def write(number: int, place: str = place, version: str | None = version, start: object = start) -> str | None:
             start.wait()
-            return storage.write_if(place, f"writer {number}".encode(), version)
+            return storage.compare_and_swap(place, f"writer {number}".encode(), version)
 
         with ThreadPoolExecutor(8) as pool:
             versions = list(pool.map(write, range(8)))
@@ -280,7 +280,7 @@ def test_many_writers_in_turn_lose_nothing(root: str):
         for _ in range(1000):
             found = storage.read_versioned(place)
             value = {"count": json.loads(found.content)["count"] + 1, "writer": writer} if found else None
-            if found and storage.write_if(place, json.dumps(value).encode(), found.version):
+            if found and storage.compare_and_swap(place, json.dumps(value).encode(), found.version):
                 return
 
     with ThreadPoolExecutor(8) as pool:

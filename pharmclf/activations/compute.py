@@ -64,7 +64,7 @@ def compute(
     Raises:
         ConfigError: weights that cannot be had, or more blocks than there are.
         ActivationsNotKept: the storage is full, or takes no more; or a value is beyond the number format.
-        PermissionError, StorageUnavailable: the storage gives nothing at all.
+        PermissionError, StorageUnavailableError: the storage gives nothing at all.
     """
     layouts = [target.layout for target in targets]
     missing = []
@@ -214,7 +214,7 @@ class _Prefix:
         if not error:
             try:
                 pictures = self._write(span, block["image"][: span.last - span.first], bad != "", written)
-            except (storage.StorageUnavailable, ActivationsNotKept) as failure:
+            except (storage.StorageUnavailableError, ActivationsNotKept) as failure:
                 error = in_column(failure)
             except OSError as failure:  # a full disk, no right to write
                 error = in_column(ActivationsNotKept(failure))

@@ -15,7 +15,7 @@ from pharmclf.activations.key import root_of
 from pharmclf.activations.shards import INDEX_FILE, USED_FILE, Layout, read_index
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_age, format_size
-from pharmclf.storage.lease import Lease, LeaseTaken
+from pharmclf.storage.lease import Lease, LeaseHeldError
 
 _KEY = re.compile(r"[0-9a-f]{32}")  # a folder of another name is somebody else's
 _READERS = 16  # concurrent readers of folders
@@ -113,7 +113,7 @@ def delete_kept(entries: Iterable[Kept]) -> tuple[list[Kept], list[str]]:
                 storage.delete_file(storage.join(entry.location, INDEX_FILE))
             storage.delete_folder(entry.location)
             deleted.append(entry)
-        except (LeaseTaken, PermissionError) as error:
+        except (LeaseHeldError, PermissionError) as error:
             skipped.append(str(error))  # it names the folder
     return deleted, skipped
 

@@ -35,7 +35,7 @@ from pharmclf.core.units import format_size
 from pharmclf.data.manifest import Manifest
 from pharmclf.model.cut import CutCost, check_depth
 from pharmclf.progress import progress_lines
-from pharmclf.storage.lease import Lease, LeaseLostError, LeaseTaken
+from pharmclf.storage.lease import Lease, LeaseHeldError, LeaseLostError
 
 _WAIT_S = 2.0
 _TELL_WAIT_S = 30.0
@@ -71,7 +71,7 @@ def provide(wish: Wish, *, earlier: Sequence[str] | None = None) -> dict[str, Ac
     Raises:
         ConfigError: weights that cannot be had, or more blocks than there are.
         StopRequested: the run was asked to stop.
-        PermissionError, StorageUnavailable: the storage gives nothing at all.
+        PermissionError, StorageUnavailableError: the storage gives nothing at all.
     """
     if wish.config.activations == "never":
         return {}
@@ -268,7 +268,7 @@ class _Leases:
         try:
             for cut in self.cuts:
                 self._leases.append(Lease.acquire(cut.location))
-        except LeaseTaken as error:
+        except LeaseHeldError as error:
             self.taken = str(error)
             self.release()
         except OSError as error:

@@ -50,7 +50,7 @@ class ActivationReader:
 
         Raises:
             ActivationsLost: a shard is damaged or gone.
-            PermissionError, StorageUnavailable: the storage gives nothing.
+            PermissionError, StorageUnavailableError: the storage gives nothing.
         """
         layout = self._activations.layout
         out = np.zeros((len(rows), *layout.shape), layout.dtype)

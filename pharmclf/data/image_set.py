@@ -35,11 +35,11 @@ def read_verified(location: str, sha256: str) -> bytes:
 
     Raises:
         BadImage: it has changed or gone, or its medium does not give it.
-        PermissionError, StorageUnavailable: the storage gives nothing at all, which says nothing about the file.
+        PermissionError, StorageUnavailableError: the storage gives nothing at all, which says nothing about the file.
     """
     try:
         content = storage.read_bytes(location)
-    except (PermissionError, storage.StorageUnavailable):
+    except (PermissionError, storage.StorageUnavailableError):
         raise
     except FileNotFoundError as error:
         raise BadImage("not there") from error

@@ -251,7 +251,7 @@ def _absent(table: pd.DataFrame) -> list[str]:
     lines = []
     for status, what in (
         (LFS_POINTER, "files are Git LFS pointers: run git lfs pull"),
-        (storage.POINTS_NOWHERE, "links point nowhere"),
+        (storage.BROKEN_LINK, "links point nowhere"),
     ):
         paths = table["path"][table["status"] == status]
         if len(paths):

@@ -53,7 +53,7 @@ def check_storage(config: RunConfig) -> None:
 
     Raises:
         ConfigError: no such bucket, no right to it, or a folder that is deleted with the job.
-        StorageUnavailable: it does not answer.
+        StorageUnavailableError: it does not answer.
     """
     if config.data != DEMO:  # whose results nobody misses
         check_destination("--storage", storage.absolute(config.storage))

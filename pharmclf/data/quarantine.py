@@ -73,7 +73,7 @@ class Quarantine:
         where = ""
         if self._location:
             try:  # the run does not wait for a list
-                with storage.patience(OPTIONAL_STORAGE_S):
+                with storage.timeout(OPTIONAL_STORAGE_S):
                     self.manifest.write_quarantine(self._location)
                 where = f", listed in {self._location}"
             except OSError as error:

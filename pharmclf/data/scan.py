@@ -40,11 +40,11 @@ def scan_file(location: str, white_level: int = WHITE) -> Scan:
     """Read, hash and probe one file; the status tells a bad one.
 
     Raises:
-        StorageUnavailable: the storage does not answer, which says nothing about the file.
+        StorageUnavailableError: the storage does not answer, which says nothing about the file.
     """
     try:
         content = storage.read_bytes(location)
-    except storage.StorageUnavailable:
+    except storage.StorageUnavailableError:
         raise
     except OSError as error:
         return Scan(f"{NOT_READ}: {error_reason(error, 80)}")

@@ -58,12 +58,12 @@ def list_data(data: str, reading: Reading = PLAIN_READING) -> Listing:
 
     Raises:
         ConfigError: nothing there, no image, a list that is none, or folders that can be read in two ways.
-        StorageUnavailable: the storage does not answer.
+        StorageUnavailableError: the storage does not answer.
     """
     root = data.rstrip("/") if storage.is_remote(data) else os.path.abspath(storage.absolute(data))
     try:
         listing = _list_rows(data, root) if storage.is_file(root) else _list_folders(data, root, reading)
-    except storage.StorageUnavailable:
+    except storage.StorageUnavailableError:
         raise
     except OSError as error:
         reason = single_line(error).removeprefix(f"{root}: ")

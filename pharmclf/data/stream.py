@@ -43,7 +43,7 @@ def load_images(files: ImageSet, image_size: int) -> tuple[np.ndarray, np.ndarra
         (n, S, S, 3) uint8, black where an image cannot be used; and (n,) text: why it cannot, "" where it can.
 
     Raises:
-        PermissionError, StorageUnavailable: the storage gives nothing at all.
+        PermissionError, StorageUnavailableError: the storage gives nothing at all.
     """
 
     images = np.zeros((len(files), image_size, image_size, 3), np.uint8)
@@ -93,9 +93,9 @@ def checked(batch: dict[str, np.ndarray], *kinds: type[Exception]) -> dict[str, 
         kinds: errors that may stand there beside those of `load_images`.
 
     Raises:
-        PermissionError, StorageUnavailable: as `load_images`; `kinds`; and ValueError for any other.
+        PermissionError, StorageUnavailableError: as `load_images`; `kinds`; and ValueError for any other.
     """
-    every: tuple[type[Exception], ...] = (PermissionError, storage.StorageUnavailable, *kinds)
+    every: tuple[type[Exception], ...] = (PermissionError, storage.StorageUnavailableError, *kinds)
     known = {kind.__name__: kind for kind in every}
     for error in batch["error"]:
         if error:
@@ -120,7 +120,7 @@ def plan_batches(
         What `load_images` gives for the rows of the step: black where it is padded.
 
     Raises:
-        PermissionError, StorageUnavailable: as `load_images`, at the step that lacks its images.
+        PermissionError, StorageUnavailableError: as `load_images`, at the step that lacks its images.
     """
     steps_per_block = max(1, _BLOCK_BYTES // (plan.local_batch * image_size * image_size * 3))
     shared = ray.put((plan, images))

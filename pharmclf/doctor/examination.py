@@ -191,7 +191,7 @@ def _judge_doors(doors: dict[str, str], allowed: bool) -> Finding:
 def _sample(config: RunConfig) -> tuple[tuple[str, ...], list[Finding]]:
     """Some images, and what is wrong with finding them."""
     try:
-        with storage.patience(STORAGE_S):
+        with storage.timeout(STORAGE_S):
             return tuple(run_with_timeout(_LISTING_S, lambda: sample_of(config))), []
     except CallTimeoutError as error:
         remedy = "a mount whose server is gone must be mounted anew; a list in Parquet spares the listing"
@@ -203,7 +203,7 @@ def _sample(config: RunConfig) -> tuple[tuple[str, ...], list[Finding]]:
 def _storage_here(config: RunConfig) -> tuple[StorageFacts | None, list[Finding]]:
     """The storage as the driver reaches it."""
     try:
-        with storage.patience(STORAGE_S):
+        with storage.timeout(STORAGE_S):
             facts = run_with_timeout(2 * STORAGE_S, lambda: try_storage(config.storage, bulk_bytes=BULK_BYTES))
         return facts, judge_storage(facts)
     except CallTimeoutError as error:

@@ -39,7 +39,7 @@ def sample_of(config: RunConfig) -> list[str]:
 
     Raises:
         ConfigError: there are none, or not where the configuration says.
-        StorageUnavailable: the storage does not answer.
+        StorageUnavailableError: the storage does not answer.
     """
     if config.data == DEMO:
         return []
@@ -50,7 +50,7 @@ def sample_of(config: RunConfig) -> list[str]:
         root = storage.absolute(config.data).rstrip("/")
         found = (entry.location for entry in storage.list_files(root) if _is_image(relative_to(root, entry.location)))
         sample = list(itertools.islice(found, _SAMPLE))
-    except storage.StorageUnavailable:
+    except storage.StorageUnavailableError:
         raise
     except OSError as error:
         reason = single_line(error)
@@ -70,7 +70,7 @@ def try_images(locations: Sequence[str]) -> ImagesFacts:
     for number, location in enumerate(locations):
         try:
             scan = scan_file(location)
-        except storage.StorageUnavailable as error:
+        except storage.StorageUnavailableError as error:
             seconds = time.perf_counter() - began
             return ImagesFacts(num_read=number, seconds=seconds, bad=tuple(bad), unavailable=str(error))
         if scan.status != "ok":

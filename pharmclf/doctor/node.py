@@ -88,7 +88,7 @@ def examine(request: Request, ray_folder: str = "") -> NodeFacts:
 
     collect("machine", _MACHINE_S, machine_here)
     collect("proxies", _PROXIES_S, proxies_here)
-    with storage.patience(request.patience_s):
+    with storage.timeout(request.patience_s):
         bulk = BULK_BYTES if whole else 0
         limit_s = request.patience_s + _SLACK_S
         collect("storage", limit_s, lambda: try_storage(config.storage, bulk_bytes=bulk, beacon=request.beacon))

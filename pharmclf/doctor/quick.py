@@ -51,7 +51,7 @@ def quick_checks(config: RunConfig, say: Callable[[str], None]) -> None:
     config = dataclasses.replace(config, storage=storage.absolute(config.storage))
     if not given_address():
         _check_room(config, say)
-    request = Request(config=config, whole=False, patience_s=storage.patience_s())
+    request = Request(config=config, whole=False, patience_s=storage.timeout_s())
     facts = examine(request)
     sections = [Section(title="", findings=tuple(judge_node(facts, request, None)))]
     kinds = {facts.storage.kind} if facts.storage else set()

@@ -155,10 +155,10 @@ def _use(place: str, bulk_bytes: int, trial: _Trial) -> None:
 
 def _left(place: str) -> str:
     """Delete a probe file after a failure -> its name where it stays."""
-    with storage.patience(_LAST_WORDS_S):
+    with storage.timeout(_LAST_WORDS_S):
         try:
             storage.delete_file(place)
-        except storage.StorageUnavailable:
+        except storage.StorageUnavailableError:
             return ""  # nothing is known of it: most likely it was never written
         except OSError:
             with contextlib.suppress(OSError):
@@ -187,7 +187,7 @@ def beacon_at(location: str) -> Iterator[str]:
 def diagnosis(error: OSError) -> Kind:
     """What kind of trouble an error of the storage is; pure."""
     text = str(error)
-    if isinstance(error, storage.StorageUnavailable | TimeoutError):
+    if isinstance(error, storage.StorageUnavailableError | TimeoutError):
         return "not reachable"
     code = re.search(r"access denied[^(]*\((\w+)", text)
     if code and code[1] in _KINDS_BY_CODE:

@@ -112,14 +112,14 @@ def read_decision(location: str) -> Decision:
 
     Raises:
         ConfigError: not there, damaged, or of another version.
-        StorageUnavailable: the storage does not answer.
+        StorageUnavailableError: the storage does not answer.
     """
     remedy = "Take the file from the model's run again"
     try:
         record = storage.read_json(location)
         check_schema_version(record, location)
         return _decision(record)
-    except (storage.StorageUnavailable, ConfigError):
+    except (storage.StorageUnavailableError, ConfigError):
         raise
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise ConfigError(f"{location}: expected a model's decision: {error!r}. {remedy}") from error

@@ -126,7 +126,7 @@ def _loaded(location: str, image_size: int) -> tuple[Any, Any]:
         raise ConfigError(
             f"model: {location} is not there on {socket.gethostname()}. Give one that all nodes see"
         ) from error
-    except (PermissionError, storage.StorageUnavailable):
+    except (PermissionError, storage.StorageUnavailableError):
         raise
     except Exception as error:  # Keras raises nearly anything on a file that is damaged
         raise ConfigError(
@@ -167,7 +167,7 @@ def predict(
 
     Raises:
         ConfigError: a model cannot be loaded.
-        PermissionError, StorageUnavailable: the storage gives nothing at all.
+        PermissionError, StorageUnavailableError: the storage gives nothing at all.
     """
     what = Prediction(models=tuple(models), image_size=image_size, actors=actors, gpus=gpus)
     found, bad = [], []
@@ -190,7 +190,7 @@ def predicted_blocks(what: Prediction, images: ImageSet) -> Generator[Block, Non
 
     Raises:
         ConfigError: a model cannot be loaded, or `what.columns` does not take its probabilities.
-        ValueError, PermissionError, StorageUnavailable: as `checked`.
+        ValueError, PermissionError, StorageUnavailableError: as `checked`.
     """
     if not len(images):
         return

@@ -46,12 +46,12 @@ def find_model(where: str, flag: str = "--model") -> SavedModel:
 
     Raises:
         ConfigError: nothing there, no labels, or not what was saved.
-        StorageUnavailable: the storage does not answer.
+        StorageUnavailableError: the storage does not answer.
     """
     location = storage.absolute(where).rstrip("/")
     try:
         return _find(location, flag, where)
-    except storage.StorageUnavailable:
+    except storage.StorageUnavailableError:
         raise
     except OSError as error:
         raise ConfigError(f"{flag} {where}: {error}. Give a run's folder or a .keras file that can be read") from error

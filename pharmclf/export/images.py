@@ -39,7 +39,7 @@ def sample_images(model: SavedModel, given: str, split: str, flag: str, say: Say
 
     Raises:
         ConfigError: no image that can be read.
-        PermissionError, StorageUnavailable: the storage gives nothing at all.
+        PermissionError, StorageUnavailableError: the storage gives nothing at all.
     """
     files = ImageSet.of_paths(_given(given, flag), model.white_level) if given else _of_run(model, split, flag)
     chosen = np.linspace(0, len(files) - 1, min(len(files), _MOST)).round().astype(int)
@@ -70,7 +70,7 @@ def validation_images(model: SavedModel, say: Say) -> ValidationImages | None:
     """The validation split of a model's run, spread evenly where it is large; None: it is not known or not there.
 
     Raises:
-        PermissionError, StorageUnavailable: the storage gives nothing at all.
+        PermissionError, StorageUnavailableError: the storage gives nothing at all.
     """
     location = storage.join(model.run_folder or "", MANIFEST_FILE)
     if model.run_folder is None or not storage.is_file(location):

@@ -22,7 +22,7 @@ def whole_folder(out: str, *, last: str) -> Iterator[Path]:
 
     Raises:
         ConfigError: `out` is taken, or cannot be written.
-        StorageUnavailable: the storage does not answer.
+        StorageUnavailableError: the storage does not answer.
     """
     remote = storage.is_remote(out)
     with _in_object_store(out, last) if remote else atomic_folder("--out", check_new_folder("--out", out)) as part:

@@ -172,7 +172,7 @@ def _formats(config: RunConfig, outcome: Mapping[str, Any], record: Mapping[str,
 def _hardware(folder: str) -> tuple[list[Row], list[Finding]]:
     """What was read of the machines, and what was wrong with them; a report may do without."""
     try:
-        with storage.patience(OPTIONAL_STORAGE_S):
+        with storage.timeout(OPTIONAL_STORAGE_S):
             return read_rows(folder), read_warnings(folder)
     except OSError:
         return [], []

@@ -239,6 +239,6 @@ class _Files:
     def _storage_may_fail(self) -> Iterator[None]:
         with (
             self._errors.said_once("the readings of the hardware cannot be written"),
-            storage.patience(OPTIONAL_STORAGE_S),
+            storage.timeout(OPTIONAL_STORAGE_S),
         ):
             yield

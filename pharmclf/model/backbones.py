@@ -155,7 +155,7 @@ def _load_file(model: keras.Model, name: str, weights: str) -> None:
                 _copy_weights(keras.saving.load_model(path, compile=False, safe_mode=True), model)
             else:
                 model.load_weights(path)
-    except (PermissionError, storage.StorageUnavailable):
+    except (PermissionError, storage.StorageUnavailableError):
         raise
     except Exception as error:
         raise ConfigError(

@@ -52,7 +52,7 @@ def list_images(where: str) -> Images:
 
     Raises:
         ConfigError: nothing there, no image, or a list that is none.
-        StorageUnavailable: the storage does not answer.
+        StorageUnavailableError: the storage does not answer.
     """
     root = storage.absolute(where).rstrip("/")
     try:
@@ -60,7 +60,7 @@ def list_images(where: str) -> Images:
             return _list_folder(where, root)
         if root.lower().endswith(LISTS):
             return _list_table(where, root)
-    except storage.StorageUnavailable:
+    except storage.StorageUnavailableError:
         raise
     except OSError as error:
         reason = single_line(error).removeprefix(f"{root}: ")

@@ -21,7 +21,7 @@ from pharmclf.prediction.options import PredictOptions
 from pharmclf.prediction.parts import Parts
 from pharmclf.prediction.reading import read_images
 from pharmclf.prediction.work import Summary, missing_parts, placed, predict_parts
-from pharmclf.storage.lease import Lease, LeaseTaken
+from pharmclf.storage.lease import Lease, LeaseHeldError
 
 
 def predict_images(options: PredictOptions, say: Say) -> int:
@@ -36,7 +36,7 @@ def predict_images(options: PredictOptions, say: Say) -> int:
 
     Raises:
         ConfigError: bad input; nothing has been predicted or changed.
-        StorageUnavailable, PermissionError: the storage gives or takes nothing; the parts that are done stay.
+        StorageUnavailableError, PermissionError: the storage gives or takes nothing; the parts that are done stay.
         DamagedPart: a part is not what was written.
     """
     check_destination("--output", storage.absolute(options.output))
@@ -104,7 +104,7 @@ def _only_writer(parts: Parts) -> Iterator[Lease]:
     """
     try:
         lease = Lease.acquire(parts.folder)
-    except LeaseTaken as error:
+    except LeaseHeldError as error:
         raise ConfigError(f"--output: {error}. Wait for it, or give another --output") from error
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         raise ConfigError(f"--output {parts.output}: {error}. Give a place that can be written to") from error
@@ -112,7 +112,7 @@ def _only_writer(parts: Parts) -> Iterator[Lease]:
         yield lease
     finally:
         lease.release()
-        with contextlib.suppress(OSError), storage.patience(FINAL_STORAGE_S):
+        with contextlib.suppress(OSError), storage.timeout(FINAL_STORAGE_S):
             if not any(parts.standing()):
                 storage.delete_folder(parts.folder)
 
@@ -129,7 +129,7 @@ def _make(
     """Predict what is missing and join all parts -> whether it came to that, or a stop was asked for."""
 
     def stopped() -> bool:
-        return stop.received is not None or bool(lease.lost)
+        return stop.received is not None or bool(lease.is_lost)
 
     missing = missing_parts(parts, say)
     if missing:

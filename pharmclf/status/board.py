@@ -60,7 +60,7 @@ class StatusBoard:
         self._task.close(CLOSE_WRITER_S)
 
     def _left_before(self) -> Any:
-        with contextlib.suppress(OSError, ValueError), storage.patience(OPTIONAL_STORAGE_S):
+        with contextlib.suppress(OSError, ValueError), storage.timeout(OPTIONAL_STORAGE_S):
             return storage.read_json(self._location)
         return None
 
@@ -70,7 +70,7 @@ class StatusBoard:
                 return
             self._changed, content = False, self._standing.status.to_dict()
         try:
-            with storage.patience(OPTIONAL_STORAGE_S):
+            with storage.timeout(OPTIONAL_STORAGE_S):
                 storage.write_json(self._location, content)
         except OSError:
             with self._lock:

@@ -95,7 +95,7 @@ def list_status(location: str, name: str = "") -> list[Found]:
 
 
 def _each(read: Callable[[str], T | None], names: Iterable[str]) -> list[T]:
-    """What is read by many at once, each with the `patience` of this thread; nothing of those that give None."""
+    """What is read by many at once, each with the `timeout` of this thread; nothing of those that give None."""
     calls = [functools.partial(contextvars.copy_context().run, read, name) for name in names]
     with ThreadPoolExecutor(_READERS) as pool:
         return [found for found in pool.map(lambda call: call(), calls) if found is not None]
@@ -162,7 +162,7 @@ def _read(location: str, path: str) -> Found | None:
 def _sign_of_life(folder: str) -> tuple[bool, float]:
     """Whether somebody who lives holds the lease of a folder, and when it was last renewed, 0: never."""
     found = storage.read_versioned(storage.join(folder, lease.LEASE_FILE))
-    return (bool(lease.sign_of_life(found)), found.changed_s) if found else (False, 0.0)
+    return (bool(lease.active_holder(found)), found.changed_s) if found else (False, 0.0)
 
 
 def _judge_run(look: _Look) -> Found:

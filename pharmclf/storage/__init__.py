@@ -4,7 +4,7 @@ A location is a string: a local path or a URI. Writes are whole or not at all: a
 and renamed into it, an object is seen when its upload is complete. What an object store refuses for a moment
 (throttling, time-outs, resets, 5xx) is tried again with growing pauses for `PHARMCLF_STORAGE_PATIENCE_S` seconds (180).
 
-Errors are `OSError`s that name the location: FileNotFoundError, PermissionError, `StorageUnavailable`.
+Errors are `OSError`s that name the location: FileNotFoundError, PermissionError, `StorageUnavailableError`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pharmclf.storage.local import POINTS_NOWHERE, LocalDisk
-from pharmclf.storage.objects import ObjectStore, object_store, patience, patience_s
-from pharmclf.storage.types import FileEntry, StorageUnavailable, Versioned, WebAddressError, displayed
+from pharmclf.storage.local import BROKEN_LINK, LocalDisk
+from pharmclf.storage.objects import ObjectStore, object_store, timeout, timeout_s
+from pharmclf.storage.types import FileEntry, StorageUnavailableError, Versioned, WebAddressError, displayed
 
 __all__ = [
-    "POINTS_NOWHERE",
+    "BROKEN_LINK",
     "FileEntry",
-    "StorageUnavailable",
+    "StorageUnavailableError",
     "Versioned",
     "WebAddressError",
     "absolute",
+    "compare_and_swap",
     "copy_file",
     "delete_file",
     "delete_folder",
@@ -45,15 +46,14 @@ __all__ = [
     "list_files",
     "list_folders",
     "local_file",
-    "patience",
-    "patience_s",
     "read_bytes",
     "read_chunks",
     "read_json",
     "read_versioned",
+    "timeout",
+    "timeout_s",
     "upload_folder",
     "write_bytes",
-    "write_if",
     "write_json",
 ]  # fmt: skip
 
@@ -202,7 +202,7 @@ def upload_folder(source: Path, location: str, last: str = "") -> None:
     files = [str(path.relative_to(source)) for path in sorted(source.rglob("*")) if path.is_file()]
     copies = [
         functools.partial(contextvars.copy_context().run, copy_file, source / name, join(location, name))
-        for name in files  # each with the `patience` of this thread
+        for name in files  # each with the `timeout` of this thread
         if name != last
     ]
     with ThreadPoolExecutor(_UPLOADS) as pool:
@@ -222,12 +222,12 @@ def write_json(location: str, value: Any) -> None:
 
 
 def read_versioned(location: str) -> Versioned | None:
-    """A file with what tells this state of it from any other, for `write_if`; None where none stands."""
+    """A file with what tells this state of it from any other, for `compare_and_swap`; None where none stands."""
     backend, path = _open(location)
     return backend.read_versioned(path)
 
 
-def write_if(location: str, content: bytes, version: str | None) -> str | None:
+def compare_and_swap(location: str, content: bytes, version: str | None) -> str | None:
     """Write a small file only if it is still as it was read.
 
     Args:
@@ -240,7 +240,7 @@ def write_if(location: str, content: bytes, version: str | None) -> str | None:
         The new version; None: it is another by now, and nothing was written.
     """
     backend, path = _open(location)
-    return backend.write_if(path, content, version)
+    return backend.compare_and_swap(path, content, version)
 
 
 def delete_file(location: str) -> None:
@@ -252,4 +252,4 @@ def delete_file(location: str) -> None:
 def delete_folder(location: str) -> None:
     """Delete a folder and all below it; nothing happens where none stands."""
     backend, path = _open(location)
-    backend.delete_below(path)
+    backend.delete_prefix(path)

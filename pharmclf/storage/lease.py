@@ -24,7 +24,7 @@ _RENEW_S = 15.0
 LEASE_FILE = "lease.json"
 
 
-class LeaseTaken(RunError):
+class LeaseHeldError(RunError):
     """Another process that lives holds the lease."""
 
 
@@ -37,7 +37,7 @@ class Lease:
 
     def __init__(self, location: str, version: str, holder: dict[str, Any]) -> None:
         self._location, self._version, self._holder = location, version, holder
-        self.lost = ""
+        self.is_lost = ""
         """Who took it over while this process could not renew it; "" while it is held."""
         # a storage that is away for a while costs nobody the lease
         self._task = BackgroundTask("lease", self._renew, every_s=_RENEW_S, failure=f"{location} cannot be renewed")
@@ -47,7 +47,7 @@ class Lease:
         """Take the lease of a folder.
 
         Raises:
-            LeaseTaken: another process holds it; the message names it.
+            LeaseHeldError: another process holds it; the message names it.
         """
         location = storage.join(folder, LEASE_FILE)
         holder = {
@@ -58,24 +58,26 @@ class Lease:
             "started": psutil.Process().create_time(),
         }
         found = storage.read_versioned(location)
-        if found is not None and (reason := sign_of_life(found)):
-            raise LeaseTaken(f"{folder} is being written by {reason}")
-        version = storage.write_if(location, _encode(holder), found.version if found else None)
+        if found is not None and (reason := active_holder(found)):
+            raise LeaseHeldError(f"{folder} is being written by {reason}")
+        version = storage.compare_and_swap(location, _encode(holder), found.version if found else None)
         if version is None:
-            raise LeaseTaken(f"{folder} has just been taken by another process")
+            raise LeaseHeldError(f"{folder} has just been taken by another process")
         return Lease(location, version, holder)
 
     def check(self) -> None:
         """Raise LeaseLostError if another process holds the lease by now."""
-        if self.lost:
+        if self.is_lost:
             folder = self._location.removesuffix(f"/{LEASE_FILE}")
-            raise LeaseLostError(f"{folder} has been taken over by {self.lost}, since the lease could not be renewed")
+            raise LeaseLostError(
+                f"{folder} has been taken over by {self.is_lost}, since the lease could not be renewed"
+            )
 
     def release(self) -> None:
         """Give the lease back: delete its file, if it is still ours; a storage that is away lets it expire."""
         self._task.close()
-        with contextlib.suppress(OSError), storage.patience(FINAL_STORAGE_S):
-            found = None if self.lost else storage.read_versioned(self._location)
+        with contextlib.suppress(OSError), storage.timeout(FINAL_STORAGE_S):
+            found = None if self.is_lost else storage.read_versioned(self._location)
             if found and self._is_ours(found):
                 storage.delete_file(self._location)
 
@@ -86,17 +88,17 @@ class Lease:
         self.release()
 
     def _renew(self) -> None:
-        if self.lost:
+        if self.is_lost:
             return
         # the content must change, or an object's version would not
-        with storage.patience(_RENEW_S):
-            version = storage.write_if(self._location, _encode(self._holder), self._version)
+        with storage.timeout(_RENEW_S):
+            version = storage.compare_and_swap(self._location, _encode(self._holder), self._version)
         if version is None:
             found = storage.read_versioned(self._location)
             if found and self._is_ours(found):  # written by a renewal that ended in an error
                 version = found.version
             else:
-                self.lost = _name(found) if found else "somebody who has ended already"
+                self.is_lost = _name(found) if found else "somebody who has ended already"
         self._version = version or self._version
 
     def _is_ours(self, found: storage.Versioned) -> bool:
@@ -115,7 +117,7 @@ def _name(found: storage.Versioned) -> str:
         return "an unknown process"
 
 
-def sign_of_life(found: storage.Versioned) -> str:
+def active_holder(found: storage.Versioned) -> str:
     """Who holds a lease, in words; "" when nobody does any more."""
     age_s = time.time() - found.changed_s
     if age_s > EXPIRES_S:

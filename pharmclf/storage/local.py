@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pharmclf.storage.types import FileEntry, Versioned, displayed
 
-POINTS_NOWHERE = "link that points nowhere"
+BROKEN_LINK = "link that points nowhere"
 NOT_UTF8 = "the name is not UTF-8: rename the file, for example with convmv"
 
 
@@ -86,7 +86,7 @@ class LocalDisk:
         except FileNotFoundError:
             return None
 
-    def write_if(self, path: str, content: bytes, version: str | None) -> str | None:
+    def compare_and_swap(self, path: str, content: bytes, version: str | None) -> str | None:
         """Compare and write under a lock that the system releases when its holder dies."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ class LocalDisk:
         if os.path.isfile(path):
             Path(path).unlink(missing_ok=True)
 
-    def delete_below(self, path: str) -> None:
+    def delete_prefix(self, path: str) -> None:
         """Delete a folder and all below it."""
         if os.path.isdir(path):
             shutil.rmtree(path)
@@ -175,7 +175,7 @@ def _broken_link(error: OSError) -> str:
     if error.errno == errno.ELOOP:
         return "link in a circle"
     gone = isinstance(error, (FileNotFoundError, NotADirectoryError))
-    return POINTS_NOWHERE if gone else f"link that cannot be followed: {error.strerror}"
+    return BROKEN_LINK if gone else f"link that cannot be followed: {error.strerror}"
 
 
 def _kind(mode: int) -> str:

@@ -23,37 +23,37 @@ from obstore import exceptions, store
 
 from pharmclf.core.errors import first_line
 from pharmclf.storage import s3
-from pharmclf.storage.types import FileEntry, StorageUnavailable, Versioned, WebAddressError
+from pharmclf.storage.types import FileEntry, StorageUnavailableError, Versioned, WebAddressError
 
 Result = TypeVar("Result")
-_PATIENCE_S = 180.0
+_TIMEOUT_S = 180.0
 _PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0  # before the first repetition of a request, and before any
 _REQUEST_TIMEOUT, _CONNECT_TIMEOUT = "30s", "5s"
 _PART_BYTES = 8 << 20
-_WHOLE_BYTES = 4 * _PART_BYTES  # larger objects are read in parts, so that a part fits the time-out
+_SINGLE_REQUEST_BYTES = 4 * _PART_BYTES  # larger objects are read in parts, so that a part fits the time-out
 _PAGE_KEYS = 1000  # of a listing: as many as S3 gives at once
 _DELETES = 16  # concurrent deletions
 _UPLOAD_GONE = "NoSuchUpload"  # said of an upload whose completion was served, and then asked for again
 _STALE = ("ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "TokenRefreshRequired", "RequestExpired")
-_UNMET = (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError)
-_patience_s: ContextVar[float | None] = ContextVar("patience", default=None)
+_CONDITION_FAILED = (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError)
+_timeout_s: ContextVar[float | None] = ContextVar("patience", default=None)
 
 
 @contextlib.contextmanager
-def patience(seconds: float) -> Iterator[None]:
+def timeout(seconds: float) -> Iterator[None]:
     """Within, give up on a store that does not answer after so many seconds."""
-    token = _patience_s.set(seconds)
+    token = _timeout_s.set(seconds)
     try:
         yield
     finally:
-        _patience_s.reset(token)
+        _timeout_s.reset(token)
 
 
-def patience_s() -> float:
+def timeout_s() -> float:
     """Seconds to wait for a store that does not answer."""
-    text = os.environ.get("PHARMCLF_STORAGE_PATIENCE_S", str(_PATIENCE_S))
+    text = os.environ.get("PHARMCLF_STORAGE_PATIENCE_S", str(_TIMEOUT_S))
     try:
-        return _patience_s.get() or float(text)
+        return _timeout_s.get() or float(text)
     except ValueError as error:
         raise ValueError(f"PHARMCLF_STORAGE_PATIENCE_S: received {text!r}, expected a number of seconds") from error
 
@@ -70,13 +70,13 @@ def object_store(root: str) -> ObjectStore:
         raise WebAddressError(
             f"{root}: a web page is no folder or bucket; download it and unpack it, then give the folder"
         )
-    if os.getpid() != _first_user():
+    if os.getpid() != _owner_pid():
         raise RuntimeError("storage was used before this process was forked off; start processes by spawn instead")
-    return _object_store(root, patience_s())
+    return _object_store(root, timeout_s())
 
 
 @functools.cache
-def _first_user() -> int:
+def _owner_pid() -> int:
     return os.getpid()
 
 
@@ -85,7 +85,7 @@ def _object_store(root: str, patience_s: float) -> ObjectStore:
     return ObjectStore(root, patience_s)
 
 
-class _NoBucket(FileNotFoundError):
+class _NoBucketError(FileNotFoundError):
     """Not even the bucket is there."""
 
 
@@ -94,7 +94,7 @@ class ObjectStore:
 
     def __init__(self, root: str, patience_s: float) -> None:
         """Connect to nothing yet; the first request does."""
-        self.root, self._patience_s = root, patience_s
+        self.root, self._timeout_s = root, patience_s
         self.endpoint = ""
         self._store = self._connect()
 
@@ -108,7 +108,7 @@ class ObjectStore:
                     "max_backoff": timedelta(seconds=_LONGEST_PAUSE_S),
                     "base": 2,
                 },
-                "retry_timeout": timedelta(seconds=self._patience_s),
+                "retry_timeout": timedelta(seconds=self._timeout_s),
             },
         }
         scheme, _, bucket = self.root.partition("://")
@@ -139,8 +139,8 @@ class ObjectStore:
                 if _is_stale(error) and not renewed:
                     self._store, renewed = self._connect(), True
                     continue
-                tired = time.monotonic() - started + pause_s > self._patience_s
-                if tired or not isinstance(reason, StorageUnavailable):
+                tired = time.monotonic() - started + pause_s > self._timeout_s
+                if tired or not isinstance(reason, StorageUnavailableError):
                     raise reason from error
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -148,10 +148,10 @@ class ObjectStore:
     def _reason(self, path: str, error: Exception) -> Exception:
         """What went wrong, for a person: the location, what the server said, what to check."""
         where = f"{self.root}/{path}".rstrip("/")
-        text, status, code = _said(error)
+        text, status, code = _error_text(error)
         at = f" at {self.endpoint}" if self.endpoint else ""
         if code == "NoSuchBucket":
-            return _NoBucket(f"{where}: no bucket {self.root}{at}. Check its name and AWS_ENDPOINT_URL")
+            return _NoBucketError(f"{where}: no bucket {self.root}{at}. Check its name and AWS_ENDPOINT_URL")
         if isinstance(error, FileNotFoundError) and code != _UPLOAD_GONE:
             return FileNotFoundError(f"{where}: no such object{at}")
         denied = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
@@ -165,8 +165,8 @@ class ObjectStore:
         gone = status == 429 or status >= 500 or code == _UPLOAD_GONE
         if gone or re.search(r"HTTP error|timed? ?out|after \d+ retries", text, re.IGNORECASE):
             what = f"HTTP {status} {code}".rstrip() if status else "no connection, or no answer"
-            return StorageUnavailable(
-                f"{where}: {what}{at} for {self._patience_s:g} s. Check that the storage is up and can be reached; "
+            return StorageUnavailableError(
+                f"{where}: {what}{at} for {self._timeout_s:g} s. Check that the storage is up and can be reached; "
                 "the same command goes on from what has been kept"
             )
         return error if isinstance(error, OSError) else OSError(f"{where}: {first_line(error, 300)}")
@@ -256,7 +256,7 @@ class ObjectStore:
         """A small object with its ETag."""
         try:
             content, meta = self._ask(path, functools.partial(_read_whole, path=path))
-        except _NoBucket:
+        except _NoBucketError:
             raise
         except FileNotFoundError:
             return None
@@ -264,7 +264,7 @@ class ObjectStore:
             raise ValueError(f"{self.root}/{path} has {meta['size']:,} bytes; expected a small file")
         return Versioned(content, self._version(meta), meta["last_modified"].timestamp())
 
-    def write_if(self, path: str, content: bytes, version: str | None) -> str | None:
+    def compare_and_swap(self, path: str, content: bytes, version: str | None) -> str | None:
         """Write with If-None-Match or If-Match."""
         # Ceph compares with what stands between the quotes of an ETag, other servers with all of it or with either
         tags = dict.fromkeys([version, version.strip('"')] if version else [])
@@ -274,7 +274,7 @@ class ObjectStore:
             try:
                 return self._version(self._ask(path, put))
             except OSError as error:
-                if isinstance(error, _NoBucket) or not isinstance(error.__cause__, _UNMET):
+                if isinstance(error, _NoBucketError) or not isinstance(error.__cause__, _CONDITION_FAILED):
                     raise
         found = self.read_versioned(path)  # our own, where the answer was lost and the request made again
         return found.version if found and found.content == content else None
@@ -288,7 +288,7 @@ class ObjectStore:
         with contextlib.suppress(FileNotFoundError):
             self._ask(path, lambda store: obstore.delete(store, path))
 
-    def delete_below(self, path: str) -> None:
+    def delete_prefix(self, path: str) -> None:
         """Delete all objects below a prefix."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             entries = [entry for entry in self.list_entries(path) if not entry.unreadable]
@@ -297,7 +297,7 @@ class ObjectStore:
                 list(pool.map(self.delete, keys))
 
 
-def _said(error: Exception) -> tuple[str, int, str]:
+def _error_text(error: Exception) -> tuple[str, int, str]:
     """Text, HTTP status or 0, and S3's code or "", of an error."""
     text = str(error).split("Debug source:")[0]
     status = re.search(r"status code: (\d+)", text)
@@ -307,14 +307,14 @@ def _said(error: Exception) -> tuple[str, int, str]:
 
 def _is_stale(error: Exception) -> bool:
     """Whether newer credentials might help; the answer to a HEAD request says no more than a number."""
-    _, status, code = _said(error)
+    _, status, code = _error_text(error)
     return code in _STALE or (not code and status in (400, 401, 403))
 
 
 def _read_whole(opened: Any, path: str) -> tuple[bytes | None, Any]:
     """Content and description of an object; no content where it is large."""
     result = obstore.get(opened, path)
-    return bytes(result.bytes()) if result.meta["size"] <= _WHOLE_BYTES else None, result.meta
+    return bytes(result.bytes()) if result.meta["size"] <= _SINGLE_REQUEST_BYTES else None, result.meta
 
 
 def _read_part(opened: Any, path: str, part: Any) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pharmclf.core.errors import RunError, UserError
 
 
-class StorageUnavailable(OSError, RunError):
+class StorageUnavailableError(OSError, RunError):
     """The storage did not answer for as long as we had patience; what was asked of it may succeed later."""
 
 

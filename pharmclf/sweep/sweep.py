@@ -84,7 +84,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
     Raises:
         ConfigError: bad input; nothing has been trained or changed.
         NotReady: the machines or the storage are in a state in which it would fail; nothing has been changed.
-        StorageUnavailable: the storage did not answer; the same command goes on.
+        StorageUnavailableError: the storage did not answer; the same command goes on.
         SweepFailed: every trial failed.
     """
     refuse_auto(base.microbatch, "a sweep")
@@ -152,7 +152,7 @@ class _Sweep:
     def run(self, stop: StopSignal, lease: Lease) -> int:
         """Train the trials, then test the winner, and tell of it where the sweep is tracked."""
         self._write()
-        tracker = SweepTracker(self.base, self.folder, self.record, lambda: lease.lost, self.say)
+        tracker = SweepTracker(self.base, self.folder, self.record, lambda: lease.is_lost, self.say)
         with contextlib.closing(self._hardware(lease)) as hardware:
             try:
                 return self._run(stop, lease, tracker)
@@ -174,7 +174,7 @@ class _Sweep:
             node=node_address(),
             every_s=self.base.hardware_every_s,
             tell=tell,
-            lost=lambda: lease.lost,
+            lost=lambda: lease.is_lost,
             setting=Setting(remote_data=remote, wants_gpus=gpus),
         )
 
@@ -183,14 +183,14 @@ class _Sweep:
         quarantine = Quarantine(self.manifest, self.base.max_bad_share, self.say, location)
 
         def stop_requested() -> bool:
-            return stop.received is not None or bool(lease.lost) or quarantine.is_full
+            return stop.received is not None or bool(lease.is_lost) or quarantine.is_full
 
         with contextlib.ExitStack() as behind:
             behind.callback(quarantine.write)
             try:
                 return self._run_trials(stop_requested, tracker, quarantine)
             except StopRequested:
-                if stop.received is None and not lease.lost:
+                if stop.received is None and not lease.is_lost:
                     self._write(state="interrupted")
                     quarantine.check()
                 return self._interrupted(stop, lease)
@@ -220,7 +220,7 @@ class _Sweep:
         conductor.run(self._shared(room))
         self._write_results(ledger, room)
         if ledger.fatal:
-            raise storage.StorageUnavailable(ledger.fatal)
+            raise storage.StorageUnavailableError(ledger.fatal)
         if stop_requested():
             raise StopRequested
         self.say(f"all trials have ended after {time.monotonic() - began:.0f} s")

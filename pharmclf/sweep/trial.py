@@ -30,7 +30,7 @@ from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.pipeline import lost_to, train_on_activations, training_job, wish_of
-from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseTaken
+from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseHeldError
 from pharmclf.training.job import TrainingDiverged, TrainingJob
 from pharmclf.training.phases import phases_of, with_places
 
@@ -169,7 +169,7 @@ def _job(config: RunConfig, member: Mapping[str, Any], shared: Shared) -> Traini
 
 
 def _failure(error: Exception) -> dict[str, Any]:
-    away = isinstance(error, storage.StorageUnavailable)  # no other trial would fare better
+    away = isinstance(error, storage.StorageUnavailableError)  # no other trial would fare better
     reason = first_line(error) if away else format_error(error)
     return {"state": "failed", "reason": reason, "history": None, "away": away}
 
@@ -184,7 +184,7 @@ def _leases(folders: list[str]) -> Iterator[None]:
                 try:
                     stack.enter_context(Lease.acquire(folder))
                     break
-                except LeaseTaken:
+                except LeaseHeldError:
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(_TAKEN_PAUSE_S)

@@ -59,7 +59,7 @@ class _Telling(Generic[T]):
             with self._lock:
                 story = self._story
             if not self._lost():  # else another driver tells it
-                with storage.patience(_SEND_S):
+                with storage.timeout(_SEND_S):
                     deliver(story)
 
         self._senders[name] = BackgroundTask(
@@ -192,7 +192,7 @@ class SweepTracker:
 
 def _epochs_before(config: RunConfig, folder: str) -> tuple[Epoch, ...]:
     """The epochs of a run so far: as its end has left them, or as its newest checkpoint has them."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError), storage.patience(OPTIONAL_STORAGE_S):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError), storage.timeout(OPTIONAL_STORAGE_S):
         location = storage.join(folder, "history.json")
         if storage.is_file(location):
             return placed(config, storage.read_json(location))

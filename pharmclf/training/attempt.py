@@ -45,7 +45,7 @@ _TOLD = (
     OutOfMemory,
     ActivationsLost,
     ActivationsNotKept,
-    storage.StorageUnavailable,
+    storage.StorageUnavailableError,
 )  # errors of a worker that a caller knows
 
 
@@ -91,8 +91,8 @@ class Attempt:
             look: asked every half second why the workers shall start again; "": they shall not.
 
         Raises:
-            ConfigError, TrainingDiverged, OutOfMemory, ActivationsLost, ActivationsNotKept, StorageUnavailable: as a
-                worker raised them.
+            ConfigError, TrainingDiverged, OutOfMemory, ActivationsLost, ActivationsNotKept, StorageUnavailableError:
+                as a worker raised them.
             NoRoom: the workers did not find their places.
             WorkersFailed: they died or raised something else.
         """

@@ -54,7 +54,7 @@ class Checkpoint:
         name = f"{file}.safetensors"
         try:
             content = storage.read_bytes(storage.join(self.location, name))
-        except (PermissionError, storage.StorageUnavailable):
+        except (PermissionError, storage.StorageUnavailableError):
             raise
         except OSError as error:
             raise DamagedCheckpoint(f"checkpoint {self.location}: {name} cannot be read: {error}") from error
@@ -114,7 +114,7 @@ def read_checkpoint(location: str) -> Checkpoint:
         name = location.rstrip("/").rsplit("/", 1)[-1]
         position = Position(**record["position"])
         return Checkpoint(location, name, position, record["state"], record["fingerprints"], record["files"])
-    except (PermissionError, storage.StorageUnavailable):
+    except (PermissionError, storage.StorageUnavailableError):
         raise
     except (OSError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise DamagedCheckpoint(f"checkpoint {location}: {RECORD} cannot be read: {error!r}") from error

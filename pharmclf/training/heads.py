@@ -59,7 +59,7 @@ def train_heads(
     Raises:
         ValueError: more than one worker, a loss scale, members of several groups, or activations of another cut.
         ConfigError: a checkpoint in a member's folder belongs to another run.
-        StorageUnavailable: activations or checkpoints could not be read or written for too long.
+        StorageUnavailableError: activations or checkpoints could not be read or written for too long.
         ActivationsLost: kept activations are damaged or gone.
     """
     precision, num_features = _checked(job, members, workers)
@@ -137,7 +137,7 @@ class _Group:
                     if not epoch.run(batches, self._observer.stop_requested):
                         self._stop(epoch)
                         return "stopped"
-                except (storage.StorageUnavailable, ActivationsLost):  # what has been trained so far is kept first
+                except (storage.StorageUnavailableError, ActivationsLost):  # what has been trained so far is kept first
                     position = epoch.read()
                     self._write({**dict.fromkeys(epoch.diverged), **dict.fromkeys(self._active, position)})
                     raise
@@ -203,7 +203,7 @@ class _Epoch:
         """Train and validate -> False: a stop was requested before the end.
 
         Raises:
-            StorageUnavailable, ActivationsLost: there is no next batch; `read` tells where the epoch stands.
+            StorageUnavailableError, ActivationsLost: there is no next batch; `read` tells where the epoch stands.
         """
         for step in range(self._plan.train_steps):
             batch = next(batches)

@@ -145,7 +145,7 @@ def launch(job: TrainingJob, observer: Observer, *, share: float = 1.0) -> dict[
         NodesMissing: the cluster had no room for the workers in time.
         TrainingDiverged: the loss became infinite or not a number.
         OutOfMemory: a device does not hold what it shall compute at once.
-        StorageUnavailable: data or checkpoints could not be read or written for too long.
+        StorageUnavailableError: data or checkpoints could not be read or written for too long.
         ActivationsLost, ActivationsNotKept: kept activations cannot be read.
         TrainingFailed: the workers failed more often than is allowed, or twice at the same step.
         StopRequested: a stop was requested; a checkpoint has been written.

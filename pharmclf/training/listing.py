@@ -148,7 +148,7 @@ def read_run(location: str, path: str) -> RunInfo:
             data=str(record["fingerprints"]["data"]),
             **outcome,
         )
-    except storage.StorageUnavailable:
+    except storage.StorageUnavailableError:
         raise
     except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
         _log.warning("run %s cannot be read: %r", folder, error)

@@ -67,7 +67,7 @@ def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, A
         ConfigError: a checkpoint belongs to another run.
         WorkersDisagreeError: the workers do not hold the same checkpoint, position or weights.
         DamagedCheckpoint: no checkpoint of a phase that has ended is whole.
-        StorageUnavailable: data or checkpoints could not be read or written for too long.
+        StorageUnavailableError: data or checkpoints could not be read or written for too long.
         ActivationsLost: kept activations are damaged or gone.
     """
     config, saver, progress = job.config, None, Progress()
@@ -290,7 +290,7 @@ class _Epoch:
                 self._running = self._wait()  # read now; its votes still count
                 pulse.waits()
             return next(batches)
-        except (storage.StorageUnavailable, ActivationsLost):
+        except (storage.StorageUnavailableError, ActivationsLost):
             self.keep()
             raise
         finally:

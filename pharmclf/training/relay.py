@@ -139,6 +139,6 @@ class Lifeline:
             file.seek(0)
             text = file.read()
         name = f"attempt{self._number}-rank{self._rank}.txt"
-        with storage.patience(FINAL_STORAGE_S):
+        with storage.timeout(FINAL_STORAGE_S):
             storage.write_bytes(storage.join(self._folder, "stacks", name), text)
         ray.get(self._relay.dumped.remote(self._rank))

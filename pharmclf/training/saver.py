@@ -54,7 +54,7 @@ class CheckpointSaver:
             say: takes notes for the user.
 
         Raises:
-            StorageUnavailable: what waits in the spool could not be uploaded.
+            StorageUnavailableError: what waits in the spool could not be uploaded.
             ConfigError: it belongs to another run.
         """
         self._folder, self._fingerprints, self._keep, self._say = folder, fingerprints, keep, say
@@ -102,10 +102,10 @@ class CheckpointSaver:
         """Wait until all checkpoints are in the storage.
 
         Raises:
-            StorageUnavailable: they could not be uploaded; the message names them and where they are.
+            StorageUnavailableError: they could not be uploaded; the message names them and where they are.
         """
         if self.close():
-            raise storage.StorageUnavailable(self._left_over())
+            raise storage.StorageUnavailableError(self._left_over())
 
     def close(self) -> list[str]:
         """End the uploads -> names of the checkpoints that are left in the spool; a note says so."""
@@ -147,7 +147,7 @@ class CheckpointSaver:
                 self._skip_superseded()
                 checkpoint, known = self._waiting[0]
             try:
-                with storage.patience(min(_ATTEMPT_S, storage.patience_s())):
+                with storage.timeout(min(_ATTEMPT_S, storage.timeout_s())):
                     self._upload(checkpoint, known)
                 with self._changed:
                     self._waiting.remove((checkpoint, known))
@@ -158,7 +158,7 @@ class CheckpointSaver:
                     self._say(f"checkpoint {checkpoint.name} waits in {self._spool}, it is tried again: {error}")
                 warned = True
                 with self._changed:
-                    if self._closing_at and time.monotonic() - self._closing_at > storage.patience_s() - _ATTEMPT_S:
+                    if self._closing_at and time.monotonic() - self._closing_at > storage.timeout_s() - _ATTEMPT_S:
                         return
                     self._changed.wait(_PAUSE_S)
 

@@ -246,11 +246,11 @@ def test_a_deletion_that_breaks_off_leaves_nothing_that_looks_complete(root: str
     location = keep(root, 1)
 
     def refuse(_: str) -> None:
-        raise storage.StorageUnavailable("gone")
+        raise storage.StorageUnavailableError("gone")
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "delete_folder", refuse)
-        with pytest.raises(storage.StorageUnavailable):
+        with pytest.raises(storage.StorageUnavailableError):
             delete_kept(list_kept(root))
     assert [(kept.location, kept.complete) for kept in list_kept(root)] == [(location, False)]
     assert len(delete_kept(list_kept(root))[0]) == 1
@@ -259,14 +259,14 @@ def test_a_deletion_that_breaks_off_leaves_nothing_that_looks_complete(root: str
 def test_what_others_own_does_not_stop_the_deletion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It is left with the reason, and the rest goes."""
     mine, theirs = keep(str(tmp_path), 1), keep(str(tmp_path), 2)
-    write_if = storage.write_if
+    write_if = storage.compare_and_swap
 
     def refuse(location: str, content: bytes, version: str | None) -> str | None:
         if location.startswith(theirs):
             raise PermissionError(13, "Permission denied", location)
         return write_if(location, content, version)
 
-    monkeypatch.setattr(storage, "write_if", refuse)
+    monkeypatch.setattr(storage, "compare_and_swap", refuse)
     deleted, (reason,) = delete_kept(list_kept(str(tmp_path)))
     assert [gone.location for gone in deleted] == [mine]
     assert "Permission denied" in reason

@@ -198,7 +198,7 @@ def test_a_fetch_that_breaks_off_leaves_nothing(bucket: str, through: Through, t
     down.set()
     through(choose)
     cache = LocalCache(tmp_path / "cache", 1e9)
-    with storage.patience(1.0), pytest.raises(storage.StorageUnavailable):
+    with storage.timeout(1.0), pytest.raises(storage.StorageUnavailableError):
         fetched(cache, location)
     assert len(parts) > 1
     assert held(cache) == []

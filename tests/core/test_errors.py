@@ -21,7 +21,7 @@ from pharmclf.core.errors import (
     single_line,
 )
 from pharmclf.runs import DamagedRun
-from pharmclf.storage import StorageUnavailable, WebAddressError
+from pharmclf.storage import StorageUnavailableError, WebAddressError
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_an_unknown_name_is_answered_with_the_closest_one():
         (WebAddressError("bad"), 2),
         (UserError("bad"), 2),
         (RunError("bad"), 1),
-        (StorageUnavailable("away"), 1),
+        (StorageUnavailableError("away"), 1),
         (DamagedRun("run"), 1),
         (ValueError("bad"), 1),
     ],
@@ -121,7 +121,7 @@ def test_the_base_of_an_error_decides_the_exit_code(
 
 def test_errors_with_two_bases_keep_message_and_errno():
     """Those of the storage are errors of the system too, and travel between processes."""
-    away = pickle.loads(pickle.dumps(StorageUnavailable(errno.EIO, "no answer", "s3://b")))
+    away = pickle.loads(pickle.dumps(StorageUnavailableError(errno.EIO, "no answer", "s3://b")))
     assert (away.errno, away.strerror, away.filename) == (errno.EIO, "no answer", "s3://b")
     assert isinstance(away, RunError)
     assert not isinstance(WebAddressError("x"), ValueError)  # who catches damaged content must not catch it

@@ -28,7 +28,7 @@ def test_a_call_that_hangs_is_left_behind() -> None:
 
 def test_the_value_and_the_error_of_a_call_come_back() -> None:
     """And the call sees the context of its caller, such as the time that storage has."""
-    with storage.patience(7.0):
-        assert run_with_timeout(60, storage.patience_s) == 7.0
+    with storage.timeout(7.0):
+        assert run_with_timeout(60, storage.timeout_s) == 7.0
     with pytest.raises(ZeroDivisionError):
         run_with_timeout(60, lambda: 1 / 0)

@@ -168,12 +168,12 @@ def test_a_store_that_cannot_be_reached_is_given_up_in_time(
     through(choose)
     for fault in (Fault("answer"), Fault("reset")):
         kinds.append(fault)
-        with storage.patience(1.0):
+        with storage.timeout(1.0):
             facts = try_storage(bucket)
         assert facts.kind == "not reachable", fault
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     objects._object_store.cache_clear()
-    with storage.patience(1.0):
+    with storage.timeout(1.0):
         facts = try_storage(bucket)
     assert facts.kind == "not reachable"
     assert "http://127.0.0.1:9" in judged(facts).text
@@ -193,7 +193,7 @@ def test_a_store_that_cannot_be_reached_is_given_up_in_time(
         (OSError(122, "Disk quota exceeded"), "full"),
         (OSError(116, "Stale file handle"), "not reachable"),
         (OSError(107, "Transport endpoint is not connected"), "not reachable"),
-        (storage.StorageUnavailable("s3://b/x: no connection, or no answer"), "not reachable"),
+        (storage.StorageUnavailableError("s3://b/x: no connection, or no answer"), "not reachable"),
         (FileNotFoundError("s3://b/x: no bucket s3://b at http://h"), "no bucket"),
         (OSError("s3://b/x: the bucket lies in another region at http://h. Set AWS_REGION"), "another region"),
         (NotADirectoryError(20, "Not a directory"), "other"),

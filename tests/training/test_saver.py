@@ -129,7 +129,7 @@ def test_what_cannot_be_uploaded_is_kept_and_named_and_goes_up_at_the_next_start
     gateway.stop_gateway()
     try:
         name = save(writer, 7, best=7)
-        with pytest.raises(storage.StorageUnavailable, match=name):
+        with pytest.raises(storage.StorageUnavailableError, match=name):
             writer.flush()
     finally:
         gateway.start_gateway()
