@@ -39,8 +39,8 @@ def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, p
         "dtype": config.activations_dtype,
         "precision": precision,
         # a picture that no transform moves is the same for every seed
-        "augment": augment if config.augment.moves_pixels else None,
-        "seed": config.seed if config.augment.moves_pixels else None,
+        "augment": augment if config.augment.is_enabled else None,
+        "seed": config.seed if config.augment.is_enabled else None,
     }
     return parts if manifest.white_level == WHITE else parts | {"white_level": manifest.white_level}
 

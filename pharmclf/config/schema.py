@@ -68,7 +68,7 @@ class AugmentConfig:
     """Different pictures of a row: epoch e sees view e mod views. 0: a new one every epoch."""
 
     @property
-    def moves_pixels(self) -> bool:
+    def is_enabled(self) -> bool:
         """Whether any transform is asked for."""
         ranges = (self.rotation_deg, self.shift, self.shear, self.zoom)
         return any(ranges) or self.horizontal_flip or self.vertical_flip
@@ -250,7 +250,7 @@ class RunConfig:
     @property
     def views(self) -> int:
         """Different pictures of a training row; 0: one per epoch. Without augmentation there is but one."""
-        return self.augment.views if self.augment.moves_pixels else 1
+        return self.augment.views if self.augment.is_enabled else 1
 
 
 def _check(config: RunConfig) -> None:
