@@ -35,8 +35,8 @@ from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, prepare, split
 from pharmclf.data.quarantine import QUARANTINED, Quarantine
 from pharmclf.doctor.quick import quick_checks
 from pharmclf.finish import extra_sets, finish
-from pharmclf.hardware import HardwareMonitor, Setting
 from pharmclf.model.device import in_precision, prepare_device
+from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.resume import complete_again, look_up, manifest_for
 from pharmclf.run_record import (
     RUN_FILE,
@@ -147,7 +147,7 @@ def run(
                         every_s=config.hardware_every_s,
                         tell=lambda kind, **values: console.event(kind, **values),
                         lost=lambda: lease.is_lost,
-                        setting=Setting(
+                        setting=RunContext(
                             remote_data=storage.is_remote(config.data), wants_gpus=config.accelerator != "cpu"
                         ),
                     )

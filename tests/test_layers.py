@@ -17,7 +17,7 @@ PURE = [
     "training.schedule", "training.checkpoint", "training.job", "training.saver", "training.listing",
     "training.progress", "report.plots",
     "report.summary", "report.page", "report.card", "report.calibration_plots", "evaluation.decision",
-    "hardware", "evaluation.labels", "evaluation.saved", "evaluation.evaluate", "model.cut", "model.device", "runs",
+    "monitoring", "evaluation.labels", "evaluation.saved", "evaluation.evaluate", "model.cut", "model.device", "runs",
     "activations.key", "activations.choice",
     "activations.shards", "activations.reader", "activations.listing", "activations.local_cache",
     "training.grouping", "training.access", "training.proxy", "training.ray_address", "training.division",

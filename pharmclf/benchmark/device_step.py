@@ -17,8 +17,8 @@ from pharmclf.benchmark.energy import measured_energy
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError, format_error
 from pharmclf.core.stderr_filter import native_chatter_muted
-from pharmclf.hardware import DriverNvml, NvmlMissing
 from pharmclf.model.device import gpu_capability, peak_memory_bytes, prepare_device, reset_peak_memory
+from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
 from pharmclf.training.phases import Phase
 
 _LONGEST_S = 60.0  # of a step; it is left out beyond
@@ -92,7 +92,7 @@ def _measure_step(
         step()
     nvml = None
     if gpu is not None:
-        with contextlib.suppress(NvmlMissing):
+        with contextlib.suppress(NvmlUnavailableError):
             nvml = DriverNvml()
     count, began = 0, time.perf_counter()
     with measured_energy(nvml, gpu or 0) as energy:

@@ -15,7 +15,7 @@ from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError, format_error
 from pharmclf.core.tables import align_columns
-from pharmclf.hardware import DriverNvml, NvmlMissing
+from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
 from pharmclf.training.phases import Phase, phases_of
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -78,7 +78,7 @@ def _gpus(config: RunConfig) -> list[tuple[str, int]]:
         return []
     try:
         nvml = DriverNvml()
-    except NvmlMissing:
+    except NvmlUnavailableError:
         return []
     allowed = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
     kinds: dict[str, int] = {}

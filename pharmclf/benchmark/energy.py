@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pharmclf.core.background import BackgroundTask
-from pharmclf.hardware import Nvml
+from pharmclf.monitoring import Nvml
 
 RAPL = Path("/sys/class/powercap")
 _EVERY_S = 0.1

@@ -17,8 +17,8 @@ from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.prepare import data_location
 from pharmclf.evaluation.predict import BATCH, Prediction, Predictor, predicted_blocks
-from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import device_name
+from pharmclf.monitoring.cores import usable_cores
 from pharmclf.prediction.answers import Answers
 from pharmclf.prediction.images import list_images
 from pharmclf.prediction.reading import read_images

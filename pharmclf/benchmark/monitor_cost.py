@@ -12,9 +12,9 @@ from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import native_chatter_muted
-from pharmclf.hardware import HardwareMonitor
-from pharmclf.hardware.sampler import NodeReader
 from pharmclf.model.device import prepare_for
+from pharmclf.monitoring import HardwareMonitor
+from pharmclf.monitoring.sampler import NodeSampler
 from pharmclf.training.launch import connect
 from pharmclf.training.phases import phases_of
 
@@ -45,7 +45,7 @@ def benchmark_monitor(config: RunConfig, options: MeasureOptions, say: Say) -> d
     return {"backbone": config.backbone, "rows": [row], "holds": row["share"] < ALLOWED}
 
 
-class _Counted(NodeReader):
+class _Counted(NodeSampler):
     """This node, and how often it was read."""
 
     reads = 0
@@ -99,6 +99,6 @@ def _processor_s(folder: str, seconds: float) -> tuple[float, float]:
     return used / max(1, reads), writing_s
 
 
-def _monitor(folder: str, every_s: float, reader: NodeReader | None = None) -> HardwareMonitor:
+def _monitor(folder: str, every_s: float, reader: NodeSampler | None = None) -> HardwareMonitor:
     machine = (lambda: reader) if reader else None
     return HardwareMonitor(folder, node="127.0.0.1", every_s=every_s, tell=lambda *_, **__: None, machine=machine)

@@ -33,8 +33,8 @@ from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_count
-from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import in_precision, prepare_for
+from pharmclf.monitoring.cores import usable_cores
 from pharmclf.report.scaling_plots import scaling_png
 from pharmclf.training.attempt import trainer_for
 from pharmclf.training.division import Team, divide_resources

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from pharmclf.hardware.cores import usable_cores
+from pharmclf.monitoring.cores import usable_cores
 
 NOTHING = "—"
 """What stands where there is no figure."""

@@ -15,7 +15,7 @@ from pharmclf.core.errors import error_reason
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.images import BadImage, Probe, probe
 from pharmclf.data.pixel_depth import WHITE
-from pharmclf.hardware.cores import usable_cores
+from pharmclf.monitoring.cores import usable_cores
 
 NOT_READ = "not read"
 """How the status of a file begins that storage did not give; another attempt may succeed."""

@@ -20,7 +20,7 @@ from pharmclf.doctor.network import judge_network
 from pharmclf.doctor.node import STORAGE_S, WHOLE_S, Request, examine, judge_node
 from pharmclf.doctor.packages import LACKS_PACKAGE, judge_packages, packages_here
 from pharmclf.doctor.store import BULK_BYTES, StorageFacts, beacon_at, judge_storage, try_storage
-from pharmclf.hardware.cores import cores_for_ray
+from pharmclf.monitoring.cores import ray_cpus
 from pharmclf.training.division import Node, Team, room_text, team_on
 from pharmclf.training.ray_address import FIND_LOCAL, check_address, given_address
 
@@ -59,7 +59,7 @@ def _on_this_machine(config: RunConfig) -> Iterator[Section]:
     findings = [*judge_node(facts, request, None), *trouble]
     yield Section(title=f"this machine ({socket.gethostname()})", findings=tuple(findings), facts=_plain(facts))
     gpus = len(facts.tensorflow.gpus) if facts.tensorflow else 0
-    node = Node("", "127.0.0.1", 0, float(cores_for_ray()), float(gpus))  # as a run starts Ray
+    node = Node("", "127.0.0.1", 0, float(ray_cpus()), float(gpus))  # as a run starts Ray
     room = judge_room(config, [node], waits=False)
     if config.worker_range[1] < 2:
         text = "not tried: one worker exchanges nothing; --workers 2 tries it"

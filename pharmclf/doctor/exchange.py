@@ -83,8 +83,8 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     import ray.train
 
     from pharmclf.core.stderr_filter import native_chatter_muted
-    from pharmclf.hardware.cores import usable_cores
     from pharmclf.model.device import prepare_device
+    from pharmclf.monitoring.cores import usable_cores
 
     with native_chatter_muted():
         prepare_device(deterministic=False, gpus=settings["gpus"])

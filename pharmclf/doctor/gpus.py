@@ -13,7 +13,7 @@ import psutil
 from pharmclf.core.units import format_memory
 from pharmclf.doctor.findings import Finding, fail, ok, warn
 from pharmclf.doctor.machine import RayView
-from pharmclf.hardware.nvml import DriverNvml, NvmlMissing
+from pharmclf.monitoring.nvml import DriverNvml, NvmlUnavailableError
 
 _FIELDS = ("index", "name", "driver_version", "compute_cap", "memory.used", "memory.total")
 _COMMAND = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
@@ -89,7 +89,7 @@ def _holders(index: int) -> tuple[str, ...]:
     """Who holds the memory of a GPU, as far as NVML tells."""
     try:
         holders = DriverNvml().holders(index)
-    except NvmlMissing:
+    except NvmlUnavailableError:
         return ()
     found = []
     for holder in holders:

@@ -13,7 +13,7 @@ import psutil
 
 from pharmclf.core.units import format_memory
 from pharmclf.doctor.findings import Finding, fail, ok, warn
-from pharmclf.hardware.cores import schedulable_cores
+from pharmclf.monitoring.cores import schedulable_cores
 
 _SHARED = "/dev/shm"
 # Ray that is started without settings takes this share of the memory for its object store, and above so many bytes no

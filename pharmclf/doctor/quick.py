@@ -17,7 +17,7 @@ from pharmclf.doctor.findings import Finding, Section, fail, of_level, warn
 from pharmclf.doctor.node import STORAGE_S, NodeFacts, Request, examine, judge_node
 from pharmclf.doctor.packages import LACKS_PACKAGE, judge_packages, packages_here
 from pharmclf.doctor.store import Kind, beacon_at
-from pharmclf.hardware.cores import cores_for_ray, usable_cores
+from pharmclf.monitoring.cores import ray_cpus, usable_cores
 from pharmclf.training.division import Node, team_on
 from pharmclf.training.ray_address import given_address
 
@@ -83,7 +83,7 @@ def _check_room(config: RunConfig, say: Callable[[str], None]) -> None:
     if high == 0 or (config.accelerator != "cpu" and shutil.which("nvidia-smi")):
         return  # with GPUs, Ray counts them when it starts
     cores = usable_cores()
-    team_on([Node("", "127.0.0.1", 0, float(cores_for_ray()), 0.0)], low, high, config.accelerator)
+    team_on([Node("", "127.0.0.1", 0, float(ray_cpus()), 0.0)], low, high, config.accelerator)
     if low > cores:
         say(
             f"warning: workers: {low} processes share {format_count(cores, 'core')}, each with a TensorFlow and a "

@@ -23,8 +23,8 @@ from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.stream import checked, in_column, in_order, load_block
-from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import prepare_device
+from pharmclf.monitoring.cores import usable_cores
 
 BATCH = 64
 """Images of one forward pass. One shape makes one graph."""

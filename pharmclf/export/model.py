@@ -36,8 +36,8 @@ from pharmclf.export.formats import (
 from pharmclf.export.images import ValidationImages, sample_images, validation_images
 from pharmclf.export.portable import portable
 from pharmclf.export.target import whole_folder
-from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import prepare_device
+from pharmclf.monitoring.cores import usable_cores
 from pharmclf.report import snippet
 
 if TYPE_CHECKING:

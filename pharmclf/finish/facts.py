@@ -11,7 +11,7 @@ from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import count_table
 from pharmclf.data.stream import load_images
-from pharmclf.hardware.cores import usable_cores
+from pharmclf.monitoring.cores import usable_cores
 from pharmclf.report.facts import DataFacts, Picture
 
 _GROUPS, _PER_GROUP, _QUARANTINED = 4, 4, 50

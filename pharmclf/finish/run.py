@@ -25,8 +25,8 @@ from pharmclf.finish.facts import data_facts, machine_facts
 from pharmclf.finish.pictures import set_facts
 from pharmclf.finish.scores import Scored, predict_sets, score, write_scored
 from pharmclf.finish.sets import extra_sets, split_set
-from pharmclf.hardware import Finding, Row, read_rows, read_warnings
 from pharmclf.metrics import Estimate
+from pharmclf.monitoring import HardwareAlert, NodeSample, read_alerts, read_samples
 from pharmclf.report import plots
 from pharmclf.report.card import CARD_FILE, model_card
 from pharmclf.report.facts import ReportFacts
@@ -169,11 +169,11 @@ def _formats(config: RunConfig, outcome: Mapping[str, Any], record: Mapping[str,
     return (outcome["precision"], *kept, *tensor_cores)
 
 
-def _hardware(folder: str) -> tuple[list[Row], list[Finding]]:
+def _hardware(folder: str) -> tuple[list[NodeSample], list[HardwareAlert]]:
     """What was read of the machines, and what was wrong with them; a report may do without."""
     try:
         with storage.timeout(OPTIONAL_STORAGE_S):
-            return read_rows(folder), read_warnings(folder)
+            return read_samples(folder), read_alerts(folder)
     except OSError:
         return [], []
 

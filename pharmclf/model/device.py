@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError
-from pharmclf.hardware.cores import schedulable_cores, usable_cores
+from pharmclf.monitoring.cores import schedulable_cores, usable_cores
 
 MEMORY_VARIABLE = "PHARMCLF_DEVICE_MEMORY_MB"
 

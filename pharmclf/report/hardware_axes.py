@@ -16,9 +16,9 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from pharmclf.hardware.log import paused
-from pharmclf.hardware.readings import Row
-from pharmclf.hardware.watch import Finding
+from pharmclf.monitoring.alerts import HardwareAlert
+from pharmclf.monitoring.sample_log import has_pause
+from pharmclf.monitoring.samples import NodeSample
 from pharmclf.report.plots import BLUE, DPI, FAINT, GREEN, INK, ORANGE, RED, SOFT
 
 _LOOKS = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), ("#7a4fa3", ":"))
@@ -54,7 +54,7 @@ class Panel:
     top: float | None = None
     """Of the axis; None: what the values need."""
     rules: Sequence[str] = ()
-    """Keys of `LIMITS` whose warnings are shown here."""
+    """Keys of `THRESHOLDS` whose warnings are shown here."""
     limits: Sequence[float] = ()
     """Where warnings begin."""
     many: bool = False
@@ -69,7 +69,7 @@ class Panel:
 class Timeline:
     """The rows of a node one behind the other, with the time that lies between them cut out."""
 
-    def __init__(self, rows: Sequence[Row], findings: Sequence[Finding]) -> None:
+    def __init__(self, rows: Sequence[NodeSample], findings: Sequence[HardwareAlert]) -> None:
         """Work out where each row stands.
 
         Args:
@@ -80,7 +80,7 @@ class Timeline:
         self.total_s = sum(row.seconds for row in rows)
         self.ends_s = np.cumsum([row.seconds for row in rows])
         _, self.scale_s, self.unit, self.steps = next(unit for unit in _UNITS if self.total_s <= unit[0])
-        self.pauses = [place for place, pair in enumerate(itertools.pairwise(rows), start=1) if paused(*pair)]
+        self.pauses = [place for place, pair in enumerate(itertools.pairwise(rows), start=1) if has_pause(*pair)]
         """Places of the rows that came after a pause."""
 
     def middles(self) -> np.ndarray:
@@ -186,7 +186,7 @@ def _legend(axes: Axes, panel: Panel, *, named: bool) -> None:
         axes.legend(handles, labels, ncols=len(labels), **about, **place)
 
 
-def _shade(axes: Axes, found: Finding, time: Timeline) -> None:
+def _shade(axes: Axes, found: HardwareAlert, time: Timeline) -> None:
     """While a warning lasted, with its mark at the upper edge."""
     begin = time.of(found.at_s)
     end = max(time.of(found.until_s if found.until_s is not None else time.rows[-1].at_s), begin)

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from pharmclf.core.units import format_count, format_duration, format_memory
-from pharmclf.hardware.readings import GpuReading, Row
-from pharmclf.hardware.summary import GpuSummary, NodeSummary, average, summarise
-from pharmclf.hardware.watch import Finding
+from pharmclf.monitoring.alerts import HardwareAlert
+from pharmclf.monitoring.samples import GpuReading, NodeSample
+from pharmclf.monitoring.summary import GpuSummary, NodeSummary, average, summarise
 
 
-def hardware_facts(rows: Iterable[Row], findings: Iterable[Finding] = ()) -> list[tuple[str, str]]:
+def hardware_facts(rows: Iterable[NodeSample], findings: Iterable[HardwareAlert] = ()) -> list[tuple[str, str]]:
     """What a run had and what became of it, as (what, text); what was never told is left out.
 
     Args:

@@ -9,9 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pharmclf.core.units import format_count, format_duration, format_memory
-from pharmclf.hardware.levels import LIMITS
-from pharmclf.hardware.readings import GpuReading, Row
-from pharmclf.hardware.watch import Finding
+from pharmclf.monitoring.alerts import HardwareAlert
+from pharmclf.monitoring.samples import GpuReading, NodeSample
+from pharmclf.monitoring.thresholds import THRESHOLDS
 from pharmclf.report.hardware_axes import Curve, Panel, Timeline, draw_panel, mark_handles
 from pharmclf.report.hardware_facts import gpus_text
 from pharmclf.report.plots import DPI, SOFT, png_bytes, styled, write_heading
@@ -20,7 +20,7 @@ MAX_NODES = 2
 """Nodes whose panels are in a report: those with most warnings, then those with GPUs."""
 
 
-def hardware_png(rows: Sequence[Row], findings: Iterable[Finding] = ()) -> bytes:
+def hardware_png(rows: Sequence[NodeSample], findings: Iterable[HardwareAlert] = ()) -> bytes:
     """All that was read of a node over time.
 
     Args:
@@ -34,7 +34,7 @@ def hardware_png(rows: Sequence[Row], findings: Iterable[Finding] = ()) -> bytes
         return png_bytes(_sheet(rows, findings))
 
 
-def hardware_curves(rows: Iterable[Row], findings: Iterable[Finding] = ()) -> list[tuple[str, bytes]]:
+def hardware_curves(rows: Iterable[NodeSample], findings: Iterable[HardwareAlert] = ()) -> list[tuple[str, bytes]]:
     """Single panels for the report, as (title, PNG): of those nodes that have most to tell.
 
     Args:
@@ -42,7 +42,7 @@ def hardware_curves(rows: Iterable[Row], findings: Iterable[Finding] = ()) -> li
         findings: warnings of the run.
     """
     findings = list(findings)
-    by_node: dict[str, list[Row]] = {}
+    by_node: dict[str, list[NodeSample]] = {}
     for row in rows:
         by_node.setdefault(row.node, []).append(row)
     warned = {node: sum(found.node == node for found in findings) for node in by_node}
@@ -59,7 +59,7 @@ def hardware_curves(rows: Iterable[Row], findings: Iterable[Finding] = ()) -> li
     return pictures
 
 
-def _sheet(rows: Sequence[Row], findings: Iterable[Finding]) -> Figure:
+def _sheet(rows: Sequence[NodeSample], findings: Iterable[HardwareAlert]) -> Figure:
     nodes = sorted({row.node for row in rows})
     if len(nodes) != 1:
         raise ValueError(f"rows: received those of {len(nodes)} nodes, expected those of one")
@@ -83,7 +83,7 @@ def _sheet(rows: Sequence[Row], findings: Iterable[Finding]) -> Figure:
     return figure
 
 
-def _subtitle(rows: Sequence[Row], time: Timeline) -> str:
+def _subtitle(rows: Sequence[NodeSample], time: Timeline) -> str:
     last = rows[-1]
     parts = [gpus_text(last.gpus)] if last.gpus else []
     if last.host.num_cpus is not None:
@@ -95,7 +95,7 @@ def _subtitle(rows: Sequence[Row], time: Timeline) -> str:
     return " · ".join(parts) + (f", {format_count(pauses, 'pause')} cut out" if pauses else "")
 
 
-def _panels(rows: Sequence[Row]) -> list[Panel]:
+def _panels(rows: Sequence[NodeSample]) -> list[Panel]:
     """The quantities of a node: of its GPUs, where it has some, in the left column, the others in the right."""
     host = [
         Panel(
@@ -135,7 +135,7 @@ def _panels(rows: Sequence[Row]) -> list[Panel]:
     ]
     if any(row.loop for row in rows):
         waited = [None if row.loop is None else 100.0 * row.loop.wait_share for row in rows]
-        limits = [LIMITS["waiting"].warning or 0.0]
+        limits = [THRESHOLDS["waiting"].warning or 0.0]
         wait = Panel(
             title="Time that the device waited for data",
             curves=[Curve("", waited)],
@@ -150,7 +150,7 @@ def _panels(rows: Sequence[Row]) -> list[Panel]:
     return list(itertools.chain.from_iterable(zip(gpus, host, strict=True)))
 
 
-def _gpu_panels(rows: Sequence[Row]) -> list[Panel]:
+def _gpu_panels(rows: Sequence[NodeSample]) -> list[Panel]:
     indices = sorted({gpu.index for row in rows for gpu in row.gpus})
     if not indices:
         return []
@@ -162,7 +162,7 @@ def _gpu_panels(rows: Sequence[Row]) -> list[Panel]:
             curves.append(Curve(f"GPU {index}", [None if gpu is None else value(gpu) for gpu in found]))
         return Panel(title=title, curves=curves, many=True, **about)
 
-    heat, memory = LIMITS["temperature"], LIMITS["gpu memory"]
+    heat, memory = THRESHOLDS["temperature"], THRESHOLDS["gpu memory"]
     bounds = [limit for limit in (heat.warning, heat.alarm) if limit is not None]
     powers = sorted({gpu.power_limit_w for row in rows for gpu in row.gpus if gpu.power_limit_w is not None})
     return [
@@ -184,7 +184,7 @@ def _share(used: float | None, total: float | None) -> float | None:
     return 100.0 * used / total if used is not None and total else None
 
 
-def _filled(row: Row) -> float | None:
+def _filled(row: NodeSample) -> float | None:
     free, total = row.host.disk_free_bytes, row.host.disk_total_bytes
     return None if free is None or not total else 100.0 * (1.0 - free / total)
 

@@ -87,7 +87,7 @@ class Status:
     """Of them, those that count against `failures_allowed`: under this driver."""
     failures_allowed: int = 0
     hardware_warnings: list[dict[str, Any]] = field(default_factory=list)
-    """What is wrong with the hardware now, alarms first (see `hardware.watch.Finding`)."""
+    """What is wrong with the hardware now, alarms first (see `monitoring.alerts.HardwareAlert`)."""
     last_failures: list[dict[str, Any]] = field(default_factory=list)
     """The newest last: at, kind (crash, node, hang, driver), reason, place (phase, epoch, step; or None)."""
     host: str = field(default_factory=socket.gethostname)

@@ -24,8 +24,8 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.doctor.quick import quick_checks
-from pharmclf.hardware import HardwareMonitor, Setting
 from pharmclf.model.device import in_precision
+from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.pipeline import describe_data
 from pharmclf.report import sweep_plots as plots
 from pharmclf.report.sweep import best_trial, importances, results_table, trial_frame
@@ -175,7 +175,7 @@ class _Sweep:
             every_s=self.base.hardware_every_s,
             tell=tell,
             lost=lambda: lease.is_lost,
-            setting=Setting(remote_data=remote, wants_gpus=gpus),
+            setting=RunContext(remote_data=remote, wants_gpus=gpus),
         )
 
     def _run(self, stop: StopSignal, lease: Lease, tracker: SweepTracker) -> int:

@@ -20,9 +20,9 @@ from pharmclf.core.background import run_in_thread
 from pharmclf.core.compat.ray import startup_timeout, worker_errors
 from pharmclf.core.errors import ConfigError, RunError, format_error
 from pharmclf.core.stderr_filter import native_chatter_muted
-from pharmclf.hardware import sampled
-from pharmclf.hardware.cores import usable_cores
 from pharmclf.model.device import prepare_for
+from pharmclf.monitoring import sampling
+from pharmclf.monitoring.cores import usable_cores
 from pharmclf.training.division import Team
 from pharmclf.training.job import Observer, OutOfMemory, TrainingDiverged, TrainingJob
 from pharmclf.training.nodes import node_address
@@ -239,7 +239,7 @@ def _worker(settings: dict[str, Any]) -> None:
         workers = dataclasses.replace(distributed.join(threads), pulse=pulse)
         # one process of each node reads it; the driver reads its own
         reads = context.get_local_rank() == 0 and ray.get_runtime_context().get_node_id() != settings["driver_node"]
-        with sampled(
+        with sampling(
             lifeline.event,
             node=node_address(),
             every_s=job.hardware_every_s,

@@ -23,8 +23,6 @@ import tensorflow as tf
 
 from pharmclf.config import RunConfig, from_dict
 from pharmclf.core.errors import ConfigError, format_error
-from pharmclf.hardware import DriverNvml, NvmlMissing
-from pharmclf.hardware.sampler import visible_gpu
 from pharmclf.model.backbones import build_backbone
 from pharmclf.model.device import (
     device_name,
@@ -36,6 +34,8 @@ from pharmclf.model.device import (
     reset_peak_memory,
 )
 from pharmclf.model.head import build_head
+from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
+from pharmclf.monitoring.sampler import visible_gpu
 from pharmclf.training.distributed import alone
 from pharmclf.training.fitting import with_margin
 from pharmclf.training.memory import ran_out
@@ -125,7 +125,7 @@ def _free_bytes() -> int:
         return limit << 20
     try:
         gpu = DriverNvml().read(visible_gpu() or 0)
-    except NvmlMissing:
+    except NvmlUnavailableError:
         return 0
     if gpu.memory_total_bytes is None or gpu.memory_used_bytes is None:
         return 0

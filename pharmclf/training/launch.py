@@ -24,9 +24,9 @@ from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.images import MAX_PIXELS_VARIABLE
-from pharmclf.hardware import sampled
-from pharmclf.hardware.cores import cores_for_ray
 from pharmclf.model.device import MEMORY_VARIABLE, prepare_for
+from pharmclf.monitoring import sampling
+from pharmclf.monitoring.cores import ray_cpus
 from pharmclf.training.access import refuse_open_cluster
 from pharmclf.training.attempt import SETTINGS, Attempt, NoRoom, WorkersFailed
 from pharmclf.training.division import Team, room_text
@@ -82,7 +82,7 @@ def connect(*, allow_open: bool = False) -> None:
     variables = {name: value for name, value in variables.items() if name not in submitted.get("env_vars", {})}
     address = given_address()
     _local = not address
-    local = {"include_dashboard": False, "num_cpus": cores_for_ray(), "address": "local"} if _local else {}
+    local = {"include_dashboard": False, "num_cpus": ray_cpus(), "address": "local"} if _local else {}
     if not _local:
         _check_answer(address)
     reach_directly([node_address()])
@@ -171,7 +171,7 @@ def _train_here(job: TrainingJob, observer: Observer) -> dict[str, Any]:
 
         prepare_for(job.config)
     workers = distributed.alone()
-    with sampled(observer.event, node=node_address(), every_s=job.hardware_every_s, clock=workers.pulse):
+    with sampling(observer.event, node=node_address(), every_s=job.hardware_every_s, clock=workers.pulse):
         return loop.train(job, workers, observer) | {"workers": 0}
 
 

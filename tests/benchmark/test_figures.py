@@ -17,7 +17,7 @@ from pharmclf.benchmark.plain import comparable, compare, plain_table
 from pharmclf.benchmark.timing import pace
 from pharmclf.config import ConfigError
 from pharmclf.data.manifest import Manifest
-from pharmclf.hardware import GpuReading
+from pharmclf.monitoring import GpuReading
 
 
 def side(whole: float, phase1: float, phase2: float, accuracy: float, **more: float) -> dict[str, Any]:

@@ -84,7 +84,7 @@ LAUNCHER = [
     ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "not bound to 127.0.0.1"),
     ("use_internal_ips: true", "use_internal_ips: false", "public addresses"),
     ("RAY_health_check_timeout_ms=3000", "RAY_health_check_timeout_ms=30000", "noticed only after 93 s"),
-    ("preemption_watch.py", "watch.py", "notice of a pre-emption"),
+    ("preemption_watch.py", "alerts.py", "notice of a pre-emption"),
     ("type: external", "type: aws", "falls back"),
     ("# Tear down", "# Tear", "does not say Tear down"),
     ("# Costs ", "# Cost ", "does not say Costs"),

@@ -14,23 +14,23 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 from PIL import Image
 
-from pharmclf.hardware.readings import GpuReading, HostReading, Row
-from pharmclf.hardware.watch import Finding, Watch
+from pharmclf.monitoring.alerts import AlertTracker, HardwareAlert
+from pharmclf.monitoring.samples import GpuReading, HostReading, NodeSample
 from pharmclf.report import hardware_plots
 from pharmclf.report.hardware_facts import hardware_facts
 from pharmclf.report.hardware_plots import hardware_curves, hardware_png
 from pharmclf.report.plots import styled
 
 
-def judged(rows: Sequence[Row]) -> list[Finding]:
+def judged(rows: Sequence[NodeSample]) -> list[HardwareAlert]:
     """All that is wrong in rows."""
-    watch = Watch()
+    watch = AlertTracker()
     for one in rows:
-        watch.take(one)
-    return [*watch.passed, *watch.lasting]
+        watch.update(one)
+    return [*watch.passed, *watch.active]
 
 
-def overheating() -> list[Row]:
+def overheating() -> list[NodeSample]:
     """The trace with two phases and a pause of a night."""
     rows = played("overheating", loop=loop(0.2))
     phases = ["", *["phase1"] * 49, *["phase2"] * 60, *["test"] * 10]
@@ -38,7 +38,7 @@ def overheating() -> list[Row]:
     return named[:80] + [dataclasses.replace(one, at_s=one.at_s + 30_000.0) for one in named[80:]]
 
 
-def eight_gpus() -> list[Row]:
+def eight_gpus() -> list[NodeSample]:
     """Two days of a large node, of which one card runs hot for some hours."""
     rows = []
     for place in range(240):
@@ -50,13 +50,17 @@ def eight_gpus() -> list[Row]:
     return rows
 
 
-def bare() -> list[Row]:
+def bare() -> list[NodeSample]:
     """One reading of a node that tells nearly nothing."""
     cards = (GpuReading(index=0, name="NVIDIA GeForce RTX 4090", temperature_c=50.0),)
-    return [Row(at_s=BEGAN_S, seconds=5.0, node="node-with-a-long-name", host=HostReading(cpu_percent=5.0), gpus=cards)]
+    return [
+        NodeSample(
+            at_s=BEGAN_S, seconds=5.0, node="node-with-a-long-name", host=HostReading(cpu_percent=5.0), gpus=cards
+        )
+    ]
 
 
-SHEETS: dict[str, list[Row]] = {
+SHEETS: dict[str, list[NodeSample]] = {
     "one GPU": overheating(),
     "eight GPUs for two days": eight_gpus(),
     "four GPUs that do not train": steady(50, [gpu(index) for index in range(4)]),

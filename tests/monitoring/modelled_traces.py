@@ -1,4 +1,4 @@
-"""Draws the traces beside it: python tests/hardware/modelled_traces.py. See traces/README.md."""
+"""Draws the traces beside it: python tests/monitoring/modelled_traces.py. See traces/README.md."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What is worth a warning, measured over the newest rows of a node; pure.
 
 A rule says how much there is of something. Whether that is too much, and whether it is said, is decided by its limit
-(`levels.LIMITS`) and by `watch.Watch`.
+(`thresholds.THRESHOLDS`) and by `alerts.AlertTracker`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from pharmclf.core.units import format_memory, format_size
-from pharmclf.hardware.levels import BOUND, Measure
-from pharmclf.hardware.nvml import HARMFUL
-from pharmclf.hardware.readings import GpuReading, Row
-from pharmclf.hardware.stages import Setting, slow_stage
+from pharmclf.monitoring.bottleneck import RunContext, find_bottleneck
+from pharmclf.monitoring.nvml import HARMFUL
+from pharmclf.monitoring.samples import GpuReading, NodeSample
+from pharmclf.monitoring.thresholds import BOUND, Measurement
 
 WINDOW_S = 120.0
 """How far back a rule looks at most."""
@@ -20,18 +20,18 @@ _MINUTE_S = 60.0
 _GIB = 1 << 30
 
 
-def measures(rows: Sequence[Row], setting: Setting) -> list[Measure]:
+def measure_all(rows: Sequence[NodeSample], setting: RunContext) -> list[Measurement]:
     """What all rules say of a node.
 
     Args:
         rows: of the node, the newest last; those of the last `WINDOW_S` count.
         setting: what is known of the run.
     """
-    window = newest(rows, WINDOW_S)
+    window = newest_rows(rows, WINDOW_S)
     return [measure for rule in _RULES for measure in rule(window, setting)] if window else []
 
 
-def newest(rows: Sequence[Row], seconds: float) -> list[Row]:
+def newest_rows(rows: Sequence[NodeSample], seconds: float) -> list[NodeSample]:
     """The rows that end within some seconds before the last one; a clock that was set back leaves the others behind."""
     return [row for row in rows if rows[-1].at_s - seconds < row.at_s <= rows[-1].at_s]
 
@@ -41,10 +41,10 @@ def gpu_text(gpu: GpuReading) -> str:
     return f"GPU {gpu.index} ({gpu.name})" if gpu.name else f"GPU {gpu.index}"
 
 
-def _temperature(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
+def _temperature(rows: Sequence[NodeSample], _setting: RunContext) -> Iterator[Measurement]:
     for gpu in rows[-1].watched_gpus:
         if gpu.temperature_c is not None:
-            yield Measure(
+            yield Measurement(
                 rule="temperature",
                 device=f"GPU {gpu.index}",
                 value=gpu.temperature_c,
@@ -55,8 +55,8 @@ def _temperature(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
             )
 
 
-def _throttling(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
-    minute = newest(rows, _MINUTE_S)
+def _throttling(rows: Sequence[NodeSample], _setting: RunContext) -> Iterator[Measurement]:
+    minute = newest_rows(rows, _MINUTE_S)
     for gpu in rows[-1].watched_gpus:
         readings = [(other, row.seconds) for row in minute for other in row.gpus if other.index == gpu.index]
         slowed = {
@@ -71,7 +71,7 @@ def _throttling(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
         remedy = "Cool it, lower its power limit (nvidia-smi -pl), or take another machine"
         if reason == "power brake":
             remedy = "Its power supply does not give enough: check cables and the power of the machine, or take another"
-        yield Measure(
+        yield Measurement(
             rule="throttling",
             device=f"GPU {gpu.index}",
             value=seconds,
@@ -81,7 +81,7 @@ def _throttling(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
         )
 
 
-def _gpu_memory(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
+def _gpu_memory(rows: Sequence[NodeSample], _setting: RunContext) -> Iterator[Measurement]:
     for gpu in rows[-1].watched_gpus:
         if gpu.memory_percent is None or gpu.memory_used_bytes is None or gpu.memory_total_bytes is None:
             continue
@@ -90,7 +90,7 @@ def _gpu_memory(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
             for holder in gpu.holders[:3]
         ]
         used, total = format_memory(gpu.memory_used_bytes), format_memory(gpu.memory_total_bytes)
-        yield Measure(
+        yield Measurement(
             rule="gpu memory",
             device=f"GPU {gpu.index}",
             value=gpu.memory_percent,
@@ -101,10 +101,10 @@ def _gpu_memory(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
         )
 
 
-def _gpu_errors(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
+def _gpu_errors(rows: Sequence[NodeSample], _setting: RunContext) -> Iterator[Measurement]:
     for gpu in rows[-1].watched_gpus:
         if gpu.ecc_errors is not None:
-            yield Measure(
+            yield Measurement(
                 rule="gpu errors",
                 device=f"GPU {gpu.index}",
                 value=float(gpu.ecc_errors),
@@ -112,7 +112,7 @@ def _gpu_errors(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
                 what=f"has had {gpu.ecc_errors} memory errors that could not be corrected",
                 remedy="Its results cannot be trusted: train on another one, and have this one reset or replaced",
             )
-        yield Measure(
+        yield Measurement(
             rule="gpu lost",
             device=f"GPU {gpu.index}",
             value=float(gpu.lost),
@@ -122,7 +122,7 @@ def _gpu_errors(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
         )
 
 
-def _gpu_unused(rows: Sequence[Row], setting: Setting) -> Iterator[Measure]:
+def _gpu_unused(rows: Sequence[NodeSample], setting: RunContext) -> Iterator[Measurement]:
     """A GPU that does nothing while steps are taken: TensorFlow did not find it, or there are too few workers."""
     trained = [row for row in rows if row.loop is not None and row.loop.steps > 0]
     if not setting.wants_gpus or sum(row.seconds for row in trained) < _MINUTE_S or _wait_percent(trained) > 50.0:
@@ -132,7 +132,7 @@ def _gpu_unused(rows: Sequence[Row], setting: Setting) -> Iterator[Measure]:
         if mean is None:
             continue
         given = gpu.index in rows[-1].ours
-        yield Measure(
+        yield Measurement(
             rule="gpu unused",
             device=f"GPU {gpu.index}",
             value=mean,
@@ -144,19 +144,19 @@ def _gpu_unused(rows: Sequence[Row], setting: Setting) -> Iterator[Measure]:
         )
 
 
-def _waiting(rows: Sequence[Row], setting: Setting) -> Iterator[Measure]:
+def _waiting(rows: Sequence[NodeSample], setting: RunContext) -> Iterator[Measurement]:
     """The share of the time that a device waits, over the rows of the present phase."""
     last = rows[-1]
     trained = [row for row in rows if row.loop is not None and row.phase == last.phase]
     if last.loop is None or sum(row.seconds for row in trained) < 0.95 * _MINUTE_S:
         return
-    percent, stage = _wait_percent(trained), slow_stage(trained, setting)
+    percent, stage = _wait_percent(trained), find_bottleneck(trained, setting)
     gpus = [gpu for gpu in last.gpus if gpu.index == last.loop.gpu] or list(last.watched_gpus)
     subject, busy = f"worker {last.loop.rank}", ""
     if len(gpus) == 1:
         subject, mean = gpu_text(gpus[0]), _mean_utilisation(trained, gpus[0].index)
         busy = "" if mean is None else f", its utilisation is {mean:.0f} %"
-    yield Measure(
+    yield Measurement(
         rule="waiting",
         value=percent,
         subject=subject,
@@ -165,24 +165,24 @@ def _waiting(rows: Sequence[Row], setting: Setting) -> Iterator[Measure]:
     )
 
 
-def _wait_percent(rows: Sequence[Row]) -> float:
+def _wait_percent(rows: Sequence[NodeSample]) -> float:
     loops = [row.loop for row in rows if row.loop is not None]
     seconds = sum(loop.seconds for loop in loops)
     return 100.0 * sum(loop.wait_share * loop.seconds for loop in loops) / seconds if seconds > 0 else 0.0
 
 
-def _mean_utilisation(rows: Sequence[Row], index: int) -> float | None:
+def _mean_utilisation(rows: Sequence[NodeSample], index: int) -> float | None:
     """Of a GPU, in percent; None where it was not known in each row."""
     used = [gpu.utilisation_percent for row in rows for gpu in row.gpus if gpu.index == index]
     known = [value for value in used if value is not None]
     return sum(known) / len(known) if known and len(known) == len(rows) else None
 
 
-def _memory(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
+def _memory(rows: Sequence[NodeSample], _setting: RunContext) -> Iterator[Measurement]:
     used, total = rows[-1].host.memory_used_bytes, rows[-1].host.memory_total_bytes
     if used is not None and total:
         percent = 100.0 * used / total
-        yield Measure(
+        yield Measurement(
             rule="memory",
             value=percent,
             subject="",
@@ -191,11 +191,11 @@ def _memory(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
         )
 
 
-def _disk(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
+def _disk(rows: Sequence[NodeSample], _setting: RunContext) -> Iterator[Measurement]:
     host = rows[-1].host
     if host.disk_free_bytes is not None and host.disk_total_bytes:
         percent = 100.0 * (1.0 - host.disk_free_bytes / host.disk_total_bytes)
-        yield Measure(
+        yield Measurement(
             rule="disk",
             value=percent,
             subject=f"the disk of {host.disk_folder}",
@@ -205,10 +205,10 @@ def _disk(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
         )
 
 
-def _shared_memory(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
+def _shared_memory(rows: Sequence[NodeSample], _setting: RunContext) -> Iterator[Measurement]:
     total = rows[-1].host.shm_total_bytes
     if total is not None:
-        yield Measure(
+        yield Measurement(
             rule="shared memory",
             value=total / _GIB,
             subject="/dev/shm",
@@ -218,6 +218,6 @@ def _shared_memory(rows: Sequence[Row], _setting: Setting) -> Iterator[Measure]:
         )
 
 
-_RULES: tuple[Callable[[Sequence[Row], Setting], Iterator[Measure]], ...] = (
+_RULES: tuple[Callable[[Sequence[NodeSample], RunContext], Iterator[Measurement]], ...] = (
     _temperature, _throttling, _gpu_memory, _gpu_errors, _gpu_unused, _waiting, _memory, _disk, _shared_memory,
 )  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pharmclf.core.units import format_size
-from pharmclf.hardware.readings import Row
+from pharmclf.monitoring.samples import NodeSample
 
 _FULL_CPU_PERCENT = 85.0  # of all CPUs; the rest are moments between tasks
 _OURS_PERCENT = 50.0  # of the busy CPUs: below it others have them
@@ -21,7 +21,7 @@ _FULL_WORKER_PERCENT = 90.0  # of one CPU, by the worker's own process
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class RunContext:
     """What the rules must know of a run."""
 
     remote_data: bool = False
@@ -33,7 +33,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Bottleneck:
     """The stage that the others wait for."""
 
     name: str
@@ -43,7 +43,7 @@ class Stage:
     """What a person can do."""
 
 
-def slow_stage(rows: Sequence[Row], setting: Setting) -> Stage:
+def find_bottleneck(rows: Sequence[NodeSample], setting: RunContext) -> Bottleneck:
     """The slow stage of a node whose device waits for data.
 
     Args:
@@ -55,12 +55,12 @@ def slow_stage(rows: Sequence[Row], setting: Setting) -> Stage:
     if cpu is not None and cpu >= _FULL_CPU_PERCENT:
         if tree is not None and tree < cpu * _OURS_PERCENT / 100.0:
             sign = f"since other processes take the processors ({cpu:.0f} % busy, {tree:.0f} % by this run)"
-            return Stage(name="the processors", sign=sign, remedy="End them, or give the run a node of its own")
+            return Bottleneck(name="the processors", sign=sign, remedy="End them, or give the run a node of its own")
         sign = f"processors {cpu:.0f} % busy"
         if kept:
             remedy = "Give more CPUs to each device"
-            return Stage(name="reading kept activations", sign=sign, remedy=remedy)
-        return Stage(
+            return Bottleneck(name="reading kept activations", sign=sign, remedy=remedy)
+        return Bottleneck(
             name="decoding",
             sign=sign,
             remedy="Decode each image once (--augment.views 4), give more CPUs to each device, or store smaller images",
@@ -68,13 +68,13 @@ def slow_stage(rows: Sequence[Row], setting: Setting) -> Stage:
     return _feed(rows, setting, kept, cpu)
 
 
-def _feed(rows: Sequence[Row], setting: Setting, kept: bool, cpu: float | None) -> Stage:
+def _feed(rows: Sequence[NodeSample], setting: RunContext, kept: bool, cpu: float | None) -> Bottleneck:
     """Of a node whose processors have time."""
     idle = "" if cpu is None else f", processors {cpu:.0f} % busy"
     what = "reading kept activations" if kept else "reading images"
     taken, link = _mean(rows, lambda row: row.host.network_in_bytes_per_s), rows[-1].host.network_link_bytes_per_s
     if taken is not None and link and taken >= _FULL_LINK * link:
-        return Stage(
+        return Bottleneck(
             name=f"the network ({what})",
             sign=f"{format_size(taken)}/s of {format_size(link)}/s{idle}",
             remedy="Take nodes with a faster network, or put a copy of the data onto their disks",
@@ -82,7 +82,7 @@ def _feed(rows: Sequence[Row], setting: Setting, kept: bool, cpu: float | None) 
     waits = _mean(rows, lambda row: row.host.iowait_percent)
     if waits is not None and waits >= _IOWAIT_PERCENT:
         read = _mean(rows, lambda row: row.host.disk_read_bytes_per_s) or 0.0
-        return Stage(
+        return Bottleneck(
             name=f"the disk ({what})",
             sign=f"processors wait for it {waits:.0f} % of the time, it gives {format_size(read)}/s",
             remedy="Put the data onto a faster disk (NVMe)"
@@ -90,26 +90,26 @@ def _feed(rows: Sequence[Row], setting: Setting, kept: bool, cpu: float | None) 
         )
     worker = _mean(rows, lambda row: row.loop.cpu_percent if row.loop else None)
     if worker is not None and worker >= _FULL_WORKER_PERCENT and rows[-1].gpus:
-        return Stage(
+        return Bottleneck(
             name="the hand-over to the device",
             sign=f"the worker's process uses {worker / 100.0:.1f} CPUs{idle}",
             remedy="More workers with fewer images each, or kept activations (--augment.views 4)",
         )
     if setting.remote_data and not kept:
-        return Stage(
+        return Bottleneck(
             name="the storage (reading images)",
             sign=f"{format_size(taken or 0.0)}/s come in{idle}",
             remedy="Use a bucket in the region of the nodes, give more CPUs (each reads 16 images at a time), or put a "
             "copy onto their disks",
         )
-    return Stage(
+    return Bottleneck(
         name=what,
         sign=f"neither processors, disk nor network are at their end{idle}",
         remedy="Give the pipeline more CPUs: fewer workers on a node, or nodes with more CPUs for each device",
     )
 
 
-def _mean(rows: Sequence[Row], value: Callable[[Row], float | None]) -> float | None:
+def _mean(rows: Sequence[NodeSample], value: Callable[[NodeSample], float | None]) -> float | None:
     """Mean over the rows where it is known, weighted by their length."""
     known = [(found, row.seconds) for row in rows if (found := value(row)) is not None]
     seconds = sum(weight for _, weight in known)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pynvml
 import pytest
+from fake_nvml import FakeNvml
 from hardware_rows import TRACES, trace
 
-from pharmclf.hardware.nvml import HARMFUL, REASONS, DriverNvml, NvmlMissing
-from pharmclf.hardware.readings import GpuReading, Holder
-from pharmclf.hardware.replay import ReplayedNvml
+from pharmclf.monitoring.nvml import HARMFUL, REASONS, DriverNvml, NvmlUnavailableError
+from pharmclf.monitoring.samples import GpuProcess, GpuReading
 
 
 class Library:
@@ -166,29 +166,30 @@ def test_a_card_that_is_lost_from_the_start_hides_no_other(library: Library) -> 
 
 def test_the_holders_of_memory_come_the_largest_first(library: Library) -> None:
     found = DriverNvml().holders(0)
-    assert found == [Holder(pid=12, used_bytes=30 << 30), Holder(pid=4711, used_bytes=5 << 30)]
+    assert found == [GpuProcess(pid=12, used_bytes=30 << 30), GpuProcess(pid=4711, used_bytes=5 << 30)]
 
 
 def test_a_machine_without_gpus_or_with_a_broken_driver_says_why(library: Library) -> None:
     library.count = 0
-    with pytest.raises(NvmlMissing, match="knows of no GPU"):
+    with pytest.raises(NvmlUnavailableError, match="knows of no GPU"):
         DriverNvml()
     library.broken = {"nvmlInitWithFlags": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}
-    with pytest.raises(NvmlMissing, match="the NVIDIA driver says: Driver Not Loaded"):
+    with pytest.raises(NvmlUnavailableError, match="the NVIDIA driver says: Driver Not Loaded"):
         DriverNvml()
 
 
 def test_a_machine_without_a_driver_or_the_package_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library is looked for in a fresh process; here there is none, or else this test says nothing."""
     code = (
-        "from pharmclf.hardware.nvml import *\ntry:\n    DriverNvml()\nexcept NvmlMissing as error:\n    print(error)"
+        "from pharmclf.monitoring.nvml import *\ntry:\n    DriverNvml()\nexcept NvmlUnavailableError as error:\n  "
+        "  print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
     if not done.stdout:
         pytest.skip("this machine has an NVIDIA driver")
     assert done.stdout.strip() == "no NVIDIA driver"
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(NvmlMissing, match="nvidia-ml-py is not installed"):
+    with pytest.raises(NvmlUnavailableError, match="nvidia-ml-py is not installed"):
         DriverNvml()
 
 
@@ -232,14 +233,14 @@ def test_a_recording_gives_its_lines_one_after_the_other_and_then_the_last() -> 
 def test_a_recording_of_a_desktop_card_or_an_older_tool_is_read_as_far_as_it_goes() -> None:
     """[N/A] is unknown; with nounits there are none; clocks_throttle_reasons is the older name."""
     heading = "index, name, temperature.gpu, power.draw, clocks_throttle_reasons.active, memory.used"
-    nvml = ReplayedNvml(f"{heading}\n0, NVIDIA GeForce RTX 4090, 55, [N/A], 0x0000000000000001, [N/A]\n")
+    nvml = FakeNvml(f"{heading}\n0, NVIDIA GeForce RTX 4090, 55, [N/A], 0x0000000000000001, [N/A]\n")
     expected = GpuReading(index=0, name="NVIDIA GeForce RTX 4090", temperature_c=55.0, throttle={"idle": 1.0})
     assert nvml.read(0) == expected
 
 
 def test_what_is_no_recording_is_refused() -> None:
     with pytest.raises(ValueError, match="expected the CSV of nvidia-smi"):
-        ReplayedNvml("")
+        FakeNvml("")
 
 
 @pytest.mark.parametrize("path", sorted(TRACES.glob("*.csv")), ids=lambda path: path.stem)

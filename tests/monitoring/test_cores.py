@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pharmclf.hardware.control_group import ControlGroup
-from pharmclf.hardware.cores import cores_for_ray, schedulable_cores, usable_cores
+from pharmclf.monitoring.cgroup import ControlGroup
+from pharmclf.monitoring.cores import ray_cpus, schedulable_cores, usable_cores
 
 ROOT = Path(__file__).parents[2]
 NOTHING: dict[str, str] = {}
@@ -71,11 +71,11 @@ def test_a_job_of_slurm_uses_what_it_was_given(
 def test_a_process_that_is_bound_to_one_core_counts_one() -> None:
     """By the system's own command; Ray is given a second one, or a worker would leave none to decode images."""
     allowed = min(os.sched_getaffinity(0))
-    code = "from pharmclf.hardware.cores import *; print(schedulable_cores(), usable_cores(), cores_for_ray())"
+    code = "from pharmclf.monitoring.cores import *; print(schedulable_cores(), usable_cores(), ray_cpus())"
     command = ["taskset", "-c", str(allowed), sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1", "2"]
-    assert cores_for_ray() == max(2, usable_cores())
+    assert ray_cpus() == max(2, usable_cores())
     assert usable_cores() <= schedulable_cores() == len(os.sched_getaffinity(0))
 
 
@@ -83,4 +83,4 @@ def test_no_other_file_asks_how_many_cores_the_host_has() -> None:
     """One function answers for all; what the host has is of no use."""
     files = [path for place in ("pharmclf", "jobs", "tune", "cluster") for path in (ROOT / place).rglob("*.py")]
     asking = [str(path.relative_to(ROOT)) for path in files if "os.cpu_count(" in path.read_text(encoding="utf-8")]
-    assert asking == ["pharmclf/hardware/cores.py"]
+    assert asking == ["pharmclf/monitoring/cores.py"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
-from pharmclf.hardware.control_group import ControlGroup
+from pharmclf.monitoring.cgroup import ControlGroup
 
-_RAY_LEAST = 2  # one for a worker, one to decode images: on a single core the two take turns
+_RAY_MIN_CPUS = 2  # one for a worker, one to decode images: on a single core the two take turns
 
 
 def schedulable_cores() -> int:
@@ -23,16 +23,16 @@ def usable_cores(group: ControlGroup | None = None, environment: Mapping[str, st
         environment: that Slurm has written the size of its job to.
     """
     quota = (group or ControlGroup()).num_cpus
-    limits = [float(schedulable_cores()), *([] if quota is None else [quota]), *_of_slurm(environment)]
+    limits = [float(schedulable_cores()), *([] if quota is None else [quota]), *_slurm_cores(environment)]
     return max(1, int(min(limits)))
 
 
-def cores_for_ray() -> int:
+def ray_cpus() -> int:
     """The CPUs that a Ray of our own counts on this machine."""
-    return max(_RAY_LEAST, usable_cores())
+    return max(_RAY_MIN_CPUS, usable_cores())
 
 
-def _of_slurm(environment: Mapping[str, str]) -> Iterator[float]:
+def _slurm_cores(environment: Mapping[str, str]) -> Iterator[float]:
     """What Slurm has given to this process: to its task inside a step of srun, else to the job on this node."""
     if "SLURM_JOB_ID" not in environment:
         return

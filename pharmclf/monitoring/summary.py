@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pharmclf.core.units import format_count
-from pharmclf.hardware.nvml import HARMFUL
-from pharmclf.hardware.readings import GpuReading, Row
+from pharmclf.monitoring.nvml import HARMFUL
+from pharmclf.monitoring.samples import GpuReading, NodeSample
 
 Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
@@ -68,13 +68,13 @@ class NodeSummary:
         return self.waited_s / self.trained_s if self.trained_s > 0 else None
 
 
-def summarise(rows: Iterable[Row]) -> list[NodeSummary]:
+def summarise(rows: Iterable[NodeSample]) -> list[NodeSummary]:
     """The summary of each node, in the order of their names.
 
     Args:
         rows: of a run; those of a node in the order of time.
     """
-    by_node: dict[str, list[Row]] = {}
+    by_node: dict[str, list[NodeSample]] = {}
     for row in rows:
         by_node.setdefault(row.node, []).append(row)
     return [_summary(node, by_node[node]) for node in sorted(by_node)]
@@ -91,38 +91,38 @@ def summary_line(nodes: Sequence[NodeSummary]) -> str:
     if gpus:
         parts.append(format_count(len(gpus), "GPU"))
         busy = average([gpu.mean_utilisation_percent for gpu in gpus])
-        hottest, slowed = _most(gpu.peak_temperature_c for gpu in gpus), max(gpu.slowed_s for gpu in gpus)
+        hottest, slowed = _max_known(gpu.peak_temperature_c for gpu in gpus), max(gpu.slowed_s for gpu in gpus)
         parts += [f"{busy:.0f} % busy"] if busy is not None else []
         parts += [f"at most {hottest:.0f} °C"] if hottest is not None else []
         parts += [f"slowed down for {slowed:.0f} s"] if slowed else []
     busy = average([node.mean_cpu_percent for node in nodes])
     parts += [f"processors {busy:.0f} % busy"] if busy is not None else []
-    full = _most(node.peak_memory_percent for node in nodes)
+    full = _max_known(node.peak_memory_percent for node in nodes)
     parts += [f"memory at most {full:.0f} % full"] if full is not None else []
-    waited = _most(node.wait_share for node in nodes)
+    waited = _max_known(node.wait_share for node in nodes)
     parts += [f"waited for data {100 * waited:.0f} % of the training"] if waited is not None else []
     return f"hardware: {', '.join(parts)}" if parts else ""
 
 
-def _summary(node: str, rows: Sequence[Row]) -> NodeSummary:
+def _summary(node: str, rows: Sequence[NodeSample]) -> NodeSummary:
     trained = [row for row in rows if row.loop is not None] or rows
     loops = [row.loop for row in rows if row.loop is not None]
     indices = sorted({gpu.index for row in rows for gpu in row.watched_gpus})
     return NodeSummary(
         node=node,
         seconds=sum(row.seconds for row in rows),
-        num_cpus=_last(row.host.num_cpus for row in rows),
+        num_cpus=_last_known(row.host.num_cpus for row in rows),
         mean_cpu_percent=_mean(trained, lambda row: row.host.cpu_percent),
-        memory_total_bytes=_last(row.host.memory_total_bytes for row in rows),
-        peak_memory_bytes=_most(row.host.memory_used_bytes for row in rows),
+        memory_total_bytes=_last_known(row.host.memory_total_bytes for row in rows),
+        peak_memory_bytes=_max_known(row.host.memory_used_bytes for row in rows),
         trained_s=sum(loop.seconds for loop in loops),
         waited_s=sum(loop.seconds * loop.wait_share for loop in loops),
         gpus=[_gpu_summary(node, index, rows, trained) for index in indices],
     )
 
 
-def _gpu_summary(node: str, index: int, rows: Sequence[Row], trained: Sequence[Row]) -> GpuSummary:
-    def of(row: Row) -> GpuReading:
+def _gpu_summary(node: str, index: int, rows: Sequence[NodeSample], trained: Sequence[NodeSample]) -> GpuSummary:
+    def of(row: NodeSample) -> GpuReading:
         return next((gpu for gpu in row.gpus if gpu.index == index), GpuReading(index=index))
 
     readings = [(of(row), row.seconds) for row in rows]
@@ -135,21 +135,21 @@ def _gpu_summary(node: str, index: int, rows: Sequence[Row], trained: Sequence[R
     return GpuSummary(
         node=node,
         index=index,
-        name=_last(gpu.name or None for gpu, _ in readings) or "",
-        memory_total_bytes=_last(gpu.memory_total_bytes for gpu, _ in readings),
-        peak_memory_bytes=_most(gpu.memory_used_bytes for gpu, _ in readings),
-        peak_temperature_c=_most(gpu.temperature_c for gpu, _ in readings),
+        name=_last_known(gpu.name or None for gpu, _ in readings) or "",
+        memory_total_bytes=_last_known(gpu.memory_total_bytes for gpu, _ in readings),
+        peak_memory_bytes=_max_known(gpu.memory_used_bytes for gpu, _ in readings),
+        peak_temperature_c=_max_known(gpu.temperature_c for gpu, _ in readings),
         mean_utilisation_percent=_mean(trained, lambda row: of(row).utilisation_percent),
         throttled_s=throttled,
         energy_kwh=sum(powers) / _KWH if powers else None,
     )
 
 
-def _last(values: Iterable[Value | None]) -> Value | None:
+def _last_known(values: Iterable[Value | None]) -> Value | None:
     return next((value for value in reversed(list(values)) if value is not None), None)
 
 
-def _most(values: Iterable[Number | None]) -> Number | None:
+def _max_known(values: Iterable[Number | None]) -> Number | None:
     return max((value for value in values if value is not None), default=None)
 
 
@@ -159,7 +159,7 @@ def average(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _mean(rows: Sequence[Row], value: Callable[[Row], float | None]) -> float | None:
+def _mean(rows: Sequence[NodeSample], value: Callable[[NodeSample], float | None]) -> float | None:
     known = [(found, row.seconds) for row in rows if (found := value(row)) is not None]
     seconds = sum(weight for _, weight in known)
     return sum(found * weight for found, weight in known) / seconds if seconds > 0 else None

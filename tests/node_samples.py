@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pharmclf.hardware.readings import GpuReading, HostReading, LoopReading, Row
-from pharmclf.hardware.replay import ReplayedNvml
+from fake_nvml import FakeNvml
 
-TRACES = Path(__file__).parent / "hardware" / "traces"
+from pharmclf.monitoring.samples import GpuReading, HostReading, LoopReading, NodeSample
+
+TRACES = Path(__file__).parent / "monitoring" / "traces"
 STEP_S = 5.0
 BEGAN_S = 1_795_000_000.0
 GIB = 1 << 30
@@ -36,16 +37,16 @@ HOST = HostReading(
 """A node at ease."""
 
 
-def trace(name: str) -> ReplayedNvml:
+def trace(name: str) -> FakeNvml:
     """A trace by its name."""
-    return ReplayedNvml((TRACES / f"{name}.csv").read_text(encoding="utf-8"))
+    return FakeNvml((TRACES / f"{name}.csv").read_text(encoding="utf-8"))
 
 
-def row(place: int = 0, node: str = "10.0.0.1", **values: Any) -> Row:
+def row(place: int = 0, node: str = "10.0.0.1", **values: Any) -> NodeSample:
     """A row, the place-th of its node; `host` fields may be given as `host_…`."""
     host = {name.removeprefix("host_"): values.pop(name) for name in list(values) if name.startswith("host_")}
     made = {"seconds": STEP_S, "host": dataclasses.replace(HOST, **host)} | values
-    return Row(at_s=BEGAN_S + (place + 1) * made["seconds"], node=node, **made)
+    return NodeSample(at_s=BEGAN_S + (place + 1) * made["seconds"], node=node, **made)
 
 
 def loop(wait_share: float = 0.02, seconds: float = STEP_S, **values: Any) -> LoopReading:
@@ -71,7 +72,7 @@ def gpu(index: int = 0, **values: Any) -> GpuReading:
     return GpuReading(index=index, **made | values)
 
 
-def played(name: str, **values: Any) -> list[Row]:
+def played(name: str, **values: Any) -> list[NodeSample]:
     """The rows of a node with the GPUs of a trace."""
     nvml = trace(name)
     return [
@@ -80,6 +81,6 @@ def played(name: str, **values: Any) -> list[Row]:
     ]
 
 
-def steady(count: int, gpus: Sequence[GpuReading] = (), **values: Any) -> list[Row]:
+def steady(count: int, gpus: Sequence[GpuReading] = (), **values: Any) -> list[NodeSample]:
     """The same again and again."""
     return [row(place, gpus=tuple(gpus), **values) for place in range(count)]

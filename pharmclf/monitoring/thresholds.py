@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Level = Literal["", "warning", "alarm"]
+AlertLevel = Literal["", "warning", "alarm"]
 BOUND = "{limit}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limit:
+class Threshold:
     """From where on something is too much."""
 
     warning: float | None = None
@@ -26,7 +26,7 @@ class Limit:
     repeats: bool = True
     """Whether it is said again while it lasts."""
 
-    def level(self, value: float, before: Level) -> Level:
+    def level(self, value: float, before: AlertLevel) -> AlertLevel:
         """How bad a value is.
 
         Args:
@@ -43,34 +43,34 @@ class Limit:
                 return level
         return ""
 
-    def of(self, level: Level) -> float | None:
+    def of(self, level: AlertLevel) -> float | None:
         """The limit of a level."""
         return {"alarm": self.alarm, "warning": self.warning}.get(level)
 
 
-_LEVELS: tuple[Level, ...] = ("", "warning", "alarm")
+_LEVELS: tuple[AlertLevel, ...] = ("", "warning", "alarm")
 
-LIMITS: Mapping[str, Limit] = {
-    "temperature": Limit(warning=80.0, alarm=85.0, margin=3.0, unit=" °C"),
-    "throttling": Limit(alarm=6.0, margin=5.0, unit=" s"),
-    "gpu memory": Limit(alarm=95.0, margin=3.0),
-    "gpu errors": Limit(alarm=1.0, unit="", repeats=False),
-    "gpu lost": Limit(alarm=1.0, unit="", repeats=False),
-    "gpu unused": Limit(warning=2.0, margin=3.0, below=True),
-    "waiting": Limit(warning=10.0, margin=3.0),
-    "memory": Limit(warning=92.0, alarm=95.0, margin=3.0),  # at 95 % Ray ends tasks
-    "disk": Limit(warning=90.0, alarm=95.0, margin=2.0),  # at 95 % Ray writes no objects to it any more
-    "shared memory": Limit(warning=1.0, unit=" GiB", below=True, repeats=False),
+THRESHOLDS: Mapping[str, Threshold] = {
+    "temperature": Threshold(warning=80.0, alarm=85.0, margin=3.0, unit=" °C"),
+    "throttling": Threshold(alarm=6.0, margin=5.0, unit=" s"),
+    "gpu memory": Threshold(alarm=95.0, margin=3.0),
+    "gpu errors": Threshold(alarm=1.0, unit="", repeats=False),
+    "gpu lost": Threshold(alarm=1.0, unit="", repeats=False),
+    "gpu unused": Threshold(warning=2.0, margin=3.0, below=True),
+    "waiting": Threshold(warning=10.0, margin=3.0),
+    "memory": Threshold(warning=92.0, alarm=95.0, margin=3.0),  # at 95 % Ray ends tasks
+    "disk": Threshold(warning=90.0, alarm=95.0, margin=2.0),  # at 95 % Ray writes no objects to it any more
+    "shared memory": Threshold(warning=1.0, unit=" GiB", below=True, repeats=False),
 }
 """By rule. The temperatures are those of the reference run; from where on it slows down, each card knows itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class Measurement:
     """How much of something there is."""
 
     rule: str
-    """A key of `LIMITS`."""
+    """A key of `THRESHOLDS`."""
     device: str = ""
     """That it was measured on, the same as long as it lasts; "": the node."""
     value: float

@@ -18,17 +18,17 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.core.background import BackgroundTask
 from pharmclf.core.timeouts import CLOSE_WRITER_S, OPTIONAL_STORAGE_S
-from pharmclf.hardware.log import NodeLog, read_rows, read_warnings, write_rows, write_warnings
-from pharmclf.hardware.readings import LoopReading, Row, merge_loops
-from pharmclf.hardware.sampler import HARDWARE, LOOP, NodeReader, OneByOne, Sampler
-from pharmclf.hardware.stages import Setting
-from pharmclf.hardware.summary import summarise, summary_line
-from pharmclf.hardware.watch import Finding, Watch
+from pharmclf.monitoring.alerts import AlertTracker, HardwareAlert
+from pharmclf.monitoring.bottleneck import RunContext
+from pharmclf.monitoring.sample_log import SampleLog, read_alerts, read_samples, write_alerts, write_samples
+from pharmclf.monitoring.sampler import HARDWARE, LOOP, LogOnce, NodeSampler, Sampler
+from pharmclf.monitoring.samples import LoopReading, NodeSample, merge_loops
+from pharmclf.monitoring.summary import summarise, summary_line
 
 WARNINGS = "hardware_warnings"
 """Kind of the event that tells what is wrong now: `warnings`, as plain values, alarms first; [] where nothing is."""
-_LOOK_EVERY_S = 2.0
-_WRITE_EVERY_S, _WRITE_SELDOM_S = 60.0, 600.0
+_POLL_INTERVAL_S = 2.0
+_WRITE_INTERVAL_S, _MAX_WRITE_INTERVAL_S = 60.0, 600.0
 _WRITE_SHARE = 0.02  # of the time watched so far: a file of days is written anew more seldom
 _log = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ class HardwareMonitor:
         every_s: float,
         tell: Callable[..., None],
         lost: Callable[[], object] = lambda: False,
-        setting: Setting | None = None,
-        machine: Callable[[], NodeReader] | None = None,
+        setting: RunContext | None = None,
+        machine: Callable[[], NodeSampler] | None = None,
     ) -> None:
         """Begin.
 
@@ -58,40 +58,40 @@ class HardwareMonitor:
             setting: what is known of the run.
             machine: opens the reader of this node; of its own GPUs and disks if not given.
         """
-        self._node, self._tell, self._watch = node, tell, Watch(setting or Setting())
-        self._errors = OneByOne(_log)
+        self._node, self._send_event, self._watch = node, tell, AlertTracker(setting or RunContext())
+        self._errors = LogOnce(_log)
         self._files = _Files(folder, lost, self._errors)
         self._loops: dict[str, dict[int, LoopReading]] = {}
         self._gpus: dict[str, dict[int, int]] = {}
         self._phase, self._said_no_gpus = "", False
-        self._told: list[dict[str, Any]] = []
+        self._reported: list[dict[str, Any]] = []
         self._lock, self._flushed = threading.Lock(), threading.Event()
         self._flushed.set()
         self._sampler: Sampler | None = None
         self._writer: BackgroundTask | None = None
         if every_s > 0:
             local = [] if storage.is_remote(folder) else [storage.absolute(folder)]
-            opened = machine or (lambda: NodeReader(node, [tempfile.gettempdir(), *local]))
+            opened = machine or (lambda: NodeSampler(node, [tempfile.gettempdir(), *local]))
             self._sampler = Sampler(self.event, node=node, every_s=every_s, machine=opened)
-            self._writer = BackgroundTask("hardware-log", self._write, every_s=_LOOK_EVERY_S, attempts_at_close=1)
+            self._writer = BackgroundTask("hardware-log", self._write, every_s=_POLL_INTERVAL_S, attempts_at_close=1)
 
     def event(self, kind: str, **values: Any) -> None:
         """Take an event of the run, as `Observer.event`; those that tell nothing of the hardware change nothing."""
-        with self._errors.said_once("what a node tells cannot be judged"):
+        with self._errors.log_errors_once("what a node tells cannot be judged"):
             self._event(kind, values)
 
     def _event(self, kind: str, values: Mapping[str, Any]) -> None:
         if kind == HARDWARE:
-            self._take(values["row"])
+            self._receive(values["row"])
         elif kind == LOOP:
-            self._take_loop(values["node"], values["reading"])
+            self._receive_loop(values["node"], values["reading"])
         elif kind in ("step", "epoch"):
             self._phase = values["phase"]
         elif kind == "activations":
             with self._lock:
                 self._watch.setting = dataclasses.replace(self._watch.setting, kept_phases=frozenset(values["phases"]))
         elif kind in ("started", "failure", "waiting", "test"):
-            self._rest("test" if kind == "test" else "", values.get("nodes", ()) if kind == "started" else None)
+            self._mark_idle("test" if kind == "test" else "", values.get("nodes", ()) if kind == "started" else None)
 
     def line(self) -> str:
         """What the hardware has done so far, in one line for the console; "" where nothing is known."""
@@ -110,13 +110,13 @@ class HardwareMonitor:
         if self._sampler and self._writer:
             self._sampler.close()
             with self._lock:
-                self._watch.forget_all(time.time())
+                self._watch.reset(time.time())
                 self._files.warnings = self._watch.passed
-            self._tell_lasting([])
+            self._report_ongoing_alerts([])
             self._flushed.clear()
             self._writer.close(CLOSE_WRITER_S)
 
-    def _take_loop(self, node: str, reading: LoopReading) -> None:
+    def _receive_loop(self, node: str, reading: LoopReading) -> None:
         with self._lock:
             loops = self._loops.setdefault(node, {})
             before = loops.get(reading.rank)
@@ -124,7 +124,7 @@ class HardwareMonitor:
             if reading.gpu is not None:
                 self._gpus.setdefault(node, {})[reading.rank] = reading.gpu
 
-    def _take(self, row: Row) -> None:
+    def _receive(self, row: NodeSample) -> None:
         """Complete a row by what its workers have told meanwhile, judge and keep it."""
         notes: list[str] = []
         with self._lock:
@@ -138,28 +138,28 @@ class HardwareMonitor:
             if row.no_gpus and not self._said_no_gpus:
                 self._said_no_gpus = True
                 notes.append(f"hardware: no GPU on {row.node} ({row.no_gpus}); the rest of the machine is watched")
-            notes += [found.text for found in self._watch.take(row)]
+            notes += [found.text for found in self._watch.update(row)]
             self._files.add(row)
-            lasting = self._watch.lasting
+            lasting = self._watch.active
             self._files.warnings = [*self._watch.passed, *lasting]
         for text in notes:
-            self._tell("note", text=text)
-        self._tell_lasting(lasting)
+            self._send_event("note", text=text)
+        self._report_ongoing_alerts(lasting)
 
-    def _tell_lasting(self, lasting: list[Finding]) -> None:
+    def _report_ongoing_alerts(self, lasting: list[HardwareAlert]) -> None:
         told = [found.to_dict() for found in lasting]
-        if told != self._told:
-            self._told = told
-            self._tell(WARNINGS, warnings=told)
+        if told != self._reported:
+            self._reported = told
+            self._send_event(WARNINGS, warnings=told)
 
-    def _rest(self, phase: str, nodes: Any) -> None:
+    def _mark_idle(self, phase: str, nodes: Any) -> None:
         """No steps are taken now; with `nodes`, workers have started there and nowhere else."""
         with self._lock:
             self._phase = phase
             self._loops.clear()
             self._gpus.clear()
             if nodes is not None or phase:
-                self._watch.forget_all(time.time(), but={self._node, *(nodes or ())})
+                self._watch.reset(time.time(), but={self._node, *(nodes or ())})
 
     def _write(self) -> None:
         flushing = not self._flushed.is_set()
@@ -167,7 +167,7 @@ class HardwareMonitor:
             due = self._files.due(flushing)
         for node in due:
             self._files.write(node, self._lock)
-        self._files.write_warnings(self._lock)
+        self._files.write_alerts(self._lock)
         if flushing:
             self._flushed.set()
 
@@ -175,24 +175,24 @@ class HardwareMonitor:
 class _Files:
     """What is kept of a run in its folder; locked by the monitor, but for the time that the storage takes."""
 
-    def __init__(self, folder: str, lost: Callable[[], object], errors: OneByOne) -> None:
-        self.warnings: list[Finding] = []
+    def __init__(self, folder: str, lost: Callable[[], object], errors: LogOnce) -> None:
+        self.warnings: list[HardwareAlert] = []
         """Those of this process, the oldest first."""
         self._folder, self._lost, self._errors = folder, lost, errors
-        self._logs: dict[str, NodeLog] = {}
+        self._logs: dict[str, SampleLog] = {}
         self._read: set[str] = set()  # nodes whose rows of earlier processes have been read
         self._written_at: dict[str, float] = {}
         self._began = time.monotonic()
-        self._earlier: list[Finding] | None = None  # warnings of earlier processes; None: not read yet
+        self._earlier: list[HardwareAlert] | None = None  # warnings of earlier processes; None: not read yet
         self._written: list[Any] = []
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[NodeSample]:
         """All rows, by node."""
         return [row for log in self._logs.values() for row in log.rows]
 
-    def add(self, row: Row) -> None:
+    def add(self, row: NodeSample) -> None:
         """Add a row of a node."""
-        self._logs.setdefault(row.node, NodeLog()).append(row)
+        self._logs.setdefault(row.node, SampleLog()).append(row)
 
     def due(self, every: bool) -> list[str]:
         """The nodes whose file is to be written now; with `every`, all of them."""
@@ -202,7 +202,7 @@ class _Files:
             for node, log in self._logs.items()
             if every
             or now - self._written_at.get(node, self._began)
-            >= min(_WRITE_SELDOM_S, max(_WRITE_EVERY_S, _WRITE_SHARE * log.seconds))
+            >= min(_MAX_WRITE_INTERVAL_S, max(_WRITE_INTERVAL_S, _WRITE_SHARE * log.seconds))
         ]
 
     def write(self, node: str, lock: threading.Lock) -> None:
@@ -210,35 +210,35 @@ class _Files:
         if self._lost():
             return
         self._written_at[node] = time.monotonic()
-        with self._storage_may_fail():
+        with self._tolerate_storage_errors():
             if node not in self._read:  # or what stands there would be lost
-                earlier = read_rows(self._folder, node)
+                earlier = read_samples(self._folder, node)
                 with lock:
-                    self._logs[node] = NodeLog([*earlier, *self._logs[node].rows])
+                    self._logs[node] = SampleLog([*earlier, *self._logs[node].rows])
                 self._read.add(node)
             with lock:
                 rows = self._logs[node].rows
-            write_rows(self._folder, node, rows)
+            write_samples(self._folder, node, rows)
 
-    def write_warnings(self, lock: threading.Lock) -> None:
+    def write_alerts(self, lock: threading.Lock) -> None:
         """Write the warnings of all processes, if there are others, or worse ones, than were written last."""
         with lock:
             warnings = list(self.warnings)
         known = [(one.node, one.rule, one.device, one.level, one.at_s, one.until_s) for one in warnings]
         if known == self._written or self._lost():
             return
-        with self._storage_may_fail():
+        with self._tolerate_storage_errors():
             if self._earlier is None:
-                found = read_warnings(self._folder)
+                found = read_alerts(self._folder)
                 # what lasted when an earlier process ended has ended with it, as far as is known
                 self._earlier = [dataclasses.replace(one, until_s=one.until_s or one.at_s) for one in found]
-            write_warnings(self._folder, [*self._earlier, *warnings])
+            write_alerts(self._folder, [*self._earlier, *warnings])
             self._written = known
 
     @contextlib.contextmanager
-    def _storage_may_fail(self) -> Iterator[None]:
+    def _tolerate_storage_errors(self) -> Iterator[None]:
         with (
-            self._errors.said_once("the readings of the hardware cannot be written"),
+            self._errors.log_errors_once("the readings of the hardware cannot be written"),
             storage.timeout(OPTIONAL_STORAGE_S),
         ):
             yield

@@ -33,7 +33,7 @@ class ControlGroup:
                 if limit is not None and limit < lowest:
                     lowest, self._memory = limit, (folder, second)
         for folder in _folders(root, membership, "cpu"):
-            for quota, second in ((_quota(folder), True), (_old_quota(folder), False)):
+            for quota, second in ((_quota(folder), True), (_quota_v1(folder), False)):
                 if quota is not None and (self.num_cpus is None or quota < self.num_cpus):
                     self.num_cpus, self._cpu = quota, (folder, second)
 
@@ -46,7 +46,7 @@ class ControlGroup:
         limit, used = (_number(folder / name) for name in names)
         if limit is None or used is None:
             return None
-        cached = _of(folder / "memory.stat", "inactive_file" if second else "total_inactive_file") or 0.0
+        cached = _value_of(folder / "memory.stat", "inactive_file" if second else "total_inactive_file") or 0.0
         return int(max(0.0, used - cached)), int(limit)
 
     def cpu_seconds(self) -> float | None:
@@ -55,7 +55,7 @@ class ControlGroup:
             return None
         folder, second = self._cpu
         if second:
-            used = _of(folder / "cpu.stat", "usage_usec")
+            used = _value_of(folder / "cpu.stat", "usage_usec")
             return None if used is None else used / 1e6
         used = _number(folder / "cpuacct.usage")
         return None if used is None else used / 1e9
@@ -79,7 +79,7 @@ def _number(file: Path) -> float | None:
     return None
 
 
-def _of(file: Path, name: str) -> float | None:
+def _value_of(file: Path, name: str) -> float | None:
     """The number behind a name."""
     with contextlib.suppress(OSError, ValueError):
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -96,6 +96,6 @@ def _quota(folder: Path) -> float | None:
     return None
 
 
-def _old_quota(folder: Path) -> float | None:
+def _quota_v1(folder: Path) -> float | None:
     quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
     return quota / period if quota and period and quota > 0 else None

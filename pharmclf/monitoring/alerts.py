@@ -7,26 +7,26 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pharmclf.hardware.levels import BOUND, LIMITS, Level, Limit, Measure
-from pharmclf.hardware.readings import Row
-from pharmclf.hardware.rules import WINDOW_S, measures, newest
-from pharmclf.hardware.stages import Setting
+from pharmclf.monitoring.alert_rules import WINDOW_S, measure_all, newest_rows
+from pharmclf.monitoring.bottleneck import RunContext
+from pharmclf.monitoring.samples import NodeSample
+from pharmclf.monitoring.thresholds import BOUND, THRESHOLDS, AlertLevel, Measurement, Threshold
 
 REPEAT_AFTER_S = 3600.0
 """A warning that lasts is said again after so long."""
 QUIET_S = 600.0
 """One that comes back sooner than this after it was said is not said again, unless it is worse."""
-_MOST_KEPT = 200  # warnings that have passed
+_MAX_ALERTS = 200  # warnings that have passed
 _Key = tuple[str, str, str]  # node, rule, device
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class HardwareAlert:
     """A warning, or an alarm."""
 
     rule: str
-    """A key of `levels.LIMITS`."""
-    level: Level
+    """A key of `thresholds.THRESHOLDS`."""
+    level: AlertLevel
     """The worst that it has come to."""
     node: str
     """Address of the node."""
@@ -47,66 +47,66 @@ class Finding:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def from_dict(content: Mapping[str, Any]) -> Finding:
+    def from_dict(content: Mapping[str, Any]) -> HardwareAlert:
         """The finding again.
 
         Raises:
             LookupError, TypeError: not a finding.
         """
-        return Finding(**{item.name: content[item.name] for item in dataclasses.fields(Finding)})
+        return HardwareAlert(**{item.name: content[item.name] for item in dataclasses.fields(HardwareAlert)})
 
 
 @dataclass
 class _State:
     """Of a rule on a device."""
 
-    finding: Finding
-    level: Level
+    finding: HardwareAlert
+    level: AlertLevel
     """Of now."""
     seen_at_s: float
 
 
 @dataclass
-class Watch:
+class AlertTracker:
     """What is wrong with the nodes of a run, made of their rows."""
 
-    setting: Setting = field(default_factory=Setting)
+    setting: RunContext = field(default_factory=RunContext)
     """What is known of the run; may change on its way."""
-    passed: list[Finding] = field(default_factory=list)
+    passed: list[HardwareAlert] = field(default_factory=list)
     """Those that do not last any more, the oldest first."""
-    _rows: dict[str, list[Row]] = field(default_factory=dict)
+    _rows: dict[str, list[NodeSample]] = field(default_factory=dict)
     _states: dict[_Key, _State] = field(default_factory=dict)
-    _said: dict[_Key, tuple[Level, float]] = field(default_factory=dict)
+    _said: dict[_Key, tuple[AlertLevel, float]] = field(default_factory=dict)
 
     @property
-    def lasting(self) -> list[Finding]:
+    def active(self) -> list[HardwareAlert]:
         """What is wrong now, alarms first."""
         return sorted((state.finding for state in self._states.values()), key=lambda found: (found.level, found.at_s))
 
-    def take(self, row: Row) -> list[Finding]:
+    def update(self, row: NodeSample) -> list[HardwareAlert]:
         """Take the next row of a node -> what is to be said now.
 
         Args:
             row: newer than those of its node before it.
         """
-        rows = self._rows[row.node] = newest([*self._rows.get(row.node, ()), row], WINDOW_S)
-        said = [found for measure in measures(rows, self.setting) if (found := self._judge(measure, row))]
+        rows = self._rows[row.node] = newest_rows([*self._rows.get(row.node, ()), row], WINDOW_S)
+        said = [found for measure in measure_all(rows, self.setting) if (found := self._assess(measure, row))]
         for key, state in list(self._states.items()):
             # what could not be measured for a moment has not passed
             if key[0] == row.node and row.at_s - state.seen_at_s > WINDOW_S:
                 self._end(key, row.at_s)
         return said
 
-    def forget_all(self, at_s: float, but: Collection[str] = ()) -> None:
+    def reset(self, at_s: float, but: Collection[str] = ()) -> None:
         """Nodes are read no more, all but these; what was wrong with them has passed."""
         for node in [node for node in self._rows if node not in but]:
             del self._rows[node]
         for key in [key for key in self._states if key[0] not in but]:
             self._end(key, at_s)
 
-    def _judge(self, measure: Measure, row: Row) -> Finding | None:
+    def _assess(self, measure: Measurement, row: NodeSample) -> HardwareAlert | None:
         """Keep what a measure means after what was before -> what is to be said of it."""
-        key, limit = (row.node, measure.rule, measure.device), LIMITS[measure.rule]
+        key, limit = (row.node, measure.rule, measure.device), THRESHOLDS[measure.rule]
         state = self._states.get(key)
         level = limit.level(measure.value, state.level if state else "")
         if not level:
@@ -114,7 +114,7 @@ class Watch:
             return None
         before = state.finding if state else None
         worst = min if limit.below else max
-        finding = Finding(
+        finding = HardwareAlert(
             rule=measure.rule,
             level="alarm" if before and before.level == "alarm" else level,
             node=row.node,
@@ -125,7 +125,7 @@ class Watch:
             at_s=before.at_s if before else row.at_s,
         )
         self._states[key] = _State(finding, level, row.at_s)
-        if not _is_news(level, self._said.get(key), limit, row.at_s, lasted=state is not None):
+        if not _should_notify(level, self._said.get(key), limit, row.at_s, lasted=state is not None):
             return None
         self._said[key] = level, row.at_s
         return finding
@@ -133,10 +133,12 @@ class Watch:
     def _end(self, key: _Key, now_s: float) -> None:
         state = self._states.pop(key, None)
         if state:
-            self.passed = [*self.passed, dataclasses.replace(state.finding, until_s=now_s)][-_MOST_KEPT:]
+            self.passed = [*self.passed, dataclasses.replace(state.finding, until_s=now_s)][-_MAX_ALERTS:]
 
 
-def _is_news(level: Level, said: tuple[Level, float] | None, limit: Limit, now_s: float, *, lasted: bool) -> bool:
+def _should_notify(
+    level: AlertLevel, said: tuple[AlertLevel, float] | None, limit: Threshold, now_s: float, *, lasted: bool
+) -> bool:
     """Whether something is to be said.
 
     Args:
@@ -153,8 +155,8 @@ def _is_news(level: Level, said: tuple[Level, float] | None, limit: Limit, now_s
     return now_s - said[1] >= (REPEAT_AFTER_S if lasted else QUIET_S)
 
 
-def _text(measure: Measure, level: Level, node: str) -> str:
-    limit = LIMITS[measure.rule]
+def _text(measure: Measurement, level: AlertLevel, node: str) -> str:
+    limit = THRESHOLDS[measure.rule]
     who = f"{measure.subject} on {node}" if measure.subject else f"node {node}"
     shown = f" (limit {limit.of(level):g}{limit.unit})" if limit.unit else ""
     return f"{level}: {who} {measure.what.replace(BOUND, shown)}. {measure.remedy}"

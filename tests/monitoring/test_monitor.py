@@ -13,9 +13,18 @@ from typing import Any
 import pytest
 from hardware_rows import gpu, loop, played, row, steady, trace
 
-from pharmclf.hardware import HARDWARE, LOOP, WARNINGS, HardwareMonitor, Setting, read_rows, read_warnings, sampled
-from pharmclf.hardware.readings import GpuReading, Holder, Row
-from pharmclf.hardware.sampler import LoopReader, NodeReader, Sampler, visible_gpu
+from pharmclf.monitoring import (
+    HARDWARE,
+    LOOP,
+    WARNINGS,
+    HardwareMonitor,
+    RunContext,
+    read_alerts,
+    read_samples,
+    sampling,
+)
+from pharmclf.monitoring.sampler import LoopSampler, NodeSampler, Sampler, visible_gpu
+from pharmclf.monitoring.samples import GpuProcess, GpuReading, NodeSample
 
 NODE = "10.0.0.1"
 
@@ -65,8 +74,8 @@ class Stub:
     def read(self, _index: int) -> GpuReading:
         return self._act()
 
-    def holders(self, _index: int) -> Sequence[Holder]:
-        return [Holder(pid=99, used_bytes=1 << 30)]
+    def holders(self, _index: int) -> Sequence[GpuProcess]:
+        return [GpuProcess(pid=99, used_bytes=1 << 30)]
 
 
 @pytest.fixture
@@ -84,7 +93,7 @@ def monitor(tmp_path: Path) -> Iterator[Callable[..., tuple[HardwareMonitor, Hea
         one.close()
 
 
-def give(monitor: HardwareMonitor, rows: Sequence[Row]) -> None:
+def give(monitor: HardwareMonitor, rows: Sequence[NodeSample]) -> None:
     for one in rows:
         monitor.event(HARDWARE, row=one)
 
@@ -106,8 +115,8 @@ def test_warnings_reach_console_status_and_files(monitor: Any, root: str) -> Non
     assert ["temperature", "throttling"] in lasting or ["throttling", "temperature"] in lasting
     assert lasting[-1] == ["memory"]
     watching.close()
-    assert {found.node for found in read_rows(root)} == {NODE, "10.0.0.2"}
-    kept = read_warnings(root)
+    assert {found.node for found in read_samples(root)} == {NODE, "10.0.0.2"}
+    kept = read_alerts(root)
     assert {found.rule for found in kept} == {"memory", "temperature", "throttling"}
     assert all(found.until_s is not None for found in kept)
 
@@ -126,7 +135,7 @@ def test_rows_carry_phase_and_loop_and_the_gpus_of_the_workers(monitor: Any, tmp
     watching.event("test")
     give(watching, [row(3, gpus=cards)])
     watching.close()
-    first, second, third, last = read_rows(str(tmp_path / "run"))
+    first, second, third, last = read_samples(str(tmp_path / "run"))
     assert (first.phase, first.loop, first.ours) == ("", None, ())
     assert second.loop is not None
     assert (second.phase, second.ours, second.loop.rank, second.loop.wait_share) == (
@@ -148,7 +157,7 @@ def test_a_machine_without_gpus_is_told_of_once(monitor: Any) -> None:
 
 def test_the_remedy_follows_what_a_phase_trains_on(monitor: Any) -> None:
     """An event tells which phases train on kept activations: then it is not the decoding."""
-    watching, heard = monitor(setting=Setting(remote_data=True))
+    watching, heard = monitor(setting=RunContext(remote_data=True))
     watching.event("activations", phases=["phase2"])
     for place, phase in enumerate(["phase1"] * 12 + ["phase2"] * 36):
         watching.event("step", phase=phase)
@@ -175,10 +184,10 @@ def test_a_resumed_run_keeps_rows_and_warnings_of_before(monitor: Any, tmp_path:
         watching, _ = monitor()
         give(watching, [row(begin + place, host_memory_used_bytes=63 << 30) for place in range(3)])
         watching.close()
-    rows = read_rows(str(tmp_path / "run"))
+    rows = read_samples(str(tmp_path / "run"))
     assert [one.at_s for one in rows] == sorted(one.at_s for one in rows)
     assert len(rows) == 6
-    assert [found.rule for found in read_warnings(str(tmp_path / "run"))] == ["memory", "memory"]
+    assert [found.rule for found in read_alerts(str(tmp_path / "run"))] == ["memory", "memory"]
 
 
 def test_what_was_read_so_far_can_be_written_at_once(monitor: Any, tmp_path: Path) -> None:
@@ -186,11 +195,11 @@ def test_what_was_read_so_far_can_be_written_at_once(monitor: Any, tmp_path: Pat
     watching, _ = monitor()
     give(watching, steady(3, host_memory_used_bytes=63 << 30))
     watching.flush()
-    assert len(read_rows(str(tmp_path / "run"))) == 3
-    assert [found.until_s for found in read_warnings(str(tmp_path / "run"))] == [None]
+    assert len(read_samples(str(tmp_path / "run"))) == 3
+    assert [found.until_s for found in read_alerts(str(tmp_path / "run"))] == [None]
     give(watching, [row(3)])
     watching.flush()
-    assert len(read_rows(str(tmp_path / "run"))) == 4
+    assert len(read_samples(str(tmp_path / "run"))) == 4
 
 
 def test_what_cannot_be_read_is_not_written_over(
@@ -221,7 +230,7 @@ def test_switched_off_nothing_is_read_or_written(tmp_path: Path) -> None:
     watching = HardwareMonitor(str(tmp_path / "run"), node=NODE, every_s=0.0, tell=heard)
     watching.event("step", phase="phase1")
     watching.close()
-    with sampled(heard, node=NODE, every_s=0.0, whole_node=True):
+    with sampling(heard, node=NODE, every_s=0.0, whole_node=True):
         pass
     assert heard.events == []
     assert not (tmp_path / "run").exists()
@@ -239,12 +248,12 @@ def test_this_machine_is_read_and_the_trace_is_alarmed_of(tmp_path: Path) -> Non
         node=NODE,
         every_s=0.02,
         tell=heard,
-        machine=lambda: NodeReader(NODE, [str(tmp_path)], nvml=trace("overheating")),
+        machine=lambda: NodeSampler(NODE, [str(tmp_path)], nvml=trace("overheating")),
     )
     heard.wait_for("note", 2)
     watching.close()
     assert "is at 85 °C" in heard.texts()[1]
-    rows = read_rows(str(tmp_path))
+    rows = read_samples(str(tmp_path))
     assert rows[0].host.disk_folder == str(tmp_path)
     assert {one.gpus[0].name for one in rows} == {"NVIDIA A100-SXM4-80GB"}
     assert watching.line().startswith("hardware: 1 GPU, ")
@@ -254,7 +263,7 @@ def test_a_worker_tells_of_its_loop_and_of_its_node_if_asked(monkeypatch: pytest
     """Nothing before the first batch; then steps, waited share and the GPU that it was given."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     heard, clock = Heard(), Clock()
-    with sampled(heard, node=NODE, every_s=0.05, clock=clock, rank=5, whole_node=True):
+    with sampling(heard, node=NODE, every_s=0.05, clock=clock, rank=5, whole_node=True):
         heard.wait_for(HARDWARE, 2)
         assert heard.of(LOOP) == []
         clock.beats = 7
@@ -271,7 +280,7 @@ def test_a_worker_tells_of_its_loop_and_of_its_node_if_asked(monkeypatch: pytest
 
 def test_a_wait_is_a_share_of_the_time() -> None:
     clock = Clock()
-    reader = LoopReader(clock)
+    reader = LoopSampler(clock)
     assert reader.read(5.0) is None
     clock.beats, clock.waited = 10, 2.0
     found = reader.read(5.0)
@@ -296,8 +305,8 @@ def test_the_gpu_of_a_process_is_the_one_it_was_given(
 
 def test_who_holds_the_memory_is_asked_where_it_is_nearly_full() -> None:
     used = [gpu(memory_used_bytes=23 << 30), gpu(memory_used_bytes=10 << 30)]
-    reader = NodeReader(NODE, nvml=Stub(lambda: used.pop(0)))
-    assert reader.read(5.0).gpus[0].holders == (Holder(pid=99, used_bytes=1 << 30),)
+    reader = NodeSampler(NODE, nvml=Stub(lambda: used.pop(0)))
+    assert reader.read(5.0).gpus[0].holders == (GpuProcess(pid=99, used_bytes=1 << 30),)
     assert reader.read(5.0).gpus[0].holders == ()
 
 
@@ -307,7 +316,7 @@ def test_a_driver_that_breaks_costs_its_gpus_and_nothing_else() -> None:
     def broken() -> GpuReading:
         raise RuntimeError("the driver is gone")
 
-    found = NodeReader(NODE, nvml=Stub(broken)).read(5.0)
+    found = NodeSampler(NODE, nvml=Stub(broken)).read(5.0)
     assert found.gpus == ()
     assert found.no_gpus == "the driver cannot be asked any more: RuntimeError: the driver is gone"
     assert found.host.memory_total_bytes is not None
@@ -318,14 +327,14 @@ def test_a_reader_that_raises_is_said_once_and_the_loop_is_told_of_all_the_same(
 ) -> None:
     """Whatever cannot be opened or read: one line in the log, and the next reading follows."""
 
-    class Broken(NodeReader):
-        def read(self, seconds: float) -> Row:
+    class Broken(NodeSampler):
+        def read(self, seconds: float) -> NodeSample:
             raise RuntimeError(f"nothing for {seconds > 0}")
 
     heard, clock = Heard(), Clock()
     clock.beats = 1
     with caplog.at_level(logging.WARNING):
-        sampler = Sampler(heard, node=NODE, every_s=0.02, machine=lambda: Broken(NODE), loop=LoopReader(clock))
+        sampler = Sampler(heard, node=NODE, every_s=0.02, machine=lambda: Broken(NODE), loop=LoopSampler(clock))
         heard.wait_for(LOOP, 3)
         sampler.close()
     assert caplog.messages == [
@@ -352,12 +361,12 @@ def test_a_warning_that_lasts_is_not_written_again_and_again(monitor: Any, tmp_p
     lock = threading.Lock()
     for place in range(5):
         give(watching, [row(place, host_memory_used_bytes=(59 << 30) + place)])
-        watching._files.write_warnings(lock)
+        watching._files.write_alerts(lock)
         written.append((tmp_path / "run" / "hardware" / "warnings.json").stat().st_mtime_ns)
     assert len(set(written)) == 1
     give(watching, [row(5, host_memory_used_bytes=62 << 30)])
-    watching._files.write_warnings(lock)
-    assert [(found.level, found.until_s) for found in read_warnings(str(tmp_path / "run"))] == [("alarm", None)]
+    watching._files.write_alerts(lock)
+    assert [(found.level, found.until_s) for found in read_alerts(str(tmp_path / "run"))] == [("alarm", None)]
 
 
 def test_a_driver_that_hangs_holds_nothing_up() -> None:
@@ -370,8 +379,8 @@ def test_a_driver_that_hangs_holds_nothing_up() -> None:
         return gpu()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pharmclf.hardware.sampler._END_S", 0.05)
-        sampler = Sampler(Heard(), node=NODE, every_s=0.01, machine=lambda: NodeReader(NODE, nvml=Stub(hang)))
+        patch.setattr("pharmclf.monitoring.sampler._SHUTDOWN_TIMEOUT_S", 0.05)
+        sampler = Sampler(Heard(), node=NODE, every_s=0.01, machine=lambda: NodeSampler(NODE, nvml=Stub(hang)))
         assert hangs.wait(60.0)
         sampler.close()
         assert not sampler._task.close(0.0)
@@ -392,11 +401,11 @@ def test_a_row_costs_less_than_a_hundredth_of_its_time(monitor: Any) -> None:
         def read(self, index: int) -> GpuReading:
             return cards.read(index % 2)
 
-        def holders(self, _index: int) -> Sequence[Holder]:
+        def holders(self, _index: int) -> Sequence[GpuProcess]:
             return ()
 
     watching, _ = monitor()
-    reader = NodeReader(NODE, nvml=Eight())
+    reader = NodeSampler(NODE, nvml=Eight())
 
     def used() -> float:
         usage = resource.getrusage(resource.RUSAGE_THREAD)

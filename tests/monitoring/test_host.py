@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from pharmclf.hardware.control_group import ControlGroup
-from pharmclf.hardware.host import HostReader
+from pharmclf.monitoring.cgroup import ControlGroup
+from pharmclf.monitoring.host import HostSampler
 
 
 def write(folder: Path, **files: object) -> None:
@@ -27,7 +27,7 @@ def group(tmp_path: Path, membership: str) -> ControlGroup:
 
 def test_a_reading_of_this_machine_is_plausible(tmp_path: Path) -> None:
     """Shares of what there is, and no more memory, disk or CPUs than psutil tells of."""
-    reader = HostReader([str(tmp_path)])
+    reader = HostSampler([str(tmp_path)])
     time.sleep(0.1)
     reading = reader.read()
     assert reading.num_cpus is not None
@@ -47,7 +47,7 @@ def test_a_reading_of_this_machine_is_plausible(tmp_path: Path) -> None:
 
 def test_the_fullest_disk_is_the_one_that_is_shown() -> None:
     """Of several watched folders; one that is not there is left out."""
-    reader = HostReader(["/proc/none", "/dev/shm", "/"])
+    reader = HostSampler(["/proc/none", "/dev/shm", "/"])
     usages = {folder: psutil.disk_usage(folder) for folder in ("/dev/shm", "/")}
     fullest = min(usages, key=lambda folder: usages[folder].free / max(1, usages[folder].free + usages[folder].used))
     assert reader.read().disk_folder == fullest
@@ -55,7 +55,7 @@ def test_the_fullest_disk_is_the_one_that_is_shown() -> None:
 
 def test_the_work_of_processes_below_this_one_is_counted() -> None:
     """Also of those that begin later: a child's half second of processor time is all there."""
-    reader = HostReader()
+    reader = HostSampler()
     began = time.monotonic()
     code = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass\ninput()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as worker:
@@ -110,7 +110,7 @@ def test_in_a_container_processors_and_memory_are_those_of_its_limits(tmp_path: 
     box = tmp_path / "cgroup" / "box"
     write(box, memory__max=1000 << 20, memory__current=990 << 20, cpu__max="25000 100000")
     write(box, cpu__stat="usage_usec 0", memory__stat="inactive_file 0")
-    reader = HostReader(group=group(tmp_path, "0::/box\n"))
+    reader = HostSampler(group=group(tmp_path, "0::/box\n"))
     idle = reader.read()
     write(box, cpu__stat="usage_usec 3600000000")
     reading = reader.read()
@@ -121,7 +121,7 @@ def test_in_a_container_processors_and_memory_are_those_of_its_limits(tmp_path: 
 
 def test_a_reading_costs_little(tmp_path: Path) -> None:
     """Processor time of a hundred readings, against ten times what was measured: 3 ms each with 150 processes."""
-    reader = HostReader([str(tmp_path)])
+    reader = HostSampler([str(tmp_path)])
 
     def used() -> float:
         usage = resource.getrusage(resource.RUSAGE_THREAD)

@@ -15,28 +15,28 @@ from typing import Protocol
 
 from pharmclf.core.background import BackgroundTask
 from pharmclf.core.errors import format_error
-from pharmclf.hardware.host import HostReader
-from pharmclf.hardware.nvml import DriverNvml, Nvml, NvmlMissing
-from pharmclf.hardware.readings import GpuReading, LoopReading, Row
+from pharmclf.monitoring.host import HostSampler
+from pharmclf.monitoring.nvml import DriverNvml, Nvml, NvmlUnavailableError
+from pharmclf.monitoring.samples import GpuReading, LoopReading, NodeSample
 
 HARDWARE, LOOP = "hardware", "loop"
 """Kinds of the events: a row of a node; what a worker's loop does, with its node."""
-_ASK_HOLDERS_PERCENT = 90.0  # of a GPU's memory in use, from which its holders are asked for
-_END_S = 2.0  # for a reading under way, at the end
+_LIST_PROCESSES_PERCENT = 90.0  # of a GPU's memory in use, from which its holders are asked for
+_SHUTDOWN_TIMEOUT_S = 2.0  # for a reading under way, at the end
 _log = logging.getLogger(__name__)
 
 Send = Callable[..., None]
 """Takes the kind of an event and its values, as `Observer.event`; from another thread, and without waiting."""
 
 
-class OneByOne:
+class LogOnce:
     """Lets errors pass that must not end a run, and says each once in the log."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log, self._said = log, set[str]()
 
     @contextlib.contextmanager
-    def said_once(self, what: str) -> Iterator[None]:
+    def log_errors_once(self, what: str) -> Iterator[None]:
         """Within, an error ends what is within, and nothing else.
 
         Args:
@@ -60,7 +60,7 @@ class LoopClock(Protocol):
         """Seconds so far in which its device waited for a batch, those of a wait under way included."""
 
 
-class NodeReader:
+class NodeSampler:
     """This node: its host, and its GPUs where there are some."""
 
     def __init__(self, node: str, folders: Sequence[str] = (), nvml: Nvml | None = None) -> None:
@@ -71,21 +71,21 @@ class NodeReader:
             folders: local ones, whose disks are watched.
             nvml: its GPUs; the driver is asked if not given.
         """
-        self._node, self._host, self._nvml, self._no_gpus = node, HostReader(folders), nvml, ""
+        self._node, self._host, self._nvml, self._no_gpus = node, HostSampler(folders), nvml, ""
         if nvml is None:
             try:
                 self._nvml = DriverNvml()
-            except NvmlMissing as error:
+            except NvmlUnavailableError as error:
                 self._no_gpus = str(error)
 
-    def read(self, seconds: float) -> Row:
+    def read(self, seconds: float) -> NodeSample:
         """The node now.
 
         Args:
             seconds: since the last reading.
         """
         gpus, no_gpus = self._gpus()
-        return Row(
+        return NodeSample(
             at_s=time.time(), seconds=seconds, node=self._node, host=self._host.read(), gpus=gpus, no_gpus=no_gpus
         )
 
@@ -97,7 +97,7 @@ class NodeReader:
         try:
             for index in range(self._nvml.num_gpus):
                 reading = self._nvml.read(index)
-                if (reading.memory_percent or 0.0) >= _ASK_HOLDERS_PERCENT:
+                if (reading.memory_percent or 0.0) >= _LIST_PROCESSES_PERCENT:
                     reading = reading.with_holders(self._nvml.holders(index))
                 found.append(reading)
         except Exception as error:  # of the host there is something to tell all the same
@@ -105,7 +105,7 @@ class NodeReader:
         return tuple(found), ""
 
 
-class LoopReader:
+class LoopSampler:
     """The training loop of this process."""
 
     def __init__(self, clock: LoopClock, rank: int = 0, gpu: int | None = None) -> None:
@@ -149,8 +149,8 @@ class Sampler:
         *,
         node: str,
         every_s: float,
-        machine: Callable[[], NodeReader] | None = None,
-        loop: LoopReader | None = None,
+        machine: Callable[[], NodeSampler] | None = None,
+        loop: LoopSampler | None = None,
     ) -> None:
         """Begin, in a thread of its own.
 
@@ -162,18 +162,18 @@ class Sampler:
             loop: of this process; None: it trains nothing.
         """
         self._send, self._node, self._open, self._loop = send, node, machine, loop
-        self._machine: NodeReader | None = None
-        self._errors = OneByOne(_log)
+        self._machine: NodeSampler | None = None
+        self._errors = LogOnce(_log)
         self._last_s: float | None = None  # of the latest reading, monotonic; None: the node is not opened yet
         self._task = BackgroundTask("hardware", self._read_next, every_s=every_s, at_start=True)
 
     def close(self) -> None:
         """End; a reading under way is waited for a moment."""
-        self._task.close(_END_S)
+        self._task.close(_SHUTDOWN_TIMEOUT_S)
 
     def _read_next(self) -> None:
         if self._last_s is None:
-            with self._errors.said_once(f"the hardware of {self._node} cannot be opened"):
+            with self._errors.log_errors_once(f"the hardware of {self._node} cannot be opened"):
                 self._machine = self._open() if self._open else None
             self._last_s = time.monotonic()
             return
@@ -183,16 +183,16 @@ class Sampler:
 
     def _read(self, seconds: float) -> None:
         if self._loop:
-            with self._errors.said_once("the loop cannot be read"):
+            with self._errors.log_errors_once("the loop cannot be read"):
                 if reading := self._loop.read(seconds):
                     self._send(LOOP, node=self._node, reading=reading)
         if self._machine:
-            with self._errors.said_once(f"the hardware of {self._node} cannot be read"):
+            with self._errors.log_errors_once(f"the hardware of {self._node} cannot be read"):
                 self._send(HARDWARE, row=self._machine.read(seconds))
 
 
 @contextlib.contextmanager
-def sampled(
+def sampling(
     send: Send,
     *,
     node: str,
@@ -220,8 +220,8 @@ def sampled(
         send,
         node=node,
         every_s=every_s,
-        machine=(lambda: NodeReader(node, folders)) if whole_node else None,
-        loop=LoopReader(clock, rank, visible_gpu()) if clock else None,
+        machine=(lambda: NodeSampler(node, folders)) if whole_node else None,
+        loop=LoopSampler(clock, rank, visible_gpu()) if clock else None,
     )
     try:
         yield

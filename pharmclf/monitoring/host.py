@@ -12,16 +12,16 @@ from typing import Any
 
 import psutil
 
-from pharmclf.hardware.control_group import ControlGroup
-from pharmclf.hardware.readings import HostReading
+from pharmclf.monitoring.cgroup import ControlGroup
+from pharmclf.monitoring.samples import HostReading
 
 _SHARED_MEMORY = "/dev/shm"
-_TREE_EVERY = 6  # readings: the processes below this one are looked for so seldom, since all of the machine are read
+_TREE_INTERVAL = 6  # readings: the processes below this one are looked for so seldom, since all of the machine are read
 _VIRTUAL = ("lo", "veth", "docker", "br-", "virbr", "cni", "flannel", "cali", "cilium", "lxc", "tun", "tap", "wg")
 _LINKS_MBIT = 400_000  # more than this is what virtual cards say of themselves
 
 
-class HostReader:
+class HostSampler:
     """Reads this node. Of what the system does not tell, or not to us, nothing is said."""
 
     def __init__(self, folders: Sequence[str] = (), group: ControlGroup | None = None) -> None:
@@ -74,7 +74,7 @@ class HostReader:
             if disk := psutil.disk_io_counters():
                 yield from (("disk_read", disk.read_bytes), ("disk_write", disk.write_bytes))
         with contextlib.suppress(Exception):
-            cards = {name: card for name, card in psutil.net_io_counters(pernic=True).items() if _real(name)}
+            cards = {name: card for name, card in psutil.net_io_counters(pernic=True).items() if _is_physical(name)}
             yield "network_in", sum(card.bytes_recv for card in cards.values())
             yield "network_out", sum(card.bytes_sent for card in cards.values())
 
@@ -134,13 +134,13 @@ def _shared_memory() -> dict[str, int]:
 def _links() -> dict[str, float]:
     with contextlib.suppress(Exception):
         cards = psutil.net_if_stats()
-        speeds = [card.speed for name, card in cards.items() if _real(name) and card.isup]
+        speeds = [card.speed for name, card in cards.items() if _is_physical(name) and card.isup]
         if fastest := max((speed for speed in speeds if 0 < speed <= _LINKS_MBIT and speed != 65535), default=0):
             return {"network_link_bytes_per_s": fastest * 1e6 / 8}
     return {}
 
 
-def _real(card: str) -> bool:
+def _is_physical(card: str) -> bool:
     """Whether traffic of a network card is not that of another card once more."""
     return not card.startswith(_VIRTUAL)
 
@@ -159,7 +159,7 @@ class _Tree:
     def cpu_seconds(self) -> float:
         """Of all of them since the first call; a counter that only rises, also where processes come and go."""
         first = not self._known
-        if self._count % _TREE_EVERY == 0:
+        if self._count % _TREE_INTERVAL == 0:
             with contextlib.suppress(psutil.Error):
                 for process in (self._root, *self._root.children(recursive=True)):
                     self._known.setdefault(process, -1.0)

@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from pharmclf.hardware.readings import GpuReading, Holder
+from pharmclf.monitoring.samples import GpuProcess, GpuReading
 
 REASONS = {
     0x001: "idle",
@@ -39,15 +39,15 @@ class Nvml(Protocol):
     def read(self, index: int) -> GpuReading:
         """One GPU now; what it does not tell is None, and none of it raises."""
 
-    def holders(self, index: int) -> Sequence[Holder]:
+    def holders(self, index: int) -> Sequence[GpuProcess]:
         """The processes that hold memory of a GPU, the largest first."""
 
 
-class NvmlMissing(RuntimeError):
+class NvmlUnavailableError(RuntimeError):
     """There is no GPU that could be asked; the text says why."""
 
 
-def words(reasons: int) -> dict[str, float]:
+def decode_reasons(reasons: int) -> dict[str, float]:
     """The bits of NVML's clocks event reasons as words, each with its share of this moment."""
     return {word: 1.0 for bit, word in REASONS.items() if reasons & bit}
 
@@ -59,21 +59,21 @@ class DriverNvml:
         """Open the driver's library.
 
         Raises:
-            NvmlMissing: there is no driver, no GPU, or no package to ask them with.
+            NvmlUnavailableError: there is no driver, no GPU, or no package to ask them with.
         """
         try:
             self._nvml: Any = importlib.import_module("pynvml")
         except ImportError as error:
-            raise NvmlMissing("the package nvidia-ml-py is not installed") from error
+            raise NvmlUnavailableError("the package nvidia-ml-py is not installed") from error
         try:
             self._nvml.nvmlInit()
             self._handles = [self._handle(index) for index in range(self._nvml.nvmlDeviceGetCount())]
         except self._nvml.NVMLError as error:
             missing = error.value == self._nvml.NVML_ERROR_LIBRARY_NOT_FOUND
             reason = "no NVIDIA driver" if missing else f"the NVIDIA driver says: {error}"
-            raise NvmlMissing(reason) from error
+            raise NvmlUnavailableError(reason) from error
         if not self._handles:
-            raise NvmlMissing("the NVIDIA driver knows of no GPU")
+            raise NvmlUnavailableError("the NVIDIA driver knows of no GPU")
         self._names = [self._name(handle) for handle in self._handles]
 
     @property
@@ -109,19 +109,19 @@ class DriverNvml:
                 power_limit_w=ask("nvmlDeviceGetEnforcedPowerLimit", unit=1000.0),
                 sm_clock_mhz=ask("nvmlDeviceGetClockInfo", arguments=[nvml.NVML_CLOCK_SM]),
                 memory_clock_mhz=ask("nvmlDeviceGetClockInfo", arguments=[nvml.NVML_CLOCK_MEM]),
-                throttle=words(int(self._ask(handle, *names) or 0)),
+                throttle=decode_reasons(int(self._ask(handle, *names) or 0)),
                 ecc_errors=self._ask(handle, "nvmlDeviceGetTotalEccErrors", arguments=errors),
             )
-        except _GpuLost:
+        except _GpuLostError:
             return GpuReading(index=index, name=self._names[index], lost=True)
 
-    def holders(self, index: int) -> Sequence[Holder]:
+    def holders(self, index: int) -> Sequence[GpuProcess]:
         """The processes that compute on a GPU, the largest first."""
         try:
             found = self._ask(self._handles[index], "nvmlDeviceGetComputeRunningProcesses") or []
-        except _GpuLost:
+        except _GpuLostError:
             return ()
-        holders = [Holder(pid=int(process.pid), used_bytes=process.usedGpuMemory) for process in found]
+        holders = [GpuProcess(pid=int(process.pid), used_bytes=process.usedGpuMemory) for process in found]
         return sorted(holders, key=lambda holder: -(holder.used_bytes or 0))
 
     def _handle(self, index: int) -> Any:
@@ -135,18 +135,18 @@ class DriverNvml:
         """Of a GPU; "" where it is lost already."""
         try:
             return str(self._ask(handle, "nvmlDeviceGetName") or "")
-        except _GpuLost:
+        except _GpuLostError:
             return ""
 
     def _ask(self, handle: Any, *names: str, arguments: Sequence[Any] = ()) -> Any:
         """Call the first of these functions that package and driver both know -> None where the card does not tell.
 
         Raises:
-            _GpuLost: the card does not answer any more.
+            _GpuLostError: the card does not answer any more.
         """
         nvml = self._nvml
         if handle is None:
-            raise _GpuLost
+            raise _GpuLostError
         for name in names:
             function: Callable[..., Any] | None = getattr(nvml, name, None)
             if function is None:
@@ -155,11 +155,11 @@ class DriverNvml:
                 return function(handle, *arguments)
             except nvml.NVMLError as error:
                 if error.value in (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED):
-                    raise _GpuLost from error
+                    raise _GpuLostError from error
                 if error.value != nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
                     return None
         return None
 
 
-class _GpuLost(Exception):
+class _GpuLostError(Exception):
     """The driver cannot reach the GPU."""

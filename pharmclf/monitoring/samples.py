@@ -21,7 +21,7 @@ def _kept(rule: str, default: Any = None) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holder:
+class GpuProcess:
     """A process that holds memory of a GPU."""
 
     pid: int
@@ -52,7 +52,7 @@ class GpuReading:
     """Errors of the memory that could not be corrected, since the driver was loaded."""
     lost: bool = _kept("most", False)
     """Whether the driver cannot reach it any more."""
-    holders: tuple[Holder, ...] = _kept("dropped", ())
+    holders: tuple[GpuProcess, ...] = _kept("dropped", ())
     """Who holds its memory, the largest first; asked for only where it is nearly full, and not written to files."""
 
     @property
@@ -62,7 +62,7 @@ class GpuReading:
             return None
         return 100.0 * self.memory_used_bytes / self.memory_total_bytes
 
-    def with_holders(self, holders: Sequence[Holder]) -> GpuReading:
+    def with_holders(self, holders: Sequence[GpuProcess]) -> GpuReading:
         """The same with those who hold its memory."""
         return dataclasses.replace(self, holders=tuple(holders))
 
@@ -116,7 +116,7 @@ class LoopReading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class NodeSample:
     """A node at a moment, or over a while."""
 
     at_s: float
@@ -148,19 +148,19 @@ class Row:
         return content
 
     @staticmethod
-    def from_dict(content: Mapping[str, Any]) -> Row:
+    def from_dict(content: Mapping[str, Any]) -> NodeSample:
         """The row again; fields of another version are left out.
 
         Raises:
             LookupError, TypeError, ValueError: not a row.
         """
-        values = {item.name: content[item.name] for item in dataclasses.fields(Row) if item.name in content}
+        values = {item.name: content[item.name] for item in dataclasses.fields(NodeSample) if item.name in content}
         values |= {"at_s": float(content["at_s"]), "seconds": float(content["seconds"]), "node": str(content["node"])}
         values["host"] = _read(HostReading, content.get("host", {}))
         values["gpus"] = tuple(_read(GpuReading, gpu) for gpu in content.get("gpus", ()))
         values["ours"] = tuple(int(index) for index in content.get("ours", ()))
         values["loop"] = _read(LoopReading, content["loop"]) if "loop" in content else None
-        return Row(**values)
+        return NodeSample(**values)
 
 
 Reading = TypeVar("Reading", GpuReading, HostReading, LoopReading)
@@ -191,7 +191,7 @@ def _read(kind: type[Reading], content: Mapping[str, Any]) -> Reading:
     return kind(**{name: value for name, value in content.items() if name in known})
 
 
-def merge_rows(one: Row, other: Row) -> Row:
+def merge_samples(one: NodeSample, other: NodeSample) -> NodeSample:
     """Two rows of a node, one after the other, as one."""
     weights = one.seconds, other.seconds
     before = {gpu.index: gpu for gpu in one.gpus}

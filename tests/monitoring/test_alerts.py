@@ -10,19 +10,19 @@ from hardware_rows import BEGAN_S, GIB, gpu, loop, played, row, steady
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pharmclf.hardware.levels import LIMITS, Limit
-from pharmclf.hardware.readings import Holder, Row
-from pharmclf.hardware.stages import Setting
-from pharmclf.hardware.watch import QUIET_S, REPEAT_AFTER_S, Finding, Watch
+from pharmclf.monitoring.alerts import QUIET_S, REPEAT_AFTER_S, AlertTracker, HardwareAlert
+from pharmclf.monitoring.bottleneck import RunContext
+from pharmclf.monitoring.samples import GpuProcess, NodeSample
+from pharmclf.monitoring.thresholds import THRESHOLDS, Threshold
 
 
-def said(rows: Sequence[Row], setting: Setting | None = None) -> list[Finding]:
+def said(rows: Sequence[NodeSample], setting: RunContext | None = None) -> list[HardwareAlert]:
     """All that is said of rows, in order."""
-    watch = Watch(setting or Setting())
-    return [found for row in rows for found in watch.take(row)]
+    watch = AlertTracker(setting or RunContext())
+    return [found for row in rows for found in watch.update(row)]
 
 
-def rules(findings: Sequence[Finding]) -> list[tuple[str, str]]:
+def rules(findings: Sequence[HardwareAlert]) -> list[tuple[str, str]]:
     return [(found.level, found.rule) for found in findings]
 
 
@@ -54,10 +54,10 @@ def test_a_card_that_overheats_is_warned_of_at_80_and_alarmed_at_85_degrees_and_
 
 def test_an_alarm_that_has_passed_is_kept_with_its_worst_and_its_end() -> None:
     """The trace cools down in the end; then nothing lasts, and what was says from when to when."""
-    watch, rows = Watch(), played("overheating")
+    watch, rows = AlertTracker(), played("overheating")
     for one in rows:
-        watch.take(one)
-    assert watch.lasting == []
+        watch.update(one)
+    assert watch.active == []
     passed = {found.rule: found for found in watch.passed}
     assert set(passed) == {"temperature", "throttling"}
     heat = passed["temperature"]
@@ -70,7 +70,9 @@ def test_a_full_card_is_an_alarm_that_names_who_holds_its_memory() -> None:
     """From 95 % on; the holders come from the reading."""
     rows = played("full")
     assert rules(said(rows)) == [("alarm", "gpu memory")]
-    full = rows[-1].gpus[0].with_holders([Holder(pid=4711, used_bytes=20 * GIB), Holder(pid=12, used_bytes=None)])
+    full = (
+        rows[-1].gpus[0].with_holders([GpuProcess(pid=4711, used_bytes=20 * GIB), GpuProcess(pid=12, used_bytes=None)])
+    )
     (found,) = said([row(gpus=(full,))])
     assert (
         "97 % of its memory in use (limit 95 %), 21.9 GiB of 22.5 GiB (held by process 4711 20.0 GiB, process 12)"
@@ -102,27 +104,27 @@ def test_a_starving_card_is_told_of_with_the_slow_stage() -> None:
 @pytest.mark.parametrize(
     ("host", "worker", "setting", "stage"),
     [
-        ({"cpu_percent": 98.0, "tree_cpu_percent": 95.0}, 60.0, Setting(), "decoding"),
-        ({"cpu_percent": 98.0, "tree_cpu_percent": 20.0}, 60.0, Setting(), "the processors, since other processes"),
-        ({"cpu_percent": 98.0, "tree_cpu_percent": None}, 60.0, Setting(), "decoding"),
-        ({"network_in_bytes_per_s": 1.1e9}, 60.0, Setting(remote_data=True), "the network (reading images)"),
-        ({"iowait_percent": 30.0}, 60.0, Setting(), "the disk (reading images)"),
-        ({}, 98.0, Setting(), "the hand-over to the device"),
-        ({}, 60.0, Setting(remote_data=True), "the storage (reading images), 30.0 MB/s come in"),
-        ({"network_link_bytes_per_s": None}, 60.0, Setting(remote_data=True), "the storage (reading images)"),
-        ({}, 60.0, Setting(), "reading images, neither"),
-        ({}, 60.0, Setting(kept_phases=frozenset({"phase1"})), "reading kept activations, neither"),
+        ({"cpu_percent": 98.0, "tree_cpu_percent": 95.0}, 60.0, RunContext(), "decoding"),
+        ({"cpu_percent": 98.0, "tree_cpu_percent": 20.0}, 60.0, RunContext(), "the processors, since other processes"),
+        ({"cpu_percent": 98.0, "tree_cpu_percent": None}, 60.0, RunContext(), "decoding"),
+        ({"network_in_bytes_per_s": 1.1e9}, 60.0, RunContext(remote_data=True), "the network (reading images)"),
+        ({"iowait_percent": 30.0}, 60.0, RunContext(), "the disk (reading images)"),
+        ({}, 98.0, RunContext(), "the hand-over to the device"),
+        ({}, 60.0, RunContext(remote_data=True), "the storage (reading images), 30.0 MB/s come in"),
+        ({"network_link_bytes_per_s": None}, 60.0, RunContext(remote_data=True), "the storage (reading images)"),
+        ({}, 60.0, RunContext(), "reading images, neither"),
+        ({}, 60.0, RunContext(kept_phases=frozenset({"phase1"})), "reading kept activations, neither"),
         (
             {"cpu_percent": 98.0, "tree_cpu_percent": 90.0},
             60.0,
-            Setting(kept_phases=frozenset({"phase1"})),
+            RunContext(kept_phases=frozenset({"phase1"})),
             "reading kept activations",
         ),
-        ({"iowait_percent": 30.0}, 60.0, Setting(kept_phases=frozenset({"phase1"})), "the disk (reading kept"),
+        ({"iowait_percent": 30.0}, 60.0, RunContext(kept_phases=frozenset({"phase1"})), "the disk (reading kept"),
     ],
 )
 def test_the_slow_stage_is_the_one_whose_signs_are_there(
-    host: dict[str, float | None], worker: float, setting: Setting, stage: str
+    host: dict[str, float | None], worker: float, setting: RunContext, stage: str
 ) -> None:
     """Processors, network, disk, the worker's own process; else the storage, or a pipeline that has too few CPUs."""
     values = {f"host_{name}": value for name, value in host.items()}
@@ -159,7 +161,7 @@ def test_a_gpu_that_its_worker_does_not_use_is_told_of() -> None:
     (found,) = said(rows)
     assert (found.level, found.rule) == ("warning", "gpu unused")
     assert "jobs/doctor.py" in found.text
-    assert said(rows, Setting(wants_gpus=False)) == []
+    assert said(rows, RunContext(wants_gpus=False)) == []
     assert said(steady(14, [idle], loop=loop(steps=0), phase="phase1")) == []
     assert rules(said(steady(14, [idle], loop=loop(0.9), phase="phase1"))) == [("warning", "waiting")]
 
@@ -199,7 +201,7 @@ def test_of_what_is_not_known_nothing_is_said() -> None:
 # ---------------------------------------------------------------------- how often
 
 
-def temperatures(*values: float, step_s: float = 5.0) -> list[Row]:
+def temperatures(*values: float, step_s: float = 5.0) -> list[NodeSample]:
     return [row(place, gpus=(gpu(temperature_c=value),), seconds=step_s) for place, value in enumerate(values)]
 
 
@@ -212,25 +214,25 @@ def test_a_warning_has_passed_only_with_its_margin() -> None:
     """From 80 °C on it lasts down to 77 °C; where too little is bad, the other way round."""
     lasts = []
     for values in ([80.0, 79.0], [80.0, 77.0], [80.0, 76.9], [79.9]):
-        watch = Watch()
+        watch = AlertTracker()
         for one in temperatures(*values):
-            watch.take(one)
-        lasts.append(bool(watch.lasting))
+            watch.update(one)
+        lasts.append(bool(watch.active))
     assert lasts == [True, True, False, False]
-    unused = LIMITS["gpu unused"]
+    unused = THRESHOLDS["gpu unused"]
     assert [unused.level(value, "warning") for value in (1.0, 4.9, 5.0)] == ["warning", "warning", ""]
     assert [unused.level(value, "") for value in (1.9, 2.0)] == ["warning", ""]
 
 
 def test_a_clock_that_is_set_back_leaves_the_old_rows_behind() -> None:
     """An hour back: what was read before, at times that are still to come, is not of the last minutes."""
-    watch, slow = Watch(), gpu(throttle={"power brake": 1.0})
+    watch, slow = AlertTracker(), gpu(throttle={"power brake": 1.0})
     for one in steady(1000, [slow])[-12:]:
-        watch.take(one)
-    assert rules(watch.lasting) == [("alarm", "throttling")]
+        watch.update(one)
+    assert rules(watch.active) == [("alarm", "throttling")]
     for one in steady(12, [gpu()]):
-        watch.take(one)
-    assert watch.lasting == []
+        watch.update(one)
+    assert watch.active == []
 
 
 def test_what_lasts_is_said_again_after_an_hour() -> None:
@@ -250,39 +252,39 @@ def test_what_has_passed_and_comes_back_is_said_again_but_not_every_minute() -> 
 
 def test_what_cannot_be_measured_for_a_moment_has_not_passed() -> None:
     """A worker that saves a checkpoint tells nothing of its loop for some rows."""
-    watch = Watch()
+    watch = AlertTracker()
     rows = steady(24, [gpu()], loop=loop(0.5), phase="phase1")
     silent = [row(24 + place, gpus=(gpu(),), phase="phase1") for place in range(6)]
     again = [row(30 + place, gpus=(gpu(),), loop=loop(0.5), phase="phase1") for place in range(12)]
-    assert len([found for one in (*rows, *silent, *again) for found in watch.take(one)]) == 1
+    assert len([found for one in (*rows, *silent, *again) for found in watch.update(one)]) == 1
     assert watch.passed == []
     for place in range(60):
-        watch.take(row(50 + place, gpus=(gpu(),)))
-    assert watch.lasting == []
+        watch.update(row(50 + place, gpus=(gpu(),)))
+    assert watch.active == []
     assert [found.rule for found in watch.passed] == ["waiting"]
 
 
 def test_nodes_are_told_apart() -> None:
     """The same fault on two nodes is two warnings; a node that is left takes its own with it."""
-    watch = Watch()
+    watch = AlertTracker()
     hot = gpu(temperature_c=90.0)
-    found = [*watch.take(row(0, gpus=(hot,))), *watch.take(row(0, "10.0.0.2", gpus=(hot,)))]
+    found = [*watch.update(row(0, gpus=(hot,))), *watch.update(row(0, "10.0.0.2", gpus=(hot,)))]
     assert [one.node for one in found] == ["10.0.0.1", "10.0.0.2"]
-    watch.forget_all(BEGAN_S + 99.0, but=["10.0.0.2"])
-    assert [one.node for one in watch.lasting] == ["10.0.0.2"]
+    watch.reset(BEGAN_S + 99.0, but=["10.0.0.2"])
+    assert [one.node for one in watch.active] == ["10.0.0.2"]
     assert [(one.node, one.until_s) for one in watch.passed] == [("10.0.0.1", BEGAN_S + 99.0)]
 
 
 @given(st.lists(st.floats(60.0, 95.0), min_size=1, max_size=80))
 def test_whatever_a_temperature_does_nothing_is_said_twice_within_ten_minutes(values: list[float]) -> None:
     """Each level at most once in that time; what is said is over its limit, and what lasts is not yet below margin."""
-    watch, times = Watch(), dict[str, list[float]]()
+    watch, times = AlertTracker(), dict[str, list[float]]()
     for one in temperatures(*values):
         celsius = one.gpus[0].temperature_c or 0.0
-        for found in watch.take(one):
+        for found in watch.update(one):
             assert celsius >= found.limit
             times.setdefault(found.text.split(":")[0], []).append(one.at_s)
-        lasts = {found.rule for found in watch.lasting}
+        lasts = {found.rule for found in watch.active}
         assert celsius >= 77.0 if lasts else celsius < 80.0
     for moments in times.values():
         gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
@@ -290,12 +292,15 @@ def test_whatever_a_temperature_does_nothing_is_said_twice_within_ten_minutes(va
 
 
 @given(
-    st.floats(-10, 200), st.floats(-10, 200), st.sampled_from(sorted(LIMITS)), st.sampled_from(["", "warning", "alarm"])
+    st.floats(-10, 200),
+    st.floats(-10, 200),
+    st.sampled_from(sorted(THRESHOLDS)),
+    st.sampled_from(["", "warning", "alarm"]),
 )
 def test_worse_is_never_judged_better(one: float, other: float, rule: str, before: str) -> None:
     """Levels follow the value, whatever was before; and without a margin to keep, none holds on to itself."""
-    limit, order = LIMITS[rule], ["", "warning", "alarm"]
+    limit, order = THRESHOLDS[rule], ["", "warning", "alarm"]
     low, high = sorted((one, other), reverse=limit.below)
     assert order.index(limit.level(low, before)) <= order.index(limit.level(high, before))  # type: ignore[arg-type]
-    plain = Limit(warning=limit.warning, alarm=limit.alarm, below=limit.below)
+    plain = Threshold(warning=limit.warning, alarm=limit.alarm, below=limit.below)
     assert plain.level(one, before) == plain.level(one, "")  # type: ignore[arg-type]

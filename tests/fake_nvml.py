@@ -14,18 +14,18 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pharmclf.hardware.nvml import words
-from pharmclf.hardware.readings import GpuReading, Holder
+from pharmclf.monitoring.nvml import decode_reasons
+from pharmclf.monitoring.samples import GpuProcess, GpuReading
 
 _MIB = 1 << 20
 _UNKNOWN = ("[N/A]", "N/A", "[Not Supported]", "[Unknown Error]", "")
 _LOST = "[GPU is lost]"
 
 
-class ReplayedNvml:
+class FakeNvml:
     """The GPUs of a recording; each reading of a GPU takes its next line, and the last one stays."""
 
-    def __init__(self, text: str, holders: Mapping[int, Sequence[Holder]] | None = None) -> None:
+    def __init__(self, text: str, holders: Mapping[int, Sequence[GpuProcess]] | None = None) -> None:
         """Begin at the first line.
 
         Args:
@@ -60,7 +60,7 @@ class ReplayedNvml:
         self._next[index] = min(place + 1, len(lines) - 1)
         return lines[place]
 
-    def holders(self, index: int) -> Sequence[Holder]:
+    def holders(self, index: int) -> Sequence[GpuProcess]:
         """Who holds its memory."""
         return self._holders.get(index, ())
 
@@ -85,7 +85,7 @@ def _reading(line: Mapping[str, str]) -> GpuReading:
         power_limit_w=number("enforced.power.limit"),
         sm_clock_mhz=number("clocks.sm", float) if "clocks.sm" in line else number("clocks.current.sm"),
         memory_clock_mhz=number("clocks.mem", float) if "clocks.mem" in line else number("clocks.current.memory"),
-        throttle=words(int(reasons, 16)) if reasons.startswith("0x") else {},
+        throttle=decode_reasons(int(reasons, 16)) if reasons.startswith("0x") else {},
         ecc_errors=number("ecc.errors.uncorrected.volatile.total", int),
         lost=_LOST in line.values(),
     )
