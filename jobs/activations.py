@@ -20,7 +20,7 @@ from pharmclf.activations.listing import delete_kept, list_kept, table, to_delet
 from pharmclf.cli import help_text, run_job
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_size, parse_duration, parse_size
-from pharmclf.data.prepare import refusals_named
+from pharmclf.data.prepare import storage_errors_as_config_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def main() -> int:
     older_than_s = parse_duration(age, "--delete-older-than") if age else None
     down_to_bytes = parse_size(size, "--delete-down-to") if size else None
     location = storage.absolute(options.storage)
-    with refusals_named(location):
+    with storage_errors_as_config_errors(location):
         if not storage.exists(location):
             raise ConfigError(f"--storage {location}: nothing there. Give the folder or prefix that the runs lie in")
         kept = list_kept(location)

@@ -12,7 +12,7 @@ from pathlib import Path
 from pharmclf import storage
 from pharmclf.cli import parse_config, run_job, scan_progress, take_bare_flag
 from pharmclf.core.console import print_line
-from pharmclf.data.prepare import MANIFEST_FILE, count_lines, count_table, prepare
+from pharmclf.data.prepare import MANIFEST_FILE, format_split_counts, prepare_manifest, split_counts
 
 _SHOWN = 20
 
@@ -22,8 +22,8 @@ def main() -> int:
     fill = take_bare_flag("--activations")
     config = parse_config(__doc__ or "", Path(__file__).parent / "configs" / "demo.yaml")
     folder = storage.join(storage.absolute(config.storage), config.run_name)
-    manifest = prepare(config, folder, scan_progress(print))
-    print("\n".join(count_lines(count_table(manifest), storage.join(folder, MANIFEST_FILE))))
+    manifest = prepare_manifest(config, folder, scan_progress(print))
+    print("\n".join(format_split_counts(split_counts(manifest), storage.join(folder, MANIFEST_FILE))))
     bad = manifest.quarantined
     for path, status in zip(bad["path"].head(_SHOWN), bad["status"], strict=False):
         print(f"quarantined: {path}: {status}")

@@ -99,4 +99,4 @@ class RunConsole:
 
     def stop_requested(self) -> bool:
         """As `Observer.stop_requested`."""
-        return self._stop.received is not None or bool(self._lease.is_lost) or self._quarantine.is_full
+        return self._stop.received is not None or bool(self._lease.is_lost) or self._quarantine.exceeds_limit

@@ -55,7 +55,7 @@ def find_rate(config: RunConfig, say: Say) -> int:
         quarantine = Quarantine(manifest, config.max_bad_share, say)
 
         def stopped() -> bool:
-            return stop.received is not None or quarantine.is_full
+            return stop.received is not None or quarantine.exceeds_limit
 
         job = with_stream_cpus(training_job(config, folder, manifest))
         with native_chatter_muted():

@@ -26,12 +26,12 @@ from pharmclf.core.errors import format_error
 from pharmclf.core.signals import StopRequested, StopSignal
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.core.units import format_size
-from pharmclf.data.balance import imbalance_note
+from pharmclf.data.batch_sampler import effective_batch_size
+from pharmclf.data.class_balance import imbalance_note
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.plan import batch_of
-from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, prepare, split_manifest, write_manifest
+from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, prepare_manifest, split_manifest, write_manifest
 from pharmclf.data.quarantine import QUARANTINED, Quarantine
 from pharmclf.doctor.quick import quick_checks
 from pharmclf.finish import extra_sets, finish
@@ -289,7 +289,7 @@ def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Sa
         quarantine = Quarantine(manifest, config.max_bad_share, say, storage.join(folder, QUARANTINE_FILE))
 
         def stopped() -> bool:
-            return stop.received is not None or quarantine.is_full
+            return stop.received is not None or quarantine.exceeds_limit
 
         job = training_job(config, folder, manifest)
         try:
@@ -342,10 +342,10 @@ def training_job(
         manifest: with splits; None: made here, and written to the folder.
         fingerprints: of `fingerprints_of`, where they are known already.
     """
-    manifest = manifest or prepare(config, folder)
+    manifest = manifest or prepare_manifest(config, folder)
     fingerprints = fingerprints or fingerprints_of(config, manifest)
     train_rows, validation_rows = manifest.rows("train"), manifest.rows("validation")
-    batch_size = batch_of(config.batch_size, len(train_rows), len(validation_rows))
+    batch_size = effective_batch_size(config.batch_size, len(train_rows), len(validation_rows))
     config = dataclasses.replace(config, batch_size=batch_size)
     labels = {name: number for number, name in enumerate(manifest.class_names)}
     rows = config.microbatch_rows or 0  # one that is found comes later

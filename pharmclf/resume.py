@@ -12,9 +12,9 @@ from pharmclf.cli import EXIT_OK, scan_progress
 from pharmclf.config import RunConfig, from_dict
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
-from pharmclf.data.kept import keep_manifest, manifest_of_run
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_manifest
+from pharmclf.data.run_manifest import read_run_manifest, update_run_manifest
 from pharmclf.finish import finish_again, untested
 from pharmclf.report.summary import summary_text
 from pharmclf.run_record import (
@@ -119,9 +119,9 @@ def manifest_for(config: RunConfig, folder: str, record: Mapping[str, Any] | Non
         ConfigError: the images cannot be used, or are not those that it began with.
     """
     fingerprint = record["fingerprints"]["data"] if record else _trained_on(folder)
-    kept = manifest_of_run(folder, fingerprint) if fingerprint else None
+    kept = read_run_manifest(folder, fingerprint) if fingerprint else None
     if kept is not None:
-        return keep_manifest(config, folder, kept, say, scan_progress(say))
+        return update_run_manifest(config, folder, kept, say, scan_progress(say))
     manifest = split_manifest(config, folder, scan_progress(say))
     if record is not None:
         check_fingerprints({"data": fingerprint}, {"data": manifest.fingerprint}, f"run {folder}")
@@ -192,7 +192,7 @@ def test_more(config: RunConfig, folder: str, record: dict[str, Any], say: Say) 
     if not sets:
         return False
     say(f"the run is complete; it is tested on {', '.join(sets)} now, and its report is renewed")
-    manifest = manifest_of_run(folder, record["fingerprints"]["data"])
+    manifest = read_run_manifest(folder, record["fingerprints"]["data"])
     checkpoints = list_checkpoints(storage.join(folder, "checkpoints"))
     if manifest is None or not checkpoints:
         lacks = "manifest" if manifest is None else "checkpoints"

@@ -19,8 +19,8 @@ from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.core.units import format_duration, format_examples, format_size
 from pharmclf.data.destination import atomic_folder, check_new_folder
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.pixel_depth import WHITE
-from pharmclf.data.prepare import MANIFEST_FILE, refusals_named
+from pharmclf.data.pixel_depth import MAX_VALUE
+from pharmclf.data.prepare import MANIFEST_FILE, storage_errors_as_config_errors
 from pharmclf.evaluation.decision import DECISION_FILE
 from pharmclf.model.device import prepare_device
 from pharmclf.report.card import CARD_FILE
@@ -75,7 +75,7 @@ def fetch_best(
     while waiting:
         run = waiting.pop(0)
         try:
-            with atomic_folder("--out", target) as part, refusals_named(location):
+            with atomic_folder("--out", target) as part, storage_errors_as_config_errors(location):
                 _fetch(run, part, metric, say)
             return run
         except DamagedRun as error:
@@ -178,7 +178,7 @@ def _restore(run: RunInfo, part: Path, say: Say) -> None:
         say(f"run {run.name} is not complete and has not been tested; its model is restored from the checkpoint")
         _restored(config, phase, len(manifest.class_names), checkpoint).save(part / "model.keras")
         storage.write_json(str(part / "labels.json"), list(manifest.class_names))
-        if manifest.white_level != WHITE:
+        if manifest.white_level != MAX_VALUE:
             storage.write_json(str(part / Path(PIXELS_FILE).name), {"white_level": manifest.white_level})
 
 

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PURE = [
     "core.errors", "core.hashing", "core.tables", "core.units",
-    "config", "storage", "metrics", "progress", "cli", "data.manifest", "data.splits", "data.plan",
-    "data.stateless", "data.augment", "data.balance", "data.demo", "data.prepare", "data.kept", "training.phases",
-    "training.schedule", "training.checkpoint", "training.job", "training.saver", "training.listing",
+    "config", "storage", "metrics", "progress", "cli", "data.manifest", "data.splits", "data.batch_sampler",
+    "data.stateless_rng", "data.augment", "data.class_balance", "data.demo", "data.prepare", "data.run_manifest",
+    "training.phases", "training.schedule", "training.checkpoint", "training.job", "training.saver", "training.listing",
     "training.progress", "report.plots",
     "report.summary", "report.page", "report.card", "report.calibration_plots", "evaluation.decision",
     "monitoring", "evaluation.labels", "evaluation.saved", "evaluation.evaluate", "model.cut", "model.device", "runs",
@@ -24,7 +24,7 @@ PURE = [
     "training.fitting", "training.lr_range", "training.fit_batch", "training.pulse", "training.recovery", "status",
     "sweep.space", "sweep.search", "sweep.halving", "sweep.options", "sweep.ledger",
 ]  # fmt: skip
-WITH_RAY = ["pipeline", "telemetry", "activations.provide", "data.stream", "training.launch", "evaluation.predict"]
+WITH_RAY = ["pipeline", "telemetry", "activations.provide", "data.ray_loader", "training.launch", "evaluation.predict"]
 _SHOW = "; import sys; print(*sorted({'tensorflow', 'keras', 'ray'} & set(sys.modules)))"
 
 

@@ -17,7 +17,14 @@ from pharmclf.core.compat.ray import upload_limit
 from pharmclf.upload import before_submit, check_upload, main, upload_bytes, uploaded_files
 
 REPOSITORY = Path(__file__).parents[1]
-CODE = ["jobs/train.py", "jobs/configs/demo.yaml", "my.yaml", "pharmclf/data/images.py", "tune/space.yaml", "list.csv"]
+CODE = [
+    "jobs/train.py",
+    "jobs/configs/demo.yaml",
+    "my.yaml",
+    "pharmclf/data/image_decoding.py",
+    "tune/space.yaml",
+    "list.csv",
+]
 DEBRIS = [
     "runs/tablets/result.json", "data/a/1.txt", "photos/a/1.JPG", "elsewhere/deep/2.jpeg", "model.keras", "w.h5",
     ".venv/lib/x.py", ".venv-gpu/lib/x.py", "venv311/lib/x.py", ".git/objects/0", ".mypy_cache/x.json", "build/x.py",

@@ -31,7 +31,7 @@ from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.augment import apply_transforms, projective_transforms
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.stream import checked, in_column, in_order, load_block, prefetch
+from pharmclf.data.ray_loader import configure_dataset, encode_error, load_block, prefetch, raise_block_error
 from pharmclf.model.cut import CutCost, cut_costs, cut_tensors
 from pharmclf.model.device import gpu_capability, prepare_device, prepare_for
 
@@ -75,7 +75,7 @@ def compute(
     views = {section.name: section.views for section in layouts[0].sections}
     total = sum((span.last - span.first) * views[span.section] for span in todo)
     rows = {name: manifest.rows(name) for name in views}
-    files = {name: ImageSet.of(manifest).take(rows[name]) for name in views}
+    files = {name: ImageSet.of(manifest).select(rows[name]) for name in views}
     done = 0
     incomplete: list[dict[tuple[str, int], str]] = [{} for _ in targets]
 
@@ -87,7 +87,7 @@ def compute(
         return incomplete
     with native_chatter_muted():
         for result in _results(config, todo, files, rows, targets, missing, precision, check):
-            checked(result, ActivationsNotKept, ConfigError)
+            raise_block_error(result, ActivationsNotKept, ConfigError)
             bad, written = json.loads(str(result["lost"][0]))
             if bad:
                 lost(dict(bad))
@@ -126,7 +126,7 @@ def _results(
 
     items = [vars(span) for span in todo]
     actors, gpus = _pool(use_gpus=config.accelerator != "cpu")
-    source = in_order(ray.data.from_items(items, override_num_blocks=len(items)), None)
+    source = configure_dataset(ray.data.from_items(items, override_num_blocks=len(items)), None)
     computed = source.map_batches(decode, batch_size=None, num_cpus=0.5).map_batches(
         _Prefix,
         fn_constructor_args=arguments,
@@ -137,7 +137,7 @@ def _results(
     )
     found = prefetch(computed.iter_batches(batch_size=None, batch_format="numpy"), lambda block: block, depth=1)
     with contextlib.closing(found):
-        found.begin()
+        found.start()
         while True:
             while not found.ready:  # a span takes minutes where processors are slow
                 check()
@@ -189,7 +189,7 @@ class _Prefix:
         try:
             backbone = build_backbone(config.backbone, config.image_size, config.weights)
         except ConfigError as error:  # of an actor that dies here Ray would tell only that it died
-            self._refusal = in_column(error)
+            self._refusal = encode_error(error)
             return
         tensors = cut_tensors(backbone)
         prefix = keras.Model(backbone.input, [tensors[target.depth] for target in targets])
@@ -215,9 +215,9 @@ class _Prefix:
             try:
                 pictures = self._write(span, block["image"][: span.last - span.first], bad != "", written)
             except (storage.StorageUnavailableError, ActivationsNotKept) as failure:
-                error = in_column(failure)
+                error = encode_error(failure)
             except OSError as failure:  # a full disk, no right to write
-                error = in_column(ActivationsNotKept(failure))
+                error = encode_error(ActivationsNotKept(failure))
         lost = [] if error else [(int(self._rows[span.section][span.first + at]), str(bad[at]))
                                  for at in np.flatnonzero(bad != "")]  # fmt: skip
         return {

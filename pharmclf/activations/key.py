@@ -9,7 +9,7 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.hashing import fingerprint
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.pixel_depth import WHITE
+from pharmclf.data.pixel_depth import MAX_VALUE
 
 SPLITS = ("train", "validation")
 """What is kept, in this order. The test split is not: the final model is tested from images, and nothing else may."""
@@ -42,7 +42,7 @@ def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, p
         "augment": augment if config.augment.is_enabled else None,
         "seed": config.seed if config.augment.is_enabled else None,
     }
-    return parts if manifest.white_level == WHITE else parts | {"white_level": manifest.white_level}
+    return parts if manifest.white_level == MAX_VALUE else parts | {"white_level": manifest.white_level}
 
 
 def location_of(storage_location: str, parts: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from pharmclf import storage
 from pharmclf.activations.local_cache import LocalCache
 from pharmclf.activations.shards import Activations, ActivationsLost, sha256_of
 from pharmclf.core.hashing import sha256_file
-from pharmclf.data.plan import PADDING
+from pharmclf.data.batch_sampler import PADDING
 
 _OPEN_SHARDS = 400  # each holds a file descriptor
 _FETCHES = 8  # concurrent fetches from an object store

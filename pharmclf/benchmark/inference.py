@@ -97,7 +97,7 @@ def _stream(what: Prediction, paths: pa.Array, skipped: int, measured: int) -> f
     """
     places = np.arange(skipped + measured) % len(paths)
     began, count, seen = 0.0, 0, 0
-    for block in predicted_blocks(what, ImageSet.of_paths(paths).take(places)):
+    for block in predicted_blocks(what, ImageSet.of_paths(paths).select(places)):
         seen += len(block["bad"])
         if began:
             count += len(block["bad"])

@@ -15,7 +15,7 @@ from pharmclf.activations.provide import provide
 from pharmclf.activations.shards import INDEX_FILE
 from pharmclf.benchmark.timing import Parts, pace
 from pharmclf.config import RunConfig
-from pharmclf.data.plan import PhasePlan
+from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.prepare import split_manifest
 from pharmclf.training.job import TrainingJob
 from pharmclf.training.launch import with_stream_cpus
@@ -87,7 +87,7 @@ def _read(job: TrainingJob, phase: Phase, input_s: float) -> float:
     from pharmclf.training.batches import device_batches
 
     config = job.config
-    plan = PhasePlan(
+    plan = BatchPlan(
         job.train_rows, job.validation_rows[:0], config.batch_size, config.seed, phase.first_epoch, _INPUT_EPOCHS
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pharmclf.data.plan import PhasePlan
+from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.doctor.all_reduce import bare_all_reduce
 from pharmclf.model.device import device_name, gpu_capability, precision_for
 from pharmclf.training import distributed, loop
@@ -195,7 +195,7 @@ def _streamed(plan: Plan, group: Workers, steps: Mapping[str, _Step]) -> dict[st
     phases = phases_of(job.config)
     nothing = job.validation_rows[:0]
     settings = job.config.batch_size, job.config.seed, phases[0].first_epoch, _PLANNED_EPOCHS
-    batches = device_batches(job, phases[0], PhasePlan(job.train_rows, nothing, *settings, group.rank, group.world), 0)
+    batches = device_batches(job, phases[0], BatchPlan(job.train_rows, nothing, *settings, group.rank, group.world), 0)
     found = {}
     try:
         for phase in phases:

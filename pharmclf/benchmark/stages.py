@@ -14,8 +14,8 @@ from pharmclf.config import PhaseConfig, RunConfig, StoppingConfig, refuse_auto
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.stderr_filter import native_chatter_muted
-from pharmclf.data.plan import PhasePlan
-from pharmclf.data.stream import load_images, plan_batches
+from pharmclf.data.batch_sampler import BatchPlan
+from pharmclf.data.ray_loader import load_batches, load_images
 from pharmclf.model.device import device_name, gpu_capability, precision_for, prepare_for
 from pharmclf.pipeline import training_job
 from pharmclf.training.job import TrainingJob
@@ -104,22 +104,22 @@ def _measure(job: TrainingJob) -> list[dict[str, Any]]:
 
 
 def _decode_rate(job: TrainingJob) -> float:
-    images = job.images.take(job.train_rows)
+    images = job.images.select(job.train_rows)
     began = time.perf_counter()
     load_images(images, job.config.image_size)
     return len(images) / (time.perf_counter() - began)
 
 
-def _plan(job: TrainingJob, phase: Phase, epochs: int) -> PhasePlan:
+def _plan(job: TrainingJob, phase: Phase, epochs: int) -> BatchPlan:
     config = job.config
-    return PhasePlan(job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch, epochs)
+    return BatchPlan(job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch, epochs)
 
 
 def stream_rate(job: TrainingJob, phase: Phase) -> float:
     """Images/s of the stream from the second epoch on, when it has started up and nothing else runs."""
     plan = _plan(job, phase, 1 + -(-_STREAM_IMAGES // len(job.train_rows)))
     images, began = 0, 0.0
-    for index, _ in enumerate(plan_batches(plan, job.images, job.config.image_size, num_cpus=job.stream_cpus)):
+    for index, _ in enumerate(load_batches(plan, job.images, job.config.image_size, num_cpus=job.stream_cpus)):
         if index == plan.steps_per_epoch - 1:
             began = time.perf_counter()
         elif index >= plan.steps_per_epoch:

@@ -21,7 +21,7 @@ _DARKEST, _LIGHTEST = 4, 251  # grey levels outside of which an image may have b
 _MAX_GAIN = 2.0
 
 
-class Freedom(NamedTuple):
+class AlignmentOptions(NamedTuple):
     """In what two images of a pair may differ."""
 
     motions: int
@@ -32,7 +32,7 @@ class Freedom(NamedTuple):
     """Share of the side at each border that does not count: the corners of a turned image are filled."""
 
 
-def register(moving: Floats, still: Floats, start: Floats, steps: int, freedom: Freedom) -> Floats:
+def register(moving: Floats, still: Floats, start: Floats, steps: int, freedom: AlignmentOptions) -> Floats:
     """Take Gauss-Newton steps towards the placement that lays `moving` onto `still`.
 
     Args:
@@ -53,7 +53,7 @@ def register(moving: Floats, still: Floats, start: Floats, steps: int, freedom: 
     for _ in range(steps):
         warped, inside = warp(moving, placements, freedom.margin)
         if freedom.light:
-            warped = _relight(warped, still, inside)
+            warped = _match_light(warped, still, inside)
         columns = np.empty((num, size, side * side), np.float32)
         columns[:, :motions] = jacobian(warped[:, 0], inside[:, 0])[:, :motions]
         if freedom.light:  # the light is fitted with the motion, or an edge that moves would pass for a change of light
@@ -62,7 +62,7 @@ def register(moving: Floats, still: Floats, start: Floats, steps: int, freedom: 
         gap = ((still - warped) * inside).reshape(num, side * side, 1)
         hessian = columns @ columns.transpose(0, 2, 1) + damping
         change = np.linalg.solve(hessian, columns @ gap)[..., 0]
-        placements = np.clip(_move(placements, change[:, :motions]), start - _MAX_CHANGE, start + _MAX_CHANGE)
+        placements = np.clip(_compose(placements, change[:, :motions]), start - _MAX_CHANGE, start + _MAX_CHANGE)
     return placements
 
 
@@ -72,14 +72,16 @@ def jacobian(images: Floats, weight: Any) -> Floats:
     Scale and shift in x, the same in y, then the shear of x along y and of y along x.
     """
     num, side = images.shape[:2]
-    across = _unit(side)
+    across = _pixel_centres(side)
     down, right = (slope * (side / 2) * weight for slope in np.gradient(images, axis=(1, 2)))
     along = across[:, None]
     motions = [right * across, right, down * along, down, right * along, down * across]
     return np.stack(motions, axis=1).reshape(num, AFFINE, side * side)
 
 
-def leftover(moving: Floats, still: Floats, placements: Floats, freedom: Freedom) -> tuple[Floats, NDArray[np.bool_]]:
+def residual(
+    moving: Floats, still: Floats, placements: Floats, freedom: AlignmentOptions
+) -> tuple[Floats, NDArray[np.bool_]]:
     """What differs where two images overlap, and where they do.
 
     Args:
@@ -94,7 +96,7 @@ def leftover(moving: Floats, still: Floats, placements: Floats, freedom: Freedom
     warped, inside = warp(moving, placements, freedom.margin)
     if not freedom.light:
         return (still - warped) * inside, inside
-    gap = still - _relight(warped, still, inside)
+    gap = still - _match_light(warped, still, inside)
     gap = np.where(warped >= _LIGHTEST, np.minimum(gap, 0), gap)  # clipped at white: it may have been lighter
     gap = np.where(warped <= _DARKEST, np.maximum(gap, 0), gap)
     return np.asarray(gap * inside, np.float32), inside
@@ -103,7 +105,7 @@ def leftover(moving: Floats, still: Floats, placements: Floats, freedom: Freedom
 def warp(images: Floats, placements: Floats, margin: float) -> tuple[Floats, NDArray[np.bool_]]:
     """Images (n, channels, side, side) seen through placements, bilinear; and where the view lies inside of them."""
     num, channels, side, _ = images.shape
-    middle, unit = (side - 1) / 2, _unit(side)
+    middle, unit = (side - 1) / 2, _pixel_centres(side)
     a, b, c, d, e, f = placements.reshape(num, 6).T[:, :, None, None] * np.float32(side / 2)
     along = unit[:, None]
     x = a * unit + b * along + (c + np.float32(middle))  # (n, side, side)
@@ -134,7 +136,7 @@ def blur(images: Floats) -> Floats:
     return np.asarray((rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 4, np.float32)
 
 
-def _move(placements: Floats, change: Floats) -> Floats:
+def _compose(placements: Floats, change: Floats) -> Floats:
     """Placements after a small motion of the still image."""
     motion = np.zeros((len(change), AFFINE), np.float32)
     motion[:, : change.shape[1]] = change
@@ -143,7 +145,7 @@ def _move(placements: Floats, change: Floats) -> Floats:
     return np.asarray(moved, np.float32)
 
 
-def _relight(warped: Floats, still: Floats, inside: NDArray[np.bool_]) -> Floats:
+def _match_light(warped: Floats, still: Floats, inside: NDArray[np.bool_]) -> Floats:
     """`warped` in the light of `still`: the gain and offset that fit best where neither is clipped, clipped again."""
     fit = inside & (warped > _DARKEST) & (warped < _LIGHTEST) & (still > _DARKEST) & (still < _LIGHTEST)
     axes = (1, 2, 3)
@@ -156,6 +158,6 @@ def _relight(warped: Floats, still: Floats, inside: NDArray[np.bool_]) -> Floats
     return np.asarray(((warped - mean_warped) * gain + mean_still).clip(0, 255), np.float32)
 
 
-def _unit(side: int) -> Floats:
+def _pixel_centres(side: int) -> Floats:
     """Pixel centres from -1 to 1, (side,)."""
     return ((np.arange(side) - (side - 1) / 2) / (side / 2)).astype(np.float32)

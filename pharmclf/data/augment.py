@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pharmclf.data.stateless import uniforms
+from pharmclf.data.stateless_rng import uniforms
 
 if TYPE_CHECKING:
     from pharmclf.config import AugmentConfig
@@ -62,7 +62,7 @@ def apply_transforms(images: Any, transforms: Any, fill: str) -> Any:
         fill: what stands beyond the edge: "nearest", "reflect" or "constant" (black).
 
     Returns:
-        (n, S, S, 3), bilinear, of the type of `images`.
+        (n, S, S, 3), bilinear, of the type of `image_decoding`.
     """
     import tensorflow as tf  # here, so that what only plans the augmentation need not wait for TensorFlow
 

@@ -78,7 +78,7 @@ _CLUTTER = ((238, 236, 228), (40, 42, 48), (62, 108, 62), (58, 92, 170), (202, 1
 _TEXTURES_PER_SURFACE, _TEXTURE_SIDE = 8, 448
 
 
-def draw(seed: int, class_index: int, index: int) -> Image.Image:
+def render_product(seed: int, class_index: int, index: int) -> Image.Image:
     """Draw image `index` of the product `CLASS_NAMES[class_index]`: RGB, 300 x 300 pixels, a function of the arguments.
 
     Raises:
@@ -91,17 +91,17 @@ def draw(seed: int, class_index: int, index: int) -> Image.Image:
         )
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(class_index, index)))
     light = _direction(rng)
-    image = _surface(rng)
+    image = _random_surface(rng)
     for _ in range(rng.choice(4, p=(0.35, 0.35, 0.2, 0.1))):
-        _put_clutter(image, rng, light)
-    _put_product(image, rng, _PRODUCTS[class_index], light)
-    return _photograph(image, rng, light)
+        _add_clutter(image, rng, light)
+    _add_product(image, rng, _PRODUCTS[class_index], light)
+    return _simulate_camera(image, rng, light)
 
 
-def jpeg(seed: int, class_index: int, index: int) -> bytes:
-    """The image of `draw` as a JPEG file of about 20 KB; arguments and errors are the same."""
+def render_jpeg(seed: int, class_index: int, index: int) -> bytes:
+    """The image of `render_product` as a JPEG file of about 20 KB; arguments and errors are the same."""
     buffer = io.BytesIO()
-    draw(seed, class_index, index).save(buffer, "JPEG", quality=88)
+    render_product(seed, class_index, index).save(buffer, "JPEG", quality=88)
     return buffer.getvalue()
 
 
@@ -152,7 +152,7 @@ def _textures() -> dict[str, list[Image.Image]]:
     return found
 
 
-def _surface(rng: np.random.Generator) -> Image.Image:
+def _random_surface(rng: np.random.Generator) -> Image.Image:
     kind = tuple(_SURFACES)[rng.integers(len(_SURFACES))]
     left, top = rng.integers(0, _TEXTURE_SIDE - SIDE, 2).tolist()
     part = _textures()[kind][rng.integers(_TEXTURES_PER_SURFACE)].crop((left, top, left + SIDE, top + SIDE))
@@ -163,7 +163,9 @@ def _surface(rng: np.random.Generator) -> Image.Image:
     return part.convert("RGB")
 
 
-def _lay(image: Image.Image, patch: Image.Image, mask: Image.Image, corner: np.ndarray, throw: np.ndarray) -> None:
+def _composite(
+    image: Image.Image, patch: Image.Image, mask: Image.Image, corner: np.ndarray, throw: np.ndarray
+) -> None:
     """Lay a patch where its mask is, with the corner (x, y) there, over a shadow that falls `throw` pixels away."""
     box = mask.getbbox() or (0, 0, 1, 1)
     patch, mask, corner = patch.crop(box), mask.crop(box), np.rint(corner + box[:2])
@@ -175,7 +177,7 @@ def _lay(image: Image.Image, patch: Image.Image, mask: Image.Image, corner: np.n
     image.paste(patch, (int(corner[0]), int(corner[1])), mask)
 
 
-def _put_clutter(image: Image.Image, rng: np.random.Generator, light: np.ndarray) -> None:
+def _add_clutter(image: Image.Image, rng: np.random.Generator, light: np.ndarray) -> None:
     """Put another surface, a sheet, a cord or some crumbs on the surface."""
     mask = Image.new("L", (2 * SIDE, 2 * SIDE))
     pen = ImageDraw.Draw(mask)
@@ -187,7 +189,7 @@ def _put_clutter(image: Image.Image, rng: np.random.Generator, light: np.ndarray
         size = rng.uniform(120, 420, 2) if kind else np.array((2000, 1000))
         corners = np.array(((0, -0.5), (1, -0.5), (1, 0.5), (0, 0.5))) * size
         pen.polygon((start + corners[:, ::-1] @ frame).ravel().tolist(), fill=255)
-        patch, height = patch if kind else _surface(rng), rng.uniform(1, 6)
+        patch, height = patch if kind else _random_surface(rng), rng.uniform(1, 6)
     elif kind == 2:
         steps = np.linspace(-700, 700, 40)
         waves = np.sin(steps / rng.uniform(60, 200)) * rng.uniform(10, 70)
@@ -196,17 +198,17 @@ def _put_clutter(image: Image.Image, rng: np.random.Generator, light: np.ndarray
     else:
         for crumb in rng.normal(start, 70, (int(rng.integers(6, 40)), 2)):
             pen.ellipse(np.stack([crumb - 1, crumb + 1 + rng.uniform(2, 9, 2)]).ravel().tolist(), fill=255)
-    _lay(image, patch, mask.reduce(2), np.zeros(2), -height * light)
+    _composite(image, patch, mask.reduce(2), np.zeros(2), -height * light)
 
 
-def _put_product(image: Image.Image, rng: np.random.Generator, product: _Product, light: np.ndarray) -> None:
+def _add_product(image: Image.Image, rng: np.random.Generator, product: _Product, light: np.ndarray) -> None:
     """Lay one or two pieces of the product on the image, at times with a scrap over their edge."""
     radius = SIDE / 2 * rng.uniform(*_SIZES)
     for _ in range(1 + (radius < 45 and rng.random() < 0.12)):
         centre, ahead, tilt = rng.uniform(0.8 * radius, SIDE - 0.8 * radius, 2), _direction(rng), rng.uniform(0.82, 1)
         to_image = np.stack([ahead, ahead[::-1] * (-1, 1)]) * (1, tilt) * radius  # rows: where x and y of the face go
-        patch, mask = _tablet(product, rng, light, to_image)
-        _lay(image, patch, mask, centre - patch.width / 2, -radius * (0.06 + 0.1 * product.width) * light)
+        patch, mask = _render_tablet(product, rng, light, to_image)
+        _composite(image, patch, mask, centre - patch.width / 2, -radius * (0.06 + 0.1 * product.width) * light)
         if rng.random() < 0.2:
             side = 2 * int(radius)
             scrap = Image.new("L", (side, side))
@@ -215,10 +217,12 @@ def _put_product(image: Image.Image, rng: np.random.Generator, product: _Product
             ImageDraw.Draw(scrap).polygon((side / 2 * (1 + outline)).ravel().tolist(), fill=255)
             patch = Image.new("RGB", (side // 2, side // 2), _CLUTTER[rng.integers(len(_CLUTTER))])
             corner = centre - side / 4 + radius * product.width * _direction(rng)
-            _lay(image, patch, scrap.reduce(2), corner, -2 * light)
+            _composite(image, patch, scrap.reduce(2), corner, -2 * light)
 
 
-def _tablet(product: _Product, rng: np.random.Generator, light: np.ndarray, to_image: np.ndarray) -> list[Image.Image]:
+def _render_tablet(
+    product: _Product, rng: np.random.Generator, light: np.ndarray, to_image: np.ndarray
+) -> list[Image.Image]:
     """A piece of a product and its mask, squares lit from 45 degrees; to_image turns and scales points of its face."""
     radius = float(np.linalg.norm(to_image, 2))
     side = 2 * int(radius + 3)
@@ -246,7 +250,7 @@ def _tablet(product: _Product, rng: np.random.Generator, light: np.ndarray, to_i
     return [Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), Image.fromarray(mask)]
 
 
-def _photograph(image: Image.Image, rng: np.random.Generator, light: np.ndarray) -> Image.Image:
+def _simulate_camera(image: Image.Image, rng: np.random.Generator, light: np.ndarray) -> Image.Image:
     """Uneven coloured light, soft focus and sensor noise."""
     if (blur := rng.uniform(-0.4, 1.0)) > 0.2:
         image = image.filter(ImageFilter.BoxBlur(blur))
@@ -292,7 +296,9 @@ def write_demo(folder: str | Path, *, seed: int, images_per_class: int) -> Path:
         for class_index, name in enumerate(CLASS_NAMES):
             (temporary / name).mkdir(parents=True)
             for index in range(images_per_class):
-                (temporary / name / f"{name.lower()}_{index:04d}.jpg").write_bytes(jpeg(seed, class_index, index))
+                (temporary / name / f"{name.lower()}_{index:04d}.jpg").write_bytes(
+                    render_jpeg(seed, class_index, index)
+                )
         (temporary / MARKER).write_text(json.dumps(wanted))
         if folder.exists():
             folder.rename(old)

@@ -16,7 +16,7 @@ from pharmclf.core.errors import ConfigError
 ALLOWED = "PHARMCLF_RESULTS_IN_UPLOAD"
 
 
-def lies_in_upload(location: str) -> bool:
+def is_in_uploaded_working_dir(location: str) -> bool:
     """Whether a location is in the copy of the working directory that a submitted job runs in."""
     if not submitted_runtime_env().get("working_dir") or storage.is_remote(location):
         return False
@@ -33,7 +33,7 @@ def check_destination(flag: str, location: str) -> None:
     Raises:
         ConfigError: they would be deleted with the copy of the working directory of a submitted job.
     """
-    if lies_in_upload(location) and os.environ.get(ALLOWED) != "1":
+    if is_in_uploaded_working_dir(location) and os.environ.get(ALLOWED) != "1":
         raise ConfigError(
             f"{flag}: received {location}, which is in Ray's copy of the working directory and is deleted after the "
             f"job. Give {flag} s3://BUCKET/PREFIX or the absolute path of a folder that all nodes share; "
@@ -43,7 +43,7 @@ def check_destination(flag: str, location: str) -> None:
 
 def destination_warnings(location: str) -> list[str]:
     """What is said of results that are written there all the same: those of the demo, and those asked for."""
-    if not lies_in_upload(location):
+    if not is_in_uploaded_working_dir(location):
         return []
     return [f"{location} is in Ray's copy of the working directory and is deleted after the job; give --storage"]
 

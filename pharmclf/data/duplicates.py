@@ -28,21 +28,21 @@ from pharmclf.data.alignment import (
     AFFINE,
     IDENTITY,
     SCALE_AND_SHIFT,
+    AlignmentOptions,
     Floats,
-    Freedom,
     blur,
     jacobian,
-    leftover,
     register,
+    residual,
 )
-from pharmclf.data.images import THUMBNAIL_SIDE
+from pharmclf.data.image_decoding import THUMBNAIL_SIDE
 
 CHECK_SIDE = 160
 """Side in pixels of the images that `load` gives to the last check."""
 Load = Callable[[int], NDArray[np.uint8]]
-_Fits = tuple[NDArray[np.int64], Floats, Freedom]  # pairs (n, 2), placements (n, 2, 3), what was free to fit
-_SAME_LIGHT = Freedom(SCALE_AND_SHIFT, light=False, margin=0)
-_ANY_LIGHT = Freedom(AFFINE, light=True, margin=1 / 16)
+_Fits = tuple[NDArray[np.int64], Floats, AlignmentOptions]  # pairs (n, 2), placements (n, 2, 3), what was free to fit
+_SAME_LIGHT = AlignmentOptions(SCALE_AND_SHIFT, light=False, margin=0)
+_ANY_LIGHT = AlignmentOptions(AFFINE, light=True, margin=1 / 16)
 
 _MAX_BITS = 20  # of 64; 98 % of the crops of 5 % lie within, 93 % within 16
 _MAX_COARSE = 17.0  # rms of 8x8 means in grey levels, before any alignment; copies 16.9, half of all other pairs 43
@@ -110,10 +110,10 @@ def near_pairs(
     found: set[tuple[int, int]] = set()
     load = lru_cache(maxsize=64)(load)  # pairs come sorted by their first row
     with ThreadPoolExecutor(2) as threads:
-        for pairs, placements, freedom in _aligned(hashes, thumbnails, sides):
+        for pairs, placements, freedom in _aligned_pairs(hashes, thumbnails, sides):
             new = [number for number, (one, other) in enumerate(pairs.tolist()) if (one, other) not in found]
             tried = [(one, other) for one, other in pairs[new].tolist()]
-            same = threads.map(partial(_is_same, freedom=freedom, load=load), tried, placements[new])
+            same = threads.map(partial(_is_same_image, freedom=freedom, load=load), tried, placements[new])
             found.update(pair for pair, yes in zip(tried, same, strict=True) if yes)
     return sorted(found)
 
@@ -173,7 +173,7 @@ def turned_pairs(
             alike.append(product.ravel()[near[keep]])
         pairs = _nearest(np.concatenate(pieces), -np.concatenate(alike))
         for start in range(0, len(pairs), 1024):
-            yield _turn(pairs[start : start + 1024], spectra)
+            yield _match_turned(pairs[start : start + 1024], spectra)
 
 
 def _is_wanted(pairs: NDArray[np.int64], sides: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
@@ -217,7 +217,7 @@ def _disc() -> Floats:
     return blur(disc.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)).reshape(-1, THUMBNAIL_SIDE**2).T.copy()
 
 
-def _turn(pairs: NDArray[np.int64], spectra: NDArray[np.complex64]) -> tuple[NDArray[np.int64], Floats]:
+def _match_turned(pairs: NDArray[np.int64], spectra: NDArray[np.complex64]) -> tuple[NDArray[np.int64], Floats]:
     """The pairs that are alike at some angle, mirrored or not, and the placements (n, 2, 3) of the best."""
     one, other = (spectra[pairs[:, side]] for side in (0, 1))
     weight = np.full(_WAVES, 0.5, np.float32)
@@ -234,22 +234,24 @@ def _turn(pairs: NDArray[np.int64], spectra: NDArray[np.complex64]) -> tuple[NDA
     return pairs, placements.reshape(-1, 2, 3).astype(np.float32)
 
 
-def _aligned(
+def _aligned_pairs(
     hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], sides: NDArray[np.bool_] | None
 ) -> Iterator[_Fits]:
     """Candidate pairs whose thumbnails fit onto each other."""
     for pairs in candidate_pairs(hashes, thumbnails, sides):
         starts = np.broadcast_to(IDENTITY, (len(pairs), 2, 3))
-        yield from _align(pairs, starts, thumbnails, _SAME_LIGHT, ((2, _GIVE_UP_RMS), (5, _MAX_THUMBNAIL_RMS)))
+        yield from _filter_by_alignment(
+            pairs, starts, thumbnails, _SAME_LIGHT, ((2, _GIVE_UP_RMS), (5, _MAX_THUMBNAIL_RMS))
+        )
     for pairs, starts in turned_pairs(thumbnails, sides):
-        yield from _align(pairs, starts, thumbnails, _ANY_LIGHT, ((2, _MAX_THUMBNAIL_RMS),))
+        yield from _filter_by_alignment(pairs, starts, thumbnails, _ANY_LIGHT, ((2, _MAX_THUMBNAIL_RMS),))
 
 
-def _align(
+def _filter_by_alignment(
     all_pairs: NDArray[np.int64],
     starts: Floats,
     thumbnails: NDArray[np.uint8],
-    freedom: Freedom,
+    freedom: AlignmentOptions,
     stages: tuple[tuple[int, float], ...],
 ) -> Iterator[_Fits]:
     """Those of the pairs (n, 2), with starts (n, 2, 3), whose leftover is small after each stage of so many steps."""
@@ -258,7 +260,7 @@ def _align(
         moving, still = (blur(thumbnails[pairs[:, side]].astype(np.float32))[:, None] for side in (0, 1))
         for steps, limit in stages:
             placements = register(moving, still, placements, steps, freedom)
-            rest, inside = leftover(moving, still, placements, freedom)
+            rest, inside = residual(moving, still, placements, freedom)
             rms = np.sqrt(np.square(rest).sum(axis=(1, 2, 3)) / inside.sum(axis=(1, 2, 3)).clip(1))
             keep = rms <= limit
             if freedom.light:
@@ -268,7 +270,7 @@ def _align(
             yield pairs, placements, freedom
 
 
-def _is_same(pair: Sequence[int], placement: Floats, freedom: Freedom, load: Load) -> bool:
+def _is_same_image(pair: Sequence[int], placement: Floats, freedom: AlignmentOptions, load: Load) -> bool:
     """The last check, on both files at 160 pixels in colour: nothing may be left over anywhere."""
     try:
         moving, still = (blur(np.moveaxis(load(row), 2, 0).astype(np.float32)) for row in pair)  # (3, 160, 160)
@@ -277,7 +279,7 @@ def _is_same(pair: Sequence[int], placement: Floats, freedom: Freedom, load: Loa
     grey_moving, grey_still = moving.mean(axis=0), still.mean(axis=0)
     steps = 2 if freedom.light else 3
     place = register(grey_moving[None, None], grey_still[None, None], placement[None], steps, freedom)
-    rest, overlap = leftover(moving[None], still[None], place, freedom)
+    rest, overlap = residual(moving[None], still[None], place, freedom)
     rest, inside = rest[0], overlap[0, 0]
     detail = np.hypot(*np.gradient(grey_still))
     share = np.sqrt(np.square(rest).sum() / (3 * inside.sum()).clip(1)) / (1 + still.std(axis=(1, 2)).mean())

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pharmclf import storage
 from pharmclf.core.units import format_examples
 from pharmclf.data.demo import MARKER
-from pharmclf.data.images import IMAGE_EXTENSIONS
+from pharmclf.data.image_decoding import IMAGE_EXTENSIONS
 
 _HIDDEN = (".", "__MACOSX")
-_LEFTOVERS = frozenset(
+_SYSTEM_NAMES = frozenset(
     {
         # Windows
         "$recycle.bin", "recycler", "recycled", "system volume information", "config.msi", "msocache", "$winreagent",
@@ -33,7 +33,7 @@ _LEFTOVERS = frozenset(
     }
 )  # fmt: skip
 """Names of files and folders, in lower case, that no product has."""
-_LEFTOVER = re.compile(
+_SYSTEM_NAME = re.compile(
     r"found\.\d{3}"  # chkdsk
     r"|.*\.(lrdata|lrcat-data|cocatalog)"  # previews of Lightroom, catalogues of Capture One
     r"|albumart_\{.*\}.*\.jpg|synophoto_thumb_.*"
@@ -67,19 +67,19 @@ class ImageFiles:
     """Folders of results and of tools, relative to the root, in which no image of the set lies."""
 
 
-def relative_to(root: str, location: str) -> str:
+def relative_path(root: str, location: str) -> str:
     """The part of a location below a folder or prefix."""
     return location.removeprefix(f"{root.rstrip('/')}/")
 
 
-def is_leftover(relative: str) -> bool:
+def is_system_file(relative: str) -> bool:
     """Whether a path below the data belongs to a system or a tool: hidden, or one of its parts has such a name."""
     return any(part.startswith(_HIDDEN) or _is_tool_name(part) for part in relative.split("/"))
 
 
 def _is_tool_name(part: str) -> bool:
     name = part.casefold()
-    return name in _LEFTOVERS or _LEFTOVER.fullmatch(name) is not None
+    return name in _SYSTEM_NAMES or _SYSTEM_NAME.fullmatch(name) is not None
 
 
 def find_images(root: str, results: str = "") -> ImageFiles:
@@ -92,24 +92,24 @@ def find_images(root: str, results: str = "") -> ImageFiles:
     Raises:
         OSError: nothing there, unreadable, or the storage does not answer.
     """
-    entries = storage.list_entries(root, lambda folder: folder != root and is_leftover(relative_to(root, folder)))
-    places = {relative_to(root, entry.location): entry for entry in entries}
+    entries = storage.list_entries(root, lambda folder: folder != root and is_system_file(relative_path(root, folder)))
+    places = {relative_path(root, entry.location): entry for entry in entries}
     if results:
         results = results.rstrip("/") if storage.is_remote(results) else os.path.abspath(results)
-    given = relative_to(root, results) if results.startswith(f"{root.rstrip('/')}/") else ""
-    homes = _homes_of_results(places, given)
+    given = relative_path(root, results) if results.startswith(f"{root.rstrip('/')}/") else ""
+    homes = _results_folders(places, given)
     tools = {folder for folder in _tool_folders(places) if folder}
     stems = {_stem(place) for place in places if _extension(place) in IMAGE_EXTENSIONS}
-    images, found = list[storage.FileEntry](), _LeftOut(homes={given} - {""})  # said also before it is there
+    images, found = list[storage.FileEntry](), _SkippedFiles(homes={given} - {""})  # said also before it is there
     for place, entry in places.items():
         extension = _extension(place)
         if place == MARKER:  # the tool's own
             continue
-        if (home := _within(place, homes)) is not None:
+        if (home := _enclosing_folder(place, homes)) is not None:
             found.homes.add(home)
         elif any(part.startswith(_HIDDEN) for part in place.split("/")):
             found.hidden += 1
-        elif (tool := _within(place, tools)) is not None:
+        elif (tool := _enclosing_folder(place, tools)) is not None:
             found.tools[tool] += 1
         elif name := next(filter(_is_tool_name, place.split("/")), ""):
             found.tools[name] += 1
@@ -139,7 +139,7 @@ def _stem(place: str) -> str:
     return os.path.splitext(place)[0].casefold()
 
 
-def _within(place: str, folders: Collection[str]) -> str | None:
+def _enclosing_folder(place: str, folders: Collection[str]) -> str | None:
     """The outermost of some folders that a path lies in; "" is the root."""
     if "" in folders:
         return ""
@@ -151,7 +151,7 @@ def _within(place: str, folders: Collection[str]) -> str | None:
     return None
 
 
-def _homes_of_results(places: Collection[str], given: str) -> set[str]:
+def _results_folders(places: Collection[str], given: str) -> set[str]:
     """Folders that hold what runs, sweeps, evaluations or the demo have written; "" where it is the root."""
     homes = {given} - {""}
     for place in places:
@@ -175,7 +175,7 @@ def _tool_folders(places: Iterable[str]) -> Iterable[str]:
 
 
 @dataclass
-class _LeftOut:
+class _SkippedFiles:
     """What was left out of a listing."""
 
     homes: set[str]
@@ -190,9 +190,9 @@ class _LeftOut:
         """One line for each kind; no number of results, which grows with every run of the same data."""
         counts = {
             "hidden": self.hidden,
-            f"of systems and tools ({_counted(self.tools)})": self.tools.total(),
-            f"of other types ({_counted(self.others)})": self.others.total(),
-            f"each next to the same image in a format that is read ({_counted(self.twins)})": self.twins.total(),
+            f"of systems and tools ({_format_counts(self.tools)})": self.tools.total(),
+            f"of other types ({_format_counts(self.others)})": self.others.total(),
+            f"each next to the same image in a format that is read ({_format_counts(self.twins)})": self.twins.total(),
             "masks of images next to them": self.masks,
         }
         notes = [f"files not read, {what}: {count}" for what, count in counts.items() if count]
@@ -204,5 +204,5 @@ class _LeftOut:
         return notes
 
 
-def _counted(counts: Counter[str]) -> str:
+def _format_counts(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.most_common(10))

@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 from pharmclf import storage
 from pharmclf.core.errors import error_reason
 from pharmclf.core.hashing import sha256_bytes
-from pharmclf.data.images import BadImage, Pixels, decode
-from pharmclf.data.pixel_depth import WHITE
-from pharmclf.data.plan import PADDING
+from pharmclf.data.batch_sampler import PADDING
+from pharmclf.data.image_decoding import InvalidImageError, Pixels, decode
+from pharmclf.data.pixel_depth import MAX_VALUE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ def read_verified(location: str, sha256: str) -> bytes:
         sha256: of its content then; "" where it is not known.
 
     Raises:
-        BadImage: it has changed or gone, or its medium does not give it.
+        InvalidImageError: it has changed or gone, or its medium does not give it.
         PermissionError, StorageUnavailableError: the storage gives nothing at all, which says nothing about the file.
     """
     try:
@@ -42,11 +42,11 @@ def read_verified(location: str, sha256: str) -> bytes:
     except (PermissionError, storage.StorageUnavailableError):
         raise
     except FileNotFoundError as error:
-        raise BadImage("not there") from error
+        raise InvalidImageError("not there") from error
     except OSError as error:
-        raise BadImage(f"not read: {error_reason(error, 80)}") from error
+        raise InvalidImageError(f"not read: {error_reason(error, 80)}") from error
     if sha256 and sha256_bytes(content) != sha256:
-        raise BadImage(CHANGED)
+        raise InvalidImageError(CHANGED)
     return content
 
 
@@ -73,7 +73,7 @@ class ImageSet:
         return ImageSet(paths, sums, pa.repeat(white_level, len(paths)))
 
     @staticmethod
-    def of_paths(paths: pa.Array | Iterable[str], white_level: int = WHITE) -> ImageSet:
+    def of_paths(paths: pa.Array | Iterable[str], white_level: int = MAX_VALUE) -> ImageSet:
         """Files of which nothing but the location is known."""
         paths = paths if isinstance(paths, pa.Array) else pa.array(paths, pa.string())
         return ImageSet(paths, pa.array([""] * len(paths), pa.string()), pa.repeat(white_level, len(paths)))
@@ -87,11 +87,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def take(self, rows: ArrayLike) -> ImageSet:
+    def select(self, rows: ArrayLike) -> ImageSet:
         """The images of some rows, (m,) integers; `PADDING` gives a black image."""
         wanted = np.asarray(rows, np.int64)
         places = pa.array(wanted, mask=wanted == PADDING)
-        columns = ((self.paths, ""), (self.sha256, ""), (self.white_level, WHITE))
+        columns = ((self.paths, ""), (self.sha256, ""), (self.white_level, MAX_VALUE))
         return ImageSet(*(column.take(places).fill_null(absent) for column, absent in columns))
 
     def content(self, place: int) -> bytes:
@@ -99,7 +99,8 @@ class ImageSet:
         return read_verified(self.paths[place].as_py(), self.sha256[place].as_py())
 
     def decode(self, place: int, image_size: int) -> Pixels:
-        """The image of a file, (S, S, 3) uint8, S the side in pixels: what `content` gives, by `images.decode`."""
+        """The image of a file, (S, S, 3) uint8, S the side in pixels: what `content` gives, by
+        `image_decoding.decode`."""
         return decode(self.content(place), image_size, self.white_level[place].as_py())
 
     def slice(self, first: int, count: int) -> ImageSet:

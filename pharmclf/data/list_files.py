@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_examples
-from pharmclf.data.images import IMAGE_EXTENSIONS
+from pharmclf.data.image_decoding import IMAGE_EXTENSIONS
 
-_MOST_SHOWN, _MOST_LETTERS = 5, 200
+_MAX_SHOWN, _MAX_CHARACTERS = 5, 200
 
 
-def locate(source: str, folder: str, paths: Sequence[str]) -> tuple[list[str], dict[str, tuple[int, int]], list[str]]:
+def locate_files(
+    source: str, folder: str, paths: Sequence[str]
+) -> tuple[list[str], dict[str, tuple[int, int]], list[str]]:
     r"""Find the files of a list.
 
     A path that is not there is looked for with / in the place of \, and without an ending as an image of that name.
@@ -30,14 +32,14 @@ def locate(source: str, folder: str, paths: Sequence[str]) -> tuple[list[str], d
     Raises:
         ConfigError: a path without an ending that fits several images.
     """
-    location_of = {path: resolve(folder, path) for path in dict.fromkeys(paths)}
-    known, notes = describe(location_of.values()), []
+    location_of = {path: resolve_path(folder, path) for path in dict.fromkeys(paths)}
+    known, notes = stat_files(location_of.values()), []
     slashed = {
-        path: resolve(folder, path.replace("\\", "/"))
+        path: resolve_path(folder, path.replace("\\", "/"))
         for path, location in location_of.items()
         if "\\" in path and location not in known
     }
-    known |= describe(slashed.values())
+    known |= stat_files(slashed.values())
     slashed = {path: location for path, location in slashed.items() if location in known or not _has_ending(path)}
     if slashed:
         location_of |= slashed
@@ -45,17 +47,17 @@ def locate(source: str, folder: str, paths: Sequence[str]) -> tuple[list[str], d
     bare = {path: location for path, location in location_of.items() if location not in known and not _has_ending(path)}
     ended = _with_endings(source, set(bare.values()), known)
     if ended:
-        known |= describe(ended.values())
+        known |= stat_files(ended.values())
         location_of |= {path: ended[location] for path, location in bare.items() if location in ended}
         kinds = sorted({os.path.splitext(location)[1] for location in ended.values()})
         notes.append(f"paths without an ending, found as {', '.join(kinds)}: {len(ended)}")
     return [location_of[path] for path in paths], known, notes
 
 
-def nothing_there(folder: str, paths: Sequence[str]) -> str:
+def not_found_message(folder: str, paths: Sequence[str]) -> str:
     """Why no path of a list leads to a file: what was looked for, what is there, and the remedy."""
-    first = paths[0][:_MOST_LETTERS]
-    tried = list(dict.fromkeys([resolve(folder, first), resolve(folder, first.replace("\\", "/"))]))
+    first = paths[0][:_MAX_CHARACTERS]
+    tried = list(dict.fromkeys([resolve_path(folder, first), resolve_path(folder, first.replace("\\", "/"))]))
     text = f"none of its {len(set(paths))} paths leads to a file. The first is {first!r}, looked for as {tried[0]}"
     text += f" and {tried[1]}" if len(tried) > 1 else ""
     text += "" if _has_ending(first) else ", and with the ending of an image"
@@ -65,14 +67,14 @@ def nothing_there(folder: str, paths: Sequence[str]) -> str:
             parent = os.path.dirname(parent)
         with contextlib.suppress(OSError):
             names = sorted(os.listdir(parent))
-            text += f"; {parent} holds {format_examples(names, _MOST_SHOWN) or 'nothing'}"
+            text += f"; {parent} holds {format_examples(names, _MAX_SHOWN) or 'nothing'}"
         bases = [os.getcwd(), *_parents(folder)] if not os.path.isabs(first) else []
         fits = next((base for base in bases if os.path.isfile(os.path.join(base, first.replace("\\", "/")))), None)
         text += f"; below {fits} it is there" if fits else ""
     return f"{text}. Write paths relative to the list's folder {folder}, or absolute ones"
 
 
-def resolve(folder: str, path: str) -> str:
+def resolve_path(folder: str, path: str) -> str:
     """A path of a list as a location: as it is, or relative to the list's folder."""
     path = path.removeprefix("file://")
     if storage.is_remote(path) or (storage.is_remote(folder) and not path.startswith("/")):
@@ -80,7 +82,7 @@ def resolve(folder: str, path: str) -> str:
     return os.path.normpath(os.path.join(folder, path))
 
 
-def describe(locations: Iterable[str]) -> dict[str, tuple[int, int]]:
+def stat_files(locations: Iterable[str]) -> dict[str, tuple[int, int]]:
     """Size and time of files, as far as they are there; remote ones by one listing per bucket."""
     known, buckets = {}, dict[str, list[str]]()
     for location in locations:

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.core.hashing import sha256_bytes
-from pharmclf.data.list_files import locate, nothing_there
+from pharmclf.data.list_files import locate_files, not_found_message
 from pharmclf.data.splits import SPLITS, TEST, TRAIN, VALIDATION
 
-LISTS = (".csv", ".parquet")
+LIST_EXTENSIONS = (".csv", ".parquet")
 """How the name of a list ends."""
 _TAB = "\t"
 _SEPARATORS = (",", ";", _TAB)
-_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _HEADERS = {
     "path": (
         "paths", "file", "filename", "file_name", "filepath", "file_path", "image", "images", "image_path",
@@ -42,8 +42,8 @@ _SPLIT_WORDS = {
     VALIDATION: ("validation", "val", "valid", "dev", "development"),
     TEST: ("test", "testing"),
 }
-_SPLIT_OF = {"": "", **{word: split for split, words in _SPLIT_WORDS.items() for word in words}}
-_WHOLE = re.compile(r"-?\d+\.0")
+_SPLIT_BY_WORD = {"": "", **{word: split for split, words in _SPLIT_WORDS.items() for word in words}}
+_WHOLE_NUMBER = re.compile(r"-?\d+\.0")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ListTable:
         """(rows,) stripped text of one of path, label, group and split; "" where the list has no value."""
         if name not in self.columns:
             return [""] * len(self.table)
-        return _texts(self.table.column(self.columns[name]))
+        return _to_text(self.table.column(self.columns[name]))
 
 
 def read_list(
@@ -73,7 +73,7 @@ def read_list(
 
     Args:
         source: names the list in messages: the flag and what it was given.
-        location: of the file; its name ends as one of `LISTS`.
+        location: of the file; its name ends as one of `LIST_EXTENSIONS`.
         required: columns that it must have, of path, label, group and split.
         optional: columns that it may have, of the same.
 
@@ -86,7 +86,7 @@ def read_list(
             table = _read_csv(content, notes)
         else:
             table = pq.read_table(io.BytesIO(content)).replace_schema_metadata(None)
-            table = table.rename_columns(_named(table.column_names))
+            table = table.rename_columns(_find_known_columns(table.column_names))
     except (ValueError, csv.Error, pa.ArrowException) as error:
         raise ConfigError(f"{source}: not a list: {first_line(error)}") from error
     columns = _find_columns(source, table, [*required, *optional])
@@ -108,7 +108,7 @@ def read_list(
     return listed
 
 
-def list_table(data: str, root: str) -> tuple[str, list[tuple[str, str, str, int, int, str, str]], list[str]]:
+def list_labelled_images(data: str, root: str) -> tuple[str, list[tuple[str, str, str, int, int, str, str]], list[str]]:
     """Read a list of labelled images.
 
     Args:
@@ -116,21 +116,21 @@ def list_table(data: str, root: str) -> tuple[str, list[tuple[str, str, str, int
         root: its location.
 
     Returns:
-        The list's folder; the fields of an `Item` for each row; notes.
+        The list's folder; the fields of an `ImageEntry` for each row; notes.
 
     Raises:
         ConfigError: as `read_list`; an unknown split, or none of the files is there.
     """
     source = f"--data {data}"
-    if not root.lower().endswith(LISTS):
+    if not root.lower().endswith(LIST_EXTENSIONS):
         raise ConfigError(f"{source}: received a file, expected a folder, or a list that ends in .csv or .parquet")
     listed = read_list(source, root, ("path", "label"), ("group", "split"))
     folder, notes = root.rpartition("/")[0], listed.notes
-    paths, labels, groups = listed.cells("path"), _labels(listed.cells("label"), notes), listed.cells("group")
-    splits = _splits(source, listed, notes)
-    locations, known, found = locate(source, folder, paths)
+    paths, labels, groups = listed.cells("path"), _parse_labels(listed.cells("label"), notes), listed.cells("group")
+    splits = _parse_splits(source, listed, notes)
+    locations, known, found = locate_files(source, folder, paths)
     if not known.keys() & set(locations):
-        raise ConfigError(f"{source}: {nothing_there(folder, paths)}")
+        raise ConfigError(f"{source}: {not_found_message(folder, paths)}")
     rows = list(zip(locations, labels, groups, splits, strict=True))
     unique = sorted(set(rows))
     notes += found
@@ -149,9 +149,9 @@ def list_table(data: str, root: str) -> tuple[str, list[tuple[str, str, str, int
 
 
 def _read_csv(content: bytes, notes: list[str]) -> pa.Table:
-    text = _decoded(content, notes).lstrip("\r\n\ufeff")
+    text = _decode_text(content, notes).lstrip("\r\n\ufeff")
     lines = io.StringIO(text, newline="")
-    separator = _separator_of(lines.readline())
+    separator = _detect_separator(lines.readline())
     if given := re.match(r'"?sep=(.)"?', text, re.IGNORECASE):  # a first line of Excel's, which names the separator
         separator = given[1]
     else:
@@ -171,16 +171,16 @@ def _read_csv(content: bytes, notes: list[str]) -> pa.Table:
             )
         rows.append([*row[: len(header)], *[""] * (len(header) - len(row))])
     columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in header]
-    return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], _named(header))
+    return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], _find_known_columns(header))
 
 
-def _named(header: Sequence[str]) -> list[str]:
+def _find_known_columns(header: Sequence[str]) -> list[str]:
     return [name.strip() or f"column {place}" for place, name in enumerate(header, start=1)]
 
 
-def _decoded(content: bytes, notes: list[str]) -> str:
+def _decode_text(content: bytes, notes: list[str]) -> str:
     """The text of a CSV file in the encoding that it is written in."""
-    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\x00" in content[:4]:  # UTF-16 without its mark
         encoding = "utf-16-le" if content[1:2] == b"\x00" else "utf-16-be"
     try:
@@ -192,17 +192,17 @@ def _decoded(content: bytes, notes: list[str]) -> str:
     return content.decode("cp1252")
 
 
-def _separator_of(line: str) -> str:
+def _detect_separator(line: str) -> str:
     """The separator that gives the first line most columns of known names, else most columns, else a comma."""
 
     def fit(separator: str) -> tuple[int, int]:
-        names = _named(next(csv.reader([line], delimiter=separator, skipinitialspace=True), []))
-        return sum(bool(_fitting(names, wanted)) for wanted in _HEADERS), len(names)
+        names = _find_known_columns(next(csv.reader([line], delimiter=separator, skipinitialspace=True), []))
+        return sum(bool(_matching_columns(names, wanted)) for wanted in _HEADERS), len(names)
 
     return max(_SEPARATORS, key=fit)
 
 
-def _fitting(names: Sequence[str], wanted: str) -> list[int]:
+def _matching_columns(names: Sequence[str], wanted: str) -> list[int]:
     """Places of the columns that may be meant: those of exactly this name, else in other case, else of other names."""
     plain = [re.sub(r"[\s_.-]+", "_", name.casefold()) for name in names]
     levels = (
@@ -223,13 +223,13 @@ def _find_columns(source: str, table: pa.Table, names: Sequence[str]) -> dict[st
     for wanted in names:
         places = [
             place
-            for place in _fitting(table.column_names, wanted)
+            for place in _matching_columns(table.column_names, wanted)
             if not pa.types.is_nested(kind := table.schema.field(place).type)
             and not (wanted == "path" and pa.types.is_binary(kind))  # the images themselves
         ]
         fits = [table.column_names[place] for place in places]
         if wanted == "split" and fits and fits[0].casefold() != "split":  # "set" may hold anything
-            places = [place for place in places if any(map(_split_of, _texts(table.column(place))))]
+            places = [place for place in places if any(map(_parse_split, _to_text(table.column(place))))]
         if len(places) > 1:
             raise ConfigError(
                 f"{source}: the columns {' and '.join(fits)} may each hold the {wanted} of an image. "
@@ -240,7 +240,7 @@ def _find_columns(source: str, table: pa.Table, names: Sequence[str]) -> dict[st
     return found
 
 
-def _texts(column: pa.ChunkedArray) -> list[str]:
+def _to_text(column: pa.ChunkedArray) -> list[str]:
     """Cells as stripped text; a column of whole numbers is written without ".0" where a gap has made them floats."""
     values = column.to_pylist()
     whole = all(value.is_integer() or value != value for value in values if isinstance(value, float))
@@ -255,22 +255,22 @@ def _texts(column: pa.ChunkedArray) -> list[str]:
     return [text(value) for value in values]
 
 
-def _labels(cells: list[str], notes: list[str]) -> list[str]:
-    if not all(_WHOLE.fullmatch(cell) for cell in cells if cell) or not any(cells):
+def _parse_labels(cells: list[str], notes: list[str]) -> list[str]:
+    if not all(_WHOLE_NUMBER.fullmatch(cell) for cell in cells if cell) or not any(cells):
         return cells
     notes.append(f"labels are whole numbers written as {next(filter(None, cells))}; read without .0")
     return [cell.removesuffix(".0") for cell in cells]
 
 
-def _split_of(cell: str) -> str | None:
+def _parse_split(cell: str) -> str | None:
     """The split that a cell means; "": none; None: an unknown word."""
-    return _SPLIT_OF.get(cell.casefold())
+    return _SPLIT_BY_WORD.get(cell.casefold())
 
 
-def _splits(source: str, listed: ListTable, notes: list[str]) -> list[str]:
+def _parse_splits(source: str, listed: ListTable, notes: list[str]) -> list[str]:
     cells, splits = listed.cells("split"), list[str]()
     for number, cell in enumerate(cells, start=1):
-        split = _split_of(cell)
+        split = _parse_split(cell)
         if split is None:
             expected = ", ".join(SPLITS)
             raise ConfigError(f"{source}: row {number}: split {cell!r}, expected {expected} or nothing")

@@ -23,19 +23,19 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import fingerprint
 from pharmclf.core.units import format_examples
 from pharmclf.data import duplicates
+from pharmclf.data.dataset_listing import DatasetListing, list_dataset
+from pharmclf.data.folder_layouts import DEFAULT_LAYOUT_OPTIONS, LayoutOptions
+from pharmclf.data.image_decoding import LFS_POINTER, THUMBNAIL_SIDE, decode
 from pharmclf.data.image_set import read_verified
-from pharmclf.data.images import LFS_POINTER, THUMBNAIL_SIDE, decode
-from pharmclf.data.layouts import PLAIN_READING, Reading
-from pharmclf.data.list_tables import LISTS
-from pharmclf.data.pixel_depth import WHITE, find_white_level
-from pharmclf.data.scan import Scan, scan_files
-from pharmclf.data.sources import Listing, list_data
+from pharmclf.data.list_tables import LIST_EXTENSIONS
+from pharmclf.data.pixel_depth import MAX_VALUE, find_white_level
+from pharmclf.data.scan import ScanResult, scan_files
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 
 OK, LABEL_CONFLICT = "ok", "label conflict"
-LEFT_OUT = "left out"
+EXCLUDED = "left out"
 """How the status of a usable image begins whose class the run leaves out."""
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Called with the number of files done and the number of all."""
 _METADATA = b"pharmclf.manifest"
 _NUMBERS = {"size_bytes": pa.int64(), "width": pa.int32(), "height": pa.int32(), "group": pa.int64()}
@@ -57,8 +57,8 @@ class Manifest:
     """The folder or prefix that paths are relative to in the fingerprint."""
     notes: list[str] = field(default_factory=list)
     """What a person should know of the data set; one line each."""
-    white_level: int = WHITE
-    """The value that is white in its files of 16 bits per channel; `images.decode` takes it."""
+    white_level: int = MAX_VALUE
+    """The value that is white in its files of 16 bits per channel; `image_decoding.decode` takes it."""
 
     @functools.cached_property
     def ok(self) -> pd.DataFrame:
@@ -69,7 +69,7 @@ class Manifest:
     def quarantined(self) -> pd.DataFrame:
         """The rows of images that cannot be used, with their row numbers as index."""
         status = self.table["status"]
-        return self.table[(status != OK) & ~status.str.startswith(LEFT_OUT)]
+        return self.table[(status != OK) & ~status.str.startswith(EXCLUDED)]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -81,7 +81,7 @@ class Manifest:
         paths = [path.removeprefix(prefix) for path in rows["path"]]
         groups = pd.factorize(rows["group"])[0].tolist()
         columns = [rows[name].tolist() for name in ("label", "sha256", "split")]
-        levels = [] if self.white_level == WHITE else [self.white_level]
+        levels = [] if self.white_level == MAX_VALUE else [self.white_level]
         return fingerprint([paths, groups, *columns, *levels])
 
     def rows(self, split: str) -> NDArray[np.int64]:
@@ -101,11 +101,11 @@ class Manifest:
         table.loc[list(statuses), "status"] = list(statuses.values())
         return replace(self, table=table)
 
-    def leave_out(self, labels: Iterable[str], reason: str, note: str) -> Manifest:
+    def exclude_classes(self, labels: Iterable[str], reason: str, note: str) -> Manifest:
         """The same manifest without some classes: their rows stay with a status that says why, as bad ones do."""
         left, table = set(labels), self.table.copy()
         rows = (table["status"] == OK) & table["label"].isin(left)
-        table.loc[rows, "status"], table.loc[rows, "split"] = f"{LEFT_OUT}: {reason}", ""
+        table.loc[rows, "status"], table.loc[rows, "split"] = f"{EXCLUDED}: {reason}", ""
         names = tuple(name for name in self.class_names if name not in left)
         return replace(self, table=table, class_names=names, notes=[*self.notes, note])
 
@@ -118,7 +118,7 @@ class Manifest:
             "class_names": self.class_names,
             "notes": self.notes,
         }
-        about |= {} if self.white_level == WHITE else {"white_level": self.white_level}
+        about |= {} if self.white_level == MAX_VALUE else {"white_level": self.white_level}
         table = pa.Table.from_pandas(self.table, schema=_SCHEMA, preserve_index=False)
         buffer = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(about).encode()}), buffer)
@@ -140,7 +140,7 @@ class Manifest:
         check_schema_version(about, f"manifest {location}")
         frame = table.select(_SCHEMA.names).replace_schema_metadata(None).to_pandas()
         names, notes = tuple(about["class_names"]), list(about["notes"])
-        return Manifest(frame, names, about["root"], notes, int(about.get("white_level", WHITE)))
+        return Manifest(frame, names, about["root"], notes, int(about.get("white_level", MAX_VALUE)))
 
     def write_quarantine(self, location: str) -> None:
         """Write the rows that are not used as CSV: path, label, status."""
@@ -153,9 +153,9 @@ def build_manifest(
     data: str,
     *,
     max_bad_share: float = 1.0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     quarantine: str = "",
-    reading: Reading = PLAIN_READING,
+    reading: LayoutOptions = DEFAULT_LAYOUT_OPTIONS,
 ) -> Manifest:
     """Scan a data set: decode every image once, hash it, find what is bad and what are copies.
 
@@ -170,10 +170,10 @@ def build_manifest(
     Raises:
         ConfigError: nothing there, no image, fewer than two classes, or too many bad images.
     """
-    return check_bad_share(scan(list_data(data, reading), progress), max_bad_share, quarantine)
+    return check_invalid_share(scan_listing(list_dataset(data, reading), progress), max_bad_share, quarantine)
 
 
-def check_bad_share(manifest: Manifest, max_bad_share: float, quarantine: str = "") -> Manifest:
+def check_invalid_share(manifest: Manifest, max_bad_share: float, quarantine: str = "") -> Manifest:
     """Return the manifest, or refuse it for its bad images, and then write their list to `quarantine`, if given.
 
     Raises:
@@ -193,11 +193,11 @@ def check_bad_share(manifest: Manifest, max_bad_share: float, quarantine: str = 
     )
 
 
-def scan(listing: Listing, progress: Progress | None, fewest_classes: int = 2) -> Manifest:
+def scan_listing(listing: DatasetListing, progress: ProgressCallback | None, min_classes: int = 2) -> Manifest:
     """Read all images of a listing, and decide on the status and the group of each.
 
     Raises:
-        ConfigError: usable images of fewer classes than `fewest_classes`.
+        ConfigError: usable images of fewer classes than `min_classes`.
     """
     items, notes = listing.items, list(listing.notes)
     table = pd.DataFrame({"path": [i.location for i in items], "label": [i.label for i in items]})
@@ -206,7 +206,7 @@ def scan(listing: Listing, progress: Progress | None, fewest_classes: int = 2) -
     largest = np.zeros(len(items), np.int64)  # values of files of 16 bits
     scans = scan_files([i.location for i in items if not i.status], progress)
     for number, item in enumerate(items):
-        scan = Scan(item.status, item.size_bytes) if item.status else next(scans)
+        scan = ScanResult(item.status, item.size_bytes) if item.status else next(scans)
         size = (scan.probe.width, scan.probe.height, scan.probe.phash) if scan.probe else (0, 0, "")
         rows.append((scan.size_bytes, scan.sha256, *size, scan.status if item.label else "no label"))
         if scan.probe:
@@ -226,27 +226,27 @@ def scan(listing: Listing, progress: Progress | None, fewest_classes: int = 2) -
         )
     if unended:
         notes.append(f"{len(unended)} JPEGs without their end mark, read all the same: {format_examples(unended)}")
-    white_level = _find_level(table, thumbnails, largest, notes)
-    notes += (reasons := _absent(table))
+    white_level = _find_white_level(table, thumbnails, largest, notes)
+    notes += (reasons := _missing_files_note(table))
     used = table[table["status"] == OK]
     class_names = tuple(sorted(used["label"].unique()))
     lost = sorted(set(table["label"]) - set(class_names) - {""})
     if lost:
         notes.append(f"classes without a usable image: {format_examples(lost)}")
-    if len(class_names) < fewest_classes:
+    if len(class_names) < min_classes:
         reason = f": {'; '.join(reasons)}" if reasons else f", {table['path'].iloc[0]}: {table['status'].iloc[0]}"
         found = f"only the class {class_names[0]!r}" if class_names else f"{len(table)} images and all bad{reason}"
-        expected = "two classes or more" if fewest_classes > 1 else "a class"
-        is_list = listing.data.lower().endswith(LISTS)
+        expected = "two classes or more" if min_classes > 1 else "a class"
+        is_list = listing.data.lower().endswith(LIST_EXTENSIONS)
         otherwise = "Mend the list" if is_list else "Give the folder that holds the class folders"
         remedy = "Fetch the files" if reasons else otherwise
         raise ConfigError(f"--data {listing.data}: received {found}; expected usable images of {expected}. {remedy}")
-    table["group"] = _group(table, thumbnails, [i.group for i in items], notes, white_level)
+    table["group"] = _group_rows(table, thumbnails, [i.group for i in items], notes, white_level)
     table["split"] = [i.split for i in items]
     return Manifest(table[list(_COLUMNS)], class_names, listing.root, notes, white_level)
 
 
-def _absent(table: pd.DataFrame) -> list[str]:
+def _missing_files_note(table: pd.DataFrame) -> list[str]:
     """What is said of files that are not there yet: pointers of Git LFS, and links such as those of git-annex."""
     lines = []
     for status, what in (
@@ -259,14 +259,14 @@ def _absent(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _find_level(
+def _find_white_level(
     table: pd.DataFrame, thumbnails: NDArray[np.uint8], largest: NDArray[np.int64], notes: list[str]
 ) -> int:
     """The white level of the usable images of 16 bits; where it is not the common one, they are probed once more."""
     wide = np.flatnonzero((table["status"] == OK).to_numpy() & (largest > 0))
     level = find_white_level(int(largest[wide].max(initial=0)))
-    if level == WHITE:
-        dark = [str(table["path"].iloc[row]) for row in wide if find_white_level(int(largest[row])) < WHITE // 8]
+    if level == MAX_VALUE:
+        dark = [str(table["path"].iloc[row]) for row in wide if find_white_level(int(largest[row])) < MAX_VALUE // 8]
         if dark:
             most = f"others use up to {largest[wide].max()}"
             notes.append(
@@ -282,7 +282,7 @@ def _find_level(
     return level
 
 
-def _group(
+def _group_rows(
     table: pd.DataFrame, thumbnails: NDArray[np.uint8], given: list[str], notes: list[str], white_level: int
 ) -> NDArray[np.int64]:
     """The group of each row, and notes on copies: joined are these, and rows of one group of the list; not bad rows.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-WHITE = 65535
+MAX_VALUE = 65535
 """The white level of files of 16 bits per channel that use all of them."""
 _LEVELS = (255, 1023, 4095, 16383)
 """White levels of files that use 8, 10, 12 or 14 bits of each value."""
@@ -19,7 +19,7 @@ _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L
 
 def find_white_level(largest: int) -> int:
     """The white level of a set by the largest value of its files of 16 bits; one dark image says nothing."""
-    return next((level for level in _LEVELS if 0 < largest <= level), WHITE)
+    return next((level for level in _LEVELS if 0 < largest <= level), MAX_VALUE)
 
 
 def scale_grey(image: Image.Image, white_level: int) -> tuple[NDArray[np.uint8], int]:
@@ -35,8 +35,8 @@ def scale_grey(image: Image.Image, white_level: int) -> tuple[NDArray[np.uint8],
     """
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= WHITE):  # NaN fails too
-        raise ValueError(f"pixel values from {low:.4g} to {high:.4g}, expected 0 to {WHITE}")
+    if not (low >= 0 and high <= MAX_VALUE):  # NaN fails too
+        raise ValueError(f"pixel values from {low:.4g} to {high:.4g}, expected 0 to {MAX_VALUE}")
     if not image.mode.startswith("I;16") and high <= 255:
         return np.rint(values * 255.0 if high <= 1 else values).astype(np.uint8), 0
     return np.rint(np.minimum(values / (white_level / 255.0), 255.0)).astype(np.uint8), int(high)
@@ -53,7 +53,7 @@ def scale_colour(image: Image.Image, content: bytes, white_level: int) -> tuple[
     Args:
         image: loaded; its bytes are the upper ones of each value.
         content: the file.
-        white_level: at `WHITE` the image stays what Pillow has made of it.
+        white_level: at `MAX_VALUE` the image stays what Pillow has made of it.
 
     Returns:
         The image, and the largest value of its colours, or one above every level where it uses more than 14 bits.
@@ -64,7 +64,7 @@ def scale_colour(image: Image.Image, content: bytes, white_level: int) -> tuple[
         return image, top * 257
     wide = values[..., :3].astype(np.float64) * 256 + _low_bytes(content, str(image.format))[..., :3]
     largest = int(wide.max())
-    if white_level == WHITE or largest > white_level:
+    if white_level == MAX_VALUE or largest > white_level:
         return image, largest
     scaled = np.rint(wide * (255 / white_level)).astype(np.uint8)
     return Image.fromarray(np.concatenate([scaled, values[..., 3:]], axis=2)), largest

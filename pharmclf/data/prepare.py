@@ -14,11 +14,11 @@ from pharmclf.config import DEMO, RunConfig
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_examples
+from pharmclf.data.dataset_listing import list_dataset
 from pharmclf.data.destination import check_destination
-from pharmclf.data.layouts import PLAIN_READING, Reading
-from pharmclf.data.manifest import Manifest, check_bad_share, scan
+from pharmclf.data.folder_layouts import DEFAULT_LAYOUT_OPTIONS, LayoutOptions
+from pharmclf.data.manifest import Manifest, check_invalid_share, scan_listing
 from pharmclf.data.scan import NOT_READ
-from pharmclf.data.sources import list_data
 from pharmclf.data.splits import SPLITS, TRAIN, rare_classes, split_rows
 
 MANIFEST_FILE = "manifest.parquet"
@@ -26,7 +26,7 @@ QUARANTINE_FILE = "quarantine.csv"
 _MAX_CLASS_LINES, _RAREST = 30, 20  # up to so many classes a terminal lists all; of more, these few
 
 
-def prepare(config: RunConfig, folder: str, progress: Callable[[int, int], None] | None = None) -> Manifest:
+def prepare_manifest(config: RunConfig, folder: str, progress: Callable[[int, int], None] | None = None) -> Manifest:
     """Make the manifest of a run, with splits, and write it and the list of quarantined images to a folder.
 
     Args:
@@ -57,12 +57,12 @@ def check_storage(config: RunConfig) -> None:
     """
     if config.data != DEMO:  # whose results nobody misses
         check_destination("--storage", storage.absolute(config.storage))
-    with refusals_named(config.storage):
+    with storage_errors_as_config_errors(config.storage):
         storage.list_folders(storage.absolute(config.storage))
 
 
 @contextlib.contextmanager
-def refusals_named(location: str) -> Iterator[None]:
+def storage_errors_as_config_errors(location: str) -> Iterator[None]:
     """Within, a storage that is not there or not ours to read is bad input."""
     try:
         yield
@@ -73,18 +73,18 @@ def refusals_named(location: str) -> Iterator[None]:
 def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int], None] | None = None) -> Manifest:
     """Make the manifest of a run, with splits; only where there are too many bad images is their list written.
 
-    Args and Raises: as `prepare`.
+    Args and Raises: as `prepare_manifest`.
     """
     check_storage(config)
     manifest = cached_manifest(
         data_location(config),
-        manifests_of(config.storage),
+        manifest_cache(config.storage),
         max_bad_share=config.max_bad_share,
         progress=progress,
         quarantine=storage.join(folder, QUARANTINE_FILE),
-        reading=reading_of(config),
+        reading=layout_options(config),
     )
-    manifest = _without_rare_classes(manifest, config)
+    manifest = _exclude_rare_classes(manifest, config)
     rows = manifest.ok
     given = rows["split"].to_numpy()
     splits = split_rows(
@@ -105,10 +105,10 @@ def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int]
         for name in sorted(set(SPLITS) - set(given)):
             drawn = f"{int((splits == name).sum())} of the {int((given == TRAIN).sum())} images given to train"
             manifest.notes.append(f"no image is given to {name}: {drawn} are drawn into it")
-    return _without_untrained_classes(manifest, config)
+    return _exclude_untrained_classes(manifest, config)
 
 
-def _without_rare_classes(manifest: Manifest, config: RunConfig) -> Manifest:
+def _exclude_rare_classes(manifest: Manifest, config: RunConfig) -> Manifest:
     """Leave out the classes with too few different images to be divided.
 
     Raises:
@@ -138,10 +138,10 @@ def _without_rare_classes(manifest: Manifest, config: RunConfig) -> Manifest:
             f"(--min-images); the others: {text}. Add images of them{f', or, {hint}' if hint else ''}"
         )
     note = f"classes left out, {few} (--min-images {config.min_images}): {text}{f'; {hint}' if hint else ''}"
-    return manifest.leave_out(rare, few, note)
+    return manifest.exclude_classes(rare, few, note)
 
 
-def _without_untrained_classes(manifest: Manifest, config: RunConfig) -> Manifest:
+def _exclude_untrained_classes(manifest: Manifest, config: RunConfig) -> Manifest:
     """Leave out the classes without a row in train: no model can learn them.
 
     Raises:
@@ -153,7 +153,9 @@ def _without_untrained_classes(manifest: Manifest, config: RunConfig) -> Manifes
         return manifest
     count = int(rows["label"].isin(untrained).sum())
     text = f"labels without a training image: {format_examples(untrained)}"
-    manifest = manifest.leave_out(untrained, "no training image of its label", f"{text}; left out with {count} images")
+    manifest = manifest.exclude_classes(
+        untrained, "no training image of its label", f"{text}; left out with {count} images"
+    )
     lost = [name for name in SPLITS if not len(manifest.rows(name))]
     if len(manifest.class_names) < 2 or lost:
         left = "fewer than two labels are left" if len(manifest.class_names) < 2 else f"{' and '.join(lost)} loses all"
@@ -161,16 +163,16 @@ def _without_untrained_classes(manifest: Manifest, config: RunConfig) -> Manifes
     return manifest
 
 
-def reading_of(config: RunConfig) -> Reading:
+def layout_options(config: RunConfig) -> LayoutOptions:
     """How the folders of a run's data are read."""
-    return Reading(
+    return LayoutOptions(
         label_level=config.label_level,
         keep_splits=not config.split.ignore_folders,
         results=storage.absolute(config.storage),
     )
 
 
-def manifests_of(location: str) -> str:
+def manifest_cache(location: str) -> str:
     """Where a storage keeps the manifests of all data sets."""
     return storage.join(storage.absolute(location), "manifests")
 
@@ -199,8 +201,8 @@ def cached_manifest(
     max_bad_share: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
     quarantine: str = "",
-    fewest_classes: int = 2,
-    reading: Reading = PLAIN_READING,
+    min_classes: int = 2,
+    reading: LayoutOptions = DEFAULT_LAYOUT_OPTIONS,
 ) -> Manifest:
     """As `build_manifest`, but a data set whose files kept their names, sizes and times is not scanned again.
 
@@ -210,20 +212,20 @@ def cached_manifest(
         max_bad_share: largest share of quarantined images, 0..1.
         progress: called with (files done, files), not at all if nothing is scanned.
         quarantine: where the list of quarantined images goes when there are too many of them; "": nowhere.
-        fewest_classes: fewer with usable images are refused.
+        min_classes: fewer with usable images are refused.
         reading: which folders are labels and splits.
 
     Raises:
         ConfigError: as `build_manifest`.
     """
-    listing = list_data(data, reading)
+    listing = list_dataset(data, reading)
     location = storage.join(cache_location, f"{listing.key}.parquet")
     manifest = _read_cache(location)
-    if manifest is None or len(manifest.class_names) < fewest_classes:
-        manifest = scan(listing, progress, fewest_classes)
+    if manifest is None or len(manifest.class_names) < min_classes:
+        manifest = scan_listing(listing, progress, min_classes)
         if not manifest.table["status"].str.startswith(NOT_READ).any():  # storage may give those the next time
             manifest.write(location)
-    return check_bad_share(manifest, max_bad_share, quarantine)
+    return check_invalid_share(manifest, max_bad_share, quarantine)
 
 
 def _read_cache(location: str) -> Manifest | None:
@@ -236,11 +238,11 @@ def _read_cache(location: str) -> Manifest | None:
         return None
 
 
-def count_lines(counts: Sequence[tuple[str, int, int, int]], more_in: str) -> list[str]:
-    """A `count_table` as aligned text; of many classes the rarest only, and where the others are.
+def format_split_counts(counts: Sequence[tuple[str, int, int, int]], more_in: str) -> list[str]:
+    """A `split_counts` as aligned text; of many classes the rarest only, and where the others are.
 
     Args:
-        counts: what `count_table` returns.
+        counts: what `split_counts` returns.
         more_in: the file that has all classes.
     """
     classes, total = list(counts[:-1]), counts[-1]
@@ -254,7 +256,7 @@ def count_lines(counts: Sequence[tuple[str, int, int, int]], more_in: str) -> li
     return lines
 
 
-def count_table(manifest: Manifest) -> list[tuple[str, int, int, int]]:
+def split_counts(manifest: Manifest) -> list[tuple[str, int, int, int]]:
     """Usable rows of each class: (class, train, validation, test), and a last line "all" with the sums."""
     counts = manifest.ok.groupby(["label", "split"]).size()
     matrix = np.array([[int(counts.get((name, split), 0)) for split in SPLITS] for name in manifest.class_names])

@@ -15,8 +15,8 @@ from pharmclf.data.manifest import Manifest
 
 QUARANTINED = "quarantined"
 """Kind of the event that names such images: `rows` of the manifest, and the `reasons`."""
-_NAMED = 5  # said one by one; the others are counted
-_EVERY_S = 10.0  # at most so often the list is written, and the count is said
+_MAX_NAMED = 5  # said one by one; the others are counted
+_WRITE_INTERVAL_S = 10.0  # at most so often the list is written, and the count is said
 
 
 class Quarantine:
@@ -39,8 +39,8 @@ class Quarantine:
         self._manifest, self._share, self._say, self._location = manifest, max_bad_share, say, location
         self._lock = threading.Lock()
         self._lost: dict[int, str] = {}
-        self._said = 0
-        self._written_at = -_EVERY_S
+        self._reported = 0
+        self._written_at = -_WRITE_INTERVAL_S
 
     def event(self, kind: str, **values: Any) -> None:
         """Take an event of the run, as `Observer.event`; only `QUARANTINED` counts."""
@@ -53,13 +53,13 @@ class Quarantine:
             new = {row: reason for row, reason in reasons.items() if row not in self._lost}
             if not new:
                 return
-            named = dict(list(new.items())[: max(0, _NAMED - len(self._lost))])
+            named = dict(list(new.items())[: max(0, _MAX_NAMED - len(self._lost))])
             self._lost |= new
-            due = time.monotonic() - self._written_at >= _EVERY_S
+            due = time.monotonic() - self._written_at >= _WRITE_INTERVAL_S
         for row, reason in named.items():
             self._say(f"warning: quarantined: {self._manifest.table['path'][row]}: {reason}")
         with self._lock:
-            self._said += len(named)
+            self._reported += len(named)
         if due:
             self.write()
 
@@ -67,7 +67,7 @@ class Quarantine:
         """Write the list, and say how many images have joined it unnamed."""
         with self._lock:
             self._written_at, count = time.monotonic(), len(self._lost)
-            more, self._said = count - self._said, count
+            more, self._reported = count - self._reported, count
         if not count:
             return
         where = ""
@@ -94,7 +94,7 @@ class Quarantine:
             return self._manifest.with_status(self._lost)
 
     @property
-    def is_full(self) -> bool:
+    def exceeds_limit(self) -> bool:
         """Whether more images are quarantined than the run may lose."""
         with self._lock:
             bad = len(self._manifest.quarantined) + len(self._lost)
@@ -106,14 +106,14 @@ class Quarantine:
         Raises:
             ConfigError: more than `max_bad_share` of the images are quarantined; it names some.
         """
-        if not self.is_full:
+        if not self.exceeds_limit:
             return
         self.write()
         with self._lock:
             lost = dict(self._lost)
         paths, total = self._manifest.table["path"], len(self._manifest.table)
         bad = len(self._manifest.quarantined) + len(lost)
-        first = format_examples([f"{paths[row]}: {reason}" for row, reason in lost.items()], _NAMED, "; ")
+        first = format_examples([f"{paths[row]}: {reason}" for row, reason in lost.items()], _MAX_NAMED, "; ")
         where = f", the whole list is in {self._location}" if self._location else ""
         raise ConfigError(
             f"{bad:,} of {total:,} images are bad ({bad / total:.1%}), expected at most {self._share:.1%}; "
@@ -122,7 +122,7 @@ class Quarantine:
         )
 
 
-def lost_note(manifest: Manifest, rows: Mapping[int, str]) -> str:
+def quarantine_note(manifest: Manifest, rows: Mapping[int, str]) -> str:
     """A note on images that are left out of a set: how many, and some of them by name.
 
     Args:
@@ -130,5 +130,5 @@ def lost_note(manifest: Manifest, rows: Mapping[int, str]) -> str:
         rows: row and reason of each image; one or more.
     """
     paths = manifest.table["path"]
-    first = format_examples([f"{paths[row]}: {reason}" for row, reason in rows.items()], _NAMED, "; ")
+    first = format_examples([f"{paths[row]}: {reason}" for row, reason in rows.items()], _MAX_NAMED, "; ")
     return f"left out, since the file is not what it was when the set was listed: {len(rows):,} images ({first})"

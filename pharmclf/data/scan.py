@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from pharmclf import storage
 from pharmclf.core.errors import error_reason
 from pharmclf.core.hashing import sha256_bytes
-from pharmclf.data.images import BadImage, Probe, probe
-from pharmclf.data.pixel_depth import WHITE
+from pharmclf.data.image_decoding import ImageInfo, InvalidImageError, read_image_info
+from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.monitoring.cores import usable_cores
 
 NOT_READ = "not read"
 """How the status of a file begins that storage did not give; another attempt may succeed."""
-_PROCESSES_FROM = 500  # fewer files are done sooner than processes start
+_MIN_FILES_FOR_PROCESSES = 500  # fewer files are done sooner than processes start
 _CHUNK_FILES = 64
 _REMOTE_THREADS = 8
 
 
 @dataclass(frozen=True)
-class Scan:
+class ScanResult:
     """One file as the manifest sees it."""
 
     status: str
@@ -33,10 +33,10 @@ class Scan:
     size_bytes: int = 0
     sha256: str = ""
     """Of the content, also of an image that cannot be used; "" where it could not be read."""
-    probe: Probe | None = None
+    probe: ImageInfo | None = None
 
 
-def scan_file(location: str, white_level: int = WHITE) -> Scan:
+def scan_file(location: str, white_level: int = MAX_VALUE) -> ScanResult:
     """Read, hash and probe one file; the status tells a bad one.
 
     Raises:
@@ -47,24 +47,24 @@ def scan_file(location: str, white_level: int = WHITE) -> Scan:
     except storage.StorageUnavailableError:
         raise
     except OSError as error:
-        return Scan(f"{NOT_READ}: {error_reason(error, 80)}")
+        return ScanResult(f"{NOT_READ}: {error_reason(error, 80)}")
     digest = sha256_bytes(content)
     try:
-        return Scan("ok", len(content), digest, probe(content, location, white_level))
-    except BadImage as error:
-        return Scan(str(error), len(content), digest)
+        return ScanResult("ok", len(content), digest, read_image_info(content, location, white_level))
+    except InvalidImageError as error:
+        return ScanResult(str(error), len(content), digest)
 
 
 def scan_files(
-    locations: list[str], progress: Callable[[int, int], None] | None = None, white_level: int = WHITE
-) -> Iterator[Scan]:
+    locations: list[str], progress: Callable[[int, int], None] | None = None, white_level: int = MAX_VALUE
+) -> Iterator[ScanResult]:
     """Scan files on all cores, in order: in processes where there are many, in threads where there are few.
 
     `progress` is called with (files done, files); what waits in memory does not grow with the number of files.
-    `white_level` is that of `images.decode`.
+    `white_level` is that of `image_decoding.decode`.
     """
     cores = usable_cores()
-    many = len(locations) > _PROCESSES_FROM
+    many = len(locations) > _MIN_FILES_FOR_PROCESSES
     size = _CHUNK_FILES if many else 8
     chunks = [locations[start : start + size] for start in range(0, len(locations), size)]
     executor: Executor = ThreadPoolExecutor(cores)
@@ -73,7 +73,7 @@ def scan_files(
         ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
         executor = ProcessPoolExecutor(cores, spawn, initializer=signal.signal, initargs=ignore)
     try:
-        done, waiting = 0, deque[Future[list[Scan]]]()
+        done, waiting = 0, deque[Future[list[ScanResult]]]()
         for number in range(len(chunks) + 2 * cores):
             if number < len(chunks):
                 waiting.append(executor.submit(_scan_chunk, chunks[number], white_level))
@@ -86,7 +86,7 @@ def scan_files(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _scan_chunk(locations: list[str], white_level: int) -> list[Scan]:
+def _scan_chunk(locations: list[str], white_level: int) -> list[ScanResult]:
     scan = functools.partial(scan_file, white_level=white_level)
     if not storage.is_remote(locations[0]):
         return list(map(scan, locations))

@@ -13,7 +13,7 @@ from pharmclf.core.units import format_examples
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
 """The names of the splits, in the order in which they are reported."""
-_DRAWN = (TEST, VALIDATION)
+_DRAWN_SPLITS = (TEST, VALIDATION)
 
 
 def split_rows(
@@ -54,12 +54,14 @@ def split_rows(
     shares = {name: share for name, share in ((TEST, test), (VALIDATION, validation)) if not (splits == name).any()}
     if num_rows and (splits != "").all():
         train = np.flatnonzero(splits == TRAIN)
-        splits[train] = _draw(labels_array[train], groups_array[train], np.full(len(train), "", "<U10"), seed, shares)
+        splits[train] = _draw_splits(
+            labels_array[train], groups_array[train], np.full(len(train), "", "<U10"), seed, shares
+        )
         _check_complete(splits)
         return splits
-    class_of_group, split_of_group = _settled_groups(labels_array, groups_array, splits)
-    _check_enough(class_of_group, split_of_group, 1 + len(shares))
-    return _draw(labels_array, groups_array, splits, seed, shares)
+    class_of_group, split_of_group = _group_splits(labels_array, groups_array, splits)
+    _check_num_groups(class_of_group, split_of_group, 1 + len(shares))
+    return _draw_splits(labels_array, groups_array, splits, seed, shares)
 
 
 def rare_classes(
@@ -84,8 +86,8 @@ def rare_classes(
     names, class_of = np.unique(labels_array, return_inverse=True)
     pairs = np.unique(np.stack([class_of, group_of]), axis=1)
     different = dict(zip(names.tolist(), np.bincount(pairs[0], minlength=len(names)).tolist(), strict=True))
-    class_of_group, _ = _settled_groups(labels_array, groups_array, splits)
-    needed = 1 + sum(not (splits == name).any() for name in _DRAWN)
+    class_of_group, _ = _group_splits(labels_array, groups_array, splits)
+    needed = 1 + sum(not (splits == name).any() for name in _DRAWN_SPLITS)
     own, own_groups = np.unique(class_of_group, return_counts=True)  # a group of two classes counts to one of them
     poor = {str(name): int(count) for name, count in zip(own, own_groups, strict=True) if count < needed <= min_images}
     counts = {name: min(different[name], poor.get(name, different[name])) for name in open_classes.tolist()}
@@ -100,7 +102,7 @@ def _given_splits(num_rows: int, given: Sequence[str] | ArrayLike | None) -> NDA
     return splits
 
 
-def _settled_groups(
+def _group_splits(
     labels: NDArray[np.str_], groups: NDArray[np.integer], splits: NDArray[np.str_]
 ) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
     """The class of each group, sorted by its number, and its split, "" where it is open."""
@@ -111,7 +113,7 @@ def _settled_groups(
     return labels[first_rows], split_of_group
 
 
-def _draw(
+def _draw_splits(
     labels: NDArray[np.str_],
     groups: NDArray[np.integer],
     splits: NDArray[np.str_],
@@ -119,7 +121,7 @@ def _draw(
     shares: dict[str, float],
 ) -> NDArray[np.str_]:
     """The splits of all rows; whole groups of open rows, in which `splits` is "", are drawn class by class."""
-    class_of_group, split_of_group = _settled_groups(labels, groups, splits)
+    class_of_group, split_of_group = _group_splits(labels, groups, splits)
     _, group_of = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group_of, minlength=len(split_of_group))
     rng = np.random.default_rng(seed)
@@ -141,16 +143,16 @@ def _split_class(
         shares: the splits that are drawn, each with its share of the rows that are left.
     """
     free = [int(group) for group in members if split_of_group[group] == ""]
-    left = int(sizes[members][~np.isin(split_of_group[members], _DRAWN)].sum())
+    left = int(sizes[members][~np.isin(split_of_group[members], _DRAWN_SPLITS)].sum())
     for position, (name, share) in enumerate(shares.items()):
         most = max(0, len(free) - (len(shares) - position))  # one group stays for each split that comes after
-        taken, free = _take(free, sizes, round(share * left), most)
+        taken, free = _assign(free, sizes, round(share * left), most)
         split_of_group[taken] = name
         left -= int(sizes[taken].sum())
     split_of_group[free] = TRAIN
 
 
-def _take(free: list[int], sizes: NDArray[np.intp], rows: int, most: int) -> tuple[list[int], list[int]]:
+def _assign(free: list[int], sizes: NDArray[np.intp], rows: int, most: int) -> tuple[list[int], list[int]]:
     """Walk through the groups and take those that bring the number of rows nearer to `rows`.
 
     Args:
@@ -199,7 +201,7 @@ def _check_complete(splits: NDArray[np.str_]) -> None:
         )
 
 
-def _check_enough(class_of_group: NDArray[np.str_], split_of_group: NDArray[np.str_], num_open: int) -> None:
+def _check_num_groups(class_of_group: NDArray[np.str_], split_of_group: NDArray[np.str_], num_open: int) -> None:
     """Each class with open groups needs one for each of the splits that are drawn, train among them."""
     poor = []
     for name in np.unique(class_of_group):

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pharmclf import storage
 from pharmclf.config import DEMO, RunConfig
 from pharmclf.core.errors import ConfigError, single_line
-from pharmclf.data.image_files import is_leftover, relative_to
-from pharmclf.data.images import IMAGE_EXTENSIONS
+from pharmclf.data.dataset_listing import list_dataset
+from pharmclf.data.image_decoding import IMAGE_EXTENSIONS
+from pharmclf.data.image_files import is_system_file, relative_path
 from pharmclf.data.scan import NOT_READ, scan_file
-from pharmclf.data.sources import list_data
 from pharmclf.doctor.findings import Finding, fail, ok, warn
 
 _SAMPLE = 16
@@ -44,11 +44,11 @@ def sample_of(config: RunConfig) -> list[str]:
     if config.data == DEMO:
         return []
     if config.data.lower().endswith(_LISTS):
-        items = list_data(config.data).items
+        items = list_dataset(config.data).items
         return [item.location for item in items[:: max(1, len(items) // _SAMPLE)]][:_SAMPLE]
     try:
         root = storage.absolute(config.data).rstrip("/")
-        found = (entry.location for entry in storage.list_files(root) if _is_image(relative_to(root, entry.location)))
+        found = (entry.location for entry in storage.list_files(root) if _is_image(relative_path(root, entry.location)))
         sample = list(itertools.islice(found, _SAMPLE))
     except storage.StorageUnavailableError:
         raise
@@ -61,7 +61,7 @@ def sample_of(config: RunConfig) -> list[str]:
 
 
 def _is_image(relative: str) -> bool:
-    return os.path.splitext(relative)[1].lower() in IMAGE_EXTENSIONS and not is_leftover(relative)
+    return os.path.splitext(relative)[1].lower() in IMAGE_EXTENSIONS and not is_system_file(relative)
 
 
 def try_images(locations: Sequence[str]) -> ImagesFacts:

@@ -22,7 +22,7 @@ from pharmclf import storage
 from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.stream import checked, in_column, in_order, load_block
+from pharmclf.data.ray_loader import configure_dataset, encode_error, load_block, raise_block_error
 from pharmclf.model.device import prepare_device
 from pharmclf.monitoring.cores import usable_cores
 
@@ -77,7 +77,7 @@ class Predictor:
         try:
             self._models = [_loaded(location, what.image_size) for location in what.models]
         except (ConfigError, OSError) as error:
-            self._refusal = in_column(error)
+            self._refusal = encode_error(error)
 
     def __call__(self, block: Block) -> Block:
         """Predict a block.
@@ -93,7 +93,7 @@ class Predictor:
             try:
                 return kept | self._columns(self.probabilities(block["image"]))
             except ConfigError as error:
-                self._refusal = in_column(error)
+                self._refusal = encode_error(error)
         return kept | {"error": np.full(len(block["image"]), self._refusal)}
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
@@ -190,7 +190,7 @@ def predicted_blocks(what: Prediction, images: ImageSet) -> Generator[Block, Non
 
     Raises:
         ConfigError: a model cannot be loaded, or `what.columns` does not take its probabilities.
-        ValueError, PermissionError, StorageUnavailableError: as `checked`.
+        ValueError, PermissionError, StorageUnavailableError: as `raise_block_error`.
     """
     if not len(images):
         return
@@ -198,7 +198,7 @@ def predicted_blocks(what: Prediction, images: ImageSet) -> Generator[Block, Non
     done = 0
     with contextlib.closing(blocks):
         for block in blocks:
-            count = len(checked(block, ConfigError)["error"])
+            count = len(raise_block_error(block, ConfigError)["error"])
             if not np.array_equal(block.pop("place"), np.arange(done, done + count)):
                 raise RuntimeError(f"images {done} to {done + count} have come out of order")
             done += count
@@ -249,7 +249,7 @@ def _predicted_on_ray(what: Prediction, images: ImageSet) -> Generator[Block, No
 
     resources = ray.cluster_resources()
     tasks = max(1.0, resources.get("CPU", 1.0) * _DECODE_CPUS)  # as many at a time as there are CPUs
-    source = in_order(ray.data.range(num_blocks, override_num_blocks=num_blocks), tasks)
+    source = configure_dataset(ray.data.range(num_blocks, override_num_blocks=num_blocks), tasks)
     predicted = source.map_batches(read_block, batch_size=None, num_cpus=_DECODE_CPUS).map_batches(
         Predictor,
         fn_constructor_args=(what,),

@@ -10,7 +10,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import sha256_file
-from pharmclf.data.pixel_depth import WHITE
+from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.decision import DECISION_FILE, Decision, read_decision
 from pharmclf.training.job import MODEL_FILE, PIXELS_FILE
 
@@ -33,7 +33,7 @@ class SavedModel:
     """Temperature and threshold; None where the model came without."""
     run_folder: str | None
     """The run that it lies in; None where it was copied out of one."""
-    white_level: int = WHITE
+    white_level: int = MAX_VALUE
     """That its images were decoded with."""
 
 
@@ -92,7 +92,7 @@ def _find(location: str, flag: str, where: str) -> SavedModel:
         image_size=size,
         decision=read_decision(decision) if storage.is_file(decision) else None,
         run_folder=run_folder,
-        white_level=int(storage.read_json(pixels)["white_level"]) if storage.is_file(pixels) else WHITE,
+        white_level=int(storage.read_json(pixels)["white_level"]) if storage.is_file(pixels) else MAX_VALUE,
     )
 
 

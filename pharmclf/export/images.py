@@ -10,12 +10,12 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
+from pharmclf.data.dataset_listing import list_dataset
+from pharmclf.data.image_decoding import InvalidImageError
 from pharmclf.data.image_files import find_images
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.images import BadImage
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE
-from pharmclf.data.sources import list_data
 from pharmclf.evaluation.saved import SavedModel
 
 _MOST = 256
@@ -43,7 +43,7 @@ def sample_images(model: SavedModel, given: str, split: str, flag: str, say: Say
     """
     files = ImageSet.of_paths(_given(given, flag), model.white_level) if given else _of_run(model, split, flag)
     chosen = np.linspace(0, len(files) - 1, min(len(files), _MOST)).round().astype(int)
-    found = _load_all(files.take(chosen), model.image_size)
+    found = _load_all(files.select(chosen), model.image_size)
     images = [image for image in found if isinstance(image, np.ndarray)]
     failures = [reason for reason in found if isinstance(reason, str)]
     where = given or f"the {split} split of {model.run_folder}"
@@ -104,7 +104,7 @@ def _load_all(files: ImageSet, image_size: int) -> list[np.ndarray | str]:
     def load(place: int) -> np.ndarray | str:
         try:
             return files.decode(place, image_size)
-        except BadImage as error:
+        except InvalidImageError as error:
             return f"{files.paths[place].as_py()}: {error}"
 
     if not any(storage.is_remote(location) for location in files.paths.to_pylist()):
@@ -126,7 +126,7 @@ def _of_run(model: SavedModel, split: str, flag: str) -> ImageSet:
         raise ConfigError(
             f"{flag}: received nothing, and {location} has no image in its {split} split. {_remedy(flag)}"
         )
-    return ImageSet.of(manifest).take(rows)
+    return ImageSet.of(manifest).select(rows)
 
 
 def _given(where: str, flag: str) -> list[str]:
@@ -134,7 +134,7 @@ def _given(where: str, flag: str) -> list[str]:
     location = storage.absolute(where)
     try:
         if storage.is_file(location):
-            return [item.location for item in list_data(location).items]
+            return [item.location for item in list_dataset(location).items]
         found = find_images(location.rstrip("/"))
     except ConfigError as error:
         raise ConfigError(f"{flag} {str(error).removeprefix('--data ')}") from error

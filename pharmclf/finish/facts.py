@@ -9,8 +9,8 @@ import psutil
 from pharmclf.core.units import format_memory
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import count_table
-from pharmclf.data.stream import load_images
+from pharmclf.data.prepare import split_counts
+from pharmclf.data.ray_loader import load_images
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.report.facts import DataFacts, Picture
 
@@ -32,7 +32,7 @@ def data_facts(manifest: Manifest, *, has_splits: bool = True) -> DataFacts:
     copies = sizes[sizes > 1]
     bad = manifest.quarantined
     return DataFacts(
-        counts=count_table(manifest),
+        counts=split_counts(manifest),
         quarantined=[(str(row.path), str(row.status)) for row in bad.head(_QUARANTINED).itertuples()],
         num_quarantined=len(bad),
         num_duplicate_groups=len(copies),
@@ -48,7 +48,7 @@ def data_facts(manifest: Manifest, *, has_splits: bool = True) -> DataFacts:
 def _group_pictures(manifest: Manifest, group: int) -> list[Picture]:
     """Some copies of one picture; `predicted` holds their split."""
     rows = manifest.ok[manifest.ok["group"] == group].head(_PER_GROUP)
-    images, bad = load_images(ImageSet.of(manifest).take(rows.index), _SIDE)
+    images, bad = load_images(ImageSet.of(manifest).select(rows.index), _SIDE)
     return [
         Picture(
             image=image,

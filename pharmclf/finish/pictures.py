@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pharmclf.data.stream import load_images
+from pharmclf.data.ray_loader import load_images
 from pharmclf.evaluation.evaluate import ConfusedPair, difference, most_confused_pairs
 from pharmclf.evaluation.explain import Explainer
 from pharmclf.finish.scores import Scored, spread
@@ -61,7 +61,7 @@ def _pictures(
 ) -> dict[int, Picture]:
     """Place in the table -> picture; a file that is not what the manifest says gives none."""
     table = scored.table
-    images, bad = load_images(scored.images.files.take(chosen), image_size)
+    images, bad = load_images(scored.images.files.select(chosen), image_size)
     images, chosen = images[bad == ""], chosen[bad == ""]
     explained = np.intersect1d(explained, chosen)
     heatmaps: dict[int, np.ndarray] = {}

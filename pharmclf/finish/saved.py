@@ -15,7 +15,7 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import parse_share
 from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import MANIFEST_FILE, manifests_of
+from pharmclf.data.prepare import MANIFEST_FILE, manifest_cache
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.evaluation.evaluate import console_table
 from pharmclf.evaluation.explain import Explainer
@@ -149,7 +149,7 @@ def _images(
         name,
         options.data,
         model.labels,
-        cache=manifests_of(options.storage),
+        cache=manifest_cache(options.storage),
         max_bad_share=max_bad_share,
         known=own,
         white_level=model.white_level,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from pharmclf import storage
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.stream import load_images
+from pharmclf.data.ray_loader import load_images
 from pharmclf.evaluation.decision import Decision
 from pharmclf.evaluation.evaluate import Evaluation, evaluate, predictions_table, write_evaluation
 from pharmclf.evaluation.predict import predict
@@ -84,7 +84,7 @@ def write_scored(scored: Scored, folder: str, image_size: int) -> None:
     write_evaluation(scored.evaluation, scored.table, folder, probabilities=scored.probabilities)
     pictures = {"confusion_matrix.png": plots.confusion_matrix_png(scored.evaluation)}
     shown = spread(len(scored.table), plots.NUM_SAMPLES)
-    images, bad = load_images(scored.images.files.take(shown), image_size)
+    images, bad = load_images(scored.images.files.select(shown), image_size)
     usable = bad == ""
     pictures["sample_predictions.png"] = plots.sample_predictions_png(
         images[usable], scored.table.iloc[shown[usable]], class_names=scored.evaluation.class_names

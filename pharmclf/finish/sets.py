@@ -10,13 +10,13 @@ import numpy as np
 
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError
+from pharmclf.data.folder_layouts import LayoutOptions
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.layouts import Reading
-from pharmclf.data.leaks import known_images
+from pharmclf.data.leakage import find_leaked_images
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.pixel_depth import WHITE
-from pharmclf.data.prepare import cached_manifest, manifests_of
-from pharmclf.data.quarantine import lost_note
+from pharmclf.data.pixel_depth import MAX_VALUE
+from pharmclf.data.prepare import cached_manifest, manifest_cache
+from pharmclf.data.quarantine import quarantine_note
 from pharmclf.evaluation.labels import match_labels
 
 Progress = Callable[[int, int], None]
@@ -52,7 +52,7 @@ class LabelledSet:
         lost = {int(row): reason for row, reason in zip(self.rows, reasons, strict=True) if reason}
         if not lost:
             return self
-        note = lost_note(self.manifest, lost)
+        note = quarantine_note(self.manifest, lost)
         if len(lost) == len(self.rows):
             raise ConfigError(f"{self.name}: no image is left to test on: {note}. Restore the files")
         rows = self.rows[[not reason for reason in reasons]]
@@ -61,7 +61,7 @@ class LabelledSet:
     @property
     def files(self) -> ImageSet:
         """The n files."""
-        return ImageSet.of(self.manifest).take(self.rows)
+        return ImageSet.of(self.manifest).select(self.rows)
 
     @property
     def paths(self) -> list[str]:
@@ -92,7 +92,7 @@ def outside_set(
     cache: str,
     max_bad_share: float = 1.0,
     known: Manifest | None = None,
-    white_level: int = WHITE,
+    white_level: int = MAX_VALUE,
     progress: Progress | None = None,
 ) -> LabelledSet:
     """A set that the model's data set does not hold; images that the model has been trained on are left out.
@@ -112,14 +112,14 @@ def outside_set(
         ConfigError: nothing to score there.
     """
     try:
-        reading = Reading(keep_splits=False, results=cache.rpartition("/")[0], classes=tuple(class_names))
+        reading = LayoutOptions(keep_splits=False, results=cache.rpartition("/")[0], classes=tuple(class_names))
         manifest = cached_manifest(
-            location, cache, max_bad_share=max_bad_share, progress=progress, fewest_classes=1, reading=reading
+            location, cache, max_bad_share=max_bad_share, progress=progress, min_classes=1, reading=reading
         )
         match = match_labels(Counter(manifest.ok["label"].tolist()), class_names)
     except ConfigError as error:
         raise ConfigError(f"{name}: {str(error).removeprefix('--data ')}") from error
-    if manifest.white_level <= white_level < WHITE:
+    if manifest.white_level <= white_level < MAX_VALUE:
         manifest = replace(manifest, white_level=white_level)
     usable = manifest.ok[manifest.ok["label"].isin(set(class_names))]
     rows = usable.index.to_numpy(np.int64)
@@ -127,7 +127,7 @@ def outside_set(
     if len(manifest.quarantined):
         notes.append(f"{len(manifest.quarantined):,} images cannot be read and are left out")
     if known is not None:
-        seen = np.intersect1d(known_images(manifest, known, ("train", "validation")), rows)
+        seen = np.intersect1d(find_leaked_images(manifest, known, ("train", "validation")), rows)
         if len(seen):
             notes.append(f"{len(seen):,} images are copies of images that the model was trained on, and are left out")
             rows = np.setdiff1d(rows, seen)
@@ -147,7 +147,7 @@ def extra_sets(config: RunConfig, manifest: Manifest, progress: Progress | None 
             name,
             location,
             manifest.class_names,
-            cache=manifests_of(config.storage),
+            cache=manifest_cache(config.storage),
             max_bad_share=config.max_bad_share,
             known=manifest,
             white_level=manifest.white_level,

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError, single_line
+from pharmclf.data.image_decoding import IMAGE_EXTENSIONS
 from pharmclf.data.image_files import find_images
-from pharmclf.data.images import IMAGE_EXTENSIONS
-from pharmclf.data.list_files import describe, locate, nothing_there
-from pharmclf.data.list_tables import LISTS, read_list
+from pharmclf.data.list_files import locate_files, not_found_message, stat_files
+from pharmclf.data.list_tables import LIST_EXTENSIONS, read_list
 from pharmclf.prediction.answers import SCHEMA
 
 
@@ -58,7 +58,7 @@ def list_images(where: str) -> Images:
     try:
         if not storage.is_file(root):
             return _list_folder(where, root)
-        if root.lower().endswith(LISTS):
+        if root.lower().endswith(LIST_EXTENSIONS):
             return _list_table(where, root)
     except storage.StorageUnavailableError:
         raise
@@ -68,7 +68,7 @@ def list_images(where: str) -> Images:
         raise ConfigError(f"--input {where}: {reason}. Give a readable folder, s3:// prefix or list") from error
     if not root.lower().endswith(tuple(IMAGE_EXTENSIONS)):
         raise ConfigError(f"--input {where}: received a file, expected a folder, an image, or a .csv or .parquet list")
-    return _images([root], describe([root]))
+    return _images([root], stat_files([root]))
 
 
 def _list_folder(where: str, root: str) -> Images:
@@ -88,10 +88,10 @@ def _list_table(where: str, root: str) -> Images:
     source, folder = f"--input {where}", root.rpartition("/")[0]
     listed = read_list(source, root)
     paths = listed.cells("path")
-    locations, known, found = locate(source, folder, paths)
+    locations, known, found = locate_files(source, folder, paths)
     notes = [*listed.notes, *found]
     if not known.keys() & set(locations):  # each row says that its image is not there
-        notes.append(nothing_there(folder, paths))
+        notes.append(not_found_message(folder, paths))
     others = listed.table
     if listed.table.column_names[place := listed.columns["path"]] == "path":
         others = others.remove_column(place)

@@ -12,7 +12,7 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import StopSignal
 from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.data.destination import check_destination
-from pharmclf.data.pixel_depth import WHITE
+from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.predict import Prediction
 from pharmclf.evaluation.saved import SavedModel, find_model
 from pharmclf.prediction.answers import Answers
@@ -86,7 +86,7 @@ def _parts_of(model: SavedModel, answers: Answers, options: PredictOptions, say:
         "image_size": model.image_size,
         "temperature": model.decision.temperature if model.decision else None,
         "threshold": answers.threshold,
-        **({} if model.white_level == WHITE else {"white_level": model.white_level}),
+        **({} if model.white_level == MAX_VALUE else {"white_level": model.white_level}),
     }
     return Parts(output=output, images=images, size=options.part_size, about=about)
 

@@ -9,7 +9,7 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.core.errors import error_reason
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.stream import in_column, load_images
+from pharmclf.data.ray_loader import encode_error, load_images
 
 _READS = 16  # concurrent reads of one block from an object store
 
@@ -43,5 +43,5 @@ def read_images(files: ImageSet, image_size: int) -> dict[str, np.ndarray]:
         with ThreadPoolExecutor(_READS if remote else 1) as pool:
             list(pool.map(read, range(len(paths))))
     except OSError as failure:
-        error = in_column(failure)
+        error = encode_error(failure)
     return {"image": images, "bad": np.array(bad), "error": np.full(len(paths), error)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pharmclf.report.plots import BLUE, DPI, FAINT, INK, SOFT, png_bytes, shorten, styled, write_heading
+from pharmclf.report.plots import BLUE, DPI, FAINT, INK, SOFT, format_names, png_bytes, styled, write_heading
 
 _PARTS = ("#08355e", "#0072b2", "#7db8dd", "#d55e00", "#f5a563", "#00795c", "#8fc9b5", "#6b7785")
 _BAR, _HEAD, _FOOT = 0.34, 0.62, 0.12  # inches
@@ -56,7 +56,7 @@ def bars_png(title: str, subtitle: str, panels: Sequence[Panel]) -> bytes:
         write_heading(figure, title, subtitle)
         if names:
             _legend(figure, names, width, height)
-        longest = max(len(shorten(bar.label, 46)) for panel in panels for bar in panel.bars)
+        longest = max(len(format_names(bar.label, 46)) for panel in panels for bar in panel.bars)
         left = 0.45 + 0.075 * longest
         at = height - top
         for panel, own in zip(panels, heights, strict=True):
@@ -95,7 +95,7 @@ def _draw(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
             annotation_clip=False,
         )  # fmt: skip
     axes.set_title(panel.title, pad=6)
-    axes.set_yticks(range(len(panel.bars)), [shorten(bar.label, 46) for bar in panel.bars], color=INK)
+    axes.set_yticks(range(len(panel.bars)), [format_names(bar.label, 46) for bar in panel.bars], color=INK)
     axes.set_xticks([])
     axes.set_xlim(0, most)
     axes.set_ylim(len(panel.bars) - 0.5, -0.5)

@@ -27,8 +27,8 @@ from pharmclf.report.plots import (
     ORANGE,
     RED,
     SOFT,
+    format_names,
     png_bytes,
-    shorten,
     styled,
     write_heading,
 )
@@ -119,7 +119,7 @@ def risk_coverage_figure(
     curves: Mapping[str, Evaluation], decision: Decision | None, *, heading: tuple[str, str] | None = None
 ) -> Figure:
     """The figure of `risk_coverage_png`; title and subtitle are left out where none are given."""
-    names = {name: shorten(name, 16) for name in curves}
+    names = {name: format_names(name, 16) for name in curves}
     columns = 3 if max(map(len, names.values())) <= 10 else 2
     figure, box = _panel(heading, legend=0.08 + 0.2 * math.ceil((len(names) + (decision is not None)) / columns))
     axes = figure.add_axes(box)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from pharmclf.core.units import format_count, format_examples
-from pharmclf.data.pixel_depth import WHITE
+from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.decision import DECISION_FILE, Decision
 from pharmclf.evaluation.results import ClassResult, Evaluation
 from pharmclf.evaluation.text import MAX_OPEN_CLASSES, WEAKEST
@@ -45,7 +45,7 @@ def model_card(facts: ReportFacts) -> str:
         _scores(facts),
         _failures(facts),
         _threshold(facts),
-        _code(facts.decision, facts.data.white_level if facts.data else WHITE),
+        _code(facts.decision, facts.data.white_level if facts.data else MAX_VALUE),
         _origin(facts),
     ]
     return "\n\n".join(line for part in parts for line in part if line) + "\n"

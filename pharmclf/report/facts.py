@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pharmclf.data.pixel_depth import WHITE
+from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.decision import Decision
 from pharmclf.evaluation.results import ConfusedPair, Evaluation
 from pharmclf.metrics import Estimate
@@ -82,7 +82,7 @@ class DataFacts:
     """What a person should know of the data set; one line each."""
     has_splits: bool = True
     """Whether it is divided; if not, all of it is there to test a model on, and counts as test."""
-    white_level: int = WHITE
+    white_level: int = MAX_VALUE
     """The value that is white in its files of 16 bits per channel."""
 
 

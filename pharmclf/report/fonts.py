@@ -67,7 +67,7 @@ def fit_fonts(figure: Figure) -> None:
         text.set_fontfamily([FONT, *families])
 
 
-def shorten(text: str, length: int) -> str:
+def format_names(text: str, length: int) -> str:
     """A text of at most `length` columns; the middle gives way, because names of look-alikes differ at the end.
 
     A letter of Chinese, Japanese and Korean takes two columns.

@@ -72,7 +72,7 @@ def _environment() -> jinja2.Environment:
         "with_interval": words.with_interval,
         "points": words.points,
         "count": format_count,
-        "shorten": plots.shorten,
+        "shorten": plots.format_names,
         "duration": format_duration,
         "heat": page_pictures.heat_overlay,
         "png": page_pictures.png_uri,

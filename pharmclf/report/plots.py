@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from pharmclf.evaluation.evaluate import Evaluation
 from pharmclf.report.fonts import FONT, chart_names, fit_fonts, quiet_fonts, text_width
-from pharmclf.report.fonts import shorten as shorten
+from pharmclf.report.fonts import format_names as format_names
 
 DPI = 150
 MAX_CLASSES = 100
@@ -88,7 +88,7 @@ def _confusion_figure(evaluation: Evaluation, title: str) -> Figure:
     share = counts / np.maximum(support, 1)[:, None]
     size = len(shown)
     called = chart_names(evaluation.class_names)
-    names = [shorten(called[evaluation.class_names[index]], 26) for index in shown]
+    names = [format_names(called[evaluation.class_names[index]], 26) for index in shown]
     cell = float(np.interp(size, [2, 4, 10, 20, 50], [1.5, 1.0, 0.62, 0.36, 0.22]))  # inches
     label_size = float(np.interp(size, [10, 20, 50], [9.0, 8.0, 6.6]))  # points
     digits = len(str(counts.max()))
@@ -286,8 +286,10 @@ def sample_predictions_png(
             colour = GREEN if right else RED
             axes.spines[:].set(visible=True, color=colour, linewidth=2.2)
             mark, said, truth = "✓" if right else "✗", str(item.predicted), str(item.label)
-            _caption(axes, 0, -14, f"{mark} {shorten(called.get(said, said), 23)}", size=9, color=colour, weight="bold")
-            _caption(axes, 0, -28, f"true: {shorten(called.get(truth, truth), 27)}", size=8, color=SOFT)
+            _caption(
+                axes, 0, -14, f"{mark} {format_names(called.get(said, said), 23)}", size=9, color=colour, weight="bold"
+            )
+            _caption(axes, 0, -28, f"true: {format_names(called.get(truth, truth), 27)}", size=8, color=SOFT)
             _caption(axes, 0, -41, f"confidence {item.confidence:.1%}", size=8, color=SOFT)
         return png_bytes(figure)
 
@@ -312,7 +314,7 @@ def contact_sheet_png(images: np.ndarray, titles: Sequence[str], columns: int, *
         if title:
             write_heading(figure, title, "", left=0.3)
         for axes, text in zip(panels, titles, strict=True):
-            _caption(axes, 0.5, -12, shorten(text, 21), size=7.5, color=INK, ha="center")
+            _caption(axes, 0.5, -12, format_names(text, 21), size=7.5, color=INK, ha="center")
         return png_bytes(figure)
 
 

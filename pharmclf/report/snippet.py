@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pharmclf.data.pixel_depth import WHITE
+from pharmclf.data.pixel_depth import MAX_VALUE
 
 IMPORTS = "from PIL import Image, ImageOps  # for HEIC: import pillow_heif; pillow_heif.register_heif_opener()"
 """What the function needs beside numpy as np."""
@@ -21,10 +21,10 @@ def load_image(path, side, white={white}):  # RGB as in training: (side, side, 3
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))"""
 
 
-def load_image_text(white_level: int = WHITE) -> str:
+def load_image_text(white_level: int = MAX_VALUE) -> str:
     """The function `load_image` as Python, for a model whose images of 16 bits had this white level.
 
-    Its pixels differ from those of `images.decode` by one level of 256 where a file is turned, and where a JPEG is
-    scaled while it is decoded, by half a level on average.
+    Its pixels differ from those of `image_decoding.decode` by one level of 256 where a file is turned, and where a
+    JPEG is scaled while it is decoded, by half a level on average.
     """
     return _LOAD_IMAGE.format(white=white_level)

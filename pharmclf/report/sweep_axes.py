@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import ticker
 
-from pharmclf.report.plots import rate_text, shorten
+from pharmclf.report.plots import format_names, rate_text
 from pharmclf.report.sweep import TrialFacts, best_trial, is_category, short_names
 
 _GOLDEN = 0.618034  # its multiples are spread evenly over 0..1, however many there are
@@ -49,7 +49,7 @@ def _scale(trials: Sequence[TrialFacts], name: str, short: str, logarithmic: boo
     if category := is_category(values):
         known = sorted({str(value) for value in values})
         places = [float(known.index(str(value))) for value in values]
-        ticks = [(float(index), shorten(text, 18)) for index, text in enumerate(known)]
+        ticks = [(float(index), format_names(text, 18)) for index, text in enumerate(known)]
     elif logarithmic and min(values) > 0:
         places = [math.log10(value) for value in values]
         ticks = [(math.log10(value), rate_text(value)) for value in _log_ticks(values)]

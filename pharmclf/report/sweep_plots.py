@@ -26,10 +26,10 @@ from pharmclf.report.plots import (
     ORANGE,
     RED,
     SOFT,
+    format_names,
     mark_phases,
     phase_name,
     png_bytes,
-    shorten,
     styled,
     write_heading,
 )
@@ -172,7 +172,7 @@ def _parameters_figure(trials: Sequence[TrialFacts], log_names: Collection[str])
         row, column = divmod(index, columns)
         corner = (left + column * (side + gap)) / width, 1 - (top + row * (tall + below) + tall) / height
         axes = figure.add_axes((*corner, side / width, tall / height))
-        axes.set_xlabel(shorten(scale.name, 32), color=INK)
+        axes.set_xlabel(format_names(scale.name, 32), color=INK)
         axes.set_ylim(*edge)
         axes.set_xlim(*scale.limits)
         axes.set_xticks([place for place, _ in scale.ticks], [text for _, text in scale.ticks], size=8)
@@ -228,7 +228,7 @@ def _parallel_figure(trials: Sequence[TrialFacts], log_names: Collection[str]) -
     axes.set(xlim=(0, max(last, 1)), ylim=(0, 1))
     for index, name in enumerate([*(scale.name for scale in scales), "best validation\naccuracy"]):
         axes.plot([index, index], [0, 1], color=SOFT, linewidth=1.1, zorder=3, clip_on=False)
-        text = name if index == last else ".\n".join(shorten(part, 19) for part in name.rsplit(".", 1))
+        text = name if index == last else ".\n".join(format_names(part, 19) for part in name.rsplit(".", 1))
         axes.text(index, 1.04, text, ha="center", va="bottom", weight="bold", size=8.5)
     for index, scale in enumerate(scales):
         for place, text in scale.ticks:
@@ -269,7 +269,7 @@ def importance_png(importances: Mapping[str, float]) -> bytes:
 
 def _importance_figure(importances: Mapping[str, float]) -> Figure:
     short = short_names(importances)
-    bars = sorted(((share, shorten(short[name], 34), BLUE) for name, share in importances.items()), reverse=True)
+    bars = sorted(((share, format_names(short[name], 34), BLUE) for name, share in importances.items()), reverse=True)
     rest = 1.0 - sum(importances.values())
     if bars and bars[0][0] > 0 and rest > 0.005:
         bars.append((rest, "combinations", _REST))

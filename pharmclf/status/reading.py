@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError, closest_names, first_line
-from pharmclf.data.prepare import refusals_named
+from pharmclf.data.prepare import storage_errors_as_config_errors
 from pharmclf.schema_version import check_schema_version, load_record
 from pharmclf.status.standing import LIVE, MAX_REASON, STATES, STATUS_FILE, Status, utc
 from pharmclf.storage import lease
@@ -77,7 +77,7 @@ def list_status(location: str, name: str = "") -> list[Found]:
         OSError: the storage does not answer.
     """
     location, name = storage.absolute(location), name.strip("/")
-    with refusals_named(location):
+    with storage_errors_as_config_errors(location):
         if name and (one := read_status(location, name)):
             return [one]
         folders = storage.list_folders(location)

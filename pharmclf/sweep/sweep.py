@@ -183,7 +183,7 @@ class _Sweep:
         quarantine = Quarantine(self.manifest, self.base.max_bad_share, self.say, location)
 
         def stop_requested() -> bool:
-            return stop.received is not None or bool(lease.is_lost) or quarantine.is_full
+            return stop.received is not None or bool(lease.is_lost) or quarantine.exceeds_limit
 
         with contextlib.ExitStack() as behind:
             behind.callback(quarantine.write)

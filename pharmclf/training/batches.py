@@ -14,9 +14,9 @@ import tensorflow as tf
 from pharmclf.activations.reader import ActivationReader
 from pharmclf.activations.shards import lacks
 from pharmclf.data.augment import identity_transforms, projective_transforms
-from pharmclf.data.plan import PADDING, PhasePlan, Step, view_of
+from pharmclf.data.batch_sampler import PADDING, BatchPlan, BatchSlice, view_index
 from pharmclf.data.quarantine import QUARANTINED
-from pharmclf.data.stream import plan_batches, prefetch
+from pharmclf.data.ray_loader import load_batches, prefetch
 from pharmclf.model.device import gpu_capability
 from pharmclf.training.job import Listener, TrainingJob
 from pharmclf.training.phases import Phase
@@ -24,7 +24,7 @@ from pharmclf.training.step import Batch
 
 
 def device_batches(
-    job: TrainingJob, phase: Phase, plan: PhasePlan, first: int, observer: Listener | None = None
+    job: TrainingJob, phase: Phase, plan: BatchPlan, first: int, observer: Listener | None = None
 ) -> Any:
     """The batches of a phase from a step on, on the device and ahead of their use.
 
@@ -39,13 +39,13 @@ def device_batches(
     config = job.config
     kept = job.activations.get(phase.name)
     if kept is None:
-        inputs = plan_batches(plan, job.images, config.image_size, first=first, num_cpus=job.stream_cpus)
+        inputs = load_batches(plan, job.images, config.image_size, first=first, num_cpus=job.stream_cpus)
     else:
         inputs = _kept_batches(ActivationReader(kept), plan, first, config.views)
     numbered = ((plan.step(first + offset), *batch) for offset, batch in enumerate(inputs))
     class_weights = _class_weights(job)
 
-    def to_device(item: tuple[Step, np.ndarray, np.ndarray]) -> Batch:
+    def to_device(item: tuple[BatchSlice, np.ndarray, np.ndarray]) -> Batch:
         step, inputs, bad = item
         lost = np.flatnonzero(bad != "")
         if observer and len(lost) and kept is None:
@@ -56,7 +56,7 @@ def device_batches(
         labels = np.where(step.rows != PADDING, job.labels[step.rows], 0)
         transforms = identity_transforms(len(step.rows))
         if step.training and kept is None:
-            view = view_of(plan.first_epoch + step.epoch, config.views)
+            view = view_index(plan.first_epoch + step.epoch, config.views)
             transforms = projective_transforms(config.augment, config.image_size, config.seed, view, step.rows)
         weights = mask * (class_weights[labels] if step.training else np.float32(1.0))
         ordinal = (plan.first_epoch + step.epoch) * plan.train_steps + step.number
@@ -74,7 +74,7 @@ def device_batches(
 
 
 def _kept_batches(
-    reader: ActivationReader, plan: PhasePlan, first: int, views: int
+    reader: ActivationReader, plan: BatchPlan, first: int, views: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The kept activations of every step of a plan, in order; zeros and a reason where a row has none."""
     # a CPU's own float16 is slow in TensorFlow; to a GPU half as much is to be sent
@@ -83,7 +83,7 @@ def _kept_batches(
         step = plan.step(index)
         section, view = "validation", 0
         if step.training:
-            section, view = "train", view_of(plan.first_epoch + step.epoch, views)
+            section, view = "train", view_index(plan.first_epoch + step.epoch, views)
         values = reader.read(section, step.rows, view)
         lacking = lacks(values)
         values[lacking] = 0

@@ -13,7 +13,7 @@ import keras
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.hashing import sha256_bytes
-from pharmclf.data.pixel_depth import WHITE
+from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.model.backbones import build_backbone
 from pharmclf.model.cut import cut_backbone
 from pharmclf.model.head import build_head, whole_model
@@ -31,7 +31,7 @@ def save_models(
     checkpoints: str,
     best: Mapping[str, str],
     monitors: Mapping[str, Mapping[str, Any]],
-    white_level: int = WHITE,
+    white_level: int = MAX_VALUE,
 ) -> None:
     """Save the best model of the run, and of each phase that is not the best one its own. (chief only)
 
@@ -44,7 +44,7 @@ def save_models(
     """
     chosen = best_phase(monitors)
     written = {LABELS_FILE: (json.dumps(list(class_names), indent=2) + "\n").encode()}
-    if white_level != WHITE:
+    if white_level != MAX_VALUE:
         written[PIXELS_FILE] = (json.dumps({"white_level": white_level}) + "\n").encode()
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")  # the weights are float32 in any precision; the file runs anywhere

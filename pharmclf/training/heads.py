@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from pharmclf import storage
 from pharmclf.activations.shards import ActivationsLost
-from pharmclf.data.plan import PhasePlan
+from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.model.device import device_name, gpu_capability, precision_for
 from pharmclf.training.batches import device_batches
 from pharmclf.training.distributed import Workers
@@ -121,7 +121,7 @@ class _Group:
     def train_phase(self, phases: Sequence[Phase]) -> str:
         """Train one phase of every member, each with its own settings -> "complete" or "stopped"."""
         job, config, phase = self._job, self._job.config, phases[0]
-        plan = PhasePlan(
+        plan = BatchPlan(
             job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch,
             phase.settings.epochs,
         )  # fmt: skip
@@ -184,7 +184,7 @@ class _Epoch:
     """One epoch of all heads. One step is always left running: it is read while the next one runs."""
 
     def __init__(
-        self, trials: Sequence[Trial], heads: StackedHeads, plan: PhasePlan, phases: Sequence[Phase], number: int
+        self, trials: Sequence[Trial], heads: StackedHeads, plan: BatchPlan, phases: Sequence[Phase], number: int
     ) -> None:
         self.phases, self.number = phases, number
         self.diverged: list[Trial] = []

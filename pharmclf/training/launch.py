@@ -23,7 +23,7 @@ from pharmclf.core.compat.ray import (
 from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import native_chatter_muted
-from pharmclf.data.images import MAX_PIXELS_VARIABLE
+from pharmclf.data.image_decoding import MAX_PIXELS_VARIABLE
 from pharmclf.model.device import MEMORY_VARIABLE, prepare_for
 from pharmclf.monitoring import sampling
 from pharmclf.monitoring.cores import ray_cpus

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from pharmclf import storage
 from pharmclf.activations.shards import ActivationsLost
-from pharmclf.data.plan import PhasePlan
-from pharmclf.data.stream import Prefetched
+from pharmclf.data.batch_sampler import BatchPlan
+from pharmclf.data.ray_loader import Prefetcher
 from pharmclf.model.backbones import build_backbone, kept_backbone
 from pharmclf.model.device import device_name, gpu_capability, precision_for
 from pharmclf.model.head import build_head
@@ -151,7 +151,7 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
     """Train one phase from a position in it -> "complete" or "stopped". (all ranks)"""
     job, workers, observer, progress = run.job, run.workers, run.observer, run.progress
     config, stopping = job.config, job.config.stopping
-    plan = PhasePlan(
+    plan = BatchPlan(
         job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch, phase.settings.epochs,
         workers.rank, workers.world,
     )  # fmt: skip
@@ -215,7 +215,7 @@ class _Epoch:
     """The steps of an epoch. One of training is always left running: it is read while the next one runs."""
 
     def __init__(
-        self, run: _Run, model: PhaseModel, plan: PhasePlan, phase: Phase, epoch: int, first_step: int
+        self, run: _Run, model: PhaseModel, plan: BatchPlan, phase: Phase, epoch: int, first_step: int
     ) -> None:
         self.step = first_step
         """Training steps of the epoch that have been started."""
@@ -227,7 +227,7 @@ class _Epoch:
         self._trained: dict[str, float] = {}  # the sums at the end of the training steps
         self._validation = Sums({})
 
-    def train(self, batches: Prefetched) -> bool:
+    def train(self, batches: Prefetcher) -> bool:
         """Start the next training step -> whether a stop was asked for: before it where this worker is alone, else in
         the step before it, so that all workers see it alike."""
         batch = self._next(batches)
@@ -246,7 +246,7 @@ class _Epoch:
         self._trained, self._validation = self.sums.values(), Sums({})
         return done.stop_votes > 0
 
-    def validate(self, batches: Prefetched) -> bool:
+    def validate(self, batches: Prefetcher) -> bool:
         """Take the next validation step -> whether a stop was asked for."""
         batch = self._next(batches)
         if self._stops_alone():
@@ -281,7 +281,7 @@ class _Epoch:
         self._run.save(self._model, position)
         return position
 
-    def _next(self, batches: Prefetched) -> Batch:
+    def _next(self, batches: Prefetcher) -> Batch:
         """The next batch; where there is none any more, what has been trained so far is kept first."""
         pulse = self._run.workers.pulse
         pulse.beat((self._phase.name, self._epoch, self.step + self.validated))

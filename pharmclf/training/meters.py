@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pharmclf.data.plan import PhasePlan
+from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
 from pharmclf.training.phases import Phase
 from pharmclf.training.schedule import BALANCED
@@ -94,7 +94,7 @@ class Meter:
     """Tells the observer how an epoch goes on, every few seconds. (chief only)"""
 
     def __init__(
-        self, job: TrainingJob, observer: Observer, phase: Phase, plan: PhasePlan, epoch: int, first_step: int
+        self, job: TrainingJob, observer: Observer, phase: Phase, plan: BatchPlan, epoch: int, first_step: int
     ) -> None:
         self.job, self.observer, self.phase, self.plan = job, observer, phase, plan
         self.epoch, self.first_step = epoch, first_step

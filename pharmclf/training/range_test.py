@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from pharmclf.core.signals import StopRequested
-from pharmclf.data.plan import PhasePlan
+from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.model.device import gpu_capability, precision_for
 from pharmclf.training import distributed, loop
 from pharmclf.training.batches import device_batches
@@ -110,7 +110,7 @@ def _steps(
 ) -> Iterator[tuple[float, float]]:
     """One training step at each rate, on the run's batches in the run's order -> rate, mean loss."""
     per_epoch = -(-len(job.train_rows) // job.config.batch_size)
-    plan = PhasePlan(
+    plan = BatchPlan(
         job.train_rows, job.validation_rows[:0], job.config.batch_size, job.config.seed, phase.first_epoch,
         -(-len(rates) // per_epoch),
     )  # fmt: skip

@@ -67,7 +67,7 @@ def test_kept_activations_are_what_the_prefix_gives(wish: Any, drawn_manifest: M
 
     from pharmclf.data.augment import apply_transforms, projective_transforms
     from pharmclf.data.image_set import ImageSet
-    from pharmclf.data.stream import load_images
+    from pharmclf.data.ray_loader import load_images
     from pharmclf.model.backbones import build_backbone
     from pharmclf.model.cut import cut_tensors
 
@@ -81,7 +81,7 @@ def test_kept_activations_are_what_the_prefix_gives(wish: Any, drawn_manifest: M
     both = keras.Model(backbone.input, [tensors[0], tensors[2]])
     for split, views in (("train", VIEWS), ("validation", 1)):
         rows = drawn_manifest.rows(split)
-        images = tf.cast(load_images(ImageSet.of(drawn_manifest).take(rows), 64)[0], tf.float32)
+        images = tf.cast(load_images(ImageSet.of(drawn_manifest).select(rows), 64)[0], tf.float32)
         for view in range(views):
             moved = images
             if split == "train":

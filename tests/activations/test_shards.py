@@ -28,8 +28,8 @@ from pharmclf.activations.shards import (
     write_index,
 )
 from pharmclf.config import AugmentConfig, RunConfig
+from pharmclf.data.batch_sampler import PADDING
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.plan import PADDING
 
 
 @pytest.fixture(autouse=True)

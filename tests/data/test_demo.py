@@ -21,16 +21,16 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 def test_the_same_seed_class_and_index_draw_the_same_bytes():
     """An image depends on its three numbers alone: not on what was drawn before, nor on numpy's global state."""
-    first = demo.jpeg(3, 4, 5)
+    first = demo.render_jpeg(3, 4, 5)
     np.random.seed(1)
-    demo.jpeg(3, 4, 6)
-    assert demo.jpeg(3, 4, 5) == first
+    demo.render_jpeg(3, 4, 6)
+    assert demo.render_jpeg(3, 4, 5) == first
 
 
 def test_another_seed_class_or_index_draws_another_image():
     """None of the three numbers is ignored or mixed up with another."""
     keys = [(0, 1, 2), (1, 1, 2), (0, 2, 2), (0, 1, 3), (2, 1, 0), (0, 2, 1), (1, 2, 0), (2**40, 1, 2)]
-    assert len({demo.jpeg(*key) for key in keys}) == len(keys)
+    assert len({demo.render_jpeg(*key) for key in keys}) == len(keys)
 
 
 def test_ten_classes_are_named_in_sorted_order():
@@ -43,7 +43,7 @@ def test_ten_classes_are_named_in_sorted_order():
 def test_images_are_rgb_of_300_pixels_and_not_flat(class_index: int):
     """Every class draws photo-like pictures: right size and mode, neither black nor blown out, with texture."""
     for index in range(4):
-        image = Image.open(io.BytesIO(demo.jpeg(0, class_index, index)))
+        image = Image.open(io.BytesIO(demo.render_jpeg(0, class_index, index)))
         assert (image.size, image.mode, image.format) == ((300, 300), "RGB", "JPEG")
         pixels = np.asarray(image, np.float32)
         assert 15 < pixels.mean() < 240
@@ -55,7 +55,9 @@ def test_products_of_a_group_differ_in_what_is_pressed_into_them():
     light, to_image = np.array((0.6, 0.8)), np.array(((40.0, 0.0), (0.0, 40.0)))
     for left, right in ((0, 1), (1, 2), (0, 2), (3, 4), (5, 6)):
         faces = [
-            np.asarray(demo._tablet(demo._PRODUCTS[index], np.random.default_rng(0), light, to_image)[0], np.int32)
+            np.asarray(
+                demo._render_tablet(demo._PRODUCTS[index], np.random.default_rng(0), light, to_image)[0], np.int32
+            )
             for index in (left, right)
         ]
         share = (np.abs(faces[0] - faces[1]).max(axis=2) > 12).mean()
@@ -66,14 +68,14 @@ def test_products_of_a_group_differ_in_what_is_pressed_into_them():
 def test_numbers_out_of_range_are_refused(arguments: tuple[int, int, int]):
     """A negative seed or index, or a class that is not there, is an error of the caller and says so."""
     with pytest.raises(ConfigError, match="expected a seed and an index of 0 or more and a class from 0 to 9"):
-        demo.draw(*arguments)
+        demo.render_product(*arguments)
 
 
 def test_the_folder_holds_each_class_with_its_images(tmp_path: Path):
     """The layout is <folder>/<Class>/<class>_0000.jpg, the files are those of `jpeg`, and nothing else is left."""
     folder = demo.write_demo(tmp_path / "deep" / "demo", seed=0, images_per_class=2)
     expected = {
-        f"{name}/{name.lower()}_{index:04d}.jpg": demo.jpeg(0, number, index)
+        f"{name}/{name.lower()}_{index:04d}.jpg": demo.render_jpeg(0, number, index)
         for number, name in enumerate(demo.CLASS_NAMES)
         for index in range(2)
     }
@@ -106,7 +108,7 @@ def test_a_folder_with_other_values_or_a_lost_file_is_drawn_anew(tmp_path: Path,
         "seed": 0,
         "images_per_class": 1,
     }
-    assert _files(folder)["Ambrovex/ambrovex_0000.jpg"] == demo.jpeg(0, 0, 0)
+    assert _files(folder)["Ambrovex/ambrovex_0000.jpg"] == demo.render_jpeg(0, 0, 0)
 
 
 def test_a_folder_of_somebody_else_is_refused_and_untouched(tmp_path: Path):
@@ -139,14 +141,14 @@ def test_a_crash_leaves_the_folder_as_it_was(tmp_path: Path, monkeypatch: pytest
     if stands_before:
         demo.write_demo(folder, seed=0, images_per_class=1)
     before = _files(folder)
-    drawn = demo.jpeg
+    drawn = demo.render_jpeg
 
     def break_at_the_fifth_class(seed: int, class_index: int, index: int) -> bytes:
         if class_index == 4:
             raise OSError("disk full")
         return drawn(seed, class_index, index)
 
-    monkeypatch.setattr(demo, "jpeg", break_at_the_fifth_class)
+    monkeypatch.setattr(demo, "render_jpeg", break_at_the_fifth_class)
     with pytest.raises(OSError, match="disk full"):
         demo.write_demo(folder, seed=5, images_per_class=1)
     assert _files(folder) == before
@@ -155,8 +157,8 @@ def test_a_crash_leaves_the_folder_as_it_was(tmp_path: Path, monkeypatch: pytest
 
 def test_drawing_is_quick():
     """1,000 images take seconds: far slower than the measured 170 per second and core would be a defect."""
-    demo.jpeg(0, 0, 0)  # makes the textures
+    demo.render_jpeg(0, 0, 0)  # makes the textures
     start = time.process_time()
     for index in range(20):
-        demo.jpeg(0, index % 10, index)
+        demo.render_jpeg(0, index % 10, index)
     assert 20 / (time.process_time() - start) > 40

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pharmclf.config import ConfigError, RunConfig
-from pharmclf.data.destination import ALLOWED, check_destination, destination_warnings, lies_in_upload
+from pharmclf.data.destination import ALLOWED, check_destination, destination_warnings, is_in_uploaded_working_dir
 from pharmclf.data.prepare import check_storage
 from pharmclf.export.target import whole_folder
 from pharmclf.finish import EvaluationOptions, evaluate_saved
@@ -32,14 +32,14 @@ def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_only_what_lies_in_the_copy_is_deleted(submitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other folders and buckets last; so does the folder of a job that has uploaded nothing, and of no job."""
     inside = str(submitted / "runs")
-    assert lies_in_upload(inside)
-    assert not lies_in_upload(str(submitted.parent / "runs"))
-    assert not lies_in_upload("s3://bucket/runs")
+    assert is_in_uploaded_working_dir(inside)
+    assert not is_in_uploaded_working_dir(str(submitted.parent / "runs"))
+    assert not is_in_uploaded_working_dir("s3://bucket/runs")
     (submitted.parent / "link").symlink_to(submitted)
-    assert lies_in_upload(str(submitted.parent / "link" / "runs"))
+    assert is_in_uploaded_working_dir(str(submitted.parent / "link" / "runs"))
     for job in ("{}", "", json.dumps({"runtime_env": {"env_vars": {"A": "1"}}}), json.dumps({"runtime_env": None})):
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", job)
-        assert not lies_in_upload(inside)
+        assert not is_in_uploaded_working_dir(inside)
 
 
 def test_the_refusal_names_the_flag_the_place_and_the_remedy(submitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from threadpoolctl import threadpool_limits
 
 from pharmclf.data.duplicates import CHECK_SIDE, candidate_pairs, equal_pairs, group_rows, near_pairs, turned_pairs
-from pharmclf.data.images import decode, perceptual_hash, probe
+from pharmclf.data.image_decoding import decode, perceptual_hash, read_image_info
 
 PILLS = Path(__file__).parents[3] / "shared" / "data" / "pills10-A"
 
@@ -51,7 +51,7 @@ TURNED = {
 
 
 def pairs_of(contents):
-    probes = [probe(content, "a.jpg") for content in contents]
+    probes = [read_image_info(content, "a.jpg") for content in contents]
     hashes = np.array([int(one.phash, 16) for one in probes], dtype=np.uint64)
     return near_pairs(
         hashes, np.stack([one.thumbnail for one in probes]), lambda row: decode(contents[row], CHECK_SIDE)
@@ -118,7 +118,7 @@ def test_pairs_of_unequal_sides_are_looked_for_alone():
     """With sides, copies on one side are left out, also where one of them is a mirror."""
     image = lay(table_top(3), (230, 60, 90), 20)
     contents = [jpeg(image), TURNED["mirrored"](image), COPIES["half size"](image)]
-    probes = [probe(content, "a.jpg") for content in contents]
+    probes = [read_image_info(content, "a.jpg") for content in contents]
     hashes = np.array([int(one.phash, 16) for one in probes], dtype=np.uint64)
     thumbnails = np.stack([one.thumbnail for one in probes])
     pairs = near_pairs(
@@ -166,7 +166,7 @@ def test_a_file_that_is_gone_has_no_copies():
             raise FileNotFoundError
         return decode(contents[row], CHECK_SIDE)
 
-    probes = [probe(content, "a.jpg") for content in contents]
+    probes = [read_image_info(content, "a.jpg") for content in contents]
     hashes = np.array([int(one.phash, 16) for one in probes], dtype=np.uint64)
     assert near_pairs(hashes, np.stack([one.thumbnail for one in probes]), load) == [(2, 3)]
 

@@ -14,10 +14,10 @@ from s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig, SplitConfig
+from pharmclf.data.dataset_listing import list_dataset
 from pharmclf.data.image_files import find_images
 from pharmclf.data.manifest import Manifest, build_manifest
-from pharmclf.data.prepare import prepare
-from pharmclf.data.sources import list_data
+from pharmclf.data.prepare import prepare_manifest
 from pharmclf.finish.sets import outside_set
 from pharmclf.prediction.images import list_images
 from pharmclf.storage import objects
@@ -62,7 +62,7 @@ def bad(manifest: Manifest, root: str | Path) -> dict[str, str]:
 
 def test_a_clean_folder_is_listed_by_name_and_nothing_is_said(data: str):
     """One item for each file, in the order of the paths, with the folder as label; no note."""
-    listing = list_data(data)
+    listing = list_dataset(data)
     names = [f"aspirin/{number:02}.jpg" for number in range(0, 12, 2)]
     names += [f"ibuprofen/{number:02}.jpg" for number in range(1, 12, 2)]
     assert [(item.relative, item.label) for item in listing.items] == [(n, n.split("/")[0]) for n in names]
@@ -85,7 +85,7 @@ def test_files_of_systems_and_tools_are_left_out_and_counted(folder: Path, lefto
     put(folder, leftover, jpeg(99))
     put(folder, "venv/pyvenv.cfg")
     put(folder, "a_json/label_viz.png", jpeg(98))
-    listing = list_data(str(folder))
+    listing = list_dataset(str(folder))
     assert {item.label for item in listing.items} == {"aspirin", "ibuprofen"}
     assert len(listing.items) == 12 == len(list_images(str(folder)))
     assert "of systems and tools" in "\n".join(listing.notes)
@@ -95,7 +95,7 @@ def test_products_that_sound_like_tools_stay(folder: Path):
     """Only names that no product has are left out."""
     for name in ("Recycle", "Trash", "masks", "thumbnails", "runs", "test", "Previews", "found"):
         put(folder, f"{name}/a.jpg", jpeg(50))
-    assert {item.label for item in list_data(str(folder)).items} >= {"Recycle", "Trash", "masks", "runs", "test"}
+    assert {item.label for item in list_dataset(str(folder)).items} >= {"Recycle", "Trash", "masks", "runs", "test"}
 
 
 def test_masks_beside_their_images_are_left_out(folder: Path):
@@ -103,7 +103,7 @@ def test_masks_beside_their_images_are_left_out(folder: Path):
     put(folder, "aspirin/00_mask.png", jpeg(60))
     put(folder, "aspirin/00_mask_1.png", jpeg(61))
     put(folder, "aspirin/77_mask.png", jpeg(62))
-    listing = list_data(str(folder))
+    listing = list_dataset(str(folder))
     assert [item.relative for item in listing.items if "mask" in item.relative] == ["aspirin/77_mask.png"]
     assert listing.notes == ["files not read, masks of images next to them: 2"]
 
@@ -131,10 +131,10 @@ def test_results_are_never_data(data: str):
 def test_a_storage_below_the_data_is_left_out_from_the_first_run_on(folder: Path):
     """The same manifest before and after it holds images, found in the cache the second time, however it is written."""
     config = RunConfig(data=str(folder), storage=str(folder / "results"))
-    first = prepare(config, str(folder / "results" / "one"))
+    first = prepare_manifest(config, str(folder / "results" / "one"))
     put(folder, "results/one/evaluation/test/sample_predictions.png", jpeg(71))
     config = RunConfig(data=str(folder), storage=f"{folder}/aspirin/../results/")
-    again = prepare(config, str(folder / "results" / "one"))
+    again = prepare_manifest(config, str(folder / "results" / "one"))
     assert first.fingerprint == again.fingerprint
     assert again.notes == ["results of runs, left out: results/"]
     assert len(list((folder / "results" / "manifests").iterdir())) == 1
@@ -143,10 +143,10 @@ def test_a_storage_below_the_data_is_left_out_from_the_first_run_on(folder: Path
 def test_a_storage_that_is_the_data_hides_its_own_files_only(folder: Path):
     """--data . --storage . is the same data before and after."""
     config = RunConfig(data=str(folder), storage=str(folder))
-    first = prepare(config, str(folder / "one"))
+    first = prepare_manifest(config, str(folder / "one"))
     put(folder, "one/run.json", b"{}")
     put(folder, "one/evaluation/test/sample_predictions.png", jpeg(71))
-    again = prepare(config, str(folder / "one"))
+    again = prepare_manifest(config, str(folder / "one"))
     assert first.fingerprint == again.fingerprint
     assert len(again.table) == 12
 
@@ -205,7 +205,7 @@ def test_a_link_to_a_folder_above_is_not_entered(folder: Path):
     os.symlink("..", folder / "aspirin" / "all")
     os.symlink("../..", folder / "aspirin" / "out")
     os.symlink("ibuprofen", folder / "again")
-    listing = list_data(str(folder))
+    listing = list_dataset(str(folder))
     assert len(listing.items) == 12
     assert listing.notes[0] == (
         f"left out: again (link to a folder that is listed already, {folder}/ibuprofen), "
@@ -219,7 +219,7 @@ def test_links_to_folders_elsewhere_are_followed(folder: Path, tmp_path: Path):
     put(folder, ".store/b.jpg", jpeg(81))
     os.symlink(tmp_path / "elsewhere", folder / "linked")
     os.symlink(".store", folder / "shown")
-    listing = list_data(str(folder))
+    listing = list_dataset(str(folder))
     labels = {item.relative: item.label for item in listing.items}
     assert (labels["linked/a.jpg"], labels["shown/b.jpg"], len(labels)) == ("linked", "shown", 14)
 
@@ -235,10 +235,10 @@ def test_a_folder_of_the_system_that_may_not_be_read_is_left_out(folder: Path, m
 
     (folder / "lost+found").mkdir()
     monkeypatch.setattr(os, "scandir", refuse)  # root, as whom tests may run, is refused nothing
-    assert list_data(str(folder)).notes == ["files not read, of systems and tools (1 lost+found): 1"]
+    assert list_dataset(str(folder)).notes == ["files not read, of systems and tools (1 lost+found): 1"]
     (folder / "secret").mkdir()
     with pytest.raises(ConfigError, match=r"Permission denied.*secret"):
-        list_data(str(folder))
+        list_dataset(str(folder))
 
 
 def test_names_that_are_not_utf_8_are_quarantined_by_name(folder: Path, tmp_path: Path):
@@ -248,7 +248,7 @@ def test_names_that_are_not_utf_8_are_quarantined_by_name(folder: Path, tmp_path
     os.mkdir(place + b"/g\xe9lule")
     (Path(os.fsdecode(place + b"/g\xe9lule")) / "1.jpg").write_bytes(jpeg(90))
     config = RunConfig(data=str(folder), storage=str(tmp_path / "runs"))
-    made = prepare(config, str(tmp_path / "runs" / "one"))
+    made = prepare_manifest(config, str(tmp_path / "runs" / "one"))
     read = Manifest.read(str(tmp_path / "runs" / "one" / "manifest.parquet"))
     assert {name: status[:22] for name, status in bad(read, folder).items()} == {
         r"aspirin/comprim\xe9\\0.jpg": "the name is not UTF-8:", r"g\xe9lule/1.jpg": "the name is not UTF-8:",
@@ -305,12 +305,12 @@ def test_splits_of_folders_reach_the_manifest(tmp_path: Path):
                 put(tmp_path, f"data/{split}/{label}/{number}.jpg", jpeg(number))
                 number += 1
     config = RunConfig(data=str(tmp_path / "data"), storage=str(tmp_path / "runs"))
-    kept = prepare(config, str(tmp_path / "runs" / "one"))
+    kept = prepare_manifest(config, str(tmp_path / "runs" / "one"))
     by_folder = kept.ok["path"].str.split("/").str[-3].replace({"valid": "validation"})
     assert (kept.ok["split"] == by_folder).all()
     assert kept.ok["split"].value_counts().to_dict() == {"train": 16, "validation": 8, "test": 8}
     drawn_config = RunConfig(data=config.data, storage=config.storage, split=SplitConfig(ignore_folders=True))
-    drawn = prepare(drawn_config, str(tmp_path / "runs" / "two"))
+    drawn = prepare_manifest(drawn_config, str(tmp_path / "runs" / "two"))
     assert drawn.ok["split"].value_counts().to_dict() == {"train": 20, "validation": 6, "test": 6}
     assert (drawn.ok["split"] != by_folder).any()
     outside = outside_set("x", config.data, ["Ibuprofen", "aspirin"], cache=str(tmp_path / "runs" / "manifests"))

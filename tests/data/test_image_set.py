@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pharmclf.data.batch_sampler import PADDING
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.plan import PADDING
 
 
 def test_each_row_keeps_its_own_sum_however_rows_are_taken(drawn_manifest: Manifest):
@@ -12,7 +12,7 @@ def test_each_row_keeps_its_own_sum_however_rows_are_taken(drawn_manifest: Manif
     images, table = ImageSet.of(drawn_manifest), drawn_manifest.table
     sums = dict(zip(table["path"], table["sha256"], strict=True))
     assert images.paths.to_pylist() == table["path"].tolist()
-    taken = ImageSet.join([images.take([7, PADDING, 3]), images.slice(78, 10)])
+    taken = ImageSet.join([images.select([7, PADDING, 3]), images.slice(78, 10)])
     wanted = [table["path"][7], "", table["path"][3], *table["path"][78:]]
     assert taken.paths.to_pylist() == wanted
     assert taken.sha256.to_pylist() == [sums.get(path, "") for path in wanted]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from pharmclf.config import ConfigError
-from pharmclf.data.sources import Item, Listing, list_data
+from pharmclf.data.dataset_listing import DatasetListing, ImageEntry, list_dataset
 
 NAMES = ["img/aspirin/1.jpg", "img/aspirin/2.jpg", "img/ibuprofen/3.png", "img/ibuprofen/4.png"]
 LABELS = ["aspirin", "aspirin", "ibuprofen", "ibuprofen"]
@@ -23,12 +23,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def listing(folder: Path, content: str | bytes, name: str = "list.csv") -> Listing:
+def listing(folder: Path, content: str | bytes, name: str = "list.csv") -> DatasetListing:
     (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    return list_data(str(folder / name))
+    return list_dataset(str(folder / name))
 
 
-def rows(items: list[Item]) -> list[tuple[str, str]]:
+def rows(items: list[ImageEntry]) -> list[tuple[str, str]]:
     return [(item.relative, item.label) for item in items]
 
 
@@ -100,7 +100,7 @@ def test_whole_numbers_stay_whole_numbers(folder: Path):
     """A gap makes a column of floats in Parquet, and ".0" in CSV; zeros in front stay, and so do true fractions."""
     gap = pd.DataFrame({"path": NAMES, "label": [7.0, 0.0, None, 1.0]})
     gap.to_parquet(folder / "gap.parquet")
-    assert [item.label for item in list_data(str(folder / "gap.parquet")).items] == ["7", "0", "", "1"]
+    assert [item.label for item in list_dataset(str(folder / "gap.parquet")).items] == ["7", "0", "", "1"]
     found = listing(folder, gap.to_csv(index=False))
     assert [item.label for item in found.items] == ["7", "0", "", "1"]
     assert found.notes == ["labels are whole numbers written as 7.0; read without .0"]
@@ -108,7 +108,12 @@ def test_whole_numbers_stay_whole_numbers(folder: Path):
     assert [item.label for item in zeros.items] == ["000", "001", "002", "003"]
     fractions = pd.DataFrame({"path": NAMES, "label": [0.5, 1.0, 0.5, 1.0]})
     fractions.to_parquet(folder / "fractions.parquet")
-    assert [item.label for item in list_data(str(folder / "fractions.parquet")).items] == ["0.5", "1.0", "0.5", "1.0"]
+    assert [item.label for item in list_dataset(str(folder / "fractions.parquet")).items] == [
+        "0.5",
+        "1.0",
+        "0.5",
+        "1.0",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,7 @@ def test_a_column_of_images_in_a_parquet_file_is_not_taken_as_paths(folder: Path
     """Some data sets have the files themselves in a column `image`."""
     frame = pd.DataFrame({"image": [{"bytes": b"jpeg"}] * 4, "file": NAMES, "label": LABELS})
     frame.to_parquet(folder / "list.parquet")
-    assert rows(list_data(str(folder / "list.parquet")).items) == PLAIN
+    assert rows(list_dataset(str(folder / "list.parquet")).items) == PLAIN
 
 
 def test_a_path_without_an_ending_that_fits_two_images_is_refused(folder: Path):

@@ -143,7 +143,7 @@ def test_a_manifest_reads_back_as_it_was_written(rubbish, tmp_path):
 def test_processes_find_what_threads_find(rubbish, monkeypatch):
     """Many files go to processes; the manifest and the progress are the same."""
     threaded = build_manifest(str(rubbish))
-    monkeypatch.setattr(scan, "_PROCESSES_FROM", 100)
+    monkeypatch.setattr(scan, "_MIN_FILES_FOR_PROCESSES", 100)
     steps = []
     pooled = build_manifest(str(rubbish), progress=lambda done, total: steps.append((done, total)))
     pd.testing.assert_frame_equal(pooled.table, threaded.table)
@@ -291,4 +291,4 @@ def test_a_hundred_thousand_rows_split_and_write_in_seconds(tmp_path):
     assert Manifest.read(str(tmp_path / "m.parquet")).fingerprint == made.fingerprint
     assert made.table.groupby("group")["split"].nunique().max() == 1
     assert time.monotonic() - began < 30
-    assert prepare.count_table(made)[-1] == ("all", 64_000, 16_000, 20_000)
+    assert prepare.split_counts(made)[-1] == ("all", 64_000, 16_000, 20_000)

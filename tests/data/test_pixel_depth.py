@@ -14,11 +14,11 @@ from PIL import Image
 
 from pharmclf.activations.key import key_parts
 from pharmclf.config import RunConfig
+from pharmclf.data.batch_sampler import PADDING
+from pharmclf.data.image_decoding import InvalidImageError, decode, read_image_info
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.images import BadImage, decode, probe
 from pharmclf.data.manifest import Manifest, build_manifest
 from pharmclf.data.pixel_depth import find_white_level
-from pharmclf.data.plan import PADDING
 from pharmclf.finish.sets import outside_set
 
 SCENE = np.asarray(
@@ -73,10 +73,12 @@ def test_grey_of_fewer_bits_fills_0_to_255(kind: str, level: int):
     """A ramp up to the level is a ramp up to white; without the level it was nearly black."""
     ramp = np.tile(np.linspace(0, level, 64).round().astype(np.uint16), (64, 1))
     content = encode(ramp, kind)
-    assert probe(content, "a.png").largest == level
+    assert read_image_info(content, "a.png").largest == level
     assert np.array_equal(decode(content, 64, level)[0, :, 1], np.rint(ramp[0] * (255 / level)))
     assert decode(content, 64).max() <= 64
-    with pytest.raises(BadImage, match=f"values up to {level} in a file of 16 bits, expected 0 to {level // 2}"):
+    with pytest.raises(
+        InvalidImageError, match=f"values up to {level} in a file of 16 bits, expected 0 to {level // 2}"
+    ):
         decode(content, 64, level // 2)
 
 
@@ -89,9 +91,9 @@ def test_colour_of_12_bits_keeps_its_lower_bytes():
     scaled = encode(np.rint(values * (255 / 4095)).astype(np.uint8))
     for content in files:
         assert np.array_equal(decode(content, 32, 4095), decode(scaled, 32))
-        assert probe(content, "a.png").largest == values.max()
+        assert read_image_info(content, "a.png").largest == values.max()
         assert decode(content, 32).max() <= 15
-    assert probe(colour_png(SCENE.astype(np.uint16) * 257), "a.png").largest > 16383
+    assert read_image_info(colour_png(SCENE.astype(np.uint16) * 257), "a.png").largest > 16383
     grey = colour_png(np.concatenate([values[..., :1], opaque], axis=2))  # with alpha: Pillow gives the upper byte only
     gap = np.abs(decode(grey, 32, 4095).astype(int) - decode(encode(SCENE[..., 0]), 32))
     assert gap.max() <= 17
@@ -135,7 +137,7 @@ def test_the_depth_is_that_of_the_largest_value_of_the_whole_set(made: Manifest,
     groups = dict(zip((Path(path).name for path in made.table["path"]), made.table["group"], strict=True))
     assert groups["copy.png"] == groups["3.png"]
     assert len(set(groups.values())) == 8
-    scaled = probe((camera / "data/b/3.png").read_bytes(), "3.png", 4095).phash
+    scaled = read_image_info((camera / "data/b/3.png").read_bytes(), "3.png", 4095).phash
     assert made.table["phash"][made.table["path"].str.endswith("3.png")].tolist() == [scaled]
 
 
@@ -150,9 +152,9 @@ def test_the_level_stays_with_the_manifest_and_its_images(made: Manifest, tmp_pa
     assert common.white_level == 65535
     assert common.fingerprint != made.fingerprint
     images = ImageSet.of(made)
-    for part in (images, images.take([1, 0]), images.slice(0, 2)):
+    for part in (images, images.select([1, 0]), images.slice(0, 2)):
         assert set(part.white_level.to_pylist()) == {4095}
-    joined = ImageSet.join([images.take([0, PADDING]), ImageSet.of(common).take([0])])
+    joined = ImageSet.join([images.select([0, PADDING]), ImageSet.of(common).select([0])])
     assert joined.white_level.to_pylist() == [4095, 65535, 65535]
     assert joined.decode(0, 32).mean() > 5 * joined.decode(2, 32).mean()
     keys: list[dict[str, Any]] = [key_parts(RunConfig(), each, 1, "none", "float32") for each in (made, common)]
@@ -173,7 +175,7 @@ def test_a_set_that_uses_all_bits_names_its_dark_images(camera: Path, tmp_path: 
 
 def test_whoever_reads_a_set_reads_it_at_its_level(made: Manifest, camera: Path):
     """The stream, and predictions of new files at the model's level; a file with larger values is bad by name."""
-    from pharmclf.data.stream import load_images
+    from pharmclf.data.ray_loader import load_images
     from pharmclf.prediction.reading import read_images
 
     paths = made.table["path"].tolist()

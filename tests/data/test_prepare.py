@@ -12,7 +12,7 @@ from PIL import Image
 
 from pharmclf.config import ConfigError, DemoConfig, RunConfig
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import count_table, prepare
+from pharmclf.data.prepare import prepare_manifest, split_counts
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,14 +37,16 @@ def folder(tmp_path):
 def test_prepare_writes_manifest_and_quarantine(folder):
     """The folder of the run holds what prepare returns; the same seed gives the same fingerprint."""
     config = RunConfig(data=str(folder / "pills"), storage=str(folder / "runs"))
-    made = prepare(config, str(folder / "runs" / "one"))
-    assert count_table(made) == [("a", 6, 2, 2), ("b", 6, 2, 2), ("all", 12, 4, 4)]
+    made = prepare_manifest(config, str(folder / "runs" / "one"))
+    assert split_counts(made) == [("a", 6, 2, 2), ("b", 6, 2, 2), ("all", 12, 4, 4)]
     assert Manifest.read(str(folder / "runs" / "one" / "manifest.parquet")).fingerprint == made.fingerprint
     assert pd.read_csv(folder / "runs" / "one" / "quarantine.csv")["status"].tolist() == ["empty"]
     assert len(list((folder / "runs" / "manifests").iterdir())) == 1
-    again = prepare(config, str(folder / "runs" / "two"))
+    again = prepare_manifest(config, str(folder / "runs" / "two"))
     assert again.fingerprint == made.fingerprint
-    other = prepare(RunConfig(data=config.data, storage=config.storage, seed=1), str(folder / "runs" / "three"))
+    other = prepare_manifest(
+        RunConfig(data=config.data, storage=config.storage, seed=1), str(folder / "runs" / "three")
+    )
     assert other.fingerprint != made.fingerprint
 
 
@@ -52,7 +54,7 @@ def test_too_many_bad_images_leave_their_list_in_the_folder(folder):
     """--max-bad refuses, and the quarantine file is there to be worked through."""
     config = RunConfig(data=str(folder / "pills"), storage=str(folder / "runs"), max_bad="1%")
     with pytest.raises(ConfigError, match="1 of 21 images are bad"):
-        prepare(config, str(folder / "runs" / "one"))
+        prepare_manifest(config, str(folder / "runs" / "one"))
     assert (folder / "runs" / "one" / "quarantine.csv").is_file()
 
 
@@ -62,7 +64,9 @@ def test_splits_that_tear_copies_are_noted(folder):
     names = ["train", "validation", "test", "train"] * 5
     rows = {"path": [*paths, paths[0]], "label": [p.parent.name for p in [*paths, paths[0]]], "split": [*names, "test"]}
     pd.DataFrame(rows).to_csv(folder / "list.csv", index=False)
-    made = prepare(RunConfig(data=str(folder / "list.csv"), storage=str(folder / "runs")), str(folder / "runs" / "one"))
+    made = prepare_manifest(
+        RunConfig(data=str(folder / "list.csv"), storage=str(folder / "runs")), str(folder / "runs" / "one")
+    )
     assert any("copies in several splits" in note for note in made.notes)
 
 
@@ -79,15 +83,15 @@ def pills(folder):
 def test_a_class_of_few_images_is_left_out_by_name_and_the_others_stay_as_they_are(folder):
     """Its rows are no bad images; the fingerprint is that of the set without it, and --min-images decides."""
     config = RunConfig(data=str(folder / "pills"), storage=str(folder / "runs"), max_bad="5%")
-    without = prepare(config, str(folder / "runs" / "without"))
+    without = prepare_manifest(config, str(folder / "runs" / "without"))
     rare = folder / "pills" / "rare"
     rare.mkdir()
     for number in range(2):
         draw(np.random.default_rng([1, number])).save(rare / f"{number}.png")
     shutil.copy(rare / "0.png", rare / "2.png")
-    made = prepare(config, str(folder / "runs" / "with"))
+    made = prepare_manifest(config, str(folder / "runs" / "with"))
     assert (made.class_names, made.fingerprint) == (("a", "b"), without.fingerprint)
-    assert count_table(made) == count_table(without)
+    assert split_counts(made) == split_counts(without)
     assert len(made.quarantined) == len(without.quarantined) == 1
     unused = pd.read_csv(folder / "runs" / "with" / "quarantine.csv")
     left = unused[unused["label"] == "rare"]["status"].tolist()
@@ -98,11 +102,11 @@ def test_a_class_of_few_images_is_left_out_by_name_and_the_others_stay_as_they_a
         for note in made.notes
     )
     with pytest.raises(ConfigError, match=r"rare \(2\).*leave these classes out with --min-images 3"):
-        prepare(dataclasses.replace(config, min_images=2), str(folder / "runs" / "strict"))
+        prepare_manifest(dataclasses.replace(config, min_images=2), str(folder / "runs" / "strict"))
     with pytest.raises(
         ConfigError, match=r"fewer than two classes have 11 different images or more.*a \(10\), b \(10\)"
     ):
-        prepare(dataclasses.replace(config, min_images=11), str(folder / "runs" / "many"))
+        prepare_manifest(dataclasses.replace(config, min_images=11), str(folder / "runs" / "many"))
 
 
 def test_a_fixed_camera_needs_a_list_which_then_decides_the_division(tmp_path):
@@ -119,23 +123,25 @@ def test_a_fixed_camera_needs_a_list_which_then_decides_the_division(tmp_path):
     with pytest.raises(
         ConfigError, match=r"white_a \(6 images, which count as copies of 1\).*, or, where images.*group or"
     ):
-        prepare(RunConfig(data=str(tmp_path / "data"), storage=str(tmp_path / "runs")), str(tmp_path / "runs" / "one"))
-    by_group = prepare(
+        prepare_manifest(
+            RunConfig(data=str(tmp_path / "data"), storage=str(tmp_path / "runs")), str(tmp_path / "runs" / "one")
+        )
+    by_group = prepare_manifest(
         listed(tmp_path, [(path, name, f"{name}{n}", "") for path, name, n in rows]), str(tmp_path / "runs" / "two")
     )
-    assert count_table(by_group)[-1] == ("all", 4, 4, 4)
+    assert split_counts(by_group)[-1] == ("all", 4, 4, 4)
     assert by_group.table["group"].nunique() == 6
     assert any("near copies are in different groups of the list" in note for note in by_group.notes)
     words = ["train", "val", "test"]
-    by_split = prepare(
+    by_split = prepare_manifest(
         listed(tmp_path, [(*row[:2], "", words[row[2]]) for row in rows]), str(tmp_path / "runs" / "three")
     )
-    assert count_table(by_split)[-1] == ("all", 4, 4, 4)
+    assert split_counts(by_split)[-1] == ("all", 4, 4, 4)
     config = listed(tmp_path, [(*row[:2], "", words[row[2]].replace("val", "train")) for row in rows])
     with pytest.raises(
         ConfigError, match="no image is given to validation, and none can be drawn from train, since the train images"
     ):
-        prepare(config, str(tmp_path / "runs" / "four"))
+        prepare_manifest(config, str(tmp_path / "runs" / "four"))
 
 
 def test_labels_without_a_training_image_are_no_classes(folder):
@@ -145,9 +151,9 @@ def test_labels_without_a_training_image_are_no_classes(folder):
         for number, (path, label) in enumerate(pills(folder))
     ]
     rows[18], rows[19] = (*rows[18][:3], "validation"), (*rows[19][:3], "test")
-    made = prepare(listed(folder, rows), str(folder / "runs" / "one"))
+    made = prepare_manifest(listed(folder, rows), str(folder / "runs" / "one"))
     assert made.class_names == ("a", "b")
-    assert count_table(made) == [("a", 5, 2, 2), ("b", 5, 2, 2), ("all", 10, 4, 4)]
+    assert split_counts(made) == [("a", 5, 2, 2), ("b", 5, 2, 2), ("all", 10, 4, 4)]
     assert "labels without a training image: a_new, b_new; left out with 2 images" in made.notes
     left = made.table[made.table["label"].isin(["a_new", "b_new"])]
     assert left["status"].tolist() == ["left out: no training image of its label"] * 2
@@ -157,7 +163,9 @@ def test_labels_without_a_training_image_are_no_classes(folder):
     with pytest.raises(
         ConfigError, match="labels without a training image: a_new, b, b_new; without them fewer than two"
     ):
-        prepare(listed(folder, [(*row[:3], "validation" if "b/5" in row[0] else row[3]) for row in rows]), str(folder))
+        prepare_manifest(
+            listed(folder, [(*row[:3], "validation" if "b/5" in row[0] else row[3]) for row in rows]), str(folder)
+        )
 
 
 @pytest.mark.parametrize("missing", ["validation", "test"])
@@ -165,8 +173,8 @@ def test_a_split_that_a_list_lacks_is_drawn_from_train(folder, missing):
     """By its share of the train rows, class by class; the rows of the other split stay where the list has them."""
     other = {"validation": "test", "test": "validation"}[missing]
     rows = [(path, label, "", other if number < 6 else "train") for number, (path, label) in enumerate(pills(folder))]
-    made = prepare(listed(folder, rows), str(folder / "runs" / "one"))
-    counts = dict(zip(("train", "validation", "test"), count_table(made)[-1][1:], strict=True))
+    made = prepare_manifest(listed(folder, rows), str(folder / "runs" / "one"))
+    counts = dict(zip(("train", "validation", "test"), split_counts(made)[-1][1:], strict=True))
     assert counts == {"train": 12, missing: 2, other: 6}
     given = {path for path, *_, split in rows if split == other}
     assert {path.removeprefix(f"{folder}/") for path in made.ok["path"][made.ok["split"] == other]} == given
@@ -176,7 +184,7 @@ def test_a_split_that_a_list_lacks_is_drawn_from_train(folder, missing):
 def test_the_demo_is_drawn_below_the_storage(tmp_path):
     """data: demo draws its images once, and ten products come out, without a single group."""
     config = RunConfig(storage=str(tmp_path), demo=DemoConfig(images_per_class=5))
-    made = prepare(config, str(tmp_path / "demo"))
+    made = prepare_manifest(config, str(tmp_path / "demo"))
     assert len(made.class_names) == 10
     assert len(made.ok) == 50
     assert made.table["group"].nunique() == 50

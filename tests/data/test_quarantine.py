@@ -32,7 +32,7 @@ def test_each_image_is_said_once_a_handful_by_name_and_the_rest_by_count(drawn_m
     left = quarantine.manifest
     assert len(left.ok) == len(drawn_manifest.ok) - 8
     assert left.class_names == drawn_manifest.class_names
-    assert not quarantine.is_full
+    assert not quarantine.exceeds_limit
     quarantine.check()
 
 
@@ -41,9 +41,9 @@ def test_those_of_the_manifest_count_and_one_beyond_the_share_is_refused_by_name
     manifest = drawn_manifest.with_status(dict.fromkeys(range(70, 76), "truncated"))
     quarantine = Quarantine(manifest, 0.1, lambda _: None)
     quarantine.add({0: "not there", 1: "changed"})
-    assert not quarantine.is_full
+    assert not quarantine.exceeds_limit
     quarantine.add({0: "not there", 2: "changed"})
-    assert quarantine.is_full
+    assert quarantine.exceeds_limit
     with pytest.raises(
         ConfigError, match=r"^9 of 80 images are bad \(11\.2%\), expected at most 10\.0%; 3 of them are "
     ):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pharmclf.config import ConfigError
-from pharmclf.data.images import decode
+from pharmclf.data.image_decoding import decode
 from pharmclf.evaluation.saved import SavedModel
 from pharmclf.export.images import sample_images
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pharmclf.core.hashing import sha256_file
-from pharmclf.data.images import decode
+from pharmclf.data.image_decoding import decode
 from pharmclf.data.manifest import Manifest, build_manifest
 from pharmclf.evaluation.decision import Decision, fit_decision, read_decision, write_decision
 from pharmclf.export.compare import ExportRefused

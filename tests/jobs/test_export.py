@@ -18,7 +18,7 @@ import pytest
 import running
 from PIL import Image
 
-from pharmclf.data.images import decode
+from pharmclf.data.image_decoding import decode
 from pharmclf.evaluation.decision import Decision, read_decision, write_decision
 from pharmclf.metrics import Estimate, with_temperature
 

@@ -17,7 +17,7 @@ import running
 
 from pharmclf.config import load_yaml
 from pharmclf.core.hashing import sha256_file
-from pharmclf.data.images import decode
+from pharmclf.data.image_decoding import decode
 from pharmclf.training.checkpoint import read_checkpoint
 
 FILES = ["config.yaml", "labels.json", "metrics.json", "model.keras"]

@@ -21,8 +21,8 @@ from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.demo import MARKER
+from pharmclf.data.image_decoding import decode
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.images import decode
 from pharmclf.evaluation.predict import Prediction, Predictor, predict, predicted_blocks
 from pharmclf.prediction.job import predict_images
 from pharmclf.prediction.options import PredictOptions

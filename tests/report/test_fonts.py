@@ -131,6 +131,6 @@ def test_names_without_a_font_are_numbered_with_their_place_and_the_page_says_wh
 
 
 def test_a_wide_letter_takes_two_columns_of_a_short_name():
-    assert fonts.shorten("abcdefghij", 7) == "abcd…ij"
-    assert fonts.shorten("阿司匹林", 8) == "阿司匹林"
-    assert fonts.shorten("阿司匹林肠溶片", 9) == "阿司匹…片"
+    assert fonts.format_names("abcdefghij", 7) == "abcd…ij"
+    assert fonts.format_names("阿司匹林", 8) == "阿司匹林"
+    assert fonts.format_names("阿司匹林肠溶片", 9) == "阿司匹…片"

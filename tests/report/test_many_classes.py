@@ -13,7 +13,7 @@ import pytest
 from report_facts import make_decision, make_facts, make_scores
 
 from pharmclf import metrics
-from pharmclf.data.prepare import count_lines
+from pharmclf.data.prepare import format_split_counts
 from pharmclf.evaluation.evaluate import (
     classification_table,
     console_table,
@@ -46,12 +46,12 @@ def test_a_thousand_classes_take_26_lines_of_the_terminal_and_30_classes_all_the
 
 
 def test_the_rarest_20_of_a_thousand_classes_are_counted_in_the_terminal_and_the_file_with_all_is_named():
-    lines = count_lines([*reversed(COUNTS), TOTAL], "run/manifest.parquet")
+    lines = format_split_counts([*reversed(COUNTS), TOTAL], "run/manifest.parquet")
     assert len(lines) == 23
     assert [line.split()[0] for line in lines[1:21]] == list(MANY[:20])
     assert lines[21] == "(the 20 classes with the fewest images; 980 more are in run/manifest.parquet)"
     assert lines[22].split() == ["all", "509500", "2000", "3000"]
-    assert len(count_lines([*COUNTS[:30], TOTAL], "m")) == 32
+    assert len(format_split_counts([*COUNTS[:30], TOTAL], "m")) == 32
 
 
 def test_the_model_card_lists_the_20_weakest_of_a_thousand_classes(many):

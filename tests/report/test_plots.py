@@ -165,6 +165,6 @@ def test_contact_sheet_has_its_columns():
 
 def test_shortened_name_keeps_both_ends():
     """Look-alikes differ at the end, so the middle gives way; short names stay."""
-    assert plots.shorten("amoxicillin trihydrate capsules 500 mg", 20) == "amoxicillin t…500 mg"
-    assert plots.shorten("zocor", 20) == "zocor"
-    assert all(len(plots.shorten("x" * 50, length)) <= length for length in range(2, 40))
+    assert plots.format_names("amoxicillin trihydrate capsules 500 mg", 20) == "amoxicillin t…500 mg"
+    assert plots.format_names("zocor", 20) == "zocor"
+    assert all(len(plots.format_names("x" * 50, length)) <= length for length in range(2, 40))

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from report_facts import make_facts
 
-from pharmclf.data.images import decode
+from pharmclf.data.image_decoding import decode
 from pharmclf.report.card import model_card
 from pharmclf.report.snippet import IMPORTS, load_image_text
 

@@ -15,7 +15,7 @@ from recorder import Recorder
 from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, PhaseConfig, RunConfig, StoppingConfig
 from pharmclf.core.signals import StopRequested
-from pharmclf.data.plan import batch_of
+from pharmclf.data.batch_sampler import effective_batch_size
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
 from pharmclf.training.job import (
     CHECKSUMS_FILE,
@@ -86,7 +86,7 @@ def test_the_saved_model_scores_what_the_best_epoch_scored(unbroken: tuple[Train
     from pharmclf.evaluation.predict import predict
 
     job, outcome = unbroken
-    images = job.images.take(job.validation_rows)
+    images = job.images.select(job.validation_rows)
     probabilities, _ = predict([storage.join(job.folder, MODEL_FILE)], images, 64, actors=0)
     accuracy = float((probabilities[:, 0].argmax(axis=1) == job.labels[job.validation_rows]).mean())
     best = max(monitor["best_accuracy"] for monitor in outcome["monitors"].values())
@@ -96,7 +96,9 @@ def test_the_saved_model_scores_what_the_best_epoch_scored(unbroken: tuple[Train
         raise StopRequested
 
     with pytest.raises(StopRequested):  # as a run's test ends where a stop is requested
-        predict([storage.join(job.folder, MODEL_FILE)], job.images.take(job.validation_rows), 64, actors=0, check=stop)
+        predict(
+            [storage.join(job.folder, MODEL_FILE)], job.images.select(job.validation_rows), 64, actors=0, check=stop
+        )
 
 
 TRAIN, VALIDATION = 4, 2
@@ -320,7 +322,7 @@ def test_a_batch_beyond_the_data_takes_the_same_steps_on_the_rows_that_there_are
     """Dropout masks and all: the weights of a batch of 2,000, nearly all of it padding, to 1e-6."""
     phases = {"phase1": PhaseConfig(epochs=2, learning_rate=1e-3), "phase2": PhaseConfig(epochs=0)}
     padded = make_job(str(tmp_path / "padded"), batch_size=2_000, image_size=32, **phases)
-    exact = batch_of(2_000, len(padded.train_rows), len(padded.validation_rows))
+    exact = effective_batch_size(2_000, len(padded.train_rows), len(padded.validation_rows))
     assert exact == len(padded.train_rows)
     config = dataclasses.replace(padded.config, batch_size=exact)
     job = dataclasses.replace(padded, config=config, folder=str(tmp_path / "exact"))

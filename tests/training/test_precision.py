@@ -16,8 +16,8 @@ from recorder import Recorder
 from pharmclf import storage
 from pharmclf.activations.shards import Activations, Layout, write_shard
 from pharmclf.config import AugmentConfig, HeadConfig, OptimizerConfig, PhaseConfig
+from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.plan import PhasePlan
 from pharmclf.model.device import least_capability, precision_for
 from pharmclf.pipeline import settled
 from pharmclf.training.checkpoint import list_checkpoints, read_checkpoint
@@ -77,7 +77,7 @@ def test_a_gradient_that_is_not_finite_on_one_worker_skips_the_step_on_all(
     outcomes = {}
     for workers in (1, 2):
         job = make_job(str(tmp_path / str(workers)), workers=str(workers), **settings)
-        plan = PhasePlan(job.train_rows, job.validation_rows, job.config.batch_size, job.config.seed, 0, 1, rank, 2)
+        plan = BatchPlan(job.train_rows, job.validation_rows, job.config.batch_size, job.config.seed, 0, 1, rank, 2)
         row = int(plan.step(OVERFLOWING_STEP).rows[0])
         job = dataclasses.replace(job, activations={"phase1": activations(job, drawn_manifest, row)})
         outcomes[workers] = launch(job, Recorder())

@@ -21,9 +21,9 @@ import ray.data
 
 from pharmclf import storage
 from pharmclf.core.compat.ray import call_at_each_step, mute_progress_notice, set_data_poll_interval
+from pharmclf.data.batch_sampler import BatchPlan
+from pharmclf.data.image_decoding import InvalidImageError
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.images import BadImage
-from pharmclf.data.plan import PhasePlan
 
 _BLOCK_BYTES = 16 << 20  # pixels decoded by one Ray task: 111 images of 224 px
 _AHEAD_BYTES = 512 << 20  # decoded pixels that may wait for one worker; without a bound Ray decodes a phase ahead
@@ -54,7 +54,7 @@ def load_images(files: ImageSet, image_size: int) -> tuple[np.ndarray, np.ndarra
             return
         try:
             images[place] = files.decode(place, image_size)
-        except BadImage as error:
+        except InvalidImageError as error:
             bad[place] = str(error)
 
     paths = files.paths.to_pylist()
@@ -76,16 +76,16 @@ def load_block(files: ImageSet, image_size: int) -> dict[str, np.ndarray]:
         (images, bad), error = load_images(files, image_size), ""
     except OSError as failure:
         images = np.zeros((len(files), image_size, image_size, 3), np.uint8)
-        bad, error = np.full(len(files), ""), in_column(failure)
+        bad, error = np.full(len(files), ""), encode_error(failure)
     return {"image": images, "bad": bad, "error": np.full(len(files), error)}
 
 
-def in_column(error: Exception) -> str:
+def encode_error(error: Exception) -> str:
     """An error as it stands in a block's column `error`."""
     return f"{type(error).__name__}: {error}"
 
 
-def checked(batch: dict[str, np.ndarray], *kinds: type[Exception]) -> dict[str, np.ndarray]:
+def raise_block_error(batch: dict[str, np.ndarray], *kinds: type[Exception]) -> dict[str, np.ndarray]:
     """A block, or the error that stands in its column `error`.
 
     Args:
@@ -104,8 +104,8 @@ def checked(batch: dict[str, np.ndarray], *kinds: type[Exception]) -> dict[str, 
     return batch
 
 
-def plan_batches(
-    plan: PhasePlan, images: ImageSet, image_size: int, *, first: int = 0, num_cpus: float = 1.0
+def load_batches(
+    plan: BatchPlan, images: ImageSet, image_size: int, *, first: int = 0, num_cpus: float = 1.0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The images of every step of a plan, in order.
 
@@ -129,34 +129,36 @@ def plan_batches(
         def decode_steps(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             plan, images = ray.get(shared)
             rows = np.concatenate([plan.step(steps[index]).rows for index in block["id"]])
-            return load_block(images.take(rows), image_size)
+            return load_block(images.select(rows), image_size)
 
         blocks = -(-len(steps) // steps_per_block)
-        dataset = in_order(ray.data.range(len(steps), override_num_blocks=blocks), num_cpus)
+        dataset = configure_dataset(ray.data.range(len(steps), override_num_blocks=blocks), num_cpus)
         decoded = dataset.map_batches(decode_steps, batch_size=None)
         for batch in decoded.iter_batches(batch_size=plan.local_batch, batch_format="numpy", prefetch_batches=2):
-            yield checked(batch)["image"], batch["bad"]
+            yield raise_block_error(batch)["image"], batch["bad"]
 
     steps = range(first, plan.num_steps)
     size = steps_per_block * _SECTION_BLOCKS
     sections = [steps[start : start + size] for start in range(0, len(steps), size)]
-    yield from chained([(batches(section), len(section)) for section in sections], steps_per_block * _OVERLAP_BLOCKS)
+    yield from chain_prefetched(
+        [(batches(section), len(section)) for section in sections], steps_per_block * _OVERLAP_BLOCKS
+    )
 
 
-def chained(parts: Sequence[tuple[Iterator[Any], int]], overlap: int) -> Iterator[Any]:
+def chain_prefetched(parts: Sequence[tuple[Iterator[Any], int]], overlap: int) -> Iterator[Any]:
     """The items of one iterator after the other, each begun before the one ahead of it has ended.
 
     Args:
         parts: each with the number of its items.
         overlap: items that are left of a part when the next one is begun, in a thread.
     """
-    following: Prefetched | None = None
+    following: Prefetcher | None = None
     for number, (items, count) in enumerate(parts):
         current, following = following or items, None
         for index, item in enumerate(current):
             if following is None and count - index <= overlap and number + 1 < len(parts):
                 following = prefetch(parts[number + 1][0], lambda item: item)
-                following.begin()
+                following.start()
             yield item
 
 
@@ -168,14 +170,14 @@ Decoding on two cores gave 1,230 images/s with it and 1,360 with this, for a twe
 """
 
 
-class _Pace:
+class _IdleThrottle:
     """Lets the pipeline's control loop rest while it has nothing to do.
 
     With decoded blocks waiting for a slower consumer, Ray Data's loop does not block but spins: measured at 0.7 of a
     core, in the process that trains. A step of the loop that waited for a task takes longer than `_SPIN_S`.
     """
 
-    _SPIN_S, _REST_S, _MOST_REST_S = _WAIT_S / 2, 0.005, 0.1
+    _SPIN_S, _PAUSE_S, _MAX_PAUSE_S = _WAIT_S / 2, 0.005, 0.1
 
     def __init__(self) -> None:
         self._last, self._spins = 0.0, 0
@@ -183,11 +185,11 @@ class _Pace:
     def __call__(self) -> None:
         """Rest the longer, the more steps in a row were spins; a busy pipeline spins but once or twice."""
         self._spins = self._spins + 1 if time.perf_counter() - self._last < self._SPIN_S else 0
-        time.sleep(min(self._MOST_REST_S, self._REST_S * self._spins))
+        time.sleep(min(self._MAX_PAUSE_S, self._PAUSE_S * self._spins))
         self._last = time.perf_counter()
 
 
-def in_order(dataset: Any, num_cpus: float | None) -> Any:
+def configure_dataset(dataset: Any, num_cpus: float | None) -> Any:
     """Let a new Ray Data pipeline keep its order, within a share of the CPUs, without bars and chatter.
 
     Args:
@@ -198,14 +200,14 @@ def in_order(dataset: Any, num_cpus: float | None) -> Any:
     settings = dataset.context
     settings.execution_options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
     settings.enable_progress_bars = settings.print_on_execution_start = False
-    call_at_each_step(settings, _Pace)
+    call_at_each_step(settings, _IdleThrottle)
     set_data_poll_interval(_WAIT_S)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     mute_progress_notice()
     return dataset
 
 
-class Prefetched(Iterator[Any]):
+class Prefetcher(Iterator[Any]):
     """Items converted ahead of their use, so that the device does not wait for the copy.
 
     The thread that does so begins with the first item; an error of it comes out at the item it concerns. `close` ends
@@ -213,17 +215,17 @@ class Prefetched(Iterator[Any]):
     """
 
     def __init__(self, items: Iterator[Any], convert: Callable[[Any], Any], depth: int) -> None:
-        self._ahead: queue.Queue[_Entry] = queue.Queue(maxsize=depth)
+        self._queue: queue.Queue[_Entry] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
-        work = (items, convert, self._ahead, self._closed)  # not this object, which could never be dropped then
+        work = (items, convert, self._queue, self._closed)  # not this object, which could never be dropped then
         self._thread = threading.Thread(target=_convert_ahead, args=work, name="prefetch", daemon=True)
 
     @property
     def ready(self) -> bool:
         """Whether the next item is there, and `next` does not wait."""
-        return not self._ahead.empty()
+        return not self._queue.empty()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Begin before the first item is asked for."""
         if not self._thread.ident:
             self._thread.start()
@@ -231,8 +233,8 @@ class Prefetched(Iterator[Any]):
     def __next__(self) -> Any:
         if self._closed.is_set():
             raise StopIteration
-        self.begin()
-        item, error, last = self._ahead.get()
+        self.start()
+        item, error, last = self._queue.get()
         if error is not None or last:
             self.close()
             raise error or StopIteration
@@ -273,6 +275,6 @@ def _convert_ahead(
         put((None, error, True))
 
 
-def prefetch(items: Iterator[Any], convert: Callable[[Any], Any], depth: int = 2) -> Prefetched:
+def prefetch(items: Iterator[Any], convert: Callable[[Any], Any], depth: int = 2) -> Prefetcher:
     """Convert items ahead of their use, `depth` of them at most."""
-    return Prefetched(items, convert, depth)
+    return Prefetcher(items, convert, depth)

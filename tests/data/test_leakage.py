@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pharmclf.data.leaks import known_images
+from pharmclf.data.leakage import find_leaked_images
 from pharmclf.data.manifest import Manifest, build_manifest
 from pharmclf.data.prepare import cached_manifest
 
@@ -29,7 +29,7 @@ def other(drawn_manifest: Manifest, tmp_path: Path) -> Manifest:
         ImageOps.mirror(image).save(folder / "mirrored.jpg", quality=85)
     for row in test[:6]:
         shutil.copy(paths[row], folder / f"test-{row}.jpg")
-    return cached_manifest(str(folder.parent), str(tmp_path / "cache"), fewest_classes=1)
+    return cached_manifest(str(folder.parent), str(tmp_path / "cache"), min_classes=1)
 
 
 def names_of(manifest: Manifest, rows: Any) -> list[str]:
@@ -38,7 +38,7 @@ def names_of(manifest: Manifest, rows: Any) -> list[str]:
 
 def test_copies_of_training_images_are_found_and_others_are_not(other: Manifest, drawn_manifest: Manifest):
     """Byte for byte, mirrored, and re-encoded at three quarters; images of a split that is not asked for stay."""
-    assert names_of(other, known_images(other, drawn_manifest, ("train",))) == [
+    assert names_of(other, find_leaked_images(other, drawn_manifest, ("train",))) == [
         "copied.jpg",
         "mirrored.jpg",
         "smaller.jpg",
@@ -46,7 +46,7 @@ def test_copies_of_training_images_are_found_and_others_are_not(other: Manifest,
 
 
 def test_every_split_that_is_asked_for_counts(other: Manifest, drawn_manifest: Manifest):
-    found = names_of(other, known_images(other, drawn_manifest, ("train", "test")))
+    found = names_of(other, find_leaked_images(other, drawn_manifest, ("train", "test")))
     assert sorted(found) == sorted(Path(path).name for path in other.table["path"])
 
 
@@ -54,7 +54,7 @@ def test_a_set_without_copies_has_none(drawn_images: str, drawn_manifest: Manife
     """The test split against the training split of the same data set, which share no near duplicate."""
     table = drawn_manifest.table
     alone = Manifest(table[table["split"] == "test"], drawn_manifest.class_names, drawn_manifest.root)
-    assert known_images(alone, drawn_manifest, ("train", "validation")).tolist() == []
-    assert len(known_images(build_manifest(drawn_images), drawn_manifest, ("train",))) == np.sum(
+    assert find_leaked_images(alone, drawn_manifest, ("train", "validation")).tolist() == []
+    assert len(find_leaked_images(build_manifest(drawn_images), drawn_manifest, ("train",))) == np.sum(
         table["split"] == "train"
     )

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from pharmclf.config import ConfigError, RunConfig
-from pharmclf.data.kept import Changes, keep_manifest, manifest_of_run
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import prepare
+from pharmclf.data.prepare import prepare_manifest
+from pharmclf.data.run_manifest import DatasetChanges, read_run_manifest, update_run_manifest
 
 
 def _draw(path: Path, number: int) -> None:
@@ -28,16 +28,16 @@ def began(tmp_path: Path) -> tuple[RunConfig, str, Manifest]:
         _draw(tmp_path / "pills" / "ab"[number % 2] / f"{number:02d}.png", number)
     config = RunConfig(data=str(tmp_path / "pills"), storage=str(tmp_path / "runs"))
     folder = str(tmp_path / "runs" / "run")
-    return config, folder, prepare(config, folder)
+    return config, folder, prepare_manifest(config, folder)
 
 
 def test_a_folder_as_it_was_gives_the_manifest_of_the_run_in_silence(began):
     """The manifest that was written is read again, with the same fingerprint, and nothing is said."""
     config, folder, made = began
-    kept = manifest_of_run(folder, made.fingerprint)
+    kept = read_run_manifest(folder, made.fingerprint)
     said: list[str] = []
     assert kept is not None
-    assert keep_manifest(config, folder, kept, said.append).fingerprint == made.fingerprint
+    assert update_run_manifest(config, folder, kept, said.append).fingerprint == made.fingerprint
     assert said == []
 
 
@@ -49,9 +49,9 @@ def test_files_that_came_went_or_changed_are_named_and_the_rows_stay(began):
     _draw(root / "c" / "99.png", 99)
     (root / "a" / "00.png").unlink()
     (root / "b" / "01.png").write_bytes((root / "b" / "01.png").read_bytes() + b"more")
-    kept = manifest_of_run(folder, made.fingerprint)
+    kept = read_run_manifest(folder, made.fingerprint)
     said: list[str] = []
-    again = keep_manifest(config, folder, kept, said.append)
+    again = update_run_manifest(config, folder, kept, said.append)
     assert again.fingerprint == made.fingerprint
     assert again.class_names == ("a", "b")
     assert (again.rows("train") == made.rows("train")).all()
@@ -70,10 +70,10 @@ def test_a_file_in_another_class_folder_of_a_list_keeps_the_label_of_the_beginni
     place.write_text(text)
     config = RunConfig(data=str(place), storage=config.storage)
     folder = str(tmp_path / "runs" / "listed")
-    made = prepare(config, folder)
+    made = prepare_manifest(config, folder)
     place.write_text(text.replace("a/00.png,a", "a/00.png,b").replace("a/02.png,a", "a/02.png, A"))
     said: list[str] = []
-    keep_manifest(config, folder, made, said.append)
+    update_run_manifest(config, folder, made, said.append)
     assert len(said) == 1
     assert said[0].endswith("1 file has another label now, which is not used (a/00.png)")
 
@@ -84,10 +84,10 @@ def test_too_many_missing_files_are_refused_with_their_number_and_the_remedy(beg
     for number in range(0, 10, 2):
         (Path(config.data) / "a" / f"{number:02d}.png").unlink()
     with pytest.raises(ConfigError, match=r"5 files are gone \(the first is a/00\.png\); 25\.0% are bad.*--max-bad"):
-        keep_manifest(config, folder, made, print)
+        update_run_manifest(config, folder, made, print)
     said: list[str] = []
     accepting = RunConfig(data=config.data, storage=config.storage, max_bad="30%")
-    assert keep_manifest(accepting, folder, made, said.append) is made
+    assert update_run_manifest(accepting, folder, made, said.append) is made
     assert len(said) == 1
 
 
@@ -97,7 +97,7 @@ def test_the_same_images_at_another_place_are_used_there_and_other_images_are_re
     shutil.copytree(config.data, tmp_path / "moved")
     moved = RunConfig(data=str(tmp_path / "moved"), storage=config.storage)
     said: list[str] = []
-    kept = keep_manifest(moved, folder, made, said.append)
+    kept = update_run_manifest(moved, folder, made, said.append)
     assert said == []
     assert kept.fingerprint == made.fingerprint
     assert kept.table["path"].tolist() == [
@@ -106,13 +106,13 @@ def test_the_same_images_at_another_place_are_used_there_and_other_images_are_re
     for number in range(20):
         _draw(tmp_path / "other" / "ab"[number % 2] / f"{number:02d}.png", 100 + number)
     with pytest.raises(ConfigError, match=r"has begun with other images than .*: of its 20, 20 files have changed"):
-        keep_manifest(RunConfig(data=str(tmp_path / "other"), storage=config.storage), folder, made, print)
+        update_run_manifest(RunConfig(data=str(tmp_path / "other"), storage=config.storage), folder, made, print)
 
 
 def test_a_manifest_of_other_images_is_not_taken(began):
     """The fingerprint of the record decides; without the file there is none."""
     _, folder, made = began
-    assert manifest_of_run(folder, "another") is None
+    assert read_run_manifest(folder, "another") is None
     (Path(folder) / "manifest.parquet").unlink()
-    assert manifest_of_run(folder, made.fingerprint) is None
-    assert Changes().text() == ""
+    assert read_run_manifest(folder, made.fingerprint) is None
+    assert DatasetChanges().text() == ""

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 import simplejpeg
 
-END_MARK = b"\xff\xd9"
+END_MARKER = b"\xff\xd9"
 """The last two bytes of a JPEG."""
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)  # within a scan, FF00 and FFD0 to FFD7 are data
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-_SCAN, _BARE = 0xDA, frozenset({0x01, 0xD8, 0xD9})
+_SCAN, _STANDALONE = 0xDA, frozenset({0x01, 0xD8, 0xD9})
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 _AVIF = frozenset({b"avif", b"avis"})
-_EITHER = frozenset({b"mif1", b"msf1"})
+_HEIC_OR_AVIF = frozenset({b"mif1", b"msf1"})
 _COEFFICIENTS = 64
 
 
@@ -25,10 +25,10 @@ def heif_kind(content: bytes) -> str | None:
     brands = {major, *(content[start : start + 4] for start in range(16, min(size, len(content), 1024), 4))}
     if major in _AVIF or (major not in _HEIC and brands & _AVIF):
         return "AVIF"
-    return "HEIF" if brands & (_HEIC | _EITHER) else None
+    return "HEIF" if brands & (_HEIC | _HEIC_OR_AVIF) else None
 
 
-def is_cut(content: bytes, kind: str) -> bool:
+def is_truncated(content: bytes, kind: str) -> bool:
     """Whether a file is shorter than its own lengths say; False where the kind has none."""
     if kind == "WEBP":
         return int.from_bytes(content[4:8], "little") + 8 > len(content)
@@ -50,9 +50,9 @@ def is_progressive(content: bytes) -> bool:
     return any(code in _PROGRESSIVE for code, _ in _segments(content, frame_only=True))
 
 
-def lacks_only_end_mark(content: bytes) -> bool:
+def misses_only_end_marker(content: bytes) -> bool:
     """Whether a JPEG that does not decode would with an end mark behind it, every pixel being there."""
-    if content.endswith(END_MARK):
+    if content.endswith(END_MARKER):
         return False
     try:
         _decode_small(content)
@@ -62,7 +62,7 @@ def lacks_only_end_mark(content: bytes) -> bool:
     else:
         return False
     try:
-        _decode_small(content + END_MARK)  # data that are missing are an error here
+        _decode_small(content + END_MARKER)  # data that are missing are an error here
     except (ValueError, TypeError):
         return False
     return _has_all_scans(content)
@@ -79,7 +79,7 @@ def _segments(content: bytes, *, frame_only: bool = False) -> Iterator[tuple[int
     place = 2
     while found := _MARKER.search(content, place):
         code, place = found[1][0], found.end()
-        if code in _BARE:
+        if code in _STANDALONE:
             continue
         size = int.from_bytes(content[place : place + 2], "big")
         if not frame_only or code in _FRAMES:

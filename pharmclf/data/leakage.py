@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pharmclf.data import duplicates
+from pharmclf.data.image_decoding import THUMBNAIL_SIDE, InvalidImageError, read_image_info
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.images import THUMBNAIL_SIDE, BadImage, probe
 from pharmclf.data.manifest import Manifest
 
 _THREADS = 8
 
 
-def known_images(manifest: Manifest, known: Manifest, splits: tuple[str, ...]) -> NDArray[np.int64]:
+def find_leaked_images(manifest: Manifest, known: Manifest, splits: tuple[str, ...]) -> NDArray[np.int64]:
     """Usable rows of a data set that are copies of images in splits of another: byte for byte, or near duplicates.
 
     Args:
@@ -49,8 +49,10 @@ def _thumbnails(files: ImageSet) -> NDArray[np.uint8]:
 
     def thumbnail(place: int) -> NDArray[np.uint8]:
         try:
-            return probe(files.content(place), files.paths[place].as_py(), files.white_level[place].as_py()).thumbnail
-        except (BadImage, OSError):
+            return read_image_info(
+                files.content(place), files.paths[place].as_py(), files.white_level[place].as_py()
+            ).thumbnail
+        except (InvalidImageError, OSError):
             return np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8)
 
     with ThreadPoolExecutor(_THREADS) as threads:

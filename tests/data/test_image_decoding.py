@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from pharmclf.config import ConfigError
-from pharmclf.data import images
-from pharmclf.data.images import BadImage, decode, probe
+from pharmclf.data import image_decoding
+from pharmclf.data.image_decoding import InvalidImageError, decode, read_image_info
 
 RNG = np.random.default_rng(0)
 
@@ -45,7 +45,7 @@ def test_every_format_gives_what_pillow_gives(kind):
     assert decoded.shape == (48, 48, 3)
     assert decoded.dtype == np.uint8
     assert np.array_equal(decoded, pillow_rule(content, 48))
-    described = probe(content, f"a.{kind.lower()}")
+    described = read_image_info(content, f"a.{kind.lower()}")
     assert (described.width, described.height, described.format, described.wrong_extension) == (90, 60, kind, False)
 
 
@@ -94,7 +94,7 @@ def test_exif_orientation_is_applied_once(kind, orientation):
     content = encode(stored, kind, exif=exif, **options)
     gap = np.abs(decode(content, 32).astype(int) - decode(encode(upright, "PNG"), 32))
     assert gap.max() <= (12 if kind == "JPEG" else 1)
-    described = probe(content, f"a.{kind.lower()}")
+    described = read_image_info(content, f"a.{kind.lower()}")
     assert (described.width, described.height) == (96, 64)
 
 
@@ -133,7 +133,7 @@ def test_32_bit_pixels_are_scaled_by_their_range():
     ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
     for wide in (ramp, (ramp * 65535).astype(np.int32)):
         assert np.abs(decode(encode(Image.fromarray(wide), "TIFF"), 64)[0, :, 1] - np.linspace(0, 255, 64)).max() <= 1
-    with pytest.raises(BadImage, match="pixel values"):
+    with pytest.raises(InvalidImageError, match="pixel values"):
         decode(encode(Image.fromarray(ramp - 5), "TIFF"), 64)
 
 
@@ -151,8 +151,8 @@ def test_a_truncated_file_is_found(kind, share):
     pixels = RNG.integers(0, 256, (120, 160, 3), dtype=np.uint8)
     content = encode(pixels, kind)
     cut = content[: int(len(content) * share)]
-    for read in (lambda: probe(cut, "a.jpg"), lambda: decode(cut, 32)):
-        with pytest.raises(BadImage, match=r"truncated|unreadable"):
+    for read in (lambda: read_image_info(cut, "a.jpg"), lambda: decode(cut, 32)):
+        with pytest.raises(InvalidImageError, match=r"truncated|unreadable"):
             read()
 
 
@@ -167,8 +167,8 @@ def test_reasons_name_what_is_wrong():
         (b"GIF89a" + bytes(30), "unreadable|truncated"),
         (b"\x89PNG\r\n\x1a\n" + bytes(200), "unreadable|truncated"),
     ]:
-        with pytest.raises(BadImage, match=reason):
-            probe(content, "a.jpg")
+        with pytest.raises(InvalidImageError, match=reason):
+            read_image_info(content, "a.jpg")
 
 
 def png_header(width, height):
@@ -188,14 +188,16 @@ def test_too_many_pixels_are_refused_by_the_header_with_the_bound_of_this_tool(m
     """A PNG by its full size, a progressive JPEG by its coefficients; the variable in the message raises the bound."""
     progressive = with_side(encode(smooth(16, 16), "JPEG", progressive=True), 15_000, b"\xff\xc2")
     for content in (png_header(12_000, 12_000), progressive):
-        with pytest.raises(BadImage, match="megapixels to decode; the bound of this tool is 100, PHARMCLF_MAX_MEGAP"):
-            probe(content, "a.png")
+        with pytest.raises(
+            InvalidImageError, match="megapixels to decode; the bound of this tool is 100, PHARMCLF_MAX_MEGAP"
+        ):
+            read_image_info(content, "a.png")
     monkeypatch.setenv("PHARMCLF_MAX_MEGAPIXELS", "150")
-    with pytest.raises(BadImage, match=r"^truncated$|unreadable: broken"):
-        probe(png_header(12_000, 12_000), "a.png")
+    with pytest.raises(InvalidImageError, match=r"^truncated$|unreadable: broken"):
+        read_image_info(png_header(12_000, 12_000), "a.png")
     monkeypatch.setenv("PHARMCLF_MAX_MEGAPIXELS", "many")
     with pytest.raises(ConfigError, match="PHARMCLF_MAX_MEGAPIXELS: received 'many', expected a number of megapixels"):
-        probe(encode(smooth(16, 16), "JPEG"), "a.jpg")
+        read_image_info(encode(smooth(16, 16), "JPEG"), "a.jpg")
 
 
 def test_a_jpeg_is_judged_by_the_size_that_is_decoded(monkeypatch):
@@ -209,15 +211,17 @@ def test_a_jpeg_is_judged_by_the_size_that_is_decoded(monkeypatch):
     assert np.array_equal(decode(content, 224), whole)
     small = Image.fromarray(upright).resize((224, 224), Image.Resampling.BILINEAR)
     assert np.abs(whole.astype(int) - np.asarray(small)).mean() < 1
-    assert (probe(content, "a.jpg").width, probe(content, "a.jpg").height) == (3000, 4000)
-    with pytest.raises(BadImage, match="4000x3000 pixels, 7 megapixels to decode; the bound of this tool is 1"):
+    assert (read_image_info(content, "a.jpg").width, read_image_info(content, "a.jpg").height) == (3000, 4000)
+    with pytest.raises(
+        InvalidImageError, match="4000x3000 pixels, 7 megapixels to decode; the bound of this tool is 1"
+    ):
         decode(content, 1000)
 
 
 def test_pillow_scales_the_jpegs_that_it_decodes_and_that_are_too_large(monkeypatch):
     """CMYK of twelve megapixels under a bound of one: red all over, and not a bomb for Pillow's own bound either."""
     content = encode(Image.new("RGB", (4000, 3000), (220, 30, 30)).convert("CMYK"), "JPEG", quality=95)
-    monkeypatch.setattr(images, "MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr(image_decoding, "MAX_PIXELS", 1_000_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     assert np.abs(decode(content, 32).astype(int) - [220, 30, 30]).max() <= 6
     assert Image.MAX_IMAGE_PIXELS == 1_000_000
@@ -228,13 +232,13 @@ def test_pillow_scales_the_jpegs_that_it_decodes_and_that_are_too_large(monkeypa
 def test_a_jpeg_without_its_end_mark_is_read_and_one_cut_in_its_pixels_is_not(mode, options):
     """One or both of the last two bytes: the same pixels, and the probe says so. One more: truncated."""
     content = encode(Image.fromarray(smooth(96, 64)).convert(mode), "JPEG", **options)
-    assert not probe(content, "a.jpg").without_end
+    assert not read_image_info(content, "a.jpg").without_end
     for count in (1, 2):
         assert np.array_equal(decode(content[:-count], 32), decode(content, 32))
-        assert probe(content[:-count], "a.jpg").without_end
+        assert read_image_info(content[:-count], "a.jpg").without_end
     for count in (3, 10, 100):
         for cut in (content[:-count], content[:-count] + b"\xff"):
-            with pytest.raises(BadImage, match=r"^truncated$"):
+            with pytest.raises(InvalidImageError, match=r"^truncated$"):
                 decode(cut, 32)
 
 
@@ -245,7 +249,7 @@ def test_a_progressive_jpeg_that_is_cut_between_two_scans_is_truncated():
     assert len(ends) > 5
     tables = [content.rindex(b"\xff\xc4", 0, place) for place in ends[1:]]  # each scan has a table of its own
     for cut in tables:
-        with pytest.raises(BadImage, match=r"^truncated$"):
+        with pytest.raises(InvalidImageError, match=r"^truncated$"):
             decode(content[:cut], 32)
 
 
@@ -269,30 +273,30 @@ def test_photos_of_phones_are_read(kind):
     content = encode(
         Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90), kind, quality=95, exif=exif.tobytes()
     )
-    described = probe(content, "IMG_0001.jpg")
+    described = read_image_info(content, "IMG_0001.jpg")
     assert (described.width, described.height, described.format, described.wrong_extension) == (96, 64, kind, True)
-    assert not probe(content, {"HEIF": "a.HEIC", "AVIF": "a.avif"}[kind]).wrong_extension
+    assert not read_image_info(content, {"HEIF": "a.HEIC", "AVIF": "a.avif"}[kind]).wrong_extension
     assert np.abs(decode(content, 32).astype(int) - decode(encode(upright, "PNG"), 32)).mean() < 4
     layer = np.zeros((64, 64, 4), np.uint8)
     layer[:32] = (200, 0, 0, 255)
     assert decode(encode(layer, kind, quality=95), 32)[20:].min() > 250
     for share in (0.4, 0.7, 0.9):
-        with pytest.raises(BadImage, match=r"^truncated$"):
+        with pytest.raises(InvalidImageError, match=r"^truncated$"):
             decode(content[: int(len(content) * share)], 32)
 
 
 def test_a_video_named_like_an_image_is_none():
     """MP4 begins as HEIC does, with another brand."""
-    with pytest.raises(BadImage, match=r"^no image$"):
-        probe(b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(100), "a.heic")
+    with pytest.raises(InvalidImageError, match=r"^no image$"):
+        read_image_info(b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(100), "a.heic")
 
 
 def test_a_wrong_extension_is_noted_and_read():
     """A PNG called .jpg decodes, and the probe says so; a name without extension claims nothing."""
     content = encode(smooth(40, 40), "PNG")
-    assert probe(content, "a.jpg").wrong_extension
-    assert not probe(content, "a.PNG").wrong_extension
-    assert not probe(content, "a").wrong_extension
+    assert read_image_info(content, "a.jpg").wrong_extension
+    assert not read_image_info(content, "a.PNG").wrong_extension
+    assert not read_image_info(content, "a").wrong_extension
 
 
 def test_the_hash_is_that_of_imagehash():
@@ -300,7 +304,7 @@ def test_the_hash_is_that_of_imagehash():
     for seed in range(5):
         content = encode(smooth(120, 100, seed), "PNG")
         with Image.open(io.BytesIO(content)) as image:
-            assert probe(content, "a.png").phash == str(imagehash.phash(image))
+            assert read_image_info(content, "a.png").phash == str(imagehash.phash(image))
 
 
 def test_pillows_warnings_are_silenced_and_others_are_not():
@@ -313,12 +317,12 @@ def test_pillows_warnings_are_silenced_and_others_are_not():
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == before
-    with images._Quiet(), pytest.warns(UserWarning, match="ours"):
+    with image_decoding._PillowWarningFilter(), pytest.warns(UserWarning, match="ours"):
         warnings.warn("ours", stacklevel=1)
 
 
 def test_rubbish_behind_any_header_never_raises_anything_else():
-    """Fuzz: bytes flipped in good files either decode or raise BadImage."""
+    """Fuzz: bytes flipped in good files either decode or raise InvalidImageError."""
     pillow_heif.register_heif_opener()
     for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "HEIF", "AVIF"):
         content = encode(smooth(48, 40), kind)
@@ -326,5 +330,5 @@ def test_rubbish_behind_any_header_never_raises_anything_else():
             rng = np.random.default_rng(seed)
             broken = np.frombuffer(content, np.uint8).copy()
             broken[rng.integers(4, len(broken), 6)] = rng.integers(0, 256, 6)
-            with suppress(BadImage):
+            with suppress(InvalidImageError):
                 assert decode(broken.tobytes(), 32).shape == (32, 32, 3)

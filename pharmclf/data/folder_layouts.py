@@ -32,11 +32,11 @@ _NO_LABEL = re.compile(
 )
 """Names of folders that say how, when or from where an image was taken, and never what of."""
 _SHOWN = 3
-_MOST_SPLITS = 6  # names of folders of splits in a message
+_MAX_SPLITS = 6  # names of folders of splits in a message
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class LayoutOptions:
     """How the folders of a data set are read."""
 
     label_level: int = 0
@@ -49,12 +49,12 @@ class Reading:
     """Classes of a model: the innermost folder that has the name of one is the label. Empty: not known."""
 
 
-PLAIN_READING = Reading()
+DEFAULT_LAYOUT_OPTIONS = LayoutOptions()
 """Labels and splits are found, and nothing is known of a model or a storage."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """What is read from folders."""
 
     labels: dict[Folder, str]
@@ -71,7 +71,7 @@ def label_key(label: str) -> str:
     return unicodedata.normalize("NFC", plain.casefold())
 
 
-def read_folders(data: str, counts: Mapping[Folder, int], reading: Reading) -> Layout:
+def parse_folders(data: str, counts: Mapping[Folder, int], reading: LayoutOptions) -> FolderLayout:
     """Find label and split of the folders that hold images.
 
     Args:
@@ -82,17 +82,17 @@ def read_folders(data: str, counts: Mapping[Folder, int], reading: Reading) -> L
     Raises:
         ConfigError: two readings make sense, or no folder has the level that is asked for.
     """
-    rests, splits, notes = _take_splits(data, counts, reading)
+    rests, splits, notes = _extract_splits(data, counts, reading)
     if reading.classes:
-        known = _by_key(reading.classes)
-        places = {folder: _known_place(rest, known) for folder, rest in rests.items()}
+        known = _classes_by_key(reading.classes)
+        places = {folder: _known_label_level(rest, known) for folder, rest in rests.items()}
     elif reading.label_level:
-        places = _places_of_level(data, rests, reading.label_level)
+        places = _label_levels(data, rests, reading.label_level)
     else:
-        places, more = _find_places(data, rests)
+        places, more = _find_label_levels(data, rests)
         notes += more
     labels = {folder: rests[folder][place] for folder, place in places.items()}
-    return Layout(labels, {folder: splits[folder] for folder in labels}, notes)
+    return FolderLayout(labels, {folder: splits[folder] for folder in labels}, notes)
 
 
 def merge_labels(labels: Sequence[str], classes: Sequence[str] = ()) -> tuple[dict[str, str], list[str]]:
@@ -108,7 +108,7 @@ def merge_labels(labels: Sequence[str], classes: Sequence[str] = ()) -> tuple[di
     forms = defaultdict[str, Counter[str]](Counter)
     for label, count in Counter(labels).items():
         forms[label_key(label)][label] += count
-    known, changed, said = _by_key(classes), dict[str, str](), []
+    known, changed, said = _classes_by_key(classes), dict[str, str](), []
     for key, found in sorted(forms.items()):
         if key in known:
             name = known[key]
@@ -118,43 +118,43 @@ def merge_labels(labels: Sequence[str], classes: Sequence[str] = ()) -> tuple[di
             name = " ".join(unicodedata.normalize("NFC", min(found, key=lambda form: (-found[form], form))).split())
         others = [form for form in sorted(found) if form != name and form not in classes]
         changed |= dict.fromkeys(others, name)
-        said += [f"{name} (also {', '.join(_distinct_form(form, name) for form in others)})"] if others else []
+        said += [f"{name} (also {', '.join(_disambiguate(form, name) for form in others)})"] if others else []
     if not said:
         return {}, []
     return changed, [f"labels that differ in case, blanks or Unicode form only are one: {format_examples(said)}"]
 
 
-def _distinct_form(form: str, name: str) -> str:
+def _disambiguate(form: str, name: str) -> str:
     """A form of a label; with escapes where it looks like the name."""
     if unicodedata.normalize("NFC", form) == name:
         return ascii(form)
     return repr(form) if form != " ".join(form.split()) else form
 
 
-def _by_key(classes: Sequence[str]) -> dict[str, str]:
+def _classes_by_key(classes: Sequence[str]) -> dict[str, str]:
     """Key -> class, for keys that one class alone has."""
     counts = Counter(map(label_key, classes))
     return {key: name for name in classes if counts[key := label_key(name)] == 1}
 
 
-def _known_place(rest: Folder, known: Mapping[str, str]) -> int:
+def _known_label_level(rest: Folder, known: Mapping[str, str]) -> int:
     """Place of the innermost folder that has the name of a class, else of the innermost that may be a label."""
     found = (place for place in reversed(range(len(rest))) if label_key(rest[place]) in known)
-    return next(found, _named_places(rest)[-1])
+    return next(found, _possible_label_levels(rest)[-1])
 
 
-def _take_splits(
-    data: str, counts: Mapping[Folder, int], reading: Reading
+def _extract_splits(
+    data: str, counts: Mapping[Folder, int], reading: LayoutOptions
 ) -> tuple[dict[Folder, Folder], dict[Folder, str], list[str]]:
     """Folders without those that name splits, the split of each, and notes; what has no other folder is left out."""
     plain = {folder: folder for folder in counts}, dict.fromkeys(counts, ""), list[str]()
-    cuts = {folder: place for folder in counts if (place := _split_place(folder)) is not None}
+    cuts = {folder: place for folder in counts if (place := _split_level(folder)) is not None}
     kinds = {_split_of(folder, place) for folder, place in cuts.items()}
     rests = {folder: folder[:place] + folder[place + 1 :] for folder, place in cuts.items()}
     if len(kinds) < 2 or (reading.label_level and not any(rests.values())):
         return plain
     named = {folder[place]: SPLITS.index(_split_of(folder, place)) for folder, place in cuts.items()}
-    names = ", ".join(sorted(named, key=lambda name: (named[name], name))[:_MOST_SPLITS])
+    names = ", ".join(sorted(named, key=lambda name: (named[name], name))[:_MAX_SPLITS])
     if not any(rests.values()):
         if len(cuts) < len(counts):  # products among folders that are named like splits
             return plain
@@ -178,7 +178,7 @@ def _take_splits(
     return rests, splits, notes
 
 
-def _split_place(folder: Folder) -> int | None:
+def _split_level(folder: Folder) -> int | None:
     """Place of the outermost folder that is named like a split."""
     return next((place for place, name in enumerate(folder) if name.strip().casefold() in _SPLIT_NAMES), None)
 
@@ -187,7 +187,7 @@ def _split_of(folder: Folder, place: int) -> str:
     return _SPLIT_NAMES[folder[place].strip().casefold()]
 
 
-def _places_of_level(data: str, rests: Mapping[Folder, Folder], level: int) -> dict[Folder, int]:
+def _label_levels(data: str, rests: Mapping[Folder, Folder], level: int) -> dict[Folder, int]:
     """Place of the label in each folder that has such a level."""
     found = {
         folder: level - 1 if level > 0 else len(rest) + level
@@ -203,16 +203,16 @@ def _places_of_level(data: str, rests: Mapping[Folder, Folder], level: int) -> d
     return found
 
 
-def _find_places(data: str, rests: Mapping[Folder, Folder]) -> tuple[dict[Folder, int], list[str]]:
+def _find_label_levels(data: str, rests: Mapping[Folder, Folder]) -> tuple[dict[Folder, int], list[str]]:
     """Place of the label in each folder, and notes on it.
 
     Raises:
         ConfigError: two readings make sense.
     """
-    first = _shared(rests.values())
-    kept = {folder: _named_places(rest, first) for folder, rest in rests.items()}
+    first = _common_prefix_length(rests.values())
+    kept = {folder: _possible_label_levels(rest, first) for folder, rest in rests.items()}
     names = {folder: tuple(label_key(rests[folder][place]) for place in places) for folder, places in kept.items()}
-    shared = _shared(names.values())
+    shared = _common_prefix_length(names.values())
     inner = {folder: places[-1] for folder, places in kept.items()}
     outer = {folder: places[shared] for folder, places in kept.items()}
     parents = defaultdict[str, set[Folder]](set)
@@ -223,29 +223,30 @@ def _find_places(data: str, rests: Mapping[Folder, Folder]) -> tuple[dict[Folder
     depths = {len(path) for path in paths}
     if len(depths) == 1:
         if depths == {shared + 1}:  # nothing but class folders, below folders that all images share
-            return inner, _note_on_sides(rests, inner)
+            return inner, _nested_label_note(rests, inner)
         upper = {folder: places[-2] for folder, places in kept.items()}
         if 2 * len(repeated) >= len(paths):
-            raise _ambiguous(data, rests, inner, upper)
-        level = _level(rests, inner)
+            raise _ambiguity_error(data, rests, inner, upper)
+        level = _level_setting(rests, inner)
         return inner, [
-            f"the label is the folder that holds the images{level}: {_examples(rests, inner)}; the folders above are "
-            f"not used: {_examples(rests, upper)}",
-            *_note_on_repeated(repeated, rests, inner),
-            *_note_on_sides(rests, inner),
+            f"the label is the folder that holds the images{level}: {_format_paths(rests, inner)}; the folders above "
+            "are "
+            f"not used: {_format_paths(rests, upper)}",
+            *_repeated_label_note(repeated, rests, inner),
+            *_nested_label_note(rests, inner),
         ]
     if any(path[shared] != path[-1] for path in paths):
-        raise _ambiguous(data, rests, inner, outer)
-    return inner, _note_on_sides(rests, inner)
+        raise _ambiguity_error(data, rests, inner, outer)
+    return inner, _nested_label_note(rests, inner)
 
 
-def _named_places(rest: Folder, first: int = 0) -> list[int]:
+def _possible_label_levels(rest: Folder, first: int = 0) -> list[int]:
     """Places from `first` on of the folders that may be labels; of all where none may."""
     places = range(first, len(rest))
     return [place for place in places if not _NO_LABEL.fullmatch(label_key(rest[place]))] or list(places)
 
 
-def _shared(paths: Iterable[Folder]) -> int:
+def _common_prefix_length(paths: Iterable[Folder]) -> int:
     """Number of leading folders that all paths share, of which none is the last of one."""
     every = list(paths)
     shared, least = 0, min(map(len, every), default=1)
@@ -254,35 +255,37 @@ def _shared(paths: Iterable[Folder]) -> int:
     return shared
 
 
-def _note_on_sides(rests: Mapping[Folder, Folder], places: Mapping[Folder, int]) -> list[str]:
+def _nested_label_note(rests: Mapping[Folder, Folder], places: Mapping[Folder, int]) -> list[str]:
     """What is said where the label is not the folder that holds the images."""
     below = {rests[folder][-1] for folder, place in places.items() if place < len(rests[folder]) - 1}
     if not below:
         return []
     above = format_examples(sorted(below), _SHOWN)
     return [
-        f"the label is the folder above {above}{_level(rests, places)}: {_examples(rests, places)}; "
+        f"the label is the folder above {above}{_level_setting(rests, places)}: {_format_paths(rests, places)}; "
         "--label-level -1 makes it the folder that holds the images"
     ]
 
 
-def _note_on_repeated(paths: list[Folder], rests: Mapping[Folder, Folder], places: Mapping[Folder, int]) -> list[str]:
+def _repeated_label_note(
+    paths: list[Folder], rests: Mapping[Folder, Folder], places: Mapping[Folder, int]
+) -> list[str]:
     names = {path[-1] for path in paths}
     found = {rests[folder][place] for folder, place in places.items() if label_key(rests[folder][place]) in names}
     return [f"labels whose images lie below several folders: {format_examples(sorted(found), _SHOWN)}"] if found else []
 
 
-def _ambiguous(
+def _ambiguity_error(
     data: str, rests: Mapping[Folder, Folder], inner: Mapping[Folder, int], outer: Mapping[Folder, int]
 ) -> ConfigError:
-    readings = [f"{_examples(rests, places)}{_level(rests, places, ' with ')}" for places in (outer, inner)]
+    readings = [f"{_format_paths(rests, places)}{_level_setting(rests, places, ' with ')}" for places in (outer, inner)]
     return ConfigError(
         f"--data {data}: the folders can be read in two ways: the labels are {readings[0]}, or {readings[1]}. Give the "
         "--label-level that is meant, or a list with path and label where it is neither"
     )
 
 
-def _level(rests: Mapping[Folder, Folder], places: Mapping[Folder, int], word: str = ", ") -> str:
+def _level_setting(rests: Mapping[Folder, Folder], places: Mapping[Folder, int], word: str = ", ") -> str:
     """The setting that chooses such labels; "" where one number does not."""
     from_top = {place + 1 for place in places.values()}
     from_image = {place - len(rests[folder]) for folder, place in places.items()}
@@ -292,5 +295,5 @@ def _level(rests: Mapping[Folder, Folder], places: Mapping[Folder, int], word: s
     return ""
 
 
-def _examples(rests: Mapping[Folder, Folder], places: Mapping[Folder, int]) -> str:
+def _format_paths(rests: Mapping[Folder, Folder], places: Mapping[Folder, int]) -> str:
     return format_examples(sorted({rests[folder][place] for folder, place in places.items()}), _SHOWN)

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pharmclf.data.plan import PADDING, PhasePlan, Step, batch_of, view_of
+from pharmclf.data.batch_sampler import PADDING, BatchPlan, BatchSlice, effective_batch_size, view_index
 
 
 @st.composite
-def _plans(draw: st.DrawFn) -> PhasePlan:
+def _plans(draw: st.DrawFn) -> BatchPlan:
     """One worker's plan of any phase: row numbers with gaps, as quarantine and splits leave them."""
     rows = draw(st.permutations(range(0, 3 * draw(st.integers(2, 40)), 3)))
     cut = draw(st.integers(1, len(rows) - 1))
-    return PhasePlan(
+    return BatchPlan(
         train_rows=np.sort(rows[:cut]),
         validation_rows=np.sort(rows[cut:]),
         batch_size=draw(st.integers(1, 16)),
@@ -32,15 +32,15 @@ def _plans(draw: st.DrawFn) -> PhasePlan:
 WORLDS = st.integers(1, 5)
 
 
-def _workers(plan: PhasePlan, world: int) -> list[PhasePlan]:
+def _workers(plan: BatchPlan, world: int) -> list[BatchPlan]:
     return [replace(plan, rank=rank, world=world) for rank in range(world)]
 
 
-def _steps(plan: PhasePlan) -> list[Step]:
+def _steps(plan: BatchPlan) -> list[BatchSlice]:
     return [plan.step(index) for index in range(plan.num_steps)]
 
 
-def _global_batches(plan: PhasePlan, world: int) -> list[list[int]]:
+def _global_batches(plan: BatchPlan, world: int) -> list[list[int]]:
     """What all workers together see in each step, in the order of ranks, without padding."""
     shares = zip(*(_steps(worker) for worker in _workers(plan, world)), strict=True)
     return [[int(row) for step in share for row in step.rows if row != PADDING] for share in shares]
@@ -48,7 +48,7 @@ def _global_batches(plan: PhasePlan, world: int) -> list[list[int]]:
 
 @settings(deadline=None, max_examples=60)
 @given(_plans(), WORLDS)
-def test_every_row_stands_once_in_an_epoch(plan: PhasePlan, world: int):
+def test_every_row_stands_once_in_an_epoch(plan: BatchPlan, world: int):
     """Over all workers, each epoch trains every training row once and validates every validation row once."""
     trained: dict[int, list[int]] = {}
     validated: dict[int, list[int]] = {}
@@ -64,7 +64,7 @@ def test_every_row_stands_once_in_an_epoch(plan: PhasePlan, world: int):
 
 @settings(deadline=None, max_examples=60)
 @given(_plans(), WORLDS)
-def test_any_number_of_workers_takes_the_same_batches(plan: PhasePlan, world: int):
+def test_any_number_of_workers_takes_the_same_batches(plan: BatchPlan, world: int):
     """Global batch b holds the same rows in the same order for one worker and for many; all know its count."""
     alone = _global_batches(plan, 1)
     assert _global_batches(plan, world) == alone
@@ -74,7 +74,7 @@ def test_any_number_of_workers_takes_the_same_batches(plan: PhasePlan, world: in
 
 @settings(deadline=None, max_examples=60)
 @given(_plans())
-def test_batch_b_is_the_rows_from_b_times_g(plan: PhasePlan):
+def test_batch_b_is_the_rows_from_b_times_g(plan: BatchPlan):
     """Cut out of the epoch's order at b·G … (b+1)·G: full batches, and one short one at the end at most."""
     steps = _steps(plan)
     for epoch in range(plan.epochs):
@@ -87,7 +87,7 @@ def test_batch_b_is_the_rows_from_b_times_g(plan: PhasePlan):
 
 @settings(deadline=None, max_examples=60)
 @given(_plans(), WORLDS)
-def test_padding_stands_at_the_end_of_a_slice_only(plan: PhasePlan, world: int):
+def test_padding_stands_at_the_end_of_a_slice_only(plan: BatchPlan, world: int):
     """Every slice has the same shape; real rows first; no worker is padded before a later one has rows."""
     for worker in _workers(plan, world):
         for step in _steps(worker):
@@ -103,7 +103,7 @@ def test_padding_stands_at_the_end_of_a_slice_only(plan: PhasePlan, world: int):
 
 @settings(deadline=None, max_examples=60)
 @given(_plans(), WORLDS)
-def test_steps_are_counted_once_and_in_order(plan: PhasePlan, world: int):
+def test_steps_are_counted_once_and_in_order(plan: BatchPlan, world: int):
     """An epoch is its training steps, then its validation steps; `index` and `step` undo each other."""
     worker = _workers(plan, world)[-1]
     assert worker.train_steps == int(np.ceil(len(plan.train_rows) / plan.batch_size))
@@ -125,7 +125,7 @@ def test_steps_are_counted_once_and_in_order(plan: PhasePlan, world: int):
 
 @settings(deadline=None, max_examples=40)
 @given(_plans())
-def test_validation_rows_keep_their_order(plan: PhasePlan):
+def test_validation_rows_keep_their_order(plan: BatchPlan):
     """Every epoch validates the same rows in the same order, so that epochs can be compared."""
     for epoch in range(plan.epochs):
         steps = [step for step in _steps(plan) if step.epoch == epoch and not step.training]
@@ -133,12 +133,12 @@ def test_validation_rows_keep_their_order(plan: PhasePlan):
         np.testing.assert_array_equal(rows, plan.validation_rows)
 
 
-def _plan(**changes: Any) -> PhasePlan:
+def _plan(**changes: Any) -> BatchPlan:
     settings = {"batch_size": 8, "seed": 1, "first_epoch": 0, "epochs": 2}
-    return PhasePlan(np.arange(64), np.arange(64, 80), **(settings | changes))
+    return BatchPlan(np.arange(64), np.arange(64, 80), **(settings | changes))
 
 
-def _order(plan: PhasePlan, epoch: int) -> list[int]:
+def _order(plan: BatchPlan, epoch: int) -> list[int]:
     steps = [plan.step(plan.index(epoch, number)) for number in range(plan.train_steps)]
     return [int(row) for step in steps for row in step.rows if row != PADDING]
 
@@ -167,16 +167,16 @@ def test_a_plan_sent_to_another_process_is_the_same_plan():
 @pytest.mark.parametrize(("views", "expected"), [(0, [0, 1, 2, 3, 4]), (1, [0, 0, 0, 0, 0]), (3, [0, 1, 2, 0, 1])])
 def test_epochs_share_views_in_turn(views: int, expected: list[int]):
     """Epoch e sees view e mod views; without a number of views each has its own."""
-    assert [view_of(epoch, views) for epoch in range(5)] == expected
+    assert [view_index(epoch, views) for epoch in range(5)] == expected
 
 
 @settings(deadline=None, max_examples=60)
 @given(_plans(), st.integers(1, 100_000))
-def test_a_batch_beyond_the_data_computes_the_rows_that_there_are(plan: PhasePlan, batch_size: int):
+def test_a_batch_beyond_the_data_computes_the_rows_that_there_are(plan: BatchPlan, batch_size: int):
     """In the same steps on the same rows, in the same order, with the same counts; one that fits is left as it is."""
     asked = replace(plan, batch_size=batch_size)
     num_train, num_validation = len(plan.train_rows), len(plan.validation_rows)
-    computed = replace(plan, batch_size=batch_of(batch_size, num_train, num_validation))
+    computed = replace(plan, batch_size=effective_batch_size(batch_size, num_train, num_validation))
     assert computed.local_batch <= max(num_train, num_validation)
     assert computed.batch_size == batch_size or batch_size > max(num_train, num_validation)
     assert computed.num_steps == asked.num_steps

@@ -8,13 +8,13 @@ from collections import Counter
 import pytest
 
 from pharmclf.config import ConfigError
-from pharmclf.data.layouts import Reading, label_key, merge_labels, read_folders
+from pharmclf.data.folder_layouts import LayoutOptions, label_key, merge_labels, parse_folders
 
 
 def read(*folders: str, **reading: object) -> tuple[dict[str, str], str]:
     """Label and split of folders that hold three images each, and all notes."""
     counts = {tuple(folder.split("/")): 3 for folder in folders}
-    layout = read_folders("DATA", counts, Reading(**reading))
+    layout = parse_folders("DATA", counts, LayoutOptions(**reading))
     found = {"/".join(folder): label for folder, label in layout.labels.items()}
     splits = {"/".join(folder): split for folder, split in layout.splits.items()}
     return {folder: f"{label} {splits[folder]}".strip() for folder, label in found.items()}, "\n".join(layout.notes)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pharmclf.data import stream
+from pharmclf.data import ray_loader
+from pharmclf.data.batch_sampler import PADDING, BatchPlan
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.plan import PADDING, PhasePlan
 
 SIZE = 32
 
@@ -27,7 +27,7 @@ def test_a_part_is_begun_while_the_one_before_still_has_items():
         threads.add(threading.get_ident())
         yield from range(10 * number, 10 * number + 10)
 
-    items = stream.chained([(part(number), 10) for number in range(3)], overlap=4)
+    items = ray_loader.chain_prefetched([(part(number), 10) for number in range(3)], overlap=4)
     assert list(itertools.islice(items, 6)) == list(range(6))
     assert not begun[1].is_set()
     assert next(items) == 6  # behind it are three more, and the next part is asked for before it is given
@@ -42,7 +42,7 @@ def test_an_error_comes_at_the_item_that_it_concerns():
         yield 10
         raise ValueError("the second item of the second part")
 
-    items = stream.chained([(iter(range(3)), 3), (broken(), 2)], overlap=3)
+    items = ray_loader.chain_prefetched([(iter(range(3)), 3), (broken(), 2)], overlap=3)
     assert list(itertools.islice(items, 4)) == [0, 1, 2, 10]
     with pytest.raises(ValueError, match="second part"):
         next(items)
@@ -57,7 +57,7 @@ def test_parts_that_are_not_read_to_their_end_are_let_go():
         finally:
             closed.set()
 
-    items = stream.chained([(iter(range(2)), 2), (endless(), 1000)], overlap=2)
+    items = ray_loader.chain_prefetched([(iter(range(2)), 2), (endless(), 1000)], overlap=2)
     next(items)
     items.close()  # type: ignore[attr-defined]
     del items
@@ -72,14 +72,14 @@ def test_the_stream_is_the_same_however_many_pipelines_it_takes(
     """Every image of every step, in the order of the plan, black where a step is padded."""
     paths = sorted(str(path) for path in Path(drawn_images).glob("*/*.jpg"))
     rows = np.arange(len(paths))
-    plan = PhasePlan(rows[:50], rows[50:], 16, 0, 0, 3)
-    monkeypatch.setattr(stream, "_BLOCK_BYTES", 2 * 16 * SIZE * SIZE * 3)  # two steps
-    monkeypatch.setattr(stream, "_SECTION_BLOCKS", 3)
-    monkeypatch.setattr(stream, "_OVERLAP_BLOCKS", 1)
-    batches = list(stream.plan_batches(plan, ImageSet.of_paths(paths), SIZE, first=first))
+    plan = BatchPlan(rows[:50], rows[50:], 16, 0, 0, 3)
+    monkeypatch.setattr(ray_loader, "_BLOCK_BYTES", 2 * 16 * SIZE * SIZE * 3)  # two steps
+    monkeypatch.setattr(ray_loader, "_SECTION_BLOCKS", 3)
+    monkeypatch.setattr(ray_loader, "_OVERLAP_BLOCKS", 1)
+    batches = list(ray_loader.load_batches(plan, ImageSet.of_paths(paths), SIZE, first=first))
     assert len(batches) == plan.num_steps - first
     assert plan.num_steps - first > 6  # more than one pipeline
-    images, _ = stream.load_images(ImageSet.of_paths(paths), SIZE)
+    images, _ = ray_loader.load_images(ImageSet.of_paths(paths), SIZE)
     for index, (batch, bad) in enumerate(batches):
         wanted = plan.step(first + index).rows
         expected = np.where((wanted != PADDING)[:, None, None, None], images[wanted], 0)

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError
+from pharmclf.data.dataset_listing import list_dataset
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import MANIFEST_FILE, cached_manifest, data_location, manifests_of, reading_of
-from pharmclf.data.sources import list_data
+from pharmclf.data.prepare import MANIFEST_FILE, cached_manifest, data_location, layout_options, manifest_cache
 
 
 @dataclass(frozen=True)
-class Changes:
+class DatasetChanges:
     """How a data set differs from the manifest of a run; relative paths, sorted."""
 
     added: Sequence[str] = ()
@@ -30,22 +30,22 @@ class Changes:
     def text(self) -> str:
         """The changes as one line; "" where there are none."""
         parts = [
-            _part(self.added, "new file is", "new files are", "not used"),
-            _part(self.missing, "file is", "files are", "gone"),
-            _part(self.changed, "file has", "files have", "changed"),
-            _part(self.relabelled, "file has", "files have", "another label now, which is not used"),
+            _format_part(self.added, "new file is", "new files are", "not used"),
+            _format_part(self.missing, "file is", "files are", "gone"),
+            _format_part(self.changed, "file has", "files have", "changed"),
+            _format_part(self.relabelled, "file has", "files have", "another label now, which is not used"),
         ]
         return "; ".join(part for part in parts if part)
 
 
-def _part(paths: Sequence[str], one: str, several: str, state: str) -> str:
+def _format_part(paths: Sequence[str], one: str, several: str, state: str) -> str:
     if not paths:
         return ""
     first = f"the first is {paths[0]}" if len(paths) > 1 else paths[0]
     return f"{len(paths):,} {one if len(paths) == 1 else several} {state} ({first})"
 
 
-def manifest_of_run(folder: str, fingerprint: str) -> Manifest | None:
+def read_run_manifest(folder: str, fingerprint: str) -> Manifest | None:
     """The manifest that a run has written into its folder; None where it is not there, or is not the run's.
 
     Args:
@@ -62,7 +62,7 @@ def manifest_of_run(folder: str, fingerprint: str) -> Manifest | None:
     return manifest if manifest.fingerprint == fingerprint else None
 
 
-def keep_manifest(
+def update_run_manifest(
     config: RunConfig,
     folder: str,
     kept: Manifest,
@@ -84,20 +84,18 @@ def keep_manifest(
     Raises:
         ConfigError: no images there, or more of the run's are missing or changed than `max_bad` accepts.
     """
-    data, reading = data_location(config), reading_of(config)
-    listing = list_data(data, reading)
+    data, reading = data_location(config), layout_options(config)
+    listing = list_dataset(data, reading)
     if listing.root == kept.root:
         labels = {item.location: item.label for item in listing.items}
-        changes = compare(kept, {item.location: item.size_bytes for item in listing.items}, labels)
+        changes = compare_files(kept, {item.location: item.size_bytes for item in listing.items}, labels)
     else:
-        there = cached_manifest(
-            data, manifests_of(config.storage), progress=progress, fewest_classes=1, reading=reading
-        )
-        kept = _moved(kept, there.root)
+        there = cached_manifest(data, manifest_cache(config.storage), progress=progress, min_classes=1, reading=reading)
+        kept = _relocate(kept, there.root)
         contents, labels = (
             dict(zip(there.table["path"], there.table[name], strict=True)) for name in ("sha256", "label")
         )
-        changes = compare(kept, contents, labels, by="sha256")
+        changes = compare_files(kept, contents, labels, by="sha256")
     lost = len(changes.missing) + len(changes.changed)
     share = (lost + len(kept.quarantined)) / max(1, len(kept.table))
     if lost and share > config.max_bad_share:
@@ -111,9 +109,9 @@ def keep_manifest(
     return kept
 
 
-def compare(
+def compare_files(
     kept: Manifest, found: Mapping[str, int | str], labels: Mapping[str, str], *, by: str = "size_bytes"
-) -> Changes:
+) -> DatasetChanges:
     """How files differ from a manifest.
 
     Args:
@@ -131,18 +129,18 @@ def compare(
                 missing.append(relative)
         elif found[path] != value:
             changed.append(relative)
-        elif _plain(labels[path]) != _plain(label):
+        elif _normalize_label(labels[path]) != _normalize_label(label):
             relabelled.append(relative)
     added = sorted(path.removeprefix(prefix) for path in found if path not in known)
-    return Changes(added, missing, changed, relabelled)
+    return DatasetChanges(added, missing, changed, relabelled)
 
 
-def _plain(label: str) -> str:
+def _normalize_label(label: str) -> str:
     """A label without what makes no difference to a reader."""
     return " ".join(unicodedata.normalize("NFC", label).casefold().split())
 
 
-def _moved(kept: Manifest, root: str) -> Manifest:
+def _relocate(kept: Manifest, root: str) -> Manifest:
     """The manifest with its files below another folder."""
     prefix = kept.root.rstrip("/") + "/"
     table = kept.table.copy()

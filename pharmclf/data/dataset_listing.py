@@ -10,15 +10,21 @@ from dataclasses import dataclass, replace
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError, single_line
 from pharmclf.core.hashing import fingerprint
-from pharmclf.data.image_files import find_images, is_leftover, relative_to
-from pharmclf.data.layouts import PLAIN_READING, Layout, Reading, merge_labels, read_folders
-from pharmclf.data.list_tables import list_table
+from pharmclf.data.folder_layouts import (
+    DEFAULT_LAYOUT_OPTIONS,
+    FolderLayout,
+    LayoutOptions,
+    merge_labels,
+    parse_folders,
+)
+from pharmclf.data.image_files import find_images, is_system_file, relative_path
+from pharmclf.data.list_tables import list_labelled_images
 
 _SCAN_VERSION = 2  # raise it when a scan would find something else than before: caches are then made anew
 
 
 @dataclass(frozen=True)
-class Item:
+class ImageEntry:
     """One image of a listing, not read yet."""
 
     location: str
@@ -34,12 +40,12 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Listing:
+class DatasetListing:
     """What is to be scanned."""
 
     data: str
     root: str
-    items: list[Item]
+    items: list[ImageEntry]
     notes: list[str]
 
     @property
@@ -49,7 +55,7 @@ class Listing:
         return fingerprint([_SCAN_VERSION, self.root, self.notes, rows])
 
 
-def list_data(data: str, reading: Reading = PLAIN_READING) -> Listing:
+def list_dataset(data: str, reading: LayoutOptions = DEFAULT_LAYOUT_OPTIONS) -> DatasetListing:
     """List a data set without reading its images; items are sorted by relative path.
 
     Args:
@@ -62,7 +68,7 @@ def list_data(data: str, reading: Reading = PLAIN_READING) -> Listing:
     """
     root = data.rstrip("/") if storage.is_remote(data) else os.path.abspath(storage.absolute(data))
     try:
-        listing = _list_rows(data, root) if storage.is_file(root) else _list_folders(data, root, reading)
+        listing = _list_table(data, root) if storage.is_file(root) else _list_folders(data, root, reading)
     except storage.StorageUnavailableError:
         raise
     except OSError as error:
@@ -76,19 +82,19 @@ def list_data(data: str, reading: Reading = PLAIN_READING) -> Listing:
     return replace(listing, items=items, notes=listing.notes + notes)
 
 
-def _list_rows(data: str, root: str) -> Listing:
+def _list_table(data: str, root: str) -> DatasetListing:
     """Items of a CSV or Parquet list."""
-    folder, rows, notes = list_table(data, root)
-    return Listing(data, folder, [Item(*row) for row in rows], notes)
+    folder, rows, notes = list_labelled_images(data, root)
+    return DatasetListing(data, folder, [ImageEntry(*row) for row in rows], notes)
 
 
-def _list_folders(data: str, root: str, reading: Reading) -> Listing:
+def _list_folders(data: str, root: str, reading: LayoutOptions) -> DatasetListing:
     """Items of a folder or prefix."""
     found = find_images(root, reading.results)
-    places = [(relative_to(root, entry.location), entry) for entry in found.images]
+    places = [(relative_path(root, entry.location), entry) for entry in found.images]
     folders = {place: tuple(part for part in place.split("/")[:-1] if part) for place, _ in places}
     counts = Counter(folder for folder in folders.values() if folder)
-    layout = read_folders(data, counts, reading) if counts else Layout({}, {}, [])
+    layout = parse_folders(data, counts, reading) if counts else FolderLayout({}, {}, [])
     items, loose = [], 0
     for place, entry in places:
         label = layout.labels.get(folders[place], "")
@@ -96,18 +102,18 @@ def _list_folders(data: str, root: str, reading: Reading) -> Listing:
             loose += 1
             continue
         about = (entry.size_bytes, entry.mtime_ns, "", layout.splits[folders[place]], entry.unreadable)
-        items.append(Item(entry.location, place, label, *about))
+        items.append(ImageEntry(entry.location, place, label, *about))
     notes = [*found.notes, *([f"files not read, images outside any class folder: {loose}"] if loose else [])]
     if not items:
         seen = f"found: {'; '.join(notes)}" if notes else "it is empty"
         raise ConfigError(f"--data {data}: no image in a class folder ({seen}). Expected <class>/<image>.jpg")
     if not storage.is_remote(root):  # object stores have no empty folders
-        notes += _empty_folders(root, items, found.left_out)
+        notes += _empty_folder_notes(root, items, found.left_out)
     items.sort(key=lambda item: item.relative)
-    return Listing(data, root, items, notes + layout.notes)
+    return DatasetListing(data, root, items, notes + layout.notes)
 
 
-def _empty_folders(root: str, items: list[Item], left_out: Collection[str]) -> list[str]:
+def _empty_folder_notes(root: str, items: list[ImageEntry], left_out: Collection[str]) -> list[str]:
     """A note for each folder beside those of the items in which no image lies."""
     notes = []
     folders = {item.relative.rpartition("/")[0] for item in items}
@@ -115,6 +121,6 @@ def _empty_folders(root: str, items: list[Item], left_out: Collection[str]) -> l
         for name in storage.list_folders(storage.join(root, parent) if parent else root):
             folder = storage.displayed(f"{parent}/{name}".lstrip("/"))
             known = any(f"{known}/".startswith(f"{folder}/") for known in folders)
-            if not known and not is_leftover(folder) and folder not in left_out:
+            if not known and not is_system_file(folder) and folder not in left_out:
                 notes.append(f"folder without images: {folder}")
     return notes

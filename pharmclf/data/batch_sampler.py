@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pharmclf.data.stateless import shuffled
+from pharmclf.data.stateless_rng import shuffled
 
 PADDING = -1
 
 
-def batch_of(batch_size: int, num_train: int, num_validation: int) -> int:
+def effective_batch_size(batch_size: int, num_train: int, num_validation: int) -> int:
     """The global batch that is computed: no larger than the rows that an epoch has for it; pure.
 
     The steps stay those of the larger batch, since no step of either kind has more rows.
@@ -26,7 +26,7 @@ def batch_of(batch_size: int, num_train: int, num_validation: int) -> int:
 
 
 @dataclass(frozen=True)
-class Step:
+class BatchSlice:
     """One step of one worker."""
 
     epoch: int
@@ -42,7 +42,7 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class PhasePlan:
+class BatchPlan:
     """The steps of one phase for one worker."""
 
     train_rows: np.ndarray
@@ -87,7 +87,7 @@ class PhasePlan:
         """Place of training step `number` of an epoch in the sequence of the phase."""
         return epoch * self.steps_per_epoch + number
 
-    def step(self, index: int) -> Step:
+    def step(self, index: int) -> BatchSlice:
         """The step at a place of the sequence, 0 <= index < num_steps."""
         epoch, place = divmod(index, self.steps_per_epoch)
         training = place < self.train_steps
@@ -97,17 +97,17 @@ class PhasePlan:
         mine = batch[self.rank * self.local_batch : (self.rank + 1) * self.local_batch]
         rows = np.full(self.local_batch, PADDING, np.int64)
         rows[: len(mine)] = mine
-        return Step(epoch, number, training, rows, len(batch))
+        return BatchSlice(epoch, number, training, rows, len(batch))
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         return _epoch_order(self, self.first_epoch + epoch)
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch_order(plan: PhasePlan, epoch: int) -> np.ndarray:
+def _epoch_order(plan: BatchPlan, epoch: int) -> np.ndarray:
     return shuffled(plan.seed, epoch, plan.train_rows)
 
 
-def view_of(epoch: int, views: int) -> int:
+def view_index(epoch: int, views: int) -> int:
     """The view that an epoch of the run sees: epoch mod views, or one of its own where views is 0."""
     return epoch % views if views else epoch

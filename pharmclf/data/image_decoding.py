@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from pharmclf.core.errors import ConfigError, single_line
-from pharmclf.data import containers
-from pharmclf.data.pixel_depth import WHITE, is_wide_colour, scale_colour, scale_grey
+from pharmclf.data import image_containers
+from pharmclf.data.pixel_depth import MAX_VALUE, is_wide_colour, scale_colour, scale_grey
 
 Pixels = NDArray[np.uint8]
 
@@ -39,7 +39,7 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
     "AVIF": (".avif",),
 }
 """The formats that are read, and how the names of their files end."""
-_STARTS = {
+_SIGNATURES = {
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
     "GIF": (b"GIF87a", b"GIF89a"),
@@ -48,7 +48,7 @@ _STARTS = {
 }
 IMAGE_EXTENSIONS = frozenset(extension for known in EXTENSIONS.values() for extension in known)
 LFS_POINTER = "Git LFS pointer in place of the image: run git lfs pull"
-_LFS_START = b"version https://git-lfs.github.com/spec/"
+_LFS_SIGNATURE = b"version https://git-lfs.github.com/spec/"
 MAX_PIXELS = 100_000_000
 """At most, of what is decoded: 100 megapixels are 300 MB of memory. A JPEG counts by its scaled decode."""
 MAX_PIXELS_VARIABLE = "PHARMCLF_MAX_MEGAPIXELS"
@@ -59,12 +59,12 @@ _EXIF_WITHIN_BYTES = 1 << 18
 _ORIENTATION_TAG = 0x0112
 
 
-class BadImage(ValueError):
+class InvalidImageError(ValueError):
     """An image that cannot be used; the text is the reason, short enough for a table."""
 
 
 @dataclass(frozen=True)
-class Probe:
+class ImageInfo:
     """What the manifest wants to know of an image; its whole content was decoded once to find it out."""
 
     width: int
@@ -95,12 +95,12 @@ class _Decoded(NamedTuple):
     orientation: int
     """EXIF orientation 1..8."""
     largest: int = 0
-    """As in `Probe`."""
+    """As in `ImageInfo`."""
     without_end: bool = False
-    """As in `Probe`."""
+    """As in `ImageInfo`."""
 
 
-def decode(content: bytes, image_size: int, white_level: int = WHITE) -> Pixels:
+def decode(content: bytes, image_size: int, white_level: int = MAX_VALUE) -> Pixels:
     """Decode an image and resize it to a square.
 
     Args:
@@ -112,7 +112,7 @@ def decode(content: bytes, image_size: int, white_level: int = WHITE) -> Pixels:
         (image_size, image_size, 3) uint8, RGB, EXIF orientation applied, transparency laid on white.
 
     Raises:
-        BadImage: not an image, damaged, larger than `MAX_PIXELS`, or with values above the white level.
+        InvalidImageError: not an image, damaged, larger than `MAX_PIXELS`, or with values above the white level.
     """
     decoded = _decode(content, 2 * image_size, white_level)
     return _orient(resize(decoded.pixels, image_size), decoded.orientation)
@@ -126,20 +126,20 @@ def resize(pixels: Pixels, image_size: int) -> Pixels:
     return np.array(resized, dtype=np.uint8)
 
 
-def probe(content: bytes, name: str, white_level: int = WHITE) -> Probe:
+def read_image_info(content: bytes, name: str, white_level: int = MAX_VALUE) -> ImageInfo:
     """Decode all of an image's content and describe it.
 
     Of the name only the extension counts.
 
     Raises:
-        BadImage: the reason, as the manifest shows it: empty, no image, truncated, too large, unreadable.
+        InvalidImageError: the reason, as the manifest shows it: empty, no image, truncated, too large, unreadable.
     """
     pixels, width, height, orientation, largest, without_end = _decode(content, _PROBE_SIDE, white_level)
     grey = Image.fromarray(pixels).convert("L").resize((THUMBNAIL_SIDE,) * 2, Image.Resampling.LANCZOS)
     thumbnail = _orient(np.array(grey, dtype=np.uint8), orientation)
-    kind = sniff(content) or ""
+    kind = detect_format(content) or ""
     extension = os.path.splitext(name)[1].lower()
-    return Probe(
+    return ImageInfo(
         width=height if orientation >= 5 else width,
         height=width if orientation >= 5 else height,
         phash=perceptual_hash(thumbnail),
@@ -156,13 +156,13 @@ def perceptual_hash(thumbnail: Pixels) -> str:
     return str(imagehash.phash(Image.fromarray(thumbnail)))
 
 
-def sniff(content: bytes) -> str | None:
+def detect_format(content: bytes) -> str | None:
     """The format by the first bytes, a key of `EXTENSIONS`; None: none of them."""
     if content.startswith(b"RIFF"):
         return "WEBP" if content[8:12] == b"WEBP" else None
     if content[4:8] == b"ftyp":
-        return containers.heif_kind(content)
-    return next((kind for kind, starts in _STARTS.items() if content.startswith(starts)), None)
+        return image_containers.heif_kind(content)
+    return next((kind for kind, starts in _SIGNATURES.items() if content.startswith(starts)), None)
 
 
 def _decode(content: bytes, least_side: int, white_level: int) -> _Decoded:
@@ -173,18 +173,18 @@ def _decode(content: bytes, least_side: int, white_level: int) -> _Decoded:
         least_side: both sides stay at least this long, where the image has them.
         white_level: as in `decode`.
     """
-    kind = sniff(content)
+    kind = detect_format(content)
     if kind is None:
-        if content.startswith(_LFS_START):
-            raise BadImage(LFS_POINTER)
-        raise BadImage("no image" if content else "empty")
-    if containers.is_cut(content, kind):
-        raise BadImage("truncated")
+        if content.startswith(_LFS_SIGNATURE):
+            raise InvalidImageError(LFS_POINTER)
+        raise InvalidImageError("no image" if content else "empty")
+    if image_containers.is_truncated(content, kind):
+        raise InvalidImageError("truncated")
     without_end = False
     if kind == "JPEG":
         decoded = _decode_turbo(content, least_side)
-        if decoded is None and containers.lacks_only_end_mark(content):
-            content, without_end = content + containers.END_MARK, True
+        if decoded is None and image_containers.misses_only_end_marker(content):
+            content, without_end = content + image_containers.END_MARKER, True
             decoded = _decode_turbo(content, least_side)
         if decoded is not None:
             return decoded._replace(without_end=without_end)
@@ -200,13 +200,17 @@ def _decode_turbo(content: bytes, least_side: int) -> _Decoded | None:
         least = least_side if min(width, height) > least_side else 0
         _check_size(width, height, _scaled_pixels(content, width, height, least))
         pixels = simplejpeg.decode_jpeg(content, min_height=least, min_width=least)
-    except (BadImage, ConfigError):
+    except (InvalidImageError, ConfigError):
         raise
     except (ValueError, TypeError):
         return None
     orientation = 1
     if content.find(b"Exif\0\0", 0, _EXIF_WITHIN_BYTES) >= 0:
-        with suppress(Exception), _Quiet(), Image.open(io.BytesIO(content), formats=("JPEG",)) as image:  # header only
+        with (
+            suppress(Exception),
+            _PillowWarningFilter(),
+            Image.open(io.BytesIO(content), formats=("JPEG",)) as image,
+        ):  # header only
             orientation = _orientation(image)  # a header that Pillow dislikes does not spoil pixels that decode
     return _Decoded(pixels, width, height, orientation)
 
@@ -216,7 +220,7 @@ def _scaled_pixels(content: bytes, width: int, height: int, least: int) -> int:
     eighths = next((k for k in range(1, 9) if least and min(width, height) * k >= 8 * least), 8)
     scaled = -(-width * eighths // 8) * -(-height * eighths // 8)
     # of a progressive one it holds the coefficients of the whole image; two bytes each, and in most 1.5 for each pixel
-    return max(scaled, width * height // 2) if containers.is_progressive(content) else scaled
+    return max(scaled, width * height // 2) if image_containers.is_progressive(content) else scaled
 
 
 def _decode_pillow(content: bytes, kind: str, least_side: int, white_level: int) -> _Decoded:
@@ -224,7 +228,7 @@ def _decode_pillow(content: bytes, kind: str, least_side: int, white_level: int)
     try:
         if kind == "HEIF":
             _register_heif()
-        with _Quiet(), Image.open(io.BytesIO(content), formats=(kind,)) as image:
+        with _PillowWarningFilter(), Image.open(io.BytesIO(content), formats=(kind,)) as image:
             width, height = image.size
             if kind == "JPEG" and width * height > MAX_PIXELS:
                 image.draft(None, (least_side, least_side))
@@ -239,23 +243,23 @@ def _decode_pillow(content: bytes, kind: str, least_side: int, white_level: int)
                 colours, largest = scale_colour(image, content, white_level) if wide_colour else (image, 0)
                 pixels = _to_rgb(colours)
             if largest > white_level:
-                raise BadImage(f"values up to {largest} in a file of 16 bits, expected 0 to {white_level}")
+                raise InvalidImageError(f"values up to {largest} in a file of 16 bits, expected 0 to {white_level}")
             return _Decoded(pixels, width, height, orientation, largest)
-    except (BadImage, ConfigError, MemoryError):
+    except (InvalidImageError, ConfigError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise BadImage("no image" if kind == "BMP" else "unreadable: damaged header") from None
+        raise InvalidImageError("no image" if kind == "BMP" else "unreadable: damaged header") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         text = single_line(error)
         cut = isinstance(error, EOFError) or "truncat" in text.lower()
-        raise BadImage("truncated" if cut else f"unreadable: {text[:80]}") from error
+        raise InvalidImageError("truncated" if cut else f"unreadable: {text[:80]}") from error
 
 
 def _check_size(width: int, height: int, decoded: int) -> None:
     if width < 1 or height < 1:
-        raise BadImage("unreadable: no pixels")
+        raise InvalidImageError("unreadable: no pixels")
     if decoded > (most := max_pixels()):
-        raise BadImage(
+        raise InvalidImageError(
             f"too large: {width}x{height} pixels, {decoded / 1e6:,.0f} megapixels to decode; the bound of this tool is "
             f"{most / 1e6:,.0f}, {MAX_PIXELS_VARIABLE}=NUMBER raises it"
         )
@@ -316,7 +320,7 @@ def _to_rgb(image: Image.Image) -> Pixels:
 _BOUNDS = ((Image, "MAX_IMAGE_PIXELS"), (PngImagePlugin, "MAX_TEXT_CHUNK"), (PngImagePlugin, "MAX_TEXT_MEMORY"))
 
 
-class _Quiet:
+class _PillowWarningFilter:
     """Silences Pillow's warnings and lifts its bounds, for which there are ours, while any thread is inside.
 
     `warnings.catch_warnings` alone is not thread-safe.
@@ -328,21 +332,21 @@ class _Quiet:
     _bounds: list[Any]
 
     def __enter__(self) -> None:
-        with _Quiet._lock:
-            if _Quiet._inside == 0:
-                _Quiet._saved = warnings.catch_warnings()
-                _Quiet._saved.__enter__()
+        with _PillowWarningFilter._lock:
+            if _PillowWarningFilter._inside == 0:
+                _PillowWarningFilter._saved = warnings.catch_warnings()
+                _PillowWarningFilter._saved.__enter__()
                 warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\.")
-                _Quiet._bounds = [getattr(module, name) for module, name in _BOUNDS]
+                _PillowWarningFilter._bounds = [getattr(module, name) for module, name in _BOUNDS]
                 Image.MAX_IMAGE_PIXELS = None  # an image is judged by its header, before it is loaded
                 # texts beside the pixels, such as the history of an image editor: as large as pixels may be
                 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 3 * MAX_PIXELS
-            _Quiet._inside += 1
+            _PillowWarningFilter._inside += 1
 
     def __exit__(self, *_: object) -> None:
-        with _Quiet._lock:
-            _Quiet._inside -= 1
-            if _Quiet._inside == 0:
-                _Quiet._saved.__exit__(None, None, None)
-                for (module, name), bound in zip(_BOUNDS, _Quiet._bounds, strict=True):
+        with _PillowWarningFilter._lock:
+            _PillowWarningFilter._inside -= 1
+            if _PillowWarningFilter._inside == 0:
+                _PillowWarningFilter._saved.__exit__(None, None, None)
+                for (module, name), bound in zip(_BOUNDS, _PillowWarningFilter._bounds, strict=True):
                     setattr(module, name, bound)
