@@ -16,7 +16,7 @@ from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.core.tables import align_columns
 from pharmclf.data.prepare import check_storage, split_manifest
 from pharmclf.data.quarantine import Quarantine
-from pharmclf.model.device import prepare_for
+from pharmclf.models.devices import configure_devices_for
 from pharmclf.pipeline import describe_data, training_job, wish_of
 from pharmclf.report.rate_plots import rates_png
 from pharmclf.run_record import with_weights_found
@@ -59,7 +59,7 @@ def find_rate(config: RunConfig, say: Say) -> int:
 
         job = with_stream_cpus(training_job(config, folder, manifest))
         with native_chatter_muted():
-            prepare_for(config)
+            configure_devices_for(config)
         configured = {phase.name: phase.settings.learning_rate for phase in phases_of(config)}
         try:
             job = dataclasses.replace(job, activations=provide(wish_of(job, manifest, 0, say, stopped, quarantine.add)))

@@ -35,7 +35,7 @@ from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, prepare_manife
 from pharmclf.data.quarantine import QUARANTINED, Quarantine
 from pharmclf.doctor.quick import quick_checks
 from pharmclf.finish import extra_sets, finish
-from pharmclf.model.device import in_precision, prepare_device
+from pharmclf.models.devices import configure_devices, with_precision
 from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.resume import complete_again, look_up, manifest_for
 from pharmclf.run_record import (
@@ -202,7 +202,7 @@ def settled(job: TrainingJob, console: Observer, record: dict[str, Any]) -> Trai
         if job.config.worker_range[1]:
             await_team(job.config, console)
         record["precision"] = precision_of(job.config)
-    job = dataclasses.replace(job, config=in_precision(job.config, record["precision"]))
+    job = dataclasses.replace(job, config=with_precision(job.config, record["precision"]))
     fitted = microbatches_for(job, console, record.get("microbatch"))
     record["microbatch"] = fitted
     return dataclasses.replace(job, microbatches=fitted["rows"])
@@ -311,9 +311,9 @@ def dry_run(config: RunConfig, say: Say) -> int:
     with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
         manifest = split_manifest(config, folder, scan_progress(say))
     with native_chatter_muted():
-        from pharmclf.model.describe import describe_model
+        from pharmclf.models.model_summary import describe_model
 
-        prepare_device(deterministic=False, gpus=False)
+        configure_devices(deterministic=False, gpus=False)
         say(describe_model(config, len(manifest.class_names)))
     describe_data(manifest, "", say)
     return EXIT_OK

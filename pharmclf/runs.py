@@ -22,7 +22,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.data.prepare import MANIFEST_FILE, storage_errors_as_config_errors
 from pharmclf.evaluation.decision import DECISION_FILE
-from pharmclf.model.device import prepare_device
+from pharmclf.models.devices import configure_devices
 from pharmclf.report.card import CARD_FILE
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE
@@ -193,7 +193,7 @@ def _restored(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Che
 
         from pharmclf.training.export import restore_model
 
-        prepare_device(deterministic=False, gpus=False)  # they may be in use by a run
+        configure_devices(deterministic=False, gpus=False)  # they may be in use by a run
         policy = keras.config.dtype_policy()
         keras.config.set_dtype_policy("float32")  # as in the models of complete runs
         try:

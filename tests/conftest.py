@@ -14,14 +14,14 @@ from s3proxy import Fault, Proxy, Request, Through
 from s3server import Gateway, missing_programs
 
 from pharmclf.config import AugmentConfig, HeadConfig, PhaseConfig, RunConfig
-from pharmclf.model import device
+from pharmclf.models import devices
 from pharmclf.storage import objects
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 hypothesis.settings.register_profile("any machine", deadline=None)  # a slow machine is no fault
 hypothesis.settings.load_profile("any machine")
-device._prepared = True  # tests share this process, in which TensorFlow is long at work
+devices._configured = True  # tests share this process, in which TensorFlow is long at work
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -71,10 +71,10 @@ def train_as_pair(scenes: Sequence[Scene], folder: Path, timeout_s: float = 400)
 def _work(rank: int, ports: str, folder: Path) -> None:
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports.split(",")]}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
-    from pharmclf.model.device import prepare_device
+    from pharmclf.models.devices import configure_devices
     from pharmclf.training import distributed, loop, resume
 
-    prepare_device(deterministic=True, gpus=False)
+    configure_devices(deterministic=True, gpus=False)
     workers = distributed.join(1)
     for scene in pickle.loads((folder / "scenes").read_bytes()):
         recorder, job = Recorder(scene.stop_after), scene.job

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pharmclf.core.units import format_duration, format_size
-from pharmclf.model.cut import CutCost
+from pharmclf.models.backbone_split import SplitCost
 
 _SUFFIX_COST = 3.0  # a training step of the suffix, in forward passes
 _LEAST_SAVING = 0.05  # share of the time that must be saved
@@ -32,7 +32,7 @@ class Machines:
     """What the nodes of a run can do together; rough figures, which decide nothing but this choice."""
 
     work_per_s: float
-    """Of the unit that `CutCost.work` is in."""
+    """Of the unit that `SplitCost.work` is in."""
     decoded_per_s: float
     """Images read and decoded."""
     bytes_per_s: float
@@ -62,14 +62,14 @@ class Choice:
     """In one line."""
 
 
-def bytes_of(cost: CutCost, dtype: str) -> int:
+def bytes_of(cost: SplitCost, dtype: str) -> int:
     """Bytes of the activations at a cut for one picture."""
     return math.prod(cost.shape) * (2 if dtype == "float16" else 4)
 
 
 def choose(
     phases: Sequence[PhaseWork],
-    costs: Sequence[CutCost],
+    costs: Sequence[SplitCost],
     rows: tuple[int, int],
     views: int,
     dtype: str,
@@ -140,7 +140,7 @@ def _subsets(phases: Sequence[PhaseWork]) -> list[tuple[PhaseWork, ...]]:
 
 
 def _epoch_s(
-    phase: PhaseWork, costs: Sequence[CutCost], rows: tuple[int, int], dtype: str, machines: Machines, cached: bool
+    phase: PhaseWork, costs: Sequence[SplitCost], rows: tuple[int, int], dtype: str, machines: Machines, cached: bool
 ) -> float:
     """Seconds of all epochs of a phase: input and computation go on side by side."""
     whole, prefix = costs[0].work, costs[phase.depth].work

@@ -32,8 +32,8 @@ from pharmclf.data.augment import apply_transforms, projective_transforms
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.ray_loader import configure_dataset, encode_error, load_block, prefetch, raise_block_error
-from pharmclf.model.cut import CutCost, cut_costs, cut_tensors
-from pharmclf.model.device import gpu_capability, prepare_device, prepare_for
+from pharmclf.models.backbone_split import SplitCost, split_costs, split_tensors
+from pharmclf.models.devices import configure_devices, configure_devices_for, gpu_compute_capability
 
 _PICTURES = 64  # of one forward pass
 _CHECK_EVERY_S = 0.1
@@ -181,9 +181,9 @@ class _Prefix:
             import keras
             import tensorflow as tf
 
-            from pharmclf.model.backbones import build_backbone
+            from pharmclf.models.backbones import build_backbone
 
-            prepare_for(config)
+            configure_devices_for(config)
         self._refusal = ""
         keras.config.set_dtype_policy(precision)
         try:
@@ -191,10 +191,10 @@ class _Prefix:
         except ConfigError as error:  # of an actor that dies here Ray would tell only that it died
             self._refusal = encode_error(error)
             return
-        tensors = cut_tensors(backbone)
+        tensors = split_tensors(backbone)
         prefix = keras.Model(backbone.input, [tensors[target.depth] for target in targets])
         # a CPU's own float16 is slow in TensorFlow; from a GPU half as much is to be fetched
-        on_device = "float32" if gpu_capability() is None else config.activations_dtype
+        on_device = "float32" if gpu_compute_capability() is None else config.activations_dtype
         self._config, self._targets, self._missing, self._rows = config, targets, missing, rows
 
         def forward(images: Any, transforms: Any) -> list[Any]:
@@ -300,7 +300,7 @@ def _pool(*, use_gpus: bool) -> tuple[int, int]:
     return (gpus, 1) if gpus else (len(nodes), 0)
 
 
-def costs_of(config: RunConfig) -> list[CutCost]:
+def costs_of(config: RunConfig) -> list[SplitCost]:
     """The cost of every cut of a run's backbone; where others train, found in a process that holds no GPU.
 
     Raises:
@@ -308,12 +308,12 @@ def costs_of(config: RunConfig) -> list[CutCost]:
     """
     here = config.worker_range == (0, 0)
     if here:
-        prepare_for(config)  # this process will train, too
+        configure_devices_for(config)  # this process will train, too
     return _costs_of(config.backbone, config.image_size, here=here)
 
 
 @functools.lru_cache
-def _costs_of(backbone: BackboneName, image_size: int, *, here: bool) -> list[CutCost]:
+def _costs_of(backbone: BackboneName, image_size: int, *, here: bool) -> list[SplitCost]:
     if here:
         return _costs(backbone, image_size)
     gpus = bool(ray.cluster_resources().get("GPU"))
@@ -325,17 +325,17 @@ def _costs_of(backbone: BackboneName, image_size: int, *, here: bool) -> list[Cu
         raise error.cause from error
 
 
-def _costs_without_gpu(backbone: BackboneName, image_size: int) -> list[CutCost]:
+def _costs_without_gpu(backbone: BackboneName, image_size: int) -> list[SplitCost]:
     with native_chatter_muted():
-        prepare_device(deterministic=False, gpus=False)
+        configure_devices(deterministic=False, gpus=False)
     return _costs(backbone, image_size)
 
 
-def _costs(backbone: BackboneName, image_size: int) -> list[CutCost]:
+def _costs(backbone: BackboneName, image_size: int) -> list[SplitCost]:
     with native_chatter_muted():
-        from pharmclf.model.backbones import build_backbone
+        from pharmclf.models.backbones import build_backbone
 
-        return cut_costs(build_backbone(backbone, image_size, "none"))
+        return split_costs(build_backbone(backbone, image_size, "none"))
 
 
 def machines_of(location: str) -> Machines:

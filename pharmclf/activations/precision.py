@@ -7,7 +7,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pharmclf.config import RunConfig
 from pharmclf.core.stderr_filter import native_chatter_muted
-from pharmclf.model.device import driver_capability, gpu_capability, least_capability, precision_for
+from pharmclf.models.devices import (
+    driver_compute_capability,
+    gpu_compute_capability,
+    min_compute_capability,
+    resolve_precision,
+)
 
 
 def precision_of(config: RunConfig) -> str:
@@ -19,14 +24,14 @@ def precision_of(config: RunConfig) -> str:
         config: the run; without workers this process is asked, else every node with GPUs that is there.
     """
     if config.precision != "auto" or config.accelerator == "cpu":
-        return precision_for(config.precision, None)
+        return resolve_precision(config.precision, None)
     if config.worker_range[1] == 0:
         with native_chatter_muted():
-            return precision_for(config.precision, gpu_capability())
-    ask = ray.remote(num_cpus=0)(driver_capability)  # no GPU either: they may be in use
+            return resolve_precision(config.precision, gpu_compute_capability())
+    ask = ray.remote(num_cpus=0)(driver_compute_capability)  # no GPU either: they may be in use
     asked = [
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU")
     ]
-    return precision_for(config.precision, least_capability(ray.get(asked)))
+    return resolve_precision(config.precision, min_compute_capability(ray.get(asked)))

@@ -33,7 +33,7 @@ from pharmclf.core.hashing import sha256_file
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.units import format_size
 from pharmclf.data.manifest import Manifest
-from pharmclf.model.cut import CutCost, check_depth
+from pharmclf.models.backbone_split import SplitCost, check_depth
 from pharmclf.progress import progress_lines
 from pharmclf.storage.lease import Lease, LeaseHeldError, LeaseLostError
 
@@ -98,7 +98,7 @@ def _provide(wish: Wish, earlier: Sequence[str] | None) -> dict[str, Activations
         parts = key_parts(config, wish.manifest, depth, wish.weights, precision)
         cuts[depth] = _Cut(depth, location_of(config.storage, parts), parts)
     standing = {depth: kept for depth, cut in cuts.items() if (kept := open_activations(cut.location, wish.manifest))}
-    costs: list[CutCost] = []
+    costs: list[SplitCost] = []
     names: Sequence[str] = [phase.name for phase in wish.phases]
     if earlier is not None and config.activations == "auto":  # a resumed run goes on as it began, bit for bit
         names = earlier
@@ -113,7 +113,7 @@ def _provide(wish: Wish, earlier: Sequence[str] | None) -> dict[str, Activations
     return {phase.name: found[phase.depth] for phase in chosen}
 
 
-def _choose(wish: Wish, costs: Sequence[CutCost], standing: Collection[int]) -> Sequence[str]:
+def _choose(wish: Wish, costs: Sequence[SplitCost], standing: Collection[int]) -> Sequence[str]:
     """Names of the phases that shall train on activations."""
     config = wish.config
     for phase in wish.phases:
@@ -128,7 +128,7 @@ def _choose(wish: Wish, costs: Sequence[CutCost], standing: Collection[int]) -> 
 
 
 def _ensure(
-    wish: Wish, cuts: Sequence[_Cut], standing: Mapping[int, Activations], costs: Sequence[CutCost], precision: str
+    wish: Wish, cuts: Sequence[_Cut], standing: Mapping[int, Activations], costs: Sequence[SplitCost], precision: str
 ) -> dict[int, Activations]:
     """The activations at some cuts, by depth: computed here, or waited for where another process computes them.
 
@@ -158,7 +158,7 @@ def _ensure(
     return whole
 
 
-def _compute(wish: Wish, leases: _Leases, costs: Sequence[CutCost], precision: str) -> dict[int, Activations]:
+def _compute(wish: Wish, leases: _Leases, costs: Sequence[SplitCost], precision: str) -> dict[int, Activations]:
     """Compute what is missing of the cuts whose leases are held, and write their indexes.
 
     Returns:

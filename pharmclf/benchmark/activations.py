@@ -17,7 +17,7 @@ from pharmclf.config import RunConfig, StoppingConfig
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.prepare import data_location
-from pharmclf.model.device import prepare_for
+from pharmclf.models.devices import configure_devices_for
 from pharmclf.training.launch import connect
 
 _BATCH = 16  # pictures of a timed pass through a prefix
@@ -41,7 +41,7 @@ def benchmark_activations(config: RunConfig, say: Say) -> dict[str, Any]:
     never_early = StoppingConfig(early_patience=0, plateau_patience=0)
     config = dataclasses.replace(config, workers="0", stopping=never_early, checkpoint_every_s=0.0)
     with native_chatter_muted():
-        prepare_for(config)
+        configure_devices_for(config)
     connect(allow_open=config.allow_open_cluster)
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
@@ -104,13 +104,13 @@ def _cuts(config: RunConfig, say: Say) -> list[dict[str, Any]]:
     import keras
     import tensorflow as tf
 
-    from pharmclf.model.backbones import build_backbone
-    from pharmclf.model.cut import cut_tensors
+    from pharmclf.models.backbone_split import split_tensors
+    from pharmclf.models.backbones import build_backbone
 
     backbone = build_backbone(config.backbone, config.image_size, "none")
     side = config.image_size
     images = tf.constant(np.random.default_rng(0).integers(0, 256, (_BATCH, side, side, 3)), tf.float32)
-    forwards = [_prefix(keras.Model(backbone.input, tensor), images) for tensor in cut_tensors(backbone)[:-1]]
+    forwards = [_prefix(keras.Model(backbone.input, tensor), images) for tensor in split_tensors(backbone)[:-1]]
     outputs = [_forward(forward, images).astype(config.activations_dtype) for forward in forwards]
     # round by round, for the cuts are compared: what else the machine does must not fall on one of them alone
     rounds = [[_ms(_forward, forward, images) for forward in forwards] for _ in range(_ROUNDS)]

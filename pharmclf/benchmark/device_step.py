@@ -17,7 +17,7 @@ from pharmclf.benchmark.energy import measured_energy
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError, format_error
 from pharmclf.core.stderr_filter import native_chatter_muted
-from pharmclf.model.device import gpu_capability, peak_memory_bytes, prepare_device, reset_peak_memory
+from pharmclf.models.devices import configure_devices, gpu_compute_capability, peak_memory_bytes, reset_peak_memory
 from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
 from pharmclf.training.phases import Phase
 
@@ -50,8 +50,8 @@ def measure_steps(
     with native_chatter_muted():
         import tensorflow as tf
 
-        prepare_device(deterministic=config.deterministic, gpus=gpu is not None)
-        capability = gpu_capability()
+        configure_devices(deterministic=config.deterministic, gpus=gpu is not None)
+        capability = gpu_compute_capability()
         if gpu is not None and capability is None:
             return skipped(phases, "TensorFlow does not see it")
         if capability is not None and capability < _CAPABILITIES[precision]:

@@ -17,7 +17,7 @@ from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.prepare import data_location
 from pharmclf.evaluation.predict import BATCH, Prediction, Predictor, predicted_blocks
-from pharmclf.model.device import device_name
+from pharmclf.models.devices import device_name
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.prediction.answers import Answers
 from pharmclf.prediction.images import list_images
@@ -69,13 +69,13 @@ def benchmark_inference(config: RunConfig, say: Say) -> dict[str, Any]:
 
 def _saved_model(config: RunConfig, folder: str) -> str:
     with native_chatter_muted():
-        from pharmclf.model.backbones import build_backbone
-        from pharmclf.model.head import build_head, whole_model
+        from pharmclf.models.backbones import build_backbone
+        from pharmclf.models.head import build_head, build_inference_model
 
         backbone = build_backbone(config.backbone, config.image_size, "none")
         head = build_head(config.head, backbone.output.shape[-1], _NUM_CLASSES, config.seed)
         location = storage.join(folder, "model.keras")
-        whole_model(backbone, head).save(location)
+        build_inference_model(backbone, head).save(location)
     return location
 
 

@@ -12,7 +12,7 @@ from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import native_chatter_muted
-from pharmclf.model.device import prepare_for
+from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import HardwareMonitor
 from pharmclf.monitoring.sampler import NodeSampler
 from pharmclf.training.launch import connect
@@ -61,7 +61,7 @@ def measure_monitor(config: RunConfig, every_s: float, seconds: float) -> dict[s
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         reading_s, writing_s = _processor_s(folder, seconds)
         with native_chatter_muted():
-            prepare_for(config)
+            configure_devices_for(config)
             from pharmclf.benchmark.noise import NoiseStep
 
             step = NoiseStep.of(config, phases_of(config)[0], "float32")

@@ -16,10 +16,10 @@ import numpy as np
 import tensorflow as tf
 
 from pharmclf.config import AugmentConfig, RunConfig
-from pharmclf.model.backbones import build_backbone
-from pharmclf.model.cut import cut_backbone
-from pharmclf.model.device import gpu_capability, precision_for
-from pharmclf.model.head import build_head, whole_model
+from pharmclf.models.backbone_split import split_backbone
+from pharmclf.models.backbones import build_backbone
+from pharmclf.models.devices import gpu_compute_capability, resolve_precision
+from pharmclf.models.head import build_head, build_inference_model
 from pharmclf.training.phases import Phase, phases_of
 
 _TUNED = tf.data.AUTOTUNE
@@ -38,7 +38,7 @@ class PlainModel(keras.Model):
 
     def unfreeze(self, depth: int) -> None:
         """Let the upper blocks of the backbone be trained along with the head; 0: the head alone."""
-        suffix = cut_backbone(self.backbone, depth).suffix
+        suffix = split_backbone(self.backbone, depth).suffix
         upper = {layer.name for layer in suffix.layers} if suffix else set()
         self.backbone.trainable = True
         for layer in self.backbone.layers:
@@ -104,7 +104,7 @@ def datasets(config: RunConfig, folder: Path, *, cached: bool) -> dict[str, tf.d
 
 def build_plain(config: RunConfig, num_classes: int) -> PlainModel:
     """The model of a run, its weights the same as there."""
-    keras.config.set_dtype_policy(precision_for(config.precision, gpu_capability()))
+    keras.config.set_dtype_policy(resolve_precision(config.precision, gpu_compute_capability()))
     keras.utils.set_random_seed(config.seed)
     backbone = build_backbone(config.backbone, config.image_size, config.weights)
     return PlainModel(backbone, build_head(config.head, backbone.output.shape[-1], num_classes, config.seed))
@@ -194,4 +194,4 @@ def predict_plain(model: PlainModel, data: dict[str, tf.data.Dataset], folder: P
 
 def save_plain(model: PlainModel, location: Path) -> None:
     """Write the trained model, as a run does."""
-    whole_model(model.backbone, model.head).save(location)
+    build_inference_model(model.backbone, model.head).save(location)

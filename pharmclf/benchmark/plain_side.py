@@ -12,7 +12,7 @@ import numpy as np
 from pharmclf.benchmark.timing import Parts, pace
 from pharmclf.config import RunConfig
 from pharmclf.core.stderr_filter import native_chatter_muted
-from pharmclf.model.device import prepare_device
+from pharmclf.models.devices import configure_devices
 
 
 def plain_side(
@@ -37,7 +37,7 @@ def plain_side(
     with native_chatter_muted():
         from pharmclf.benchmark import plain_keras
 
-        prepare_device(deterministic=False, gpus=config.accelerator != "cpu")
+        configure_devices(deterministic=False, gpus=config.accelerator != "cpu")
         parts.end("start")
         place = Path(folder)
         data = plain_keras.datasets(config, place, cached=cached)

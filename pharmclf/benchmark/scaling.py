@@ -33,7 +33,7 @@ from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_count
-from pharmclf.model.device import in_precision, prepare_for
+from pharmclf.models.devices import configure_devices_for, with_precision
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.report.scaling_plots import scaling_png
 from pharmclf.training.attempt import trainer_for
@@ -161,7 +161,7 @@ def _measure(job: TrainingJob, sizes: tuple[int, ...]) -> dict[str, Any]:
     world = min(2, int(gpus)) if gpus else 2
     each = divide_resources(world, world, total.get("CPU", 0.0), gpus)
     precision = precision_of(dataclasses.replace(job.config, workers=str(world)))  # one for all, as in a run
-    job = dataclasses.replace(job, config=in_precision(job.config, precision), stream_cpus=each.stream_cpus)
+    job = dataclasses.replace(job, config=with_precision(job.config, precision), stream_cpus=each.stream_cpus)
     own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")
     # over the network, where there is one
     trainer = trainer_for(_worker, {"job": job, "sizes": sizes}, Team(world, each), own, placement="SPREAD")
@@ -177,7 +177,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     beside = context.get_local_world_size()
     cores = _own_cores(context.get_local_rank(), beside)
-    prepare_for(job.config)
+    configure_devices_for(job.config)
     from pharmclf.benchmark import scaling_worker
     from pharmclf.training import distributed
 

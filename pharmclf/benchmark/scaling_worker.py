@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.doctor.all_reduce import bare_all_reduce
-from pharmclf.model.device import device_name, gpu_capability, precision_for
+from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
 from pharmclf.training import distributed, loop
 from pharmclf.training.batches import device_batches
 from pharmclf.training.distributed import Workers
@@ -57,7 +57,7 @@ def measure(plan: Plan, workers: Workers) -> dict[str, Any]:
         streamed: [{workers, step_s, wait_s}] with images from the stream, for one worker and for all.
         What takes more than one worker is empty, or 0, where there is one.
     """
-    job, precision = plan.job, precision_for(plan.job.config.precision, gpu_capability())
+    job, precision = plan.job, resolve_precision(plan.job.config.precision, gpu_compute_capability())
     alone = distributed.alone()
     own = loop.build_networks(job, alone, precision)
     shared = loop.build_networks(job, workers, precision) if workers.world > 1 else None

@@ -16,7 +16,7 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.ray_loader import load_batches, load_images
-from pharmclf.model.device import device_name, gpu_capability, precision_for, prepare_for
+from pharmclf.models.devices import configure_devices_for, device_name, gpu_compute_capability, resolve_precision
 from pharmclf.pipeline import training_job
 from pharmclf.training.job import TrainingJob
 from pharmclf.training.launch import connect, with_stream_cpus
@@ -90,7 +90,7 @@ def benchmark_job(config: RunConfig, folder: str) -> TrainingJob:
             "Give a smaller batch or more images"
         )
     with native_chatter_muted():
-        prepare_for(config)
+        configure_devices_for(config)
     return dataclasses.replace(job, train_rows=job.train_rows[:whole])
 
 
@@ -136,7 +136,7 @@ def _step_rate(job: TrainingJob, phase: Phase) -> float:
     from pharmclf.training.step import PhaseModel
 
     workers = distributed.alone()
-    precision = precision_for(job.config.precision, gpu_capability())
+    precision = resolve_precision(job.config.precision, gpu_compute_capability())
     networks = loop.build_networks(job, workers, precision)
     microbatch = job.microbatches.get(phase.name, 0)
     model = PhaseModel(job.config, workers, *networks, phase.unfreeze_blocks, precision, microbatch=microbatch)

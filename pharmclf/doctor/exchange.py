@@ -83,11 +83,11 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     import ray.train
 
     from pharmclf.core.stderr_filter import native_chatter_muted
-    from pharmclf.model.device import prepare_device
+    from pharmclf.models.devices import configure_devices
     from pharmclf.monitoring.cores import usable_cores
 
     with native_chatter_muted():
-        prepare_device(deterministic=False, gpus=settings["gpus"])
+        configure_devices(deterministic=False, gpus=settings["gpus"])
         from pharmclf.doctor import all_reduce
         from pharmclf.training import distributed
 

@@ -22,7 +22,7 @@ _MIB = 1 << 20
 _LEAST_BYTES = 2 << 30  # free, for a small network at a small batch
 _HELD_SHARE = 0.1  # of the memory; a desktop takes less
 _MIXED_CAPABILITY = {"mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}
-"""From which compute capability on a GPU has fast units for a precision (see `model.device`)."""
+"""From which compute capability on a GPU has fast units for a precision (see `models.devices`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

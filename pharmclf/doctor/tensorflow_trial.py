@@ -31,7 +31,7 @@ def trial(precision: str, xla: bool, gpus: bool) -> dict[str, Any]:
     """
     import tensorflow as tf
 
-    from pharmclf.model.device import gpu_capability, precision_for, prepare_device
+    from pharmclf.models.devices import configure_devices, gpu_compute_capability, resolve_precision
 
     build = tf.sysconfig.get_build_info()
     found: dict[str, Any] = {
@@ -41,8 +41,8 @@ def trial(precision: str, xla: bool, gpus: bool) -> dict[str, Any]:
         "capabilities_built": list(build.get("cuda_compute_capabilities", [])),
     }
     found["gpus"] = [_described(tf, gpu) for gpu in tf.config.list_physical_devices("GPU")]
-    prepare_device(deterministic=False, gpus=gpus)
-    found["precision"] = precision_for(precision, gpu_capability())
+    configure_devices(deterministic=False, gpus=gpus)
+    found["precision"] = resolve_precision(precision, gpu_compute_capability())
     found["step_error"] = _step(tf, found["precision"], xla, bool(found["gpus"]) and gpus)
     found["cudnn_loaded"] = _cudnn_loaded()
     return found

@@ -9,7 +9,7 @@ import ray
 
 from pharmclf import storage
 from pharmclf.core.stderr_filter import native_chatter_muted
-from pharmclf.model.device import prepare_device
+from pharmclf.models.devices import configure_devices
 
 _CPUS = 0.1  # it computes behind the predictions, for a second or two
 
@@ -21,7 +21,7 @@ class _Explaining:
         with native_chatter_muted():
             import keras
 
-            prepare_device(deterministic=False, gpus=False)  # a trained model's process keeps those that it has
+            configure_devices(deterministic=False, gpus=False)  # a trained model's process keeps those that it has
             with storage.local_file(location) as path:
                 self._model = keras.saving.load_model(path, compile=False, safe_mode=True)
 

@@ -24,7 +24,7 @@ def grad_cam(model: keras.Model, images: np.ndarray, class_numbers: np.ndarray) 
     The gradient is that of the class's logit: of its probability there is next to none left where the model is sure.
 
     Args:
-        model: a saved model, as `model.head.whole_model` makes it.
+        model: a saved model, as `models.head.build_inference_model` makes it.
         images: (n, S, S, 3) uint8, RGB.
         class_numbers: (n,) integers, the class that is asked of each image.
 

@@ -23,7 +23,7 @@ from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.ray_loader import configure_dataset, encode_error, load_block, raise_block_error
-from pharmclf.model.device import prepare_device
+from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring.cores import usable_cores
 
 BATCH = 64
@@ -71,7 +71,7 @@ class Predictor:
         with native_chatter_muted():
             import tensorflow  # noqa: F401 - it chatters when it is imported
 
-            prepare_device(deterministic=False, gpus=what.gpus)
+            configure_devices(deterministic=False, gpus=what.gpus)
         self._columns, self._refusal = what.columns, ""
         self._models: list[tuple[Any, Any]] = []
         try:

@@ -36,7 +36,7 @@ from pharmclf.export.formats import (
 from pharmclf.export.images import ValidationImages, sample_images, validation_images
 from pharmclf.export.portable import portable
 from pharmclf.export.target import whole_folder
-from pharmclf.model.device import prepare_device
+from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.report import snippet
 
@@ -140,7 +140,7 @@ def _load(found: SavedModel) -> keras.Model:
     with native_chatter_muted(), storage.local_file(found.location) as path:
         import keras
 
-        prepare_device(deterministic=False, gpus=False)
+        configure_devices(deterministic=False, gpus=False)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     if model.output_shape[-1] != len(found.labels):
         raise ConfigError(

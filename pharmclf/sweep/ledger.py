@@ -10,7 +10,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.core.hashing import fingerprint
-from pharmclf.model.device import in_precision
+from pharmclf.models.devices import with_precision
 from pharmclf.report.sweep import TrialFacts, TrialState
 from pharmclf.run_record import RUN_FILE, settings_of, versions
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
@@ -185,7 +185,7 @@ class Ledger:
 
     def _on_device(self, trial: Trial) -> RunConfig:
         """The configuration that a worker trains, in the precision that all trials have."""
-        return in_precision(trial.config, self.plan.precision)
+        return with_precision(trial.config, self.plan.precision)
 
     def is_head_alone(self, trial: Trial) -> bool:
         """Whether a trial trains the head alone, on kept activations."""

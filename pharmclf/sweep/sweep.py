@@ -24,7 +24,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.doctor.quick import quick_checks
-from pharmclf.model.device import in_precision
+from pharmclf.models.devices import with_precision
 from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.pipeline import describe_data
 from pharmclf.report import sweep_plots as plots
@@ -197,7 +197,7 @@ class _Sweep:
 
     def _run_trials(self, stop_requested: Callable[[], bool], tracker: SweepTracker, quarantine: Quarantine) -> int:
         began = time.monotonic()
-        base = in_precision(self.base, self.record["precision"])
+        base = with_precision(self.base, self.record["precision"])
         weights = self.record["fingerprints"]
         kept = keep_ahead(
             base, self.space, self.total, self.manifest, weights, self.say, stop_requested, quarantine.add

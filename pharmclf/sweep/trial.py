@@ -119,7 +119,7 @@ def _train_heads(
 ) -> list[dict[str, Any]]:
     """Train the heads of several trials as one program."""
     with native_chatter_muted():
-        from pharmclf.model.device import prepare_for
+        from pharmclf.models.devices import configure_devices_for
         from pharmclf.training import distributed
         from pharmclf.training.heads import Member, train_heads
 
@@ -127,7 +127,7 @@ def _train_heads(
     configs = [from_dict(member["config"]) for member in members]
     observer = _Observer(configs[0], None, used, shared.stop)
     try:
-        prepare_for(configs[0])
+        configure_devices_for(configs[0])
         job = _job(configs[0], members[0], shared)
         wish = wish_of(job, shared.manifest, 0, observer.say, observer.stop_requested, lost_to(observer))
         names = [phase.name for phase in phases_of(configs[0])]

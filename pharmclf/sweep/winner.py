@@ -16,7 +16,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.finish import finish
-from pharmclf.model.device import prepare_device
+from pharmclf.models.devices import configure_devices
 from pharmclf.run_record import RUN_FILE
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.sweep.ledger import Trial
@@ -88,6 +88,6 @@ def _save_models(
     with native_chatter_muted():
         from pharmclf.training.export import save_models
 
-        prepare_device(deterministic=False, gpus=False)  # they may be in use
+        configure_devices(deterministic=False, gpus=False)  # they may be in use
         checkpoints = storage.join(folder, "checkpoints")
         save_models(config, folder, class_names, checkpoints, state["best"], state["monitors"], white_level)

@@ -20,7 +20,7 @@ from pharmclf.core.background import run_in_thread
 from pharmclf.core.compat.ray import startup_timeout, worker_errors
 from pharmclf.core.errors import ConfigError, RunError, format_error
 from pharmclf.core.stderr_filter import native_chatter_muted
-from pharmclf.model.device import prepare_for
+from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import sampling
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.training.division import Team
@@ -234,7 +234,7 @@ def _worker(settings: dict[str, Any]) -> None:
     try:
         from pharmclf.training import distributed, loop
 
-        prepare_for(job.config)
+        configure_devices_for(job.config)
         threads = max(1, usable_cores() // world) if world > 1 else None
         workers = dataclasses.replace(distributed.join(threads), pulse=pulse)
         # one process of each node reads it; the driver reads its own

@@ -17,7 +17,7 @@ from pharmclf.data.augment import identity_transforms, projective_transforms
 from pharmclf.data.batch_sampler import PADDING, BatchPlan, BatchSlice, view_index
 from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.data.ray_loader import load_batches, prefetch
-from pharmclf.model.device import gpu_capability
+from pharmclf.models.devices import gpu_compute_capability
 from pharmclf.training.job import Listener, TrainingJob
 from pharmclf.training.phases import Phase
 from pharmclf.training.step import Batch
@@ -78,7 +78,7 @@ def _kept_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The kept activations of every step of a plan, in order; zeros and a reason where a row has none."""
     # a CPU's own float16 is slow in TensorFlow; to a GPU half as much is to be sent
-    widen = gpu_capability() is None
+    widen = gpu_compute_capability() is None
     for index in range(first, plan.num_steps):
         step = plan.step(index)
         section, view = "validation", 0

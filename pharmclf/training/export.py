@@ -14,9 +14,9 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.pixel_depth import MAX_VALUE
-from pharmclf.model.backbones import build_backbone
-from pharmclf.model.cut import cut_backbone
-from pharmclf.model.head import build_head, whole_model
+from pharmclf.models.backbone_split import split_backbone
+from pharmclf.models.backbones import build_backbone
+from pharmclf.models.head import build_head, build_inference_model
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE, phase_model_file
 from pharmclf.training.phases import Phase, phases_of
@@ -79,9 +79,9 @@ def _restored(
 ) -> keras.Model:
     """As `restore_model`, on a backbone that has its first weights below what the phase has trained."""
     head = build_head(config.head, backbone.output.shape[-1], num_classes, config.seed)
-    trained = [*cut_backbone(backbone, phase.unfreeze_blocks).trained, *head.trainable_variables]
+    trained = [*split_backbone(backbone, phase.unfreeze_blocks).trained, *head.trainable_variables]
     load_variables({variable.path: variable for variable in trained}, checkpoint.tensors("weights"))
-    return whole_model(backbone, head)
+    return build_inference_model(backbone, head)
 
 
 def _content(model: keras.Model) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pharmclf.config import BackboneName, RunConfig
 from pharmclf.core.errors import ConfigError
-from pharmclf.model.cut import check_depth
+from pharmclf.models.backbone_split import check_depth
 from pharmclf.training.phases import phases_of
 
 BLOCKS: dict[BackboneName, int] = {

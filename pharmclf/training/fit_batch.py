@@ -20,7 +20,7 @@ import psutil
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import StopRequested
-from pharmclf.model.device import memory_limit_mb
+from pharmclf.models.devices import memory_limit_mb
 from pharmclf.monitoring.cgroup import ControlGroup
 from pharmclf.training.fitting import (
     CPU_SHARE,

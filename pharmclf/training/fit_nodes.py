@@ -12,7 +12,7 @@ from pharmclf.config import RunConfig
 from pharmclf.core.compat.ray import free_resources_by_node
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import StopRequested
-from pharmclf.model.device import memory_limit_mb
+from pharmclf.models.devices import memory_limit_mb
 from pharmclf.training.division import Node, Team
 from pharmclf.training.fit_batch import find_rows
 from pharmclf.training.fitting import FittingFailed, fewest, fitting_line

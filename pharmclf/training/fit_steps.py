@@ -23,17 +23,17 @@ import tensorflow as tf
 
 from pharmclf.config import RunConfig, from_dict
 from pharmclf.core.errors import ConfigError, format_error
-from pharmclf.model.backbones import build_backbone
-from pharmclf.model.device import (
+from pharmclf.models.backbones import build_backbone
+from pharmclf.models.devices import (
+    configure_devices_for,
     device_name,
-    gpu_capability,
+    gpu_compute_capability,
     memory_limit_mb,
     peak_memory_bytes,
-    precision_for,
-    prepare_for,
     reset_peak_memory,
+    resolve_precision,
 )
-from pharmclf.model.head import build_head
+from pharmclf.models.head import build_head
 from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
 from pharmclf.monitoring.sampler import visible_gpu
 from pharmclf.training.distributed import alone
@@ -64,7 +64,7 @@ def main() -> None:
         try:
             if tries is None:
                 tries = _Tries(from_dict(asked["config"]), asked["classes"], asked["memory_bytes"])
-                gpu = gpu_capability() is not None
+                gpu = gpu_compute_capability() is not None
                 answer(device=device_name(), gpu=gpu, memory_bytes=_free_bytes() if gpu else 0)
             else:
                 answer(fits=True, taken_bytes=tries.take(asked["phase"], asked["rows"], asked["share"]))
@@ -83,15 +83,15 @@ class _Tries:
     """The networks of a run, without its weights, and steps with them."""
 
     def __init__(self, config: RunConfig, num_classes: int, memory_bytes: int) -> None:
-        prepare_for(config)
+        configure_devices_for(config)
         self._config = config
-        self._precision = precision_for(config.precision, gpu_capability())
+        self._precision = resolve_precision(config.precision, gpu_compute_capability())
         keras.config.set_dtype_policy(self._precision)
         backbone = build_backbone(config.backbone, config.image_size, "none")
         for variable in backbone.variables:  # random ones may overflow a float16, and such a step would be skipped
             variable.assign(tf.zeros(variable.shape, variable.dtype))
         self._networks = backbone, build_head(config.head, backbone.output.shape[-1], num_classes, config.seed)
-        self.bounded = memory_bytes > 0 and gpu_capability() is None
+        self.bounded = memory_bytes > 0 and gpu_compute_capability() is None
         """Whether the system refuses this process memory beyond a bound."""
         if self.bounded:
             _bound_memory(memory_bytes)

@@ -19,7 +19,7 @@ import tensorflow as tf
 from pharmclf import storage
 from pharmclf.activations.shards import ActivationsLost
 from pharmclf.data.batch_sampler import BatchPlan
-from pharmclf.model.device import device_name, gpu_capability, precision_for
+from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
 from pharmclf.training.batches import device_batches
 from pharmclf.training.distributed import Workers
 from pharmclf.training.grouping import group_key
@@ -86,7 +86,7 @@ def _checked(job: TrainingJob, members: Sequence[Member], workers: Workers) -> t
     Raises:
         ValueError: see `train_heads`.
     """
-    precision = precision_for(job.config.precision, gpu_capability())
+    precision = resolve_precision(job.config.precision, gpu_compute_capability())
     if workers.world != 1 or precision == "mixed_float16":
         raise ValueError(f"received {workers.world} workers and {precision}, expected one and no loss scale")
     keys = {group_key(member.config) for member in members} | {group_key(job.config)}

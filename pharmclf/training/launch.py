@@ -24,7 +24,7 @@ from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.image_decoding import MAX_PIXELS_VARIABLE
-from pharmclf.model.device import MEMORY_VARIABLE, prepare_for
+from pharmclf.models.devices import MEMORY_VARIABLE, configure_devices_for
 from pharmclf.monitoring import sampling
 from pharmclf.monitoring.cores import ray_cpus
 from pharmclf.training.access import refuse_open_cluster
@@ -169,7 +169,7 @@ def _train_here(job: TrainingJob, observer: Observer) -> dict[str, Any]:
     with native_chatter_muted():
         from pharmclf.training import distributed, loop
 
-        prepare_for(job.config)
+        configure_devices_for(job.config)
     workers = distributed.alone()
     with sampling(observer.event, node=node_address(), every_s=job.hardware_every_s, clock=workers.pulse):
         return loop.train(job, workers, observer) | {"workers": 0}

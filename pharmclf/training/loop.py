@@ -13,9 +13,9 @@ from pharmclf import storage
 from pharmclf.activations.shards import ActivationsLost
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.ray_loader import Prefetcher
-from pharmclf.model.backbones import build_backbone, kept_backbone
-from pharmclf.model.device import device_name, gpu_capability, precision_for
-from pharmclf.model.head import build_head
+from pharmclf.models.backbones import build_backbone, cached_backbone
+from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
+from pharmclf.models.head import build_head
 from pharmclf.training.batches import device_batches
 from pharmclf.training.distributed import Workers
 from pharmclf.training.export import save_models
@@ -96,7 +96,7 @@ def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, A
 def _train_phases(run: _Run) -> dict[str, Any]:
     """Resume, and train what is left of both phases -> the result of `train`. (all ranks)"""
     job, config, workers, progress = run.job, run.job.config, run.workers, run.progress
-    precision = precision_for(config.precision, gpu_capability())
+    precision = resolve_precision(config.precision, gpu_compute_capability())
     backbone, head = build_networks(job, workers, precision)
 
     found = take_up(job, workers, progress, run.say)
@@ -140,7 +140,7 @@ def build_networks(job: TrainingJob, workers: Workers, precision: str) -> tuple[
     with workers.strategy.scope():
         which = config.backbone, config.image_size, config.weights
         if workers.world == 1:
-            backbone = kept_backbone(*which, str(job.fingerprints.get("weights")))
+            backbone = cached_backbone(*which, str(job.fingerprints.get("weights")))
         else:  # its variables belong to the strategy
             backbone = build_backbone(*which)
         head = build_head(config.head, backbone.output.shape[-1], len(job.class_names), config.seed)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from pharmclf.config import RunConfig
-from pharmclf.model.device import device_name
+from pharmclf.models.devices import device_name
 from pharmclf.training.fitting import even_piece, tells_of_memory
 from pharmclf.training.job import OutOfMemory
 from pharmclf.training.phases import Phase

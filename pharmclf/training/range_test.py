@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from pharmclf.core.signals import StopRequested
 from pharmclf.data.batch_sampler import BatchPlan
-from pharmclf.model.device import gpu_capability, precision_for
+from pharmclf.models.devices import gpu_compute_capability, resolve_precision
 from pharmclf.training import distributed, loop
 from pharmclf.training.batches import device_batches
 from pharmclf.training.job import Listener, TrainingDiverged, TrainingJob
@@ -45,7 +45,7 @@ def range_test(
         StopRequested: a stop was requested.
     """
     workers = distributed.alone()
-    precision = precision_for(job.config.precision, gpu_capability())
+    precision = resolve_precision(job.config.precision, gpu_compute_capability())
     backbone, head = loop.build_networks(job, workers, precision)
     curves = []
     phases = phases_of(job.config)

@@ -15,7 +15,7 @@ from keras import layers
 
 from pharmclf.config import RunConfig
 from pharmclf.core.compat.keras import TensorRates
-from pharmclf.model.head import build_head
+from pharmclf.models.head import build_head
 from pharmclf.training.step import Batch, ReducedAdam, class_sums, dropout_draws, keep_mask, losses_and_hits
 
 

@@ -13,8 +13,8 @@ import tensorflow as tf
 from pharmclf.config import RunConfig
 from pharmclf.core.compat.keras import PreReducedGradients
 from pharmclf.data.augment import apply_transforms
-from pharmclf.model.cut import cut_backbone
-from pharmclf.model.head import apply_head, dropout_shapes
+from pharmclf.models.backbone_split import split_backbone
+from pharmclf.models.head import apply_head, dropout_shapes
 from pharmclf.training.distributed import Workers
 from pharmclf.training.fitting import even_piece
 from pharmclf.training.pieces import summed_over_pieces
@@ -88,7 +88,7 @@ class PhaseModel:
         """
         self.microbatch = microbatch
         self.config, self.workers, self.head = config, workers, head
-        cut = cut_backbone(backbone, depth)
+        cut = split_backbone(backbone, depth)
         self.cached = cached
         self.prefix, self.suffix = None if cached else cut.prefix, cut.suffix
         self.trained: list[keras.Variable] = [*cut.trained, *head.trainable_variables]

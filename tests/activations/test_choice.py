@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pharmclf.activations.choice import Choice, Machines, PhaseWork, bytes_of, choose
-from pharmclf.model.cut import CutCost
+from pharmclf.models.backbone_split import SplitCost
 
 # one forward pass over all images takes 12 s; 60 % of it lie before the cut of depth 1
-COSTS = (CutCost((10,), 100.0), CutCost((10, 10), 60.0), CutCost((100, 100, 3), 0.0))
+COSTS = (SplitCost((10,), 100.0), SplitCost((10, 10), 60.0), SplitCost((100, 100, 3), 0.0))
 ROWS = (100_000, 20_000)
 MACHINES = Machines(work_per_s=1e6, decoded_per_s=1e9, bytes_per_s=1e12, free_bytes=1e12)
 SMALL, LARGE = 2.4e6, 24e6  # bytes of the activations of all images at depth 0 and 1, in one view
@@ -61,7 +61,7 @@ def test_two_phases_of_one_epoch_share_a_pass_over_the_images():
 
 def test_a_frozen_part_that_costs_nothing_does_not_pay():
     """Where the part that is trained takes nearly all of the time."""
-    costs = (COSTS[0], CutCost((10, 10), 5.0), COSTS[2])
+    costs = (COSTS[0], SplitCost((10, 10), 5.0), COSTS[2])
     choice = choose([TOP], costs, ROWS, 1, "float16", MACHINES)
     assert choice.phases == ()
     assert "24.0 MB would not save time" in choice.reason
@@ -160,7 +160,7 @@ def _cases(draw: st.DrawFn) -> dict[str, Any]:
     phases = [PhaseWork(f"phase{n}", depth, draw(st.integers(1, 100))) for n, depth in enumerate(depths, 1)]
     return {
         "phases": phases,
-        "costs": [CutCost((size,), work) for size, work in zip(sizes, [*works, 0.0], strict=True)],
+        "costs": [SplitCost((size,), work) for size, work in zip(sizes, [*works, 0.0], strict=True)],
         "rows": (draw(st.integers(1, 10**6)), draw(st.integers(1, 10**6))),
         "views": draw(st.integers(1, 10)),
         "dtype": draw(st.sampled_from(["float16", "float32"])),
@@ -225,7 +225,7 @@ def test_float32_is_not_kept_where_float16_is_not(case: dict[str, Any], kept: se
 def test_a_choice_among_all_cuts_of_a_backbone_is_quick():
     """A sweep may ask for every cut: of so many the shallowest are kept that save time and fit."""
     blocks = 24
-    costs = tuple(CutCost((10 * (depth + 1),), 100.0 * (blocks - depth)) for depth in range(blocks + 1))
+    costs = tuple(SplitCost((10 * (depth + 1),), 100.0 * (blocks - depth)) for depth in range(blocks + 1))
     phases = [PhaseWork(f"{depth} blocks", depth, 10) for depth in range(blocks)]
     choice = choose(phases, costs, ROWS, 1, "float16", MACHINES)
     assert choice.phases

@@ -68,8 +68,8 @@ def test_kept_activations_are_what_the_prefix_gives(wish: Any, drawn_manifest: M
     from pharmclf.data.augment import apply_transforms, projective_transforms
     from pharmclf.data.image_set import ImageSet
     from pharmclf.data.ray_loader import load_images
-    from pharmclf.model.backbones import build_backbone
-    from pharmclf.model.cut import cut_tensors
+    from pharmclf.models.backbone_split import split_tensors
+    from pharmclf.models.backbones import build_backbone
 
     found = provide(wish)
     assert set(found) == {"phase1", "phase2"}
@@ -77,7 +77,7 @@ def test_kept_activations_are_what_the_prefix_gives(wish: Any, drawn_manifest: M
     assert len(passes) == 1
     config = wish.config
     backbone = build_backbone("efficientnet_lite0", 64, "imagenet")
-    tensors = cut_tensors(backbone)
+    tensors = split_tensors(backbone)
     both = keras.Model(backbone.input, [tensors[0], tensors[2]])
     for split, views in (("train", VIEWS), ("validation", 1)):
         rows = drawn_manifest.rows(split)
@@ -239,7 +239,7 @@ def test_a_value_beyond_float16_falls_back_to_streaming(
     """The number format that would hold it is named."""
     import keras
 
-    from pharmclf.model.backbones import build_backbone
+    from pharmclf.models.backbones import build_backbone
 
     backbone = build_backbone("efficientnet_lite0", 64, "none")
     for layer in backbone.layers:  # ReLU6 holds most outputs below 6, but not those of a block's projection

@@ -19,7 +19,7 @@ def coloured() -> Any:
     """A model of three classes: red somewhere, blue somewhere, and the absence of red."""
     import keras
 
-    from pharmclf.model.head import build_head, whole_model
+    from pharmclf.models.head import build_head, build_inference_model
 
     image = keras.Input((SIDE, SIDE, 3), name="image")
     seen = keras.layers.Conv2D(2, 4, 4, activation="relu", name="colours")(image)  # (8, 8, 2)
@@ -29,7 +29,7 @@ def coloured() -> Any:
     kernel[:, :, 0, 0] = kernel[:, :, 2, 1] = 1 / 16  # mean red, mean blue
     backbone.get_layer("colours").set_weights([kernel, np.zeros(2, np.float32)])
     head.get_layer("head_logits").set_weights([np.array([[1, 0, -1], [0, 1, 0]], np.float32), np.zeros(3, np.float32)])
-    return whole_model(backbone, head)
+    return build_inference_model(backbone, head)
 
 
 def corners() -> np.ndarray:
@@ -68,13 +68,13 @@ def test_under_a_linear_head_the_map_is_the_weighted_sum_of_the_channels():
     import tensorflow as tf
 
     from pharmclf.evaluation.gradcam import grad_cam
-    from pharmclf.model.head import build_head, whole_model
+    from pharmclf.models.head import build_head, build_inference_model
 
     image = keras.Input((SIDE, SIDE, 3), name="image")
     scaled = keras.layers.Rescaling(1 / 255)(image)
     seen = keras.layers.Conv2D(6, 5, 3, activation="relu", kernel_initializer=keras.initializers.HeNormal(1))(scaled)
     backbone = keras.Model(image, keras.layers.GlobalAveragePooling2D(name="pooled")(seen))
-    model = whole_model(backbone, build_head(HeadConfig(dense=()), 6, 4, 1))
+    model = build_inference_model(backbone, build_head(HeadConfig(dense=()), 6, 4, 1))
     images, classes = noise(40), np.random.default_rng(1).integers(0, 4, 40)
     kernel = model.get_layer("head").get_layer("head_logits").get_weights()[0]  # (6, 4)
     channels = keras.Model(image, seen)(images.astype(np.float32)).numpy()  # (40, 10, 10, 6)
@@ -92,14 +92,14 @@ def test_a_saved_model_is_explained_the_same_every_time(tmp_path: Path):
     import keras
 
     from pharmclf.evaluation.gradcam import grad_cam
-    from pharmclf.model.head import build_head, whole_model
+    from pharmclf.models.head import build_head, build_inference_model
 
     keras.utils.set_random_seed(0)
     image = keras.Input((SIDE, SIDE, 3), name="image")
     seen = keras.layers.Conv2D(16, 5, 3, name="conv")(keras.layers.Rescaling(1 / 255)(image))
     seen = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(seen))
     backbone = keras.Model(image, keras.layers.GlobalAveragePooling2D(name="pooled")(seen))
-    whole_model(backbone, build_head(HeadConfig(dense=(32, 16)), 16, 5, 0)).save(tmp_path / "model.keras")
+    build_inference_model(backbone, build_head(HeadConfig(dense=(32, 16)), 16, 5, 0)).save(tmp_path / "model.keras")
     model = keras.saving.load_model(tmp_path / "model.keras", compile=False)
     images, classes = noise(10), np.arange(10) % 5
     first, again = (grad_cam(model, images, classes) for _ in range(2))
@@ -115,11 +115,11 @@ def test_a_saved_model_is_explained_the_same_every_time(tmp_path: Path):
 def test_the_backbones_have_a_map_of_places(backbone: Any):
     """The last feature map of each is found: smaller than the image, with places even where Inception pads nothing."""
     from pharmclf.evaluation.gradcam import _split, grad_cam
-    from pharmclf.model.backbones import build_backbone
-    from pharmclf.model.head import build_head, whole_model
+    from pharmclf.models.backbones import build_backbone
+    from pharmclf.models.head import build_head, build_inference_model
 
     network = build_backbone(backbone, 128, "none")
-    model = whole_model(network, build_head(HeadConfig(dense=()), network.output.shape[-1], 3, 0))
+    model = build_inference_model(network, build_head(HeadConfig(dense=()), network.output.shape[-1], 3, 0))
     below, above = _split(model)
     _, height, width, channels = below.output.shape
     assert 1 < height == width <= 6

@@ -268,11 +268,11 @@ def test_what_a_converter_or_a_runtime_cannot_take_is_refused_by_name(exported: 
 def test_the_backbones_can_be_exported(backbone: Any, drawn_images: str, tmp_path: Path):
     """Each to all formats, with random weights at a small size."""
     from pharmclf.config import HeadConfig
-    from pharmclf.model.backbones import build_backbone
-    from pharmclf.model.head import build_head, whole_model
+    from pharmclf.models.backbones import build_backbone
+    from pharmclf.models.head import build_head, build_inference_model
 
     network = build_backbone(backbone, 64, "none")
-    model = whole_model(network, build_head(HeadConfig(dense=()), network.output.shape[-1], 10, 0))
+    model = build_inference_model(network, build_head(HeadConfig(dense=()), network.output.shape[-1], 10, 0))
     folder = save(model, tmp_path / "model", [str(number) for number in range(10)])
     said = export(folder, tmp_path / "out", "savedmodel", "onnx", "tflite", images=drawn_images)
     assert len(said) == 3

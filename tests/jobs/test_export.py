@@ -32,12 +32,14 @@ def run(drawn_images: str, drawn_manifest: Any, tmp_path_factory: pytest.TempPat
     Of the pictures the model answers one, and leaves the other to a human.
     """
     from pharmclf.config import HeadConfig
-    from pharmclf.model.backbones import build_backbone
-    from pharmclf.model.head import build_head, whole_model
+    from pharmclf.models.backbones import build_backbone
+    from pharmclf.models.head import build_head, build_inference_model
 
     folder = tmp_path_factory.mktemp("export") / "run"
     (folder / "model").mkdir(parents=True)
-    model = whole_model(build_backbone("efficientnet_lite0", 64, "imagenet"), build_head(HeadConfig(), 1280, 10, 0))
+    model = build_inference_model(
+        build_backbone("efficientnet_lite0", 64, "imagenet"), build_head(HeadConfig(), 1280, 10, 0)
+    )
     model.save(folder / "model" / "model.keras")
     (folder / "model" / "labels.json").write_text(json.dumps(drawn_manifest.class_names))
     drawn_manifest.write(str(folder / "manifest.parquet"))

@@ -172,7 +172,7 @@ def test_uris_with_credentials_are_refused(drawn_images: str):
 
 def test_weights_are_read_from_the_bucket(bucket: str, tmp_path: Path):
     """--weights s3://…: a backbone saved there is the one that is trained."""
-    from pharmclf.model.backbones import build_backbone
+    from pharmclf.models.backbones import build_backbone
 
     trained = build_backbone("efficientnet_lite0", 64, "imagenet")
     trained.save_weights(tmp_path / "lite0.weights.h5")

@@ -12,7 +12,7 @@ from recorder import Recorder
 
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, RunConfig, load_yaml
 from pharmclf.core.signals import StopRequested
-from pharmclf.model.device import MEMORY_VARIABLE
+from pharmclf.models.devices import MEMORY_VARIABLE
 from pharmclf.training.phases import phases_of
 
 pytestmark = pytest.mark.tf
@@ -36,8 +36,8 @@ def trained(
     """Sums of two steps and of a validation step, and the weights before and behind."""
     import tensorflow as tf
 
-    from pharmclf.model.backbones import build_backbone
-    from pharmclf.model.head import build_head
+    from pharmclf.models.backbones import build_backbone
+    from pharmclf.models.head import build_head
     from pharmclf.training.distributed import alone
     from pharmclf.training.noise import noise_batch
     from pharmclf.training.step import PhaseModel
@@ -157,7 +157,7 @@ def test_what_was_found_is_not_sought_again(make_job: Any, tmp_path: Path, monke
 
 
 def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch):
-    from pharmclf.model.device import memory_limit_mb
+    from pharmclf.models.devices import memory_limit_mb
 
     for text in ("0", "2 GB", "-1", "1.5"):
         monkeypatch.setenv(MEMORY_VARIABLE, text)

@@ -18,7 +18,7 @@ from pharmclf.activations.shards import Activations, Layout, write_shard
 from pharmclf.config import AugmentConfig, HeadConfig, OptimizerConfig, PhaseConfig
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.manifest import Manifest
-from pharmclf.model.device import least_capability, precision_for
+from pharmclf.models.devices import min_compute_capability, resolve_precision
 from pharmclf.pipeline import settled
 from pharmclf.training.checkpoint import list_checkpoints, read_checkpoint
 from pharmclf.training.job import TrainingJob
@@ -34,9 +34,9 @@ capabilities = st.tuples(st.integers(3, 12), st.integers(0, 9))
 def test_the_least_of_unlike_gpus_decides_for_all(found: list[tuple[int, int]]):
     """What is chosen is fast on each of them: no other GPU of the cluster would choose less."""
     order = ["float32", "mixed_float16", "mixed_bfloat16"]
-    chosen = precision_for("auto", least_capability(found))
-    assert order.index(chosen) == min(order.index(precision_for("auto", each)) for each in found)
-    assert least_capability([*found, None]) is None
+    chosen = resolve_precision("auto", min_compute_capability(found))
+    assert order.index(chosen) == min(order.index(resolve_precision("auto", each)) for each in found)
+    assert min_compute_capability([*found, None]) is None
 
 
 def activations(job: TrainingJob, manifest: Manifest, overflowing: int) -> Activations:

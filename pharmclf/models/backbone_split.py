@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import keras
 
 
-_MOVING = 30.0  # fits measured times of EfficientNet-Lite0 and ResNet50 prefixes on a CPU to some 20 %
+_READ_WRITE_COST = 30.0  # fits measured times of EfficientNet-Lite0 and ResNet50 prefixes on a CPU to some 20 %
 
 
 @dataclass(frozen=True)
-class Node:
+class GraphNode:
     """One tensor of a graph, in an order in which it can be computed."""
 
     inputs: tuple[int, ...]
@@ -38,7 +38,7 @@ class Node:
     """Multiply-adds per image that its layer costs."""
 
 
-def block_ends(nodes: Sequence[Node]) -> list[int]:
+def block_ends(nodes: Sequence[GraphNode]) -> list[int]:
     """Places of the nodes after which a block ends, in order; the last node is always the last of them.
 
     Pure: it knows nothing of Keras.
@@ -58,9 +58,9 @@ def block_ends(nodes: Sequence[Node]) -> list[int]:
         for source in node.inputs:
             consumers.setdefault(source, []).append(place)
     # a cut never parts a layer from the normalisation or activation that follows it
-    free = [p for p in alone if p > 0 and not _goes_on(nodes, consumers.get(p, []))]
+    free = [p for p in alone if p > 0 and not _has_consumers(nodes, consumers.get(p, []))]
 
-    closing = _closing(nodes)
+    closing = _is_block_output(nodes)
     # the output is pooled: it counts as the smallest, so that ends are the same at every image size
     sizes = [node.size for node in nodes[:-1]] + [0]
     ends = []
@@ -73,12 +73,12 @@ def block_ends(nodes: Sequence[Node]) -> list[int]:
     return ends if ends and ends[-1] == len(nodes) - 1 else [*ends, len(nodes) - 1]
 
 
-def _goes_on(nodes: Sequence[Node], consumers: list[int]) -> bool:
+def _has_consumers(nodes: Sequence[GraphNode], consumers: list[int]) -> bool:
     """Whether all that is made of a tensor is its own normalisation, activation or pooling."""
     return len(consumers) == 1 and nodes[consumers[0]].follows
 
 
-def _closing(nodes: Sequence[Node]) -> list[bool]:
+def _is_block_output(nodes: Sequence[GraphNode]) -> list[bool]:
     """Whether a node closes a block by itself, or follows such a one through normalisation and activation alone."""
     closing: list[bool] = []
     for node in nodes:
@@ -86,7 +86,7 @@ def _closing(nodes: Sequence[Node]) -> list[bool]:
     return closing
 
 
-def _graph(model: keras.Model) -> tuple[list[Node], list[keras.KerasTensor]]:
+def _graph(model: keras.Model) -> tuple[list[GraphNode], list[keras.KerasTensor]]:
     """The tensors of a functional model of one input and one output, in the order of computation."""
     from keras import layers  # here, so that `block_ends` is known without TensorFlow
 
@@ -96,7 +96,7 @@ def _graph(model: keras.Model) -> tuple[list[Node], list[keras.KerasTensor]]:
         layers.Normalization, layers.Rescaling, layers.Activation, layers.ReLU, layers.Dropout, layers.ZeroPadding2D,
     )  # fmt: skip
     places: dict[int, int] = {}
-    nodes: list[Node] = []
+    nodes: list[GraphNode] = []
     tensors: list[keras.KerasTensor] = []
     pending = [(model.output, False)]
     while pending:
@@ -117,13 +117,13 @@ def _graph(model: keras.Model) -> tuple[list[Node], list[keras.KerasTensor]]:
         positions = size // (tensor.shape[-1] or 1)
         kernels = [weight for weight in getattr(operation, "weights", ()) if len(weight.shape) > 1]
         macs = positions * sum(math.prod(kernel.shape) for kernel in kernels)
-        nodes.append(Node(inputs, size, merges or isinstance(operation, poolings), follows, macs))
+        nodes.append(GraphNode(inputs, size, merges or isinstance(operation, poolings), follows, macs))
         tensors.append(tensor)
     return nodes, tensors
 
 
 @dataclass(frozen=True)
-class Cut:
+class BackboneSplit:
     """A backbone in two parts."""
 
     depth: int
@@ -140,34 +140,34 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class CutCost:
+class SplitCost:
     """What it takes to compute the tensor at a cut, and to keep it."""
 
     shape: tuple[int, ...]
     """Of the tensor for one image."""
     work: float
-    """Of the prefix for one image: multiply-adds, and for each element made along the way as much as `_MOVING` of them,
-    since layers that work element by element wait for memory."""
+    """Of the prefix for one image: multiply-adds, and for each element made along the way as much as
+    `_READ_WRITE_COST` of them, since layers that work element by element wait for memory."""
 
 
-def cut_costs(model: keras.Model) -> list[CutCost]:
+def split_costs(model: keras.Model) -> list[SplitCost]:
     """The cost of every cut of a backbone: entry d is the cut of unfreeze depth d, entry 0 the whole backbone."""
     nodes, tensors = _graph(model)
     work, total = {}, 0.0
     for node, tensor in zip(nodes, tensors, strict=True):
-        total += (node.macs + _MOVING * node.size) if node.inputs else 0.0
+        total += (node.macs + _READ_WRITE_COST * node.size) if node.inputs else 0.0
         work[id(tensor)] = total
-    return [CutCost(tuple(tensor.shape[1:]), work[id(tensor)]) for tensor in cut_tensors(model)]
+    return [SplitCost(tuple(tensor.shape[1:]), work[id(tensor)]) for tensor in split_tensors(model)]
 
 
-def cut_tensors(model: keras.Model) -> list[keras.KerasTensor]:
+def split_tensors(model: keras.Model) -> list[keras.KerasTensor]:
     """The tensors at which the backbone can be cut: entry d is the cut of unfreeze depth d."""
     nodes, tensors = _graph(model)
     ends = block_ends(nodes)[:-1]
     return [tensors[-1], *(tensors[place] for place in reversed(ends)), tensors[0]]
 
 
-def cut_backbone(model: keras.Model, depth: int) -> Cut:
+def split_backbone(model: keras.Model, depth: int) -> BackboneSplit:
     """Cut a backbone `depth` blocks below its top.
 
     Raises:
@@ -175,11 +175,11 @@ def cut_backbone(model: keras.Model, depth: int) -> Cut:
     """
     import keras
 
-    tensors = cut_tensors(model)
+    tensors = split_tensors(model)
     check_depth(model.name, len(tensors) - 1, depth)
     prefix = None if depth == len(tensors) - 1 else keras.Model(model.input, tensors[depth], name="prefix")
     suffix = None if depth == 0 else keras.Model(tensors[depth], model.output, name="suffix")
-    return Cut(depth, prefix, suffix)
+    return BackboneSplit(depth, prefix, suffix)
 
 
 def check_depth(name: str, blocks: int, depth: int) -> None:

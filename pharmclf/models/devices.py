@@ -21,10 +21,10 @@ MEMORY_VARIABLE = "PHARMCLF_DEVICE_MEMORY_MB"
 _BFLOAT16_CAPABILITY = (8, 0)
 _FLOAT16_CAPABILITY = (7, 0)
 
-_prepared = False  # whether this process is
+_configured = False  # whether this process is
 
 
-def precision_for(requested: str, capability: tuple[int, int] | None) -> str:
+def resolve_precision(requested: str, capability: tuple[int, int] | None) -> str:
     """The precision a run uses; pure.
 
     Args:
@@ -40,18 +40,18 @@ def precision_for(requested: str, capability: tuple[int, int] | None) -> str:
     return "mixed_float16" if capability >= _FLOAT16_CAPABILITY else "float32"
 
 
-def least_capability(capabilities: Sequence[tuple[int, int] | None]) -> tuple[int, int] | None:
+def min_compute_capability(capabilities: Sequence[tuple[int, int] | None]) -> tuple[int, int] | None:
     """Of several GPUs; None where there is none, or one of them tells nothing. Pure."""
     told = [capability for capability in capabilities if capability is not None]
     return min(told) if told and len(told) == len(capabilities) else None
 
 
-def in_precision(config: RunConfig, precision: str) -> RunConfig:
+def with_precision(config: RunConfig, precision: str) -> RunConfig:
     """A configuration with its precision decided."""
     return dataclasses.replace(config, precision=precision)  # type: ignore[arg-type]
 
 
-def gpu_capability() -> tuple[int, int] | None:
+def gpu_compute_capability() -> tuple[int, int] | None:
     """Compute capability of the first GPU that this process sees, None where there is none."""
     import tensorflow as tf
 
@@ -62,7 +62,7 @@ def gpu_capability() -> tuple[int, int] | None:
     return (int(capability[0]), int(capability[1])) if capability else (0, 0)
 
 
-def driver_capability() -> tuple[int, int] | None:
+def driver_compute_capability() -> tuple[int, int] | None:
     """Of the least of this node's GPUs, in the moment that NVIDIA's own tool takes.
 
     TensorFlow is asked for the first where that is missing.
@@ -72,7 +72,7 @@ def driver_capability() -> tuple[int, int] | None:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()
         return min((int(major), int(minor)) for major, minor in (line.split(".") for line in lines))
     except (OSError, subprocess.SubprocessError, ValueError):
-        return gpu_capability()
+        return gpu_compute_capability()
 
 
 def memory_limit_mb() -> int:
@@ -87,12 +87,12 @@ def memory_limit_mb() -> int:
     return int(text or 0)
 
 
-def prepare_for(config: RunConfig) -> None:
-    """As `prepare_device`, for what a run computes in this process. (all ranks)"""
-    prepare_device(deterministic=config.deterministic, gpus=config.accelerator != "cpu")
+def configure_devices_for(config: RunConfig) -> None:
+    """As `configure_devices`, for what a run computes in this process. (all ranks)"""
+    configure_devices(deterministic=config.deterministic, gpus=config.accelerator != "cpu")
 
 
-def prepare_device(*, deterministic: bool, gpus: bool = True) -> None:
+def configure_devices(*, deterministic: bool, gpus: bool = True) -> None:
     """Let GPU memory grow, or take the part that is allowed; choose deterministic kernels and Keras's own settings.
 
     (all ranks)
@@ -108,18 +108,18 @@ def prepare_device(*, deterministic: bool, gpus: bool = True) -> None:
         RuntimeError: TensorFlow has begun to compute, and nobody had asked.
         ConfigError: Keras runs on another backend in this process.
     """
-    global _prepared
+    global _configured
     import tensorflow as tf
 
-    if not _prepared:
+    if not _configured:
         # one processor is what there is; TensorFlow refuses late settings, with GPUs and, for this one, without
         for processor in tf.config.list_physical_devices("CPU"):
             tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()])
-        _prepare_gpus(gpus)
+        _configure_gpus(gpus)
         if (cores := usable_cores()) < schedulable_cores():  # which is all that TensorFlow knows of
             tf.config.threading.set_intra_op_parallelism_threads(cores)
             tf.config.threading.set_inter_op_parallelism_threads(cores)
-        _prepared = True
+        _configured = True
     reset_keras_settings()
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -145,7 +145,7 @@ def reset_keras_settings() -> None:
     keras.config.set_max_steps_per_epoch(None)
 
 
-def _prepare_gpus(allowed: bool) -> None:
+def _configure_gpus(allowed: bool) -> None:
     import tensorflow as tf
 
     if not allowed:

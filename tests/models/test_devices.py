@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-BEGIN = "import tensorflow as tf; from pharmclf.model.device import prepare_device; "
+BEGIN = "import tensorflow as tf; from pharmclf.models.devices import configure_devices; "
 COMPUTE = "tf.zeros(1).numpy(); "
 PREPARE = "prepare_device(deterministic=False, gpus=%s); "
 

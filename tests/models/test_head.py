@@ -20,7 +20,7 @@ FEATURES = np.random.default_rng(0).normal(size=(6, 12)).astype(np.float32)
 @pytest.fixture(scope="module")
 def heads() -> Any:
     """The module, imported with TensorFlow."""
-    from pharmclf.model import head
+    from pharmclf.models import head
 
     return head
 
@@ -89,7 +89,7 @@ def test_the_saved_model_loads_without_this_package(heads: Any, tmp_path: Path, 
     """Raw 0..255 images in, the same probabilities out, summing to 1; the file names nothing but Keras's own."""
     import keras
 
-    from pharmclf.model import backbones
+    from pharmclf.models import backbones
 
     if preprocessing == "lite0":
         backbone = backbones.build_backbone("efficientnet_lite0", 32, "imagenet")
@@ -98,7 +98,7 @@ def test_the_saved_model_loads_without_this_package(heads: Any, tmp_path: Path, 
         small = keras.layers.Conv2D(8, 5, 4)(backbones._preprocess(image, preprocessing))
         backbone = keras.Model(image, keras.layers.GlobalAveragePooling2D(name="pooled")(small))
     head = heads.build_head(HEADS[0], backbone.output.shape[-1], 4, 0)
-    model = heads.whole_model(backbone, head)
+    model = heads.build_inference_model(backbone, head)
     path = tmp_path / "model.keras"
     model.save(path)
     images = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype(np.float32)

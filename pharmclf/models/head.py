@@ -60,7 +60,7 @@ def apply_head(head: keras.Model, features: Any, keep: list[Any]) -> Any:
     return x
 
 
-def whole_model(backbone: keras.Model, head: keras.Model) -> keras.Model:
+def build_inference_model(backbone: keras.Model, head: keras.Model) -> keras.Model:
     """The model that is saved: (batch, S, S, 3) raw 0..255 RGB -> (batch, classes) float32 probabilities.
 
     It is made of Keras's own layers only, so that it loads without this package.

@@ -21,9 +21,9 @@ REFERENCE = Path(__file__).parents[2].parent / "shared" / "data" / "lite0-refere
 @pytest.fixture(scope="module")
 def lite() -> Any:
     """The module, imported with TensorFlow."""
-    from pharmclf.model import lite
+    from pharmclf.models import efficientnet_lite
 
-    return lite
+    return efficientnet_lite
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_features_are_those_of_the_pytorch_model(features: np.ndarray, reference
 
 def test_logits_are_those_of_the_pytorch_model(lite: Any, features: np.ndarray, reference: dict[str, np.ndarray]):
     """With the checkpoint's classifier no logit differs by more than 0.01, and the classes are the same."""
-    kernel, bias = lite.lite0_classifier(lite.read_torch_legacy(lite.packaged_lite0_path()))
+    kernel, bias = lite.build_lite0_imagenet_classifier(lite.read_torch_legacy(lite.packaged_lite0_path()))
     logits = features @ kernel + bias
     assert np.abs(logits - reference["logits"]).max() <= 1e-2
     np.testing.assert_array_equal(logits.argmax(axis=1), reference["logits"].argmax(axis=1))
@@ -70,7 +70,7 @@ def test_logits_are_those_of_the_pytorch_model(lite: Any, features: np.ndarray, 
 
 def test_the_network_has_4652008_parameters(lite: Any, network: Any):
     """As published, with the classifier of 1000 classes."""
-    kernel, bias = lite.lite0_classifier(lite.read_torch_legacy(lite.packaged_lite0_path()))
+    kernel, bias = lite.build_lite0_imagenet_classifier(lite.read_torch_legacy(lite.packaged_lite0_path()))
     assert (kernel.shape, bias.shape) == ((1280, 1000), (1000,))
     assert sum(_size(weight) for weight in network.trainable_weights) + kernel.size + bias.size == 4_652_008
 

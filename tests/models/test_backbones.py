@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pharmclf.config import BackboneName, ConfigError
-from pharmclf.model.cut import cut_tensors
+from pharmclf.models.backbone_split import split_tensors
 from pharmclf.training.feasible import BLOCKS, LEAST_SIDES
 
 pytestmark = pytest.mark.tf
@@ -28,7 +28,7 @@ MODULES = {  # module of keras.applications that holds the preprocess_input of a
 @pytest.fixture(scope="module")
 def backbones() -> Any:
     """The module, imported with TensorFlow."""
-    from pharmclf.model import backbones
+    from pharmclf.models import backbones
 
     return backbones
 
@@ -99,7 +99,7 @@ def test_the_blocks_that_are_known_ahead_are_those_of_the_network(backbones: Any
 def _assert_blocks(name: str, model: Any) -> None:
     """One network has up to two more at odd sizes of its maps, such as 74 pixels."""
     spare = 2 if name == "efficientnet_v2_b0" else 0
-    assert len(cut_tensors(model)) - 1 == BLOCKS[name] - spare
+    assert len(split_tensors(model)) - 1 == BLOCKS[name] - spare
 
 
 def test_an_image_becomes_one_row_of_features(mobilenet: Any):
@@ -118,13 +118,13 @@ def test_random_weights_are_the_same_at_every_build(backbones: Any, name: str):
 
 def test_a_kept_backbone_is_built_once_and_begins_anew(backbones: Any):
     """The second run of a process gets the same model with its first weights; other weights are built."""
-    first = backbones.kept_backbone("mobilenet_v2", 64, "none", "")
+    first = backbones.cached_backbone("mobilenet_v2", 64, "none", "")
     before = [variable.numpy() for variable in first.variables]
     first.trainable_variables[0].assign(first.trainable_variables[0] * 0 + 7)
-    again = backbones.kept_backbone("mobilenet_v2", 64, "none", "")
+    again = backbones.cached_backbone("mobilenet_v2", 64, "none", "")
     assert again is first
     assert all(np.array_equal(v.numpy(), value) for v, value in zip(again.variables, before, strict=True))
-    assert backbones.kept_backbone("mobilenet_v2", 64, "none", "another file") is not first
+    assert backbones.cached_backbone("mobilenet_v2", 64, "none", "another file") is not first
 
 
 @pytest.mark.parametrize("file", ["saved.weights.h5", "saved.keras"])
@@ -138,10 +138,10 @@ def test_saved_weights_come_back(backbones: Any, mobilenet: Any, tmp_path: Path,
 def test_a_saved_classifier_gives_its_backbone(backbones: Any, mobilenet: Any, tmp_path: Path):
     """The model that a run of ours saved starts another, at another image size: its classifier is left out."""
     from pharmclf.config import HeadConfig
-    from pharmclf.model.head import build_head, whole_model
+    from pharmclf.models.head import build_head, build_inference_model
 
     path = tmp_path / "model.keras"
-    whole_model(mobilenet, build_head(HeadConfig(dense=(4,)), 1280, 3, 0)).save(path)
+    build_inference_model(mobilenet, build_head(HeadConfig(dense=(4,)), 1280, 3, 0)).save(path)
     _assert_same(backbones.build_backbone("mobilenet_v2", 2 * SIDE, str(path)), mobilenet)
 
 

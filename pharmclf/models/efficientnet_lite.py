@@ -115,7 +115,7 @@ def load_lite0_imagenet(model: keras.Model, path: Path | None = None) -> None:
             layer.set_weights(_keras_weights(layer, tensors))
 
 
-def lite0_classifier(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def build_lite0_imagenet_classifier(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The checkpoint's ImageNet classifier: kernel (1280, 1000) and bias (1000,)."""
     return tensors["_fc.weight"].T, tensors["_fc.bias"]
 
@@ -136,7 +136,7 @@ def _keras_weights(layer: keras.layers.Layer, tensors: dict[str, np.ndarray]) ->
     return [np.transpose(kernel, axes)]
 
 
-class _Storage:
+class _TorchStorage:
     """Stands for torch.FloatStorage and its kin: the type of the numbers in a raw block of the file."""
 
     def __init__(self, dtype: str) -> None:
@@ -150,8 +150,8 @@ class _TensorUnpickler(pickle.Unpickler):
         known = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: arguments[:4],
-            ("torch", "FloatStorage"): _Storage("<f4"),
-            ("torch", "LongStorage"): _Storage("<i8"),
+            ("torch", "FloatStorage"): _TorchStorage("<f4"),
+            ("torch", "LongStorage"): _TorchStorage("<i8"),
         }
         if (module, name) not in known:
             raise ValueError(f"the weights file asks for {module}.{name}; only tensors are read from it")

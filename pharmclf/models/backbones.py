@@ -15,9 +15,9 @@ from pharmclf import storage
 from pharmclf.config import BackboneName
 from pharmclf.core.compat.keras import flatten_layers, fresh_layer_names
 from pharmclf.core.errors import ConfigError, first_line
-from pharmclf.model.lite import efficientnet_lite0, load_lite0_imagenet
+from pharmclf.models.efficientnet_lite import efficientnet_lite0, load_lite0_imagenet
 
-_kept: dict[str, Any] = {}  # what `kept_backbone` gives again
+_cache: dict[str, Any] = {}  # what `cached_backbone` gives again
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Backbone:
 
 
 BACKBONES: dict[BackboneName, Backbone | None] = {
-    "efficientnet_lite0": None,  # ours, see lite.py
+    "efficientnet_lite0": None,  # ours, see efficientnet_lite.py
     "resnet50": Backbone("ResNet50", "caffe"),
     "resnet101": Backbone("ResNet101", "caffe"),
     "resnet50v2": Backbone("ResNet50V2", "tf"),
@@ -64,8 +64,8 @@ def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.M
     """
     spec = BACKBONES[name]
     try:
-        with _as_in_a_fresh_process():
-            features = efficientnet_lite0(image_size) if spec is None else _application(spec, image_size, weights)
+        with _reset_names_and_rng():
+            features = efficientnet_lite0(image_size) if spec is None else _build_application(spec, image_size, weights)
     except ConfigError:
         raise
     except ValueError as error:  # keras.applications: an image size below the least it can take
@@ -81,7 +81,7 @@ def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.M
     return keras.Model(features.inputs[0], pooled, name=name)  # keras.applications has a list of one input
 
 
-def kept_backbone(name: BackboneName, image_size: int, weights: str, sha256: str) -> keras.Model:
+def cached_backbone(name: BackboneName, image_size: int, weights: str, sha256: str) -> keras.Model:
     """As `build_backbone`, built once in a process that trains one run after another; its weights are the first ones.
 
     The run before must have ended: both are given the same model.
@@ -90,18 +90,18 @@ def kept_backbone(name: BackboneName, image_size: int, weights: str, sha256: str
         sha256: of the file of weights, which may be another by now; any text where there is none.
     """
     key = (name, image_size, weights, sha256, keras.config.dtype_policy().name)
-    if _kept.get("key") != key:
-        _kept.clear()  # one at a time: a large backbone takes a good part of a small GPU
+    if _cache.get("key") != key:
+        _cache.clear()  # one at a time: a large backbone takes a good part of a small GPU
         model = build_backbone(name, image_size, weights)
-        _kept.update(key=key, model=model, weights=[variable.numpy() for variable in model.variables])
+        _cache.update(key=key, model=model, weights=[variable.numpy() for variable in model.variables])
     else:
-        for variable, value in zip(_kept["model"].variables, _kept["weights"], strict=True):
+        for variable, value in zip(_cache["model"].variables, _cache["weights"], strict=True):
             variable.assign(value)
-    return _kept["model"]
+    return _cache["model"]
 
 
 @contextlib.contextmanager
-def _as_in_a_fresh_process() -> Iterator[None]:
+def _reset_names_and_rng() -> Iterator[None]:
     """Name unnamed layers, and draw random weights, whatever was built before.
 
     Checkpoints and weight files know weights by these names; keras.applications leaves layers of some networks unnamed.
@@ -115,7 +115,7 @@ def _as_in_a_fresh_process() -> Iterator[None]:
         random.setstate(random_state)
 
 
-def _application(spec: Backbone, image_size: int, weights: str) -> keras.Model:
+def _build_application(spec: Backbone, image_size: int, weights: str) -> keras.Model:
     inputs = keras.Input((image_size, image_size, 3), name="image")
     build: Callable[..., keras.Model] = getattr(keras.applications, spec.constructor)
     source = "imagenet" if weights == "imagenet" else None

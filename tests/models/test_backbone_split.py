@@ -11,19 +11,19 @@ import pytest
 
 from pharmclf.config import ConfigError
 from pharmclf.core.compat.keras import tensor_source
-from pharmclf.model.cut import Node, block_ends, cut_backbone, cut_tensors
+from pharmclf.models.backbone_split import GraphNode, block_ends, split_backbone, split_tensors
 from pharmclf.training.feasible import BLOCKS
 
 SIDE = 64  # pixels of the test images
 
 
-def _graph(*lines: tuple[str, str, int, str]) -> tuple[list[Node], list[str]]:
+def _graph(*lines: tuple[str, str, int, str]) -> tuple[list[GraphNode], list[str]]:
     """Nodes from (name, names of its inputs, size, kind); kinds: conv, closes, follows, pool."""
     names: list[str] = []
     nodes = []
     for name, inputs, size, kind in lines:
         places = tuple(names.index(source) for source in inputs.split())
-        nodes.append(Node(places, size, closes=kind in ("closes", "pool"), follows=kind in ("follows", "pool")))
+        nodes.append(GraphNode(places, size, closes=kind in ("closes", "pool"), follows=kind in ("follows", "pool")))
         names.append(name)
     return nodes, names
 
@@ -111,7 +111,7 @@ def test_ends_are_the_same_at_every_image_size(pixels: int):
 
 @functools.cache
 def _backbone(name: Any, side: int = SIDE) -> Any:
-    from pharmclf.model.backbones import build_backbone
+    from pharmclf.models.backbones import build_backbone
 
     return build_backbone(name, side, "none")
 
@@ -136,12 +136,12 @@ NETWORKS = {  # blocks of each, the pieces below the first boundary counted as o
 def test_suffix_of_prefix_equals_the_whole_model(name: str):
     """At the top, at the bottom and between; and every weight is in exactly one of the two parts."""
     model = _backbone(name)
-    tensors = cut_tensors(model)
+    tensors = split_tensors(model)
     assert len(tensors) - 1 == NETWORKS[name] == BLOCKS[name]
     images = np.random.default_rng(0).uniform(0, 255, (2, SIDE, SIDE, 3)).astype(np.float32)
     whole = np.asarray(model(images, training=False))
     for depth in {0, 1, len(tensors) // 2, len(tensors) - 2, len(tensors) - 1}:
-        cut = cut_backbone(model, depth)
+        cut = split_backbone(model, depth)
         assert cut.depth == depth
         parts: list[Callable[..., Any]] = [part for part in (cut.prefix, cut.suffix) if part is not None]
         assert len(parts) == (1 if depth in (0, len(tensors) - 1) else 2)
@@ -157,7 +157,7 @@ def test_suffix_of_prefix_equals_the_whole_model(name: str):
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v2"])
 def test_a_network_has_the_same_blocks_at_every_image_size(name: str):
     """A depth measured at 224 pixels means the same layers at 32, where the last maps are a single pixel."""
-    tensors = [cut_tensors(_backbone(name, side)) for side in (32, SIDE, 224)]
+    tensors = [split_tensors(_backbone(name, side)) for side in (32, SIDE, 224)]
     names = [[tensor_source(tensor)[0].name for tensor in some] for some in tensors]
     assert names[0] == names[1] == names[2]
 
@@ -167,8 +167,8 @@ def test_deeper_cuts_train_more():
     """Each block more adds weights to the suffix; none trains nothing and all trains everything."""
     model = _backbone("efficientnet_lite0")
     counts = []
-    for depth in range(len(cut_tensors(model))):
-        suffix = cut_backbone(model, depth).suffix
+    for depth in range(len(split_tensors(model))):
+        suffix = split_backbone(model, depth).suffix
         counts.append(suffix.count_params() if suffix else 0)
     assert counts == sorted(set(counts))
     assert (counts[0], counts[-1]) == (0, model.count_params())
@@ -178,7 +178,7 @@ def test_deeper_cuts_train_more():
 def test_more_blocks_than_there_are_is_refused():
     """The message says how many there are."""
     with pytest.raises(ConfigError) as caught:
-        cut_backbone(_backbone("vgg16"), 6)
+        split_backbone(_backbone("vgg16"), 6)
     assert str(caught.value) == (
         "unfreeze_blocks: received 6, but vgg16 has 5 blocks. Give a number from 0 (none) to 5 (all)"
     )
@@ -190,7 +190,7 @@ def test_ten_blocks_of_resnet50_are_the_nearest_to_the_references_100_layers():
     model = _backbone("resnet50")
     counts = []
     for depth in (9, 10):
-        suffix = cut_backbone(model, depth).suffix
+        suffix = split_backbone(model, depth).suffix
         assert suffix is not None
         counts.append(sum(type(layer).__name__ != "InputLayer" and layer.name != "pooled" for layer in suffix.layers))
     assert counts == [94, 104]

@@ -6,9 +6,9 @@ import keras
 
 from pharmclf.config import RunConfig
 from pharmclf.core.tables import align_columns
-from pharmclf.model.backbones import build_backbone
-from pharmclf.model.cut import cut_backbone, cut_tensors
-from pharmclf.model.head import build_head
+from pharmclf.models.backbone_split import split_backbone, split_tensors
+from pharmclf.models.backbones import build_backbone
+from pharmclf.models.head import build_head
 
 
 def describe_model(config: RunConfig, num_classes: int) -> str:
@@ -21,7 +21,7 @@ def describe_model(config: RunConfig, num_classes: int) -> str:
     """
     backbone = build_backbone(config.backbone, config.image_size, "none")
     head = build_head(config.head, backbone.output.shape[-1], num_classes, config.seed)
-    of_backbone = cut_backbone(backbone, config.unfreeze_blocks).trained
+    of_backbone = split_backbone(backbone, config.unfreeze_blocks).trained
     trained = {id(variable) for variable in of_backbone}
     blocks = _blocks(backbone)
     rows = [("block", "layer", "output", "parameters", "phase 1", "phase 2")]
@@ -41,7 +41,7 @@ def describe_model(config: RunConfig, num_classes: int) -> str:
     return "\n".join(
         [
             *align_columns(rows),
-            f"{config.backbone}: {len(cut_tensors(backbone)) - 1} blocks, of which phase 2 trains the upper "
+            f"{config.backbone}: {len(split_tensors(backbone)) - 1} blocks, of which phase 2 trains the upper "
             f"{config.unfreeze_blocks}; block 1 is the uppermost",
             f"phase 1: {head_size:,} parameters trained, {total - head_size:,} frozen",
             f"phase 2: {head_size + suffix_size:,} parameters trained, {total - head_size - suffix_size:,} frozen",
@@ -52,8 +52,8 @@ def describe_model(config: RunConfig, num_classes: int) -> str:
 def _blocks(backbone: keras.Model) -> dict[str, str]:
     """The block of each layer, counted from the top: the depth at which it is first trained."""
     blocks: dict[str, str] = {}
-    for depth in range(1, len(cut_tensors(backbone))):
-        suffix = cut_backbone(backbone, depth).suffix
+    for depth in range(1, len(split_tensors(backbone))):
+        suffix = split_backbone(backbone, depth).suffix
         for layer in suffix.layers if suffix else []:
             blocks.setdefault(layer.name, str(depth))
     return blocks
