@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import tyro
 
 from pharmclf import storage
-from pharmclf.activations.listing import delete_kept, list_kept, table, to_delete
 from pharmclf.cli import help_text, run_job
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_size, parse_duration, parse_size
 from pharmclf.data.prepare import storage_errors_as_config_errors
+from pharmclf.feature_cache.inventory import delete_entries, entries_table, list_entries, select_for_eviction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +45,15 @@ def main() -> int:
     with storage_errors_as_config_errors(location):
         if not storage.exists(location):
             raise ConfigError(f"--storage {location}: nothing there. Give the folder or prefix that the runs lie in")
-        kept = list_kept(location)
-        for entry in to_delete(kept, time.time(), older_than_s, down_to_bytes):
-            deleted, skipped = delete_kept([entry])  # one by one, so that each is told of when it is gone
+        kept = list_entries(location)
+        for entry in select_for_eviction(kept, time.time(), older_than_s, down_to_bytes):
+            deleted, skipped = delete_entries([entry])  # one by one, so that each is told of when it is gone
             for gone in deleted:
                 print(f"deleted: {gone.key}, {format_size(gone.size_bytes)}", flush=True)
                 kept.remove(gone)
             for reason in skipped:
                 print(f"left: {reason}", flush=True)
-    print(table(kept, time.time()) if kept else f"no activations are kept in {location}")
+    print(entries_table(kept, time.time()) if kept else f"no activations are kept in {location}")
     return 0
 
 

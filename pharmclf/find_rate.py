@@ -7,7 +7,6 @@ import tempfile
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.activations.provide import provide
 from pharmclf.cli import EXIT_OK, scan_progress
 from pharmclf.config import RunConfig, refuse_auto
 from pharmclf.core.console import Say
@@ -16,6 +15,7 @@ from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.core.tables import align_columns
 from pharmclf.data.prepare import check_storage, split_manifest
 from pharmclf.data.quarantine import Quarantine
+from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.pipeline import describe_data, training_job, wish_of
 from pharmclf.report.rate_plots import rates_png
@@ -62,7 +62,9 @@ def find_rate(config: RunConfig, say: Say) -> int:
             configure_devices_for(config)
         configured = {phase.name: phase.settings.learning_rate for phase in phases_of(config)}
         try:
-            job = dataclasses.replace(job, activations=provide(wish_of(job, manifest, 0, say, stopped, quarantine.add)))
+            job = dataclasses.replace(
+                job, activations=get_or_compute(wish_of(job, manifest, 0, say, stopped, quarantine.add))
+            )
             with native_chatter_muted():
                 from pharmclf.training.range_test import range_test
 

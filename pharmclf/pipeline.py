@@ -14,10 +14,6 @@ from typing import Any
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.activations.choice import PhaseWork
-from pharmclf.activations.precision import precision_of
-from pharmclf.activations.provide import Wish, drop_damaged, provide, streamed_instead
-from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
 from pharmclf.cli import EXIT_FAILED, EXIT_OK, scan_progress
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.console import Console, RunConsole
@@ -34,8 +30,12 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, prepare_manifest, split_manifest, write_manifest
 from pharmclf.data.quarantine import QUARANTINED, Quarantine
 from pharmclf.doctor.quick import quick_checks
+from pharmclf.feature_cache.cache_policy import PhaseDemand
+from pharmclf.feature_cache.manager import FeatureRequest, delete_corrupted, fallback_message, get_or_compute
+from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCacheUnavailableError
 from pharmclf.finish import extra_sets, finish
 from pharmclf.models.devices import configure_devices, with_precision
+from pharmclf.models.precision import run_precision
 from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.resume import complete_again, look_up, manifest_for
 from pharmclf.run_record import (
@@ -201,7 +201,7 @@ def settled(job: TrainingJob, console: Observer, record: dict[str, Any]) -> Trai
     if "precision" not in record:
         if job.config.worker_range[1]:
             await_team(job.config, console)
-        record["precision"] = precision_of(job.config)
+        record["precision"] = run_precision(job.config)
     job = dataclasses.replace(job, config=with_precision(job.config, record["precision"]))
     fitted = microbatches_for(job, console, record.get("microbatch"))
     record["microbatch"] = fitted
@@ -231,27 +231,27 @@ def train_on_activations(
         What `launch` returns.
 
     Raises:
-        As `launch` and `provide`.
+        As `launch` and `get_or_compute`.
     """
     checkpoints = list_checkpoints(job.checkpoints)
     at = checkpoints[-1].position.phase if checkpoints else 0
     wish = wish_of(job, manifest, at, console.say, console.stop_requested, lost_to(console))
     repairs = 0
     while True:
-        job = dataclasses.replace(job, activations=provide(wish, earlier=earlier))
+        job = dataclasses.replace(job, activations=get_or_compute(wish, earlier=earlier))
         record["activations"] = earlier = sorted({*job.activations, *(name for name in earlier or () if at)})
         storage.write_json(storage.join(job.folder, RUN_FILE), record)
         console.event("activations", phases=sorted(job.activations))
         try:
             return launch(job, console, share=share)
-        except ActivationsLost as error:
+        except FeatureCacheCorruptedError as error:
             if repairs == _REPAIRS:
                 raise
             repairs += 1
             console.say(f"warning: {error}; it is computed again, and the run goes on from its newest checkpoint")
-            drop_damaged(job.activations.values())
-        except ActivationsNotKept as error:
-            console.say(streamed_instead(error))
+            delete_corrupted(job.activations.values())
+        except FeatureCacheUnavailableError as error:
+            console.say(fallback_message(error))
             record["activations"] = []  # a resumed run goes on in the same way
             storage.write_json(storage.join(job.folder, RUN_FILE), record)
             console.event("activations", phases=[])
@@ -267,11 +267,13 @@ def lost_to(observer: Observer) -> Lost:
     return lost
 
 
-def wish_of(job: TrainingJob, manifest: Manifest, at: int, say: Say, stopped: Callable[[], bool], lost: Lost) -> Wish:
+def wish_of(
+    job: TrainingJob, manifest: Manifest, at: int, say: Say, stopped: Callable[[], bool], lost: Lost
+) -> FeatureRequest:
     """The activations that a run could train its phases on, from phase number `at` on."""
     phases = [phase for phase in phases_of(job.config) if phase.number >= at]
-    works = [PhaseWork(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases]
-    return Wish(job.config, manifest, job.fingerprints["weights"], works, say, stopped, lost)
+    works = [PhaseDemand(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases]
+    return FeatureRequest(job.config, manifest, job.fingerprints["weights"], works, say, stopped, lost)
 
 
 def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Say) -> int:
@@ -293,7 +295,7 @@ def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Sa
 
         job = training_job(config, folder, manifest)
         try:
-            found = provide(wish_of(job, manifest, 0, say, stopped, quarantine.add))
+            found = get_or_compute(wish_of(job, manifest, 0, say, stopped, quarantine.add))
         except StopRequested:
             quarantine.check()
             return stop.exit_code

@@ -18,13 +18,20 @@ PURE = [
     "training.progress", "report.plots",
     "report.summary", "report.page", "report.card", "report.calibration_plots", "evaluation.decision",
     "monitoring", "evaluation.labels", "evaluation.saved", "evaluation.evaluate", "models.backbone_split",
-    "models.devices", "runs", "activations.key", "activations.choice",
-    "activations.shards", "activations.reader", "activations.listing", "activations.local_cache",
+    "models.devices", "runs", "feature_cache.cache_key", "feature_cache.cache_policy",
+    "feature_cache.shards", "feature_cache.reader", "feature_cache.inventory", "feature_cache.local_cache",
     "training.grouping", "training.access", "training.proxy", "training.ray_address", "training.division",
     "training.fitting", "training.lr_range", "training.fit_batch", "training.pulse", "training.recovery", "status",
     "sweep.space", "sweep.search", "sweep.halving", "sweep.options", "sweep.ledger",
 ]  # fmt: skip
-WITH_RAY = ["pipeline", "telemetry", "activations.provide", "data.ray_loader", "training.launch", "evaluation.predict"]
+WITH_RAY = [
+    "pipeline",
+    "telemetry",
+    "feature_cache.manager",
+    "data.ray_loader",
+    "training.launch",
+    "evaluation.predict",
+]
 _SHOW = "; import sys; print(*sorted({'tensorflow', 'keras', 'ray'} & set(sys.modules)))"
 
 

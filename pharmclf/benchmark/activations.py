@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from pharmclf import pipeline, storage
-from pharmclf.activations.shards import INDEX_FILE
 from pharmclf.config import RunConfig, StoppingConfig
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.prepare import data_location
+from pharmclf.feature_cache.shards import INDEX_FILE
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.training.launch import connect
 

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 
 from pharmclf import pipeline, storage
-from pharmclf.activations.provide import provide
-from pharmclf.activations.shards import INDEX_FILE
 from pharmclf.benchmark.timing import Parts, pace
 from pharmclf.config import RunConfig
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.prepare import split_manifest
+from pharmclf.feature_cache.manager import get_or_compute
+from pharmclf.feature_cache.shards import INDEX_FILE
 from pharmclf.training.job import TrainingJob
 from pharmclf.training.launch import with_stream_cpus
 from pharmclf.training.phases import Phase, phases_of
@@ -72,7 +72,7 @@ def _our_input(config: RunConfig, folder: str, input_s: float) -> dict[str, Any]
     """Images/s of the stream with its augmentation, and of the kept activations of each phase."""
     manifest = split_manifest(config, folder)
     job = with_stream_cpus(pipeline.training_job(config, folder, manifest))
-    kept = provide(pipeline.wish_of(job, manifest, 0, lambda _: None, lambda: False, lambda _: None))
+    kept = get_or_compute(pipeline.wish_of(job, manifest, 0, lambda _: None, lambda: False, lambda _: None))
     phases = phases_of(config)
     found = {name: _read(dataclasses.replace(job, activations={name: kept[name]}), phase, input_s)
              for phase in phases if (name := phase.name) in kept}  # fmt: skip

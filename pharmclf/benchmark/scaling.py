@@ -13,7 +13,6 @@ import ray
 import ray.train
 
 from pharmclf import storage
-from pharmclf.activations.precision import precision_of
 from pharmclf.benchmark.scaling_model import (
     GPUS,
     Batch,
@@ -34,6 +33,7 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_count
 from pharmclf.models.devices import configure_devices_for, with_precision
+from pharmclf.models.precision import run_precision
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.report.scaling_plots import scaling_png
 from pharmclf.training.attempt import trainer_for
@@ -160,7 +160,7 @@ def _measure(job: TrainingJob, sizes: tuple[int, ...]) -> dict[str, Any]:
     gpus = 0.0 if job.config.accelerator == "cpu" else total.get("GPU", 0.0)
     world = min(2, int(gpus)) if gpus else 2
     each = divide_resources(world, world, total.get("CPU", 0.0), gpus)
-    precision = precision_of(dataclasses.replace(job.config, workers=str(world)))  # one for all, as in a run
+    precision = run_precision(dataclasses.replace(job.config, workers=str(world)))  # one for all, as in a run
     job = dataclasses.replace(job, config=with_precision(job.config, precision), stream_cpus=each.stream_cpus)
     own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")
     # over the network, where there is one

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pharmclf import storage
-from pharmclf.activations import local_cache
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import error_reason
 from pharmclf.core.units import format_size
 from pharmclf.doctor.findings import Finding, fail, ok, warn
+from pharmclf.feature_cache import local_cache
 from pharmclf.training.saver import spool_of
 
 RAY_USE = "Ray"

@@ -7,12 +7,12 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pharmclf.activations import compute
-from pharmclf.activations.choice import PhaseWork
-from pharmclf.activations.provide import Wish, provide
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.data.manifest import Manifest
+from pharmclf.feature_cache import extract
+from pharmclf.feature_cache.cache_policy import PhaseDemand
+from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
 from pharmclf.pipeline import Lost
 from pharmclf.sweep.ledger import activations_of
 from pharmclf.sweep.space import STRENGTH, Space
@@ -31,7 +31,7 @@ def known_blocks(base: RunConfig, space: Space) -> dict[str, int]:
     return {str(config.backbone): BLOCKS[config.backbone] for config in variants(base, space)}
 
 
-def works(base: RunConfig, space: Space, trials: int, num_variants: int) -> list[PhaseWork]:
+def works(base: RunConfig, space: Space, trials: int, num_variants: int) -> list[PhaseDemand]:
     """What all trials together train at each cut, as far as it can be known before they are chosen. Pure.
 
     Args:
@@ -48,7 +48,7 @@ def works(base: RunConfig, space: Space, trials: int, num_variants: int) -> list
     if base.phase2.epochs:
         for depth in depths:
             found[depth] = found.get(depth, 0) + base.phase2.epochs * max(1, round(each / len(depths)))
-    return [PhaseWork(_name(depth), depth, epochs) for depth, epochs in sorted(found.items())]
+    return [PhaseDemand(_name(depth), depth, epochs) for depth, epochs in sorted(found.items())]
 
 
 def keep_ahead(
@@ -80,9 +80,9 @@ def keep_ahead(
     wanted = works(base, space, trials, len(every))
     for config in every:
         pool = dataclasses.replace(config, workers="1")  # by actors, so that this process needs no TensorFlow
-        blocks = len(compute.costs_of(pool)) - 1
+        blocks = len(extract.measure_costs(pool)) - 1
         mine = [work for work in wanted if work.depth <= blocks]
-        found = provide(Wish(pool, manifest, weights["weights"], mine, say, stopped, lost))
+        found = get_or_compute(FeatureRequest(pool, manifest, weights["weights"], mine, say, stopped, lost))
         kept[activations_of(config)] = sorted(work.depth for work in mine if work.name in found)
     return kept
 

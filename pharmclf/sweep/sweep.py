@@ -12,8 +12,6 @@ from typing import Any
 import ray
 
 from pharmclf import storage
-from pharmclf.activations import compute
-from pharmclf.activations.precision import precision_of
 from pharmclf.cli import EXIT_OK
 from pharmclf.config import RunConfig, refuse_auto, to_dict
 from pharmclf.core.console import Say
@@ -24,7 +22,9 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.doctor.quick import quick_checks
+from pharmclf.feature_cache import extract
 from pharmclf.models.devices import with_precision
+from pharmclf.models.precision import run_precision
 from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.pipeline import describe_data
 from pharmclf.report import sweep_plots as plots
@@ -126,7 +126,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
                 clear_folder(folder)
             write_manifest(manifest, folder)
             # as the sweep began, whatever nodes there are now: its trials are compared, and go on from checkpoints
-            precision = (record or {}).get("precision") or precision_of(dataclasses.replace(base, workers="1"))
+            precision = (record or {}).get("precision") or run_precision(dataclasses.replace(base, workers="1"))
             record = {SCHEMA_KEY: SCHEMA_VERSION, "name": base.name}
             record |= {"settings": settings, "fingerprints": prints, "versions": versions()}
             record |= {"config": to_dict(base), "options": dataclasses.asdict(options), "trials": total}
@@ -346,5 +346,5 @@ def _room(options: SweepOptions, base: RunConfig, space: Space) -> Room:
 
 def _check_depths(space: Space, base: RunConfig, source: str) -> None:
     pools = [dataclasses.replace(config, workers="1") for config in variants(base, space)]
-    blocks = {str(pool.backbone): len(compute.costs_of(pool)) - 1 for pool in pools}
+    blocks = {str(pool.backbone): len(extract.measure_costs(pool)) - 1 for pool in pools}
     check_depths(space, base, blocks, source)

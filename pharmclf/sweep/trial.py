@@ -21,14 +21,14 @@ import ray
 from ray import tune
 
 from pharmclf import storage
-from pharmclf.activations.provide import drop_damaged, provide
-from pharmclf.activations.shards import ActivationsLost
 from pharmclf.config import RunConfig, from_dict
 from pharmclf.core.errors import first_line, format_error
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import QUARANTINED
+from pharmclf.feature_cache.manager import delete_corrupted, get_or_compute
+from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
 from pharmclf.pipeline import lost_to, train_on_activations, training_job, wish_of
 from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseHeldError
 from pharmclf.training.job import TrainingDiverged, TrainingJob
@@ -136,11 +136,11 @@ def _train_heads(
             for config, member in zip(configs, members, strict=True)
         ]
         try:
-            kept = provide(wish, earlier=names)
+            kept = get_or_compute(wish, earlier=names)
             outcomes = train_heads(replace(job, activations=kept), heads, distributed.alone(), observer)
-        except ActivationsLost:
-            drop_damaged(kept.values())
-            kept = provide(wish, earlier=names)
+        except FeatureCacheCorruptedError:
+            delete_corrupted(kept.values())
+            kept = get_or_compute(wish, earlier=names)
             outcomes = train_heads(replace(job, activations=kept), heads, distributed.alone(), observer)
         if any(outcome["status"] == "stopped" for outcome in outcomes):
             raise StopRequested

@@ -15,11 +15,11 @@ import ray.train
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pharmclf import storage
-from pharmclf.activations.shards import ActivationsLost, ActivationsNotKept
 from pharmclf.core.background import run_in_thread
 from pharmclf.core.compat.ray import startup_timeout, worker_errors
 from pharmclf.core.errors import ConfigError, RunError, format_error
 from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCacheUnavailableError
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import sampling
 from pharmclf.monitoring.cores import usable_cores
@@ -43,8 +43,8 @@ _TOLD = (
     ConfigError,
     TrainingDiverged,
     OutOfMemory,
-    ActivationsLost,
-    ActivationsNotKept,
+    FeatureCacheCorruptedError,
+    FeatureCacheUnavailableError,
     storage.StorageUnavailableError,
 )  # errors of a worker that a caller knows
 
@@ -91,7 +91,8 @@ class Attempt:
             look: asked every half second why the workers shall start again; "": they shall not.
 
         Raises:
-            ConfigError, TrainingDiverged, OutOfMemory, ActivationsLost, ActivationsNotKept, StorageUnavailableError:
+            ConfigError, TrainingDiverged, OutOfMemory, FeatureCacheCorruptedError, FeatureCacheUnavailableError,
+            StorageUnavailableError:
                 as a worker raised them.
             NoRoom: the workers did not find their places.
             WorkersFailed: they died or raised something else.

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pharmclf.activations.reader import ActivationReader
-from pharmclf.activations.shards import lacks
 from pharmclf.data.augment import identity_transforms, projective_transforms
 from pharmclf.data.batch_sampler import PADDING, BatchPlan, BatchSlice, view_index
 from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.data.ray_loader import load_batches, prefetch
+from pharmclf.feature_cache.reader import FeatureReader
+from pharmclf.feature_cache.shards import missing_rows
 from pharmclf.models.devices import gpu_compute_capability
 from pharmclf.training.job import Listener, TrainingJob
 from pharmclf.training.phases import Phase
@@ -41,7 +41,7 @@ def device_batches(
     if kept is None:
         inputs = load_batches(plan, job.images, config.image_size, first=first, num_cpus=job.stream_cpus)
     else:
-        inputs = _kept_batches(ActivationReader(kept), plan, first, config.views)
+        inputs = _kept_batches(FeatureReader(kept), plan, first, config.views)
     numbered = ((plan.step(first + offset), *batch) for offset, batch in enumerate(inputs))
     class_weights = _class_weights(job)
 
@@ -74,7 +74,7 @@ def device_batches(
 
 
 def _kept_batches(
-    reader: ActivationReader, plan: BatchPlan, first: int, views: int
+    reader: FeatureReader, plan: BatchPlan, first: int, views: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The kept activations of every step of a plan, in order; zeros and a reason where a row has none."""
     # a CPU's own float16 is slow in TensorFlow; to a GPU half as much is to be sent
@@ -85,7 +85,7 @@ def _kept_batches(
         if step.training:
             section, view = "train", view_index(plan.first_epoch + step.epoch, views)
         values = reader.read(section, step.rows, view)
-        lacking = lacks(values)
+        lacking = missing_rows(values)
         values[lacking] = 0
         yield values.astype(np.float32) if widen else values, np.where(lacking, "not kept", "")
 

@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from pharmclf import storage
-from pharmclf.activations.shards import ActivationsLost
 from pharmclf.data.batch_sampler import BatchPlan
+from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
 from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
 from pharmclf.training.batches import device_batches
 from pharmclf.training.distributed import Workers
@@ -60,7 +60,7 @@ def train_heads(
         ValueError: more than one worker, a loss scale, members of several groups, or activations of another cut.
         ConfigError: a checkpoint in a member's folder belongs to another run.
         StorageUnavailableError: activations or checkpoints could not be read or written for too long.
-        ActivationsLost: kept activations are damaged or gone.
+        FeatureCacheCorruptedError: kept activations are damaged or gone.
     """
     precision, num_features = _checked(job, members, workers)
     keras.config.set_dtype_policy(precision)
@@ -137,7 +137,10 @@ class _Group:
                     if not epoch.run(batches, self._observer.stop_requested):
                         self._stop(epoch)
                         return "stopped"
-                except (storage.StorageUnavailableError, ActivationsLost):  # what has been trained so far is kept first
+                except (
+                    storage.StorageUnavailableError,
+                    FeatureCacheCorruptedError,
+                ):  # what has been trained so far is kept first
                     position = epoch.read()
                     self._write({**dict.fromkeys(epoch.diverged), **dict.fromkeys(self._active, position)})
                     raise
@@ -203,7 +206,8 @@ class _Epoch:
         """Train and validate -> False: a stop was requested before the end.
 
         Raises:
-            StorageUnavailableError, ActivationsLost: there is no next batch; `read` tells where the epoch stands.
+            StorageUnavailableError, FeatureCacheCorruptedError: there is no next batch; `read` tells where the epoch
+                stands.
         """
         for step in range(self._plan.train_steps):
             batch = next(batches)

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.activations.shards import Activations
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import RunError
 from pharmclf.data.image_set import ImageSet
+from pharmclf.feature_cache.shards import CachedFeatures
 
 MODEL_FILE = "model/model.keras"
 LABELS_FILE = "model/labels.json"
@@ -53,7 +53,7 @@ class TrainingJob:
     """(m,) int64 row numbers of the validation split."""
     fingerprints: dict[str, Any]
     """What a checkpoint must agree with to be resumed."""
-    activations: Mapping[str, Activations] = field(default_factory=dict)
+    activations: Mapping[str, CachedFeatures] = field(default_factory=dict)
     """By name of the phase that trains on them; the others stream the images."""
     microbatches: Mapping[str, int] = field(default_factory=dict)
     """Most rows that a device computes at once, by name of the phase; where there is none, its whole share."""

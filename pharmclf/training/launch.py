@@ -146,7 +146,7 @@ def launch(job: TrainingJob, observer: Observer, *, share: float = 1.0) -> dict[
         TrainingDiverged: the loss became infinite or not a number.
         OutOfMemory: a device does not hold what it shall compute at once.
         StorageUnavailableError: data or checkpoints could not be read or written for too long.
-        ActivationsLost, ActivationsNotKept: kept activations cannot be read.
+        FeatureCacheCorruptedError, FeatureCacheUnavailableError: kept activations cannot be read.
         TrainingFailed: the workers failed more often than is allowed, or twice at the same step.
         StopRequested: a stop was requested; a checkpoint has been written.
     """

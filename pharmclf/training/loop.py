@@ -10,9 +10,9 @@ import keras
 import tensorflow as tf
 
 from pharmclf import storage
-from pharmclf.activations.shards import ActivationsLost
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.ray_loader import Prefetcher
+from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
 from pharmclf.models.backbones import build_backbone, cached_backbone
 from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
 from pharmclf.models.head import build_head
@@ -68,7 +68,7 @@ def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, A
         WorkersDisagreeError: the workers do not hold the same checkpoint, position or weights.
         DamagedCheckpoint: no checkpoint of a phase that has ended is whole.
         StorageUnavailableError: data or checkpoints could not be read or written for too long.
-        ActivationsLost: kept activations are damaged or gone.
+        FeatureCacheCorruptedError: kept activations are damaged or gone.
     """
     config, saver, progress = job.config, None, Progress()
     if workers.is_chief:
@@ -290,7 +290,7 @@ class _Epoch:
                 self._running = self._wait()  # read now; its votes still count
                 pulse.waits()
             return next(batches)
-        except (storage.StorageUnavailableError, ActivationsLost):
+        except (storage.StorageUnavailableError, FeatureCacheCorruptedError):
             self.keep()
             raise
         finally:

@@ -16,9 +16,9 @@ import numpy as np
 from recorder import Recorder
 from worker_pair import Scene, train_as_pair
 
-from pharmclf.activations.choice import PhaseWork
-from pharmclf.activations.provide import Wish, provide
 from pharmclf.config import AugmentConfig, HeadConfig, OptimizerConfig, PhaseConfig
+from pharmclf.feature_cache.cache_policy import PhaseDemand
+from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
 from pharmclf.training.checkpoint import newest_checkpoint
 from pharmclf.training.job import TrainingJob
 from pharmclf.training.phases import phases_of
@@ -125,9 +125,9 @@ def train_heads_together(jobs: list[TrainingJob]) -> list[Trained]:
 def with_features(job: TrainingJob, manifest: Any, storage: str) -> TrainingJob:
     """The job with the frozen features of its phases, which are computed where they are not there yet."""
     config = dataclasses.replace(job.config, activations="always", storage=storage)
-    works = [PhaseWork(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases_of(config)]
-    wish = Wish(config, manifest, config.weights, works, lambda _: None, lambda: False, lambda _: None)
-    return dataclasses.replace(job, config=config, activations=provide(wish))
+    works = [PhaseDemand(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases_of(config)]
+    wish = FeatureRequest(config, manifest, config.weights, works, lambda _: None, lambda: False, lambda _: None)
+    return dataclasses.replace(job, config=config, activations=get_or_compute(wish))
 
 
 def _trained(job: TrainingJob, outcome: Mapping[str, Any]) -> Trained:

@@ -13,7 +13,7 @@ from old_folder import Continued, copy_old_folder, read
 from shown_names import mlflow_names, mlflow_runs, tensorboard_tags
 from write_run_v1 import TARGET
 
-from pharmclf.activations.shards import Layout, write_index
+from pharmclf.feature_cache.shards import ShardLayout, write_index
 from pharmclf.tracking.tensorboard import TAGS
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # of MLflow's own tables
@@ -155,7 +155,7 @@ def test_a_shard_index_has_its_keys_and_types(tmp_path: Path, request: pytest.Fi
         index = read(old)
         names = {tuple(file.split(".")[0].rsplit("-", 1)): file for each in index["files"].values() for file in each}
         found = {(section, int(shard)): file for (section, shard), file in names.items()}
-        write_index(str(tmp_path), Layout.from_dict(index["layout"]), index["parts"], found, index["seconds"])
+        write_index(str(tmp_path), ShardLayout.from_dict(index["layout"]), index["parts"], found, index["seconds"])
         assert read(tmp_path / "index.json") == index | {"schema_version": 1}
     lines = json_shape([tmp_path / "index.json"])
     check_golden("files/shard-index.json.txt", "\n".join(lines) + "\n", request)

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from run_folders import complete_run, incomplete_run
 
-from pharmclf.activations.shards import read_index
 from pharmclf.config import ConfigError
 from pharmclf.data.manifest import Manifest
 from pharmclf.evaluation.decision import read_decision
+from pharmclf.feature_cache.shards import read_index
 from pharmclf.run_record import read_record
 from pharmclf.schema_version import load_record
 from pharmclf.status import list_status

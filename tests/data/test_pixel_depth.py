@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pharmclf.activations.key import key_parts
 from pharmclf.config import RunConfig
 from pharmclf.data.batch_sampler import PADDING
 from pharmclf.data.image_decoding import InvalidImageError, decode, read_image_info
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest, build_manifest
 from pharmclf.data.pixel_depth import find_white_level
+from pharmclf.feature_cache.cache_key import key_parts
 from pharmclf.finish.sets import outside_set
 
 SCENE = np.asarray(

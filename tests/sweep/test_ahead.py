@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pharmclf.activations.choice import PhaseWork
 from pharmclf.config import PhaseConfig, RunConfig
+from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.sweep.ahead import known_blocks, variants, works
 from pharmclf.sweep.ledger import activations_of
 from pharmclf.sweep.space import STRENGTH, Space, build_space
@@ -59,10 +59,10 @@ def test_the_epochs_of_all_trials_are_counted_at_each_cut():
     """16 trials: phase 1 at the head in each, phase 2 at one of four depths, a quarter of the trials at each."""
     found = works(BASE, space(**DEPTHS), 16, 1)
     assert found == [
-        PhaseWork("the head", 0, 4 * 16 + 6 * 4),
-        PhaseWork("1 blocks", 1, 6 * 4),
-        PhaseWork("2 blocks", 2, 6 * 4),
-        PhaseWork("3 blocks", 3, 6 * 4),
+        PhaseDemand("the head", 0, 4 * 16 + 6 * 4),
+        PhaseDemand("1 blocks", 1, 6 * 4),
+        PhaseDemand("2 blocks", 2, 6 * 4),
+        PhaseDemand("3 blocks", 3, 6 * 4),
     ]
 
 
@@ -76,9 +76,9 @@ def test_a_phase_that_is_left_out_needs_nothing():
     """Without phase 2 the head alone, without phase 1 the depths alone; a depth that is not searched is the plain
     run's."""
     head_alone = dataclasses.replace(BASE, phase2=PhaseConfig(epochs=0))
-    assert works(head_alone, space(**DEPTHS), 8, 1) == [PhaseWork("the head", 0, 32)]
+    assert works(head_alone, space(**DEPTHS), 8, 1) == [PhaseDemand("the head", 0, 32)]
     depths_alone = dataclasses.replace(BASE, phase1=PhaseConfig(epochs=0))
-    assert works(depths_alone, space(**DROPOUT), 8, 1) == [PhaseWork("2 blocks", 2, 48)]
+    assert works(depths_alone, space(**DROPOUT), 8, 1) == [PhaseDemand("2 blocks", 2, 48)]
 
 
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(1, 50), st.integers(1, 6))

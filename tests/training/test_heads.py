@@ -13,11 +13,11 @@ from changed_files import CHANGED, with_changed
 from recorder import Recorder
 
 from pharmclf import storage
-from pharmclf.activations.choice import PhaseWork
-from pharmclf.activations.provide import Wish, provide
-from pharmclf.activations.shards import Activations, ActivationsLost
 from pharmclf.config import AugmentConfig, ConfigError, HeadConfig, OptimizerConfig, PhaseConfig, StoppingConfig
 from pharmclf.data.manifest import Manifest
+from pharmclf.feature_cache.cache_policy import PhaseDemand
+from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
+from pharmclf.feature_cache.shards import CachedFeatures, FeatureCacheCorruptedError
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
 from pharmclf.training.job import TrainingJob
 from pharmclf.training.phases import Position, phases_of
@@ -38,17 +38,17 @@ def make(make_job: Any, drawn_manifest: Manifest, tmp_path_factory: pytest.TempP
 
     `changed` rows of the manifest have changed since they were listed, and the features lack them.
     """
-    kept: dict[tuple[int, ...], Activations] = {}
+    kept: dict[tuple[int, ...], CachedFeatures] = {}
     home = str(tmp_path_factory.mktemp("kept"))
 
     def job(folder: Path, changed: tuple[int, ...] = (), **settings: Any) -> TrainingJob:
         made: TrainingJob = make_job(str(folder), **SETTINGS | settings)
         if changed not in kept:
             config = dataclasses.replace(made.config, activations="always", storage=home)
-            works, lost = [PhaseWork("phase1", 0, 2)], dict[int, str]()
+            works, lost = [PhaseDemand("phase1", 0, 2)], dict[int, str]()
             manifest = with_changed(drawn_manifest, changed)
-            wish = Wish(config, manifest, config.weights, works, lambda _: None, lambda: False, lost.update)
-            (kept[changed],) = provide(wish).values()
+            wish = FeatureRequest(config, manifest, config.weights, works, lambda _: None, lambda: False, lost.update)
+            (kept[changed],) = get_or_compute(wish).values()
             assert lost == dict.fromkeys(changed, CHANGED)
         activations = dict.fromkeys([phase.name for phase in phases_of(made.config)], kept[changed])
         return dataclasses.replace(made, activations=activations, saves_models=False)
@@ -267,14 +267,14 @@ def test_where_the_features_are_lost_nothing_else_is(
         try:
             for _ in range(batches):
                 yield next(source)
-            raise ActivationsLost("a shard is gone")
+            raise FeatureCacheCorruptedError("a shard is gone")
         finally:
             source.close()
 
     jobs = [make(tmp_path / "g" / str(rate), phase1=PhaseConfig(epochs=2, learning_rate=rate)) for rate in (1e-3, 1e-2)]
     with monkeypatch.context() as patched:
         patched.setattr(heads, "device_batches", cut_off)
-        with pytest.raises(ActivationsLost):
+        with pytest.raises(FeatureCacheCorruptedError):
             of_group(jobs)
     newest = list_checkpoints(jobs[1].checkpoints)[-1]
     assert newest.position.step > 0

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from recorder import Recorder
 
 from pharmclf import storage
-from pharmclf.activations.shards import Activations, Layout, write_shard
 from pharmclf.config import AugmentConfig, HeadConfig, OptimizerConfig, PhaseConfig
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.manifest import Manifest
+from pharmclf.feature_cache.shards import CachedFeatures, ShardLayout, write_shard
 from pharmclf.models.devices import min_compute_capability, resolve_precision
 from pharmclf.pipeline import settled
 from pharmclf.training.checkpoint import list_checkpoints, read_checkpoint
@@ -39,9 +39,9 @@ def test_the_least_of_unlike_gpus_decides_for_all(found: list[tuple[int, int]]):
     assert min_compute_capability([*found, None]) is None
 
 
-def activations(job: TrainingJob, manifest: Manifest, overflowing: int) -> Activations:
+def activations(job: TrainingJob, manifest: Manifest, overflowing: int) -> CachedFeatures:
     """Features as the frozen backbone could have given them, one of them far too large in one row."""
-    location, layout, files = storage.join(job.folder, "kept"), Layout.of(job.config, manifest, (WIDTH,)), {}
+    location, layout, files = storage.join(job.folder, "kept"), ShardLayout.of(job.config, manifest, (WIDTH,)), {}
     for section in layout.sections:
         assert section.num_shards == 1
         rows = manifest.rows(section.name)
@@ -49,7 +49,7 @@ def activations(job: TrainingJob, manifest: Manifest, overflowing: int) -> Activ
         values[rows == overflowing, :, 0] = OVERFLOWING
         files[section.name] = [write_shard(location, section.name, 0, values)]
     rows_of = {split: manifest.rows(split) for split in files}
-    return Activations(location, layout, rows_of, files)
+    return CachedFeatures(location, layout, rows_of, files)
 
 
 @pytest.mark.ray

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from worker_pair import Scene, train_as_pair
 
-from pharmclf.activations.choice import PhaseWork
-from pharmclf.activations.provide import Wish, provide
 from pharmclf.config import AugmentConfig, OptimizerConfig, PhaseConfig
 from pharmclf.data.manifest import Manifest
+from pharmclf.feature_cache.cache_policy import PhaseDemand
+from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
 from pharmclf.training.checkpoint import newest_checkpoint
 from pharmclf.training.job import TrainingJob
 
@@ -43,8 +43,10 @@ def pair(make_job: Any, drawn_manifest: Manifest, tmp_path_factory: pytest.TempP
     }
     whole = make_job(str(home / "whole"), **settings)
     config = dataclasses.replace(whole.config, activations="always", storage=str(home / "kept"))
-    wish = Wish(config, drawn_manifest, config.weights, [PhaseWork("phase1", 0, 1)], print, lambda: False, print)
-    whole = dataclasses.replace(whole, activations=provide(wish), saves_models=False)
+    wish = FeatureRequest(
+        config, drawn_manifest, config.weights, [PhaseDemand("phase1", 0, 1)], print, lambda: False, print
+    )
+    whole = dataclasses.replace(whole, activations=get_or_compute(wish), saves_models=False)
     broken, other = (dataclasses.replace(whole, folder=str(home / name)) for name in ("broken", "other"))
     scenes = {
         "whole": Scene(job=whole),

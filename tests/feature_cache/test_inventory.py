@@ -17,18 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pharmclf import storage
-from pharmclf.activations.key import key_parts, location_of, root_of
-from pharmclf.activations.listing import (
-    Kept,
-    delete_kept,
-    list_kept,
-    table,
-    to_delete,
-)
-from pharmclf.activations.shards import INDEX_FILE, USED_FILE, Layout, shard_name, write_index
 from pharmclf.config import AugmentConfig, RunConfig
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.manifest import Manifest
+from pharmclf.feature_cache.cache_key import cache_location, cache_root, key_parts
+from pharmclf.feature_cache.inventory import (
+    CacheEntry,
+    delete_entries,
+    entries_table,
+    list_entries,
+    select_for_eviction,
+)
+from pharmclf.feature_cache.shards import INDEX_FILE, USED_FILE, ShardLayout, shard_name, write_index
 from pharmclf.storage import lease
 from pharmclf.storage.lease import Lease
 
@@ -43,7 +43,7 @@ def keep(root: str, seed: int = 0, *, used_s: float | None = None, index: bool =
     manifest = Manifest(pd.DataFrame(rows, columns=["path", "sha256", "split", "status"]), ("one", "two"), "/i")
     config = RunConfig(**{"seed": seed, "image_size": 64, "augment": AugmentConfig(views=2)} | settings)
     parts = key_parts(config, manifest, 2, "imagenet", "float32")
-    location, layout = location_of(root, parts), Layout.of(config, manifest, (2, 2, 8))
+    location, layout = cache_location(root, parts), ShardLayout.of(config, manifest, (2, 2, 8))
     found = {}
     for section in layout.sections:
         content = bytes(layout.shard_bytes(section, 0))
@@ -60,12 +60,12 @@ def key_of(location: str) -> str:
     return location.rsplit("/", 1)[1]
 
 
-def by_key(root: str) -> dict[str, Kept]:
-    return {kept.key: kept for kept in list_kept(root)}
+def by_key(root: str) -> dict[str, CacheEntry]:
+    return {kept.key: kept for kept in list_entries(root)}
 
 
-def entry(key: str, age_s: float, size_bytes: int, **about: Any) -> Kept:
-    return Kept(key, f"/storage/activations/{key}", size_bytes, complete=True, used_s=NOW_S - age_s, **about)
+def entry(key: str, age_s: float, size_bytes: int, **about: Any) -> CacheEntry:
+    return CacheEntry(key, f"/storage/activations/{key}", size_bytes, complete=True, used_s=NOW_S - age_s, **about)
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def test_the_listing_tells_what_is_kept(root: str):
     location = keep(root, 7, used_s=NOW_S, backbone="resnet50", activations_dtype="float32")
     size = sum(file.size_bytes for file in storage.list_files(location))
     assert size > 7 * 32 * 4
-    assert list_kept(root) == [
-        Kept(
+    assert list_entries(root) == [
+        CacheEntry(
             key=key_of(location),
             location=location,
             size_bytes=size,
@@ -104,13 +104,13 @@ def test_without_augmentation_there_is_one_view(tmp_path: Path):
     """The key then holds no augmentation at all."""
     still = AugmentConfig(rotation_deg=0, shift=0, shear=0, zoom=0, horizontal_flip=False)
     keep(str(tmp_path), augment=still)
-    assert [(kept.views, kept.pictures) for kept in list_kept(str(tmp_path))] == [(1, 4)]
+    assert [(kept.views, kept.pictures) for kept in list_entries(str(tmp_path))] == [(1, 4)]
 
 
 def test_the_most_recently_used_comes_first(root: str):
     """Whatever the order in which they were made."""
     places = {used_s: keep(root, seed, used_s=used_s) for seed, used_s in enumerate((5.0, 9.0, 1.0, 7.0))}
-    assert [kept.key for kept in list_kept(root)] == [key_of(places[used_s]) for used_s in (9.0, 7.0, 5.0, 1.0)]
+    assert [kept.key for kept in list_entries(root)] == [key_of(places[used_s]) for used_s in (9.0, 7.0, 5.0, 1.0)]
 
 
 @pytest.mark.parametrize("used", [None, b"{", b"[]", b"{}", b'{"used_s": "never"}', b'{"used_s": NaN}', b"\xff"])
@@ -122,13 +122,13 @@ def test_where_no_use_is_recorded_the_last_change_counts(tmp_path: Path, used: b
     for number, path in enumerate(sorted(location.iterdir())):
         os.utime(path, (1000 + number, 1000 + number))
     newest = 1000 + len(list(location.iterdir())) - 1
-    assert [(kept.used_s, kept.run, kept.complete) for kept in list_kept(str(tmp_path))] == [(newest, "", True)]
+    assert [(kept.used_s, kept.run, kept.complete) for kept in list_entries(str(tmp_path))] == [(newest, "", True)]
 
 
 def test_the_last_change_is_told_by_every_storage(root: str):
     """In seconds since 1970."""
     keep(root)
-    assert abs(list_kept(root)[0].used_s - time.time()) < 60
+    assert abs(list_entries(root)[0].used_s - time.time()) < 60
 
 
 @pytest.mark.parametrize(
@@ -139,18 +139,18 @@ def test_without_a_readable_index_they_are_incomplete(root: str, index: bytes | 
     location = keep(root, 3, index=False, used_s=NOW_S)
     if index is not None:
         storage.write_bytes(storage.join(location, INDEX_FILE), index)
-    kept = list_kept(root)[0]
-    assert kept == Kept(key_of(location), location, kept.size_bytes, complete=False, used_s=NOW_S, run="run3")
+    kept = list_entries(root)[0]
+    assert kept == CacheEntry(key_of(location), location, kept.size_bytes, complete=False, used_s=NOW_S, run="run3")
     assert kept.size_bytes > 7 * 32 * 2
 
 
 def test_where_nothing_is_kept_the_list_is_empty(root: str):
     """Nothing there, runs only, and folders of other names, which are somebody else's."""
-    assert list_kept(root) == list_kept(storage.join(root, "no", "such")) == []
+    assert list_entries(root) == list_entries(storage.join(root, "no", "such")) == []
     storage.write_json(storage.join(root, "demo", "run.json"), {})
-    storage.write_bytes(storage.join(root_of(root), "mine", "notes.txt"), b"mine")
-    storage.write_bytes(storage.join(root_of(root), "f" * 32), b"a file")
-    assert list_kept(root) == []
+    storage.write_bytes(storage.join(cache_root(root), "mine", "notes.txt"), b"mine")
+    storage.write_bytes(storage.join(cache_root(root), "f" * 32), b"a file")
+    assert list_entries(root) == []
 
 
 def test_a_folder_that_goes_meanwhile_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -164,24 +164,27 @@ def test_a_folder_that_goes_meanwhile_is_left_out(tmp_path: Path, monkeypatch: p
         return names
 
     monkeypatch.setattr(storage, "list_folders", list_then_lose)
-    assert [kept.location for kept in list_kept(str(tmp_path))] == [stays]
+    assert [kept.location for kept in list_entries(str(tmp_path))] == [stays]
 
 
 def test_what_was_not_used_for_so_long_goes():
     """The oldest first; a clock that is ahead makes nothing older."""
     kept = [entry(key, days * DAY_S, 100) for key, days in (("a", -1), ("b", 0), ("c", 29.9), ("d", 30), ("e", 31))]
-    assert [gone.key for gone in to_delete(kept, NOW_S, 30 * DAY_S, None)] == ["e", "d"]
-    assert [gone.key for gone in to_delete(kept, NOW_S, 0.0, None)] == ["e", "d", "c", "b", "a"]
-    assert to_delete(kept, NOW_S, None, None) == []
+    assert [gone.key for gone in select_for_eviction(kept, NOW_S, 30 * DAY_S, None)] == ["e", "d"]
+    assert [gone.key for gone in select_for_eviction(kept, NOW_S, 0.0, None)] == ["e", "d", "c", "b", "a"]
+    assert select_for_eviction(kept, NOW_S, None, None) == []
 
 
 def test_the_least_recently_used_go_until_the_rest_fits():
     """No more of them than needed; with an age, what that leaves is counted."""
     kept = [entry("a", 1, 100), entry("b", 2, 50), entry("c", 3, 10), entry("d", 4, 200)]
-    goes = {size: "".join(gone.key for gone in to_delete(kept, NOW_S, None, size)) for size in (360, 359, 160, 149, 0)}
+    goes = {
+        size: "".join(gone.key for gone in select_for_eviction(kept, NOW_S, None, size))
+        for size in (360, 359, 160, 149, 0)
+    }
     assert goes == {360: "", 359: "d", 160: "d", 149: "dcb", 0: "dcba"}
-    assert [gone.key for gone in to_delete(kept, NOW_S, 3.0, 160)] == ["d", "c"]
-    assert [gone.key for gone in to_delete(kept, NOW_S, 4.0, 100)] == ["d", "c", "b"]
+    assert [gone.key for gone in select_for_eviction(kept, NOW_S, 3.0, 160)] == ["d", "c"]
+    assert [gone.key for gone in select_for_eviction(kept, NOW_S, 4.0, 100)] == ["d", "c", "b"]
 
 
 @given(
@@ -194,7 +197,7 @@ def test_what_goes_is_right_for_any_ages_and_sizes(
 ):
     """All that is too old, then just enough; never something used later than what stays."""
     kept = [entry(f"{number:02}", age_s, size) for number, (age_s, size) in enumerate(made)]
-    gone = to_delete(kept, NOW_S, older_than_s, down_to_bytes)
+    gone = select_for_eviction(kept, NOW_S, older_than_s, down_to_bytes)
     rest = [one for one in kept if one not in gone]
     old = [one for one in kept if older_than_s is not None and max(0.0, NOW_S - one.used_s) >= older_than_s]
     assert set(old) <= set(gone)
@@ -210,22 +213,22 @@ def test_what_is_deleted_is_gone_and_nothing_else(root: str, monkeypatch: pytest
     monkeypatch.setattr(lease, "_RENEW_S", 0.01)
     first, second, third = (keep(root, seed, used_s=float(seed)) for seed in (3, 2, 1))
     storage.write_json(storage.join(root, "demo", "run.json"), {})
-    kept = list_kept(root)
-    assert delete_kept(kept[1:]) == (kept[1:], [])
+    kept = list_entries(root)
+    assert delete_entries(kept[1:]) == (kept[1:], [])
     time.sleep(0.1)
     assert not storage.exists(second)
     assert not storage.exists(third)
-    assert list_kept(root) == kept[:1]
+    assert list_entries(root) == kept[:1]
     assert kept[0].location == first
     assert storage.is_file(storage.join(root, "demo", "run.json"))
-    assert delete_kept([]) == ([], [])
+    assert delete_entries([]) == ([], [])
 
 
 def test_what_is_being_computed_is_left_alone(root: str, computing: str):
     """The reason names the folder and who computes it; the others go."""
     other = keep(root, 1)
     before = {file.location: file.size_bytes for file in storage.list_files(computing)}
-    deleted, (reason,) = delete_kept(list_kept(root))
+    deleted, (reason,) = delete_entries(list_entries(root))
     assert [gone.location for gone in deleted] == [other]
     assert f"{computing} is being written by process {os.getpid()} on {socket.gethostname()}" in reason
     assert {file.location: file.size_bytes for file in storage.list_files(computing)} == before
@@ -237,7 +240,7 @@ def test_what_an_ended_process_left_can_be_deleted(root: str):
     code = "import sys; from pharmclf.storage.lease import Lease; Lease.acquire(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, location], check=True, timeout=60)
     assert storage.is_file(storage.join(location, "lease.json"))
-    assert [gone.location for gone in delete_kept(list_kept(root))[0]] == [location]
+    assert [gone.location for gone in delete_entries(list_entries(root))[0]] == [location]
     assert not storage.exists(location)
 
 
@@ -251,9 +254,9 @@ def test_a_deletion_that_breaks_off_leaves_nothing_that_looks_complete(root: str
     with monkeypatch.context() as patch:
         patch.setattr(storage, "delete_folder", refuse)
         with pytest.raises(storage.StorageUnavailableError):
-            delete_kept(list_kept(root))
-    assert [(kept.location, kept.complete) for kept in list_kept(root)] == [(location, False)]
-    assert len(delete_kept(list_kept(root))[0]) == 1
+            delete_entries(list_entries(root))
+    assert [(kept.location, kept.complete) for kept in list_entries(root)] == [(location, False)]
+    assert len(delete_entries(list_entries(root))[0]) == 1
 
 
 def test_what_others_own_does_not_stop_the_deletion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -267,7 +270,7 @@ def test_what_others_own_does_not_stop_the_deletion(tmp_path: Path, monkeypatch:
         return write_if(location, content, version)
 
     monkeypatch.setattr(storage, "compare_and_swap", refuse)
-    deleted, (reason,) = delete_kept(list_kept(str(tmp_path)))
+    deleted, (reason,) = delete_entries(list_entries(str(tmp_path)))
     assert [gone.location for gone in deleted] == [mine]
     assert "Permission denied" in reason
     assert theirs in reason
@@ -278,9 +281,9 @@ def test_the_table_is_aligned_and_ends_with_the_sum():
     about = {"backbone": "resnet50", "image_size": 224, "cut": 0, "views": 1, "dtype": "float16", "run": "tablets"}
     kept = [
         entry("a" * 32, 3.5 * DAY_S, 1_500_000_000, **about),
-        Kept("b" * 32, "/b", 999, complete=False, used_s=NOW_S),
+        CacheEntry("b" * 32, "/b", 999, complete=False, used_s=NOW_S),
     ]
-    heading, first, second, last = table(kept, NOW_S).splitlines()
+    heading, first, second, last = entries_table(kept, NOW_S).splitlines()
     columns = ["key", "backbone", "image size", "cut", "views", "dtype", "size", "last used", "run", "state"]
     starts = [heading.index(f"  {name}") + 2 if name != "key" else 0 for name in columns]
 
@@ -293,7 +296,7 @@ def test_the_table_is_aligned_and_ends_with_the_sum():
     ]  # fmt: skip
     assert cells(second) == ["b" * 32, "-", "-", "-", "-", "-", "999 B", "0 s ago", "-", "incomplete"]
     assert last == "2 in all, 1.5 GB"
-    assert table([], NOW_S).splitlines()[-1] == "0 in all, 0 B"
+    assert entries_table([], NOW_S).splitlines()[-1] == "0 in all, 0 B"
 
 
 def run_job(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -361,7 +364,7 @@ def test_bad_input_ends_with_2_and_deletes_nothing(
     assert done.returncode == 2, done.stdout + done.stderr
     assert words in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
-    assert len(list_kept(str(tmp_path))) == 1
+    assert len(list_entries(str(tmp_path))) == 1
 
 
 @pytest.mark.s3

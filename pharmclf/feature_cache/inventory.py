@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.activations.key import root_of
-from pharmclf.activations.shards import INDEX_FILE, USED_FILE, Layout, read_index
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_age, format_size
+from pharmclf.feature_cache.cache_key import cache_root
+from pharmclf.feature_cache.shards import INDEX_FILE, USED_FILE, ShardLayout, read_index
 from pharmclf.storage.lease import Lease, LeaseHeldError
 
 _KEY = re.compile(r"[0-9a-f]{32}")  # a folder of another name is somebody else's
@@ -34,7 +34,7 @@ _HEADING: tuple[str, ...] = (
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheEntry:
     """The activations of one cut, as they lie in storage; what only their index tells is empty where none stands."""
 
     key: str
@@ -59,22 +59,22 @@ class Kept:
     """Pictures whose activations are kept, all views of them."""
 
 
-def list_kept(storage_location: str) -> list[Kept]:
+def list_entries(storage_location: str) -> list[CacheEntry]:
     """The activations below a storage, the most recently used first; none where nothing stands.
 
     Raises:
         OSError: no such bucket, no right to read it, or no answer.
     """
-    root = root_of(storage_location)
+    root = cache_root(storage_location)
     keys = [name for name in storage.list_folders(root) if _KEY.fullmatch(name)]
     with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(functools.partial(_read, root), keys)
+        found = pool.map(functools.partial(_read_entry, root), keys)
         return sorted((kept for kept in found if kept), key=lambda kept: (-kept.used_s, kept.key))
 
 
-def to_delete(
-    kept: Iterable[Kept], now_s: float, older_than_s: float | None, down_to_bytes: float | None
-) -> list[Kept]:
+def select_for_eviction(
+    kept: Iterable[CacheEntry], now_s: float, older_than_s: float | None, down_to_bytes: float | None
+) -> list[CacheEntry]:
     """Choose what goes, the least recently used first. Pure.
 
     Args:
@@ -95,7 +95,7 @@ def to_delete(
     return chosen
 
 
-def delete_kept(entries: Iterable[Kept]) -> tuple[list[Kept], list[str]]:
+def delete_entries(entries: Iterable[CacheEntry]) -> tuple[list[CacheEntry], list[str]]:
     """Delete activations, but not those that are being computed, and not those of others.
 
     Returns:
@@ -118,7 +118,7 @@ def delete_kept(entries: Iterable[Kept]) -> tuple[list[Kept], list[str]]:
     return deleted, skipped
 
 
-def table(kept: Sequence[Kept], now_s: float) -> str:
+def entries_table(kept: Sequence[CacheEntry], now_s: float) -> str:
     """Activations as aligned lines under a heading, in their order, and a last line with their sum."""
     rows = [_HEADING]
     for entry in kept:
@@ -131,23 +131,23 @@ def table(kept: Sequence[Kept], now_s: float) -> str:
     )
 
 
-def _read(root: str, key: str) -> Kept | None:
+def _read_entry(root: str, key: str) -> CacheEntry | None:
     """What lies in one folder; None where it has gone meanwhile."""
     location = storage.join(root, key)
-    files = _files(location)
+    files = _list_files(location)
     if files is None:
         return None
-    used = _used(location)
+    used = _read_last_use(location)
     newest = max((entry.mtime_ns for entry in files), default=0) / 1e9
     size, used_s, run = sum(entry.size_bytes for entry in files), used.get("used_s", newest), used.get("run", "")
     try:
-        about = _about(read_index(location) or {})
+        about = _index_summary(read_index(location) or {})
     except (LookupError, TypeError, AttributeError, ValueError):  # another version's, or damaged
-        return Kept(key, location, size, complete=False, used_s=used_s, run=run)
-    return Kept(key, location, size, complete=True, used_s=used_s, run=run, **about)
+        return CacheEntry(key, location, size, complete=False, used_s=used_s, run=run)
+    return CacheEntry(key, location, size, complete=True, used_s=used_s, run=run, **about)
 
 
-def _files(location: str) -> list[storage.FileEntry] | None:
+def _list_files(location: str) -> list[storage.FileEntry] | None:
     """The files of a folder; None where it is gone."""
     try:
         return list(storage.list_files(location))
@@ -155,7 +155,7 @@ def _files(location: str) -> list[storage.FileEntry] | None:
         return None
 
 
-def _used(location: str) -> dict[str, Any]:
+def _read_last_use(location: str) -> dict[str, Any]:
     """Time and run of the last use; {} where none is recorded."""
     try:
         value = storage.read_json(storage.join(location, USED_FILE))
@@ -165,9 +165,9 @@ def _used(location: str) -> dict[str, Any]:
         return {}
 
 
-def _about(index: Mapping[str, Any]) -> dict[str, Any]:
+def _index_summary(index: Mapping[str, Any]) -> dict[str, Any]:
     """What an index tells of its activations."""
-    parts, layout = index["parts"], Layout.from_dict(index["layout"])
+    parts, layout = index["parts"], ShardLayout.from_dict(index["layout"])
     return {
         "backbone": str(parts["backbone"]),
         "image_size": int(parts["image_size"]),

@@ -21,10 +21,6 @@ import ray.data
 from numpy.typing import NDArray
 
 from pharmclf import storage
-from pharmclf.activations.choice import Machines
-from pharmclf.activations.local_cache import LocalCache
-from pharmclf.activations.shards import ActivationsNotKept, missing_shards, standing_shards, write_shard
-from pharmclf.activations.spans import Span, Target, spans
 from pharmclf.config import BackboneName, RunConfig
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.stderr_filter import native_chatter_muted
@@ -32,17 +28,21 @@ from pharmclf.data.augment import apply_transforms, projective_transforms
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.ray_loader import configure_dataset, encode_error, load_block, prefetch, raise_block_error
+from pharmclf.feature_cache.cache_policy import ThroughputEstimate
+from pharmclf.feature_cache.local_cache import LocalCache
+from pharmclf.feature_cache.row_ranges import CacheTarget, RowRange, row_ranges
+from pharmclf.feature_cache.shards import FeatureCacheUnavailableError, existing_shards, missing_shards, write_shard
 from pharmclf.models.backbone_split import SplitCost, split_costs, split_tensors
 from pharmclf.models.devices import configure_devices, configure_devices_for, gpu_compute_capability
 
-_PICTURES = 64  # of one forward pass
-_CHECK_EVERY_S = 0.1
+_IMAGES_PER_BATCH = 64  # of one forward pass
+_CHECK_INTERVAL_S = 0.1
 
 
-def compute(
+def extract_features(
     config: RunConfig,
     manifest: Manifest,
-    targets: Sequence[Target],
+    targets: Sequence[CacheTarget],
     precision: str,
     progress: Callable[[int, int], None],
     lost: Callable[[Mapping[int, str]], None],
@@ -63,15 +63,15 @@ def compute(
 
     Raises:
         ConfigError: weights that cannot be had, or more blocks than there are.
-        ActivationsNotKept: the storage is full, or takes no more; or a value is beyond the number format.
+        FeatureCacheUnavailableError: the storage is full, or takes no more; or a value is beyond the number format.
         PermissionError, StorageUnavailableError: the storage gives nothing at all.
     """
     layouts = [target.layout for target in targets]
     missing = []
     for target in targets:
-        standing = {(section, shard): name for section, shard, name in standing_shards(target.location, target.layout)}
+        standing = {(section, shard): name for section, shard, name in existing_shards(target.location, target.layout)}
         missing.append(missing_shards(target.layout, standing))
-    todo = spans(layouts, missing)
+    todo = row_ranges(layouts, missing)
     views = {section.name: section.views for section in layouts[0].sections}
     total = sum((span.last - span.first) * views[span.section] for span in todo)
     rows = {name: manifest.rows(name) for name in views}
@@ -87,7 +87,7 @@ def compute(
         return incomplete
     with native_chatter_muted():
         for result in _results(config, todo, files, rows, targets, missing, precision, check):
-            raise_block_error(result, ActivationsNotKept, ConfigError)
+            raise_block_error(result, FeatureCacheUnavailableError, ConfigError)
             bad, written = json.loads(str(result["lost"][0]))
             if bad:
                 lost(dict(bad))
@@ -100,10 +100,10 @@ def compute(
 
 def _results(
     config: RunConfig,
-    todo: Sequence[Span],
+    todo: Sequence[RowRange],
     files: Mapping[str, ImageSet],
     rows: Mapping[str, NDArray[np.int64]],
-    targets: Sequence[Target],
+    targets: Sequence[CacheTarget],
     missing: Sequence[Sequence[tuple[str, int]]],
     precision: str,
     check: Callable[[], None],
@@ -114,21 +114,23 @@ def _results(
     """
     arguments = (config, targets, [set(shards) for shards in missing], rows, precision)
     if config.worker_range == (0, 0):  # this process is the one that trains: no other needs TensorFlow
-        prefix = _Prefix(*arguments)
+        prefix = _FeatureExtractor(*arguments)
         prefix.check = check
-        yield from map(prefix, prefetch(iter(todo), lambda span: _decoded(span, files, config.image_size), depth=1))
+        yield from map(
+            prefix, prefetch(iter(todo), lambda span: _decode_range(span, files, config.image_size), depth=1)
+        )
         return
     shared = ray.put(dict(files))
     size = max(span.last - span.first for span in todo)
 
     def decode(block: dict[str, np.ndarray]) -> dict[str, Any]:
-        return _filled_up(_decoded(_span_of(block), ray.get(shared), config.image_size), size)
+        return _pad_block(_decode_range(_range_of(block), ray.get(shared), config.image_size), size)
 
     items = [vars(span) for span in todo]
-    actors, gpus = _pool(use_gpus=config.accelerator != "cpu")
+    actors, gpus = _plan_pool(use_gpus=config.accelerator != "cpu")
     source = configure_dataset(ray.data.from_items(items, override_num_blocks=len(items)), None)
     computed = source.map_batches(decode, batch_size=None, num_cpus=0.5).map_batches(
-        _Prefix,
+        _FeatureExtractor,
         fn_constructor_args=arguments,
         batch_size=size,  # that of every block: Ray wants a number where there are GPUs
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
@@ -141,29 +143,29 @@ def _results(
         while True:
             while not found.ready:  # a span takes minutes where processors are slow
                 check()
-                time.sleep(_CHECK_EVERY_S)
+                time.sleep(_CHECK_INTERVAL_S)
             if (block := next(found, None)) is None:
                 return
             yield block
 
 
-def _decoded(span: Span, files: Mapping[str, ImageSet], image_size: int) -> dict[str, np.ndarray]:
+def _decode_range(span: RowRange, files: Mapping[str, ImageSet], image_size: int) -> dict[str, np.ndarray]:
     """The images of a span, as a block that carries the span with it."""
     images = load_block(files[span.section].slice(span.first, span.last - span.first), image_size)
     return images | {name: np.full(span.last - span.first, value) for name, value in vars(span).items()}
 
 
-def _filled_up(block: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+def _pad_block(block: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
     """A block with its last row again and again, up to so many rows; a span knows which are its own."""
     return {name: np.concatenate([column, np.repeat(column[-1:], size - len(column), axis=0)])
             for name, column in block.items()}  # fmt: skip
 
 
-def _span_of(block: Mapping[str, np.ndarray]) -> Span:
-    return Span(str(block["section"][0]), int(block["first"][0]), int(block["last"][0]))
+def _range_of(block: Mapping[str, np.ndarray]) -> RowRange:
+    return RowRange(str(block["section"][0]), int(block["first"][0]), int(block["last"][0]))
 
 
-class _Prefix:
+class _FeatureExtractor:
     """The frozen part of the backbone, loaded once, with one output for each target."""
 
     check: Callable[[], None] = staticmethod(lambda: None)
@@ -172,7 +174,7 @@ class _Prefix:
     def __init__(
         self,
         config: RunConfig,
-        targets: Sequence[Target],
+        targets: Sequence[CacheTarget],
         missing: Sequence[Collection[tuple[str, int]]],
         rows: Mapping[str, NDArray[np.int64]],
         precision: str,
@@ -207,17 +209,17 @@ class _Prefix:
         self._forward = tf.function(forward, autograph=False)
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        span = _span_of(block)
+        span = _range_of(block)
         error, pictures = self._refusal or str(block["error"][0]), 0
         bad = block["bad"][: span.last - span.first]
         written: list[tuple[int, str, int, str]] = []
         if not error:
             try:
                 pictures = self._write(span, block["image"][: span.last - span.first], bad != "", written)
-            except (storage.StorageUnavailableError, ActivationsNotKept) as failure:
+            except (storage.StorageUnavailableError, FeatureCacheUnavailableError) as failure:
                 error = encode_error(failure)
             except OSError as failure:  # a full disk, no right to write
-                error = encode_error(ActivationsNotKept(failure))
+                error = encode_error(FeatureCacheUnavailableError(failure))
         lost = [] if error else [(int(self._rows[span.section][span.first + at]), str(bad[at]))
                                  for at in np.flatnonzero(bad != "")]  # fmt: skip
         return {
@@ -227,7 +229,7 @@ class _Prefix:
         }
 
     def _write(
-        self, span: Span, images: np.ndarray, bad: NDArray[np.bool_], incomplete: list[tuple[int, str, int, str]]
+        self, span: RowRange, images: np.ndarray, bad: NDArray[np.bool_], incomplete: list[tuple[int, str, int, str]]
     ) -> int:
         """Compute a span and write each shard as soon as it is full -> pictures computed.
 
@@ -240,7 +242,7 @@ class _Prefix:
         if len(images) != span.last - span.first:
             raise RuntimeError(f"received {len(images)} images of {span}: Ray has divided a block")
         views = self._targets[0].layout.section(span.section).views
-        outputs = self._pictures(span, images, views)
+        outputs = self._compute_images(span, images, views)
         waiting: list[list[np.ndarray]] = [[] for _ in self._targets]
         at = [span.first] * len(self._targets)
         for parts in outputs:
@@ -249,7 +251,7 @@ class _Prefix:
                 section = target.layout.section(span.section)
                 while at[number] < span.last:
                     shard = at[number] // section.rows_per_shard
-                    end = section.span(shard)[1]
+                    end = section.row_range(shard)[1]
                     wanted = (end - at[number]) * views
                     if sum(map(len, waiting[number])) < wanted:
                         break
@@ -258,13 +260,13 @@ class _Prefix:
                     if (span.section, shard) in self._missing[number]:  # another target's may be
                         values = joined[:wanted].reshape(-1, views, *target.layout.shape)
                         gone = bad[at[number] - span.first : end - span.first]
-                        name = self._put(target, span.section, shard, values, gone)
+                        name = self._store(target, span.section, shard, values, gone)
                         if gone.any():
                             incomplete.append((number, span.section, shard, name))
                     at[number] = end
         return len(images) * views
 
-    def _pictures(self, span: Span, images: np.ndarray, views: int) -> Iterator[list[np.ndarray]]:
+    def _compute_images(self, span: RowRange, images: np.ndarray, views: int) -> Iterator[list[np.ndarray]]:
         """The outputs for every picture of a span, row by row and view by view, some pictures at a time."""
         config, rows = self._config, self._rows[span.section][span.first : span.last]
         transforms = np.stack(
@@ -274,33 +276,33 @@ class _Prefix:
             ],
             axis=1,
         ).reshape(-1, 8)
-        for first in range(0, len(images) * views, _PICTURES):
+        for first in range(0, len(images) * views, _IMAGES_PER_BATCH):
             self.check()
-            last = min(first + _PICTURES, len(images) * views)
-            places = np.minimum(np.arange(first, first + _PICTURES), last - 1)  # one shape, one graph
+            last = min(first + _IMAGES_PER_BATCH, len(images) * views)
+            places = np.minimum(np.arange(first, first + _IMAGES_PER_BATCH), last - 1)  # one shape, one graph
             moved = transforms[places] if span.section == "train" else None
             outputs = self._forward(images[places // views], moved)
             with np.errstate(over="ignore"):  # what becomes infinite is named when it is written
                 yield [output.numpy()[: last - first].astype(config.activations_dtype) for output in outputs]
 
-    def _put(self, target: Target, section: str, shard: int, values: np.ndarray, gone: NDArray[np.bool_]) -> str:
+    def _store(self, target: CacheTarget, section: str, shard: int, values: np.ndarray, gone: NDArray[np.bool_]) -> str:
         values[gone] = np.nan
         if not np.isfinite(values[~gone]).all():
-            raise ActivationsNotKept(
+            raise FeatureCacheUnavailableError(
                 f"the activations at {target.depth} blocks from the top are beyond the range of {target.layout.dtype}; "
                 "--activations-dtype float32 may hold them"
             )
         return write_shard(target.location, section, shard, values)
 
 
-def _pool(*, use_gpus: bool) -> tuple[int, int]:
+def _plan_pool(*, use_gpus: bool) -> tuple[int, int]:
     """Actors, and GPUs of each: one for every GPU, without any one for every node."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     gpus = sum(int(node.get("GPU", 0)) for node in nodes) if use_gpus else 0
     return (gpus, 1) if gpus else (len(nodes), 0)
 
 
-def costs_of(config: RunConfig) -> list[SplitCost]:
+def measure_costs(config: RunConfig) -> list[SplitCost]:
     """The cost of every cut of a run's backbone; where others train, found in a process that holds no GPU.
 
     Raises:
@@ -309,44 +311,44 @@ def costs_of(config: RunConfig) -> list[SplitCost]:
     here = config.worker_range == (0, 0)
     if here:
         configure_devices_for(config)  # this process will train, too
-    return _costs_of(config.backbone, config.image_size, here=here)
+    return _measure_costs(config.backbone, config.image_size, here=here)
 
 
 @functools.lru_cache
-def _costs_of(backbone: BackboneName, image_size: int, *, here: bool) -> list[SplitCost]:
+def _measure_costs(backbone: BackboneName, image_size: int, *, here: bool) -> list[SplitCost]:
     if here:
-        return _costs(backbone, image_size)
+        return _build_and_measure(backbone, image_size)
     gpus = bool(ray.cluster_resources().get("GPU"))
     # without GPUs the process stays for the actor, which needs TensorFlow as well
-    task = ray.remote(num_cpus=0.5, max_calls=1 if gpus else 0)(_costs_without_gpu)
+    task = ray.remote(num_cpus=0.5, max_calls=1 if gpus else 0)(_measure_costs_without_gpu)
     try:
         return ray.get(task.remote(backbone, image_size))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
 
 
-def _costs_without_gpu(backbone: BackboneName, image_size: int) -> list[SplitCost]:
+def _measure_costs_without_gpu(backbone: BackboneName, image_size: int) -> list[SplitCost]:
     with native_chatter_muted():
         configure_devices(deterministic=False, gpus=False)
-    return _costs(backbone, image_size)
+    return _build_and_measure(backbone, image_size)
 
 
-def _costs(backbone: BackboneName, image_size: int) -> list[SplitCost]:
+def _build_and_measure(backbone: BackboneName, image_size: int) -> list[SplitCost]:
     with native_chatter_muted():
         from pharmclf.models.backbones import build_backbone
 
         return split_costs(build_backbone(backbone, image_size, "none"))
 
 
-def machines_of(location: str) -> Machines:
+def estimate_throughput(location: str) -> ThroughputEstimate:
     """Rough figures of the cluster, and the space for activations: of the disk, or of a node's cache of remote ones."""
     resources = ray.cluster_resources()
     remote = storage.is_remote(location)
-    free = LocalCache().limit_bytes if remote else shutil.disk_usage(_standing_parent(Path(location))).free
+    free = LocalCache().limit_bytes if remote else shutil.disk_usage(_nearest_existing_parent(Path(location))).free
     nodes = sum(node["Alive"] for node in ray.nodes())
     gpus = resources.get("GPU", 0.0)
-    return Machines.estimate(resources.get("CPU", 1.0), gpus, nodes, math.floor(free), remote=remote)
+    return ThroughputEstimate.estimate(resources.get("CPU", 1.0), gpus, nodes, math.floor(free), remote=remote)
 
 
-def _standing_parent(path: Path) -> Path:
+def _nearest_existing_parent(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())

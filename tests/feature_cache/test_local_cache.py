@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from s3proxy import RESET, Fault, Request, Through
 
 from pharmclf import storage
-from pharmclf.activations.local_cache import LocalCache
-from pharmclf.activations.shards import ActivationsNotKept
 from pharmclf.config import ConfigError
 from pharmclf.core.hashing import sha256_bytes
+from pharmclf.feature_cache.local_cache import LocalCache
+from pharmclf.feature_cache.shards import FeatureCacheUnavailableError
 
 TICK_S = 0.02  # longer than the steps in which a file system counts time
 
@@ -68,9 +68,9 @@ def test_a_copy_that_is_dropped_is_fetched_again(root: str, tmp_path: Path):
     """As a damaged one; dropping what is not there is no error."""
     location = put(root, "a")
     cache = LocalCache(tmp_path / "cache", 1e6)
-    cache.drop(location)
+    cache.evict(location)
     fetched(cache, location).write_bytes(b"damaged")
-    cache.drop(location)
+    cache.evict(location)
     assert held(cache) == []
     assert fetched(cache, location).read_bytes() == storage.read_bytes(location)
 
@@ -140,7 +140,7 @@ def test_threads_fetch_what_they_ask_for(root: str, tmp_path: Path):
 _FETCH = """
 import sys
 from pathlib import Path
-from pharmclf.activations.local_cache import LocalCache
+from pharmclf.feature_cache.local_cache import LocalCache
 from pharmclf.core.hashing import sha256_file
 cache = LocalCache(Path(sys.argv[1]), 1e9)
 print("ready", flush=True)
@@ -221,7 +221,7 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path: Path):
     location = put(str(tmp_path), "a")
     cache = LocalCache(tmp_path / "cache", 1e6)
     (cache.folder / "a.part").symlink_to("/dev/full")
-    with pytest.raises(ActivationsNotKept, match="cache is full; PHARMCLF_STORAGE_CACHE may name") as caught:
+    with pytest.raises(FeatureCacheUnavailableError, match="cache is full; PHARMCLF_STORAGE_CACHE may name") as caught:
         fetched(cache, location)
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOSPC

@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 
 from pharmclf import storage
-from pharmclf.activations.choice import PhaseWork
-from pharmclf.activations.key import root_of
-from pharmclf.activations.provide import Wish, drop_damaged, provide
-from pharmclf.activations.reader import ActivationReader
-from pharmclf.activations.shards import Activations
 from pharmclf.config import AugmentConfig, ConfigError, RunConfig
 from pharmclf.core.signals import StopRequested
 from pharmclf.data.manifest import Manifest
+from pharmclf.feature_cache.cache_key import cache_root
+from pharmclf.feature_cache.cache_policy import PhaseDemand
+from pharmclf.feature_cache.manager import FeatureRequest, delete_corrupted, get_or_compute
+from pharmclf.feature_cache.reader import FeatureReader
+from pharmclf.feature_cache.shards import CachedFeatures
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 
 VIEWS = 2
-WORKS = (PhaseWork("phase1", 0, 5), PhaseWork("phase2", 2, 5))
+WORKS = (PhaseDemand("phase1", 0, 5), PhaseDemand("phase2", 2, 5))
 
 
 @pytest.fixture
@@ -37,7 +37,9 @@ def wish(shared_ray: None, drawn_manifest: Manifest, tmp_path: Path) -> Any:
     return made(str(tmp_path), drawn_manifest)
 
 
-def made(place: str, manifest: Manifest, stopped: Callable[[], bool] = lambda: False, **settings: Any) -> Wish:
+def made(
+    place: str, manifest: Manifest, stopped: Callable[[], bool] = lambda: False, **settings: Any
+) -> FeatureRequest:
     config = RunConfig(
         **{
             "storage": place,
@@ -50,13 +52,13 @@ def made(place: str, manifest: Manifest, stopped: Callable[[], bool] = lambda: F
     )
     said: list[str] = []
     lost: dict[int, str] = {}
-    wish = Wish(config, manifest, "imagenet", WORKS, said.append, stopped, lost.update)
+    wish = FeatureRequest(config, manifest, "imagenet", WORKS, said.append, stopped, lost.update)
     object.__setattr__(wish, "taken", lost)
     object.__setattr__(wish, "said", said)
     return wish
 
 
-def names(found: dict[str, Activations]) -> dict[str, Any]:
+def names(found: dict[str, CachedFeatures]) -> dict[str, Any]:
     return {phase: kept.files for phase, kept in found.items()}
 
 
@@ -71,7 +73,7 @@ def test_kept_activations_are_what_the_prefix_gives(wish: Any, drawn_manifest: M
     from pharmclf.models.backbone_split import split_tensors
     from pharmclf.models.backbones import build_backbone
 
-    found = provide(wish)
+    found = get_or_compute(wish)
     assert set(found) == {"phase1", "phase2"}
     passes = [text for text in wish.said if "pictures in" in text]
     assert len(passes) == 1
@@ -88,22 +90,22 @@ def test_kept_activations_are_what_the_prefix_gives(wish: Any, drawn_manifest: M
                 transforms = projective_transforms(config.augment, 64, config.seed, view, rows)
                 moved = apply_transforms(images, tf.constant(transforms), config.augment.fill)
             for phase, expected in zip(("phase1", "phase2"), both(moved, training=False), strict=True):
-                got = ActivationReader(found[phase]).read(split, rows, view)
+                got = FeatureReader(found[phase]).read(split, rows, view)
                 assert np.abs(got - expected.numpy()).max() <= 2e-3 * np.abs(expected.numpy()).max()
 
 
 def test_what_is_there_is_not_computed_again(wish: Any, drawn_manifest: Manifest) -> None:
     """A second run with other learning rates and another head gets the same files without a pass; so does `auto`."""
-    first = provide(wish)
+    first = get_or_compute(wish)
     for mode in ("always", "auto"):
         other = made(wish.config.storage, drawn_manifest, batch_size=7, activations=mode)
-        assert names(provide(other)) == names(first)
+        assert names(get_or_compute(other)) == names(first)
         assert other.said == ["activations: those of phase1 and phase2 are there already"]  # type: ignore[attr-defined]
 
 
 def test_only_missing_shards_are_computed(wish: Any, drawn_manifest: Manifest) -> None:
     """One shard damaged, one gone: those two come back with the same content, and no other file is touched."""
-    found = provide(wish)
+    found = get_or_compute(wish)
     kept = found["phase2"]
     damaged = storage.join(kept.location, kept.files["train"][0])
     storage.write_bytes(damaged, storage.read_bytes(damaged)[:-1] + b"?")
@@ -113,16 +115,16 @@ def test_only_missing_shards_are_computed(wish: Any, drawn_manifest: Manifest) -
         for entry in storage.list_files(found["phase1"].location)
         if entry.location.endswith(".npy")
     }
-    assert drop_damaged(found.values()) == 1
-    again = provide(wish)
+    assert delete_corrupted(found.values()) == 1
+    again = get_or_compute(wish)
     assert {phase: len(kept.files["train"]) for phase, kept in again.items()} == {
         phase: len(kept.files["train"]) for phase, kept in found.items()
     }
-    assert drop_damaged(again.values()) == 0
+    assert delete_corrupted(again.values()) == 0
     rows = drawn_manifest.rows("train")
     before = storage.read_bytes(storage.join(again["phase2"].location, again["phase2"].files["train"][0]))
     assert len(before) > 0
-    assert ActivationReader(again["phase2"]).read("train", rows, 1).any()
+    assert FeatureReader(again["phase2"]).read("train", rows, 1).any()
     assert others == {
         entry.location: entry.mtime_ns
         for entry in storage.list_files(found["phase1"].location)
@@ -140,9 +142,9 @@ def test_a_shard_without_one_of_its_images_serves_the_run_that_computed_it_alone
     content = path.read_bytes()
     try:
         path.unlink()
-        first = provide(wish)
+        first = get_or_compute(wish)
         assert wish.taken == {row: "not there"}
-        again = provide(other := made(wish.config.storage, drawn_manifest))
+        again = get_or_compute(other := made(wish.config.storage, drawn_manifest))
         assert names(again) == names(first)
         assert other.taken == {row: "not there"}  # type: ignore[attr-defined]
     finally:
@@ -150,10 +152,10 @@ def test_a_shard_without_one_of_its_images_serves_the_run_that_computed_it_alone
     found = first["phase2"]
     assert [".incomplete" in name for name in found.files["train"]].count(True) == 1
     assert not list(Path(found.location).glob("index.json"))
-    values = ActivationReader(found).read("train", drawn_manifest.rows("train"), 1)
-    whole = provide(made(wish.config.storage, drawn_manifest))
+    values = FeatureReader(found).read("train", drawn_manifest.rows("train"), 1)
+    whole = get_or_compute(made(wish.config.storage, drawn_manifest))
     assert not list(Path(found.location).glob("*.incomplete.npy"))
-    expected = ActivationReader(whole["phase2"]).read("train", drawn_manifest.rows("train"), 1)
+    expected = FeatureReader(whole["phase2"]).read("train", drawn_manifest.rows("train"), 1)
     assert np.isfinite(expected).all()
     assert np.isnan(values[3]).all()
     np.testing.assert_array_equal(np.delete(values, 3, axis=0), np.delete(expected, 3, axis=0))
@@ -165,12 +167,12 @@ def test_a_pass_that_was_stopped_leaves_whole_shards_only(shared_ray: None, draw
     stopping = made(str(tmp_path), drawn_manifest, stop.is_set)
     stop.set()
     with pytest.raises(StopRequested):
-        provide(stopping)
+        get_or_compute(stopping)
     assert not list(tmp_path.rglob("index.json"))
     assert not list(tmp_path.rglob("*.part"))
     assert not list(tmp_path.rglob("lease.json"))
     stop.clear()
-    assert set(provide(stopping)) == {"phase1", "phase2"}
+    assert set(get_or_compute(stopping)) == {"phase1", "phase2"}
 
 
 def test_two_who_want_the_same_compute_it_once(shared_ray: None, drawn_manifest: Manifest, tmp_path: Path):
@@ -179,7 +181,7 @@ def test_two_who_want_the_same_compute_it_once(shared_ray: None, drawn_manifest:
     found: list[Any] = [None, None]
 
     def work(number: int) -> None:
-        found[number] = names(provide(wishes[number]))
+        found[number] = names(get_or_compute(wishes[number]))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
     for thread in threads:
@@ -195,7 +197,7 @@ def test_two_who_want_the_same_compute_it_once(shared_ray: None, drawn_manifest:
 
 def test_a_dead_process_is_taken_over_from(wish: Any) -> None:
     """A lease whose holder was killed does not hold anybody up, and the shards that it left are not computed again."""
-    found = provide(wish)
+    found = get_or_compute(wish)
     location = found["phase2"].location
     storage.delete_file(storage.join(location, "index.json"))
     code = (
@@ -208,7 +210,7 @@ def test_a_dead_process_is_taken_over_from(wish: Any) -> None:
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     holder.stdout.close()
-    assert names(provide(wish)) == names(found)
+    assert names(get_or_compute(wish)) == names(found)
 
 
 @pytest.fixture
@@ -226,7 +228,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_falls_back_to_streaming(shared_ray: None, drawn_manifest: Manifest, small_disk: Path) -> None:
     """It is said, nothing is left behind, and the run can go on."""
     wish = made(str(small_disk), drawn_manifest)
-    assert provide(wish) == {}
+    assert get_or_compute(wish) == {}
     (warning,) = [text for text in wish.said if text.startswith("warning")]  # type: ignore[attr-defined]
     assert "No space left" in warning
     assert "streamed" in warning
@@ -248,20 +250,20 @@ def test_a_value_beyond_float16_falls_back_to_streaming(
     weights = str(tmp_path / "huge.weights.h5")
     keras.Model(backbone.input, backbone.layers[-2].output).save_weights(weights)
     wish = made(str(tmp_path), drawn_manifest, weights=weights)
-    assert provide(dataclasses.replace(wish, weights="0" * 64)) == {}
+    assert get_or_compute(dataclasses.replace(wish, weights="0" * 64)) == {}
     said: list[str] = wish.said  # type: ignore[attr-defined]
     assert any("--activations-dtype float32" in text for text in said), said
 
 
 def test_more_blocks_than_there_are_is_bad_input(shared_ray: None, drawn_manifest: Manifest, tmp_path: Path) -> None:
     """Found before anything is computed."""
-    wish = dataclasses.replace(made(str(tmp_path), drawn_manifest), phases=[PhaseWork("phase2", 99, 5)])
+    wish = dataclasses.replace(made(str(tmp_path), drawn_manifest), phases=[PhaseDemand("phase2", 99, 5)])
     with pytest.raises(ConfigError, match="unfreeze_blocks: received 99"):
-        provide(wish)
-    assert not storage.exists(root_of(str(tmp_path)))
+        get_or_compute(wish)
+    assert not storage.exists(cache_root(str(tmp_path)))
 
 
 def test_weights_that_cannot_be_had_are_bad_input(shared_ray: None, drawn_manifest: Manifest, tmp_path: Path) -> None:
     """The actor that finds it out says so, and does not merely die."""
     with pytest.raises(ConfigError, match=r"nowhere\.h5 is no file"):
-        provide(made(str(tmp_path), drawn_manifest, weights="/nowhere.h5"))
+        get_or_compute(made(str(tmp_path), drawn_manifest, weights="/nowhere.h5"))

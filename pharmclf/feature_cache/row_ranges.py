@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pharmclf.activations.shards import Layout
+from pharmclf.feature_cache.shards import ShardLayout
 
 
 @dataclass(frozen=True)
-class Target:
+class CacheTarget:
     """Activations that are to be computed."""
 
     location: str
     depth: int
     """Blocks of the backbone behind the cut."""
-    layout: Layout
+    layout: ShardLayout
 
 
 @dataclass(frozen=True)
-class Span:
+class RowRange:
     """Neighbouring rows of a section that are computed together: some shards of each target."""
 
     section: str
@@ -30,7 +30,7 @@ class Span:
     """Behind the last row's place."""
 
 
-def spans(layouts: Sequence[Layout], missing: Sequence[Sequence[tuple[str, int]]]) -> list[Span]:
+def row_ranges(layouts: Sequence[ShardLayout], missing: Sequence[Sequence[tuple[str, int]]]) -> list[RowRange]:
     """The rows that must be computed for the missing shards of several targets, in pieces of one shard at most. Pure.
 
     Args:
@@ -48,5 +48,5 @@ def spans(layouts: Sequence[Layout], missing: Sequence[Sequence[tuple[str, int]]
         for first in range(0, sections[0].rows, step):
             places = first + np.flatnonzero(needed[first : first + step])
             if len(places):
-                found.append(Span(sections[0].name, int(places[0]), int(places[-1]) + 1))
+                found.append(RowRange(sections[0].name, int(places[0]), int(places[-1]) + 1))
     return found

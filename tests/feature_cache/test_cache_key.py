@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 from config_fields import changed, leaves
 
-from pharmclf.activations.key import key_parts, location_of
 from pharmclf.config import AugmentConfig, RunConfig, to_dict
 from pharmclf.data.manifest import Manifest
+from pharmclf.feature_cache.cache_key import cache_location, key_parts
 
 KEYED = {  # another value of each changes the key
     "backbone": "resnet50", "image_size": 96, "seed": 1, "activations_dtype": "float32",
@@ -37,7 +37,7 @@ BASE = RunConfig(augment=AugmentConfig(views=2))
 
 
 def key(config: RunConfig, manifest: Manifest, depth: int = 2, weights: str = "imagenet", precision: str = "float32"):
-    return location_of("/storage", key_parts(config, manifest, depth, weights, precision))
+    return cache_location("/storage", key_parts(config, manifest, depth, weights, precision))
 
 
 def test_every_field_of_the_configuration_is_accounted_for():

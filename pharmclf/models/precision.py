@@ -15,7 +15,7 @@ from pharmclf.models.devices import (
 )
 
 
-def precision_of(config: RunConfig) -> str:
+def run_precision(config: RunConfig) -> str:
     """The precision of a run, or what `auto` comes to where it trains: one for all its workers.
 
     Workers that chose by themselves, on unlike GPUs, would sum the gradients of unlike steps.

@@ -14,22 +14,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pharmclf import storage
-from pharmclf.activations.key import SPLITS
-from pharmclf.activations.reader import ActivationReader
-from pharmclf.activations.shards import (
-    Activations,
-    ActivationsLost,
-    Layout,
-    Section,
-    missing_shards,
-    open_activations,
-    shard_name,
-    standing_shards,
-    write_index,
-)
 from pharmclf.config import AugmentConfig, RunConfig
 from pharmclf.data.batch_sampler import PADDING
 from pharmclf.data.manifest import Manifest
+from pharmclf.feature_cache.cache_key import SPLITS
+from pharmclf.feature_cache.reader import FeatureReader
+from pharmclf.feature_cache.shards import (
+    CachedFeatures,
+    FeatureCacheCorruptedError,
+    ShardLayout,
+    SplitShards,
+    existing_shards,
+    missing_shards,
+    open_features,
+    shard_name,
+    write_index,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +38,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PHARMCLF_STORAGE_CACHE", str(tmp_path / "cache"))
 
 
-def layout_of(rows: int, per_shard: int, views: int = 2, shape: tuple[int, ...] = (3, 5)) -> Layout:
-    return Layout(shape, "float16", (Section("train", rows, views, per_shard), Section("validation", 3, 1, per_shard)))
+def layout_of(rows: int, per_shard: int, views: int = 2, shape: tuple[int, ...] = (3, 5)) -> ShardLayout:
+    return ShardLayout(
+        shape, "float16", (SplitShards("train", rows, views, per_shard), SplitShards("validation", 3, 1, per_shard))
+    )
 
 
-def fill(location: str, layout: Layout, only: set[tuple[str, int]] | None = None) -> dict[tuple[str, int], str]:
+def fill(location: str, layout: ShardLayout, only: set[tuple[str, int]] | None = None) -> dict[tuple[str, int], str]:
     """Write shards in which row r, view v of a section holds the numbers 100 r + v everywhere."""
     names = {}
     for section in layout.sections:
@@ -54,7 +56,7 @@ def fill(location: str, layout: Layout, only: set[tuple[str, int]] | None = None
             if only is not None and (section.name, shard) not in only:
                 continue
             buffer = io.BytesIO()
-            np.save(buffer, whole[slice(*section.span(shard))])
+            np.save(buffer, whole[slice(*section.row_range(shard))])
             names[section.name, shard] = name = shard_name(
                 section.name, shard, hashlib.sha256(buffer.getvalue()).hexdigest()
             )
@@ -63,13 +65,13 @@ def fill(location: str, layout: Layout, only: set[tuple[str, int]] | None = None
 
 
 @pytest.fixture
-def kept(root: str) -> Activations:
+def kept(root: str) -> CachedFeatures:
     """Ten training rows in two views and three of validation, at row numbers that are not their places."""
     layout = layout_of(10, 4)
     location = storage.join(root, "activations", "some-key")
     names = fill(location, layout)
     files = {s.name: [names[s.name, shard] for shard in range(s.num_shards)] for s in layout.sections}
-    return Activations(location, layout, {"train": np.arange(10) * 3 + 1, "validation": np.array([0, 2, 40])}, files)
+    return CachedFeatures(location, layout, {"train": np.arange(10) * 3 + 1, "validation": np.array([0, 2, 40])}, files)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (7,)])
@@ -80,7 +82,7 @@ def test_a_reader_gives_each_row_and_view_its_own(root: str, shape: tuple[int, .
     names = fill(location, layout)
     files = {s.name: [names[s.name, shard] for shard in range(s.num_shards)] for s in layout.sections}
     rows = {"train": np.arange(10) * 3 + 1, "validation": np.array([0, 2, 40])}
-    reader = ActivationReader(Activations(location, layout, rows, files))
+    reader = FeatureReader(CachedFeatures(location, layout, rows, files))
     got = reader.read("train", np.array([28, 1, PADDING, 16, 1]), 1)
     assert got.dtype == np.float16
     assert got.shape == (5, *shape)
@@ -89,23 +91,23 @@ def test_a_reader_gives_each_row_and_view_its_own(root: str, shape: tuple[int, .
     assert reader.read("validation", np.array([40, 0]), 0).reshape(2, -1)[:, 0].tolist() == [200, 0]
 
 
-def test_a_damaged_shard_is_found_by_its_hash(kept: Activations):
+def test_a_damaged_shard_is_found_by_its_hash(kept: CachedFeatures):
     """One bit is enough; the other shards can still be read."""
     location = storage.join(kept.location, kept.files["train"][1])
     content = bytearray(storage.read_bytes(location))
     content[-7] ^= 1
     storage.write_bytes(location, bytes(content))
-    reader = ActivationReader(kept)
+    reader = FeatureReader(kept)
     assert reader.read("train", np.array([1]), 0).shape == (1, 3, 5)
-    with pytest.raises(ActivationsLost, match=r"train-000001.*damaged"):
+    with pytest.raises(FeatureCacheCorruptedError, match=r"train-000001.*damaged"):
         reader.read("train", np.array([13]), 0)
 
 
-def test_a_shard_that_is_gone_is_named(kept: Activations):
+def test_a_shard_that_is_gone_is_named(kept: CachedFeatures):
     """As after somebody has cleared the activations below a run."""
     storage.delete_file(storage.join(kept.location, kept.files["validation"][0]))
-    with pytest.raises(ActivationsLost, match=r"validation-000000.*gone"):
-        ActivationReader(kept).read("validation", np.array([0]), 0)
+    with pytest.raises(FeatureCacheCorruptedError, match=r"validation-000000.*gone"):
+        FeatureReader(kept).read("validation", np.array([0]), 0)
 
 
 @pytest.mark.s3
@@ -114,10 +116,10 @@ def test_shards_that_were_read_are_not_fetched_again(bucket: str):
     layout = layout_of(10, 4)
     names = fill(bucket, layout)
     files = {s.name: [names[s.name, shard] for shard in range(s.num_shards)] for s in layout.sections}
-    kept = Activations(bucket, layout, {"train": np.arange(10), "validation": np.arange(10, 13)}, files)
-    first = ActivationReader(kept).read("train", np.arange(10), 1)
+    kept = CachedFeatures(bucket, layout, {"train": np.arange(10), "validation": np.arange(10, 13)}, files)
+    first = FeatureReader(kept).read("train", np.arange(10), 1)
     storage.delete_folder(bucket)
-    assert np.array_equal(ActivationReader(kept).read("train", np.arange(10), 1), first)
+    assert np.array_equal(FeatureReader(kept).read("train", np.arange(10), 1), first)
 
 
 @pytest.mark.s3
@@ -126,27 +128,27 @@ def test_a_damaged_copy_is_fetched_anew(bucket: str, tmp_path: Path):
     layout = layout_of(10, 4)
     names = fill(bucket, layout)
     files = {s.name: [names[s.name, shard] for shard in range(s.num_shards)] for s in layout.sections}
-    kept = Activations(bucket, layout, {"train": np.arange(10), "validation": np.arange(10, 13)}, files)
-    first = ActivationReader(kept).read("train", np.arange(10), 1)
+    kept = CachedFeatures(bucket, layout, {"train": np.arange(10), "validation": np.arange(10, 13)}, files)
+    first = FeatureReader(kept).read("train", np.arange(10), 1)
     for copy in (tmp_path / "cache").glob("*.npy"):
         copy.write_bytes(b"rubbish")
-    assert np.array_equal(ActivationReader(kept).read("train", np.arange(10), 1), first)
+    assert np.array_equal(FeatureReader(kept).read("train", np.arange(10), 1), first)
 
 
 def test_a_folder_counts_only_when_index_and_all_shards_stand(root: str, drawn_manifest: Manifest):
     """No index: nothing. A shard of another size: nothing. All of them: open."""
     config = RunConfig(image_size=32, augment=AugmentConfig(views=2))
-    layout = Layout.of(config, drawn_manifest, (4,))
+    layout = ShardLayout.of(config, drawn_manifest, (4,))
     names = fill(root, layout)
-    assert open_activations(root, drawn_manifest) is None
+    assert open_features(root, drawn_manifest) is None
     write_index(root, layout, {"cut": 0}, names, 1.0)
-    found = open_activations(root, drawn_manifest)
+    found = open_features(root, drawn_manifest)
     assert found is not None
     assert found.layout == layout
     assert {split: len(found.rows[split]) for split in SPLITS} == {s.name: s.rows for s in layout.sections}
     storage.write_bytes(storage.join(root, names["validation", 0]), b"half")
-    assert open_activations(root, drawn_manifest) is None
-    assert missing_shards(layout, {(s, n): f for s, n, f in standing_shards(root, layout)}) == [("validation", 0)]
+    assert open_features(root, drawn_manifest) is None
+    assert missing_shards(layout, {(s, n): f for s, n, f in existing_shards(root, layout)}) == [("validation", 0)]
 
 
 @given(
@@ -158,12 +160,12 @@ def test_a_folder_counts_only_when_index_and_all_shards_stand(root: str, drawn_m
 def test_a_shard_stays_within_its_bounds(drawn_manifest: Manifest, shape: Any, views: int, side: int, dtype: str):
     """At most 16 MiB and 64 MiB of decoded images, unless one row alone is more; always a power of two of rows."""
     config = RunConfig(image_size=side, activations_dtype=dtype, augment=AugmentConfig(views=views))  # type: ignore[arg-type]
-    layout = Layout.of(config, drawn_manifest, shape)
+    layout = ShardLayout.of(config, drawn_manifest, shape)
     for section in layout.sections:
         rows = section.rows_per_shard
         assert rows & (rows - 1) == 0
         assert rows == 1 or rows * section.views * layout.item_bytes <= 16 << 20
         assert rows == 1 or rows * 3 * side * side <= 64 << 20
-        assert sum(last - first for first, last in map(section.span, range(section.num_shards))) == section.rows
-    assert Layout.from_dict(layout.to_dict()) == layout
+        assert sum(last - first for first, last in map(section.row_range, range(section.num_shards))) == section.rows
+    assert ShardLayout.from_dict(layout.to_dict()) == layout
     assert dataclasses.replace(layout, dtype="float32").num_bytes >= layout.num_bytes

@@ -12,13 +12,13 @@ import pytest
 from changed_files import with_changed
 from recorder import Recorder
 
-from pharmclf.activations.choice import PhaseWork
-from pharmclf.activations.provide import Wish, provide
 from pharmclf.config import AugmentConfig, HeadConfig, PhaseConfig
 from pharmclf.core.signals import StopRequested
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import QUARANTINED
+from pharmclf.feature_cache.cache_policy import PhaseDemand
+from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
 from pharmclf.training.job import TrainingJob
 from pharmclf.training.launch import launch
@@ -39,9 +39,9 @@ SETTINGS: dict[str, Any] = {
 
 def with_activations(job: TrainingJob, manifest: Manifest, storage: str) -> TrainingJob:
     config = dataclasses.replace(job.config, activations="always", storage=storage)
-    works = [PhaseWork(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases_of(config)]
-    wish = Wish(config, manifest, config.weights, works, lambda _: None, lambda: False, lambda _: None)
-    job = dataclasses.replace(job, config=config, activations=provide(wish))
+    works = [PhaseDemand(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases_of(config)]
+    wish = FeatureRequest(config, manifest, config.weights, works, lambda _: None, lambda: False, lambda _: None)
+    job = dataclasses.replace(job, config=config, activations=get_or_compute(wish))
     assert set(job.activations) == {"phase1", "phase2"}
     return job
 

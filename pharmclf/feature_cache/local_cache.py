@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from pharmclf import storage
-from pharmclf.activations.shards import ActivationsNotKept
 from pharmclf.core.errors import ConfigError
+from pharmclf.feature_cache.shards import FeatureCacheUnavailableError
 
 T = TypeVar("T")
 _FREE_SHARE = 0.5  # of the free space, where no bound is given
@@ -49,7 +49,7 @@ class LocalCache:
 
         Raises:
             OSError: the file cannot be read.
-            ActivationsNotKept: the disk is full.
+            FeatureCacheUnavailableError: the disk is full.
         """
         path = self.folder / location.rsplit("/", 1)[-1]
         with self._lock(f"{sum(path.name.encode()) % 64}"):  # of two processes that want a file, one fetches it
@@ -61,24 +61,24 @@ class LocalCache:
             try:
                 storage.download(location, temporary)
                 with self._lock("room"):
-                    self._make_room(temporary.stat().st_size)
+                    self._evict(temporary.stat().st_size)
                     temporary.replace(path)
                     return opener(path)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                raise ActivationsNotKept(
+                raise FeatureCacheUnavailableError(
                     f"{self.folder} is full; PHARMCLF_STORAGE_CACHE may name another folder"
                 ) from error
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def drop(self, location: str) -> None:
+    def evict(self, location: str) -> None:
         """Forget the copy of a file, since it is damaged."""
         with self._lock("room"):
             (self.folder / location.rsplit("/", 1)[-1]).unlink(missing_ok=True)
 
-    def _make_room(self, size: int) -> None:
+    def _evict(self, size: int) -> None:
         """Delete what was used least recently, until a file of this size fits; it stays even where it is larger."""
         files = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.npy"))
         held = sum(file_size for _, file_size, _ in files)

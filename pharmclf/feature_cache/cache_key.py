@@ -45,11 +45,11 @@ def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, p
     return parts if manifest.white_level == MAX_VALUE else parts | {"white_level": manifest.white_level}
 
 
-def location_of(storage_location: str, parts: dict[str, Any]) -> str:
+def cache_location(storage_location: str, parts: dict[str, Any]) -> str:
     """Folder of the activations with these parts."""
-    return storage.join(root_of(storage_location), fingerprint(parts))
+    return storage.join(cache_root(storage_location), fingerprint(parts))
 
 
-def root_of(storage_location: str) -> str:
+def cache_root(storage_location: str) -> str:
     """Folder of all activations in a storage."""
     return storage.join(storage.absolute(storage_location), "activations")
