@@ -11,11 +11,11 @@ from pharmclf.core.signals import StopSignal
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.report.summary import progress_line
 from pharmclf.storage.lease import Lease
-from pharmclf.training.job import Listener, Observer, TrainingDiverged
-from pharmclf.training.schedule import BALANCED, guess_loss, is_beyond_reason
+from pharmclf.training.context import Callback, Listener, TrainingDivergedError
+from pharmclf.training.lr_schedule import BALANCED, chance_loss, has_diverged
 
 
-class Console(Observer, Protocol):
+class Console(Callback, Protocol):
     """Who watches a run, may stop it, and shows what it says."""
 
     def say(self, text: str, /) -> None:
@@ -57,7 +57,7 @@ class RunConsole:
         self._say(text)
 
     def event(self, kind: str, **values: Any) -> None:
-        """As `Observer.event`."""
+        """As `Callback.event`."""
         for listener in self._listeners:
             listener.event(kind, **values)
         if kind in ("note", "waiting"):
@@ -67,7 +67,7 @@ class RunConsole:
             names = ("loss", "accuracy", "images_per_second", "eta_s")
             self._say(progress_line(values["phase"], *place, **{name: values[name] for name in names}))
         elif kind == "epoch":
-            diverged = is_beyond_reason(values["val_loss"], self._num_classes)
+            diverged = has_diverged(values["val_loss"], self._num_classes)
             best = "  best so far" if values["best"] and not diverged else ""
             balanced = f" balanced {values[BALANCED]:.4f}" if BALANCED in values else ""
             self._say(
@@ -80,7 +80,7 @@ class RunConsole:
                 self._diverged[values["phase"]] = values["val_loss"]
                 self.say(
                     f"warning: {values['phase']} has diverged: its validation loss is {values['val_loss']:.3g}, and a "
-                    f"guess has {guess_loss(self._num_classes):.3g}. Lower {values['phase']}.learning_rate"
+                    f"guess has {chance_loss(self._num_classes):.3g}. Lower {values['phase']}.learning_rate"
                 )
 
     @contextlib.contextmanager
@@ -88,15 +88,15 @@ class RunConsole:
         """Add to the error of a phase that has diverged that the phase before it had diverged already."""
         try:
             yield
-        except TrainingDiverged as error:
+        except TrainingDivergedError as error:
             phase, loss = next(iter(self._diverged.items()), ("", 0.0))
             if not phase or f"in {phase}," in str(error):
                 raise
-            raise TrainingDiverged(
+            raise TrainingDivergedError(
                 f"{error}. {phase} had diverged before, to a validation loss of {loss:.3g}: lower "
                 f"{phase}.learning_rate first"
             ) from error
 
-    def stop_requested(self) -> bool:
-        """As `Observer.stop_requested`."""
+    def should_stop(self) -> bool:
+        """As `Callback.should_stop`."""
         return self._stop.received is not None or bool(self._lease.is_lost) or self._quarantine.exceeds_limit

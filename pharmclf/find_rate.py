@@ -22,8 +22,8 @@ from pharmclf.report.rate_plots import rates_png
 from pharmclf.run_record import with_weights_found
 from pharmclf.training.feasible import check_feasible
 from pharmclf.training.launch import connect, with_stream_cpus
-from pharmclf.training.lr_range import Curve, Proposal, propose
-from pharmclf.training.phases import phases_of
+from pharmclf.training.lr_finder import LrCurve, LrSuggestion, suggest_lr
+from pharmclf.training.phases import build_phases
 
 
 def find_rate(config: RunConfig, say: Say) -> int:
@@ -60,7 +60,7 @@ def find_rate(config: RunConfig, say: Say) -> int:
         job = with_stream_cpus(training_job(config, folder, manifest))
         with native_chatter_muted():
             configure_devices_for(config)
-        configured = {phase.name: phase.settings.learning_rate for phase in phases_of(config)}
+        configured = {phase.name: phase.settings.learning_rate for phase in build_phases(config)}
         try:
             job = dataclasses.replace(
                 job, activations=get_or_compute(wish_of(job, manifest, 0, say, stopped, quarantine.add))
@@ -84,16 +84,16 @@ def find_rate(config: RunConfig, say: Say) -> int:
     return EXIT_OK
 
 
-def _proposal(curve: Curve) -> Proposal:
-    return propose(curve.rates, curve.losses, diverged=bool(curve.ended))
+def _proposal(curve: LrCurve) -> LrSuggestion:
+    return suggest_lr(curve.rates, curve.losses, diverged=bool(curve.ended))
 
 
-def _plain(curve: Curve, configured: float, proposal: Proposal) -> dict[str, Any]:
+def _plain(curve: LrCurve, configured: float, proposal: LrSuggestion) -> dict[str, Any]:
     about = {"configured": configured, "proposed": proposal.rate, "reason": proposal.reason}
     return dataclasses.asdict(curve) | about
 
 
-def _table(found: list[tuple[Curve, float, Proposal]]) -> list[str]:
+def _table(found: list[tuple[LrCurve, float, LrSuggestion]]) -> list[str]:
     """What is proposed, and the flags that take it."""
     rows = [("phase", "configured", "proposed", "why")]
     for curve, configured, proposal in found:

@@ -53,12 +53,12 @@ from pharmclf.status import StatusBoard
 from pharmclf.telemetry import Telemetry
 from pharmclf.tracking import Tracker, check_tracking
 from pharmclf.training.checkpoint import list_checkpoints
+from pharmclf.training.context import Callback, TrainingContext
 from pharmclf.training.feasible import batch_warning, check_feasible
 from pharmclf.training.fit_nodes import microbatches_for
-from pharmclf.training.job import Observer, TrainingJob
 from pharmclf.training.launch import asking_for_nodes, await_team, connect, launch
 from pharmclf.training.nodes import node_address
-from pharmclf.training.phases import phases_of
+from pharmclf.training.phases import build_phases
 
 _DECIDED = ("precision", "microbatch", "activations")  # of a record, see `settled` and `train_on_activations`
 Lost = Callable[[Mapping[int, str]], None]
@@ -175,7 +175,7 @@ def run(
                     hardware.flush()
                     record["device"] = outcome["device"]
                     so_far = record | {"seconds": before + time.monotonic() - began}
-                    stopped = console.stop_requested
+                    stopped = console.should_stop
                     finish(config, folder, manifest, outcome, so_far, say, quarantine, stop_requested=stopped)
                     record["state"] = "complete"
                 except StopRequested:
@@ -192,7 +192,7 @@ def run(
     return EXIT_OK if record["state"] == "complete" else stop.exit_code
 
 
-def settled(job: TrainingJob, console: Observer, record: dict[str, Any]) -> TrainingJob:
+def settled(job: TrainingContext, console: Callback, record: dict[str, Any]) -> TrainingContext:
     """The job with what is decided once for a run, which goes into its record.
 
     Raises:
@@ -209,7 +209,7 @@ def settled(job: TrainingJob, console: Observer, record: dict[str, Any]) -> Trai
 
 
 def train_on_activations(
-    job: TrainingJob,
+    job: TrainingContext,
     manifest: Manifest,
     console: Console,
     record: dict[str, Any],
@@ -235,7 +235,7 @@ def train_on_activations(
     """
     checkpoints = list_checkpoints(job.checkpoints)
     at = checkpoints[-1].position.phase if checkpoints else 0
-    wish = wish_of(job, manifest, at, console.say, console.stop_requested, lost_to(console))
+    wish = wish_of(job, manifest, at, console.say, console.should_stop, lost_to(console))
     repairs = 0
     while True:
         job = dataclasses.replace(job, activations=get_or_compute(wish, earlier=earlier))
@@ -258,7 +258,7 @@ def train_on_activations(
             return launch(dataclasses.replace(job, activations={}), console, share=share)
 
 
-def lost_to(observer: Observer) -> Lost:
+def lost_to(observer: Callback) -> Lost:
     """Tells a run's observer of images that are lost where activations are computed."""
 
     def lost(reasons: Mapping[int, str]) -> None:
@@ -268,10 +268,10 @@ def lost_to(observer: Observer) -> Lost:
 
 
 def wish_of(
-    job: TrainingJob, manifest: Manifest, at: int, say: Say, stopped: Callable[[], bool], lost: Lost
+    job: TrainingContext, manifest: Manifest, at: int, say: Say, stopped: Callable[[], bool], lost: Lost
 ) -> FeatureRequest:
     """The activations that a run could train its phases on, from phase number `at` on."""
-    phases = [phase for phase in phases_of(job.config) if phase.number >= at]
+    phases = [phase for phase in build_phases(job.config) if phase.number >= at]
     works = [PhaseDemand(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases]
     return FeatureRequest(job.config, manifest, job.fingerprints["weights"], works, say, stopped, lost)
 
@@ -335,7 +335,7 @@ def describe_data(manifest: Manifest, folder: str, say: Say) -> None:
 
 def training_job(
     config: RunConfig, folder: str, manifest: Manifest | None = None, fingerprints: dict[str, Any] | None = None
-) -> TrainingJob:
+) -> TrainingContext:
     """What the loop needs to train on a data set.
 
     Args:
@@ -352,7 +352,7 @@ def training_job(
     labels = {name: number for number, name in enumerate(manifest.class_names)}
     rows = config.microbatch_rows or 0  # one that is found comes later
     table = manifest.table
-    return TrainingJob(
+    return TrainingContext(
         config=config,
         folder=folder,
         class_names=manifest.class_names,
@@ -361,5 +361,5 @@ def training_job(
         train_rows=train_rows,
         validation_rows=validation_rows,
         fingerprints=fingerprints,
-        microbatches={phase.name: rows for phase in phases_of(config)} if rows else {},
+        microbatches={phase.name: rows for phase in build_phases(config)} if rows else {},
     )

@@ -32,9 +32,9 @@ from pharmclf.status.standing import STATUS_FILE
 from pharmclf.tracking import track_complete
 from pharmclf.tracking.mlflow_runs import ID_FILE
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
-from pharmclf.training.job import MODEL_FILE
+from pharmclf.training.checkpoint_manager import staging_dir
+from pharmclf.training.context import MODEL_FILE
 from pharmclf.training.phases import Position
-from pharmclf.training.saver import spool_of
 
 _TRAINED = ("trained", "complete")  # states in which there is a model, whether its checkpoints are still there or not
 _OF_A_START = (STATUS_FILE, ID_FILE)  # what a run that has trained nothing leaves to the next one of its name
@@ -252,6 +252,6 @@ def grown_epochs(folder: str, record: Mapping[str, Any], config: RunConfig) -> d
 def _position(folder: str) -> Position:
     """Of the newest checkpoint, also of one that waits for its upload."""
     checkpoints = storage.join(folder, "checkpoints")
-    places = [checkpoints, *([spool_of(checkpoints)] if storage.is_remote(folder) else [])]
+    places = [checkpoints, *([staging_dir(checkpoints)] if storage.is_remote(folder) else [])]
     positions = [checkpoint.position for place in places for checkpoint in list_checkpoints(place)]
     return max(positions, default=Position(0, 0, 0))

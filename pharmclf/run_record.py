@@ -18,7 +18,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.schema_version import check_schema_version
 from pharmclf.storage.lease import LEASE_FILE, Lease, LeaseHeldError
 from pharmclf.training.checkpoint import check_fingerprints
-from pharmclf.training.saver import spool_of
+from pharmclf.training.checkpoint_manager import staging_dir
 
 RUN_FILE = "run.json"
 # settings that may differ when a run is resumed: they change where and how it runs, not what it computes
@@ -162,7 +162,7 @@ def _deciding(config: RunConfig) -> dict[str, Any]:
 def has_trained(folder: str) -> bool:
     """Whether a run has left a checkpoint, also one that waits for its upload or that was not written to its end."""
     checkpoints = storage.join(folder, "checkpoints")
-    waiting = storage.is_remote(folder) and bool(storage.list_folders(spool_of(checkpoints)))
+    waiting = storage.is_remote(folder) and bool(storage.list_folders(staging_dir(checkpoints)))
     return waiting or bool(storage.list_folders(checkpoints))
 
 
@@ -181,7 +181,7 @@ def clear_folder(folder: str, only: Collection[str] = ()) -> None:
         if name != LEASE_FILE and (not only or name in only):
             storage.delete_file(entry.location)
     if not only and storage.is_remote(folder):
-        storage.delete_folder(spool_of(storage.join(folder, "checkpoints")))
+        storage.delete_folder(staging_dir(storage.join(folder, "checkpoints")))
 
 
 def check_settings(

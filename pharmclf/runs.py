@@ -25,9 +25,9 @@ from pharmclf.evaluation.decision import DECISION_FILE
 from pharmclf.models.devices import configure_devices
 from pharmclf.report.card import CARD_FILE
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
-from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE
+from pharmclf.training.context import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE
 from pharmclf.training.listing import METRICS, RunInfo, list_runs, ranked, read_run, table
-from pharmclf.training.phases import Phase, phases_of
+from pharmclf.training.phases import Phase, build_phases
 
 __all__ = ["METRICS", "DamagedRun", "RunInfo", "fetch_best", "list_runs", "ranked", "table"]
 
@@ -174,7 +174,7 @@ def _restore(run: RunInfo, part: Path, say: Say) -> None:
             found, expected = sha256_bytes(storage.read_bytes(config.weights)), checkpoint.fingerprints["weights"]
             if found != expected:
                 raise DamagedRun(f"weights: {config.weights} has sha256 {found}, expected {expected}")
-        phase = {phase.name: phase for phase in phases_of(config)}[(run.best or {})["phase"]]
+        phase = {phase.name: phase for phase in build_phases(config)}[(run.best or {})["phase"]]
         say(f"run {run.name} is not complete and has not been tested; its model is restored from the checkpoint")
         _restored(config, phase, len(manifest.class_names), checkpoint).save(part / "model.keras")
         storage.write_json(str(part / "labels.json"), list(manifest.class_names))
@@ -191,7 +191,7 @@ def _restored(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Che
     with native_chatter_muted():
         import keras
 
-        from pharmclf.training.export import restore_model
+        from pharmclf.training.save_model import restore_model
 
         configure_devices(deterministic=False, gpus=False)  # they may be in use by a run
         policy = keras.config.dtype_policy()

@@ -109,12 +109,12 @@ def drawn_manifest(drawn_images: str) -> Any:
 def make_job(shared_ray: None, drawn_images: str, drawn_manifest: Any) -> Callable[..., Any]:
     """Makes a small job: EfficientNet-Lite0 at 64 pixels, four or five steps an epoch, two epochs a phase."""
     from pharmclf.data.image_set import ImageSet
-    from pharmclf.training.job import TrainingJob
+    from pharmclf.training.context import TrainingContext
 
     table = drawn_manifest.table
     names = {name: number for number, name in enumerate(drawn_manifest.class_names)}
 
-    def make(folder: str, **settings: Any) -> TrainingJob:
+    def make(folder: str, **settings: Any) -> TrainingContext:
         config = RunConfig(
             **{
                 "data": drawn_images,
@@ -129,7 +129,7 @@ def make_job(shared_ray: None, drawn_images: str, drawn_manifest: Any) -> Callab
             }
             | settings
         )
-        return TrainingJob(
+        return TrainingContext(
             config=config,
             folder=folder,
             class_names=drawn_manifest.class_names,

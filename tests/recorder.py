@@ -15,7 +15,7 @@ class Recorder:
     def event(self, kind: str, **values: Any) -> None:
         self.events.append((kind, values))
 
-    def stop_requested(self) -> bool:
+    def should_stop(self) -> bool:
         self.polls += 1
         return self.stop_after is not None and self.polls > self.stop_after
 

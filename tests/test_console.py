@@ -14,7 +14,7 @@ from pharmclf.core.signals import StopSignal
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.storage.lease import Lease
-from pharmclf.training.job import TrainingDiverged
+from pharmclf.training.context import TrainingDivergedError
 
 
 @pytest.fixture
@@ -52,15 +52,15 @@ def test_the_best_epoch_is_called_so_and_a_loss_beyond_reason_never_is(shown: An
 def test_the_phase_that_diverged_first_is_named(shown: Any):
     """Phase 2 cannot mend what phase 1 has left; without a sign of that the error stays as it was."""
     console, _, _ = shown
-    with pytest.raises(TrainingDiverged) as caught, console.divergence_explained():
-        raise TrainingDiverged("the loss is nan in phase2, epoch 1, step 4")
+    with pytest.raises(TrainingDivergedError) as caught, console.divergence_explained():
+        raise TrainingDivergedError("the loss is nan in phase2, epoch 1, step 4")
     assert str(caught.value) == "the loss is nan in phase2, epoch 1, step 4"
     console.event("epoch", **_epoch("phase1", 0, 5e5, best=True))
     with pytest.raises(
-        TrainingDiverged, match=r"in phase2.*phase1 had diverged before, to a validation loss of 5e\+05"
+        TrainingDivergedError, match=r"in phase2.*phase1 had diverged before, to a validation loss of 5e\+05"
     ):
         with console.divergence_explained():
-            raise TrainingDiverged("the loss is nan in phase2, epoch 1, step 4")
-    with pytest.raises(TrainingDiverged) as caught, console.divergence_explained():
-        raise TrainingDiverged("the loss is nan in phase1, epoch 2, step 1")
+            raise TrainingDivergedError("the loss is nan in phase2, epoch 1, step 4")
+    with pytest.raises(TrainingDivergedError) as caught, console.divergence_explained():
+        raise TrainingDivergedError("the loss is nan in phase1, epoch 2, step 1")
     assert "before" not in str(caught.value)

@@ -14,15 +14,15 @@ PURE = [
     "core.errors", "core.hashing", "core.tables", "core.units",
     "config", "storage", "metrics", "progress", "cli", "data.manifest", "data.splits", "data.batch_sampler",
     "data.stateless_rng", "data.augment", "data.class_balance", "data.demo", "data.prepare", "data.run_manifest",
-    "training.phases", "training.schedule", "training.checkpoint", "training.job", "training.saver", "training.listing",
-    "training.progress", "report.plots",
+    "training.phases", "training.lr_schedule", "training.checkpoint", "training.context",
+    "training.checkpoint_manager", "training.listing", "training.train_state", "report.plots",
     "report.summary", "report.page", "report.card", "report.calibration_plots", "evaluation.decision",
     "monitoring", "evaluation.labels", "evaluation.saved", "evaluation.evaluate", "models.backbone_split",
     "models.devices", "runs", "feature_cache.cache_key", "feature_cache.cache_policy",
     "feature_cache.shards", "feature_cache.reader", "feature_cache.inventory", "feature_cache.local_cache",
     "training.grouping", "training.access", "training.proxy", "training.ray_address", "training.division",
-    "training.fitting", "training.lr_range", "training.fit_batch", "training.pulse", "training.recovery", "status",
-    "sweep.space", "sweep.search", "sweep.halving", "sweep.options", "sweep.ledger",
+    "training.fitting", "training.lr_finder", "training.fit_batch", "training.loop_progress", "training.recovery",
+    "status", "sweep.space", "sweep.search", "sweep.halving", "sweep.options", "sweep.ledger",
 ]  # fmt: skip
 WITH_RAY = [
     "pipeline",
@@ -85,8 +85,8 @@ def test_a_violation_is_noticed(tmp_path: Path):
 
 @pytest.mark.parametrize("word", ["TF_CONFIG", r"tf\.distribute"])
 def test_one_file_alone_knows_the_strategy(word: str):
-    """TF_CONFIG and TensorFlow's strategies are named in training/distributed.py and nowhere else."""
-    assert _files_with(word) == ["pharmclf/training/distributed.py"]
+    """TF_CONFIG and TensorFlow's strategies are named in training/collectives.py and nowhere else."""
+    assert _files_with(word) == ["pharmclf/training/collectives.py"]
 
 
 def test_nothing_uses_the_keras_that_ray_replaces():

@@ -19,14 +19,14 @@ from typing import Any
 from heads import free_port
 from recorder import Recorder
 
-from pharmclf.training.job import TrainingJob
+from pharmclf.training.context import TrainingContext
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     """One call of the loop by both workers."""
 
-    job: TrainingJob
+    job: TrainingContext
     stop_after: int | None = None
     """Steps after which the chief asks for a stop."""
     other_folder: str = ""
@@ -72,13 +72,13 @@ def _work(rank: int, ports: str, folder: Path) -> None:
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports.split(",")]}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
     from pharmclf.models.devices import configure_devices
-    from pharmclf.training import distributed, loop, resume
+    from pharmclf.training import collectives, resume, trainer
 
     configure_devices(deterministic=True, gpus=False)
-    workers = distributed.join(1)
+    workers = collectives.init_distributed(1)
     for scene in pickle.loads((folder / "scenes").read_bytes()):
         recorder, job = Recorder(scene.stop_after), scene.job
-        resume._STALE_S = scene.patience_s
+        resume._STALE_VIEW_TIMEOUT_S = scene.patience_s
         if rank == 1:
             weights = scene.other_weights or job.config.weights
             config = dataclasses.replace(job.config, weights=weights)
@@ -87,7 +87,7 @@ def _work(rank: int, ports: str, folder: Path) -> None:
                 threading.Thread(target=_show, args=(job.folder, seen, scene.shown_after_s)).start()
             job = dataclasses.replace(job, folder=seen, config=config)
         try:
-            line = {"outcome": loop.train(job, workers, recorder)}
+            line = {"outcome": trainer.train(job, workers, recorder)}
         except RuntimeError as error:
             line = {"error": f"{type(error).__name__}: {error}"}
         with (folder / str(rank)).open("a") as file:

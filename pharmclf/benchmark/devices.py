@@ -16,7 +16,7 @@ from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError, format_error
 from pharmclf.core.tables import align_columns
 from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
-from pharmclf.training.phases import Phase, phases_of
+from pharmclf.training.phases import Phase, build_phases
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 _SLOW = "processors have no units for float16; TensorFlow widens each value"
@@ -38,7 +38,7 @@ def benchmark_devices(config: RunConfig, options: MeasureOptions, say: Say) -> d
     rows: list[dict[str, Any]] = []
     for name, gpu in devices:
         for precision in PRECISIONS:
-            found = measured(config, phases_of(config), precision, gpu, options.seconds)
+            found = measured(config, build_phases(config), precision, gpu, options.seconds)
             for phase, values in found.items():
                 about = {"device": name, "gpu": gpu, "precision": precision, "phase": phase}
                 rows.append(about | {"batch_size": config.batch_size} | _NOT_MEASURED | values)

@@ -16,7 +16,7 @@ from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import HardwareMonitor
 from pharmclf.monitoring.sampler import NodeSampler
 from pharmclf.training.launch import connect
-from pharmclf.training.phases import phases_of
+from pharmclf.training.phases import build_phases
 
 ALLOWED = 0.01
 _OFTEN_S = 0.1  # between readings while their cost is taken
@@ -64,7 +64,7 @@ def measure_monitor(config: RunConfig, every_s: float, seconds: float) -> dict[s
             configure_devices_for(config)
             from pharmclf.benchmark.noise import NoiseStep
 
-            step = NoiseStep.of(config, phases_of(config)[0], "float32")
+            step = NoiseStep.of(config, build_phases(config)[0], "float32")
             step()
             took, count = {False: 0.0, True: 0.0}, {False: 0, True: 0}
             for turn in range(2 * _ROUNDS):  # in turns: what else the machine does must not fall on one of them alone

@@ -10,11 +10,11 @@ import tensorflow as tf
 
 from pharmclf.config import RunConfig
 from pharmclf.data.image_set import ImageSet
-from pharmclf.training import distributed, loop
-from pharmclf.training.job import TrainingJob
-from pharmclf.training.noise import noise_batch
+from pharmclf.training import collectives, trainer
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import Phase
-from pharmclf.training.step import Batch, PhaseModel
+from pharmclf.training.synthetic_batch import synthetic_batch
+from pharmclf.training.train_step import Batch, TrainStep
 
 _CLASSES = 10
 
@@ -23,14 +23,14 @@ _CLASSES = 10
 class NoiseStep:
     """A training step of one phase, again and again on the same batch of noise."""
 
-    model: PhaseModel
+    model: TrainStep
     batch: Batch
 
     @staticmethod
     def of(config: RunConfig, phase: Phase, precision: str) -> NoiseStep:
         """The step of a phase as this process alone takes it, on random weights; nothing is traced yet."""
         nobody = np.zeros(0, np.int64)
-        job = TrainingJob(
+        job = TrainingContext(
             config=dataclasses.replace(config, weights="none"),
             folder="",
             class_names=tuple(f"class {place}" for place in range(_CLASSES)),
@@ -40,10 +40,10 @@ class NoiseStep:
             validation_rows=nobody,
             fingerprints={},
         )
-        workers = distributed.alone()
-        networks = loop.build_networks(job, workers, precision)
-        model = PhaseModel(job.config, workers, *networks, phase.unfreeze_blocks, precision)
-        return NoiseStep(model, noise_batch(config, config.batch_size))
+        workers = collectives.single_worker()
+        networks = trainer.build_networks(job, workers, precision)
+        model = TrainStep(job.config, workers, *networks, phase.unfreeze_blocks, precision)
+        return NoiseStep(model, synthetic_batch(config, config.batch_size))
 
     def __call__(self) -> Any:
         """Take a step and wait for it -> loss sum, correct, stop votes."""

@@ -17,9 +17,9 @@ from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.prepare import split_manifest
 from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.feature_cache.shards import INDEX_FILE
-from pharmclf.training.job import TrainingJob
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.launch import with_stream_cpus
-from pharmclf.training.phases import Phase, phases_of
+from pharmclf.training.phases import Phase, build_phases
 
 NAME = "ours"
 _INPUT_EPOCHS = 1000  # more than are read; the stream must not come to its end
@@ -73,18 +73,18 @@ def _our_input(config: RunConfig, folder: str, input_s: float) -> dict[str, Any]
     manifest = split_manifest(config, folder)
     job = with_stream_cpus(pipeline.training_job(config, folder, manifest))
     kept = get_or_compute(pipeline.wish_of(job, manifest, 0, lambda _: None, lambda: False, lambda _: None))
-    phases = phases_of(config)
+    phases = build_phases(config)
     found = {name: _read(dataclasses.replace(job, activations={name: kept[name]}), phase, input_s)
              for phase in phases if (name := phase.name) in kept}  # fmt: skip
     return {"input_per_s": _read(job, phases[0], input_s), "kept_per_s": found}
 
 
-def _read(job: TrainingJob, phase: Phase, input_s: float) -> float:
+def _read(job: TrainingContext, phase: Phase, input_s: float) -> float:
     """Images/s of a phase's input alone, training images only."""
     import tensorflow as tf
 
     from pharmclf.data.augment import apply_transforms
-    from pharmclf.training.batches import device_batches
+    from pharmclf.training.batch_loader import device_batches
 
     config = job.config
     plan = BatchPlan(

@@ -20,7 +20,7 @@ from pharmclf.models.backbone_split import split_backbone
 from pharmclf.models.backbones import build_backbone
 from pharmclf.models.devices import gpu_compute_capability, resolve_precision
 from pharmclf.models.head import build_head, build_inference_model
-from pharmclf.training.phases import Phase, phases_of
+from pharmclf.training.phases import Phase, build_phases
 
 _TUNED = tf.data.AUTOTUNE
 
@@ -153,7 +153,7 @@ def train_plain(
     if config.optimizer.class_weights == "auto":
         weights = dict(enumerate((images / (len(counts) * np.maximum(counts, 1))).tolist()))
     found = {}
-    for phase in phases_of(config):
+    for phase in build_phases(config):
         began = time.perf_counter()
         compile_phase(model, config, phase, phase.settings.epochs * steps)
         history = model.fit(

@@ -15,7 +15,7 @@ from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
 from pharmclf.data.prepare import cached_manifest, data_location
-from pharmclf.training.phases import phases_of
+from pharmclf.training.phases import build_phases
 
 _PLACES = ("local", "remote")
 _LOOP_STEPS = 8  # of an epoch of the loop; one of a large network on a CPU takes seconds
@@ -82,7 +82,7 @@ def _training(config: RunConfig, data: dict[str, str], folder: str) -> list[dict
     jobs = {}
     for place in _PLACES:
         jobs[place] = benchmark_job(dataclasses.replace(config, data=data[place]), storage.join(folder, place))
-    first = phases_of(jobs["local"].config)[0]
+    first = build_phases(jobs["local"].config)[0]
     stream: dict[str, Any] = {"what": "stream"}
     loop: dict[str, Any] = {"what": f"training loop, {config.backbone}, {first.name}"}
     for place in _PLACES:

@@ -37,9 +37,9 @@ from pharmclf.models.precision import run_precision
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.report.scaling_plots import scaling_png
 from pharmclf.training.attempt import trainer_for
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.division import Team, divide_resources
-from pharmclf.training.job import TrainingJob
-from pharmclf.training.phases import phases_of
+from pharmclf.training.phases import build_phases
 
 PICTURE_FILE = "benchmark-scaling.png"
 _ROUNDS = 9
@@ -66,13 +66,13 @@ def benchmark_scaling(config: RunConfig, options: ScalingOptions, say: Say) -> d
     Raises:
         ConfigError: too small a batch, or a number of GPU speeds that is not that of the phases.
     """
-    names = [phase.name for phase in phases_of(config)]
+    names = [phase.name for phase in build_phases(config)]
     given = _given_compute(options, names, config.batch_size)
     sizes = _sizes(config.batch_size)
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         job = benchmark_job(config, folder)
         say("measuring the stream")
-        core_rate = stream_rate(job, phases_of(job.config)[0]) / job.stream_cpus
+        core_rate = stream_rate(job, build_phases(job.config)[0]) / job.loader_cpus
         say("measuring one worker and two: a few minutes on two cores")
         measured = _measure(job, sizes)
     streamed = options.stream_cores * core_rate
@@ -154,7 +154,7 @@ def _sizes(batch_size: int) -> tuple[int, ...]:
 # ---------------------------------------------------------------------- measuring
 
 
-def _measure(job: TrainingJob, sizes: tuple[int, ...]) -> dict[str, Any]:
+def _measure(job: TrainingContext, sizes: tuple[int, ...]) -> dict[str, Any]:
     """Start the workers, and let them measure -> what `scaling_worker.measure` returns, workers and place."""
     total = ray.cluster_resources()
     gpus = 0.0 if job.config.accelerator == "cpu" else total.get("GPU", 0.0)
@@ -173,18 +173,18 @@ def _measure(job: TrainingJob, sizes: tuple[int, ...]) -> dict[str, Any]:
 
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     """One Ray Train worker. (all ranks)"""
-    job: TrainingJob = settings["job"]
+    job: TrainingContext = settings["job"]
     context = ray.train.get_context()
     beside = context.get_local_world_size()
     cores = _own_cores(context.get_local_rank(), beside)
     configure_devices_for(job.config)
     from pharmclf.benchmark import scaling_worker
-    from pharmclf.training import distributed
+    from pharmclf.training import collectives
 
     plan = scaling_worker.Plan(
         job=job, sizes=settings["sizes"], rounds=_ROUNDS, steps=_STEPS, streamed_steps=_STREAMED_STEPS
     )  # fmt: skip
-    found = scaling_worker.measure(plan, distributed.join(cores))
+    found = scaling_worker.measure(plan, collectives.init_distributed(cores))
     nodes = "all on one node, whose memory they share" if beside > 1 else "a node for each"
     return found | {"place": f"{format_count(cores, 'core')} each, {nodes}"}
 

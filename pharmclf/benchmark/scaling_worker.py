@@ -13,13 +13,13 @@ import tensorflow as tf
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.doctor.all_reduce import bare_all_reduce
 from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
-from pharmclf.training import distributed, loop
-from pharmclf.training.batches import device_batches
-from pharmclf.training.distributed import Workers
-from pharmclf.training.job import TrainingJob
-from pharmclf.training.noise import noise_batch
-from pharmclf.training.phases import Phase, phases_of
-from pharmclf.training.step import Batch, PhaseModel
+from pharmclf.training import collectives, trainer
+from pharmclf.training.batch_loader import device_batches
+from pharmclf.training.collectives import Workers
+from pharmclf.training.context import TrainingContext
+from pharmclf.training.phases import Phase, build_phases
+from pharmclf.training.synthetic_batch import synthetic_batch
+from pharmclf.training.train_step import Batch, TrainStep
 
 _FLAT_BYTES = (4, 1 << 20, 16 << 20)  # all-reduces that tell the link's latency and speed
 _PLANNED_EPOCHS = 60  # so many that the stream runs ahead until it must wait, as in a real run
@@ -31,7 +31,7 @@ _Networks = tuple[Any, Any]  # backbone and head
 class Plan:
     """What is measured."""
 
-    job: TrainingJob
+    job: TrainingContext
     """In whole batches."""
     sizes: tuple[int, ...]
     """Images of a step of one worker; the last one is the run's batch."""
@@ -58,12 +58,12 @@ def measure(plan: Plan, workers: Workers) -> dict[str, Any]:
         What takes more than one worker is empty, or 0, where there is one.
     """
     job, precision = plan.job, resolve_precision(plan.job.config.precision, gpu_compute_capability())
-    alone = distributed.alone()
-    own = loop.build_networks(job, alone, precision)
-    shared = loop.build_networks(job, workers, precision) if workers.world > 1 else None
+    alone = collectives.single_worker()
+    own = trainer.build_networks(job, alone, precision)
+    shared = trainer.build_networks(job, workers, precision) if workers.world > 1 else None
     gather = bare_all_reduce(workers, [tf.zeros(())])
     flats = [bare_all_reduce(workers, [tf.zeros(size // 4)]) for size in _FLAT_BYTES] if shared else []
-    phases = {phase.name: _Phase(plan, phase, workers, own, shared, precision) for phase in phases_of(job.config)}
+    phases = {phase.name: _Phase(plan, phase, workers, own, shared, precision) for phase in build_phases(job.config)}
 
     flat_s: list[list[float]] = [[] for _ in flats]
     for _ in range(plan.rounds):
@@ -88,7 +88,7 @@ def measure(plan: Plan, workers: Workers) -> dict[str, Any]:
 class _Step:
     """A training step on a batch of noise that lies on the device."""
 
-    model: PhaseModel
+    model: TrainStep
     batch: Batch
     vote: Any
 
@@ -118,12 +118,12 @@ class _Phase:
             config = replace(plan.job.config, batch_size=batch_size)
             backbone, head = networks
             microbatch = plan.job.microbatches.get(phase.name, 0)
-            model = PhaseModel(config, group, backbone, head, phase.unfreeze_blocks, precision, microbatch=microbatch)
-            traced = _Step(model, noise_batch(config, -(-batch_size // group.world)), tf.constant(0.0))
+            model = TrainStep(config, group, backbone, head, phase.unfreeze_blocks, precision, microbatch=microbatch)
+            traced = _Step(model, synthetic_batch(config, -(-batch_size // group.world)), tf.constant(0.0))
             traced()
             return traced
 
-        self._own = {size: step(distributed.alone(), own, size) for size in plan.sizes}
+        self._own = {size: step(collectives.single_worker(), own, size) for size in plan.sizes}
         trained = self._own[plan.sizes[-1]].model.trained
         self._parameters = sum(int(np.prod(variable.shape)) for variable in trained)
         self._shared: dict[str, _Step] = {}
@@ -185,14 +185,16 @@ def _slowest(workers: Workers, times: list[list[float]]) -> list[float]:
         return []
     each = np.zeros((workers.world, len(times), len(times[0])))
     each[workers.rank] = times
-    total = tf.function(lambda own: workers.run(lambda own: workers.sum([tf.identity(own)])[0], own), autograph=False)
+    total = tf.function(
+        lambda own: workers.run(lambda own: workers.all_reduce_sum([tf.identity(own)])[0], own), autograph=False
+    )
     return total(tf.constant(each)).numpy().max(axis=0).min(axis=-1).tolist()
 
 
 def _streamed(plan: Plan, group: Workers, steps: Mapping[str, _Step]) -> dict[str, dict[str, Any]]:
     """Steps on images from the stream, phase after phase on one pipeline. (all ranks of the group)"""
     job = plan.job
-    phases = phases_of(job.config)
+    phases = build_phases(job.config)
     nothing = job.validation_rows[:0]
     settings = job.config.batch_size, job.config.seed, phases[0].first_epoch, _PLANNED_EPOCHS
     batches = device_batches(job, phases[0], BatchPlan(job.train_rows, nothing, *settings, group.rank, group.world), 0)

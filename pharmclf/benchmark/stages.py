@@ -18,9 +18,9 @@ from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.ray_loader import load_batches, load_images
 from pharmclf.models.devices import configure_devices_for, device_name, gpu_compute_capability, resolve_precision
 from pharmclf.pipeline import training_job
-from pharmclf.training.job import TrainingJob
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.launch import connect, with_stream_cpus
-from pharmclf.training.phases import Phase, phases_of
+from pharmclf.training.phases import Phase, build_phases
 
 _LOOP_EPOCHS = 3  # of each phase; the first one traces the graphs and is left out
 _PLANNED_EPOCHS = 60  # so many that the stream runs ahead until it must wait, as in a real run
@@ -38,7 +38,7 @@ class _StopAfter:
         """Count the epochs."""
         self.epochs += kind == "epoch"
 
-    def stop_requested(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether enough has been measured."""
         return self.epochs >= _LOOP_EPOCHS
 
@@ -69,7 +69,7 @@ def benchmark(config: RunConfig, backbones: list[str], say: Say) -> dict[str, An
     return {"rows": rows, "batch_size": config.batch_size, "image_size": config.image_size}
 
 
-def benchmark_job(config: RunConfig, folder: str) -> TrainingJob:
+def benchmark_job(config: RunConfig, folder: str) -> TrainingContext:
     """A job that trains in this process until it is stopped, in whole batches; Ray and the device are made ready.
 
     Raises:
@@ -94,32 +94,32 @@ def benchmark_job(config: RunConfig, folder: str) -> TrainingJob:
     return dataclasses.replace(job, train_rows=job.train_rows[:whole])
 
 
-def _measure(job: TrainingJob) -> list[dict[str, Any]]:
+def _measure(job: TrainingContext) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for phase in phases_of(job.config):
+    for phase in build_phases(job.config):
         stream, step, whole = stream_rate(job, phase), _step_rate(job, phase), loop_rate(job, phase)
         row = {"backbone": job.config.backbone, "phase": phase.name, "device": device_name()}
         rows.append(row | {"stream": stream, "step": step, "loop": whole, "loop_share": whole / min(stream, step)})
     return rows
 
 
-def _decode_rate(job: TrainingJob) -> float:
+def _decode_rate(job: TrainingContext) -> float:
     images = job.images.select(job.train_rows)
     began = time.perf_counter()
     load_images(images, job.config.image_size)
     return len(images) / (time.perf_counter() - began)
 
 
-def _plan(job: TrainingJob, phase: Phase, epochs: int) -> BatchPlan:
+def _plan(job: TrainingContext, phase: Phase, epochs: int) -> BatchPlan:
     config = job.config
     return BatchPlan(job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch, epochs)
 
 
-def stream_rate(job: TrainingJob, phase: Phase) -> float:
+def stream_rate(job: TrainingContext, phase: Phase) -> float:
     """Images/s of the stream from the second epoch on, when it has started up and nothing else runs."""
     plan = _plan(job, phase, 1 + -(-_STREAM_IMAGES // len(job.train_rows)))
     images, began = 0, 0.0
-    for index, _ in enumerate(load_batches(plan, job.images, job.config.image_size, num_cpus=job.stream_cpus)):
+    for index, _ in enumerate(load_batches(plan, job.images, job.config.image_size, num_cpus=job.loader_cpus)):
         if index == plan.steps_per_epoch - 1:
             began = time.perf_counter()
         elif index >= plan.steps_per_epoch:
@@ -127,19 +127,19 @@ def stream_rate(job: TrainingJob, phase: Phase) -> float:
     return images / (time.perf_counter() - began)
 
 
-def _step_rate(job: TrainingJob, phase: Phase) -> float:
+def _step_rate(job: TrainingContext, phase: Phase) -> float:
     """Images/s of the training step on one batch that lies on the device already."""
     import tensorflow as tf
 
-    from pharmclf.training import distributed, loop
-    from pharmclf.training.batches import device_batches
-    from pharmclf.training.step import PhaseModel
+    from pharmclf.training import collectives, trainer
+    from pharmclf.training.batch_loader import device_batches
+    from pharmclf.training.train_step import TrainStep
 
-    workers = distributed.alone()
+    workers = collectives.single_worker()
     precision = resolve_precision(job.config.precision, gpu_compute_capability())
-    networks = loop.build_networks(job, workers, precision)
+    networks = trainer.build_networks(job, workers, precision)
     microbatch = job.microbatches.get(phase.name, 0)
-    model = PhaseModel(job.config, workers, *networks, phase.unfreeze_blocks, precision, microbatch=microbatch)
+    model = TrainStep(job.config, workers, *networks, phase.unfreeze_blocks, precision, microbatch=microbatch)
     batches = device_batches(job, phase, _plan(job, phase, 1), 0)
     batch = next(batches)
     batches.close()
@@ -151,14 +151,14 @@ def _step_rate(job: TrainingJob, phase: Phase) -> float:
     return _STEPS * job.config.batch_size / (time.perf_counter() - began)
 
 
-def loop_rate(job: TrainingJob, phase: Phase) -> float:
+def loop_rate(job: TrainingContext, phase: Phase) -> float:
     """Images/s of the loop while it trains, the median of the epochs behind the first."""
-    from pharmclf.training import distributed, loop
+    from pharmclf.training import collectives, trainer
 
     other = "phase2" if phase.name == "phase1" else "phase1"
     alone = dataclasses.replace(job.config, **{other: PhaseConfig(epochs=0)})  # type: ignore[arg-type]
     job = dataclasses.replace(job, config=alone, folder=storage.join(job.folder, phase.name))
-    history = loop.train(job, distributed.alone(), _StopAfter())["history"]
+    history = trainer.train(job, collectives.single_worker(), _StopAfter())["history"]
     return float(np.median([record["images_per_second"] for record in history[1:]]))
 
 

@@ -43,7 +43,7 @@ class Quarantine:
         self._written_at = -_WRITE_INTERVAL_S
 
     def event(self, kind: str, **values: Any) -> None:
-        """Take an event of the run, as `Observer.event`; only `QUARANTINED` counts."""
+        """Take an event of the run, as `Callback.event`; only `QUARANTINED` counts."""
         if kind == QUARANTINED:
             self.add(dict(zip(values["rows"], values["reasons"], strict=True)))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from pharmclf.training.distributed import Workers
+from pharmclf.training.collectives import Workers
 
 BULK_BYTES = 16 << 20
 _TIMES = 5
@@ -19,7 +19,7 @@ def bare_all_reduce(workers: Workers, tensors: Sequence[Any]) -> Callable[[], No
 
     def summed(*own: Any) -> Any:
         placed = [tf.identity(tensor) for tensor in own]  # an argument has no device, which the strategy asks for
-        return workers.sum(placed)[-1]  # the others come with it
+        return workers.all_reduce_sum(placed)[-1]  # the others come with it
 
     reduce = tf.function(lambda *own: workers.run(summed, *own), autograph=False)
 
@@ -36,7 +36,7 @@ def measure(workers: Workers) -> dict[str, float]:
     Raises:
         ValueError: the sum is wrong.
     """
-    total = tf.function(lambda: workers.run(lambda: workers.sum([tf.constant(1.0)])[0]), autograph=False)()
+    total = tf.function(lambda: workers.run(lambda: workers.all_reduce_sum([tf.constant(1.0)])[0]), autograph=False)()
     if float(total) != workers.world:
         raise ValueError(f"{workers.world} workers that add one each get {float(total)}")
     small, bulk = (bare_all_reduce(workers, [tf.zeros(size // 4)]) for size in (4, BULK_BYTES))

@@ -17,7 +17,7 @@ from pharmclf.core.errors import error_reason
 from pharmclf.core.units import format_size
 from pharmclf.doctor.findings import Finding, fail, ok, warn
 from pharmclf.feature_cache import local_cache
-from pharmclf.training.saver import spool_of
+from pharmclf.training.checkpoint_manager import staging_dir
 
 RAY_USE = "Ray"
 _PIECE_BYTES, _MOST_BYTES = 1 << 20, 64 << 20  # of the file whose writing is timed
@@ -54,7 +54,7 @@ def places_of(config: RunConfig, ray_folder: str = "") -> dict[str, str]:
     found = {"temporary files": tempfile.gettempdir()}
     found[RAY_USE] = ray_folder or os.path.join(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray")
     if storage.is_remote(config.storage):
-        found["checkpoints that wait for their upload"] = str(Path(spool_of("")).parent)
+        found["checkpoints that wait for their upload"] = str(Path(staging_dir("")).parent)
         if config.activations != "never":
             found["the cache of activations"] = str(local_cache._folder())
     return found

@@ -89,11 +89,11 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     with native_chatter_muted():
         configure_devices(deterministic=False, gpus=settings["gpus"])
         from pharmclf.doctor import all_reduce
-        from pharmclf.training import distributed
+        from pharmclf.training import collectives
 
         beside = ray.train.get_context().get_local_world_size()
-        workers = distributed.join(max(1, usable_cores() // beside) if beside > 1 else None)
-        workers.wait_for_all()
+        workers = collectives.init_distributed(max(1, usable_cores() // beside) if beside > 1 else None)
+        workers.barrier()
         start_s = time.time() - settings["began"]
         measured = all_reduce.measure(workers)
     return {"start_s": start_s, "on_one_node": beside > 1, **measured}

@@ -12,7 +12,7 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import sha256_file
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.decision import DECISION_FILE, Decision, read_decision
-from pharmclf.training.job import MODEL_FILE, PIXELS_FILE
+from pharmclf.training.context import MODEL_FILE, PIXELS_FILE
 
 _LABELS, _CHECKSUMS, _FETCHED = "labels.json", "checksums.json", "metrics.json"
 

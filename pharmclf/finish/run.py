@@ -36,8 +36,8 @@ from pharmclf.report.hardware_plots import hardware_curves
 from pharmclf.report.page import page_html
 from pharmclf.report.summary import PhaseFacts, RunFacts, result, summary_text
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
-from pharmclf.training.job import LABELS_FILE, MODEL_FILE, phase_model_file
-from pharmclf.training.schedule import best_phase
+from pharmclf.training.context import LABELS_FILE, MODEL_FILE, phase_model_file
+from pharmclf.training.lr_schedule import best_phase
 
 REPORT_FILE = "report.html"
 

@@ -53,7 +53,7 @@ class HardwareMonitor:
             folder: of the run.
             node: address of this node.
             every_s: seconds between readings; 0: nothing is read or written.
-            tell: takes an event, "note" for the console or `WARNINGS`, as `Observer.event`; from any thread.
+            tell: takes an event, "note" for the console or `WARNINGS`, as `Callback.event`; from any thread.
             lost: whether the lease of the folder has been lost; then nothing is written any more.
             setting: what is known of the run.
             machine: opens the reader of this node; of its own GPUs and disks if not given.
@@ -76,7 +76,7 @@ class HardwareMonitor:
             self._writer = BackgroundTask("hardware-log", self._write, every_s=_POLL_INTERVAL_S, attempts_at_close=1)
 
     def event(self, kind: str, **values: Any) -> None:
-        """Take an event of the run, as `Observer.event`; those that tell nothing of the hardware change nothing."""
+        """Take an event of the run, as `Callback.event`; those that tell nothing of the hardware change nothing."""
         with self._errors.log_errors_once("what a node tells cannot be judged"):
             self._event(kind, values)
 

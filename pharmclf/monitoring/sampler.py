@@ -26,7 +26,7 @@ _SHUTDOWN_TIMEOUT_S = 2.0  # for a reading under way, at the end
 _log = logging.getLogger(__name__)
 
 Send = Callable[..., None]
-"""Takes the kind of an event and its values, as `Observer.event`; from another thread, and without waiting."""
+"""Takes the kind of an event and its values, as `Callback.event`; from another thread, and without waiting."""
 
 
 class LogOnce:

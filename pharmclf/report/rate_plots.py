@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pharmclf.report.plots import BLUE, DPI, FAINT, INK, ORANGE, SOFT, png_bytes, styled, write_heading
-from pharmclf.training.lr_range import LOWEST, Curve, Proposal, smoothed
+from pharmclf.training.lr_finder import LOWEST, LrCurve, LrSuggestion, smooth
 
 
-def rates_png(name: str, curves: Sequence[tuple[Curve, float, Proposal]]) -> bytes:
+def rates_png(name: str, curves: Sequence[tuple[LrCurve, float, LrSuggestion]]) -> bytes:
     """A panel for each phase, loss over rate.
 
     Args:
@@ -38,7 +38,7 @@ def rates_png(name: str, curves: Sequence[tuple[Curve, float, Proposal]]) -> byt
         return png_bytes(figure)
 
 
-def _draw(axes: Axes, curve: Curve, configured: float, proposal: Proposal) -> None:
+def _draw(axes: Axes, curve: LrCurve, configured: float, proposal: LrSuggestion) -> None:
     rates, losses = np.array(curve.rates), np.array(curve.losses)
     axes.set_xscale("log")
     axes.set_xlim(LOWEST / 2, 2 * max(LOWEST, configured, proposal.rate or 0.0, *curve.rates))
@@ -49,7 +49,7 @@ def _draw(axes: Axes, curve: Curve, configured: float, proposal: Proposal) -> No
     axes.set_ylabel("loss")
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     if len(rates):
-        mean = smoothed(curve.losses)
+        mean = smooth(curve.losses)
         axes.plot(rates, losses, color=BLUE, alpha=0.25, linewidth=0.8, label="each step")
         axes.plot(rates, mean, color=BLUE, linewidth=1.8, label="smoothed")
         low, high = float(min(losses.min(), mean.min())), float(np.quantile(losses, 0.9))

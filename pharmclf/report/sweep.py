@@ -14,7 +14,7 @@ import pandas as pd
 
 from pharmclf.core.tables import align_columns
 from pharmclf.metrics import wilson_interval
-from pharmclf.training.schedule import score_of
+from pharmclf.training.lr_schedule import selection_score
 
 TrialState = Literal["running", "trained", "stopped", "diverged", "failed"]
 _MAX_ROWS = 40  # of the table of results
@@ -47,7 +47,8 @@ class TrialFacts:
 
     @property
     def best(self) -> Mapping[str, Any] | None:
-        """Record of the epoch that its trial has chosen: by `score_of`, of equals the lowest loss; None: none."""
+        """Record of the epoch that its trial has chosen: by `selection_score`, of equals the lowest loss; None:
+        none."""
         return max(self.history, key=_score, default=None)
 
     @property
@@ -272,7 +273,7 @@ def _fanova(
 
 def _score(epoch: Mapping[str, Any]) -> tuple[float, float]:
     """(accuracy, -loss) of an epoch, with the worst for what is not a number, so that epochs always have an order."""
-    numbers = score_of(epoch), -float(epoch["val_loss"])
+    numbers = selection_score(epoch), -float(epoch["val_loss"])
     accuracy, gain = (number if math.isfinite(number) else -math.inf for number in numbers)
     return accuracy, gain
 

@@ -43,7 +43,7 @@ class StatusBoard:
         )
 
     def event(self, kind: str, **values: Any) -> None:
-        """Take an event of the run, as `Observer.event`; also test, and end (state, reason)."""
+        """Take an event of the run, as `Callback.event`; also test, and end (state, reason)."""
         with self._lock:
             urgent = self._standing.take(kind, values)
             self._changed = True

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import first_line
 from pharmclf.schema_version import SCHEMA_VERSION
-from pharmclf.training.phases import phases_of
+from pharmclf.training.phases import build_phases
 
 STATUS_FILE = "status.json"
 TEST = "test"
@@ -119,7 +119,7 @@ class Standing:
         """
         self.status = Status(name=config.run_name, failures_allowed=config.failures)
         self._batch, self._sizes = config.batch_size, sizes
-        self._phases = {phase.name: phase for phase in phases_of(config)}
+        self._phases = {phase.name: phase for phase in build_phases(config)}
         self._total = sum(phase.settings.epochs for phase in self._phases.values())
         self._cached: Sequence[str] = ()
         self._epochs_done = 0  # of the phase
@@ -143,7 +143,7 @@ class Standing:
         """Something has happened -> whether it changes the state or the phase.
 
         Args:
-            kind: as `Observer.event` is given it; unknown ones change nothing.
+            kind: as `Callback.event` is given it; unknown ones change nothing.
             values: that come with it.
         """
         earlier = self.status.state, self.status.phase

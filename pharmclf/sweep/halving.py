@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pharmclf.training.schedule import score_of
+from pharmclf.training.lr_schedule import selection_score
 
 _LEAST = 2  # trials that go on at every rung, however few have come to it
 
@@ -45,14 +45,14 @@ def stopped_at(
 
     Args:
         number: of the trial.
-        histories: by number of the trial the records of its epochs, each with `at` and what `score_of` reads.
+        histories: by number of the trial the records of its epochs, each with `at` and what `selection_score` reads.
         at_rungs: of `rungs`.
         factor: of all at a rung, the best 1 / factor go on, equals among them.
     """
     for rung in at_rungs:
         if _score(histories[number], rung) is None:
             return None
-        mine = max(map(score_of, histories[number]))
+        mine = max(map(selection_score, histories[number]))
         scores = [score for history in histories.values() if (score := _score(history, rung)) is not None]
         better = sum(score > mine for score in scores)
         if better >= max(_LEAST, math.ceil(len(scores) / factor)):
@@ -64,4 +64,4 @@ def _score(history: Sequence[Mapping[str, Any]], rung: int) -> float | None:
     """The best of what epochs are chosen by, up to a rung; None where the trial has not come so far."""
     if not history or history[-1]["at"] < rung:
         return None
-    return max((score_of(epoch) for epoch in history if epoch["at"] <= rung), default=None)
+    return max((selection_score(epoch) for epoch in history if epoch["at"] <= rung), default=None)

@@ -19,8 +19,8 @@ from pharmclf.sweep.search import Known, Search
 from pharmclf.sweep.space import Space, Value
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.grouping import group_key
-from pharmclf.training.phases import with_places
-from pharmclf.training.schedule import score_of
+from pharmclf.training.lr_schedule import selection_score
+from pharmclf.training.phases import with_epoch_index
 
 HISTORY_FILE = "history.json"
 _MOST_HEADS = 32  # of one program
@@ -66,7 +66,7 @@ class Trial:
         """The best of what its epochs are chosen by; 0 where it diverged; None where there is none."""
         if self.state == "diverged":
             return 0.0
-        return max(map(score_of, self.epochs), default=None)
+        return max(map(selection_score, self.epochs), default=None)
 
     def add_used(self, used: Mapping[str, float]) -> None:
         """Take what the present process has used so far."""
@@ -287,7 +287,7 @@ class Ledger:
         else:
             checkpoints = list_checkpoints(storage.join(trial.folder, "checkpoints"))
             records = checkpoints[-1].state["history"] if checkpoints else []
-        trial.history = {record["at"]: record for record in with_places(trial.config, records)}
+        trial.history = {record["at"]: record for record in with_epoch_index(trial.config, records)}
 
     # ------------------------------------------------------------------ for the report
 

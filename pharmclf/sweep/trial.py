@@ -31,8 +31,8 @@ from pharmclf.feature_cache.manager import delete_corrupted, get_or_compute
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
 from pharmclf.pipeline import lost_to, train_on_activations, training_job, wish_of
 from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseHeldError
-from pharmclf.training.job import TrainingDiverged, TrainingJob
-from pharmclf.training.phases import phases_of, with_places
+from pharmclf.training.context import TrainingContext, TrainingDivergedError
+from pharmclf.training.phases import build_phases, with_epoch_index
 
 _TAKEN_PAUSE_S = 2.0
 _ASK_EVERY_S = 0.5
@@ -100,18 +100,18 @@ def train_group(group: dict[str, Any], shared: Shared) -> None:
 def _train_one(group: Mapping[str, Any], shared: Shared, used: Callable[[], dict[str, float]]) -> list[dict[str, Any]]:
     (member,) = group["members"]
     config = from_dict(member["config"])
-    observer = _Observer(config, member["number"], used, shared.stop)
-    names = [phase.name for phase in phases_of(config) if phase.unfreeze_blocks in group["depths"]]
+    observer = _TrialCallback(config, member["number"], used, shared.stop)
+    names = [phase.name for phase in build_phases(config) if phase.unfreeze_blocks in group["depths"]]
     try:
         job = _job(config, member, shared)
         outcome = train_on_activations(job, shared.manifest, observer, member["record"], names, share=shared.share)
-    except TrainingDiverged as error:
+    except TrainingDivergedError as error:
         return [{"state": "diverged", "reason": str(error), "history": None}]
     except StopRequested:  # by the sweep; what is read of it is in its checkpoints
         observer.leave()
     except Exception as error:
         return [_failure(error)]
-    return [{"state": "trained", "reason": "", "history": with_places(config, outcome["history"])}]
+    return [{"state": "trained", "reason": "", "history": with_epoch_index(config, outcome["history"])}]
 
 
 def _train_heads(
@@ -120,28 +120,28 @@ def _train_heads(
     """Train the heads of several trials as one program."""
     with native_chatter_muted():
         from pharmclf.models.devices import configure_devices_for
-        from pharmclf.training import distributed
-        from pharmclf.training.heads import Member, train_heads
+        from pharmclf.training import collectives
+        from pharmclf.training.vectorized_heads import HeadSpec, train_heads
 
     members = group["members"]
     configs = [from_dict(member["config"]) for member in members]
-    observer = _Observer(configs[0], None, used, shared.stop)
+    observer = _TrialCallback(configs[0], None, used, shared.stop)
     try:
         configure_devices_for(configs[0])
         job = _job(configs[0], members[0], shared)
-        wish = wish_of(job, shared.manifest, 0, observer.say, observer.stop_requested, lost_to(observer))
-        names = [phase.name for phase in phases_of(configs[0])]
+        wish = wish_of(job, shared.manifest, 0, observer.say, observer.should_stop, lost_to(observer))
+        names = [phase.name for phase in build_phases(configs[0])]
         heads = [
-            Member(config=config, folder=member["folder"], fingerprints=member["fingerprints"])
+            HeadSpec(config=config, folder=member["folder"], fingerprints=member["fingerprints"])
             for config, member in zip(configs, members, strict=True)
         ]
         try:
             kept = get_or_compute(wish, earlier=names)
-            outcomes = train_heads(replace(job, activations=kept), heads, distributed.alone(), observer)
+            outcomes = train_heads(replace(job, activations=kept), heads, collectives.single_worker(), observer)
         except FeatureCacheCorruptedError:
             delete_corrupted(kept.values())
             kept = get_or_compute(wish, earlier=names)
-            outcomes = train_heads(replace(job, activations=kept), heads, distributed.alone(), observer)
+            outcomes = train_heads(replace(job, activations=kept), heads, collectives.single_worker(), observer)
         if any(outcome["status"] == "stopped" for outcome in outcomes):
             raise StopRequested
     except StopRequested:
@@ -156,14 +156,14 @@ def _train_heads(
             # of the time that all took together, each has its part
             "history": [
                 record | {"seconds": record["seconds"] / len(members)}
-                for record in with_places(config, outcome["history"])
+                for record in with_epoch_index(config, outcome["history"])
             ],
         }
         for config, outcome in zip(configs, outcomes, strict=True)
     ]
 
 
-def _job(config: RunConfig, member: Mapping[str, Any], shared: Shared) -> TrainingJob:
+def _job(config: RunConfig, member: Mapping[str, Any], shared: Shared) -> TrainingContext:
     job = training_job(config, member["folder"], shared.manifest, member["fingerprints"])
     return replace(job, saves_models=False)
 
@@ -191,7 +191,7 @@ def _leases(folders: list[str]) -> Iterator[None]:
         yield
 
 
-class _Observer:
+class _TrialCallback:
     """Passes epochs on to the sweep, which may end the trial at each."""
 
     def __init__(self, config: RunConfig, number: int | None, used: Callable[[], dict[str, float]], stop: Any) -> None:
@@ -212,11 +212,11 @@ class _Observer:
         elif kind == "note":
             self.say(values["text"])
         elif kind == "epoch" and self._number is not None:
-            self._report({"epoch": [self._number, with_places(self._config, [values])[0], self._used()]})
+            self._report({"epoch": [self._number, with_epoch_index(self._config, [values])[0], self._used()]})
         elif kind == "heads":
             self._report({"heads": values})
 
-    def stop_requested(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether the sweep has ended the trial, at an epoch, or ends itself."""
         if not self._ends and self._sweep_ends is not None and time.monotonic() - self._asked_at > _ASK_EVERY_S:
             self._asked_at = time.monotonic()

@@ -22,7 +22,7 @@ from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.sweep.ledger import Trial
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.nodes import device_kind
-from pharmclf.training.progress import Progress, settle_best
+from pharmclf.training.train_state import TrainState, finalize_best
 
 RETRAINED = "winner"
 
@@ -51,8 +51,8 @@ def finish_winner(
         StopRequested: it was, before the model was tested.
     """
     checkpoints = storage.join(trial.folder, "checkpoints")
-    progress = Progress(**list_checkpoints(checkpoints)[-1].state)
-    settle_best(progress, checkpoints, say)
+    progress = TrainState(**list_checkpoints(checkpoints)[-1].state)
+    finalize_best(progress, checkpoints, say)
     state = vars(progress)
     task = ray.remote(num_cpus=0.5, max_calls=1)(_save_models)
     ray.get(task.remote(trial.config, trial.folder, manifest.class_names, state, manifest.white_level))
@@ -86,8 +86,8 @@ def _save_models(
     config: RunConfig, folder: str, class_names: tuple[str, ...], state: dict[str, Any], white_level: int
 ) -> None:
     with native_chatter_muted():
-        from pharmclf.training.export import save_models
+        from pharmclf.training.save_model import save_final_models
 
         configure_devices(deterministic=False, gpus=False)  # they may be in use
         checkpoints = storage.join(folder, "checkpoints")
-        save_models(config, folder, class_names, checkpoints, state["best"], state["monitors"], white_level)
+        save_final_models(config, folder, class_names, checkpoints, state["best"], state["monitors"], white_level)

@@ -12,8 +12,8 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.report.sweep import TrialFacts
 from pharmclf.schema_version import SCHEMA_KEY, load_record
-from pharmclf.training.phases import with_places
-from pharmclf.training.schedule import BALANCED
+from pharmclf.training.lr_schedule import BALANCED
+from pharmclf.training.phases import with_epoch_index
 
 BEST = "best_val_accuracy"
 _NUMBERS = (
@@ -104,7 +104,7 @@ def placed(
         best: the best validation accuracy before them.
     """
     found: list[Epoch] = []
-    records = with_places(config, list(history))
+    records = with_epoch_index(config, list(history))
     left_s = sum(record["seconds"] for record in records)
     last_s = time.time() if ended_s is None else ended_s
     for record in records:

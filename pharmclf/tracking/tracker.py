@@ -119,7 +119,7 @@ class Tracker:
             self._telling.add_place(f"MLflow at {config.mlflow}", RunThere(config.mlflow, say).deliver)
 
     def event(self, kind: str, **values: Any) -> None:
-        """Take an event of the run, as `Observer.event`; those that nothing is tracked of are passed over."""
+        """Take an event of the run, as `Callback.event`; those that nothing is tracked of are passed over."""
         if kind == "epoch":
             self._telling.change(lambda story: self._with_epoch(story, values))
 

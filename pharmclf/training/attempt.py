@@ -23,10 +23,10 @@ from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCac
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import sampling
 from pharmclf.monitoring.cores import usable_cores
+from pharmclf.training.context import Callback, DeviceOutOfMemoryError, TrainingContext, TrainingDivergedError
 from pharmclf.training.division import Team
-from pharmclf.training.job import Observer, OutOfMemory, TrainingDiverged, TrainingJob
+from pharmclf.training.loop_progress import LoopPosition, LoopProgress
 from pharmclf.training.nodes import node_address
-from pharmclf.training.pulse import Place, Pulse
 from pharmclf.training.relay import Lifeline, Relay
 
 SETTINGS = {
@@ -41,8 +41,8 @@ _START_S = 600.0  # for the first batch of an attempt
 _DUMPS_S = 15.0  # for the stack dumps of all workers, before they are killed
 _TOLD = (
     ConfigError,
-    TrainingDiverged,
-    OutOfMemory,
+    TrainingDivergedError,
+    DeviceOutOfMemoryError,
     FeatureCacheCorruptedError,
     FeatureCacheUnavailableError,
     storage.StorageUnavailableError,
@@ -60,7 +60,9 @@ class NoRoom(RunError):
 class Attempt:
     """One start of the workers, from the newest checkpoint to their end."""
 
-    def __init__(self, job: TrainingJob, team: Team, observer: Observer, number: int, avoided: Sequence[str]) -> None:
+    def __init__(
+        self, job: TrainingContext, team: Team, observer: Callback, number: int, avoided: Sequence[str]
+    ) -> None:
         """Nothing is started yet.
 
         Args:
@@ -73,7 +75,7 @@ class Attempt:
         self.job, self.team, self.number = job, team, number
         self.nodes: dict[int, tuple[str, str]] = {}
         """Id and address of each worker's node, by rank; complete when all have started."""
-        self.place: Place | None = None
+        self.place: LoopPosition | None = None
         """Where the loop was last seen."""
         self.hung = ""
         """What is known of a hung step; "" where there was none."""
@@ -85,13 +87,14 @@ class Attempt:
         self._dumps_until = 0.0
 
     def run(self, look: Callable[[], str]) -> dict[str, Any]:
-        """Train until the end, a stop, or a failure -> what `loop.train` returns.
+        """Train until the end, a stop, or a failure -> what `trainer.train` returns.
 
         Args:
             look: asked every half second why the workers shall start again; "": they shall not.
 
         Raises:
-            ConfigError, TrainingDiverged, OutOfMemory, FeatureCacheCorruptedError, FeatureCacheUnavailableError,
+            ConfigError, TrainingDivergedError, DeviceOutOfMemoryError, FeatureCacheCorruptedError,
+            FeatureCacheUnavailableError,
             StorageUnavailableError:
                 as a worker raised them.
             NoRoom: the workers did not find their places.
@@ -121,7 +124,7 @@ class Attempt:
     def _watch(self, look: Callable[[], str]) -> None:
         """Every half second, in the driver's main thread."""
         silent = self._pass_on()
-        if self._observer.stop_requested():
+        if self._observer.should_stop():
             self._order("stop")
         elif not self.restart and self.nodes and (reason := look()):
             self.restart = reason
@@ -227,17 +230,17 @@ def trainer_for(
 
 def _worker(settings: dict[str, Any]) -> None:
     """The loop on one Ray Train worker. (all ranks)"""
-    job: TrainingJob = settings["job"]
+    job: TrainingContext = settings["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_local_world_size()
-    pulse = Pulse()
+    pulse = LoopProgress()
     lifeline = Lifeline(settings["relay"], rank, pulse, job.folder, settings["number"])
     try:
-        from pharmclf.training import distributed, loop
+        from pharmclf.training import collectives, trainer
 
         configure_devices_for(job.config)
         threads = max(1, usable_cores() // world) if world > 1 else None
-        workers = dataclasses.replace(distributed.join(threads), pulse=pulse)
+        workers = dataclasses.replace(collectives.init_distributed(threads), pulse=pulse)
         # one process of each node reads it; the driver reads its own
         reads = context.get_local_rank() == 0 and ray.get_runtime_context().get_node_id() != settings["driver_node"]
         with sampling(
@@ -249,7 +252,7 @@ def _worker(settings: dict[str, Any]) -> None:
             whole_node=reads,
             folders=[tempfile.gettempdir()],
         ):
-            result = loop.train(job, workers, lifeline)
+            result = trainer.train(job, workers, lifeline)
         if workers.is_chief:
             ray.get(settings["relay"].finish.remote(result))
     finally:

@@ -22,12 +22,12 @@ from pharmclf.core.hashing import sha256_bytes
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.training.phases import Position
 
-RECORD = "checkpoint.json"
+METADATA_FILE = "checkpoint.json"
 """Written last; a folder without it is no checkpoint."""
 _log = logging.getLogger(__name__)
 
 
-class DamagedCheckpoint(RunError, ValueError):
+class CorruptedCheckpointError(RunError, ValueError):
     """A file of a checkpoint is missing or not what was written."""
 
 
@@ -49,7 +49,7 @@ class Checkpoint:
         """Read one file of tensors, `weights` or `optimizer`.
 
         Raises:
-            DamagedCheckpoint: the file is missing or its sha256 is another.
+            CorruptedCheckpointError: the file is missing or its sha256 is another.
         """
         name = f"{file}.safetensors"
         try:
@@ -57,17 +57,17 @@ class Checkpoint:
         except (PermissionError, storage.StorageUnavailableError):
             raise
         except OSError as error:
-            raise DamagedCheckpoint(f"checkpoint {self.location}: {name} cannot be read: {error}") from error
+            raise CorruptedCheckpointError(f"checkpoint {self.location}: {name} cannot be read: {error}") from error
         expected = self.files.get(name, "none")
         found = sha256_bytes(content)
         if found != expected:
-            raise DamagedCheckpoint(
+            raise CorruptedCheckpointError(
                 f"checkpoint {self.location}: {name} has sha256 {found[:12]}…, expected {expected[:12]}…"
             )
         try:
             return dict(safetensors.load(content))
         except SafetensorError as error:
-            raise DamagedCheckpoint(f"checkpoint {self.location}: {name}: {error}") from error
+            raise CorruptedCheckpointError(f"checkpoint {self.location}: {name}: {error}") from error
 
 
 def write_checkpoint(
@@ -98,7 +98,7 @@ def write_checkpoint(
         "files": files,
         "state": state,
     }
-    storage.write_json(storage.join(location, RECORD), record)
+    storage.write_json(storage.join(location, METADATA_FILE), record)
     return Checkpoint(location, position.label, position, state, fingerprints, files)
 
 
@@ -106,22 +106,22 @@ def read_checkpoint(location: str) -> Checkpoint:
     """Read a checkpoint's record.
 
     Raises:
-        DamagedCheckpoint: no record, or one that cannot be read.
+        CorruptedCheckpointError: no record, or one that cannot be read.
         ConfigError: of another version.
     """
     try:
-        record = load_record(storage.join(location, RECORD))
+        record = load_record(storage.join(location, METADATA_FILE))
         name = location.rstrip("/").rsplit("/", 1)[-1]
         position = Position(**record["position"])
         return Checkpoint(location, name, position, record["state"], record["fingerprints"], record["files"])
     except (PermissionError, storage.StorageUnavailableError):
         raise
     except (OSError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise DamagedCheckpoint(f"checkpoint {location}: {RECORD} cannot be read: {error!r}") from error
+        raise CorruptedCheckpointError(f"checkpoint {location}: {METADATA_FILE} cannot be read: {error!r}") from error
     except ConfigError:
         raise
     except ValueError as error:
-        raise DamagedCheckpoint(f"checkpoint {location}: {RECORD} is not JSON: {error}") from error
+        raise CorruptedCheckpointError(f"checkpoint {location}: {METADATA_FILE} is not JSON: {error}") from error
 
 
 def list_checkpoints(folder: str) -> list[Checkpoint]:
@@ -129,10 +129,10 @@ def list_checkpoints(folder: str) -> list[Checkpoint]:
     found = []
     for name in storage.list_folders(folder):
         location = storage.join(folder, name)
-        if storage.is_file(storage.join(location, RECORD)):
+        if storage.is_file(storage.join(location, METADATA_FILE)):
             try:
                 found.append(read_checkpoint(location))
-            except DamagedCheckpoint as error:
+            except CorruptedCheckpointError as error:
                 _log.warning("%s; it is left out", error)
     return sorted(found, key=lambda checkpoint: checkpoint.position)
 
@@ -142,18 +142,18 @@ def newest_checkpoint(folder: str) -> tuple[Checkpoint, dict[str, dict[str, np.n
     for checkpoint in reversed(list_checkpoints(folder)):
         try:
             return checkpoint, {file: checkpoint.tensors(file) for file in ("weights", "optimizer")}
-        except DamagedCheckpoint as error:
+        except CorruptedCheckpointError as error:
             _log.warning("%s; the one before it is taken", error)
     return None
 
 
-def prune_checkpoints(folder: str, keep: Iterable[str]) -> None:
+def delete_old_checkpoints(folder: str, keep: Iterable[str]) -> None:
     """Delete all checkpoints but the named ones; the record goes first, so none is ever half there. (chief only)"""
     kept = set(keep)
     for name in storage.list_folders(folder):
         if name not in kept:
             location = storage.join(folder, name)
-            storage.delete_file(storage.join(location, RECORD))
+            storage.delete_file(storage.join(location, METADATA_FILE))
             storage.delete_folder(location)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pharmclf.config import BackboneName, RunConfig
 from pharmclf.core.errors import ConfigError
 from pharmclf.models.backbone_split import check_depth
-from pharmclf.training.phases import phases_of
+from pharmclf.training.phases import build_phases
 
 BLOCKS: dict[BackboneName, int] = {
     "efficientnet_lite0": 16, "resnet50": 17, "resnet101": 34, "resnet50v2": 17, "vgg16": 5, "mobilenet_v2": 17,
@@ -13,7 +13,7 @@ BLOCKS: dict[BackboneName, int] = {
     "xception": 13, "convnext_tiny": 18,
 }  # fmt: skip
 """The most blocks of each backbone at any image size; the built network is asked again when its phase begins."""
-LEAST_SIDES: dict[BackboneName, int] = {"inception_v3": 75}
+MIN_SIDES: dict[BackboneName, int] = {"inception_v3": 75}
 """The least image size of backbones that do not take every one."""
 
 
@@ -27,8 +27,8 @@ def check_feasible(config: RunConfig) -> list[str]:
         ConfigError: more blocks than the backbone has, an image size that it cannot take, or more workers than images
             in a batch.
     """
-    phases = phases_of(config)
-    least = LEAST_SIDES.get(config.backbone, 0)
+    phases = build_phases(config)
+    least = MIN_SIDES.get(config.backbone, 0)
     if config.image_size < least:
         raise ConfigError(
             f"image_size: received {config.image_size}, but {config.backbone} takes {least} pixels or more. "

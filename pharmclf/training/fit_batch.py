@@ -24,21 +24,21 @@ from pharmclf.models.devices import memory_limit_mb
 from pharmclf.monitoring.cgroup import ControlGroup
 from pharmclf.training.fitting import (
     CPU_SHARE,
-    FittingFailed,
-    cap_of,
-    judge_death,
-    largest_fitting,
-    largest_likely,
-    likely_rows,
+    MicrobatchSearchError,
+    classify_exit,
+    extrapolate_max_rows,
+    largest_that_fits,
+    largest_that_fits_by_memory,
+    max_candidate_rows,
 )
-from pharmclf.training.phases import phases_of
+from pharmclf.training.phases import build_phases
 
-_TRY_S = 900.0  # for the answer to a try, with the start of the process
+_PROBE_TIMEOUT_S = 900.0  # for the answer to a try, with the start of the process
 _POLL_S = 0.5
 _TAIL_BYTES = 20_000  # of what a process has written to standard error
 
 
-def find_rows(
+def find_max_microbatch(
     config: RunConfig, num_classes: int, share: int, workers_here: int, stopped: Callable[[], bool]
 ) -> dict[str, Any]:
     """The most rows of each phase that a device of this machine computes at once.
@@ -58,24 +58,26 @@ def find_rows(
 
     Raises:
         ConfigError: bad input that only the networks show.
-        FittingFailed: an error that is none of memory.
+        MicrobatchSearchError: an error that is none of memory.
         StopRequested: a stop was requested.
     """
-    with _Child(config, num_classes, _memory_bytes(workers_here), stopped) as child:
+    with _ProbeProcess(config, num_classes, _memory_bytes(workers_here), stopped) as child:
         device = child.device()
-        cap = cap_of(share, config.batch_size, gpu=device["gpu"])
+        cap = max_candidate_rows(share, config.batch_size, gpu=device["gpu"])
         found = {}
-        for phase in phases_of(config):
+        for phase in build_phases(config):
 
             def fits(rows: int, name: str = phase.name) -> bool:
                 return child.fits(name, rows, share)
 
             def likely(name: str = phase.name) -> int | None:
-                return likely_rows(child.taken[name], device["memory_bytes"])
+                return extrapolate_max_rows(child.taken[name], device["memory_bytes"])
 
             measured = device["gpu"] and device["memory_bytes"]
             found[phase.name] = (
-                largest_likely(share, cap, fits, likely) if measured else largest_fitting(share, cap, fits)
+                largest_that_fits_by_memory(share, cap, fits, likely)
+                if measured
+                else largest_that_fits(share, cap, fits)
             )
     return {"device": device["device"], "cap": cap, "rows": found}
 
@@ -90,7 +92,7 @@ def _memory_bytes(workers_here: int) -> int:
     return int(max(0, free) * CPU_SHARE / workers_here)
 
 
-class _Child:
+class _ProbeProcess:
     """The process that tries; a new one after each that memory has killed or may have harmed."""
 
     def __init__(self, config: RunConfig, num_classes: int, memory_bytes: int, stopped: Callable[[], bool]) -> None:
@@ -103,7 +105,7 @@ class _Child:
         """Of each phase, rows that fitted -> bytes that they took; without a GPU none is known."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
 
-    def __enter__(self) -> _Child:
+    def __enter__(self) -> _ProbeProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,10 +116,10 @@ class _Child:
         """Name of the device, whether it is a GPU, and then the bytes of it that are free.
 
         Raises:
-            FittingFailed: not even the networks are there.
+            MicrobatchSearchError: not even the networks are there.
         """
         if (answer := self._start()) is None:
-            raise FittingFailed("the memory of the device does not hold the networks alone")
+            raise MicrobatchSearchError("the memory of the device does not hold the networks alone")
         return answer
 
     def fits(self, phase: str, rows: int, share: int) -> bool:
@@ -163,26 +165,26 @@ class _Child:
         """The answer of the process; None: it died for want of memory."""
         with contextlib.suppress(BrokenPipeError, ConnectionError):
             self._talk.write(json.dumps(what).encode() + b"\n")
-        deadline = time.monotonic() + _TRY_S
+        deadline = time.monotonic() + _PROBE_TIMEOUT_S
         while not select.select([self._talk], [], [], _POLL_S)[0]:
             if self._stopped():
                 raise StopRequested
             if time.monotonic() > deadline:
-                raise FittingFailed(f"a try has not ended within {_TRY_S:.0f} s. Give --microbatch N")
+                raise MicrobatchSearchError(f"a try has not ended within {_PROBE_TIMEOUT_S:.0f} s. Give --microbatch N")
         try:
             line = self._talk.readline()
         except ConnectionError:
             line = b""
         if not line:
-            if reason := judge_death(self._process.wait(), self._last_words(), bounded=self._bounded):
-                raise FittingFailed(f"the process that tries what fits has died: {reason}")
+            if reason := classify_exit(self._process.wait(), self._stderr_tail(), bounded=self._bounded):
+                raise MicrobatchSearchError(f"the process that tries what fits has died: {reason}")
             return None
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise ConfigError(answer["error"]) if answer["input"] else FittingFailed(answer["error"])
+            raise ConfigError(answer["error"]) if answer["input"] else MicrobatchSearchError(answer["error"])
         return answer
 
-    def _last_words(self) -> str:
+    def _stderr_tail(self) -> str:
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - _TAIL_BYTES))
         return self._errors.read().decode(errors="replace")
 

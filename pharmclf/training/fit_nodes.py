@@ -13,17 +13,17 @@ from pharmclf.core.compat.ray import free_resources_by_node
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import StopRequested
 from pharmclf.models.devices import memory_limit_mb
+from pharmclf.training.context import Callback, TrainingContext
 from pharmclf.training.division import Node, Team
-from pharmclf.training.fit_batch import find_rows
-from pharmclf.training.fitting import FittingFailed, fewest, fitting_line
-from pharmclf.training.job import Observer, TrainingJob
+from pharmclf.training.fit_batch import find_max_microbatch
+from pharmclf.training.fitting import MicrobatchSearchError, format_result, min_over_nodes
 from pharmclf.training.launch import await_team, connect
 from pharmclf.training.nodes import usable_nodes
 
 _POLL_S = 0.5
 
 
-def microbatches_for(job: TrainingJob, observer: Observer, earlier: dict[str, Any] | None) -> dict[str, Any]:
+def microbatches_for(job: TrainingContext, observer: Callback, earlier: dict[str, Any] | None) -> dict[str, Any]:
     """The micro-batches of a run: those that are asked for, those that it has found before, or now by trying.
 
     Args:
@@ -48,7 +48,7 @@ def microbatches_for(job: TrainingJob, observer: Observer, earlier: dict[str, An
     return {"found": True, "memory_limit_mb": limit, "rows": find_microbatches(job, observer)}
 
 
-def find_microbatches(job: TrainingJob, observer: Observer) -> dict[str, int]:
+def find_microbatches(job: TrainingContext, observer: Callback) -> dict[str, int]:
     """The most rows of each phase that every device computes at once, found by trying; says what it finds.
 
     Args:
@@ -61,7 +61,7 @@ def find_microbatches(job: TrainingJob, observer: Observer) -> dict[str, int]:
     Raises:
         ConfigError: bad input, or not even one image fits.
         NodesMissing: the cluster had no room for the workers in time.
-        FittingFailed: an error that is none of memory.
+        MicrobatchSearchError: an error that is none of memory.
         StopRequested: a stop was requested.
     """
     config = job.config
@@ -69,14 +69,14 @@ def find_microbatches(job: TrainingJob, observer: Observer) -> dict[str, int]:
     where, share = "in a process of its own", config.batch_size
     if config.worker_range[1] == 0:
         _note(observer, where)
-        found = [find_rows(config, len(job.class_names), share, 1, observer.stop_requested)]
+        found = [find_max_microbatch(config, len(job.class_names), share, 1, observer.should_stop)]
     else:
         team = await_team(config, observer)
         nodes = _nodes_for(team)
         share = -(-config.batch_size // team.size)
         _note(observer, f"on {', '.join(node.address for node in nodes)}")
-        found = _on_nodes(config, len(job.class_names), team, nodes, observer.stop_requested)
-    rows, cap = fewest([one["rows"] for one in found]), min(one["cap"] for one in found)
+        found = _on_nodes(config, len(job.class_names), team, nodes, observer.should_stop)
+    rows, cap = min_over_nodes([one["rows"] for one in found]), min(one["cap"] for one in found)
     devices = ", ".join(sorted({one["device"] for one in found}))
     for phase, most in rows.items():
         if most == 0:
@@ -84,11 +84,11 @@ def find_microbatches(job: TrainingJob, observer: Observer) -> dict[str, int]:
                 f"microbatch: {phase}: the memory of {devices} does not hold one image of {config.image_size} pixels "
                 f"with {config.backbone}. Give a smaller --image-size, fewer --unfreeze-blocks or another --backbone"
             )
-        observer.event("note", text=f"{fitting_line(phase, most, share, cap)} ({devices})")
+        observer.event("note", text=f"{format_result(phase, most, share, cap)} ({devices})")
     return rows
 
 
-def _note(observer: Observer, where: str) -> None:
+def _note(observer: Callback, where: str) -> None:
     observer.event("note", text=f"microbatch auto: trying what the device holds, {where}; on a GPU this takes minutes")
 
 
@@ -134,15 +134,15 @@ def _on_nodes(
         if "input" in one:
             raise ConfigError(one["input"])
         if "error" in one:
-            raise FittingFailed(one["error"])
+            raise MicrobatchSearchError(one["error"])
     return found
 
 
 def _on_this_node(config: RunConfig, num_classes: int, share: int, workers_here: int) -> dict[str, Any]:
-    """As `find_rows`, with errors in words: Ray would hide their type."""
+    """As `find_max_microbatch`, with errors in words: Ray would hide their type."""
     try:
-        return find_rows(config, num_classes, share, workers_here, lambda: False)
+        return find_max_microbatch(config, num_classes, share, workers_here, lambda: False)
     except ConfigError as error:
         return {"input": str(error)}
-    except FittingFailed as error:
+    except MicrobatchSearchError as error:
         return {"error": f"{ray.util.get_node_ip_address()}: {error}"}

@@ -36,16 +36,16 @@ from pharmclf.models.devices import (
 from pharmclf.models.head import build_head
 from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
 from pharmclf.monitoring.sampler import visible_gpu
-from pharmclf.training.distributed import alone
-from pharmclf.training.fitting import with_margin
-from pharmclf.training.memory import ran_out
-from pharmclf.training.noise import noise_batch
-from pharmclf.training.phases import Phase, phases_of
-from pharmclf.training.step import PhaseModel
+from pharmclf.training.collectives import single_worker
+from pharmclf.training.fitting import with_safety_margin
+from pharmclf.training.memory import is_oom_error
+from pharmclf.training.phases import Phase, build_phases
+from pharmclf.training.synthetic_batch import synthetic_batch
+from pharmclf.training.train_step import TrainStep
 
 _STEPS = 2  # the second one finds what the first has left
-_AHEAD = 2  # shares that lie on the device while one is computed
-_MOST_ROWS = 65536  # of a batch
+_EXTRA_STEPS = 2  # shares that lie on the device while one is computed
+_MAX_ROWS = 65536  # of a batch
 
 
 def main() -> None:
@@ -63,23 +63,23 @@ def main() -> None:
         asked = json.loads(line)
         try:
             if tries is None:
-                tries = _Tries(from_dict(asked["config"]), asked["classes"], asked["memory_bytes"])
+                tries = _MicrobatchProbe(from_dict(asked["config"]), asked["classes"], asked["memory_bytes"])
                 gpu = gpu_compute_capability() is not None
                 answer(device=device_name(), gpu=gpu, memory_bytes=_free_bytes() if gpu else 0)
             else:
-                answer(fits=True, taken_bytes=tries.take(asked["phase"], asked["rows"], asked["share"]))
+                answer(fits=True, taken_bytes=tries.run(asked["phase"], asked["rows"], asked["share"]))
         except ConfigError as error:
             answer(error=str(error), input=True)
         except Exception as error:
             # oneDNN says no more than that it could not run, where the system refused it memory
             refused = tries is not None and tries.bounded and isinstance(error, tf.errors.AbortedError)
-            if ran_out(error) or refused:
+            if is_oom_error(error) or refused:
                 answer(fits=False)
             else:
                 answer(error=format_error(error), input=False)
 
 
-class _Tries:
+class _MicrobatchProbe:
     """The networks of a run, without its weights, and steps with them."""
 
     def __init__(self, config: RunConfig, num_classes: int, memory_bytes: int) -> None:
@@ -96,23 +96,25 @@ class _Tries:
         if self.bounded:
             _bound_memory(memory_bytes)
 
-    def take(self, phase_name: str, rows: int, share: int) -> int:
+    def run(self, phase_name: str, rows: int, share: int) -> int:
         """Take the steps of a phase with so many rows at once, and some more for safety -> bytes of a GPU, else 0.
 
         Raises:
             ResourceExhaustedError, MemoryError: they do not fit; others do too that tell of memory.
         """
-        (phase,) = (phase for phase in phases_of(self._config) if phase.name == phase_name)
+        (phase,) = (phase for phase in build_phases(self._config) if phase.name == phase_name)
         reset_peak_memory()
-        self._steps(phase, min(with_margin(rows), _MOST_ROWS), share, in_pieces=rows < share)
+        self._steps(phase, min(with_safety_margin(rows), _MAX_ROWS), share, in_pieces=rows < share)
         gc.collect()  # graphs hold each other
         return peak_memory_bytes()
 
     def _steps(self, phase: Phase, piece: int, share: int, *, in_pieces: bool) -> None:
-        local = min(2 * piece, _MOST_ROWS) if in_pieces else piece
+        local = min(2 * piece, _MAX_ROWS) if in_pieces else piece
         config = dataclasses.replace(self._config, batch_size=local)
-        model = PhaseModel(config, alone(), *self._networks, phase.unfreeze_blocks, self._precision, microbatch=piece)
-        batch, ahead = noise_batch(config, local), [noise_batch(config, share) for _ in range(_AHEAD)]
+        model = TrainStep(
+            config, single_worker(), *self._networks, phase.unfreeze_blocks, self._precision, microbatch=piece
+        )
+        batch, ahead = synthetic_batch(config, local), [synthetic_batch(config, share) for _ in range(_EXTRA_STEPS)]
         for _ in range(_STEPS):
             model.train_step(batch, tf.constant(0.0)).numpy()
         model.validation_step(batch).numpy()

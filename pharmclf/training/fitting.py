@@ -26,11 +26,11 @@ _MEMORY = re.compile(
 )
 
 
-class FittingFailed(RunError):
+class MicrobatchSearchError(RunError):
     """What fits could not be found out, and not for want of memory."""
 
 
-def even_piece(rows: int, most: int) -> int:
+def even_microbatch_size(rows: int, most: int) -> int:
     """Rows of each piece where a share is divided into as few pieces of at most so many rows as it takes.
 
     Args:
@@ -40,24 +40,24 @@ def even_piece(rows: int, most: int) -> int:
     return -(-rows // -(-rows // most)) if 0 < most < rows else rows
 
 
-def with_margin(rows: int) -> int:
+def with_safety_margin(rows: int) -> int:
     """Rows that a try computes for its claim that so many fit."""
     return rows + -(-rows * round(MARGIN * 100) // 100)
 
 
-def cap_of(share: int, batch_size: int, *, gpu: bool) -> int:
+def max_candidate_rows(share: int, batch_size: int, *, gpu: bool) -> int:
     """The most rows that are tried: a GPU's limit is worth knowing beyond its share, a processor's is not."""
     return max(share, min(_CAP_BATCHES * batch_size, _CAP_ROWS)) if gpu else share
 
 
-def sizes_to_try(share: int, cap: int) -> list[int]:
+def candidate_sizes(share: int, cap: int) -> list[int]:
     """Sizes of which one is the answer, rising: below the share those that divide it evenly, above it its quarters."""
     below = {-(-share // pieces) for pieces in range(1, share + 1)}
     above = set(range(share, cap + 1, -(-share // 4)))
     return sorted(below | above)
 
 
-def likely_rows(taken: Mapping[int, int], budget: int) -> int | None:
+def extrapolate_max_rows(taken: Mapping[int, int], budget: int) -> int | None:
     """The most rows that should fit, by the memory that some have taken: the line through the two largest numbers.
 
     Args:
@@ -72,13 +72,15 @@ def likely_rows(taken: Mapping[int, int], budget: int) -> int | None:
     fewer, more = sorted(taken)[-2:]
     if taken[more] <= taken[fewer]:
         return None
-    tried = with_margin(more)
-    each = (taken[more] - taken[fewer]) / (tried - with_margin(fewer))
+    tried = with_safety_margin(more)
+    each = (taken[more] - taken[fewer]) / (tried - with_safety_margin(fewer))
     return max(0, math.floor((tried + (_BUDGET_SHARE * budget - taken[more]) / each) / (1 + MARGIN)))
 
 
-def largest_likely(share: int, cap: int, fits: Callable[[int], bool], likely: Callable[[], int | None]) -> int:
-    """As `largest_fitting`, where tries that fit tell of the memory that they took: fewer tries, and fewer that fail.
+def largest_that_fits_by_memory(
+    share: int, cap: int, fits: Callable[[int], bool], likely: Callable[[], int | None]
+) -> int:
+    """As `largest_that_fits`, where tries that fit tell of the memory that they took: fewer tries, and fewer that fail.
 
     On a GPU one that fails takes half a minute: TensorFlow waits for memory, and another process begins.
 
@@ -88,7 +90,7 @@ def largest_likely(share: int, cap: int, fits: Callable[[int], bool], likely: Ca
         fits: as there.
         likely: the most rows that should fit by the tries so far; None: not known.
     """
-    sizes = sizes_to_try(share, cap)
+    sizes = candidate_sizes(share, cap)
     low, high = -1, len(sizes)
     for part in _PROBES:
         place = bisect_left(sizes, -(-share // part))
@@ -109,8 +111,8 @@ def largest_likely(share: int, cap: int, fits: Callable[[int], bool], likely: Ca
     return sizes[low] if low >= 0 else 0
 
 
-def largest_fitting(share: int, cap: int, fits: Callable[[int], bool]) -> int:
-    """The largest of `sizes_to_try` that fits, found by doubling or halving from the share on, then by bisection.
+def largest_that_fits(share: int, cap: int, fits: Callable[[int], bool]) -> int:
+    """The largest of `candidate_sizes` that fits, found by doubling or halving from the share on, then by bisection.
 
     Where the share itself does not fit, no number of rows that does fit makes fewer pieces of it.
 
@@ -122,7 +124,7 @@ def largest_fitting(share: int, cap: int, fits: Callable[[int], bool]) -> int:
     Returns:
         A size that was tried and fits; 0: not even one row does.
     """
-    sizes = sizes_to_try(share, cap)
+    sizes = candidate_sizes(share, cap)
     low, high = -1, len(sizes)  # places of what fits, and of what does not
     place = bisect_left(sizes, share)
     while low < place < high:
@@ -140,7 +142,7 @@ def largest_fitting(share: int, cap: int, fits: Callable[[int], bool]) -> int:
     return sizes[low] if low >= 0 else 0
 
 
-def fitting_line(phase: str, rows: int, share: int, cap: int) -> str:
+def format_result(phase: str, rows: int, share: int, cap: int) -> str:
     """What was found for a phase, in a line for the console.
 
     Args:
@@ -150,7 +152,7 @@ def fitting_line(phase: str, rows: int, share: int, cap: int) -> str:
         cap: the most that were tried.
     """
     if rows < share:
-        piece = even_piece(share, rows)
+        piece = even_microbatch_size(share, rows)
         pieces = f"{-(-share // piece)} pieces of {piece}"
         return f"{phase}: of {share} images a device holds {rows} at once: computed in {pieces}, the same steps"
     more = ""
@@ -159,12 +161,12 @@ def fitting_line(phase: str, rows: int, share: int, cap: int) -> str:
     return f"{phase}: {share} images fit the device at once{more}"
 
 
-def tells_of_memory(text: str) -> bool:
+def is_oom_message(text: str) -> bool:
     """Whether an error says that memory ran out."""
     return _MEMORY.search(text) is not None
 
 
-def judge_death(code: int, errors: str, *, bounded: bool = False) -> str:
+def classify_exit(code: int, errors: str, *, bounded: bool = False) -> str:
     """Why a process that tried died: "" for want of memory; else what is known of it.
 
     Args:
@@ -173,11 +175,11 @@ def judge_death(code: int, errors: str, *, bounded: bool = False) -> str:
         bounded: whether the system refused it memory beyond a bound, which few libraries survive.
     """
     killed = code == -signal.SIGKILL or (bounded and code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS))
-    if killed or tells_of_memory(errors):  # the kernel kills whom it lacks the memory for
+    if killed or is_oom_message(errors):  # the kernel kills whom it lacks the memory for
         return ""
     return describe_exit(code, errors)
 
 
-def fewest(found: list[Mapping[str, int]]) -> dict[str, int]:
+def min_over_nodes(found: list[Mapping[str, int]]) -> dict[str, int]:
     """The most rows of each phase that fit on every node."""
     return {phase: min(rows[phase] for rows in found) for phase in found[0]}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.core.hashing import fingerprint
-from pharmclf.training.phases import phases_of
+from pharmclf.training.phases import build_phases
 
-FREE = (
+PER_HEAD_SETTINGS = (
     # numbers that each head has of its own
     "phase1.learning_rate", "phase1.schedule", "phase1.warmup",
     "phase2.learning_rate", "phase2.schedule", "phase2.warmup",
@@ -32,12 +32,12 @@ def group_key(config: RunConfig) -> str | None:
         None where the run must train alone: it trains more than the head, nothing is kept for it, or it has a loss
         scale (mixed_float16), which all weights of a program would share.
     """
-    trains_backbone = any(phase.unfreeze_blocks > 0 for phase in phases_of(config))
+    trains_backbone = any(phase.unfreeze_blocks > 0 for phase in build_phases(config))
     nothing_kept = config.views == 0 or config.activations == "never"
     if trains_backbone or nothing_kept or config.precision == "mixed_float16":
         return None
     common = to_dict(config)
-    for path in FREE:
+    for path in PER_HEAD_SETTINGS:
         *groups, last = path.split(".")
         inner = common
         for group in groups:

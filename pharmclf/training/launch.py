@@ -29,8 +29,8 @@ from pharmclf.monitoring import sampling
 from pharmclf.monitoring.cores import ray_cpus
 from pharmclf.training.access import refuse_open_cluster
 from pharmclf.training.attempt import SETTINGS, Attempt, NoRoom, WorkersFailed
+from pharmclf.training.context import Callback, TrainingContext
 from pharmclf.training.division import Team, room_text
-from pharmclf.training.job import Observer, TrainingJob
 from pharmclf.training.nodes import (
     NodesMissing,
     free_places,
@@ -132,8 +132,8 @@ def asking_for_nodes(config: RunConfig) -> contextlib.AbstractContextManager[Non
     return nodes_asked_for(config) if config.worker_range[1] and not _local else contextlib.nullcontext()
 
 
-def launch(job: TrainingJob, observer: Observer, *, share: float = 1.0) -> dict[str, Any]:
-    """Train to the end, and return what `loop.train` returns.
+def launch(job: TrainingContext, observer: Callback, *, share: float = 1.0) -> dict[str, Any]:
+    """Train to the end, and return what `trainer.train` returns.
 
     Args:
         job: what is trained.
@@ -143,8 +143,8 @@ def launch(job: TrainingJob, observer: Observer, *, share: float = 1.0) -> dict[
     Raises:
         ConfigError: bad input that only the workers could see, or more workers than this machine has room for.
         NodesMissing: the cluster had no room for the workers in time.
-        TrainingDiverged: the loss became infinite or not a number.
-        OutOfMemory: a device does not hold what it shall compute at once.
+        TrainingDivergedError: the loss became infinite or not a number.
+        DeviceOutOfMemoryError: a device does not hold what it shall compute at once.
         StorageUnavailableError: data or checkpoints could not be read or written for too long.
         FeatureCacheCorruptedError, FeatureCacheUnavailableError: kept activations cannot be read.
         TrainingFailed: the workers failed more often than is allowed, or twice at the same step.
@@ -160,22 +160,22 @@ def launch(job: TrainingJob, observer: Observer, *, share: float = 1.0) -> dict[
     return result
 
 
-def with_stream_cpus(job: TrainingJob, share: float = 1.0) -> TrainingJob:
+def with_stream_cpus(job: TrainingContext, share: float = 1.0) -> TrainingContext:
     """The job of a run in this process: one CPU is its own, the rest of its share of the cluster decodes."""
     return dataclasses.replace(job, stream_cpus=max(1.0, share * ray.cluster_resources().get("CPU", 0.0) - 1))
 
 
-def _train_here(job: TrainingJob, observer: Observer) -> dict[str, Any]:
+def _train_here(job: TrainingContext, observer: Callback) -> dict[str, Any]:
     with native_chatter_muted():
-        from pharmclf.training import distributed, loop
+        from pharmclf.training import collectives, trainer
 
         configure_devices_for(job.config)
-    workers = distributed.alone()
-    with sampling(observer.event, node=node_address(), every_s=job.hardware_every_s, clock=workers.pulse):
-        return loop.train(job, workers, observer) | {"workers": 0}
+    workers = collectives.single_worker()
+    with sampling(observer.event, node=node_address(), every_s=job.hardware_every_s, clock=workers.progress):
+        return trainer.train(job, workers, observer) | {"workers": 0}
 
 
-def await_team(config: RunConfig, observer: Observer, share: float = 1.0, at_most: int | None = None) -> Team:
+def await_team(config: RunConfig, observer: Callback, share: float = 1.0, at_most: int | None = None) -> Team:
     """Wait for the workers of a run -> those that there is room for.
 
     Args:
@@ -193,14 +193,14 @@ def await_team(config: RunConfig, observer: Observer, share: float = 1.0, at_mos
         at_most=config.worker_range[1] if at_most is None else at_most,
         patience_s=0.0 if _local else config.wait_for_nodes_s,
         say=lambda text: observer.event("waiting", text=text),
-        stop_requested=observer.stop_requested,
+        stop_requested=observer.should_stop,
     )
 
 
 class _Launch:
     """The attempts of a run, until one ends it."""
 
-    def __init__(self, job: TrainingJob, observer: Observer, share: float) -> None:
+    def __init__(self, job: TrainingContext, observer: Callback, share: float) -> None:
         self._job, self._config, self._observer, self._share = job, job.config, observer, share
         self._recovery = Recovery(job.config.failures)
         self._at_most = job.config.worker_range[1]
@@ -224,7 +224,7 @@ class _Launch:
                 no_room_since = 0.0
                 self._after(attempt, error)
                 continue
-            if result["status"] == "stopped" and attempt.restart and not self._observer.stop_requested():
+            if result["status"] == "stopped" and attempt.restart and not self._observer.should_stop():
                 no_room_since, self._at_most = 0.0, self._config.worker_range[1]
                 continue
             return result

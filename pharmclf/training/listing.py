@@ -16,8 +16,8 @@ from pharmclf.core.tables import align_columns
 from pharmclf.data.prepare import storage_errors_as_config_errors
 from pharmclf.schema_version import load_record
 from pharmclf.training.checkpoint import list_checkpoints
+from pharmclf.training.lr_schedule import best_phase
 from pharmclf.training.phases import Position
-from pharmclf.training.schedule import best_phase
 
 METRICS = ("val_accuracy", "val_loss")
 """What runs are compared by: the highest validation accuracy, the lowest validation loss."""

@@ -9,20 +9,20 @@ import tensorflow as tf
 
 from pharmclf.config import RunConfig
 from pharmclf.models.devices import device_name
-from pharmclf.training.fitting import even_piece, tells_of_memory
-from pharmclf.training.job import OutOfMemory
+from pharmclf.training.context import DeviceOutOfMemoryError
+from pharmclf.training.fitting import even_microbatch_size, is_oom_message
 from pharmclf.training.phases import Phase
 
 
-def ran_out(error: BaseException) -> bool:
+def is_oom_error(error: BaseException) -> bool:
     """Whether an error of TensorFlow or of Python says that memory ran out; cuDNN's and XLA's come as other kinds."""
     if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
         return True
-    return isinstance(error, tf.errors.OpError) and tells_of_memory(str(error))
+    return isinstance(error, tf.errors.OpError) and is_oom_message(str(error))
 
 
 @contextlib.contextmanager
-def memory_enough(config: RunConfig, phase: Phase, share: int, microbatch: int) -> Iterator[None]:
+def oom_as_user_error(config: RunConfig, phase: Phase, share: int, microbatch: int) -> Iterator[None]:
     """Within, a phase is trained. (all ranks)
 
     Args:
@@ -32,16 +32,16 @@ def memory_enough(config: RunConfig, phase: Phase, share: int, microbatch: int) 
         microbatch: most rows that it computes at once; 0: all.
 
     Raises:
-        OutOfMemory: the device's memory ran out.
+        DeviceOutOfMemoryError: the device's memory ran out.
     """
     try:
         yield
     except Exception as error:
-        if not ran_out(error):
+        if not is_oom_error(error):
             raise
-        rows = even_piece(share, microbatch)
+        rows = even_microbatch_size(share, microbatch)
         smaller = "--batch-size auto, which computes a batch in pieces that fit and takes the same steps, "
-        raise OutOfMemory(
+        raise DeviceOutOfMemoryError(
             f"{phase.name}: the memory of {device_name()} does not hold {rows} images of {config.image_size} pixels at "
             f"once. Give {smaller}--microbatch {max(1, rows // 2)}, or a smaller --image-size in a run of another name"
         ) from error

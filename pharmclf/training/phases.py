@@ -27,7 +27,7 @@ class Phase:
         return int(self.name.removeprefix("phase")) - 1
 
 
-def phases_of(config: RunConfig) -> tuple[Phase, ...]:
+def build_phases(config: RunConfig) -> tuple[Phase, ...]:
     """The phases that a configuration asks for: head on a frozen backbone, then the upper blocks too."""
     both = (
         Phase("phase1", config.phase1, 0, 0),
@@ -36,15 +36,15 @@ def phases_of(config: RunConfig) -> tuple[Phase, ...]:
     return tuple(phase for phase in both if phase.settings.epochs > 0)
 
 
-def with_places(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def with_epoch_index(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Records of epochs with `at`, their number from 1, counted over both phases."""
-    first = {phase.name: phase.first_epoch for phase in phases_of(config)}
+    first = {phase.name: phase.first_epoch for phase in build_phases(config)}
     return [{**record, "at": first[record["phase"]] + record["epoch"] + 1} for record in history]
 
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """Where a run stands: before training step `step` of epoch `epoch` of phase number `phase`, all from 0."""
+    """Where a run stands: before training step `train_step` of epoch `epoch` of phase number `phase`, all from 0."""
 
     phase: int
     epoch: int

@@ -11,24 +11,24 @@ import tensorflow as tf
 from pharmclf.core.signals import StopRequested
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.models.devices import gpu_compute_capability, resolve_precision
-from pharmclf.training import distributed, loop
-from pharmclf.training.batches import device_batches
-from pharmclf.training.job import Listener, TrainingDiverged, TrainingJob
-from pharmclf.training.lr_range import Curve, Smoothing, tried_rates, why_ended
-from pharmclf.training.phases import Phase, phases_of
-from pharmclf.training.schedule import is_beyond_reason
-from pharmclf.training.step import PhaseModel, StepResult
+from pharmclf.training import collectives, trainer
+from pharmclf.training.batch_loader import device_batches
+from pharmclf.training.context import Listener, TrainingContext, TrainingDivergedError
+from pharmclf.training.lr_finder import LrCurve, Smoothing, candidate_lrs, stop_reason
+from pharmclf.training.lr_schedule import has_diverged
+from pharmclf.training.phases import Phase, build_phases
+from pharmclf.training.train_step import StepResult, TrainStep
 
 _WARM_STEPS = 200  # of phase 1 before phase 2 is tested, at most its own epochs
 
 
 def range_test(
-    job: TrainingJob,
+    job: TrainingContext,
     say: Callable[[str], None],
-    rate_of: Callable[[Curve], float],
+    rate_of: Callable[[LrCurve], float],
     stopped: Callable[[], bool],
     listener: Listener,
-) -> list[Curve]:
+) -> list[LrCurve]:
     """Test every phase that has epochs. Phase 2 begins where phase 1 would leave off: its head is trained before.
 
     Args:
@@ -44,32 +44,34 @@ def range_test(
     Raises:
         StopRequested: a stop was requested.
     """
-    workers = distributed.alone()
+    workers = collectives.single_worker()
     precision = resolve_precision(job.config.precision, gpu_compute_capability())
-    backbone, head = loop.build_networks(job, workers, precision)
+    backbone, head = trainer.build_networks(job, workers, precision)
     curves = []
-    phases = phases_of(job.config)
+    phases = build_phases(job.config)
     for phase in phases:
         cached, microbatch = phase.name in job.activations, job.microbatches.get(phase.name, 0)
-        model = PhaseModel(
+        model = TrainStep(
             job.config, workers, backbone, head, phase.unfreeze_blocks, precision, cached=cached, microbatch=microbatch
         )
-        before = model.tensors()
+        before = model.state_dict()
         say(f"{phase.name}: trying learning rates on {'kept activations' if cached else 'images'}")
-        curve = _curve(job, phase, model, stopped, listener)
-        model.load_tensors(before)
+        curve = _measure_curve(job, phase, model, stopped, listener)
+        model.load_state_dict(before)
         curves.append(curve)
         if phase is not phases[-1]:
-            _warm(job, phase, model, rate_of(curve), stopped, listener)
+            _train_head_first(job, phase, model, rate_of(curve), stopped, listener)
     return curves
 
 
-def _curve(job: TrainingJob, phase: Phase, model: PhaseModel, stopped: Callable[[], bool], listener: Listener) -> Curve:
+def _measure_curve(
+    job: TrainingContext, phase: Phase, model: TrainStep, stopped: Callable[[], bool], listener: Listener
+) -> LrCurve:
     """One step at each rate, until the loss breaks down."""
-    rates, losses, smoothing, ended = tried_rates(), list[float](), Smoothing(), ""
-    for rate, loss in _steps(job, phase, model, rates, stopped, listener):
+    rates, losses, smoothing, ended = candidate_lrs(), list[float](), Smoothing(), ""
+    for rate, loss in _take_steps(job, phase, model, rates, stopped, listener):
         mean = smoothing.add(loss) if math.isfinite(loss) else loss
-        ended = why_ended(loss, mean, smoothing.lowest)
+        ended = stop_reason(loss, mean, smoothing.lowest)
         if math.isfinite(loss):
             losses.append(loss)
         if ended:
@@ -77,22 +79,22 @@ def _curve(job: TrainingJob, phase: Phase, model: PhaseModel, stopped: Callable[
             break
     if stopped():
         raise StopRequested
-    return Curve(phase.name, rates[: len(losses)].tolist(), losses, ended)
+    return LrCurve(phase.name, rates[: len(losses)].tolist(), losses, ended)
 
 
-def _warm(
-    job: TrainingJob, phase: Phase, model: PhaseModel, rate: float, stopped: Callable[[], bool], listener: Listener
+def _train_head_first(
+    job: TrainingContext, phase: Phase, model: TrainStep, rate: float, stopped: Callable[[], bool], listener: Listener
 ) -> None:
     """Train a phase for some steps at one rate.
 
     Raises:
         StopRequested: a stop was requested.
-        TrainingDiverged: with this rate there is nothing that the next phase could be tested on.
+        TrainingDivergedError: with this rate there is nothing that the next phase could be tested on.
     """
     steps = min(_WARM_STEPS, phase.settings.epochs * -(-len(job.train_rows) // job.config.batch_size))
-    for _, loss in _steps(job, phase, model, np.full(steps, rate), stopped, listener):
-        if is_beyond_reason(loss, len(job.class_names)):
-            raise TrainingDiverged(
+    for _, loss in _take_steps(job, phase, model, np.full(steps, rate), stopped, listener):
+        if has_diverged(loss, len(job.class_names)):
+            raise TrainingDivergedError(
                 f"the loss is {loss:.3g} in {phase.name}, which is trained for the test of the next phase at a rate of "
                 f"{rate:.2g}. Lower {phase.name}.learning_rate"
             )
@@ -100,10 +102,10 @@ def _warm(
         raise StopRequested
 
 
-def _steps(
-    job: TrainingJob,
+def _take_steps(
+    job: TrainingContext,
     phase: Phase,
-    model: PhaseModel,
+    model: TrainStep,
     rates: np.ndarray,
     stopped: Callable[[], bool],
     listener: Listener,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pharmclf.training.pulse import Place
+from pharmclf.training.loop_progress import LoopPosition
 
 Kind = Literal["crash", "node", "hang"]
 
@@ -17,11 +17,11 @@ class Failure:
     kind: Kind
     """crash: a worker ended on a node that lives; node: a node was lost; hang: no step for too long."""
     reason: str
-    place: Place | None
+    place: LoopPosition | None
     """Where the loop was last seen; None: before its first batch."""
 
 
-def place_text(place: Place | None) -> str:
+def place_text(place: LoopPosition | None) -> str:
     """A place in words, counted from 1."""
     if place is None:
         return "before the first step"

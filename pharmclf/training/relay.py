@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from pharmclf import storage
 from pharmclf.core.timeouts import FINAL_STORAGE_S
-from pharmclf.training.pulse import Place, Pulse
+from pharmclf.training.loop_progress import LoopPosition, LoopProgress
 
 _POLL_S = 0.5
 _LIFELINE_S = 30.0  # without an answer of the relay the driver is gone, or this node is cut off
@@ -33,7 +33,7 @@ class Relay:
         self._dumped: set[int] = set()
         self._beats = -1
         self._beat_at = time.monotonic()
-        self._place: Place | None = None
+        self._place: LoopPosition | None = None
 
     # ------------------------------------------------------------------ called by the workers
 
@@ -46,7 +46,7 @@ class Relay:
         """Keep an event for the driver. (chief; of the hardware and of quarantined images, all ranks)"""
         self._events.append((kind, values))
 
-    def report(self, rank: int, beats: int, place: Place | None) -> str:
+    def report(self, rank: int, beats: int, place: LoopPosition | None) -> str:
         """Where a worker's loop is -> what it shall do: "", "stop" (with a checkpoint), or "dump" (its stack)."""
         if rank == 0:  # all are where the chief is, or wait for it
             if beats != self._beats:
@@ -86,7 +86,7 @@ class Relay:
 class Lifeline:
     """A worker's side of the relay, in a thread of its own: a step never waits for it, and a hung step not for ever."""
 
-    def __init__(self, relay: Any, rank: int, pulse: Pulse, folder: str, number: int) -> None:
+    def __init__(self, relay: Any, rank: int, pulse: LoopProgress, folder: str, number: int) -> None:
         """Join the relay, and report to it from now on.
 
         Args:
@@ -108,7 +108,7 @@ class Lifeline:
         """Pass an event on; from any thread. (chief; of the hardware and of quarantined images, all ranks)"""
         self._relay.put.remote(kind, values)
 
-    def stop_requested(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether the run shall write a checkpoint and end. (chief only)"""
         return self._stop
 

@@ -15,18 +15,18 @@ from pharmclf.core.console import Say
 from pharmclf.core.errors import RunError
 from pharmclf.training.checkpoint import (
     Checkpoint,
-    DamagedCheckpoint,
+    CorruptedCheckpointError,
     check_fingerprints,
     newest_checkpoint,
     read_checkpoint,
 )
-from pharmclf.training.distributed import Workers
-from pharmclf.training.job import TrainingJob
+from pharmclf.training.collectives import Workers
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import Position
-from pharmclf.training.progress import Progress, replace_damaged_best
-from pharmclf.training.step import PhaseModel
+from pharmclf.training.train_state import TrainState, replace_corrupted_best
+from pharmclf.training.train_step import TrainStep
 
-_STALE_S = 90.0  # for the view of another node: NFS keeps the listing of a folder for up to 60 s
+_STALE_VIEW_TIMEOUT_S = 90.0  # for the view of another node: NFS keeps the listing of a folder for up to 60 s
 _PAUSE_S = 2.0
 
 Tensors = dict[str, dict[str, np.ndarray]]
@@ -36,7 +36,9 @@ class WorkersDisagreeError(RunError):
     """The workers do not hold the same checkpoint, position or weights."""
 
 
-def take_up(job: TrainingJob, workers: Workers, progress: Progress, say: Say) -> tuple[Position, Tensors] | None:
+def resume_training(
+    job: TrainingContext, workers: Workers, progress: TrainState, say: Say
+) -> tuple[Position, Tensors] | None:
     """Find where the run continues, and set its progress. (all ranks)
 
     The chief chooses the checkpoint; the others list nothing, they read exactly that one. Best checkpoints that are
@@ -60,45 +62,45 @@ def take_up(job: TrainingJob, workers: Workers, progress: Progress, say: Say) ->
         checkpoint, _ = found
         check_fingerprints(checkpoint.fingerprints, job.fingerprints, f"checkpoint {checkpoint.location}")
         vars(progress).update(checkpoint.state)
-        replace_damaged_best(progress, job.checkpoints, checkpoint.position.phase, say)
+        replace_corrupted_best(progress, job.checkpoints, checkpoint.position.phase, say)
         say(f"resumed from {checkpoint.name}")
         found = dataclasses.replace(checkpoint, state=vars(progress)), found[1]
-    chosen = _from_chief(found and found[0], job, workers)
+    chosen = _broadcast_checkpoint(found and found[0], job, workers)
     if chosen is None:
         return None
     vars(progress).update(chosen.state)
-    tensors = found[1] if found else _read_patiently(chosen, ("weights", "optimizer"), workers)
+    tensors = found[1] if found else _read_with_retries(chosen, ("weights", "optimizer"), workers)
     return chosen.position, tensors
 
 
 def best_weights(
-    job: TrainingJob, workers: Workers, progress: Progress, phase: str, number: int, say: Say
+    job: TrainingContext, workers: Workers, progress: TrainState, phase: str, number: int, say: Say
 ) -> dict[str, np.ndarray]:
     """The weights of the best whole checkpoint of a phase that has ended. (all ranks)
 
     Args:
-        job, workers, progress, say: as `take_up`.
+        job, workers, progress, say: as `resume_training`.
         phase: its name.
         number: its place among the phases.
 
     Raises:
-        DamagedCheckpoint: none of the phase is whole.
+        CorruptedCheckpointError: none of the phase is whole.
         WorkersDisagreeError: this worker cannot read the chief's checkpoint.
     """
     checkpoint = None
     if workers.is_chief:
-        replace_damaged_best(progress, job.checkpoints, number, say)
+        replace_corrupted_best(progress, job.checkpoints, number, say)
         if phase not in progress.best or progress.monitors[phase]["best_epoch"] < 0:
-            raise DamagedCheckpoint(f"checkpoints of {job.checkpoints}: none of {phase} is whole")
+            raise CorruptedCheckpointError(f"checkpoints of {job.checkpoints}: none of {phase} is whole")
         checkpoint = read_checkpoint(storage.join(job.checkpoints, progress.best[phase]))
         checkpoint = dataclasses.replace(checkpoint, state={"best": progress.best, "monitors": progress.monitors})
-    chosen = _from_chief(checkpoint, job, workers)
+    chosen = _broadcast_checkpoint(checkpoint, job, workers)
     assert chosen is not None  # noqa: S101 - the chief has one, or has raised
     vars(progress).update(chosen.state)
-    return _read_patiently(chosen, ("weights",), workers)["weights"]
+    return _read_with_retries(chosen, ("weights",), workers)["weights"]
 
 
-def prove_agreement(workers: Workers, position: Position, model: PhaseModel) -> None:
+def verify_agreement(workers: Workers, position: Position, model: TrainStep) -> None:
     """Compare position and weights of all workers before the first step. (all ranks)
 
     Raises:
@@ -125,7 +127,7 @@ def prove_agreement(workers: Workers, position: Position, model: PhaseModel) -> 
 # ---------------------------------------------------------------------------------------------------------- details
 
 
-def _from_chief(checkpoint: Checkpoint | None, job: TrainingJob, workers: Workers) -> Checkpoint | None:
+def _broadcast_checkpoint(checkpoint: Checkpoint | None, job: TrainingContext, workers: Workers) -> Checkpoint | None:
     """The chief's checkpoint, without its tensors, on every worker; each reads it from its own view. (all ranks)"""
     if workers.world == 1:
         return checkpoint
@@ -137,32 +139,33 @@ def _from_chief(checkpoint: Checkpoint | None, job: TrainingJob, workers: Worker
     return Checkpoint(**received | {"position": Position(**received["position"]), "location": location})
 
 
-def _read_patiently(checkpoint: Checkpoint, files: tuple[str, ...], workers: Workers) -> Tensors:
+def _read_with_retries(checkpoint: Checkpoint, files: tuple[str, ...], workers: Workers) -> Tensors:
     """Tensors of the chief's checkpoint; its sha256 tells whether they are the chief's.
 
     Raises:
-        DamagedCheckpoint: of the chief, at once.
+        CorruptedCheckpointError: of the chief, at once.
         WorkersDisagreeError: another worker has not read them in time.
     """
-    deadline = time.monotonic() + _STALE_S
+    deadline = time.monotonic() + _STALE_VIEW_TIMEOUT_S
     while True:
         try:
             return {file: checkpoint.tensors(file) for file in files}
-        except DamagedCheckpoint as error:
+        except CorruptedCheckpointError as error:
             if workers.is_chief:
                 raise
             if time.monotonic() > deadline:
                 raise WorkersDisagreeError(
-                    f"rank {workers.rank} has not found within {_STALE_S:.0f} s what rank 0 continues from: {error}. "
+                    f"rank {workers.rank} has not found within {_STALE_VIEW_TIMEOUT_S:.0f} s what rank 0 continues "
+                    f"from: {error}. "
                     "Give a --storage that all nodes see alike, such as one shared mount or s3://"
                 ) from error
         time.sleep(_PAUSE_S)
 
 
-def _digest(model: PhaseModel) -> bytes:
+def _digest(model: TrainStep) -> bytes:
     """sha256 of all weights, trained and frozen, and of the optimizer."""
     found = hashlib.sha256()
-    tensors: dict[str, Mapping[str, np.ndarray]] = dict(model.tensors())
+    tensors: dict[str, Mapping[str, np.ndarray]] = dict(model.state_dict())
     tensors["frozen"] = {variable.path: variable.numpy() for variable in model.frozen}
     for file, arrays in sorted(tensors.items()):
         for name, array in sorted(arrays.items()):

@@ -16,10 +16,17 @@ from keras import layers
 from pharmclf.config import RunConfig
 from pharmclf.core.compat.keras import TensorRates
 from pharmclf.models.head import build_head
-from pharmclf.training.step import Batch, ReducedAdam, class_sums, dropout_draws, keep_mask, losses_and_hits
+from pharmclf.training.train_step import (
+    Batch,
+    PreReducedAdam,
+    class_sums,
+    dropout_uniforms,
+    keep_mask,
+    per_example_loss_and_correct,
+)
 
 
-class _StackedAdam(TensorRates, ReducedAdam):
+class _VectorizedAdam(TensorRates, PreReducedAdam):
     """Adam with a learning rate and a weight decay for each head; the numerics are Keras's own."""
 
     def __init__(self, rates: Any, decays: np.ndarray) -> None:
@@ -28,7 +35,7 @@ class _StackedAdam(TensorRates, ReducedAdam):
         self.rates, self.decays = rates, decays.astype(np.float32) if decays.any() else None
 
 
-class StackedHeads:
+class VectorizedHeads:
     """The device's part of K heads that differ in numbers only."""
 
     def __init__(self, configs: Sequence[RunConfig], num_features: int, num_classes: int) -> None:
@@ -51,9 +58,9 @@ class StackedHeads:
         self._layers = build_head(first.head, num_features, num_classes, first.seed).layers[1:]
         single = [variable for layer in self._layers for variable in layer.trainable_weights]
         self._shapes = [tuple(variable.shape) for variable in single]
-        self._trained = [_stacked(variable, self.size) for variable in single]
+        self._trained = [_stack_variable(variable, self.size) for variable in single]
         self._rates = tf.Variable(tf.zeros((self.size, 1, 1)), trainable=False, name="rates")
-        self._optimizer = _StackedAdam(self._rates, each(lambda config: config.optimizer.weight_decay))
+        self._optimizer = _VectorizedAdam(self._rates, each(lambda config: config.optimizer.weight_decay))
         biases = [variable for variable, shape in zip(self._trained, self._shapes, strict=True) if len(shape) == 1]
         self._optimizer.exclude_from_weight_decay(biases)
         self._optimizer.build(self._trained)
@@ -79,11 +86,11 @@ class StackedHeads:
 
     def _train_step(self, batch: Batch, rates: Any) -> Any:
         draws = [
-            dropout_draws(self._seed, number, batch.ordinal, (batch.mask.shape[0], layer.output.shape[-1]))
+            dropout_uniforms(self._seed, number, batch.global_step, (batch.mask.shape[0], layer.output.shape[-1]))
             for number, layer in enumerate(layer for layer in self._layers if isinstance(layer, layers.Dropout))
         ]
         *gradients, sums = self._gradients(batch, draws)
-        whole = batch.count / tf.maximum(sums[2, 0], 1.0)  # as in `PhaseModel`; times 1 without a quarantined row
+        whole = batch.count / tf.maximum(sums[2, 0], 1.0)  # as in `TrainStep`; times 1 without a quarantined row
         gradients = [gradient * whole for gradient in gradients]
         self._rates.assign(rates)
         self._optimizer.apply(self._clipped(gradients), self._trained)
@@ -93,7 +100,7 @@ class StackedHeads:
         weights = [variable.value for variable in self._trained]
         with tf.GradientTape() as tape:
             logits = self._logits(batch, [keep_mask(drawn, self._dropout) for drawn in draws])
-            losses, correct = losses_and_hits(logits, batch, np.float32(self._smoothing))
+            losses, correct = per_example_loss_and_correct(logits, batch, np.float32(self._smoothing))
             loss_sums = tf.reduce_sum(losses * batch.weights, axis=-1)
             objective = tf.reduce_sum(loss_sums) / batch.count  # a head's weights move its own term only
         return [*tape.gradient(objective, weights), tf.stack([loss_sums, correct, self._images(batch)])]
@@ -104,7 +111,7 @@ class StackedHeads:
         Where classes are weighed (3 + 2 * classes, K): the correct rows and the rows of each class follow.
         """
         logits = self._logits(batch, None)
-        losses, correct = losses_and_hits(logits, batch, np.zeros_like(self._smoothing, np.float32))
+        losses, correct = per_example_loss_and_correct(logits, batch, np.zeros_like(self._smoothing, np.float32))
         sums = tf.stack([tf.reduce_sum(losses * batch.weights, axis=-1), correct, self._images(batch)])
         if not self._balanced:
             return sums
@@ -158,8 +165,8 @@ class StackedHeads:
         for variable in self._optimizer.variables:
             variable.assign(tf.zeros_like(variable))
 
-    def tensors(self, place: int, *, best: bool = False) -> dict[str, dict[str, np.ndarray]]:
-        """What a checkpoint of one head holds, as `PhaseModel.tensors` gives it.
+    def state_dict(self, place: int, *, best: bool = False) -> dict[str, dict[str, np.ndarray]]:
+        """What a checkpoint of one head holds, as `TrainStep.state_dict` gives it.
 
         Args:
             place: which head, from 0.
@@ -181,7 +188,7 @@ class StackedHeads:
         return {"weights": weights, "optimizer": state}
 
 
-def _stacked(variable: keras.Variable, size: int) -> keras.Variable:
+def _stack_variable(variable: keras.Variable, size: int) -> keras.Variable:
     """A variable of K heads, each with the value of this one, under the same path."""
     value = np.asarray(variable.value)
     value = value if value.ndim == 2 else value[None]  # a bias

@@ -12,10 +12,10 @@ from pharmclf.benchmark import devices
 from pharmclf.benchmark.child import in_child
 from pharmclf.benchmark.device_step import measure_steps
 from pharmclf.config import ConfigError, HeadConfig, RunConfig
-from pharmclf.training.phases import Phase, phases_of
+from pharmclf.training.phases import Phase, build_phases
 
 CONFIG = RunConfig(image_size=32, batch_size=4, weights="none", workers="0", head=HeadConfig(dense=()))
-PHASES = phases_of(CONFIG)
+PHASES = build_phases(CONFIG)
 
 
 @pytest.mark.tf

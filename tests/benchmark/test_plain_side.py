@@ -37,11 +37,11 @@ def folders(drawn_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) 
 def test_each_phase_trains_the_same_number_of_parameters_as_a_run():
     from pharmclf.benchmark.noise import NoiseStep
     from pharmclf.benchmark.plain_keras import build_plain, compile_phase
-    from pharmclf.training.phases import phases_of
+    from pharmclf.training.phases import build_phases
 
     plain = build_plain(CONFIG, 10)
     counts = []
-    for phase in phases_of(CONFIG):
+    for phase in build_phases(CONFIG):
         compile_phase(plain, CONFIG, phase, 10)
         ours = NoiseStep.of(CONFIG, phase, "float32").model.trained
         mine = [tuple(variable.shape) for variable in plain.trainable_variables]

@@ -20,8 +20,8 @@ from pharmclf.config import AugmentConfig, HeadConfig, OptimizerConfig, PhaseCon
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
 from pharmclf.training.checkpoint import newest_checkpoint
-from pharmclf.training.job import TrainingJob
-from pharmclf.training.phases import phases_of
+from pharmclf.training.context import TrainingContext
+from pharmclf.training.phases import build_phases
 
 SETTINGS: dict[str, Any] = {
     "augment": AugmentConfig(rotation_deg=180, vertical_flip=True, views=2),
@@ -81,56 +81,56 @@ class Killed(BaseException):
 class Killer(Recorder):
     """Raises between two steps."""
 
-    def stop_requested(self) -> bool:
-        if super().stop_requested():
+    def should_stop(self) -> bool:
+        if super().should_stop():
             raise Killed
         return False
 
 
-def train(job: TrainingJob) -> Trained:
+def train(job: TrainingContext) -> Trained:
     """Train by one worker in this process."""
-    from pharmclf.training import distributed, loop
+    from pharmclf.training import collectives, trainer
 
-    return _trained(job, loop.train(job, distributed.alone(), Recorder()))
+    return _trained(job, trainer.train(job, collectives.single_worker(), Recorder()))
 
 
-def train_killed(job: TrainingJob, batches: int) -> Trained:
+def train_killed(job: TrainingContext, batches: int) -> Trained:
     """Train, kill the run after so many batches, and resume it from its newest checkpoint."""
-    from pharmclf.training import distributed, loop
+    from pharmclf.training import collectives, trainer
 
     try:
-        loop.train(job, distributed.alone(), Killer(batches))
+        trainer.train(job, collectives.single_worker(), Killer(batches))
     except Killed:
         return train(job)
     raise AssertionError("the run ended before it could be killed")
 
 
-def train_by_two(job: TrainingJob, folder: Path) -> Trained:
+def train_by_two(job: TrainingContext, folder: Path) -> Trained:
     """Train by two workers, each a process."""
     folder.mkdir()
     ((line,), _) = train_as_pair([Scene(job=job)], folder)
     return _trained(job, line["outcome"])
 
 
-def train_heads_together(jobs: list[TrainingJob]) -> list[Trained]:
+def train_heads_together(jobs: list[TrainingContext]) -> list[Trained]:
     """Train heads as one program."""
-    from pharmclf.training import distributed
-    from pharmclf.training.heads import Member, train_heads
+    from pharmclf.training import collectives
+    from pharmclf.training.vectorized_heads import HeadSpec, train_heads
 
-    members = [Member(config=job.config, folder=job.folder, fingerprints=job.fingerprints) for job in jobs]
-    outcomes = train_heads(jobs[0], members, distributed.alone(), Recorder())
+    members = [HeadSpec(config=job.config, folder=job.folder, fingerprints=job.fingerprints) for job in jobs]
+    outcomes = train_heads(jobs[0], members, collectives.single_worker(), Recorder())
     return [_trained(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
 
 
-def with_features(job: TrainingJob, manifest: Any, storage: str) -> TrainingJob:
+def with_features(job: TrainingContext, manifest: Any, storage: str) -> TrainingContext:
     """The job with the frozen features of its phases, which are computed where they are not there yet."""
     config = dataclasses.replace(job.config, activations="always", storage=storage)
-    works = [PhaseDemand(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases_of(config)]
+    works = [PhaseDemand(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in build_phases(config)]
     wish = FeatureRequest(config, manifest, config.weights, works, lambda _: None, lambda: False, lambda _: None)
     return dataclasses.replace(job, config=config, activations=get_or_compute(wish))
 
 
-def _trained(job: TrainingJob, outcome: Mapping[str, Any]) -> Trained:
+def _trained(job: TrainingContext, outcome: Mapping[str, Any]) -> Trained:
     assert outcome["status"] == "complete"
     found = newest_checkpoint(job.checkpoints)
     assert found is not None

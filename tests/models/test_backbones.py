@@ -12,7 +12,7 @@ import pytest
 
 from pharmclf.config import BackboneName, ConfigError
 from pharmclf.models.backbone_split import split_tensors
-from pharmclf.training.feasible import BLOCKS, LEAST_SIDES
+from pharmclf.training.feasible import BLOCKS, MIN_SIDES
 
 pytestmark = pytest.mark.tf
 SIDE = 32  # pixels, the least that most networks take
@@ -186,8 +186,8 @@ def test_an_image_too_small_is_refused(backbones: Any):
     with pytest.raises(ConfigError, match=r"backbone inception_v3 with image_size 64: .* Give a larger image_size"):
         backbones.build_backbone("inception_v3", 64, "none")
     with pytest.raises(ConfigError, match="image_size"):
-        backbones.build_backbone("inception_v3", LEAST_SIDES["inception_v3"] - 1, "none")
-    backbones.build_backbone("inception_v3", LEAST_SIDES["inception_v3"], "none")
+        backbones.build_backbone("inception_v3", MIN_SIDES["inception_v3"] - 1, "none")
+    backbones.build_backbone("inception_v3", MIN_SIDES["inception_v3"], "none")
 
 
 def test_imagenet_weights_without_the_internet_are_refused_with_a_remedy(

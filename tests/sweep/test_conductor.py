@@ -101,15 +101,15 @@ def test_a_sweep_that_ends_is_noticed_in_the_middle_of_an_epoch(shared_ray: None
     """A trial's loop asks at every batch: no before the flag is set, then yes, and again yes."""
     import ray
 
-    from pharmclf.sweep.trial import StopFlag, _Observer
+    from pharmclf.sweep.trial import StopFlag, _TrialCallback
 
     flag = ray.remote(num_cpus=0)(StopFlag).remote()
-    observer = _Observer(BASE, 0, dict, flag)
-    assert not observer.stop_requested()
+    observer = _TrialCallback(BASE, 0, dict, flag)
+    assert not observer.should_stop()
     ray.get(flag.set.remote())
     deadline = time.monotonic() + 30
-    while not observer.stop_requested():
+    while not observer.should_stop():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert observer.stop_requested()
+    assert observer.should_stop()
     ray.kill(flag)

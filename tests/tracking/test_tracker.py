@@ -27,7 +27,7 @@ from pharmclf.config import ConfigError, RunConfig
 from pharmclf.core import background
 from pharmclf.tracking import SweepTracker, Tracker, check_tracking
 from pharmclf.tracking.tensorboard import TAGS
-from pharmclf.training.schedule import BALANCED
+from pharmclf.training.lr_schedule import BALANCED
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,11 @@ from pharmclf.config import ConfigError
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.training.checkpoint import (
     Checkpoint,
-    DamagedCheckpoint,
+    CorruptedCheckpointError,
     check_fingerprints,
+    delete_old_checkpoints,
     list_checkpoints,
     newest_checkpoint,
-    prune_checkpoints,
     read_checkpoint,
     write_checkpoint,
 )
@@ -114,7 +114,7 @@ def test_without_its_record_a_checkpoint_does_not_exist(tmp_path: Path):
     torn = _write(tmp_path, SECOND, 2.0)
     (Path(torn.location) / "checkpoint.json").unlink()
     assert _newest(tmp_path).position == FIRST
-    with pytest.raises(DamagedCheckpoint, match=r"checkpoint\.json cannot be read"):
+    with pytest.raises(CorruptedCheckpointError, match=r"checkpoint\.json cannot be read"):
         read_checkpoint(torn.location)
 
 
@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_taken(
         (Path(newest.location) / name).unlink()
     else:
         _damage(newest.location, _flip if damage == "flipped byte" else bytearray.pop, name)
-    with pytest.raises(DamagedCheckpoint, match=name):
+    with pytest.raises(CorruptedCheckpointError, match=name):
         read_checkpoint(newest.location).tensors(file)
     with caplog.at_level(logging.WARNING):
         assert _newest(tmp_path).position == FIRST
@@ -192,7 +192,7 @@ def test_a_pickle_in_place_of_tensors_is_refused_and_never_run(tmp_path: Path):
     record = storage.read_json(f"{newest.location}/checkpoint.json")
     record["files"]["weights.safetensors"] = sha256_bytes(content)
     storage.write_json(f"{newest.location}/checkpoint.json", record)
-    with pytest.raises(DamagedCheckpoint, match=r"weights\.safetensors"):
+    with pytest.raises(CorruptedCheckpointError, match=r"weights\.safetensors"):
         read_checkpoint(newest.location).tensors("weights")
     assert _newest(tmp_path).position == FIRST
     assert not (tmp_path / "ran").exists()
@@ -263,11 +263,11 @@ def test_pruning_deletes_the_record_first(tmp_path: Path, monkeypatch: pytest.Mo
         _write(tmp_path, position, number)
     calls = _crash_at(monkeypatch, 1, ["delete_file", "delete_folder"], after=False)
     with pytest.raises(Crash):
-        prune_checkpoints(str(tmp_path), [THIRD.label])
+        delete_old_checkpoints(str(tmp_path), [THIRD.label])
     monkeypatch.undo()
     assert calls == ["delete_file checkpoint.json", f"delete_folder {FIRST.label}"]
     assert [checkpoint.position for checkpoint in list_checkpoints(str(tmp_path))] == [SECOND, THIRD]
-    prune_checkpoints(str(tmp_path), [THIRD.label])
+    delete_old_checkpoints(str(tmp_path), [THIRD.label])
     assert [path.name for path in tmp_path.iterdir()] == [THIRD.label]
     assert _newest(tmp_path).position == THIRD
 

@@ -37,7 +37,7 @@ class Watching:
             self.acted = True
             self.act()
 
-    def stop_requested(self) -> bool:
+    def should_stop(self) -> bool:
         return False
 
     def of(self, kind: str) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ def test_a_hung_step_leaves_the_stacks_of_all_workers_and_the_run_goes_on(make_j
     assert "stacks of 2 workers" in failure["reason"]
     stacks = {path.name: path.read_text() for path in (tmp_path / "run" / "stacks").iterdir()}
     assert sorted(stacks) == ["attempt1-rank0.txt", "attempt1-rank1.txt"]
-    assert all("loop.py" in text for text in stacks.values())
+    assert all("trainer.py" in text for text in stacks.values())
     assert any("in __getitem__" in text for text in stacks.values())
 
 

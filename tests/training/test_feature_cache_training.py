@@ -20,9 +20,9 @@ from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
-from pharmclf.training.job import TrainingJob
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.launch import launch
-from pharmclf.training.phases import phases_of
+from pharmclf.training.phases import build_phases
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 
@@ -37,16 +37,16 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def with_activations(job: TrainingJob, manifest: Manifest, storage: str) -> TrainingJob:
+def with_activations(job: TrainingContext, manifest: Manifest, storage: str) -> TrainingContext:
     config = dataclasses.replace(job.config, activations="always", storage=storage)
-    works = [PhaseDemand(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases_of(config)]
+    works = [PhaseDemand(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in build_phases(config)]
     wish = FeatureRequest(config, manifest, config.weights, works, lambda _: None, lambda: False, lambda _: None)
     job = dataclasses.replace(job, config=config, activations=get_or_compute(wish))
     assert set(job.activations) == {"phase1", "phase2"}
     return job
 
 
-def losses(job: TrainingJob) -> dict[tuple[int, int, int], float]:
+def losses(job: TrainingContext) -> dict[tuple[int, int, int], float]:
     """Mean training loss up to each step of each epoch, by position behind the step."""
     found = {}
     history: list[dict[str, Any]] = []
@@ -60,7 +60,7 @@ def losses(job: TrainingJob) -> dict[tuple[int, int, int], float]:
     return found
 
 
-def weights(job: TrainingJob) -> dict[str, np.ndarray]:
+def weights(job: TrainingContext) -> dict[str, np.ndarray]:
     found = newest_checkpoint(job.checkpoints)
     assert found is not None
     return found[1]["weights"]

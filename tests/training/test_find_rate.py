@@ -14,8 +14,8 @@ from recorder import Recorder
 
 from pharmclf import storage
 from pharmclf.config import AugmentConfig, ConfigError, PhaseConfig, RunConfig
-from pharmclf.training.job import TrainingDiverged
-from pharmclf.training.lr_range import HIGHEST, LOWEST, Curve, propose, smoothed
+from pharmclf.training.context import TrainingDivergedError
+from pharmclf.training.lr_finder import HIGHEST, LOWEST, LrCurve, smooth, suggest_lr
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 
@@ -48,12 +48,12 @@ def test_each_phase_gets_a_curve_and_no_run_is_begun(config: RunConfig):
         assert rates[-1] <= HIGHEST
         assert phase["ended"] or rates[-1] == pytest.approx(HIGHEST)
         assert phase["configured"] == 1e-4
-        proposal = propose(rates, losses, diverged=bool(phase["ended"]))
+        proposal = suggest_lr(rates, losses, diverged=bool(phase["ended"]))
         assert (phase["proposed"], phase["reason"]) == (proposal.rate, proposal.reason)
     first = found["phases"][0]
     assert first["proposed"] is not None
     assert 1e-5 < first["proposed"] < 0.1
-    assert smoothed(first["losses"]).min() < 0.9 * np.mean(first["losses"][:30])
+    assert smooth(first["losses"]).min() < 0.9 * np.mean(first["losses"][:30])
     assert any(f"--phase1.learning-rate {first['proposed']:.2g}" in line for line in lines)
     with Image.open(home / "find-lr-sought.png") as picture:
         assert picture.size[0] > 1000
@@ -71,10 +71,10 @@ def test_a_curve_without_a_proposal_is_drawn_too():
     """Even where the loss broke down at the first step."""
     from pharmclf.report.rate_plots import rates_png
 
-    rising = Curve("phase2", [1e-7, 1e-6, 1e-5], [1.0, 2.0, 3.0], "the loss is not finite at a rate of 0.0001")
-    empty = Curve("phase1", [], [], "the loss is not finite at a rate of 1e-07")
+    rising = LrCurve("phase2", [1e-7, 1e-6, 1e-5], [1.0, 2.0, 3.0], "the loss is not finite at a rate of 0.0001")
+    empty = LrCurve("phase1", [], [], "the loss is not finite at a rate of 1e-07")
     drawn = rates_png(
-        "<name>", [(each, 1e-4, propose(each.rates, each.losses, diverged=True)) for each in (rising, empty)]
+        "<name>", [(each, 1e-4, suggest_lr(each.rates, each.losses, diverged=True)) for each in (rising, empty)]
     )
     with Image.open(io.BytesIO(drawn)) as picture:
         picture.load()
@@ -88,6 +88,6 @@ def test_a_rate_that_breaks_phase_1_is_named_before_phase_2_is_tested(make_job: 
     words = (
         r"in phase1, which is trained for the test of the next phase at a rate of 3e\+38\. Lower phase1\.learning_rate"
     )
-    with pytest.raises(TrainingDiverged, match=words):
+    with pytest.raises(TrainingDivergedError, match=words):
         range_test(make_job(str(tmp_path)), said.append, lambda _: 3e38, lambda: False, Recorder())
     assert [line.partition(":")[0] for line in said] == ["phase1"]

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from pharmclf.training.fitting import (
     MARGIN,
-    cap_of,
-    even_piece,
-    fewest,
-    fitting_line,
-    judge_death,
-    largest_fitting,
-    largest_likely,
-    likely_rows,
-    sizes_to_try,
-    tells_of_memory,
-    with_margin,
+    candidate_sizes,
+    classify_exit,
+    even_microbatch_size,
+    extrapolate_max_rows,
+    format_result,
+    is_oom_message,
+    largest_that_fits,
+    largest_that_fits_by_memory,
+    max_candidate_rows,
+    min_over_nodes,
+    with_safety_margin,
 )
 
 shares = st.integers(1, 300) | st.integers(1, 65536)
@@ -33,7 +33,7 @@ def search(share: int, cap: int, limit: int) -> tuple[int, list[int]]:
         tried.append(rows)
         return rows <= limit
 
-    return largest_fitting(share, cap, fits), tried
+    return largest_that_fits(share, cap, fits), tried
 
 
 @given(shares, st.integers(0, 3000), st.data())
@@ -65,7 +65,7 @@ def test_above_the_share_the_limit_is_known_to_a_quarter_of_it(share: int, beyon
     cap = share + beyond
     limit = data.draw(st.integers(share, cap + 10))
     found, _ = search(share, cap, limit)
-    assert found == max(size for size in sizes_to_try(share, cap) if size <= limit)
+    assert found == max(size for size in candidate_sizes(share, cap) if size <= limit)
     assert found + math.ceil(share / 4) > min(limit, cap)
 
 
@@ -88,15 +88,15 @@ def measured(share: int, cap: int, limit: int, fixed: int, each: int) -> tuple[i
     """A search on a device whose memory holds so many rows -> found, tried, tries that failed."""
     taken: dict[int, int] = {}
     tried: list[int] = []
-    budget = math.ceil((fixed + each * with_margin(limit)) / 0.95)
+    budget = math.ceil((fixed + each * with_safety_margin(limit)) / 0.95)
 
     def fits(rows: int) -> bool:
         tried.append(rows)
         if rows <= limit:
-            taken[rows] = fixed + each * with_margin(rows)
+            taken[rows] = fixed + each * with_safety_margin(rows)
         return rows <= limit
 
-    found = largest_likely(share, cap, fits, lambda: likely_rows(taken, budget))
+    found = largest_that_fits_by_memory(share, cap, fits, lambda: extrapolate_max_rows(taken, budget))
     return found, tried, sum(rows > limit for rows in tried)
 
 
@@ -117,7 +117,7 @@ def test_measured_memory_takes_few_tries_and_fewer_that_fail(share: int, limit: 
     """Memory that grows by the row: the largest size that fits, or a tenth less, in six tries, of which one fails."""
     cap = 4 * share
     found, tried, failed = measured(share, cap, limit, fixed, each)
-    best = max((size for size in sizes_to_try(share, cap) if size <= limit), default=0)
+    best = max((size for size in candidate_sizes(share, cap) if size <= limit), default=0)
     if limit >= math.ceil(share / 4):
         assert found >= 0.9 * best - 1
         assert len(tried) <= 6
@@ -126,17 +126,17 @@ def test_measured_memory_takes_few_tries_and_fewer_that_fail(share: int, limit: 
 
 def test_memory_that_deceives_ends_in_the_search_by_halves():
     """Two tries that took nothing more, or promise too much, cost tries and no right result."""
-    assert likely_rows({10: 110, 20: 220}, 1000) == 86  # 95 rows, of which a tenth is margin
-    assert likely_rows({8: 100, 16: 100}, 1000) is None
-    assert likely_rows({8: 100}, 1000) is None
-    assert likely_rows({8: 100, 16: 2000}, 100) == 8
-    assert largest_likely(64, 256, lambda rows: rows <= 40, lambda: 1000) == 32
+    assert extrapolate_max_rows({10: 110, 20: 220}, 1000) == 86  # 95 rows, of which a tenth is margin
+    assert extrapolate_max_rows({8: 100, 16: 100}, 1000) is None
+    assert extrapolate_max_rows({8: 100}, 1000) is None
+    assert extrapolate_max_rows({8: 100, 16: 2000}, 100) == 8
+    assert largest_that_fits_by_memory(64, 256, lambda rows: rows <= 40, lambda: 1000) == 32
 
 
 @given(st.integers(1, 5000), st.integers(0, 6000))
 def test_pieces_are_even_and_no_larger_than_allowed(rows: int, most: int):
     """As few pieces as there can be, with less padding than there are pieces."""
-    piece = even_piece(rows, most)
+    piece = even_microbatch_size(rows, most)
     pieces = math.ceil(rows / piece)
     if most == 0 or most >= rows:
         assert piece == rows
@@ -149,24 +149,24 @@ def test_pieces_are_even_and_no_larger_than_allowed(rows: int, most: int):
 @given(st.integers(1, 70000))
 def test_a_try_computes_a_tenth_more(rows: int):
     """Rounded up, so that one row is tried with two."""
-    assert rows * (1 + MARGIN) <= with_margin(rows) + 1e-6 < rows * (1 + MARGIN) + 1
+    assert rows * (1 + MARGIN) <= with_safety_margin(rows) + 1e-6 < rows * (1 + MARGIN) + 1
 
 
 def test_only_a_gpu_is_asked_what_it_could_take():
     """Up to four global batches, within bounds; a processor's share is tried and no more."""
-    assert cap_of(64, 64, gpu=True) == 256
-    assert cap_of(128, 512, gpu=True) == 1024
-    assert cap_of(2000, 2000, gpu=True) == 2000
-    assert cap_of(64, 64, gpu=False) == 64
+    assert max_candidate_rows(64, 64, gpu=True) == 256
+    assert max_candidate_rows(128, 512, gpu=True) == 1024
+    assert max_candidate_rows(2000, 2000, gpu=True) == 2000
+    assert max_candidate_rows(64, 64, gpu=False) == 64
 
 
 def test_what_is_found_is_said_in_one_line():
     """The whole share, the whole share and more, and pieces."""
-    assert fitting_line("phase1", 64, 64, 64) == "phase1: 64 images fit the device at once"
-    assert fitting_line("phase1", 192, 64, 256).endswith("at once; the device could take 192")
-    assert fitting_line("phase1", 256, 64, 256).endswith("the device could take 256 or more")
+    assert format_result("phase1", 64, 64, 64) == "phase1: 64 images fit the device at once"
+    assert format_result("phase1", 192, 64, 256).endswith("at once; the device could take 192")
+    assert format_result("phase1", 256, 64, 256).endswith("the device could take 256 or more")
     line = "phase2: of 64 images a device holds 22 at once: computed in 3 pieces of 22, the same steps"
-    assert fitting_line("phase2", 22, 64, 64) == line
+    assert format_result("phase2", 22, 64, 64) == line
 
 
 @pytest.mark.parametrize(
@@ -182,22 +182,22 @@ def test_what_is_found_is_said_in_one_line():
 )
 def test_errors_of_memory_are_known(text: str):
     """In the words of TensorFlow, of CUDA, of cuDNN, of C++ and of the system."""
-    assert tells_of_memory(text)
-    assert judge_death(-6, text) == ""
+    assert is_oom_message(text)
+    assert classify_exit(-6, text) == ""
 
 
 def test_other_deaths_are_told():
     """A process that the kernel killed lacked memory; another signal or code is an error, with its last words."""
-    assert judge_death(-9, "") == ""
-    assert judge_death(-11, "") == "signal SIGSEGV"
-    assert judge_death(-11, "", bounded=True) == judge_death(-6, "", bounded=True) == ""
-    assert judge_death(1, "", bounded=True) == "exit code 1"
-    assert judge_death(1, "Traceback\nModuleNotFoundError: No module named 'x'\n\n") == (
+    assert classify_exit(-9, "") == ""
+    assert classify_exit(-11, "") == "signal SIGSEGV"
+    assert classify_exit(-11, "", bounded=True) == classify_exit(-6, "", bounded=True) == ""
+    assert classify_exit(1, "", bounded=True) == "exit code 1"
+    assert classify_exit(1, "Traceback\nModuleNotFoundError: No module named 'x'\n\n") == (
         "exit code 1: ModuleNotFoundError: No module named 'x'"
     )
-    assert not tells_of_memory("the room is zoomed, and the loom is broken")
+    assert not is_oom_message("the room is zoomed, and the loom is broken")
 
 
 def test_of_several_nodes_the_smallest_decides():
     """For each phase by itself."""
-    assert fewest([{"phase1": 64, "phase2": 16}, {"phase1": 32, "phase2": 22}]) == {"phase1": 32, "phase2": 16}
+    assert min_over_nodes([{"phase1": 64, "phase2": 16}, {"phase1": 32, "phase2": 22}]) == {"phase1": 32, "phase2": 16}

@@ -31,7 +31,7 @@ class Silent:
         self.kinds.append(kind)
         self.seen |= kind == "epoch" and values["phase"] == self.stop_in
 
-    def stop_requested(self) -> bool:
+    def should_stop(self) -> bool:
         return self.seen
 
 

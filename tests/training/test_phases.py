@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pharmclf.config import PhaseConfig, RunConfig
-from pharmclf.training.phases import Position, phases_of
+from pharmclf.training.phases import Position, build_phases
 
 POSITIONS = st.builds(Position, st.integers(0, 1), st.integers(0, 9999), st.integers(0, 999_999))
 
@@ -16,7 +16,7 @@ POSITIONS = st.builds(Position, st.integers(0, 1), st.integers(0, 9999), st.inte
 def test_the_first_phase_freezes_the_backbone_and_the_second_opens_it():
     """Head alone, then the upper blocks too; the second counts its epochs from where the first ends at the latest."""
     config = RunConfig(unfreeze_blocks=7, phase1=PhaseConfig(epochs=3), phase2=PhaseConfig(epochs=4))
-    first, second = phases_of(config)
+    first, second = build_phases(config)
     assert (first.name, first.settings, first.unfreeze_blocks, first.first_epoch) == ("phase1", config.phase1, 0, 0)
     assert (second.name, second.settings, second.unfreeze_blocks) == ("phase2", config.phase2, 7)
     assert second.first_epoch == 3
@@ -25,8 +25,8 @@ def test_the_first_phase_freezes_the_backbone_and_the_second_opens_it():
 def test_a_phase_of_no_epochs_is_left_out():
     """Either phase may run alone."""
     none, some = PhaseConfig(epochs=0), PhaseConfig(epochs=2)
-    assert [phase.name for phase in phases_of(RunConfig(phase1=none, phase2=some))] == ["phase2"]
-    assert [phase.name for phase in phases_of(RunConfig(phase1=some, phase2=none))] == ["phase1"]
+    assert [phase.name for phase in build_phases(RunConfig(phase1=none, phase2=some))] == ["phase2"]
+    assert [phase.name for phase in build_phases(RunConfig(phase1=some, phase2=none))] == ["phase1"]
 
 
 @given(POSITIONS, POSITIONS)

@@ -21,7 +21,7 @@ from pharmclf.feature_cache.shards import CachedFeatures, ShardLayout, write_sha
 from pharmclf.models.devices import min_compute_capability, resolve_precision
 from pharmclf.pipeline import settled
 from pharmclf.training.checkpoint import list_checkpoints, read_checkpoint
-from pharmclf.training.job import TrainingJob
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.launch import launch
 
 WIDTH, OVERFLOWING_STEP = 1280, 2
@@ -39,7 +39,7 @@ def test_the_least_of_unlike_gpus_decides_for_all(found: list[tuple[int, int]]):
     assert min_compute_capability([*found, None]) is None
 
 
-def activations(job: TrainingJob, manifest: Manifest, overflowing: int) -> CachedFeatures:
+def activations(job: TrainingContext, manifest: Manifest, overflowing: int) -> CachedFeatures:
     """Features as the frozen backbone could have given them, one of them far too large in one row."""
     location, layout, files = storage.join(job.folder, "kept"), ShardLayout.of(job.config, manifest, (WIDTH,)), {}
     for section in layout.sections:

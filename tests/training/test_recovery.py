@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pharmclf.training.pulse import Place
+from pharmclf.training.loop_progress import LoopPosition
 from pharmclf.training.recovery import Failure, Kind, Recovery, place_text
 
 
-def failure(kind: Kind = "crash", place: Place | None = ("phase1", 2, 7)) -> Failure:
+def failure(kind: Kind = "crash", place: LoopPosition | None = ("phase1", 2, 7)) -> Failure:
     return Failure(kind, "ActorDiedError: gone", place)
 
 

@@ -14,7 +14,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
 from pharmclf.training.checkpoint import newest_checkpoint
-from pharmclf.training.job import TrainingJob
+from pharmclf.training.context import TrainingContext
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 EPOCHS = 3
@@ -24,7 +24,7 @@ EPOCHS = 3
 class Pair:
     """What came of the scenes, for rank 0 and rank 1, and the runs."""
 
-    jobs: dict[str, TrainingJob]
+    jobs: dict[str, TrainingContext]
     lines: dict[str, list[dict[str, Any]]]
 
 
@@ -60,7 +60,7 @@ def pair(make_job: Any, drawn_manifest: Manifest, tmp_path_factory: pytest.TempP
     return Pair({"whole": whole, "broken": broken}, lines)
 
 
-def tensors(job: TrainingJob) -> dict[str, dict[str, np.ndarray]]:
+def tensors(job: TrainingContext) -> dict[str, dict[str, np.ndarray]]:
     found = newest_checkpoint(job.checkpoints)
     assert found is not None
     return found[1]

@@ -13,7 +13,7 @@ from recorder import Recorder
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, RunConfig, load_yaml
 from pharmclf.core.signals import StopRequested
 from pharmclf.models.devices import MEMORY_VARIABLE
-from pharmclf.training.phases import phases_of
+from pharmclf.training.phases import build_phases
 
 pytestmark = pytest.mark.tf
 CONFIG = RunConfig(
@@ -38,21 +38,21 @@ def trained(
 
     from pharmclf.models.backbones import build_backbone
     from pharmclf.models.head import build_head
-    from pharmclf.training.distributed import alone
-    from pharmclf.training.noise import noise_batch
-    from pharmclf.training.step import PhaseModel
+    from pharmclf.training.collectives import single_worker
+    from pharmclf.training.synthetic_batch import synthetic_batch
+    from pharmclf.training.train_step import TrainStep
 
     tf.keras.utils.set_random_seed(0)
-    phase = list(phases_of(CONFIG))[phase_number]
+    phase = list(build_phases(CONFIG))[phase_number]
     backbone = build_backbone(CONFIG.backbone, CONFIG.image_size, "none")
     head = build_head(CONFIG.head, backbone.output.shape[-1], 4, 0)
-    model = PhaseModel(
-        CONFIG, alone(), backbone, head, phase.unfreeze_blocks, "float32", cached=cached, microbatch=microbatch
+    model = TrainStep(
+        CONFIG, single_worker(), backbone, head, phase.unfreeze_blocks, "float32", cached=cached, microbatch=microbatch
     )
     model.set_learning_rate(1e-2)
     draws = np.random.default_rng(0)
     mask = np.array([1.0] * (ROWS - 1) + [0.0], np.float32)
-    batch = noise_batch(CONFIG, ROWS)._replace(
+    batch = synthetic_batch(CONFIG, ROWS)._replace(
         labels=tf.constant(draws.integers(0, 4, ROWS)), mask=tf.constant(mask),
         weights=tf.constant(mask * draws.uniform(0.5, 2.0, ROWS).astype(np.float32)), count=tf.constant(count),
     )  # fmt: skip
@@ -96,12 +96,12 @@ def test_a_row_whose_image_is_lost_is_as_one_that_the_plan_does_not_have(microba
 @pytest.mark.ray
 def test_a_run_in_pieces_has_the_history_of_the_whole(make_job: Any, tmp_path: Path):
     """The loop gives each phase its own pieces."""
-    from pharmclf.training import distributed, loop
+    from pharmclf.training import collectives, trainer
 
     histories = []
     for number, pieces in enumerate(({}, {"phase1": 3, "phase2": 2})):
         job = dataclasses.replace(make_job(str(tmp_path / str(number))), microbatches=pieces)
-        histories.append(loop.train(job, distributed.alone(), Recorder())["history"])
+        histories.append(trainer.train(job, collectives.single_worker(), Recorder())["history"])
     for one, other in zip(*histories, strict=True):
         assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
         assert other["val_loss"] == pytest.approx(one["val_loss"], rel=1e-3)
@@ -111,13 +111,13 @@ def test_a_run_in_pieces_has_the_history_of_the_whole(make_job: Any, tmp_path: P
 def test_what_fits_grows_with_the_memory(monkeypatch: pytest.MonkeyPatch):
     """Child processes that are given little memory find few rows or none, with more memory the whole share; this
     process lives on whatever happens there."""
-    from pharmclf.training.fit_batch import find_rows
+    from pharmclf.training.fit_batch import find_max_microbatch
 
     config = dataclasses.replace(CONFIG, image_size=96, batch_size=64, accelerator="cpu")
     found = []
     for limit in (1, 120, 2000):
         monkeypatch.setenv(MEMORY_VARIABLE, str(limit))
-        found.append(find_rows(config, 4, 64, 1, lambda: False)["rows"])
+        found.append(find_max_microbatch(config, 4, 64, 1, lambda: False)["rows"])
     assert found[0] == {"phase1": 0, "phase2": 0}
     assert 1 <= found[1]["phase1"] < 64
     assert found[1]["phase2"] <= found[1]["phase1"]
@@ -126,18 +126,18 @@ def test_what_fits_grows_with_the_memory(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_device_that_holds_the_share_is_asked_once(monkeypatch: pytest.MonkeyPatch):
     """Enough memory: the whole share of each phase, in one process that lives from try to try."""
-    from pharmclf.training.fit_batch import find_rows
+    from pharmclf.training.fit_batch import find_max_microbatch
 
     monkeypatch.setenv(MEMORY_VARIABLE, "2000")
-    found = find_rows(dataclasses.replace(CONFIG, accelerator="cpu"), 4, 10, 1, lambda: False)
+    found = find_max_microbatch(dataclasses.replace(CONFIG, accelerator="cpu"), 4, 10, 1, lambda: False)
     assert found == {"device": "CPU", "cap": 10, "rows": {"phase1": 10, "phase2": 10}}
 
 
 def test_a_search_ends_when_it_is_asked_to():
-    from pharmclf.training.fit_batch import find_rows
+    from pharmclf.training.fit_batch import find_max_microbatch
 
     with pytest.raises(StopRequested):
-        find_rows(CONFIG, 4, 10, 1, lambda: True)
+        find_max_microbatch(CONFIG, 4, 10, 1, lambda: True)
 
 
 @pytest.mark.ray
@@ -169,16 +169,18 @@ def test_memory_that_runs_out_in_training_is_told_with_the_remedy():
     """TensorFlow's own error of an allocation that failed becomes one line: phase, rows, what to give; others stay."""
     import tensorflow as tf
 
-    from pharmclf.training.job import OutOfMemory
-    from pharmclf.training.memory import memory_enough
+    from pharmclf.training.context import DeviceOutOfMemoryError
+    from pharmclf.training.memory import oom_as_user_error
 
-    phase = list(phases_of(CONFIG))[1]
-    with pytest.raises(OutOfMemory, match=r"phase2: .* does not hold 5 images of 64 pixels at once") as caught:
-        with memory_enough(CONFIG, phase, 10, 6):
+    phase = list(build_phases(CONFIG))[1]
+    with pytest.raises(
+        DeviceOutOfMemoryError, match=r"phase2: .* does not hold 5 images of 64 pixels at once"
+    ) as caught:
+        with oom_as_user_error(CONFIG, phase, 10, 6):
             tf.zeros((1 << 24, 1 << 24))
     assert "--batch-size auto" in str(caught.value)
     assert "--microbatch 2" in str(caught.value)
-    with pytest.raises(tf.errors.InvalidArgumentError), memory_enough(CONFIG, phase, 10, 0):
+    with pytest.raises(tf.errors.InvalidArgumentError), oom_as_user_error(CONFIG, phase, 10, 0):
         tf.reshape(tf.zeros(3), (2, 2))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 
-def summed_over_pieces(
+def accumulate_gradients(
     compute: Callable[[Any], Sequence[Any]], tensors: Any, piece: int, shapes: Sequence[Any]
 ) -> list[Any]:
     """The sums over all pieces; within a tf.function.

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from pharmclf.training.loop_progress import LoopProgress
 from pharmclf.training.proxy import reach_directly
-from pharmclf.training.pulse import Pulse
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Workers:
     strategy: tf.distribute.Strategy
     rank: int = 0
     world: int = 1
-    pulse: Pulse = field(default_factory=Pulse)
+    progress: LoopProgress = field(default_factory=LoopProgress)
     """Where the loop of this process is."""
 
     @property
@@ -37,16 +37,16 @@ class Workers:
         """Call a function in this worker's replica; within a tf.function. (all ranks)"""
         return self.strategy.run(function, args=arguments)
 
-    def sum(self, tensors: Sequence[Any]) -> Sequence[Any]:
+    def all_reduce_sum(self, tensors: Sequence[Any]) -> Sequence[Any]:
         """Sum tensors over all workers; within a function given to `run`. (all ranks)"""
         if self.world == 1:
             return tensors
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
 
-    def wait_for_all(self) -> None:
+    def barrier(self) -> None:
         """Return when every worker has come here. (all ranks)"""
         if self.world > 1:
-            tf.function(lambda: self.run(lambda: self.sum([tf.constant(0.0)])))()
+            tf.function(lambda: self.run(lambda: self.all_reduce_sum([tf.constant(0.0)])))()
 
     def gather(self, content: bytes) -> list[bytes]:
         """What each worker gives, by rank; all give equally many bytes. (all ranks)"""
@@ -66,18 +66,18 @@ class Workers:
         """Sums of small whole numbers over all workers: float32 holds them exactly, and every library sums it."""
 
         def total(values: Any) -> Any:  # the strategy sums what was computed on the device, not what came in
-            return self.run(lambda own: self.sum([tf.identity(own)])[0], values)
+            return self.run(lambda own: self.all_reduce_sum([tf.identity(own)])[0], values)
 
         summed = tf.function(total, autograph=False)(tf.constant(numbers, tf.float32))
         return np.asarray(summed.numpy())
 
 
-def alone() -> Workers:
+def single_worker() -> Workers:
     """The only worker, in this process."""
     return Workers(tf.distribute.get_strategy())
 
 
-def join(threads: int | None = None) -> Workers:
+def init_distributed(threads: int | None = None) -> Workers:
     """Join the workers that Ray Train has named in TF_CONFIG; blocks until all are there. (all ranks)
 
     Args:

@@ -18,13 +18,13 @@ from pharmclf.data.ray_loader import load_batches, prefetch
 from pharmclf.feature_cache.reader import FeatureReader
 from pharmclf.feature_cache.shards import missing_rows
 from pharmclf.models.devices import gpu_compute_capability
-from pharmclf.training.job import Listener, TrainingJob
+from pharmclf.training.context import Listener, TrainingContext
 from pharmclf.training.phases import Phase
-from pharmclf.training.step import Batch
+from pharmclf.training.train_step import Batch
 
 
 def device_batches(
-    job: TrainingJob, phase: Phase, plan: BatchPlan, first: int, observer: Listener | None = None
+    job: TrainingContext, phase: Phase, plan: BatchPlan, first: int, observer: Listener | None = None
 ) -> Any:
     """The batches of a phase from a step on, on the device and ahead of their use.
 
@@ -39,9 +39,9 @@ def device_batches(
     config = job.config
     kept = job.activations.get(phase.name)
     if kept is None:
-        inputs = load_batches(plan, job.images, config.image_size, first=first, num_cpus=job.stream_cpus)
+        inputs = load_batches(plan, job.images, config.image_size, first=first, num_cpus=job.loader_cpus)
     else:
-        inputs = _kept_batches(FeatureReader(kept), plan, first, config.views)
+        inputs = _cached_batches(FeatureReader(kept), plan, first, config.views)
     numbered = ((plan.step(first + offset), *batch) for offset, batch in enumerate(inputs))
     class_weights = _class_weights(job)
 
@@ -73,7 +73,7 @@ def device_batches(
     return prefetch(numbered, to_device)
 
 
-def _kept_batches(
+def _cached_batches(
     reader: FeatureReader, plan: BatchPlan, first: int, views: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The kept activations of every step of a plan, in order; zeros and a reason where a row has none."""
@@ -90,7 +90,7 @@ def _kept_batches(
         yield values.astype(np.float32) if widen else values, np.where(lacking, "not kept", "")
 
 
-def _class_weights(job: TrainingJob) -> np.ndarray:
+def _class_weights(job: TrainingContext) -> np.ndarray:
     """(classes,) float32: what a training row of each class weighs."""
     num_classes = len(job.class_names)
     if job.config.optimizer.class_weights == "off":

@@ -15,9 +15,9 @@ from pharmclf.core.compat.keras import PreReducedGradients
 from pharmclf.data.augment import apply_transforms
 from pharmclf.models.backbone_split import split_backbone
 from pharmclf.models.head import apply_head, dropout_shapes
-from pharmclf.training.distributed import Workers
-from pharmclf.training.fitting import even_piece
-from pharmclf.training.pieces import summed_over_pieces
+from pharmclf.training.collectives import Workers
+from pharmclf.training.fitting import even_microbatch_size
+from pharmclf.training.gradient_accumulation import accumulate_gradients
 
 _INITIAL_LOSS_SCALE = 2.0**15
 _LOSS_SCALE_GROWTH_STEPS = 2000  # finite steps after which the loss scale doubles
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     mask: Any  # (local batch,) float32, 0 for padding, and for rows whose image is quarantined
     weights: Any  # (local batch,) float32, the class weight of the row, 0 where the mask is
     count: Any  # () float32, rows of the global batch over all workers, as the plan has it
-    ordinal: Any  # () int64, number of the training step in the run, which dropout is drawn from
+    global_step: Any  # () int64, number of the training step in the run, which dropout is drawn from
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class StepResult:
         return cls(loss_sum, correct, stop_votes, images, by_class)
 
 
-class ReducedAdam(PreReducedGradients, keras.optimizers.Adam):
+class PreReducedAdam(PreReducedGradients, keras.optimizers.Adam):
     """Adam for gradients that are summed over the workers already."""
 
 
-class PhaseModel:
+class TrainStep:
     """The device's part of one phase."""
 
     def __init__(
@@ -96,7 +96,7 @@ class PhaseModel:
         self.frozen: list[keras.Variable] = [v for v in backbone.variables if id(v) not in trained]
         self.smoothing = config.optimizer.label_smoothing
         with workers.strategy.scope():
-            self.optimizer = ReducedAdam(0.0, weight_decay=config.optimizer.weight_decay or None, name="adam")
+            self.optimizer = PreReducedAdam(0.0, weight_decay=config.optimizer.weight_decay or None, name="adam")
             if config.optimizer.weight_decay:  # biases and normalisation are not decayed
                 self.optimizer.exclude_from_weight_decay([v for v in self.trained if len(v.shape) == 1])
             self.optimizer.build(self.trained)
@@ -152,9 +152,9 @@ class PhaseModel:
             return self._gradients(inputs, rows, keep, scale)
 
         shapes = [*(variable.shape for variable in self.trained), (), ()]
-        masks = self._dropout_masks(batch.ordinal)
-        *gradients, loss_sum, correct = self._over_pieces(of_rows, batch, masks, shapes)
-        *gradients, sums = self.workers.sum(
+        masks = self._dropout_masks(batch.global_step)
+        *gradients, loss_sum, correct = self._accumulate(of_rows, batch, masks, shapes)
+        *gradients, sums = self.workers.all_reduce_sum(
             [*gradients, tf.stack([loss_sum, correct, stop_vote, tf.reduce_sum(batch.mask)])]
         )
         return gradients, sums
@@ -163,7 +163,7 @@ class PhaseModel:
         frozen = inputs if self.prefix is None else self.prefix(inputs, training=False)
         with tf.GradientTape() as tape:
             features = frozen if self.suffix is None else self.suffix(frozen, training=False)
-            losses, correct = losses_and_hits(apply_head(self.head, features, keep), batch, self.smoothing)
+            losses, correct = per_example_loss_and_correct(apply_head(self.head, features, keep), batch, self.smoothing)
             loss_sum = tf.reduce_sum(losses * batch.weights)
             objective = loss_sum / batch.count * scale
         gradients = tape.gradient(objective, [variable.value for variable in self.trained])
@@ -182,7 +182,7 @@ class PhaseModel:
         first = self.workers.rank * local
         masks = []
         for layer, (units, rate) in enumerate(dropout_shapes(self.head)):
-            drawn = dropout_draws(self.config.seed, layer, ordinal, (total, units))
+            drawn = dropout_uniforms(self.config.seed, layer, ordinal, (total, units))
             drawn = tf.pad(drawn, [[0, local * self.workers.world - total], [0, 0]])[first : first + local]
             masks.append(keep_mask(drawn, rate))
         return masks
@@ -202,26 +202,26 @@ class PhaseModel:
             x = tf.cast(rows.inputs, tf.float32)
             for part in (self.prefix, self.suffix, self.head):
                 x = x if part is None else part(x, training=False)
-            losses, correct = losses_and_hits(x, rows, 0.0)
+            losses, correct = per_example_loss_and_correct(x, rows, 0.0)
             sums = [tf.reduce_sum(losses * rows.weights), correct]
             return [*sums, *class_sums(x, rows)] if balanced else sums
 
         classes = self.head.output.shape[-1:]
         shapes = [(), (), *([classes, classes] if balanced else [])]
-        loss_sum, correct, *by_class = self._over_pieces(of_rows, batch, [], shapes)
+        loss_sum, correct, *by_class = self._accumulate(of_rows, batch, [], shapes)
         sums = tf.stack([loss_sum, correct, stop_vote, tf.reduce_sum(batch.mask)])
-        return self.workers.sum([tf.concat([sums, *by_class], axis=0)])[0]
+        return self.workers.all_reduce_sum([tf.concat([sums, *by_class], axis=0)])[0]
 
-    def _over_pieces(
+    def _accumulate(
         self, of_rows: Callable[[Batch, list[Any]], list[Any]], batch: Batch, keep: list[Any], shapes: list[Any]
     ) -> list[Any]:
         """What `of_rows` gives for a batch and its dropout masks, or the sums of what it gives for its pieces."""
         rows = batch.mask.shape[0]
-        piece = even_piece(rows, self.microbatch)
+        piece = even_microbatch_size(rows, self.microbatch)
         if piece == rows:
             return of_rows(batch, keep)
         of_each_row = {name: getattr(batch, name) for name in ("inputs", "transforms", "labels", "mask", "weights")}
-        return summed_over_pieces(
+        return accumulate_gradients(
             lambda part: of_rows(batch._replace(**part[0]), part[1]), (of_each_row, keep), piece, shapes
         )
 
@@ -239,15 +239,15 @@ class PhaseModel:
         """
         load_variables({variable.path: variable for variable in self.trained}, arrays)
 
-    def tensors(self) -> dict[str, dict[str, np.ndarray]]:
+    def state_dict(self) -> dict[str, dict[str, np.ndarray]]:
         """What a checkpoint holds: trained weights by path; optimizer and loss scale by place and path."""
         return {
             "weights": self.weights(),
             "optimizer": {name: variable.numpy() for name, variable in self._optimizer_variables().items()},
         }
 
-    def load_tensors(self, tensors: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        """Put back what `tensors` gave. (all ranks)
+    def load_state_dict(self, tensors: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Put back what `state_dict` gave. (all ranks)
 
         Raises:
             ValueError: names or shapes are others.
@@ -262,7 +262,7 @@ class PhaseModel:
         return named
 
 
-def losses_and_hits(logits: Any, batch: Batch, smoothing: Any) -> tuple[Any, Any]:
+def per_example_loss_and_correct(logits: Any, batch: Batch, smoothing: Any) -> tuple[Any, Any]:
     """The loss of every row, and how many rows are right.
 
     Args:
@@ -293,7 +293,7 @@ def class_sums(logits: Any, batch: Batch) -> tuple[Any, Any]:
     return tf.tensordot(hits, rows, axes=1), tf.reduce_sum(rows, axis=0)
 
 
-def dropout_draws(seed: int, layer: int, ordinal: Any, shape: tuple[int, int]) -> Any:
+def dropout_uniforms(seed: int, layer: int, ordinal: Any, shape: tuple[int, int]) -> Any:
     """Uniform numbers for a dropout layer and the whole global batch, from (seed, layer, step)."""
     key = tf.stack([tf.constant(seed * 16 + layer, tf.int64), ordinal])
     return tf.random.stateless_uniform(shape, key, alg="philox")

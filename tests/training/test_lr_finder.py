@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pharmclf.training.lr_range import BETA, Smoothing, propose, smoothed, tried_rates, why_ended
+from pharmclf.training.lr_finder import BETA, Smoothing, candidate_lrs, smooth, stop_reason, suggest_lr
 
 
 def curve(
@@ -20,7 +20,7 @@ def curve(
     end: float = 0.6,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rates and losses: a smooth step down around one rate, and a steep way up behind another."""
-    rates = tried_rates()
+    rates = candidate_lrs()
     where = np.log10(rates)
     losses = end + (start - end) / (1 + np.exp(6 * (where - math.log10(fall_at))))
     if math.isfinite(rise_at):
@@ -30,37 +30,37 @@ def curve(
 
 def test_rates_grow_by_one_factor_between_the_bounds() -> None:
     """Both ends are tried, and so is everything between."""
-    rates = tried_rates(8, 1e-7, 1.0)
+    rates = candidate_lrs(8, 1e-7, 1.0)
     assert (rates[0], rates[-1]) == (pytest.approx(1e-7), pytest.approx(1.0))
     assert np.allclose(rates[1:] / rates[:-1], 10.0)
     with pytest.raises(ValueError, match="received 1 steps"):
-        tried_rates(1)
+        candidate_lrs(1)
     with pytest.raises(ValueError, match=r"from 1\.0 to 0\.1"):
-        tried_rates(5, 1.0, 0.1)
+        candidate_lrs(5, 1.0, 0.1)
 
 
 def test_the_smoothed_loss_of_a_constant_is_that_constant_from_the_first_step() -> None:
     """Corrected for its start: the first mean is the first loss, not a tenth of it."""
-    assert np.allclose(smoothed([2.0] * 5), 2.0)
-    assert smoothed([1.0, 3.0])[1] == pytest.approx((BETA * 1.0 + 3.0) / (BETA + 1.0))
+    assert np.allclose(smooth([2.0] * 5), 2.0)
+    assert smooth([1.0, 3.0])[1] == pytest.approx((BETA * 1.0 + 3.0) / (BETA + 1.0))
     smoothing = Smoothing()
     for loss in (3.0, 1.0, 9.0):
         smoothing.add(loss)
-    assert smoothing.lowest == pytest.approx(smoothed([3.0, 1.0])[1])
+    assert smoothing.lowest == pytest.approx(smooth([3.0, 1.0])[1])
 
 
 def test_a_test_ends_when_the_loss_has_broken_down() -> None:
     """Not finite, or above four times the lowest smoothed loss; a loss that is merely bad goes on."""
-    assert "not finite" in why_ended(math.nan, 1.0, 1.0)
-    assert "not finite" in why_ended(math.inf, 1.0, 1.0)
-    assert "4 times" in why_ended(9.0, 4.1, 1.0)
-    assert why_ended(9.0, 3.9, 1.0) == ""
+    assert "not finite" in stop_reason(math.nan, 1.0, 1.0)
+    assert "not finite" in stop_reason(math.inf, 1.0, 1.0)
+    assert "4 times" in stop_reason(9.0, 4.1, 1.0)
+    assert stop_reason(9.0, 3.9, 1.0) == ""
 
 
 @pytest.mark.parametrize("fall_at", [1e-5, 1e-3, 1e-2])
 def test_the_proposal_lies_where_the_loss_falls_most_steeply(fall_at: float) -> None:
     """Within half a decade of it; the running mean lags, so that it lies behind rather than before."""
-    proposal = propose(*curve(fall_at))
+    proposal = suggest_lr(*curve(fall_at))
     assert proposal.rate is not None
     assert 0.0 <= math.log10(proposal.rate / fall_at) <= 0.5
     assert "most steeply" in proposal.reason
@@ -69,7 +69,7 @@ def test_the_proposal_lies_where_the_loss_falls_most_steeply(fall_at: float) -> 
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_moves_the_proposal_by_less_than_a_decade(seed: int) -> None:
     """Losses of small batches scatter by a tenth or two."""
-    proposal = propose(*curve(1e-3, 0.3, noise=0.15, seed=seed))
+    proposal = suggest_lr(*curve(1e-3, 0.3, noise=0.15, seed=seed))
     assert proposal.rate is not None
     assert abs(math.log10(proposal.rate / 1e-3)) < 1.0
 
@@ -77,8 +77,8 @@ def test_noise_moves_the_proposal_by_less_than_a_decade(seed: int) -> None:
 def test_the_proposal_keeps_a_decade_below_where_the_loss_rises_again() -> None:
     """A steep descent that turns at once: the bound holds the proposal back, and says so."""
     rates, losses = curve(1e-2, 2e-2)
-    free, bound = propose(*curve(1e-2)), propose(rates, losses)
-    mean = smoothed(losses)
+    free, bound = suggest_lr(*curve(1e-2)), suggest_lr(rates, losses)
+    mean = smooth(losses)
     bottom = int(np.argmin(mean))
     half = mean[bottom] + (losses[:30].mean() - mean[bottom]) / 2
     up = next(rate for rate, loss in zip(rates[bottom:], mean[bottom:], strict=True) if loss > half)
@@ -92,7 +92,7 @@ def test_a_test_that_broke_down_at_once_bounds_the_proposal_by_its_last_rate() -
     """The loss falls and the next one is not finite: no rise is seen, and the end counts as one."""
     rates, losses = curve(1e-3)
     cut = int(np.searchsorted(rates, 2e-3))
-    proposal = propose(rates[:cut], losses[:cut], diverged=True)
+    proposal = suggest_lr(rates[:cut], losses[:cut], diverged=True)
     assert proposal.rate == pytest.approx(rates[cut - 1] / 10, rel=0.06)
 
 
@@ -100,24 +100,24 @@ def test_a_test_that_broke_down_at_once_bounds_the_proposal_by_its_last_rate() -
 def test_a_curve_without_a_descent_proposes_nothing(seed: int) -> None:
     """Noise alone, and noise that rises, whatever the seed; the reason says what was seen."""
     draws = np.random.default_rng(seed)
-    rates = tried_rates()
+    rates = candidate_lrs()
     for rise in (0.0, 0.5):
         losses = 2.3 + draws.normal(0.0, 0.25, len(rates)) + rise * np.linspace(0.0, 1.0, len(rates))
-        proposal = propose(rates, losses)
+        proposal = suggest_lr(rates, losses)
         assert proposal.rate is None
         assert proposal.reason.startswith("the loss does not fall: from 2.")
 
 
 def test_a_slight_descent_is_none() -> None:
     """Less than a twentieth of the loss is no reason for a rate."""
-    assert propose(*curve(1e-3, start=2.3, end=2.2)).rate is None
-    assert propose(*curve(1e-3, start=2.3, end=2.0)).rate is not None
+    assert suggest_lr(*curve(1e-3, start=2.3, end=2.2)).rate is None
+    assert suggest_lr(*curve(1e-3, start=2.3, end=2.0)).rate is not None
 
 
 def test_too_few_steps_propose_nothing() -> None:
     """A loss that breaks down within the first steps has no slope."""
-    rates = tried_rates()[:5]
-    assert "only 5 steps" in propose(rates, [2.3] * 5, diverged=True).reason
-    assert propose([], [], diverged=True).rate is None
+    rates = candidate_lrs()[:5]
+    assert "only 5 steps" in suggest_lr(rates, [2.3] * 5, diverged=True).reason
+    assert suggest_lr([], [], diverged=True).rate is None
     with pytest.raises(ValueError, match="2 rates and 1 losses"):
-        propose([1e-3, 1e-2], [1.0])
+        suggest_lr([1e-3, 1e-2], [1.0])

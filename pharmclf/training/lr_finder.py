@@ -19,14 +19,14 @@ STEPS = 210
 BETA = 0.9
 """What the running mean of the loss keeps of itself at each step."""
 _DIVERGED = 4.0  # times the lowest smoothed loss, at which the test ends
-_LEAST_DROP = 0.05  # share of the loss at the start, which a curve must fall by to propose anything
+_MIN_DROP = 0.05  # share of the loss at the start, which a curve must fall by to propose anything
 _NOISE = 1.5  # deviations of single losses from the smoothed ones, which it must fall by as well
 _WINDOW = 1 / 3  # decades over which a slope is measured, half of them on each side
 _BELOW = 10.0  # a proposal is this many times below the rate at which the loss is on its way up again
 
 
 @dataclass(frozen=True)
-class Proposal:
+class LrSuggestion:
     """What a curve says."""
 
     rate: float | None
@@ -36,7 +36,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Curve:
+class LrCurve:
     """What a test has seen of a phase."""
 
     phase: str
@@ -47,7 +47,7 @@ class Curve:
     """Why it ended before the highest rate; "" where it did not."""
 
 
-def tried_rates(steps: int = STEPS, lowest: float = LOWEST, highest: float = HIGHEST) -> np.ndarray:
+def candidate_lrs(steps: int = STEPS, lowest: float = LOWEST, highest: float = HIGHEST) -> np.ndarray:
     """(steps,) learning rates, each the same factor above the one before.
 
     Raises:
@@ -75,13 +75,13 @@ class Smoothing:
         return mean
 
 
-def smoothed(losses: Sequence[float]) -> np.ndarray:
+def smooth(losses: Sequence[float]) -> np.ndarray:
     """(n,) running means of (n,) losses."""
     smoothing = Smoothing()
     return np.array([smoothing.add(loss) for loss in losses])
 
 
-def why_ended(loss: float, mean: float, lowest: float) -> str:
+def stop_reason(loss: float, mean: float, lowest: float) -> str:
     """Why a test ends behind a step; "" where it goes on.
 
     Args:
@@ -94,7 +94,7 @@ def why_ended(loss: float, mean: float, lowest: float) -> str:
     return f"the loss is {_DIVERGED:g} times its lowest" if mean > _DIVERGED * lowest else ""
 
 
-def propose(rates: Sequence[float], losses: Sequence[float], *, diverged: bool = False) -> Proposal:
+def suggest_lr(rates: Sequence[float], losses: Sequence[float], *, diverged: bool = False) -> LrSuggestion:
     """The learning rate that a curve speaks for.
 
     It is the rate at which the smoothed loss falls most steeply over the logarithm of the rate, but at least a decade
@@ -113,16 +113,18 @@ def propose(rates: Sequence[float], losses: Sequence[float], *, diverged: bool =
     if len(rates) != len(losses):
         raise ValueError(f"received {len(rates)} rates and {len(losses)} losses, expected a pair for each step")
     where = np.log10(np.asarray(rates, float))
-    each = _steps_of(where, _WINDOW / 2)
+    each = _num_steps(where, _WINDOW / 2)
     if len(rates) < 4 * each + 2:
-        return Proposal(None, f"only {len(rates)} steps before the loss broke down: too few for a slope")
-    raw, mean = np.asarray(losses, float), smoothed(losses)
-    first = min(_steps_of(where, 1.0), len(rates) - 1)  # steps of a decade; the mean of fewer is no better than noise
+        return LrSuggestion(None, f"only {len(rates)} steps before the loss broke down: too few for a slope")
+    raw, mean = np.asarray(losses, float), smooth(losses)
+    first = min(_num_steps(where, 1.0), len(rates) - 1)  # steps of a decade; the mean of fewer is no better than noise
     level = float(raw[:first].mean())
     bottom = first + int(np.argmin(mean[first:]))
     drop, scatter = level - float(mean[bottom]), float(np.std((raw - mean)[: bottom + 1]))
-    if drop < max(_LEAST_DROP * level, _NOISE * scatter):
-        return Proposal(None, f"the loss does not fall: from {level:.3g} to {mean[bottom]:.3g}, scatter {scatter:.2g}")
+    if drop < max(_MIN_DROP * level, _NOISE * scatter):
+        return LrSuggestion(
+            None, f"the loss does not fall: from {level:.3g} to {mean[bottom]:.3g}, scatter {scatter:.2g}"
+        )
     risen = np.flatnonzero(mean[bottom:] > mean[bottom] + drop / 2)
     up = bottom + int(risen[0]) if len(risen) else len(rates) - 1 if diverged else None
     slopes = [
@@ -132,11 +134,13 @@ def propose(rates: Sequence[float], losses: Sequence[float], *, diverged: bool =
     steepest = float(rates[each + int(np.argmin(slopes))]) if slopes else math.inf
     bound = float(rates[up]) / _BELOW if up is not None else math.inf
     if steepest <= bound:
-        return Proposal(_two_digits(steepest), "the loss falls most steeply there")
-    return Proposal(_two_digits(bound), f"a decade below {_two_digits(bound * _BELOW):.2g}, where the loss rises again")
+        return LrSuggestion(_two_digits(steepest), "the loss falls most steeply there")
+    return LrSuggestion(
+        _two_digits(bound), f"a decade below {_two_digits(bound * _BELOW):.2g}, where the loss rises again"
+    )
 
 
-def _steps_of(where: np.ndarray, decades: float) -> int:
+def _num_steps(where: np.ndarray, decades: float) -> int:
     """Steps within so many decades, one at least."""
     return max(1, round(decades * (len(where) - 1) / float(where[-1] - where[0]))) if len(where) > 1 else 1
 

@@ -19,12 +19,12 @@ from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
 from pharmclf.feature_cache.shards import CachedFeatures, FeatureCacheCorruptedError
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
-from pharmclf.training.job import TrainingJob
-from pharmclf.training.phases import Position, phases_of
+from pharmclf.training.context import TrainingContext
+from pharmclf.training.phases import Position, build_phases
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 
-Make = Callable[..., TrainingJob]
+Make = Callable[..., TrainingContext]
 SETTINGS: dict[str, Any] = {
     "augment": AugmentConfig(rotation_deg=180, vertical_flip=True, views=2),
     "unfreeze_blocks": 0,
@@ -41,8 +41,8 @@ def make(make_job: Any, drawn_manifest: Manifest, tmp_path_factory: pytest.TempP
     kept: dict[tuple[int, ...], CachedFeatures] = {}
     home = str(tmp_path_factory.mktemp("kept"))
 
-    def job(folder: Path, changed: tuple[int, ...] = (), **settings: Any) -> TrainingJob:
-        made: TrainingJob = make_job(str(folder), **SETTINGS | settings)
+    def job(folder: Path, changed: tuple[int, ...] = (), **settings: Any) -> TrainingContext:
+        made: TrainingContext = make_job(str(folder), **SETTINGS | settings)
         if changed not in kept:
             config = dataclasses.replace(made.config, activations="always", storage=home)
             works, lost = [PhaseDemand("phase1", 0, 2)], dict[int, str]()
@@ -50,24 +50,24 @@ def make(make_job: Any, drawn_manifest: Manifest, tmp_path_factory: pytest.TempP
             wish = FeatureRequest(config, manifest, config.weights, works, lambda _: None, lambda: False, lost.update)
             (kept[changed],) = get_or_compute(wish).values()
             assert lost == dict.fromkeys(changed, CHANGED)
-        activations = dict.fromkeys([phase.name for phase in phases_of(made.config)], kept[changed])
+        activations = dict.fromkeys([phase.name for phase in build_phases(made.config)], kept[changed])
         return dataclasses.replace(made, activations=activations, saves_models=False)
 
     return job
 
 
-def of_group(jobs: Sequence[TrainingJob], observer: Recorder | None = None) -> list[dict[str, Any]]:
-    from pharmclf.training import distributed
-    from pharmclf.training.heads import Member, train_heads
+def of_group(jobs: Sequence[TrainingContext], observer: Recorder | None = None) -> list[dict[str, Any]]:
+    from pharmclf.training import collectives
+    from pharmclf.training.vectorized_heads import HeadSpec, train_heads
 
-    members = [Member(config=job.config, folder=job.folder, fingerprints=job.fingerprints) for job in jobs]
-    return train_heads(jobs[0], members, distributed.alone(), observer or Recorder())
+    members = [HeadSpec(config=job.config, folder=job.folder, fingerprints=job.fingerprints) for job in jobs]
+    return train_heads(jobs[0], members, collectives.single_worker(), observer or Recorder())
 
 
-def alone(job: TrainingJob) -> dict[str, Any]:
-    from pharmclf.training import distributed, loop
+def alone(job: TrainingContext) -> dict[str, Any]:
+    from pharmclf.training import collectives, trainer
 
-    return loop.train(job, distributed.alone(), Recorder())
+    return trainer.train(job, collectives.single_worker(), Recorder())
 
 
 def check_equal(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1e-4) -> None:
@@ -100,7 +100,7 @@ def check_same_checkpoint(one: str, other: str, tolerance: float = 1e-4) -> None
     assert len(ours.state["history"]) == len(theirs.state["history"])
 
 
-def check_same_end(one: TrainingJob, other: TrainingJob, best: dict[str, str], tolerance: float = 1e-4) -> None:
+def check_same_end(one: TrainingContext, other: TrainingContext, best: dict[str, str], tolerance: float = 1e-4) -> None:
     """The newest checkpoints of two runs, and those of each phase's best epoch, are the same."""
     newest = [list_checkpoints(job.checkpoints)[-1].name for job in (one, other)]
     assert newest[0] == newest[1]
@@ -183,7 +183,7 @@ def test_heads_compute_in_the_numbers_of_the_run(make: Make, tmp_path: Path, set
 
 def test_a_head_that_diverges_harms_no_other(make: Make, tmp_path: Path) -> None:
     """It is told as the loop would tell it, in the phase where it happens; the others have their own results."""
-    from pharmclf.training.job import TrainingDiverged
+    from pharmclf.training.context import TrainingDivergedError
 
     one_phase = {"phase2": PhaseConfig(epochs=2, learning_rate=1e-3)}
     late = {"phase2": PhaseConfig(epochs=2, learning_rate=3e38)}
@@ -196,7 +196,7 @@ def test_a_head_that_diverges_harms_no_other(make: Make, tmp_path: Path) -> None
     assert [r["phase"] for r in later["history"]] == ["phase1"] * 2
     assert list_checkpoints(jobs[2].checkpoints)[-1].name == "phase1-epoch0002-step000000"
     for result, own in ((at_once, early), (later, late)):
-        with pytest.raises(TrainingDiverged) as told:
+        with pytest.raises(TrainingDivergedError) as told:
             alone(make(tmp_path / "alone" / result["reason"][:5] / str(len(result["history"])), **own))
         assert result["reason"] == str(told.value)
 
@@ -258,9 +258,9 @@ def test_where_the_features_are_lost_nothing_else_is(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:
     """In the middle of training or validation each member writes where it stands; the loop goes on from there."""
-    from pharmclf.training import heads
+    from pharmclf.training import vectorized_heads
 
-    whole = heads.device_batches
+    whole = vectorized_heads.device_batches
 
     def cut_off(*arguments: Any) -> Any:
         source = whole(*arguments)
@@ -273,7 +273,7 @@ def test_where_the_features_are_lost_nothing_else_is(
 
     jobs = [make(tmp_path / "g" / str(rate), phase1=PhaseConfig(epochs=2, learning_rate=rate)) for rate in (1e-3, 1e-2)]
     with monkeypatch.context() as patched:
-        patched.setattr(heads, "device_batches", cut_off)
+        patched.setattr(vectorized_heads, "device_batches", cut_off)
         with pytest.raises(FeatureCacheCorruptedError):
             of_group(jobs)
     newest = list_checkpoints(jobs[1].checkpoints)[-1]
@@ -287,14 +287,14 @@ def test_where_the_features_are_lost_nothing_else_is(
 @pytest.mark.s3
 def test_all_checkpoints_are_in_an_object_store_at_the_end(make: Make, bucket: str) -> None:
     """They go by way of the spool, which is empty when the call returns."""
-    from pharmclf.training.saver import spool_of
+    from pharmclf.training.checkpoint_manager import staging_dir
 
     jobs = [make(Path("unused"), phase2=PhaseConfig(epochs=0)) for _ in range(2)]
     jobs = [dataclasses.replace(job, folder=f"{bucket}/{number}") for number, job in enumerate(jobs)]
     for job, result in zip(jobs, of_group(jobs), strict=True):
         names = {checkpoint.name for checkpoint in list_checkpoints(job.checkpoints)}
         assert names == {"phase1-epoch0002-step000000", *result["best"].values()}
-        assert not storage.list_folders(spool_of(job.checkpoints))
+        assert not storage.list_folders(staging_dir(job.checkpoints))
 
 
 def test_the_loop_has_nothing_to_train_behind_a_finished_head(make: Make, tmp_path: Path) -> None:

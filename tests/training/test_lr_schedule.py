@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pharmclf.config import PhaseConfig, StoppingConfig
-from pharmclf.training.schedule import Monitor, best_phase, is_best_of_run, learning_rate, score_of
+from pharmclf.training.lr_schedule import EarlyStoppingState, best_phase, is_best_of_run, learning_rate, selection_score
 
 STOPPING = StoppingConfig(early_patience=3, plateau_patience=2, plateau_factor=0.5, learning_rate_floor=1e-7)
 
 
-def _after(epochs: list[tuple[float, float]], stopping: StoppingConfig = STOPPING) -> Monitor:
+def _after(epochs: list[tuple[float, float]], stopping: StoppingConfig = STOPPING) -> EarlyStoppingState:
     """The monitor after epochs of (validation accuracy, validation loss)."""
-    monitor = Monitor()
+    monitor = EarlyStoppingState()
     for epoch, (accuracy, loss) in enumerate(epochs):
         monitor = monitor.after_epoch(epoch, accuracy, loss, stopping)
     return monitor
@@ -71,19 +71,19 @@ def test_no_rate_is_negative_or_above_the_peak(rate: float, warmup: float, steps
 def test_early_stopping_waits_for_its_patience():
     """Three epochs without a better accuracy end the phase, two do not; a better one begins the count anew."""
     epochs = [(0.5, 1.0), (0.4, 0.9), (0.5, 0.8)]
-    assert not _after(epochs).ends_phase(STOPPING)
-    assert _after([*epochs, (0.3, 0.7)]).ends_phase(STOPPING)
-    assert not _after([*epochs, (0.6, 0.7), (0.1, 1.0)]).ends_phase(STOPPING)
-    assert not _after([*epochs, (0.3, 0.7)]).ends_phase(StoppingConfig(early_patience=0))
+    assert not _after(epochs).should_stop(STOPPING)
+    assert _after([*epochs, (0.3, 0.7)]).should_stop(STOPPING)
+    assert not _after([*epochs, (0.6, 0.7), (0.1, 1.0)]).should_stop(STOPPING)
+    assert not _after([*epochs, (0.3, 0.7)]).should_stop(StoppingConfig(early_patience=0))
 
 
 def test_nothing_stops_before_the_first_epoch():
     """A phase that has no epoch yet goes on, with a patience of one too, and its first epoch is its best."""
     stopping = StoppingConfig(early_patience=1)
-    assert not Monitor().ends_phase(stopping)
+    assert not EarlyStoppingState().should_stop(stopping)
     first = _after([(0.0, 9.0)], stopping)
     assert (first.best_epoch, first.best_accuracy, first.best_loss) == (0, 0.0, 9.0)
-    assert not first.ends_phase(stopping)
+    assert not first.should_stop(stopping)
 
 
 def test_a_plateau_halves_the_rate_once_per_patience():
@@ -130,12 +130,12 @@ def test_early_stopping_and_plateaus_agree_with_keras():
         return stop, rate
 
     def ours(epochs: list[tuple[float, float]]) -> tuple[bool, float]:
-        monitor = Monitor()
+        monitor = EarlyStoppingState()
         for epoch, (accuracy, loss) in enumerate(epochs):
             monitor = monitor.after_epoch(epoch, accuracy, loss, STOPPING)
-            if monitor.ends_phase(STOPPING):
+            if monitor.should_stop(STOPPING):
                 break
-        return monitor.ends_phase(STOPPING), monitor.scale
+        return monitor.should_stop(STOPPING), monitor.scale
 
     for seed in range(100):
         drawn = np.random.default_rng(seed).integers(0, [7, 11], (12, 2)) / 10
@@ -148,28 +148,28 @@ def test_of_equally_accurate_epochs_the_one_of_lower_loss_is_best():
     monitor = _after([(0.5, 1.0), (0.5, 0.8), (0.5, 0.8), (0.4, 0.1)])
     assert (monitor.best_epoch, monitor.best_accuracy, monitor.best_loss) == (1, 0.5, 0.8)
     assert monitor.since_best == 3
-    assert monitor.ends_phase(STOPPING)
+    assert monitor.should_stop(STOPPING)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 100)), max_size=10))
 def test_a_monitor_survives_json(epochs: list[tuple[float, float]]):
     """Strict JSON holds it before the first epoch too, when its losses are infinite, and it goes on as the unbroken."""
     monitor = _after(epochs)
-    there = Monitor.from_dict(json.loads(json.dumps(monitor.to_dict(), allow_nan=False)))
+    there = EarlyStoppingState.from_dict(json.loads(json.dumps(monitor.to_dict(), allow_nan=False)))
     assert there == monitor
     assert there.after_epoch(9, 0.5, 0.5, STOPPING) == monitor.after_epoch(9, 0.5, 0.5, STOPPING)
 
 
 def test_epochs_are_chosen_by_balanced_accuracy_where_it_is_known():
     """Where classes are weighed the record has it; elsewhere, and in older records, validation accuracy counts."""
-    assert score_of({"val_accuracy": 0.9, "val_balanced_accuracy": 0.5}) == 0.5
-    assert score_of({"val_accuracy": 0.9}) == 0.9
+    assert selection_score({"val_accuracy": 0.9, "val_balanced_accuracy": 0.5}) == 0.5
+    assert selection_score({"val_accuracy": 0.9}) == 0.9
 
 
 def test_a_new_monitor_has_infinite_losses():
     """They are null in JSON."""
-    assert Monitor().to_dict()["best_loss"] is None
-    assert Monitor.from_dict(Monitor().to_dict()).lowest_loss == math.inf
+    assert EarlyStoppingState().to_dict()["best_loss"] is None
+    assert EarlyStoppingState.from_dict(EarlyStoppingState().to_dict()).lowest_loss == math.inf
 
 
 def test_the_best_phase_has_the_best_accuracy_then_the_lowest_loss():

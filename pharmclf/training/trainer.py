@@ -16,111 +16,118 @@ from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
 from pharmclf.models.backbones import build_backbone, cached_backbone
 from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
 from pharmclf.models.head import build_head
-from pharmclf.training.batches import device_batches
-from pharmclf.training.distributed import Workers
-from pharmclf.training.export import save_models
-from pharmclf.training.job import Observer, TrainingJob
-from pharmclf.training.memory import memory_enough
-from pharmclf.training.meters import Meter, Sums, validation_scores
-from pharmclf.training.phases import Phase, Position, phases_of
-from pharmclf.training.progress import Progress, settle_best
-from pharmclf.training.resume import best_weights, prove_agreement, take_up
-from pharmclf.training.saver import CheckpointSaver
-from pharmclf.training.schedule import BALANCED, BALANCED_NOTE, Monitor, is_best_of_run, learning_rate, score_of
-from pharmclf.training.step import Batch, PhaseModel, StepResult
+from pharmclf.training.batch_loader import device_batches
+from pharmclf.training.checkpoint_manager import CheckpointManager
+from pharmclf.training.collectives import Workers
+from pharmclf.training.context import Callback, TrainingContext
+from pharmclf.training.lr_schedule import (
+    BALANCED,
+    BALANCED_NOTE,
+    EarlyStoppingState,
+    is_best_of_run,
+    learning_rate,
+    selection_score,
+)
+from pharmclf.training.memory import oom_as_user_error
+from pharmclf.training.phases import Phase, Position, build_phases
+from pharmclf.training.resume import best_weights, resume_training, verify_agreement
+from pharmclf.training.save_model import save_final_models
+from pharmclf.training.train_metrics import EpochMetrics, ProgressReporter, validation_scores
+from pharmclf.training.train_state import TrainState, finalize_best
+from pharmclf.training.train_step import Batch, StepResult, TrainStep
 
 _UNBALANCED_NOTE = "epochs are chosen by validation accuracy, because an earlier version of pharmclf began this run"
 
 
 @dataclass(frozen=True)
-class _Run:
+class _LoopContext:
     """What all phases of a run share."""
 
-    job: TrainingJob
+    job: TrainingContext
     workers: Workers
-    observer: Observer
-    saver: CheckpointSaver | None
+    observer: Callback
+    saver: CheckpointManager | None
     """None but for the chief."""
-    progress: Progress
+    progress: TrainState
 
     def say(self, text: str) -> None:
         """Tell the user. (chief only; nothing happens on the others)"""
         if self.workers.is_chief:
             self.observer.event("note", text=text)
 
-    def save(self, model: PhaseModel, position: Position) -> None:
+    def save(self, model: TrainStep, position: Position) -> None:
         """Write a checkpoint. (chief only; nothing happens on the others)"""
         if self.saver:
-            name = self.saver.save(position, model.tensors(), vars(self.progress))
+            name = self.saver.save(position, model.state_dict(), vars(self.progress))
             self.observer.event("checkpoint", name=name)
 
 
-def train(job: TrainingJob, workers: Workers, observer: Observer) -> dict[str, Any]:
+def train(job: TrainingContext, workers: Workers, observer: Callback) -> dict[str, Any]:
     """Train both phases, from the newest checkpoint if there is one. (all ranks)
 
     Returns:
         status ("complete" or "stopped"), history, best (checkpoint of each phase), device and precision.
 
     Raises:
-        TrainingDiverged: the loss became infinite or not a number.
-        OutOfMemory: the device does not hold what it shall compute at once.
+        TrainingDivergedError: the loss became infinite or not a number.
+        DeviceOutOfMemoryError: the device does not hold what it shall compute at once.
         ConfigError: a checkpoint belongs to another run.
         WorkersDisagreeError: the workers do not hold the same checkpoint, position or weights.
-        DamagedCheckpoint: no checkpoint of a phase that has ended is whole.
+        CorruptedCheckpointError: no checkpoint of a phase that has ended is whole.
         StorageUnavailableError: data or checkpoints could not be read or written for too long.
         FeatureCacheCorruptedError: kept activations are damaged or gone.
     """
-    config, saver, progress = job.config, None, Progress()
+    config, saver, progress = job.config, None, TrainState()
     if workers.is_chief:
 
         def say(text: str) -> None:
             observer.event("note", text=text)
 
-        saver = CheckpointSaver(job.checkpoints, job.fingerprints, config.keep_checkpoints, say)
-    run = _Run(job, workers, observer, saver, progress)
+        saver = CheckpointManager(job.checkpoints, job.fingerprints, config.keep_checkpoints, say)
+    run = _LoopContext(job, workers, observer, saver, progress)
     try:
         result = _train_phases(run)
         if saver and result["status"] == "complete":
             saver.flush()
             if job.saves_models:
-                settle_best(progress, job.checkpoints, run.say)  # what is exported is read again
+                finalize_best(progress, job.checkpoints, run.say)  # what is exported is read again
                 level = job.images.white_level[0].as_py()  # one for all rows of a manifest
                 best, monitors = progress.best, progress.monitors
-                save_models(config, job.folder, job.class_names, job.checkpoints, best, monitors, level)
+                save_final_models(config, job.folder, job.class_names, job.checkpoints, best, monitors, level)
     finally:
         if saver:
             saver.close()
     return result | vars(progress)
 
 
-def _train_phases(run: _Run) -> dict[str, Any]:
+def _train_phases(run: _LoopContext) -> dict[str, Any]:
     """Resume, and train what is left of both phases -> the result of `train`. (all ranks)"""
     job, config, workers, progress = run.job, run.job.config, run.workers, run.progress
     precision = resolve_precision(config.precision, gpu_compute_capability())
     backbone, head = build_networks(job, workers, precision)
 
-    found = take_up(job, workers, progress, run.say)
+    found = resume_training(job, workers, progress, run.say)
     position = found[0] if found else Position(0, 0, 0)
     if found and run.saver:
-        run.saver.continues_from(position)
+        run.saver.resume_from(position)
     if config.optimizer.class_weights != "off":
         run.say(BALANCED_NOTE if _is_balanced(progress) else _UNBALANCED_NOTE)
     status, proven = "complete", False
-    for phase in phases_of(config):
+    for phase in build_phases(config):
         if phase.number < position.phase:
             continue
         cached, microbatch = phase.name in job.activations, job.microbatches.get(phase.name, 0)
-        model = PhaseModel(
+        model = TrainStep(
             config, workers, backbone, head, phase.unfreeze_blocks, precision, cached=cached, microbatch=microbatch
         )
         start = Position(phase.number, 0, 0)
         if found is not None and phase.number == position.phase:
             start = position
-            model.load_tensors(found[1])
+            model.load_state_dict(found[1])
         if not proven:  # from then on all take the same steps
-            prove_agreement(workers, start, model)
+            verify_agreement(workers, start, model)
             proven = True
-        with memory_enough(config, phase, -(-config.batch_size // workers.world), microbatch):
+        with oom_as_user_error(config, phase, -(-config.batch_size // workers.world), microbatch):
             status = _train_phase(run, phase, model, start)
         if status == "stopped":
             break
@@ -128,12 +135,12 @@ def _train_phases(run: _Run) -> dict[str, Any]:
     return {"status": status, **about}
 
 
-def _is_balanced(progress: Progress) -> bool:
+def _is_balanced(progress: TrainState) -> bool:
     """Whether epochs are chosen by balanced accuracy, where classes are weighed."""
     return all(BALANCED in record for record in progress.history)
 
 
-def build_networks(job: TrainingJob, workers: Workers, precision: str) -> tuple[keras.Model, keras.Model]:
+def build_networks(job: TrainingContext, workers: Workers, precision: str) -> tuple[keras.Model, keras.Model]:
     """Backbone (image -> pooled features) and head (features -> logits). (all ranks)"""
     config = job.config
     keras.config.set_dtype_policy(precision)
@@ -147,7 +154,7 @@ def build_networks(job: TrainingJob, workers: Workers, precision: str) -> tuple[
     return backbone, head
 
 
-def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) -> str:
+def _train_phase(run: _LoopContext, phase: Phase, model: TrainStep, start: Position) -> str:
     """Train one phase from a position in it -> "complete" or "stopped". (all ranks)"""
     job, workers, observer, progress = run.job, run.workers, run.observer, run.progress
     config, stopping = job.config, job.config.stopping
@@ -155,17 +162,21 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
         job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch, phase.settings.epochs,
         workers.rank, workers.world,
     )  # fmt: skip
-    monitor = Monitor.from_dict(progress.monitors[phase.name]) if phase.name in progress.monitors else Monitor()
+    monitor = (
+        EarlyStoppingState.from_dict(progress.monitors[phase.name])
+        if phase.name in progress.monitors
+        else EarlyStoppingState()
+    )
     batches = device_batches(job, phase, plan, plan.index(start.epoch, start.step), observer)
     last_checkpoint = time.monotonic()
     weights: Any = None  # the best of this process; what was best before a resume is in its checkpoint
 
     for epoch in range(start.epoch, phase.settings.epochs):
-        if monitor.ends_phase(stopping):
+        if monitor.should_stop(stopping):
             break
         first_step = start.step if epoch == start.epoch else 0
-        under_way = _Epoch(run, model, plan, phase, epoch, first_step)
-        meter = Meter(job, observer, phase, plan, epoch, first_step) if workers.is_chief else None
+        under_way = _EpochRunner(run, model, plan, phase, epoch, first_step)
+        meter = ProgressReporter(job, observer, phase, plan, epoch, first_step) if workers.is_chief else None
         stopped = False
         while not stopped and under_way.step < plan.train_steps:
             number = epoch * plan.train_steps + under_way.step
@@ -173,23 +184,23 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
             model.set_learning_rate(learning_rate(phase.settings, stopping, number, total, monitor.scale))
             stopped = under_way.train(batches)
             if meter:
-                meter.show(under_way.step, under_way.sums)
+                meter.maybe_report(under_way.step, under_way.sums)
             due = 0 < config.checkpoint_every_s <= time.monotonic() - last_checkpoint
             if due and not stopped and workers.is_chief and under_way.step < plan.train_steps:
-                under_way.keep()
+                under_way.save_checkpoint()
                 last_checkpoint = time.monotonic()
         stopped = stopped or under_way.end_training()
         while not stopped and under_way.validated < plan.validation_steps:
             stopped = under_way.validate(batches)
         if stopped and under_way.validated < plan.validation_steps:
-            position = under_way.keep()
+            position = under_way.save_checkpoint()
             run.say(f"stopped on request; checkpoint {position.label} is written")
             return "stopped"
         record = under_way.record()
         if not _is_balanced(progress):
             record.pop(BALANCED, None)
         progress.history.append(record)
-        monitor = monitor.after_epoch(epoch, score_of(record), record["val_loss"], stopping)
+        monitor = monitor.after_epoch(epoch, selection_score(record), record["val_loss"], stopping)
         progress.monitors[phase.name] = monitor.to_dict()
         progress.epoch_sums = {}
         position = Position(start.phase, epoch + 1, 0)
@@ -211,21 +222,21 @@ def _train_phase(run: _Run, phase: Phase, model: PhaseModel, start: Position) ->
     return "complete"
 
 
-class _Epoch:
+class _EpochRunner:
     """The steps of an epoch. One of training is always left running: it is read while the next one runs."""
 
     def __init__(
-        self, run: _Run, model: PhaseModel, plan: BatchPlan, phase: Phase, epoch: int, first_step: int
+        self, run: _LoopContext, model: TrainStep, plan: BatchPlan, phase: Phase, epoch: int, first_step: int
     ) -> None:
         self.step = first_step
         """Training steps of the epoch that have been started."""
         self.validated = 0
         """Validation steps that are done."""
-        self.sums = Sums(run.progress.epoch_sums if first_step else {})
+        self.sums = EpochMetrics(run.progress.epoch_sums if first_step else {})
         self._run, self._model, self._plan, self._phase, self._epoch = run, model, plan, phase, epoch
         self._running: Any = None
         self._trained: dict[str, float] = {}  # the sums at the end of the training steps
-        self._validation = Sums({})
+        self._validation = EpochMetrics({})
 
     def train(self, batches: Prefetcher) -> bool:
         """Start the next training step -> whether a stop was asked for: before it where this worker is alone, else in
@@ -243,7 +254,7 @@ class _Epoch:
         """Read the last training step -> whether a stop was asked for in it."""
         done = self._wait()
         self._running = None
-        self._trained, self._validation = self.sums.values(), Sums({})
+        self._trained, self._validation = self.sums.state_dict(), EpochMetrics({})
         return done.stop_votes > 0
 
     def validate(self, batches: Prefetcher) -> bool:
@@ -270,40 +281,40 @@ class _Epoch:
             "images_per_second": sums.images / seconds,
         }
 
-    def keep(self) -> Position:
+    def save_checkpoint(self) -> Position:
         """Write a checkpoint behind the training steps that have been started. (all ranks; the chief writes)
 
         Of a validation that is broken off nothing is kept: a resumed run does it from its beginning.
         """
         self._running = self._wait()  # read now; its votes still count
-        self._run.progress.epoch_sums = self._trained or self.sums.values()
+        self._run.progress.epoch_sums = self._trained or self.sums.state_dict()
         position = Position(self._phase.number, self._epoch, self.step)
         self._run.save(self._model, position)
         return position
 
     def _next(self, batches: Prefetcher) -> Batch:
         """The next batch; where there is none any more, what has been trained so far is kept first."""
-        pulse = self._run.workers.pulse
-        pulse.beat((self._phase.name, self._epoch, self.step + self.validated))
+        pulse = self._run.workers.progress
+        pulse.on_batch((self._phase.name, self._epoch, self.step + self.validated))
         try:
             if not batches.ready:  # the device waits, but from the end of the step that runs
                 self._running = self._wait()  # read now; its votes still count
-                pulse.waits()
+                pulse.on_wait_start()
             return next(batches)
         except (storage.StorageUnavailableError, FeatureCacheCorruptedError):
-            self.keep()
+            self.save_checkpoint()
             raise
         finally:
-            pulse.goes_on()
+            pulse.on_wait_end()
 
     def _stops_alone(self) -> bool:
         """Whether the only worker ends here; several decide in a step, all in the same one."""
-        return self._run.workers.world == 1 and self._run.observer.stop_requested()
+        return self._run.workers.world == 1 and self._run.observer.should_stop()
 
     def _vote(self) -> Any:
         """This worker's vote for a stop, to be summed over all in a step."""
         workers = self._run.workers
-        return tf.constant(float(workers.world > 1 and workers.is_chief and self._run.observer.stop_requested()))
+        return tf.constant(float(workers.world > 1 and workers.is_chief and self._run.observer.should_stop()))
 
     def _wait(self) -> StepResult:
         return self.sums.add(self._running, self.step - 1, self._phase, self._epoch)

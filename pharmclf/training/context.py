@@ -27,16 +27,16 @@ def phase_model_file(phase: str) -> str:
     return f"model/{phase}.keras"
 
 
-class TrainingDiverged(RunError):
+class TrainingDivergedError(RunError):
     """The loss is not a finite number any more."""
 
 
-class OutOfMemory(RunError):
+class DeviceOutOfMemoryError(RunError):
     """A device does not hold what it shall compute at once; another try would end in the same way."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TrainingJob:
+class TrainingContext:
     """All that the loop needs, the same on every worker."""
 
     config: RunConfig
@@ -57,7 +57,7 @@ class TrainingJob:
     """By name of the phase that trains on them; the others stream the images."""
     microbatches: Mapping[str, int] = field(default_factory=dict)
     """Most rows that a device computes at once, by name of the phase; where there is none, its whole share."""
-    stream_cpus: float = 1.0
+    loader_cpus: float = 1.0
     """CPUs that each worker's pipeline may use at a time."""
     saves_models: bool = True
     """Whether the trained models are saved; of the trials of a sweep only the winner's is."""
@@ -77,8 +77,8 @@ class Listener(Protocol):
         """Something happened: note, step, epoch. (chief only; of quarantined images all ranks)"""
 
 
-class Observer(Listener, Protocol):
+class Callback(Listener, Protocol):
     """Who watches a run and may stop it."""
 
-    def stop_requested(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether the run shall write a checkpoint and end. (chief only)"""

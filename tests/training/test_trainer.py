@@ -17,29 +17,29 @@ from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, PhaseConfi
 from pharmclf.core.signals import StopRequested
 from pharmclf.data.batch_sampler import effective_batch_size
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
-from pharmclf.training.job import (
+from pharmclf.training.context import (
     CHECKSUMS_FILE,
     LABELS_FILE,
     MODEL_FILE,
     PIXELS_FILE,
-    TrainingDiverged,
-    TrainingJob,
+    TrainingContext,
+    TrainingDivergedError,
 )
-from pharmclf.training.meters import Sums
-from pharmclf.training.phases import Position, phases_of
-from pharmclf.training.schedule import BALANCED_NOTE, best_phase
+from pharmclf.training.lr_schedule import BALANCED_NOTE, best_phase
+from pharmclf.training.phases import Position, build_phases
+from pharmclf.training.train_metrics import EpochMetrics
 
 pytestmark = [pytest.mark.tf, pytest.mark.ray]
 
 
-def run(job: TrainingJob, stop_after: int | None = None) -> tuple[dict[str, Any], Recorder]:
-    from pharmclf.training import distributed, loop
+def run(job: TrainingContext, stop_after: int | None = None) -> tuple[dict[str, Any], Recorder]:
+    from pharmclf.training import collectives, trainer
 
     recorder = Recorder(stop_after)
-    return loop.train(job, distributed.alone(), recorder), recorder
+    return trainer.train(job, collectives.single_worker(), recorder), recorder
 
 
-def final_tensors(job: TrainingJob) -> dict[str, dict[str, np.ndarray]]:
+def final_tensors(job: TrainingContext) -> dict[str, dict[str, np.ndarray]]:
     found = newest_checkpoint(job.checkpoints)
     assert found is not None
     return found[1]
@@ -57,14 +57,14 @@ def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(make_job: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingJob, dict[str, Any]]:
+def unbroken(make_job: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingContext, dict[str, Any]]:
     job = make_job(str(tmp_path_factory.mktemp("unbroken")))
     levels = pa.repeat(4095, len(job.images))  # which no JPEG is changed by
     job = dataclasses.replace(job, images=dataclasses.replace(job.images, white_level=levels))
     return job, run(job)[0]
 
 
-def test_a_run_trains_both_phases_and_saves_a_model(unbroken: tuple[TrainingJob, dict[str, Any]]) -> None:
+def test_a_run_trains_both_phases_and_saves_a_model(unbroken: tuple[TrainingContext, dict[str, Any]]) -> None:
     """Both phases run all their epochs, the loss falls, and model and labels stand in the run folder."""
     job, outcome = unbroken
     assert outcome["status"] == "complete"
@@ -81,7 +81,7 @@ def test_a_run_trains_both_phases_and_saves_a_model(unbroken: tuple[TrainingJob,
     assert "pixels.json" in storage.read_json(storage.join(job.folder, CHECKSUMS_FILE))
 
 
-def test_the_saved_model_scores_what_the_best_epoch_scored(unbroken: tuple[TrainingJob, dict[str, Any]]) -> None:
+def test_the_saved_model_scores_what_the_best_epoch_scored(unbroken: tuple[TrainingContext, dict[str, Any]]) -> None:
     """The saved file, on validation images, has the very accuracy that chose it."""
     from pharmclf.evaluation.predict import predict
 
@@ -115,7 +115,7 @@ TRAIN, VALIDATION = 4, 2
     ids=["training", "validation", "phase2"],
 )
 def test_a_stopped_run_resumes_bit_for_bit(
-    make_job: Any, unbroken: tuple[TrainingJob, dict[str, Any]], tmp_path: Path, batches: int, expected: Position
+    make_job: Any, unbroken: tuple[TrainingContext, dict[str, Any]], tmp_path: Path, batches: int, expected: Position
 ) -> None:
     """Stopped behind so many batches and begun again: same weights, optimizer and history."""
     job = make_job(str(tmp_path))
@@ -129,7 +129,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
 
 
 def test_more_epochs_after_the_end_give_what_the_longer_run_gives(
-    make_job: Any, unbroken: tuple[TrainingJob, dict[str, Any]], tmp_path: Path
+    make_job: Any, unbroken: tuple[TrainingContext, dict[str, Any]], tmp_path: Path
 ) -> None:
     """Phase 2 of one epoch, complete, then given two: weights, optimizer and history of two from the start, by bits."""
     short = dataclasses.replace(unbroken[0].config.phase2, epochs=1)
@@ -178,7 +178,7 @@ def damage(checkpoints: str, name: str) -> None:
 
 def test_a_damaged_best_checkpoint_gives_way_to_the_best_whole_one(make_job: Any, tmp_path: Path) -> None:
     """Before a resume and again before the end: each time one line says which takes its place, and a model is saved."""
-    from pharmclf.training import distributed, loop
+    from pharmclf.training import collectives, trainer
 
     names = [Position(0, epoch, 0).label for epoch in (1, 2, 3)]
     still = PhaseConfig(epochs=3, learning_rate=0.0)  # all epochs are alike, so that the earliest one is the best
@@ -187,7 +187,7 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_best_whole_one(make_job: Any
     assert [checkpoint.name for checkpoint in list_checkpoints(job.checkpoints)][:1] == names[:1]
     damage(job.checkpoints, names[0])
     recorder = Damaging(names[1], job.checkpoints)
-    outcome = loop.train(job, distributed.alone(), recorder)
+    outcome = trainer.train(job, collectives.single_worker(), recorder)
     said = [note["text"] for note in recorder.of("note") if note["text"].startswith("warning")]
     assert [f"{name} takes its place" in line for name, line in zip(names[1:], said, strict=True)] == [True, True]
     assert [f"{name}: weights.safetensors has sha256" in line for name, line in zip(names, said, strict=False)] == [
@@ -210,7 +210,7 @@ def test_frozen_weights_hold_no_optimizer_state_and_do_not_move(make_job: Any, t
     assert state == 2 * trained
 
 
-def test_another_data_set_is_refused(unbroken: tuple[TrainingJob, dict[str, Any]]) -> None:
+def test_another_data_set_is_refused(unbroken: tuple[TrainingContext, dict[str, Any]]) -> None:
     """A checkpoint of other data is not resumed, and the field is named."""
     job = dataclasses.replace(unbroken[0], fingerprints={"data": "other"})
     with pytest.raises(ConfigError, match="data: "):
@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(make_job: Any, tmp_path: Path) -
     """A learning rate beyond all numbers ends with an error that names the setting, not with a useless model."""
     too_fast = PhaseConfig(epochs=2, learning_rate=3e38)
     job = make_job(str(tmp_path), phase1=too_fast, phase2=PhaseConfig(epochs=0))
-    with pytest.raises(TrainingDiverged, match=r"phase1\.learning_rate"):
+    with pytest.raises(TrainingDivergedError, match=r"phase1\.learning_rate"):
         run(job)
 
 
@@ -230,15 +230,15 @@ def test_a_phase_that_has_trained_nothing_is_not_to_blame(make_job: Any, tmp_pat
     from tensorflow import constant
 
     job = make_job(str(tmp_path), phase2=PhaseConfig(epochs=1, learning_rate=0.5))
-    phase = phases_of(job.config)[1]
+    phase = build_phases(job.config)[1]
     lost = constant([float("nan"), 0.0, 0.0, 10.0])
     first = r"is nan in phase2, epoch 1, step 1, .* weights of phase1: .* Lower phase1\.learning_rate"
-    with pytest.raises(TrainingDiverged, match=first):
-        Sums({}).add(lost, 0, phase, 0)
-    with pytest.raises(TrainingDiverged, match=r"phase2, epoch 1, step 2\. Lower phase2\.learning_rate \(0\.5\)"):
-        Sums({}).add(lost, 1, phase, 0)
-    with pytest.raises(TrainingDiverged, match=r"phase2, epoch 1, validation step 1\. Lower phase2"):
-        Sums({}).add(lost, 0, phase, 0, training=False)
+    with pytest.raises(TrainingDivergedError, match=first):
+        EpochMetrics({}).add(lost, 0, phase, 0)
+    with pytest.raises(TrainingDivergedError, match=r"phase2, epoch 1, step 2\. Lower phase2\.learning_rate \(0\.5\)"):
+        EpochMetrics({}).add(lost, 1, phase, 0)
+    with pytest.raises(TrainingDivergedError, match=r"phase2, epoch 1, validation step 1\. Lower phase2"):
+        EpochMetrics({}).add(lost, 0, phase, 0, training=False)
 
 
 def test_early_stopping_ends_a_phase(make_job: Any, tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_smoothing_clipping_class_weights_and_dense_layers_train(make_job: Any, 
 
 
 def test_a_timed_checkpoint_changes_nothing(
-    make_job: Any, unbroken: tuple[TrainingJob, dict[str, Any]], tmp_path: Path
+    make_job: Any, unbroken: tuple[TrainingContext, dict[str, Any]], tmp_path: Path
 ) -> None:
     """Checkpoints after every step leave weights and history as they are."""
     job = make_job(str(tmp_path), checkpoint_every_s=1e-9)
@@ -305,7 +305,7 @@ def test_a_timed_checkpoint_changes_nothing(
     assert without_times(outcome["history"]) == without_times(unbroken[1]["history"])
 
 
-def test_the_prefetch_thread_ends_with_the_phase(unbroken: tuple[TrainingJob, dict[str, Any]]) -> None:
+def test_the_prefetch_thread_ends_with_the_phase(unbroken: tuple[TrainingContext, dict[str, Any]]) -> None:
     """No thread of a pipeline is left behind a run."""
     assert unbroken[1]["status"] == "complete"
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]

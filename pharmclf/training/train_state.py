@@ -8,15 +8,15 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.core.console import Say
-from pharmclf.training.checkpoint import DamagedCheckpoint, read_checkpoint
+from pharmclf.training.checkpoint import CorruptedCheckpointError, read_checkpoint
+from pharmclf.training.lr_schedule import EarlyStoppingState, selection_score
 from pharmclf.training.phases import Position
-from pharmclf.training.schedule import Monitor, score_of
 
 _ALL_PHASES = 2  # beyond the number of the last one
 
 
 @dataclass
-class Progress:
+class TrainState:
     """What a run has come to; all of it is in every checkpoint."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -28,7 +28,7 @@ class Progress:
     """Of the epoch under way: loss, correct, images, seconds."""
 
 
-def replace_damaged_best(progress: Progress, folder: str, number: int, say: Say) -> None:
+def replace_corrupted_best(progress: TrainState, folder: str, number: int, say: Say) -> None:
     """Let the best whole checkpoint of a phase take the place of a damaged one, and say so. (chief only)
 
     Args:
@@ -38,16 +38,19 @@ def replace_damaged_best(progress: Progress, folder: str, number: int, say: Say)
         say: takes notes for the user.
     """
     for phase, name in list(progress.best.items()):
-        reason = _damage(storage.join(folder, name))
+        reason = _find_damage(storage.join(folder, name))
         if not reason:
             continue
-        record = _best_whole(progress.history, phase, folder)
-        monitor = Monitor.from_dict(progress.monitors[phase])
+        record = _best_intact(progress.history, phase, folder)
+        monitor = EarlyStoppingState.from_dict(progress.monitors[phase])
         lost = f"warning: the best checkpoint of {phase} is damaged ({reason}); "
         if record is not None:
-            progress.best[phase] = _name_of(record)
-            was, now = monitor.best_accuracy, score_of(record)
-            say(f"{lost}{_name_of(record)} takes its place, with validation accuracy {now:.4f} instead of {was:.4f}")
+            progress.best[phase] = _checkpoint_name(record)
+            was, now = monitor.best_accuracy, selection_score(record)
+            say(
+                f"{lost}{_checkpoint_name(record)} takes its place, with validation accuracy {now:.4f} instead of "
+                f"{was:.4f}"
+            )
         elif _number(phase) < number:
             del progress.best[phase], progress.monitors[phase]
             say(f"{lost}no other one of {phase} is whole, so that the run's best is sought among later phases")
@@ -58,38 +61,40 @@ def replace_damaged_best(progress: Progress, folder: str, number: int, say: Say)
         progress.monitors[phase] = monitor.with_best(record).to_dict()
 
 
-def settle_best(progress: Progress, folder: str, say: Say) -> None:
-    """As `replace_damaged_best`, of a run that has trained all its phases. (chief only)
+def finalize_best(progress: TrainState, folder: str, say: Say) -> None:
+    """As `replace_corrupted_best`, of a run that has trained all its phases. (chief only)
 
     Raises:
-        DamagedCheckpoint: no checkpoint at the end of an epoch is whole.
+        CorruptedCheckpointError: no checkpoint at the end of an epoch is whole.
     """
-    replace_damaged_best(progress, folder, _ALL_PHASES, say)
+    replace_corrupted_best(progress, folder, _ALL_PHASES, say)
     if not progress.best:
-        raise DamagedCheckpoint(f"checkpoints of {folder}: none at the end of an epoch is whole. Give another --name")
+        raise CorruptedCheckpointError(
+            f"checkpoints of {folder}: none at the end of an epoch is whole. Give another --name"
+        )
 
 
-def _damage(location: str) -> str:
+def _find_damage(location: str) -> str:
     """What is wrong with a checkpoint; "" where every file is as it was written."""
     try:
         checkpoint = read_checkpoint(location)
         for file in checkpoint.files:
             checkpoint.tensors(file.removesuffix(".safetensors"))
-    except DamagedCheckpoint as error:
+    except CorruptedCheckpointError as error:
         return str(error)
     return ""
 
 
-def _best_whole(history: list[dict[str, Any]], phase: str, folder: str) -> dict[str, Any] | None:
+def _best_intact(history: list[dict[str, Any]], phase: str, folder: str) -> dict[str, Any] | None:
     """The record of the best epoch of a phase, by the monitor's order, whose checkpoint is whole."""
     records = [record for record in history if record["phase"] == phase]
-    records.sort(key=lambda record: (-score_of(record), record["val_loss"], record["epoch"]))
+    records.sort(key=lambda record: (-selection_score(record), record["val_loss"], record["epoch"]))
     there = set(storage.list_folders(folder))
-    kept = [record for record in records if _name_of(record) in there]
-    return next((record for record in kept if not _damage(storage.join(folder, _name_of(record)))), None)
+    kept = [record for record in records if _checkpoint_name(record) in there]
+    return next((record for record in kept if not _find_damage(storage.join(folder, _checkpoint_name(record)))), None)
 
 
-def _name_of(record: Mapping[str, Any]) -> str:
+def _checkpoint_name(record: Mapping[str, Any]) -> str:
     """Name of the checkpoint at the end of an epoch."""
     return Position(_number(record["phase"]), record["epoch"] + 1, 0).label
 

@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 
 from pharmclf.config import StoppingConfig
-from pharmclf.training.checkpoint import DamagedCheckpoint, write_checkpoint
+from pharmclf.training.checkpoint import CorruptedCheckpointError, write_checkpoint
+from pharmclf.training.lr_schedule import EarlyStoppingState, selection_score
 from pharmclf.training.phases import Position
-from pharmclf.training.progress import Progress, replace_damaged_best, settle_best
-from pharmclf.training.schedule import Monitor, score_of
+from pharmclf.training.train_state import TrainState, finalize_best, replace_corrupted_best
 
 STOPPING = StoppingConfig(early_patience=5, plateau_patience=2)
 
 
-def trained(folder: Path, phases: dict[str, list[dict[str, float]]], *, keep: int = 9) -> Progress:
+def trained(folder: Path, phases: dict[str, list[dict[str, float]]], *, keep: int = 9) -> TrainState:
     """A run behind these epochs of each phase, with its last checkpoints."""
-    progress = Progress()
+    progress = TrainState()
     for phase, epochs in phases.items():
-        monitor, number = Monitor(), int(phase[-1]) - 1
+        monitor, number = EarlyStoppingState(), int(phase[-1]) - 1
         for epoch, scores in enumerate(epochs):
             record: dict[str, Any] = {"phase": phase, "epoch": epoch, **scores}
             progress.history.append(record)
-            monitor = monitor.after_epoch(epoch, score_of(record), record["val_loss"], STOPPING)
+            monitor = monitor.after_epoch(epoch, selection_score(record), record["val_loss"], STOPPING)
             progress.monitors[phase] = monitor.to_dict()
             position = Position(number, epoch + 1, 0)
             if monitor.best_epoch == epoch:
@@ -57,7 +57,7 @@ def test_the_best_whole_checkpoint_takes_the_place_of_a_damaged_one(tmp_path: Pa
     before = dict(progress.monitors["phase1"])
     assert progress.best == {"phase1": "phase1-epoch0001-step000000"}
     damage(tmp_path, "phase1-epoch0001-step000000", file)
-    replace_damaged_best(progress, str(tmp_path), 0, said.append)
+    replace_corrupted_best(progress, str(tmp_path), 0, said.append)
     assert progress.best == {"phase1": "phase1-epoch0004-step000000"}
     changed = {"best_accuracy": 0.8, "best_loss": 0.6, "best_epoch": 3}
     assert progress.monitors["phase1"] == before | changed
@@ -75,7 +75,7 @@ def test_a_whole_checkpoint_stays_the_best(tmp_path: Path) -> None:
     progress, said = trained(tmp_path, {"phase1": FOUR}), []
     damage(tmp_path, "phase1-epoch0003-step000000")
     before = (dict(progress.best), dict(progress.monitors))
-    replace_damaged_best(progress, str(tmp_path), 0, said.append)
+    replace_corrupted_best(progress, str(tmp_path), 0, said.append)
     assert (progress.best, progress.monitors) == before
     assert said == []
 
@@ -84,10 +84,10 @@ def test_where_none_is_whole_the_next_epoch_is_the_best_so_far(tmp_path: Path) -
     """In the phase under way: any epoch is better than none, and the plateaus so far still count."""
     progress, said = trained(tmp_path, {"phase1": FOUR[:1]}), []
     damage(tmp_path, "phase1-epoch0001-step000000")
-    replace_damaged_best(progress, str(tmp_path), 0, said.append)
+    replace_corrupted_best(progress, str(tmp_path), 0, said.append)
     assert progress.best == {}
     assert said[0].endswith("no other one of phase1 is whole, so that its best is sought among the epochs to come")
-    after = Monitor.from_dict(progress.monitors["phase1"]).after_epoch(1, 0.1, 3.0, STOPPING)
+    after = EarlyStoppingState.from_dict(progress.monitors["phase1"]).after_epoch(1, 0.1, 3.0, STOPPING)
     assert (after.best_epoch, after.best_accuracy, after.best_loss) == (1, 0.1, 3.0)
     assert (after.lowest_loss, after.since_lowest) == (1.0, 1)
 
@@ -96,12 +96,12 @@ def test_a_phase_that_is_over_and_has_none_left_is_out_of_the_choice(tmp_path: P
     """Of a run in phase 2 whose phase 1 is lost, phase 2 alone is exported."""
     progress, said = trained(tmp_path, {"phase1": FOUR[:1], "phase2": FOUR[1:2]}, keep=1), []
     damage(tmp_path, "phase1-epoch0001-step000000")
-    settle_best(progress, str(tmp_path), said.append)
+    finalize_best(progress, str(tmp_path), said.append)
     assert progress.best == {"phase2": "phase2-epoch0001-step000000"}
     assert set(progress.monitors) == {"phase2"}
     damage(tmp_path, "phase2-epoch0001-step000000")
-    with pytest.raises(DamagedCheckpoint, match="none at the end of an epoch is whole"):
-        settle_best(progress, str(tmp_path), said.append)
+    with pytest.raises(CorruptedCheckpointError, match="none at the end of an epoch is whole"):
+        finalize_best(progress, str(tmp_path), said.append)
 
 
 def test_where_classes_are_weighed_the_best_is_the_most_balanced(tmp_path: Path) -> None:
@@ -114,6 +114,6 @@ def test_where_classes_are_weighed_the_best_is_the_most_balanced(tmp_path: Path)
     progress, said = trained(tmp_path, {"phase1": epochs}), []
     assert progress.best == {"phase1": "phase1-epoch0003-step000000"}
     damage(tmp_path, "phase1-epoch0003-step000000")
-    replace_damaged_best(progress, str(tmp_path), 0, said.append)
+    replace_corrupted_best(progress, str(tmp_path), 0, said.append)
     assert progress.best == {"phase1": "phase1-epoch0002-step000000"}
     assert progress.monitors["phase1"]["best_accuracy"] == 0.6

@@ -11,16 +11,16 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
-from pharmclf.training.job import Observer
+from pharmclf.training.checkpoint_manager import CheckpointManager
+from pharmclf.training.context import Callback
+from pharmclf.training.lr_schedule import EarlyStoppingState, learning_rate, selection_score
 from pharmclf.training.phases import Phase, Position
-from pharmclf.training.progress import Progress
-from pharmclf.training.saver import CheckpointSaver
-from pharmclf.training.schedule import Monitor, learning_rate, score_of
-from pharmclf.training.stacked import StackedHeads
+from pharmclf.training.stacked import VectorizedHeads
+from pharmclf.training.train_state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Member:
+class HeadSpec:
     """One run of a group."""
 
     config: RunConfig
@@ -36,32 +36,32 @@ class Member:
 
 
 @dataclass(eq=False)
-class Trial:
+class HeadState:
     """One member, and what it has come to."""
 
-    member: Member
+    member: HeadSpec
     place: int
     """Its number among the heads."""
     status: str = "complete"  # unless something happens
     reason: str = ""
-    progress: Progress = field(default_factory=Progress)
-    monitor: Monitor = field(default_factory=Monitor)
+    progress: TrainState = field(default_factory=TrainState)
+    monitor: EarlyStoppingState = field(default_factory=EarlyStoppingState)
     training: bool = False
     """Whether the phase under way still trains it."""
     best: tuple[Position, dict[str, Any]] | None = None
     """Of the phase under way: position and progress behind its best epoch; weights and optimizer are on the device."""
-    saver: CheckpointSaver | None = None
+    saver: CheckpointManager | None = None
     written_at: float = field(default_factory=time.monotonic)
     _written: set[Position] = field(default_factory=set)
 
-    def open(self, observer: Observer) -> None:
+    def open(self, observer: Callback) -> None:
         """Make its saver; checkpoints that are there already are replaced as it goes.
 
         Raises:
             ConfigError: a checkpoint belongs to another run.
         """
         member = self.member
-        self.saver = CheckpointSaver(
+        self.saver = CheckpointManager(
             member.checkpoints,
             member.fingerprints,
             member.config.keep_checkpoints,
@@ -82,7 +82,7 @@ class Trial:
 
     def begin(self) -> None:
         """A phase begins; one that diverged before stays out."""
-        self.training, self.monitor, self.best = self.status == "complete", Monitor(), None
+        self.training, self.monitor, self.best = self.status == "complete", EarlyStoppingState(), None
 
     def rates(self, phase: Phase, epoch: int, steps: int) -> list[float]:
         """The learning rate of each training step of an epoch; 0 where the phase has ended for it."""
@@ -96,7 +96,7 @@ class Trial:
         """Add an epoch that ends at a position -> whether it is the best of the phase."""
         stopping, name, epoch = self.member.config.stopping, record["phase"], record["epoch"]
         self.progress.history.append(record)
-        self.monitor = self.monitor.after_epoch(epoch, score_of(record), record["val_loss"], stopping)
+        self.monitor = self.monitor.after_epoch(epoch, selection_score(record), record["val_loss"], stopping)
         self.progress.monitors[name] = self.monitor.to_dict()
         self.progress.epoch_sums = {}
         improved = self.monitor.best_epoch == epoch
@@ -110,13 +110,13 @@ class Trial:
         """Whether a checkpoint is to be written at the end of this epoch."""
         return 0 < self.member.config.checkpoint_every_s <= time.monotonic() - self.written_at
 
-    def write(self, heads: StackedHeads, position: Position | None) -> None:
+    def write(self, heads: VectorizedHeads, position: Position | None) -> None:
         """Write its best epoch, and then where it stands, which refers to that; without a position the best alone."""
         if self.best:
             at, state = self.best
-            self._save(at, state, lambda: heads.tensors(self.place, best=True))
+            self._save(at, state, lambda: heads.state_dict(self.place, best=True))
         if position:
-            self._save(position, vars(self.progress), lambda: heads.tensors(self.place))
+            self._save(position, vars(self.progress), lambda: heads.state_dict(self.place))
         self.written_at = time.monotonic()
 
     def _save(self, position: Position, state: dict[str, Any], tensors: Callable[[], Any]) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from pharmclf.data.batch_sampler import BatchPlan
-from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
+from pharmclf.training.context import Callback, TrainingContext, TrainingDivergedError
+from pharmclf.training.lr_schedule import BALANCED
 from pharmclf.training.phases import Phase
-from pharmclf.training.schedule import BALANCED
-from pharmclf.training.step import StepResult
+from pharmclf.training.train_step import StepResult
 
-_PROGRESS_EVERY_S = 2.0
+_REPORT_INTERVAL_S = 2.0
 
 
-class Sums:
+class EpochMetrics:
     """Sums over the steps of an epoch, for all workers together."""
 
     def __init__(self, values: dict[str, float]) -> None:
@@ -43,7 +43,7 @@ class Sums:
         """Share of the images that are right, 0..1; 0 where every image is quarantined."""
         return self.correct / max(1.0, self.images)
 
-    def values(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps."""
         return {"loss": self.loss, "correct": self.correct, "images": self.images, "seconds": self.seconds}
 
@@ -58,11 +58,11 @@ class Sums:
             name = "step" if training else "validation step"
             where = f"the loss is {result.loss_sum} in {phase.name}, epoch {epoch + 1}, {name} {step + 1}"
             if training and (epoch, step) == (0, 0) and phase.first_epoch:  # its learning rate has moved nothing yet
-                raise TrainingDiverged(
+                raise TrainingDivergedError(
                     f"{where}, which is computed with the weights of phase1: that phase has diverged. Lower "
                     "phase1.learning_rate or set optimizer.clip_norm to 1"
                 )
-            raise TrainingDiverged(
+            raise TrainingDivergedError(
                 f"{where}. Lower {phase.name}.learning_rate ({phase.settings.learning_rate}) or set "
                 "optimizer.clip_norm to 1"
             )
@@ -74,7 +74,7 @@ class Sums:
         return result
 
 
-def validation_scores(sums: Sums) -> dict[str, float]:
+def validation_scores(sums: EpochMetrics) -> dict[str, float]:
     """What the record of an epoch says of its validation."""
     scores = {"val_loss": sums.mean_loss, "val_accuracy": sums.accuracy}
     return scores if sums.by_class is None else scores | {BALANCED: balanced_accuracy(sums.by_class)}
@@ -90,20 +90,20 @@ def balanced_accuracy(by_class: np.ndarray) -> float:
     return float((correct / rows).mean()) if len(rows) else 0.0
 
 
-class Meter:
+class ProgressReporter:
     """Tells the observer how an epoch goes on, every few seconds. (chief only)"""
 
     def __init__(
-        self, job: TrainingJob, observer: Observer, phase: Phase, plan: BatchPlan, epoch: int, first_step: int
+        self, job: TrainingContext, observer: Callback, phase: Phase, plan: BatchPlan, epoch: int, first_step: int
     ) -> None:
         self.job, self.observer, self.phase, self.plan = job, observer, phase, plan
         self.epoch, self.first_step = epoch, first_step
         self.began = self.shown = time.monotonic()
 
-    def show(self, step: int, sums: Sums) -> None:
-        """`step` steps of the epoch have been started; `sums` holds those before the last of them."""
+    def maybe_report(self, step: int, sums: EpochMetrics) -> None:
+        """`train_step` steps of the epoch have been started; `sums` holds those before the last of them."""
         now = time.monotonic()
-        if now - self.shown < _PROGRESS_EVERY_S or sums.images == 0:
+        if now - self.shown < _REPORT_INTERVAL_S or sums.images == 0:
             return
         self.shown = now
         seconds_per_step = (now - self.began) / (step - self.first_step)

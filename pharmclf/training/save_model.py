@@ -18,13 +18,13 @@ from pharmclf.models.backbone_split import split_backbone
 from pharmclf.models.backbones import build_backbone
 from pharmclf.models.head import build_head, build_inference_model
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
-from pharmclf.training.job import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE, phase_model_file
-from pharmclf.training.phases import Phase, phases_of
-from pharmclf.training.schedule import best_phase
-from pharmclf.training.step import load_variables
+from pharmclf.training.context import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE, phase_model_file
+from pharmclf.training.lr_schedule import best_phase
+from pharmclf.training.phases import Phase, build_phases
+from pharmclf.training.train_step import load_variables
 
 
-def save_models(
+def save_final_models(
     config: RunConfig,
     folder: str,
     class_names: tuple[str, ...],
@@ -50,12 +50,12 @@ def save_models(
     keras.config.set_dtype_policy("float32")  # the weights are float32 in any precision; the file runs anywhere
     try:
         backbone = build_backbone(config.backbone, config.image_size, config.weights)
-        for phase in (phase for phase in phases_of(config) if phase.name in best):
+        for phase in (phase for phase in build_phases(config) if phase.name in best):
             checkpoint = read_checkpoint(storage.join(checkpoints, best[phase.name]))
             # once for all: a phase trains what those before it have trained, and more
-            model = _restored(config, phase, len(class_names), checkpoint, backbone)
+            model = _restore_onto(config, phase, len(class_names), checkpoint, backbone)
             file = MODEL_FILE if phase.name == chosen else phase_model_file(phase.name)
-            written[file] = _content(model)
+            written[file] = _serialize(model)
     finally:
         keras.config.set_dtype_policy(policy)
     for file, content in written.items():
@@ -68,13 +68,13 @@ def restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint:
     """The whole model with the weights of a checkpoint.
 
     Raises:
-        DamagedCheckpoint: a file of it is not what was written.
+        CorruptedCheckpointError: a file of it is not what was written.
     """
     backbone = build_backbone(config.backbone, config.image_size, config.weights)
-    return _restored(config, phase, num_classes, checkpoint, backbone)
+    return _restore_onto(config, phase, num_classes, checkpoint, backbone)
 
 
-def _restored(
+def _restore_onto(
     config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint, backbone: keras.Model
 ) -> keras.Model:
     """As `restore_model`, on a backbone that has its first weights below what the phase has trained."""
@@ -84,7 +84,7 @@ def _restored(
     return build_inference_model(backbone, head)
 
 
-def _content(model: keras.Model) -> bytes:
+def _serialize(model: keras.Model) -> bytes:
     with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
         path = Path(folder) / "model.keras"
         model.save(path)

@@ -39,17 +39,17 @@ BALANCED_NOTE = (
 )
 
 
-def score_of(record: Mapping[str, Any]) -> float:
+def selection_score(record: Mapping[str, Any]) -> float:
     """What epochs are chosen by: balanced accuracy where the record of an epoch has it, else validation accuracy."""
     return float(record.get(BALANCED, record["val_accuracy"]))
 
 
 @dataclass(frozen=True)
-class Monitor:
+class EarlyStoppingState:
     """What the epochs of a phase have come to so far."""
 
     best_accuracy: float = -1.0
-    """Best validation accuracy, or balanced accuracy; see `score_of`."""
+    """Best validation accuracy, or balanced accuracy; see `selection_score`."""
     best_loss: float = math.inf
     """Validation loss of the best epoch."""
     best_epoch: int = -1
@@ -61,14 +61,14 @@ class Monitor:
     scale: float = 1.0
     """What plateaus have left of the learning rate."""
 
-    def after_epoch(self, epoch: int, accuracy: float, loss: float, stopping: StoppingConfig) -> Monitor:
-        """The state after one more epoch's validation; `accuracy` as of `score_of`."""
+    def after_epoch(self, epoch: int, accuracy: float, loss: float, stopping: StoppingConfig) -> EarlyStoppingState:
+        """The state after one more epoch's validation; `accuracy` as of `selection_score`."""
         rose = accuracy > self.best_accuracy
         better = rose or (accuracy == self.best_accuracy and loss < self.best_loss)
         fell = loss < self.lowest_loss - _PLATEAU_MIN_DELTA
         since_lowest = 0 if fell else self.since_lowest + 1
         plateau = 0 < stopping.plateau_patience <= since_lowest
-        return Monitor(
+        return EarlyStoppingState(
             best_accuracy=accuracy if better else self.best_accuracy,
             best_loss=loss if better else self.best_loss,
             best_epoch=epoch if better else self.best_epoch,
@@ -78,7 +78,7 @@ class Monitor:
             scale=self.scale * stopping.plateau_factor if plateau else self.scale,
         )
 
-    def with_best(self, record: Mapping[str, Any] | None) -> Monitor:
+    def with_best(self, record: Mapping[str, Any] | None) -> EarlyStoppingState:
         """The state with another epoch as the best one, because the checkpoint of the best is damaged.
 
         Args:
@@ -86,10 +86,10 @@ class Monitor:
         """
         if record is None:
             return dataclasses.replace(self, best_accuracy=-1.0, best_loss=math.inf, best_epoch=-1)
-        accuracy, loss, epoch = score_of(record), float(record["val_loss"]), int(record["epoch"])
+        accuracy, loss, epoch = selection_score(record), float(record["val_loss"]), int(record["epoch"])
         return dataclasses.replace(self, best_accuracy=accuracy, best_loss=loss, best_epoch=epoch)
 
-    def ends_phase(self, stopping: StoppingConfig) -> bool:
+    def should_stop(self, stopping: StoppingConfig) -> bool:
         """Whether early stopping ends the phase now."""
         return 0 < stopping.early_patience <= self.since_best
 
@@ -98,7 +98,7 @@ class Monitor:
         return {key: None if value == math.inf else value for key, value in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Monitor:
+    def from_dict(cls, values: dict[str, Any]) -> EarlyStoppingState:
         """What `to_dict` gave."""
         finite: dict[str, Any] = {key: math.inf if value is None else value for key, value in values.items()}
         return cls(**finite)
@@ -108,7 +108,7 @@ def best_phase(monitors: Mapping[str, Mapping[str, Any]]) -> str:
     """The phase whose best epoch has the best accuracy, then the lowest loss; monitors as plain values."""
 
     def place(name: str) -> tuple[float, float]:
-        monitor = Monitor.from_dict(dict(monitors[name]))
+        monitor = EarlyStoppingState.from_dict(dict(monitors[name]))
         return monitor.best_accuracy, -monitor.best_loss
 
     return max(monitors, key=place)
@@ -119,11 +119,11 @@ def is_best_of_run(monitors: Mapping[str, Mapping[str, Any]], phase: str, epoch:
     return best_phase(monitors) == phase and monitors[phase]["best_epoch"] == epoch
 
 
-def guess_loss(num_classes: int) -> float:
+def chance_loss(num_classes: int) -> float:
     """The loss of a guess among so many classes."""
     return math.log(max(2, num_classes))
 
 
-def is_beyond_reason(loss: float, num_classes: int) -> bool:
+def has_diverged(loss: float, num_classes: int) -> bool:
     """Whether a mean loss, though it may be finite, is that of weights that have diverged."""
-    return not loss <= _DIVERGED * guess_loss(num_classes)
+    return not loss <= _DIVERGED * chance_loss(num_classes)

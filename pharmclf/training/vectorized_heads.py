@@ -2,7 +2,7 @@
 
 A sweep's trials that train the head alone read the same features in the same order. So they are one program: each step
 reads a batch once and moves all heads. What a head is told apart by, its rates, its epochs, its checkpoints, is decided
-here as `loop.py` decides it for one run, and each checkpoint is one that the loop goes on from.
+here as `trainer.py` decides it for one run, and each checkpoint is one that the loop goes on from.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from pharmclf import storage
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
 from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
-from pharmclf.training.batches import device_batches
-from pharmclf.training.distributed import Workers
+from pharmclf.training.batch_loader import device_batches
+from pharmclf.training.collectives import Workers
+from pharmclf.training.context import Callback, TrainingContext, TrainingDivergedError
 from pharmclf.training.grouping import group_key
-from pharmclf.training.job import Observer, TrainingDiverged, TrainingJob
-from pharmclf.training.member import Member, Trial
-from pharmclf.training.meters import Sums, balanced_accuracy
-from pharmclf.training.phases import Phase, Position, phases_of
-from pharmclf.training.schedule import BALANCED
-from pharmclf.training.stacked import StackedHeads
-from pharmclf.training.step import Batch
+from pharmclf.training.head_state import HeadSpec, HeadState
+from pharmclf.training.lr_schedule import BALANCED
+from pharmclf.training.phases import Phase, Position, build_phases
+from pharmclf.training.stacked import VectorizedHeads
+from pharmclf.training.train_metrics import EpochMetrics, balanced_accuracy
+from pharmclf.training.train_step import Batch
 
-__all__ = ["Member", "train_heads"]
+__all__ = ["HeadSpec", "train_heads"]
 
 _WRITERS = 8  # checkpoints written at a time: each waits for the disk, or for a remote storage
 
 
 def train_heads(
-    job: TrainingJob, members: Sequence[Member], workers: Workers, observer: Observer
+    job: TrainingContext, members: Sequence[HeadSpec], workers: Workers, observer: Callback
 ) -> list[dict[str, Any]]:
     """Train the heads of all members from their beginning, in this process.
 
     Checkpoints are written at the end of a phase, every `checkpoint_every_s` at the end of an epoch, and at a stop:
-    where the member stands, and before that its best epoch. Models are not exported: `loop.train` on a finished
+    where the member stands, and before that its best epoch. Models are not exported: `trainer.train` on a finished
     member's folder does that from its last checkpoint, and trains nothing. Each batch of features is computed at once,
     whatever `microbatch` says: it is small beside one of images.
 
     Args:
         job: of the first member, with kept pooled features for each phase. Rows, labels and features go for all.
-        members: of one `group_key`. One that has been begun before begins anew; `loop.train` would go on with it.
+        members: of one `group_key`. One that has been begun before begins anew; `trainer.train` would go on with it.
         workers: this process alone.
         observer: gets "note", and "heads" once an epoch; asked before each step whether to stop.
 
     Returns:
-        What `loop.train` returns, for each member in order, with status "complete", "stopped" or "diverged", and
+        What `trainer.train` returns, for each member in order, with status "complete", "stopped" or "diverged", and
         `reason`: why it diverged. One that diverged keeps its best epoch, and harms no other.
 
     Raises:
@@ -62,25 +62,25 @@ def train_heads(
         StorageUnavailableError: activations or checkpoints could not be read or written for too long.
         FeatureCacheCorruptedError: kept activations are damaged or gone.
     """
-    precision, num_features = _checked(job, members, workers)
+    precision, num_features = _check_group(job, members, workers)
     keras.config.set_dtype_policy(precision)
-    trials = [Trial(member, place) for place, member in enumerate(members)]
+    trials = [HeadState(member, place) for place, member in enumerate(members)]
     with ThreadPoolExecutor(_WRITERS) as pool:
         try:
             list(pool.map(lambda trial: trial.open(observer), trials))
-            heads = StackedHeads([member.config for member in members], num_features, len(job.class_names))
-            group = _Group(job, trials, heads, observer, pool)
-            for phases in zip(*(phases_of(member.config) for member in members), strict=True):
+            heads = VectorizedHeads([member.config for member in members], num_features, len(job.class_names))
+            group = _HeadGroup(job, trials, heads, observer, pool)
+            for phases in zip(*(build_phases(member.config) for member in members), strict=True):
                 if group.train_phase(phases) == "stopped":
                     break
-            list(pool.map(Trial.flush, trials))
+            list(pool.map(HeadState.flush, trials))
         finally:
-            list(pool.map(Trial.close, trials))
+            list(pool.map(HeadState.close, trials))
     about = {"device": device_name(), "precision": precision, "workers": workers.world}
     return [{"status": trial.status, "reason": trial.reason, **about, **vars(trial.progress)} for trial in trials]
 
 
-def _checked(job: TrainingJob, members: Sequence[Member], workers: Workers) -> tuple[str, int]:
+def _check_group(job: TrainingContext, members: Sequence[HeadSpec], workers: Workers) -> tuple[str, int]:
     """What the group computes in, and the width of its features.
 
     Raises:
@@ -92,7 +92,7 @@ def _checked(job: TrainingJob, members: Sequence[Member], workers: Workers) -> t
     keys = {group_key(member.config) for member in members} | {group_key(job.config)}
     if len(keys) != 1 or None in keys:
         raise ValueError(f"members: received {len(keys)} groups, expected one. Group the runs by group_key")
-    phases = phases_of(job.config)
+    phases = build_phases(job.config)
     shapes = {job.activations[phase.name].layout.shape if phase.name in job.activations else None for phase in phases}
     shape = shapes.pop()
     if shapes or shape is None or len(shape) != 1:
@@ -100,21 +100,21 @@ def _checked(job: TrainingJob, members: Sequence[Member], workers: Workers) -> t
     return precision, shape[0]
 
 
-class _Group:
+class _HeadGroup:
     """All members of a group, one phase after the other."""
 
     def __init__(
         self,
-        job: TrainingJob,
-        trials: Sequence[Trial],
-        heads: StackedHeads,
-        observer: Observer,
+        job: TrainingContext,
+        trials: Sequence[HeadState],
+        heads: VectorizedHeads,
+        observer: Callback,
         pool: ThreadPoolExecutor,
     ) -> None:
         self._job, self._trials, self._heads, self._observer, self._pool = job, trials, heads, observer, pool
 
     @property
-    def _active(self) -> list[Trial]:
+    def _active(self) -> list[HeadState]:
         """The members that the phase under way still trains."""
         return [trial for trial in self._trials if trial.training]
 
@@ -132,9 +132,9 @@ class _Group:
             for number in range(phase.settings.epochs):
                 if not self._active:
                     break
-                epoch = _Epoch(self._trials, self._heads, plan, phases, number)
+                epoch = _HeadsEpochRunner(self._trials, self._heads, plan, phases, number)
                 try:
-                    if not epoch.run(batches, self._observer.stop_requested):
+                    if not epoch.run(batches, self._observer.should_stop):
                         self._stop(epoch)
                         return "stopped"
                 except (
@@ -144,31 +144,31 @@ class _Group:
                     position = epoch.read()
                     self._write({**dict.fromkeys(epoch.diverged), **dict.fromkeys(self._active, position)})
                     raise
-                self._after(epoch)
+                self._after_epoch(epoch)
         finally:
             batches.close()
         self._heads.restore_best()
         return "complete"
 
-    def _stop(self, epoch: _Epoch) -> None:
+    def _stop(self, epoch: _HeadsEpochRunner) -> None:
         """Write a checkpoint of every member that has more to do, and say so in its status."""
         phase, position = epoch.phases[0], epoch.read()
         going_on = self._active if (position.epoch, position.step) != (0, 0) else []  # nothing is new before a step
         self._write({**dict.fromkeys(epoch.diverged), **dict.fromkeys(going_on, position)})
-        last = phases_of(self._job.config)[-1].number == phase.number
+        last = build_phases(self._job.config)[-1].number == phase.number
         for trial in self._trials:
             if trial.status == "complete" and (trial.training or not last):
                 trial.status = "stopped"
 
-    def _after(self, epoch: _Epoch) -> None:
+    def _after_epoch(self, epoch: _HeadsEpochRunner) -> None:
         """Settle what an epoch means for each member, and write the checkpoints that are due."""
         phase, position = epoch.phases[0], Position(epoch.phases[0].number, epoch.number + 1, 0)
         records = {trial: epoch.record(trial) for trial in self._active}
         improved = np.zeros(len(self._trials), bool)
-        writing: dict[Trial, Position | None] = dict.fromkeys(epoch.diverged)
+        writing: dict[HeadState, Position | None] = dict.fromkeys(epoch.diverged)
         for trial, record in records.items():
             improved[trial.place] = trial.after_epoch(record, position)
-            ended = trial.monitor.ends_phase(trial.member.config.stopping)
+            ended = trial.monitor.should_stop(trial.member.config.stopping)
             trial.training = not ended and position.epoch < phase.settings.epochs
             if not trial.training or trial.due():
                 writing[trial] = position
@@ -179,18 +179,18 @@ class _Group:
         about = {"phase": phase.name, "epoch": epoch.number, "epochs": phase.settings.epochs}
         self._observer.event("heads", **about, active=len(records), val_accuracy=best)
 
-    def _write(self, positions: Mapping[Trial, Position | None]) -> None:
+    def _write(self, positions: Mapping[HeadState, Position | None]) -> None:
         list(self._pool.map(lambda item: item[0].write(self._heads, item[1]), positions.items()))
 
 
-class _Epoch:
+class _HeadsEpochRunner:
     """One epoch of all heads. One step is always left running: it is read while the next one runs."""
 
     def __init__(
-        self, trials: Sequence[Trial], heads: StackedHeads, plan: BatchPlan, phases: Sequence[Phase], number: int
+        self, trials: Sequence[HeadState], heads: VectorizedHeads, plan: BatchPlan, phases: Sequence[Phase], number: int
     ) -> None:
         self.phases, self.number = phases, number
-        self.diverged: list[Trial] = []
+        self.diverged: list[HeadState] = []
         """Members whose loss is not finite any more, as of this epoch."""
         self._trials, self._heads, self._plan = trials, heads, plan
         rates = [trial.rates(phase, number, plan.train_steps) for trial, phase in zip(trials, phases, strict=True)]
@@ -237,7 +237,7 @@ class _Epoch:
                 trial.progress.epoch_sums = sums
         return Position(self.phases[0].number, self.number, self._steps)
 
-    def record(self, trial: Trial) -> dict[str, Any]:
+    def record(self, trial: HeadState) -> dict[str, Any]:
         """The epoch in the member's history; the times are those of all heads together."""
         sums = self._sums[:, :, trial.place]
         train_images, validation_images = np.maximum(1.0, sums[:, 2])  # what is quarantined does not count
@@ -282,7 +282,7 @@ class _Epoch:
         try:
             loss, correct, images = values[:3]
             sums = tf.constant([loss, correct, 0.0, images])
-            Sums({}).add(sums, step, phase, self.number, training=section == 0)
-        except TrainingDiverged as error:
+            EpochMetrics({}).add(sums, step, phase, self.number, training=section == 0)
+        except TrainingDivergedError as error:
             return str(error)
         return ""

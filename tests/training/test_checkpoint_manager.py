@@ -14,8 +14,8 @@ from s3server import Gateway
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
+from pharmclf.training.checkpoint_manager import CheckpointManager, staging_dir
 from pharmclf.training.phases import Position
-from pharmclf.training.saver import CheckpointSaver, spool_of
 
 PRINTS = {"data": "d"}
 
@@ -25,12 +25,12 @@ def own_spool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PHARMCLF_STORAGE_SPOOL", str(tmp_path / "spool"))
 
 
-def saver(folder: str, notes: list[str] | None = None, **settings: Any) -> CheckpointSaver:
+def saver(folder: str, notes: list[str] | None = None, **settings: Any) -> CheckpointManager:
     notes = [] if notes is None else notes
-    return CheckpointSaver(folder, settings.get("prints", PRINTS), settings.get("keep", 2), notes.append)
+    return CheckpointManager(folder, settings.get("prints", PRINTS), settings.get("keep", 2), notes.append)
 
 
-def save(to: CheckpointSaver, step: int, best: int) -> str:
+def save(to: CheckpointManager, step: int, best: int) -> str:
     """A checkpoint of step `step` that says step `best` to be its phase's best."""
     tensors = {file: {"w": np.full(4, step, np.float32)} for file in ("weights", "optimizer")}
     return to.save(Position(0, 0, step), tensors, {"best": {"phase1": Position(0, 0, best).label}})
@@ -38,7 +38,7 @@ def save(to: CheckpointSaver, step: int, best: int) -> str:
 
 def settle(folder: str) -> None:
     """Wait until nothing is left in the spool."""
-    while storage.list_folders(spool_of(folder)):
+    while storage.list_folders(staging_dir(folder)):
         time.sleep(0.02)
 
 
@@ -54,7 +54,7 @@ def test_the_newest_and_their_best_stay(root: str):
         settle(root)
     writer.flush()
     assert steps(root) == [2, 8, 9, 10]
-    assert list_checkpoints(spool_of(root)) == []
+    assert list_checkpoints(staging_dir(root)) == []
 
 
 def test_a_new_saver_goes_on_where_the_last_one_ended(root: str):
@@ -115,7 +115,7 @@ def test_saving_does_not_wait_for_a_storage_that_is_away(gateway: Gateway, bucke
         gateway.start_gateway()
     writer.flush()
     assert steps(bucket) == [5, 11]
-    assert list_checkpoints(spool_of(bucket)) == []
+    assert list_checkpoints(staging_dir(bucket)) == []
 
 
 @pytest.mark.s3
@@ -133,13 +133,13 @@ def test_what_cannot_be_uploaded_is_kept_and_named_and_goes_up_at_the_next_start
             writer.flush()
     finally:
         gateway.start_gateway()
-    assert spool_of(bucket) in notes[-1]
+    assert staging_dir(bucket) in notes[-1]
     assert name in notes[-1]
     with pytest.raises(ConfigError, match="data: 'd' there, 'other' now"):
         saver(bucket, prints={"data": "other"})
     later: list[str] = []
     saver(bucket, later).close()
-    assert later == [f"uploaded {name}, which had been kept in {spool_of(bucket)}"]
+    assert later == [f"uploaded {name}, which had been kept in {staging_dir(bucket)}"]
     assert steps(bucket) == [7]
 
 
@@ -148,7 +148,7 @@ def test_what_the_storage_has_newer_makes_the_spool_void(bucket: str, monkeypatc
     """Another machine has gone on with the run: what this one had kept is behind, and is dropped."""
     local = saver(str(tmp_path / "here"))
     name = save(local, 3, best=3)
-    storage.upload_folder(tmp_path / "here" / name, storage.join(spool_of(bucket), name), last="checkpoint.json")
+    storage.upload_folder(tmp_path / "here" / name, storage.join(staging_dir(bucket), name), last="checkpoint.json")
     monkeypatch.setenv("PHARMCLF_STORAGE_SPOOL", str(tmp_path / "other machine"))
     other = saver(bucket)
     save(other, 8, best=8)
@@ -156,4 +156,4 @@ def test_what_the_storage_has_newer_makes_the_spool_void(bucket: str, monkeypatc
     monkeypatch.setenv("PHARMCLF_STORAGE_SPOOL", str(tmp_path / "spool"))
     saver(bucket).close()
     assert steps(bucket) == [8]
-    assert not storage.exists(spool_of(bucket))
+    assert not storage.exists(staging_dir(bucket))

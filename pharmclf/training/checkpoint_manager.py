@@ -16,32 +16,32 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.core.hashing import fingerprint
 from pharmclf.training.checkpoint import (
-    RECORD,
+    METADATA_FILE,
     Checkpoint,
     check_fingerprints,
+    delete_old_checkpoints,
     list_checkpoints,
-    prune_checkpoints,
     write_checkpoint,
 )
 from pharmclf.training.phases import Position
 
-_ATTEMPT_S = 20.0  # patience of one attempt to upload; the next one follows while training goes on
+_ATTEMPT_TIMEOUT_S = 20.0  # patience of one attempt to upload; the next one follows while training goes on
 _PAUSE_S = 5.0
 
 
-class _Known(NamedTuple):
+class _CheckpointInfo(NamedTuple):
     position: Position
     best: frozenset[str]
     """What it says to be the best checkpoint of each phase; one cannot go without the other."""
 
 
-def spool_of(folder: str) -> str:
+def staging_dir(folder: str) -> str:
     """The local folder in which the checkpoints of a remote run wait for their upload."""
     root = os.environ.get("PHARMCLF_STORAGE_SPOOL") or f"{tempfile.gettempdir()}/pharmclf-spool-{os.getuid()}"
     return storage.join(root, fingerprint(folder)[:16])
 
 
-class CheckpointSaver:
+class CheckpointManager:
     """Writes checkpoints, uploads them behind the training, and lets old ones go. (chief only)"""
 
     def __init__(self, folder: str, fingerprints: dict[str, Any], keep: int, say: Callable[[str], None]) -> None:
@@ -58,20 +58,20 @@ class CheckpointSaver:
             ConfigError: it belongs to another run.
         """
         self._folder, self._fingerprints, self._keep, self._say = folder, fingerprints, keep, say
-        self._known = {checkpoint.name: _known(checkpoint) for checkpoint in list_checkpoints(folder)}
+        self._known = {checkpoint.name: _checkpoint_info(checkpoint) for checkpoint in list_checkpoints(folder)}
         self._last: Position | None = None
         self._remote = storage.is_remote(folder)
-        self._spool = spool_of(folder)
-        self._waiting: list[tuple[Checkpoint, _Known]] = []  # in the spool, oldest first
+        self._spool = staging_dir(folder)
+        self._waiting: list[tuple[Checkpoint, _CheckpointInfo]] = []  # in the spool, oldest first
         self._changed = threading.Condition()
         self._closing_at = 0.0
         self._thread: threading.Thread | None = None
         if self._remote:
-            self._take_up_spool()
+            self._upload_leftovers()
             self._thread = threading.Thread(target=self._upload_all, name="checkpoint-upload", daemon=True)
             self._thread.start()
 
-    def continues_from(self, position: Position) -> None:
+    def resume_from(self, position: Position) -> None:
         """The checkpoint at this position is there and whole: before a step is taken it is not written again."""
         self._last = position
 
@@ -92,9 +92,9 @@ class CheckpointSaver:
         place = self._spool if self._remote else self._folder
         written = write_checkpoint(place, position, tensors, state, self._fingerprints)
         if not self._remote:
-            self._prune(written.name, _known(written))
+            self._prune(written.name, _checkpoint_info(written))
         with self._changed:
-            self._waiting += [(written, _known(written))] if self._remote else []
+            self._waiting += [(written, _checkpoint_info(written))] if self._remote else []
             self._changed.notify_all()
         return written.name
 
@@ -105,7 +105,7 @@ class CheckpointSaver:
             StorageUnavailableError: they could not be uploaded; the message names them and where they are.
         """
         if self.close():
-            raise storage.StorageUnavailableError(self._left_over())
+            raise storage.StorageUnavailableError(self._find_leftovers())
 
     def close(self) -> list[str]:
         """End the uploads -> names of the checkpoints that are left in the spool; a note says so."""
@@ -118,21 +118,21 @@ class CheckpointSaver:
         self._thread.join()
         left = [checkpoint.name for checkpoint, _ in self._waiting]
         if left and first:
-            self._say(self._left_over())
+            self._say(self._find_leftovers())
         return left
 
-    def _left_over(self) -> str:
+    def _find_leftovers(self) -> str:
         names = ", ".join(checkpoint.name for checkpoint, _ in self._waiting)
         return (
             f"not uploaded to {self._folder}: {names}. They are kept in {self._spool}; "
             "the same command on this machine uploads them and goes on from there"
         )
 
-    def _take_up_spool(self) -> None:
+    def _upload_leftovers(self) -> None:
         for checkpoint in list_checkpoints(self._spool):
             if checkpoint.position > max((k.position for k in self._known.values()), default=Position(0, 0, 0)):
                 check_fingerprints(checkpoint.fingerprints, self._fingerprints, f"checkpoint {checkpoint.location}")
-                self._upload(checkpoint, _known(checkpoint))
+                self._upload(checkpoint, _checkpoint_info(checkpoint))
                 self._say(f"uploaded {checkpoint.name}, which had been kept in {self._spool}")
         storage.delete_folder(self._spool)
 
@@ -147,7 +147,7 @@ class CheckpointSaver:
                 self._skip_superseded()
                 checkpoint, known = self._waiting[0]
             try:
-                with storage.timeout(min(_ATTEMPT_S, storage.timeout_s())):
+                with storage.timeout(min(_ATTEMPT_TIMEOUT_S, storage.timeout_s())):
                     self._upload(checkpoint, known)
                 with self._changed:
                     self._waiting.remove((checkpoint, known))
@@ -158,7 +158,10 @@ class CheckpointSaver:
                     self._say(f"checkpoint {checkpoint.name} waits in {self._spool}, it is tried again: {error}")
                 warned = True
                 with self._changed:
-                    if self._closing_at and time.monotonic() - self._closing_at > storage.timeout_s() - _ATTEMPT_S:
+                    if (
+                        self._closing_at
+                        and time.monotonic() - self._closing_at > storage.timeout_s() - _ATTEMPT_TIMEOUT_S
+                    ):
                         return
                     self._changed.wait(_PAUSE_S)
 
@@ -170,22 +173,22 @@ class CheckpointSaver:
                 self._waiting.remove((checkpoint, known))
                 storage.delete_folder(checkpoint.location)
 
-    def _upload(self, checkpoint: Checkpoint, known: _Known) -> None:
+    def _upload(self, checkpoint: Checkpoint, known: _CheckpointInfo) -> None:
         """Copy a checkpoint's files, its record last."""
         target = storage.join(self._folder, checkpoint.name)
-        storage.delete_file(storage.join(target, RECORD))  # of a damaged one that is written anew
-        storage.upload_folder(Path(checkpoint.location), target, last=RECORD)
+        storage.delete_file(storage.join(target, METADATA_FILE))  # of a damaged one that is written anew
+        storage.upload_folder(Path(checkpoint.location), target, last=METADATA_FILE)
         with contextlib.suppress(OSError):  # what stays longer than it must is no failure
             self._prune(checkpoint.name, known)
 
-    def _prune(self, newest: str, known: _Known) -> None:
+    def _prune(self, newest: str, known: _CheckpointInfo) -> None:
         """Let the older ones go; those ahead of the newest belong to a damaged past and go too."""
         self._known = {n: k for n, k in self._known.items() if k.position < known.position} | {newest: known}
         staying = sorted(self._known, key=lambda name: self._known[name].position)[-self._keep :]
         kept = {*staying, *(name for stays in staying for name in self._known[stays].best)}
-        prune_checkpoints(self._folder, kept)
+        delete_old_checkpoints(self._folder, kept)
         self._known = {name: k for name, k in self._known.items() if name in kept}
 
 
-def _known(checkpoint: Checkpoint) -> _Known:
-    return _Known(checkpoint.position, frozenset(checkpoint.state.get("best", {}).values()))
+def _checkpoint_info(checkpoint: Checkpoint) -> _CheckpointInfo:
+    return _CheckpointInfo(checkpoint.position, frozenset(checkpoint.state.get("best", {}).values()))

@@ -7,10 +7,10 @@ import tensorflow as tf
 
 from pharmclf.config import RunConfig
 from pharmclf.data.augment import projective_transforms
-from pharmclf.training.step import Batch
+from pharmclf.training.train_step import Batch
 
 
-def noise_batch(config: RunConfig, images: int) -> Batch:
+def synthetic_batch(config: RunConfig, images: int) -> Batch:
     """A batch of one worker, on the device."""
     side, rows = config.image_size, np.arange(images)
     pixels = np.random.default_rng(0).integers(0, 256, (images, side, side, 3), np.uint8)
