@@ -15,13 +15,13 @@ from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.core.tables import align_columns
 from pharmclf.data.prepare import check_storage, split_manifest
 from pharmclf.data.quarantine import Quarantine
+from pharmclf.distributed.controller import connect, with_loader_cpus
 from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.pipeline import describe_data, training_job, wish_of
 from pharmclf.report.rate_plots import rates_png
 from pharmclf.run_record import with_weights_found
 from pharmclf.training.feasible import check_feasible
-from pharmclf.training.launch import connect, with_stream_cpus
 from pharmclf.training.lr_finder import LrCurve, LrSuggestion, suggest_lr
 from pharmclf.training.phases import build_phases
 
@@ -57,7 +57,7 @@ def find_rate(config: RunConfig, say: Say) -> int:
         def stopped() -> bool:
             return stop.received is not None or quarantine.exceeds_limit
 
-        job = with_stream_cpus(training_job(config, folder, manifest))
+        job = with_loader_cpus(training_job(config, folder, manifest))
         with native_chatter_muted():
             configure_devices_for(config)
         configured = {phase.name: phase.settings.learning_rate for phase in build_phases(config)}

@@ -29,6 +29,9 @@ from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, prepare_manifest, split_manifest, write_manifest
 from pharmclf.data.quarantine import QUARANTINED, Quarantine
+from pharmclf.distributed.cluster import node_address
+from pharmclf.distributed.controller import autoscaling_request, connect, train_on_workers, wait_for_workers
+from pharmclf.distributed.microbatch_search import resolve_microbatches
 from pharmclf.doctor.quick import quick_checks
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, delete_corrupted, fallback_message, get_or_compute
@@ -55,9 +58,6 @@ from pharmclf.tracking import Tracker, check_tracking
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.context import Callback, TrainingContext
 from pharmclf.training.feasible import batch_warning, check_feasible
-from pharmclf.training.fit_nodes import microbatches_for
-from pharmclf.training.launch import asking_for_nodes, await_team, connect, launch
-from pharmclf.training.nodes import node_address
 from pharmclf.training.phases import build_phases
 
 _DECIDED = ("precision", "microbatch", "activations")  # of a record, see `settled` and `train_on_activations`
@@ -159,7 +159,7 @@ def run(
                     console = RunConsole(stop, lease, quarantine, listeners, say, num_classes=num_classes)
                     job = training_job(config, folder, manifest, expected)
                     job = dataclasses.replace(job, hardware_every_s=config.hardware_every_s)
-                    behind.enter_context(asking_for_nodes(config))
+                    behind.enter_context(autoscaling_request(config))
                     try:
                         job = settled(job, console, record)
                         with console.divergence_explained():
@@ -200,10 +200,10 @@ def settled(job: TrainingContext, console: Callback, record: dict[str, Any]) -> 
     """
     if "precision" not in record:
         if job.config.worker_range[1]:
-            await_team(job.config, console)
+            wait_for_workers(job.config, console)
         record["precision"] = run_precision(job.config)
     job = dataclasses.replace(job, config=with_precision(job.config, record["precision"]))
-    fitted = microbatches_for(job, console, record.get("microbatch"))
+    fitted = resolve_microbatches(job, console, record.get("microbatch"))
     record["microbatch"] = fitted
     return dataclasses.replace(job, microbatches=fitted["rows"])
 
@@ -228,10 +228,10 @@ def train_on_activations(
         share: of the cluster that it may use, 0..1.
 
     Returns:
-        What `launch` returns.
+        What `train_on_workers` returns.
 
     Raises:
-        As `launch` and `get_or_compute`.
+        As `train_on_workers` and `get_or_compute`.
     """
     checkpoints = list_checkpoints(job.checkpoints)
     at = checkpoints[-1].position.phase if checkpoints else 0
@@ -243,7 +243,7 @@ def train_on_activations(
         storage.write_json(storage.join(job.folder, RUN_FILE), record)
         console.event("activations", phases=sorted(job.activations))
         try:
-            return launch(job, console, share=share)
+            return train_on_workers(job, console, share=share)
         except FeatureCacheCorruptedError as error:
             if repairs == _REPAIRS:
                 raise
@@ -255,7 +255,7 @@ def train_on_activations(
             record["activations"] = []  # a resumed run goes on in the same way
             storage.write_json(storage.join(job.folder, RUN_FILE), record)
             console.event("activations", phases=[])
-            return launch(dataclasses.replace(job, activations={}), console, share=share)
+            return train_on_workers(dataclasses.replace(job, activations={}), console, share=share)
 
 
 def lost_to(observer: Callback) -> Lost:

@@ -20,16 +20,17 @@ PURE = [
     "monitoring", "evaluation.labels", "evaluation.saved", "evaluation.evaluate", "models.backbone_split",
     "models.devices", "runs", "feature_cache.cache_key", "feature_cache.cache_policy",
     "feature_cache.shards", "feature_cache.reader", "feature_cache.inventory", "feature_cache.local_cache",
-    "training.grouping", "training.access", "training.proxy", "training.ray_address", "training.division",
-    "training.fitting", "training.lr_finder", "training.fit_batch", "training.loop_progress", "training.recovery",
-    "status", "sweep.space", "sweep.search", "sweep.halving", "sweep.options", "sweep.ledger",
+    "training.grouping", "distributed.cluster_auth", "training.proxy", "distributed.ray_address",
+    "distributed.scaling_policy", "training.fitting", "training.lr_finder", "training.fit_batch",
+    "training.loop_progress", "distributed.failure_policy", "status", "sweep.space", "sweep.search", "sweep.halving",
+    "sweep.options", "sweep.ledger",
 ]  # fmt: skip
 WITH_RAY = [
     "pipeline",
     "telemetry",
     "feature_cache.manager",
     "data.ray_loader",
-    "training.launch",
+    "distributed.controller",
     "evaluation.predict",
 ]
 _SHOW = "; import sys; print(*sorted({'tensorflow', 'keras', 'ray'} & set(sys.modules)))"
@@ -74,7 +75,7 @@ def test_the_driver_imports_ray_and_not_tensorflow():
 def test_a_violation_is_noticed(tmp_path: Path):
     """The linter sees imports of other packages, and those inside functions: a contract against them breaks."""
     contract = "[importlinter:contract:{0}]\nname = {0}\ntype = forbidden\n{1}\n"
-    one = "source_modules = pharmclf.training.launch\nforbidden_modules = ray"
+    one = "source_modules = pharmclf.distributed.controller\nforbidden_modules = ray"
     two = "source_modules = pharmclf.data.augment\nforbidden_modules = tensorflow"
     opening = "[importlinter]\nroot_package = pharmclf\ninclude_external_packages = True\n"
     (tmp_path / "broken.ini").write_text(opening + contract.format("one", one) + contract.format("two", two))

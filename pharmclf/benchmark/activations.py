@@ -16,9 +16,9 @@ from pharmclf.config import RunConfig, StoppingConfig
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.prepare import data_location
+from pharmclf.distributed.controller import connect
 from pharmclf.feature_cache.shards import INDEX_FILE
 from pharmclf.models.devices import configure_devices_for
-from pharmclf.training.launch import connect
 
 _BATCH = 16  # pictures of a timed pass through a prefix
 _TIMES = 3

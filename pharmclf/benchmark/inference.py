@@ -16,13 +16,13 @@ from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.prepare import data_location
+from pharmclf.distributed.controller import connect
 from pharmclf.evaluation.predict import BATCH, Prediction, Predictor, predicted_blocks
 from pharmclf.models.devices import device_name
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.prediction.answers import Answers
 from pharmclf.prediction.images import list_images
 from pharmclf.prediction.reading import read_images
-from pharmclf.training.launch import connect
 
 _MEASURED_S = 30.0  # of each way
 _FORWARD_BATCHES = 4  # of each time that the forward pass is measured, at least

@@ -12,10 +12,10 @@ from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.distributed.controller import connect
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import HardwareMonitor
 from pharmclf.monitoring.sampler import NodeSampler
-from pharmclf.training.launch import connect
 from pharmclf.training.phases import build_phases
 
 ALLOWED = 0.01

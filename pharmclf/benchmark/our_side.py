@@ -15,10 +15,10 @@ from pharmclf.benchmark.timing import Parts, pace
 from pharmclf.config import RunConfig
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.prepare import split_manifest
+from pharmclf.distributed.controller import with_loader_cpus
 from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.feature_cache.shards import INDEX_FILE
 from pharmclf.training.context import TrainingContext
-from pharmclf.training.launch import with_stream_cpus
 from pharmclf.training.phases import Phase, build_phases
 
 NAME = "ours"
@@ -71,7 +71,7 @@ def our_side(config: RunConfig, input_s: float, began: float) -> dict[str, Any]:
 def _our_input(config: RunConfig, folder: str, input_s: float) -> dict[str, Any]:
     """Images/s of the stream with its augmentation, and of the kept activations of each phase."""
     manifest = split_manifest(config, folder)
-    job = with_stream_cpus(pipeline.training_job(config, folder, manifest))
+    job = with_loader_cpus(pipeline.training_job(config, folder, manifest))
     kept = get_or_compute(pipeline.wish_of(job, manifest, 0, lambda _: None, lambda: False, lambda _: None))
     phases = build_phases(config)
     found = {name: _read(dataclasses.replace(job, activations={name: kept[name]}), phase, input_s)

@@ -32,13 +32,13 @@ from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_count
+from pharmclf.distributed.scaling_policy import WorkerGroupSpec, resources_per_worker
+from pharmclf.distributed.worker_group import build_trainer
 from pharmclf.models.devices import configure_devices_for, with_precision
 from pharmclf.models.precision import run_precision
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.report.scaling_plots import scaling_png
-from pharmclf.training.attempt import trainer_for
 from pharmclf.training.context import TrainingContext
-from pharmclf.training.division import Team, divide_resources
 from pharmclf.training.phases import build_phases
 
 PICTURE_FILE = "benchmark-scaling.png"
@@ -159,12 +159,14 @@ def _measure(job: TrainingContext, sizes: tuple[int, ...]) -> dict[str, Any]:
     total = ray.cluster_resources()
     gpus = 0.0 if job.config.accelerator == "cpu" else total.get("GPU", 0.0)
     world = min(2, int(gpus)) if gpus else 2
-    each = divide_resources(world, world, total.get("CPU", 0.0), gpus)
+    each = resources_per_worker(world, world, total.get("CPU", 0.0), gpus)
     precision = run_precision(dataclasses.replace(job.config, workers=str(world)))  # one for all, as in a run
-    job = dataclasses.replace(job, config=with_precision(job.config, precision), stream_cpus=each.stream_cpus)
+    job = dataclasses.replace(job, config=with_precision(job.config, precision), stream_cpus=each.loader_cpus)
     own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")
     # over the network, where there is one
-    trainer = trainer_for(_worker, {"job": job, "sizes": sizes}, Team(world, each), own, placement="SPREAD")
+    trainer = build_trainer(
+        _worker, {"job": job, "sizes": sizes}, WorkerGroupSpec(world, each), own, placement="SPREAD"
+    )
     try:
         return {"workers": world} | trainer.fit().return_value
     finally:

@@ -16,10 +16,10 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.ray_loader import load_batches, load_images
+from pharmclf.distributed.controller import connect, with_loader_cpus
 from pharmclf.models.devices import configure_devices_for, device_name, gpu_compute_capability, resolve_precision
 from pharmclf.pipeline import training_job
 from pharmclf.training.context import TrainingContext
-from pharmclf.training.launch import connect, with_stream_cpus
 from pharmclf.training.phases import Phase, build_phases
 
 _LOOP_EPOCHS = 3  # of each phase; the first one traces the graphs and is left out
@@ -82,7 +82,7 @@ def benchmark_job(config: RunConfig, folder: str) -> TrainingContext:
     config = dataclasses.replace(
         config, phase1=epochs, phase2=epochs, stopping=never, weights="none", workers="0", checkpoint_every_s=0.0
     )
-    job = with_stream_cpus(training_job(config, folder))
+    job = with_loader_cpus(training_job(config, folder))
     whole = len(job.train_rows) - len(job.train_rows) % config.batch_size  # a padded batch would cost all stages
     if whole == 0:
         raise ConfigError(

@@ -12,6 +12,8 @@ from pharmclf import storage
 from pharmclf.config import DEMO, RunConfig
 from pharmclf.core.errors import ConfigError, single_line
 from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
+from pharmclf.distributed.ray_address import FIND_LOCAL, check_address, requested_address
+from pharmclf.distributed.scaling_policy import ClusterNode, WorkerGroupSpec, format_capacity, plan_worker_group
 from pharmclf.doctor.clocks import judge_clock
 from pharmclf.doctor.exchange import judge_exchange, try_exchange
 from pharmclf.doctor.findings import Finding, Section, fail, ok, warn
@@ -21,8 +23,6 @@ from pharmclf.doctor.node import STORAGE_S, WHOLE_S, Request, examine, judge_nod
 from pharmclf.doctor.packages import LACKS_PACKAGE, judge_packages, packages_here
 from pharmclf.doctor.store import BULK_BYTES, StorageFacts, beacon_at, judge_storage, try_storage
 from pharmclf.monitoring.cores import ray_cpus
-from pharmclf.training.division import Node, Team, room_text, team_on
-from pharmclf.training.ray_address import FIND_LOCAL, check_address, given_address
 
 if TYPE_CHECKING:
     from pharmclf.doctor.nodes import Nodes
@@ -45,7 +45,7 @@ def examine_all(config: RunConfig, show: Show) -> list[Section]:
     data = config.data if config.data == DEMO else storage.absolute(config.data).rstrip("/")
     config = dataclasses.replace(config, data=data, storage=storage.absolute(config.storage))
     sections: list[Section] = []
-    parts = _on_cluster if given_address() else _on_this_machine
+    parts = _on_cluster if requested_address() else _on_this_machine
     for section in parts(config):
         sections.append(section)
         show(section)
@@ -59,7 +59,7 @@ def _on_this_machine(config: RunConfig) -> Iterator[Section]:
     findings = [*judge_node(facts, request, None), *trouble]
     yield Section(title=f"this machine ({socket.gethostname()})", findings=tuple(findings), facts=_plain(facts))
     gpus = len(facts.tensorflow.gpus) if facts.tensorflow else 0
-    node = Node("", "127.0.0.1", 0, float(ray_cpus()), float(gpus))  # as a run starts Ray
+    node = ClusterNode("", "127.0.0.1", 0, float(ray_cpus()), float(gpus))  # as a run starts Ray
     room = judge_room(config, [node], waits=False)
     if config.worker_range[1] < 2:
         text = "not tried: one worker exchanges nothing; --workers 2 tries it"
@@ -76,7 +76,7 @@ def _on_this_machine(config: RunConfig) -> Iterator[Section]:
 
 
 def _on_cluster(config: RunConfig) -> Iterator[Section]:
-    address = given_address()
+    address = requested_address()
     images, trouble = _sample(config)
     facts, findings = _storage_here(config)
     title = f"the driver ({socket.gethostname()})"
@@ -96,12 +96,12 @@ def _on_cluster(config: RunConfig) -> Iterator[Section]:
         written = facts is not None and not facts.failed
         with Nodes() as nodes, beacon_at(config.storage) if written else contextlib.nullcontext("") as beacon:
             request = Request(config=config, whole=True, images=images, beacon=beacon)
-            same: list[Node] = []
+            same: list[ClusterNode] = []
             yield from _each_node(nodes, request, same)
             yield Section(title="cluster", findings=tuple(_together(config, nodes, same)))
 
 
-def _each_node(nodes: Nodes, request: Request, same: list[Node]) -> Iterator[Section]:
+def _each_node(nodes: Nodes, request: Request, same: list[ClusterNode]) -> Iterator[Section]:
     """The sections of all nodes; those that have the driver's code are put into `same`."""
     own, first = packages_here(), dict[str, list[Finding]]()
     remedy = "see the logs of its raylet and `ray list nodes`; all TCP ports between the nodes must be open"
@@ -131,7 +131,7 @@ def _each_node(nodes: Nodes, request: Request, same: list[Node]) -> Iterator[Sec
         yield Section(title=f"node {node.address}", findings=(*first[node.id], *found), facts=facts)
 
 
-def _together(config: RunConfig, nodes: Nodes, same: Sequence[Node]) -> list[Finding]:
+def _together(config: RunConfig, nodes: Nodes, same: Sequence[ClusterNode]) -> list[Finding]:
     """What concerns the nodes together."""
     room = judge_room(config, nodes.nodes, waits=config.wait_for_nodes_s > 0)
     found = [_judge_doors(nodes.open_doors(same), config.allow_open_cluster), room]
@@ -148,16 +148,16 @@ def _together(config: RunConfig, nodes: Nodes, same: Sequence[Node]) -> list[Fin
     return [*found, _exchange(config, same, others)]
 
 
-def _exchange(config: RunConfig, nodes: Sequence[Node], avoided: Sequence[str]) -> Finding:
+def _exchange(config: RunConfig, nodes: Sequence[ClusterNode], avoided: Sequence[str]) -> Finding:
     """Two workers on these nodes."""
     try:
-        team: Team = team_on(nodes, 2, 2, config.accelerator)
+        team: WorkerGroupSpec = plan_worker_group(nodes, 2, 2, config.accelerator)
     except ConfigError as error:
         return warn("all-reduce", f"not tried: {error}", "give two workers room")
     return judge_exchange(try_exchange(team, avoided, gpus=team.each.gpus > 0))
 
 
-def judge_room(config: RunConfig, nodes: Sequence[Node], *, waits: bool) -> Finding:
+def judge_room(config: RunConfig, nodes: Sequence[ClusterNode], *, waits: bool) -> Finding:
     """Whether the workers of a run find their places; pure.
 
     Args:
@@ -169,14 +169,16 @@ def judge_room(config: RunConfig, nodes: Sequence[Node], *, waits: bool) -> Find
     if high == 0:
         return ok("workers", "none: the run trains in its own process")
     try:
-        team = team_on(nodes, low, high, config.accelerator)
+        team = plan_worker_group(nodes, low, high, config.accelerator)
     except ConfigError as error:
         if waits:
             remedy = f"add nodes; a run waits for them --wait-for-nodes {config.wait_for_nodes}, and then ends"
             return warn("workers", str(error), remedy)
         return fail("workers", str(error), "give fewer --workers, or a larger machine")
     each = f"{team.each.cpus:g} CPUs and {team.each.gpus:g} GPUs"
-    return ok("workers", f"{team.size} of {config.workers} asked for, with {each} each; there are {room_text(nodes)}")
+    return ok(
+        "workers", f"{team.size} of {config.workers} asked for, with {each} each; there are {format_capacity(nodes)}"
+    )
 
 
 def _judge_doors(doors: dict[str, str], allowed: bool) -> Finding:

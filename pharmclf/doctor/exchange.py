@@ -12,8 +12,8 @@ from typing import Any
 from pharmclf.core.compat.ray import worker_errors
 from pharmclf.core.errors import format_error
 from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
+from pharmclf.distributed.scaling_policy import WorkerGroupSpec
 from pharmclf.doctor.findings import Finding, fail, ok, warn
-from pharmclf.training.division import Team
 
 LIMIT_S = 240.0
 """For all of it: starting two workers takes a minute on two busy cores, ten seconds on a cluster."""
@@ -42,7 +42,9 @@ class ExchangeFacts:
         return _MOVED_BITS / max(self.bulk_s - self.small_s, 1e-9)
 
 
-def try_exchange(team: Team, avoided: Sequence[str], *, gpus: bool, limit_s: float = LIMIT_S) -> ExchangeFacts:
+def try_exchange(
+    team: WorkerGroupSpec, avoided: Sequence[str], *, gpus: bool, limit_s: float = LIMIT_S
+) -> ExchangeFacts:
     """Start the workers of a team, and let them sum; Ray must be connected.
 
     Where they hang, they are left to the end of this driver, which Ray ends them with.
@@ -53,11 +55,11 @@ def try_exchange(team: Team, avoided: Sequence[str], *, gpus: bool, limit_s: flo
         gpus: whether they drive GPUs.
         limit_s: after so many seconds they are given up.
     """
-    from pharmclf.training.attempt import trainer_for
+    from pharmclf.distributed.worker_group import build_trainer
 
     own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")
     settings = {"gpus": gpus, "began": time.time()}
-    trainer = trainer_for(_worker, settings, team, own, placement="SPREAD", avoided=avoided)
+    trainer = build_trainer(_worker, settings, team, own, placement="SPREAD", avoided=avoided)
 
     def fit() -> ExchangeFacts:
         try:

@@ -14,15 +14,15 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pharmclf.core.errors import ConfigError, first_line, format_error
+from pharmclf.distributed.cluster import partition_reachable
+from pharmclf.distributed.cluster_auth import require_cluster_auth
+from pharmclf.distributed.controller import connect
+from pharmclf.distributed.scaling_policy import ClusterNode
 from pharmclf.doctor.clocks import least_offset_s
 from pharmclf.doctor.machine import RayView
 from pharmclf.doctor.network import WORKERS, Door, Listener, knock
 from pharmclf.doctor.node import NodeFacts, Request, examine
 from pharmclf.doctor.packages import Packages, packages_here
-from pharmclf.training.access import refuse_open_cluster
-from pharmclf.training.division import Node
-from pharmclf.training.launch import connect
-from pharmclf.training.nodes import survey
 
 _START_S = 60.0  # for a process of Ray's on a node; measured: up to 20 s on two busy cores
 _PINGS = 3
@@ -66,7 +66,7 @@ class Examiner:
     def open_door(self) -> str:
         """Why this node's doors for jobs are a danger, "" where they are none."""
         try:
-            refuse_open_cluster(_about(), allow=False)
+            require_cluster_auth(_about(), allow=False)
         except ConfigError as error:
             return str(error)
         return ""
@@ -104,7 +104,7 @@ class Nodes:
 
     def __init__(self) -> None:
         """Look which there are."""
-        self.nodes, self.silent = survey()
+        self.nodes, self.silent = partition_reachable()
         """Those that answer, and those that Ray takes for living although they do not."""
         self._entries = {entry["NodeID"]: entry for entry in ray.nodes()}
         self._actors: dict[str, Any] = {}
@@ -123,7 +123,7 @@ class Nodes:
             with contextlib.suppress(Exception):  # the node may be gone
                 ray.kill(actor)
 
-    def view(self, node: Node) -> RayView:
+    def view(self, node: ClusterNode) -> RayView:
         """What Ray takes a node for."""
         resources: Mapping[str, float] = self._entries[node.id]["Resources"]
         return RayView(
@@ -133,21 +133,23 @@ class Nodes:
             store_bytes=resources.get("object_store_memory", 0.0),
         )
 
-    def packages(self, within_s: float = _START_S) -> Iterator[tuple[Node, Answer]]:
+    def packages(self, within_s: float = _START_S) -> Iterator[tuple[ClusterNode, Answer]]:
         """The programs of each node, as they come; what does not answer comes last."""
         for node, answer in self._ask("packages", {node.id: () for node in self.nodes}, within_s):
             yield node, Answer(Packages(**answer.value)) if answer.value else answer
 
-    def examine(self, nodes: Sequence[Node], request: Request, within_s: float) -> Iterator[tuple[Node, Answer]]:
+    def examine(
+        self, nodes: Sequence[ClusterNode], request: Request, within_s: float
+    ) -> Iterator[tuple[ClusterNode, Answer]]:
         """The facts of nodes, as they come."""
         yield from self._ask("examine", {node.id: (request,) for node in nodes}, within_s)
 
-    def open_doors(self, nodes: Sequence[Node]) -> dict[str, str]:
+    def open_doors(self, nodes: Sequence[ClusterNode]) -> dict[str, str]:
         """Why the doors of nodes for jobs are a danger, by address, where they are."""
         answers = self._ask("open_door", {node.id: () for node in nodes}, _KNOCKS_S)
         return {node.address: answer.value for node, answer in answers if answer.value}
 
-    def clock_offset_s(self, node: Node) -> float | None:
+    def clock_offset_s(self, node: ClusterNode) -> float | None:
         """What the clock of a node is ahead of this one's at least; None where it does not answer."""
         found: list[float] = []
         for _ in range(_PINGS):
@@ -159,7 +161,7 @@ class Nodes:
             found.append(least_offset_s(began, time.time(), seen))
         return max(found, key=abs, default=None)  # each is the least that it can be
 
-    def knock(self, nodes: Sequence[Node]) -> dict[str, list[tuple[Door, str]]]:
+    def knock(self, nodes: Sequence[ClusterNode]) -> dict[str, list[tuple[Door, str]]]:
         """Let every node knock at all others -> for each, by its address, the doors and what came of it."""
         ports = {
             node.id: answer.value
@@ -175,7 +177,7 @@ class Nodes:
             if answer.value is not None
         }
 
-    def _doors(self, node: Node, port: int | None) -> list[Door]:
+    def _doors(self, node: ClusterNode, port: int | None) -> list[Door]:
         entry = self._entries[node.id]
         doors = [Door(address=node.address, port=port, what=WORKERS)] if port else []
         doors.append(Door(address=node.address, port=node.port, what="of Ray's raylet"))
@@ -183,7 +185,7 @@ class Nodes:
 
     def _ask(
         self, method: str, arguments: Mapping[str, tuple[Any, ...]], within_s: float
-    ) -> Iterator[tuple[Node, Answer]]:
+    ) -> Iterator[tuple[ClusterNode, Answer]]:
         """Call a method on nodes at once; answers as they come, then those that did not."""
         known = {node.id: node for node in self.nodes}
         waiting = {getattr(self._actors[id_], method).remote(*own): known[id_] for id_, own in arguments.items()}

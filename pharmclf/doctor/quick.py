@@ -12,14 +12,14 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.units import format_count
+from pharmclf.distributed.ray_address import requested_address
+from pharmclf.distributed.scaling_policy import ClusterNode, plan_worker_group
 from pharmclf.doctor.clocks import judge_clock
 from pharmclf.doctor.findings import Finding, Section, fail, of_level, warn
 from pharmclf.doctor.node import STORAGE_S, NodeFacts, Request, examine, judge_node
 from pharmclf.doctor.packages import LACKS_PACKAGE, judge_packages, packages_here
 from pharmclf.doctor.store import Kind, beacon_at
 from pharmclf.monitoring.cores import ray_cpus, usable_cores
-from pharmclf.training.division import Node, team_on
-from pharmclf.training.ray_address import given_address
 
 if TYPE_CHECKING:
     from pharmclf.doctor.nodes import Answer
@@ -49,7 +49,7 @@ def quick_checks(config: RunConfig, say: Callable[[str], None]) -> None:
         NotReady: something else would make the run fail; further reasons have been said.
     """
     config = dataclasses.replace(config, storage=storage.absolute(config.storage))
-    if not given_address():
+    if not requested_address():
         _check_room(config, say)
     request = Request(config=config, whole=False, patience_s=storage.timeout_s())
     facts = examine(request)
@@ -58,7 +58,7 @@ def quick_checks(config: RunConfig, say: Callable[[str], None]) -> None:
     if facts.proxies and facts.proxies.urls and config.worker_range[1]:
         name, url = next(iter(facts.proxies.urls.items()))
         say(f"note: {name} is set ({url}); workers reach each other without it, storage and downloads go through it")
-    if given_address() and not of_level(sections, "FAIL"):
+    if requested_address() and not of_level(sections, "FAIL"):
         for section, answered in _on_nodes(dataclasses.replace(request, patience_s=STORAGE_S)):
             sections.append(section)
             kinds |= {answered.storage.kind} if answered and answered.storage else set()
@@ -83,7 +83,7 @@ def _check_room(config: RunConfig, say: Callable[[str], None]) -> None:
     if high == 0 or (config.accelerator != "cpu" and shutil.which("nvidia-smi")):
         return  # with GPUs, Ray counts them when it starts
     cores = usable_cores()
-    team_on([Node("", "127.0.0.1", 0, float(ray_cpus()), 0.0)], low, high, config.accelerator)
+    plan_worker_group([ClusterNode("", "127.0.0.1", 0, float(ray_cpus()), 0.0)], low, high, config.accelerator)
     if low > cores:
         say(
             f"warning: workers: {low} processes share {format_count(cores, 'core')}, each with a TensorFlow and a "
@@ -98,8 +98,8 @@ def _line(section: Section, finding: Finding) -> str:
 
 def _on_nodes(request: Request) -> Iterator[tuple[Section, NodeFacts | None]]:
     """What is found on each node of the cluster."""
+    from pharmclf.distributed.controller import connect
     from pharmclf.doctor.nodes import Answer, Nodes  # Ray is wanted here alone
-    from pharmclf.training.launch import connect
 
     connect(allow_open=request.config.allow_open_cluster)
     own, titles, same = packages_here(), dict[str, str](), []

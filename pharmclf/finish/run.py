@@ -60,7 +60,7 @@ def finish(
         config: the run.
         folder: its folder.
         manifest: with splits.
-        outcome: what `launch` returned.
+        outcome: what `train_on_workers` returned.
         record: of the run: versions, fingerprints, the command, and the seconds that it has taken so far.
         say: takes lines for the console.
         quarantine: takes the images of the data set that are not what the manifest says.

@@ -17,6 +17,8 @@ from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, manifest_cache
 from pharmclf.data.quarantine import Quarantine
+from pharmclf.distributed.cluster import device_kind
+from pharmclf.distributed.controller import connect
 from pharmclf.evaluation.evaluate import console_table
 from pharmclf.evaluation.explain import Explainer
 from pharmclf.evaluation.saved import SavedModel, find_model
@@ -28,8 +30,6 @@ from pharmclf.report.facts import ReportFacts
 from pharmclf.report.fonts import font_notes
 from pharmclf.report.page import page_html
 from pharmclf.schema_version import load_record
-from pharmclf.training.launch import connect
-from pharmclf.training.nodes import device_kind
 
 _OWN_SPLITS = ("test", "validation")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pharmclf.core.errors import ConfigError
-from pharmclf.training.division import Node, room_text
+from pharmclf.distributed.scaling_policy import ClusterNode, format_capacity
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 AUTO = "auto"
@@ -39,7 +39,7 @@ def wants_ray(workers: str, accelerator: Accelerator, num_images: int, *, on_clu
     return ray
 
 
-def actors_on(nodes: Sequence[Node], workers: str, accelerator: Accelerator) -> int:
+def actors_on(nodes: Sequence[ClusterNode], workers: str, accelerator: Accelerator) -> int:
     """The processes that predict on a cluster: one for every GPU, without any one for every node; pure.
 
     Args:
@@ -53,7 +53,7 @@ def actors_on(nodes: Sequence[Node], workers: str, accelerator: Accelerator) -> 
     gpus = 0 if accelerator == "cpu" else sum(int(node.gpus) for node in nodes)
     if accelerator == "gpu" and not gpus:
         raise ConfigError(
-            f"--accelerator gpu: there are {room_text(nodes)}. Add nodes with GPUs, or give --accelerator auto"
+            f"--accelerator gpu: there are {format_capacity(nodes)}. Add nodes with GPUs, or give --accelerator auto"
         )
     if workers == AUTO:
         return gpus or max(1, sum(node.cpus >= 1 for node in nodes))

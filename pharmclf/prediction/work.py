@@ -15,6 +15,9 @@ import pyarrow.compute as pc
 from pharmclf import storage
 from pharmclf.core.console import Say
 from pharmclf.data.image_set import ImageSet
+from pharmclf.distributed.cluster import usable_nodes
+from pharmclf.distributed.controller import connect
+from pharmclf.distributed.ray_address import requested_address
 from pharmclf.evaluation.predict import Prediction, predicted_blocks
 from pharmclf.prediction.answers import SCHEMA, Answers
 from pharmclf.prediction.options import PredictOptions
@@ -22,9 +25,6 @@ from pharmclf.prediction.parts import Parts
 from pharmclf.prediction.places import actors_on, gpus_here, wants_ray
 from pharmclf.prediction.waiting import until
 from pharmclf.progress import progress_lines
-from pharmclf.training.launch import connect
-from pharmclf.training.nodes import usable_nodes
-from pharmclf.training.ray_address import given_address
 
 _SHOWN = 20  # bad images that are named on the console
 
@@ -47,7 +47,7 @@ def placed(what: Prediction, options: PredictOptions, num_images: int) -> Predic
     Raises:
         ConfigError: the cluster has not what is asked for, or may not be joined.
     """
-    on_cluster = bool(given_address())
+    on_cluster = bool(requested_address())
     gpus = gpus_here() if options.accelerator != "cpu" else 0
     if not wants_ray(options.workers, options.accelerator, num_images, on_cluster=on_cluster, gpus_here=gpus):
         return what

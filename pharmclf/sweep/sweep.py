@@ -21,6 +21,9 @@ from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, write_manifest
 from pharmclf.data.quarantine import Quarantine
+from pharmclf.distributed.cluster import node_address
+from pharmclf.distributed.controller import connect
+from pharmclf.distributed.scaling_policy import resources_per_worker
 from pharmclf.doctor.quick import quick_checks
 from pharmclf.feature_cache import extract
 from pharmclf.models.devices import with_precision
@@ -55,10 +58,7 @@ from pharmclf.sweep.trial import Shared
 from pharmclf.sweep.winner import finish_winner, retrain_winner
 from pharmclf.tracking import SweepTracker, check_tracking
 from pharmclf.training.checkpoint import check_fingerprints
-from pharmclf.training.division import divide_resources
 from pharmclf.training.feasible import batch_warning, check_feasible
-from pharmclf.training.launch import connect
-from pharmclf.training.nodes import node_address
 
 TABLE_FILE = "sweep.parquet"
 _FACTOR = 3  # of the trials at a rung, the best third goes on
@@ -340,7 +340,7 @@ def _room(options: SweepOptions, base: RunConfig, space: Space) -> Room:
     cpus, gpus, memory = (total.get(name, 0.0) for name in ("CPU", "GPU", "memory"))
     room, workers = room_for(options, cpus, gpus, memory, heads_only=heads_only), options.workers_per_trial
     if workers > 1:
-        divide_resources(workers, workers, room.share * cpus, room.share * gpus)
+        resources_per_worker(workers, workers, room.share * cpus, room.share * gpus)
     return room
 
 

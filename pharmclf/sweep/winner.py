@@ -15,13 +15,13 @@ from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import write_manifest
 from pharmclf.data.quarantine import Quarantine
+from pharmclf.distributed.cluster import device_kind
 from pharmclf.finish import finish
 from pharmclf.models.devices import configure_devices
 from pharmclf.run_record import RUN_FILE
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.sweep.ledger import Trial
 from pharmclf.training.checkpoint import list_checkpoints
-from pharmclf.training.nodes import device_kind
 from pharmclf.training.train_state import TrainState, finalize_best
 
 RETRAINED = "winner"

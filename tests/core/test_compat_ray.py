@@ -20,8 +20,8 @@ import pytest
 
 from pharmclf.core.compat import IncompatibleVersionError
 from pharmclf.core.compat import ray as compat
+from pharmclf.distributed import worker_group
 from pharmclf.sweep import conductor
-from pharmclf.training import attempt
 
 pytestmark = pytest.mark.ray
 
@@ -228,7 +228,7 @@ def test_the_settings_of_train_and_tune_are_variables_that_ray_reads():
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
     from ray.tune import constants
 
-    assert set(attempt.SETTINGS) <= set(ENV_VARS_TO_PROPAGATE)
+    assert set(worker_group.SETTINGS) <= set(ENV_VARS_TO_PROPAGATE)
     tune = {name for name in conductor._QUIET if name.startswith("TUNE_")} | {"TUNE_FUNCTION_THREAD_TIMEOUT_S"}
     assert all(f'"{name}"' in Path(constants.__file__).read_text("utf-8") for name in tune)
 

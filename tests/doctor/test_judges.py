@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pharmclf.config import RunConfig
+from pharmclf.distributed.scaling_policy import ClusterNode
 from pharmclf.doctor.clocks import judge_clock
 from pharmclf.doctor.disks import Disk, judge_disks
 from pharmclf.doctor.examination import judge_room
@@ -22,7 +23,6 @@ from pharmclf.doctor.node import NodeFacts, Request, judge_node
 from pharmclf.doctor.packages import Packages, judge_packages
 from pharmclf.doctor.proxies import ProxyFacts, judge_proxies
 from pharmclf.doctor.store import StorageFacts, judge_storage
-from pharmclf.training.division import Node
 
 GB = 10**9
 MACHINE = Machine(
@@ -294,8 +294,8 @@ def test_an_exchange_that_fails_fails_and_a_slow_link_warns(facts, level, words)
     check(judge_exchange(facts), level, words)
 
 
-def node(cpus: float, gpus: float = 0.0) -> Node:
-    return Node("n", "10.0.0.1", 1, cpus, gpus)
+def node(cpus: float, gpus: float = 0.0) -> ClusterNode:
+    return ClusterNode("n", "10.0.0.1", 1, cpus, gpus)
 
 
 @pytest.mark.parametrize(

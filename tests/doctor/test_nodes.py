@@ -53,11 +53,11 @@ def test_a_node_that_takes_too_long_does_not_hold_up_the_others(shared_ray: None
 @pytest.mark.slow
 def test_two_workers_sum_and_their_speed_is_measured(shared_ray: None) -> None:
     """Started as those of a training are; given up where they take too long."""
+    from pharmclf.distributed.cluster import usable_nodes
+    from pharmclf.distributed.scaling_policy import plan_worker_group
     from pharmclf.doctor.exchange import judge_exchange, try_exchange
-    from pharmclf.training.division import team_on
-    from pharmclf.training.nodes import usable_nodes
 
-    facts = try_exchange(team_on(usable_nodes(), 2, 2, "cpu"), [], gpus=False)
+    facts = try_exchange(plan_worker_group(usable_nodes(), 2, 2, "cpu"), [], gpus=False)
     assert facts.error == ""
     assert facts.on_one_node
     assert 0 < facts.small_s < facts.bulk_s

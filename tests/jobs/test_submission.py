@@ -12,7 +12,7 @@ from running import SMALL, in_the_middle_of
 from s3server import Gateway
 
 from pharmclf import storage
-from pharmclf.training.access import _addresses_here
+from pharmclf.distributed.cluster_auth import _local_addresses
 from pharmclf.training.checkpoint import list_checkpoints
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf, pytest.mark.slow]
@@ -87,7 +87,10 @@ def test_a_submitted_sweep_ends_with_its_winner(drawn_images: str, tmp_path: Pat
     assert (tmp_path / "search" / "sweep.parquet").exists()
 
 
-ASK = "import ray; from pharmclf.training.access import refuse_open_cluster as ask; ask(ray.init().address_info, False)"
+ASK = (
+    "import ray; from pharmclf.distributed.cluster_auth import require_cluster_auth as ask; "
+    "ask(ray.init().address_info, False)"
+)
 
 
 @pytest.mark.parametrize("dashboard_host", ["0.0.0.0", "127.0.0.1"])
@@ -95,7 +98,7 @@ def test_a_cluster_without_tokens_is_refused_and_one_with_them_is_not(
     drawn_images: str, tmp_path: Path, dashboard_host: str
 ) -> None:
     """By its job server where that listens on all addresses, by its node's agent otherwise; nothing is trained."""
-    if not _addresses_here():
+    if not _local_addresses():
         pytest.skip("this machine has no address but 127.0.0.1")
     flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", *SMALL]
     door = {"0.0.0.0": "/api/jobs/", "127.0.0.1": "/api/job_agent/"}[dashboard_host]

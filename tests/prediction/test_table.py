@@ -21,6 +21,7 @@ from report_facts import make_decision
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
+from pharmclf.distributed.scaling_policy import ClusterNode
 from pharmclf.evaluation.saved import SavedModel
 from pharmclf.metrics import NO_ANSWER
 from pharmclf.prediction.answers import SCHEMA, Answers
@@ -31,7 +32,6 @@ from pharmclf.prediction.parts import DamagedPart, Parts
 from pharmclf.prediction.places import actors_on, wants_ray
 from pharmclf.prediction.waiting import until
 from pharmclf.prediction.work import Summary
-from pharmclf.training.division import Node
 
 ABOUT = {"model": "sha", "labels": ["a", "b", "c", "d"], "image_size": 64, "temperature": 1.5, "threshold": 0.5}
 
@@ -348,8 +348,8 @@ def test_ray_is_started_where_it_pays():
 def test_a_process_predicts_on_every_gpu_or_node():
     """One for each GPU; without GPUs, or where they are left to others, one for each node that can decode."""
 
-    def node(cpus: float, gpus: float) -> Node:
-        return Node("id", "10.0.0.1", 1, cpus, gpus)
+    def node(cpus: float, gpus: float) -> ClusterNode:
+        return ClusterNode("id", "10.0.0.1", 1, cpus, gpus)
 
     mixed, plain = [node(8, 4), node(8, 2), node(4, 0)], [node(8, 0), node(2, 0), node(0, 0)]
     assert actors_on(mixed, "auto", "auto") == actors_on(mixed, "auto", "gpu") == 6

@@ -17,11 +17,11 @@ from pharmclf.core.signals import StopRequested
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import QUARANTINED
+from pharmclf.distributed.controller import train_on_workers
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
 from pharmclf.training.context import TrainingContext
-from pharmclf.training.launch import launch
 from pharmclf.training.phases import build_phases
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
@@ -82,7 +82,7 @@ def test_cached_and_uncached_training_take_the_same_steps(
     streamed, cached = jobs[0], with_activations(jobs[1], manifest, str(tmp_path))
     for job in (streamed, cached):
         observer = Recorder()
-        outcome = launch(job, observer)
+        outcome = train_on_workers(job, observer)
         assert outcome["status"] == "complete"
         lost = [row for event in observer.of(QUARANTINED) for row in event["rows"]]
         assert set(lost) == (set(changed) if job is streamed else set())  # the feature pass has named them before
@@ -108,6 +108,6 @@ def test_a_cached_run_resumes_bit_for_bit(make_job: Any, drawn_manifest: Manifes
         job = with_activations(make_job(str(tmp_path / name), **settings), drawn_manifest, str(tmp_path))
         for stop in stops:
             with pytest.raises(StopRequested) if stop else contextlib.nullcontext():
-                launch(job, Recorder(stop))
+                train_on_workers(job, Recorder(stop))
         ends.append(weights(job))
     assert all(np.array_equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -143,15 +143,15 @@ def test_a_search_ends_when_it_is_asked_to():
 @pytest.mark.ray
 def test_what_was_found_is_not_sought_again(make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """For the same limit of memory; what was given by hand was not found."""
-    from pharmclf.training.fit_nodes import microbatches_for
+    from pharmclf.distributed.microbatch_search import resolve_microbatches
 
     job = make_job(str(tmp_path), microbatch="auto")
     earlier = {"found": True, "memory_limit_mb": 0, "rows": {"phase1": 7, "phase2": 3}}
     recorder = Recorder()
-    assert microbatches_for(job, recorder, earlier) == earlier
+    assert resolve_microbatches(job, recorder, earlier) == earlier
     assert "phase1 7, phase2 3" in recorder.of("note")[0]["text"]
     given = dataclasses.replace(make_job(str(tmp_path), microbatch="5"), microbatches={"phase1": 5, "phase2": 5})
-    assert microbatches_for(given, recorder, earlier) == {
+    assert resolve_microbatches(given, recorder, earlier) == {
         "found": False, "memory_limit_mb": 0, "rows": {"phase1": 5, "phase2": 5},
     }  # fmt: skip
 

@@ -17,12 +17,12 @@ from pharmclf import storage
 from pharmclf.config import AugmentConfig, HeadConfig, OptimizerConfig, PhaseConfig
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.manifest import Manifest
+from pharmclf.distributed.controller import train_on_workers
 from pharmclf.feature_cache.shards import CachedFeatures, ShardLayout, write_shard
 from pharmclf.models.devices import min_compute_capability, resolve_precision
 from pharmclf.pipeline import settled
 from pharmclf.training.checkpoint import list_checkpoints, read_checkpoint
 from pharmclf.training.context import TrainingContext
-from pharmclf.training.launch import launch
 
 WIDTH, OVERFLOWING_STEP = 1280, 2
 ORDINARY, OVERFLOWING = 1.0, 3e4  # of a feature; its gradient times 2^15 is beyond float16 with the second only
@@ -80,7 +80,7 @@ def test_a_gradient_that_is_not_finite_on_one_worker_skips_the_step_on_all(
         plan = BatchPlan(job.train_rows, job.validation_rows, job.config.batch_size, job.config.seed, 0, 1, rank, 2)
         row = int(plan.step(OVERFLOWING_STEP).rows[0])
         job = dataclasses.replace(job, activations={"phase1": activations(job, drawn_manifest, row)})
-        outcomes[workers] = launch(job, Recorder())
+        outcomes[workers] = train_on_workers(job, Recorder())
         steps = [each for each in list_checkpoints(job.checkpoints) if each.position.epoch == 0 and each.position.step]
         tensors = [read_checkpoint(each.location) for each in steps]
         weights = [each.tensors("weights") for each in tensors]

@@ -11,8 +11,8 @@ from pharmclf.core.errors import ConfigError, error_reason
 
 VARIABLE = "RAY_ADDRESS"
 FIND_LOCAL = "auto"
-_PATIENCE_S = 12.0
-_CONNECT_S = 4.0
+_TIMEOUT_S = 12.0
+_CONNECT_TIMEOUT_S = 4.0
 _RETRY_S = 0.5
 # what an HTTP/2 client sends first, with an empty frame of settings; a gRPC server answers with its own settings
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -23,7 +23,7 @@ _REMEDY = (
 )
 
 
-def given_address() -> str:
+def requested_address() -> str:
     """The cluster that RAY_ADDRESS names; "" where this process starts a Ray of its own."""
     address = os.environ.get(VARIABLE, "").strip()
     return "" if address == "local" else address
@@ -47,19 +47,19 @@ def check_address(address: str, *, resolved: str = "", patience_s: float | None 
             f"submit --address http://HEAD:8265 --working-dir . -- python …`), or `unset {VARIABLE}` to start Ray on "
             "this machine alone"
         )
-    if reason := _silence(resolved or address, _PATIENCE_S if patience_s is None else patience_s):
+    if reason := _unreachable_reason(resolved or address, _TIMEOUT_S if patience_s is None else patience_s):
         found = f" ({resolved})" if resolved else ""
         raise ConfigError(
             f"{VARIABLE}: received {address!r}, but no Ray cluster answers there{found}: {reason}. {_REMEDY}"
         )
 
 
-def no_cluster_found() -> ConfigError:
+def cluster_not_found_error() -> ConfigError:
     """The error for `auto` where Ray finds no cluster on this machine."""
     return ConfigError(f"{VARIABLE}: received {FIND_LOCAL!r}, but no Ray runs on this machine. {_REMEDY}")
 
 
-def _silence(address: str, patience_s: float) -> str:
+def _unreachable_reason(address: str, patience_s: float) -> str:
     """Why no gRPC server answers at HOST:PORT; "" where one does."""
     try:
         parts = urlsplit(f"//{address}")
@@ -71,13 +71,13 @@ def _silence(address: str, patience_s: float) -> str:
     until = time.monotonic() + patience_s
     while True:
         began = time.monotonic()
-        reason = _try(host, port, min(_CONNECT_S, max(0.1, until - began)))
+        reason = _try_connect(host, port, min(_CONNECT_TIMEOUT_S, max(0.1, until - began)))
         if not reason or time.monotonic() + _RETRY_S >= until:
             return reason
         time.sleep(_RETRY_S)
 
 
-def _try(host: str, port: int, limit_s: float) -> str:
+def _try_connect(host: str, port: int, limit_s: float) -> str:
     try:
         with socket.create_connection((host, port), timeout=limit_s) as connection:
             if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):

@@ -14,9 +14,9 @@ import pytest
 
 from pharmclf.config import ConfigError
 from pharmclf.core.compat.ray import upload_limit
-from pharmclf.upload import before_submit, check_upload, main, upload_bytes, uploaded_files
+from pharmclf.distributed.job_upload import before_submit, check_upload, list_uploaded_files, main, upload_bytes
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 CODE = [
     "jobs/train.py",
     "jobs/configs/demo.yaml",
@@ -51,12 +51,12 @@ def large_file(path: Path, size: int) -> None:
 
 def test_code_and_configurations_travel_and_nothing_else(tree: Path) -> None:
     """Data, results, environments, caches and tests stay, whatever letters an image's ending is written in."""
-    assert sorted(uploaded_files(tree)) == sorted(CODE)
+    assert sorted(list_uploaded_files(tree)) == sorted(CODE)
 
 
 def test_this_repository_uploads_its_jobs_in_less_than_5_mb() -> None:
     """Every job with its configurations, and the package."""
-    files = uploaded_files(REPOSITORY)
+    files = list_uploaded_files(REPOSITORY)
     wanted = [path for place in ("jobs", "tune", "pharmclf") for path in (REPOSITORY / place).rglob("*.[py][ya]*")]
     assert {str(path.relative_to(REPOSITORY)) for path in wanted if path.suffix in (".py", ".yaml")} <= set(files)
     assert upload_bytes(files) < 5e6
@@ -70,7 +70,7 @@ def test_the_list_and_its_size_are_those_of_rays_own_archive(tree: Path, tmp_pat
 
     archive, patterns = tmp_path / "package.zip", [*ray_constants.get_runtime_env_default_excludes(), *excludes]
     create_package(str(tree), archive, include_gitignore=True, excludes=patterns)
-    files = uploaded_files(tree, excludes)
+    files = list_uploaded_files(tree, excludes)
     with zipfile.ZipFile(archive) as package:
         assert {entry.filename for entry in package.infolist() if not entry.is_dir()} == set(files)
     assert archive.stat().st_size == upload_bytes(files)
@@ -78,7 +78,7 @@ def test_the_list_and_its_size_are_those_of_rays_own_archive(tree: Path, tmp_pat
 
 def test_an_upload_is_refused_from_rays_limit_on(tree: Path) -> None:
     """One byte less is taken; the refusal names what is large, the limit and the remedy."""
-    files = uploaded_files(tree)
+    files = list_uploaded_files(tree)
     files["jobs/large.bin"] = 0
     files["jobs/large.bin"] = upload_limit() - upload_bytes(files) - 1
     check_upload(tree, files)
@@ -112,7 +112,7 @@ def test_rays_own_command_refuses_by_the_hook_before_it_uploads(tree: Path) -> N
     large_file(tree / "weights.bin", 200_000_000)
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "job", "submit", "--address", "http://127.0.0.1:1", "--working-dir", str(tree), "--", "true"]
-    hook = {"PYTHONPATH": str(REPOSITORY), "RAY_JOB_SUBMIT_HOOK": "pharmclf.upload.before_submit"}
+    hook = {"PYTHONPATH": str(REPOSITORY), "RAY_JOB_SUBMIT_HOOK": "pharmclf.distributed.job_upload.before_submit"}
     ended = subprocess.run(command, env=os.environ | hook, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert "weights.bin 200.0 MB" in ended.stderr

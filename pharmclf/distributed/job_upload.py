@@ -1,7 +1,8 @@
 """What `ray job submit --working-dir DIR` would upload, and whether Ray takes it.
 
-python -m pharmclf.upload [DIR]                            lists it; exit code 2 where it is too large
-export RAY_JOB_SUBMIT_HOOK=pharmclf.upload.before_submit   `ray job submit` looks by itself, before it uploads
+python -m pharmclf.distributed.job_upload [DIR]                            lists it; exit code 2 where it is too large
+export RAY_JOB_SUBMIT_HOOK=pharmclf.distributed.job_upload.before_submit   `ray job submit` looks by itself, before it
+uploads
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _ENTRY_BYTES, _END_BYTES = 76, 22
 _SHOWN = 8
 
 
-def uploaded_files(folder: Path, excludes: Sequence[str] = ()) -> dict[str, int]:
+def list_uploaded_files(folder: Path, excludes: Sequence[str] = ()) -> dict[str, int]:
     """The files that Ray would upload from a folder, by Ray's own rules, and their sizes in bytes.
 
     Args:
@@ -40,7 +41,7 @@ def upload_bytes(files: dict[str, int]) -> int:
     return sum(size + _ENTRY_BYTES + 2 * len(name.encode()) for name, size in files.items()) + _END_BYTES
 
 
-def largest(files: dict[str, int]) -> list[tuple[str, int]]:
+def largest_entries(files: dict[str, int]) -> list[tuple[str, int]]:
     """What is large: the top folders and files of an upload with their sizes, largest first, as far as they count."""
     sizes: Counter[str] = Counter()
     for name, size in files.items():
@@ -58,7 +59,7 @@ def check_upload(folder: Path, files: dict[str, int]) -> None:
     size, limit = upload_bytes(files), upload_limit()
     if size < limit:
         return
-    parts = ", ".join(f"{name} {format_size(size)}" for name, size in largest(files))
+    parts = ", ".join(f"{name} {format_size(size)}" for name, size in largest_entries(files))
     single = ", ".join(f"{name} {format_size(size)}" for name, size in Counter(files).most_common(3))
     raise ConfigError(
         f"--working-dir {folder}: received {len(files):,} files of {format_size(size)}, expected less than Ray's limit "
@@ -79,7 +80,7 @@ def before_submit(*, working_dir: str | None, runtime_env: str | None, runtime_e
     folder = Path(wanted.get("working_dir") or "")
     if wanted.get("working_dir") and folder.is_dir():  # others are archives and URIs
         try:
-            check_upload(folder, uploaded_files(folder, wanted.get("excludes") or ()))
+            check_upload(folder, list_uploaded_files(folder, wanted.get("excludes") or ()))
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
             sys.exit(2)
@@ -90,9 +91,9 @@ def main() -> int:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     if not folder.is_dir():
         raise ConfigError(f"received {str(folder)!r}, expected the folder that is given as --working-dir")
-    files = uploaded_files(folder)
+    files = list_uploaded_files(folder)
     check_upload(folder, files)
-    for line in align_columns([(format_size(size), name) for name, size in largest(files)], left=[1]):
+    for line in align_columns([(format_size(size), name) for name, size in largest_entries(files)], left=[1]):
         print(line)  # noqa: T201
     print(  # noqa: T201
         f"{len(files):,} files of {format_size(upload_bytes(files))} would be uploaded; "

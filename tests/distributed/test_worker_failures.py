@@ -17,8 +17,8 @@ import pytest
 from ray import cloudpickle
 
 from pharmclf.config import PhaseConfig
+from pharmclf.distributed.controller import TrainingFailedError, train_on_workers
 from pharmclf.training.checkpoint import newest_checkpoint
-from pharmclf.training.launch import TrainingFailed, launch
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 RATES = {"phase1": PhaseConfig(epochs=3, learning_rate=1e-4), "phase2": PhaseConfig(epochs=2, learning_rate=1e-5)}
@@ -69,8 +69,8 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 def test_a_run_whose_worker_is_killed_ends_as_if_it_had_not_been(make_job: Any, tmp_path: Path) -> None:
     """SIGKILL behind the first epoch: another attempt goes on from its checkpoint, to the same weights."""
     calm, disturbed = Watching(), Watching(signalled(signal.SIGKILL))
-    launch(make_job(str(tmp_path / "calm"), workers="1", **RATES), calm)
-    outcome = launch(make_job(str(tmp_path / "killed"), workers="1", failures=1, **RATES), disturbed)
+    train_on_workers(make_job(str(tmp_path / "calm"), workers="1", **RATES), calm)
+    outcome = train_on_workers(make_job(str(tmp_path / "killed"), workers="1", failures=1, **RATES), disturbed)
     assert outcome["status"] == "complete"
     assert [event["attempt"] for event in disturbed.of("started")] == [1, 2]
     (failure,) = disturbed.of("failure")
@@ -86,8 +86,8 @@ def test_a_crash_at_the_same_step_twice_ends_the_run_and_says_where(make_job: An
     job = make_job(str(tmp_path), workers="1", failures=10, **RATES)
     job = dataclasses.replace(job, labels=job.labels[: int(job.train_rows.max())])
     watching = Watching()
-    with pytest.raises(TrainingFailed, match=r"a second time in phase1, epoch 1, step \d"):
-        launch(job, watching)
+    with pytest.raises(TrainingFailedError, match=r"a second time in phase1, epoch 1, step \d"):
+        train_on_workers(job, watching)
     assert len(watching.of("failure")) == 2
 
 
@@ -96,7 +96,7 @@ def test_a_worker_that_does_not_answer_is_named_and_ended(make_job: Any, tmp_pat
     """A stopped process takes no step and no order: its node is named, it is killed, and the run goes on."""
     watching = Watching(signalled(signal.SIGSTOP))
     job = make_job(str(tmp_path), workers="1", failures=1, hang_after_s=30.0, **RATES)
-    assert launch(job, watching)["status"] == "complete"
+    assert train_on_workers(job, watching)["status"] == "complete"
     (failure,) = watching.of("failure")
     assert failure["cause"] == "hang"
     assert "no answer from rank 0 on " in failure["reason"]
@@ -124,7 +124,9 @@ def test_a_hung_step_leaves_the_stacks_of_all_workers_and_the_run_goes_on(make_j
     watching = Watching(flag.touch)
     job = make_job(str(tmp_path / "run"), workers="2", failures=1, hang_after_s=30.0, **RATES)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not know the modules of tests
-    assert launch(dataclasses.replace(job, labels=Sticking(job.labels, flag)), watching)["status"] == "complete"
+    assert (
+        train_on_workers(dataclasses.replace(job, labels=Sticking(job.labels, flag)), watching)["status"] == "complete"
+    )
     (failure,) = watching.of("failure")
     assert failure["cause"] == "hang"
     assert "stacks of 2 workers" in failure["reason"]
@@ -138,5 +140,5 @@ def test_a_hung_step_leaves_the_stacks_of_all_workers_and_the_run_goes_on(make_j
 def test_a_run_fails_after_more_failures_than_are_allowed(make_job: Any, tmp_path: Path) -> None:
     """--failures 0: the first one is the last; its reason is one line."""
     watching = Watching(signalled(signal.SIGKILL))
-    with pytest.raises(TrainingFailed, match="failure 1, --failures 0"):
-        launch(make_job(str(tmp_path), workers="1", failures=0, **RATES), watching)
+    with pytest.raises(TrainingFailedError, match="failure 1, --failures 0"):
+        train_on_workers(make_job(str(tmp_path), workers="1", failures=0, **RATES), watching)

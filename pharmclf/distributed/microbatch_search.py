@@ -12,18 +12,18 @@ from pharmclf.config import RunConfig
 from pharmclf.core.compat.ray import free_resources_by_node
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import StopRequested
+from pharmclf.distributed.cluster import usable_nodes
+from pharmclf.distributed.controller import connect, wait_for_workers
+from pharmclf.distributed.scaling_policy import ClusterNode, WorkerGroupSpec
 from pharmclf.models.devices import memory_limit_mb
 from pharmclf.training.context import Callback, TrainingContext
-from pharmclf.training.division import Node, Team
 from pharmclf.training.fit_batch import find_max_microbatch
 from pharmclf.training.fitting import MicrobatchSearchError, format_result, min_over_nodes
-from pharmclf.training.launch import await_team, connect
-from pharmclf.training.nodes import usable_nodes
 
-_POLL_S = 0.5
+_POLL_INTERVAL_S = 0.5
 
 
-def microbatches_for(job: TrainingContext, observer: Callback, earlier: dict[str, Any] | None) -> dict[str, Any]:
+def resolve_microbatches(job: TrainingContext, observer: Callback, earlier: dict[str, Any] | None) -> dict[str, Any]:
     """The micro-batches of a run: those that are asked for, those that it has found before, or now by trying.
 
     Args:
@@ -60,7 +60,7 @@ def find_microbatches(job: TrainingContext, observer: Callback) -> dict[str, int
 
     Raises:
         ConfigError: bad input, or not even one image fits.
-        NodesMissing: the cluster had no room for the workers in time.
+        NodesUnavailableError: the cluster had no room for the workers in time.
         MicrobatchSearchError: an error that is none of memory.
         StopRequested: a stop was requested.
     """
@@ -71,11 +71,11 @@ def find_microbatches(job: TrainingContext, observer: Callback) -> dict[str, int
         _note(observer, where)
         found = [find_max_microbatch(config, len(job.class_names), share, 1, observer.should_stop)]
     else:
-        team = await_team(config, observer)
-        nodes = _nodes_for(team)
+        team = wait_for_workers(config, observer)
+        nodes = _candidate_nodes(team)
         share = -(-config.batch_size // team.size)
         _note(observer, f"on {', '.join(node.address for node in nodes)}")
-        found = _on_nodes(config, len(job.class_names), team, nodes, observer.should_stop)
+        found = _find_on_nodes(config, len(job.class_names), team, nodes, observer.should_stop)
     rows, cap = min_over_nodes([one["rows"] for one in found]), min(one["cap"] for one in found)
     devices = ", ".join(sorted({one["device"] for one in found}))
     for phase, most in rows.items():
@@ -92,7 +92,7 @@ def _note(observer: Callback, where: str) -> None:
     observer.event("note", text=f"microbatch auto: trying what the device holds, {where}; on a GPU this takes minutes")
 
 
-def _nodes_for(team: Team) -> list[Node]:
+def _candidate_nodes(team: WorkerGroupSpec) -> list[ClusterNode]:
     """The nodes that a worker may be given: those with room for one now, or, where none has, all that are large enough.
 
     A node may have smaller devices than another, so each is tried.
@@ -101,19 +101,19 @@ def _nodes_for(team: Team) -> list[Node]:
     places = [n for n in nodes if n.gpus >= team.each.gpus and n.cpus >= team.each.cpus]
     free = free_resources_by_node()
 
-    def has_room(node: Node) -> bool:
+    def has_room(node: ClusterNode) -> bool:
         left = free.get(node.id, {})
         return left.get("GPU", 0.0) >= team.each.gpus and left.get("CPU", 0.0) >= team.each.cpus
 
     return [node for node in places if has_room(node)] or places or nodes
 
 
-def _on_nodes(
-    config: RunConfig, num_classes: int, team: Team, nodes: list[Node], stopped: Callable[[], bool]
+def _find_on_nodes(
+    config: RunConfig, num_classes: int, team: WorkerGroupSpec, nodes: list[ClusterNode], stopped: Callable[[], bool]
 ) -> list[dict[str, Any]]:
     """What is found on each node, at the same time, with what a worker will hold there."""
     share, beside = -(-config.batch_size // team.size), -(-team.size // len(nodes))
-    task = ray.remote(num_cpus=team.each.cpus, num_gpus=team.each.gpus, max_retries=0)(_on_this_node)
+    task = ray.remote(num_cpus=team.each.cpus, num_gpus=team.each.gpus, max_retries=0)(_find_on_this_node)
     running = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
             config, num_classes, share, beside
@@ -123,7 +123,7 @@ def _on_nodes(
     left = running
     try:
         while left:
-            left = ray.wait(left, num_returns=len(left), timeout=_POLL_S)[1]
+            left = ray.wait(left, num_returns=len(left), timeout=_POLL_INTERVAL_S)[1]
             if stopped():
                 raise StopRequested
     finally:
@@ -138,7 +138,7 @@ def _on_nodes(
     return found
 
 
-def _on_this_node(config: RunConfig, num_classes: int, share: int, workers_here: int) -> dict[str, Any]:
+def _find_on_this_node(config: RunConfig, num_classes: int, share: int, workers_here: int) -> dict[str, Any]:
     """As `find_max_microbatch`, with errors in words: Ray would hide their type."""
     try:
         return find_max_microbatch(config, num_classes, share, workers_here, lambda: False)

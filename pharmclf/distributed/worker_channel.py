@@ -17,11 +17,11 @@ from pharmclf import storage
 from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.training.loop_progress import LoopPosition, LoopProgress
 
-_POLL_S = 0.5
-_LIFELINE_S = 30.0  # without an answer of the relay the driver is gone, or this node is cut off
+_POLL_INTERVAL_S = 0.5
+_DRIVER_TIMEOUT_S = 30.0  # without an answer of the relay the driver is gone, or this node is cut off
 
 
-class Relay:
+class DriverChannel:
     """An actor beside the driver: events one way, orders the other."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Relay:
         self._nodes[rank], self._handles[rank] = node, handle
         self._beat_at = time.monotonic()
 
-    def put(self, kind: str, values: dict[str, Any]) -> None:
+    def post_event(self, kind: str, values: dict[str, Any]) -> None:
         """Keep an event for the driver. (chief; of the hardware and of quarantined images, all ranks)"""
         self._events.append((kind, values))
 
@@ -54,7 +54,7 @@ class Relay:
             self._place = place
         return self._order
 
-    def dumped(self, rank: int) -> None:
+    def on_stack_dump(self, rank: int) -> None:
         """A worker has written its stack."""
         self._dumped.add(rank)
 
@@ -64,17 +64,17 @@ class Relay:
 
     # ------------------------------------------------------------------ called by the driver
 
-    def drain(self) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
+    def poll_events(self) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
         """The events since the last call; and the place of the loop, seconds since it moved, and the workers' nodes."""
         events, self._events = self._events, []
         silent = time.monotonic() - self._beat_at
         return events, {"place": self._place, "silent_s": silent, "nodes": self._nodes}
 
-    def order(self, what: str) -> None:
+    def send_command(self, what: str) -> None:
         """What the workers shall do from now on."""
         self._order = what
 
-    def dumps(self) -> tuple[set[int], list[Any]]:
+    def get_stack_dumps(self) -> tuple[set[int], list[Any]]:
         """The ranks that have written their stacks, and the handles of all workers."""
         return self._dumped, list(self._handles.values())
 
@@ -83,7 +83,7 @@ class Relay:
         return self._result
 
 
-class Lifeline:
+class WorkerChannel:
     """A worker's side of the relay, in a thread of its own: a step never waits for it, and a hung step not for ever."""
 
     def __init__(self, relay: Any, rank: int, pulse: LoopProgress, folder: str, number: int) -> None:
@@ -96,17 +96,17 @@ class Lifeline:
             folder: of the run, for stack dumps.
             number: of the attempt, which names them.
         """
-        self._relay, self._rank, self._pulse, self._folder, self._number = relay, rank, pulse, folder, number
+        self._relay, self._rank, self._progress, self._folder, self._number = relay, rank, pulse, folder, number
         self._stop = False
         self._ended = threading.Event()
         context = ray.get_runtime_context()
         node = context.get_node_id(), ray.util.get_node_ip_address()
         ray.get(relay.join.remote(rank, node, context.current_actor))
-        threading.Thread(target=self._hold, name="lifeline", daemon=True).start()
+        threading.Thread(target=self._heartbeat_loop, name="lifeline", daemon=True).start()
 
     def event(self, kind: str, **values: Any) -> None:
         """Pass an event on; from any thread. (chief; of the hardware and of quarantined images, all ranks)"""
-        self._relay.put.remote(kind, values)
+        self._relay.post_event.remote(kind, values)
 
     def should_stop(self) -> bool:
         """Whether the run shall write a checkpoint and end. (chief only)"""
@@ -116,13 +116,16 @@ class Lifeline:
         """The loop has ended here, and whatever becomes of the driver is no matter now."""
         self._ended.set()
         with contextlib.suppress(RayError):
-            ray.get(self._relay.report.remote(self._rank, self._pulse.beats, self._pulse.place), timeout=_LIFELINE_S)
+            ray.get(
+                self._relay.report.remote(self._rank, self._progress.beats, self._progress.place),
+                timeout=_DRIVER_TIMEOUT_S,
+            )
 
-    def _hold(self) -> None:
-        while not self._ended.wait(_POLL_S):
+    def _heartbeat_loop(self) -> None:
+        while not self._ended.wait(_POLL_INTERVAL_S):
             try:
-                told = self._relay.report.remote(self._rank, self._pulse.beats, self._pulse.place)
-                order = ray.get(told, timeout=_LIFELINE_S)
+                told = self._relay.report.remote(self._rank, self._progress.beats, self._progress.place)
+                order = ray.get(told, timeout=_DRIVER_TIMEOUT_S)
             except RayError:
                 if not self._ended.is_set():  # a worker that nobody watches would hold its GPU, and might go on writing
                     os._exit(1)
@@ -141,4 +144,4 @@ class Lifeline:
         name = f"attempt{self._number}-rank{self._rank}.txt"
         with storage.timeout(FINAL_STORAGE_S):
             storage.write_bytes(storage.join(self._folder, "stacks", name), text)
-        ray.get(self._relay.dumped.remote(self._rank))
+        ray.get(self._relay.on_stack_dump.remote(self._rank))

@@ -12,14 +12,14 @@ import psutil
 
 from pharmclf.core.errors import ConfigError
 
-_PATIENCE_S = 2.0
+_TIMEOUT_S = 2.0
 _SERVER, _AGENT = "/api/jobs/", "/api/job_agent/jobs/none/logs"
-_TAKEN = {_SERVER: {200}, _AGENT: {200, 404}}
+_OPEN_STATUS = {_SERVER: {200}, _AGENT: {200, 404}}
 """How each of Ray's two doors for jobs answers a request without a token that it would serve: the agent of a node knows
 no job of that name."""
 
 
-def refuse_open_cluster(cluster: Mapping[str, Any], allow: bool) -> None:
+def require_cluster_auth(cluster: Mapping[str, Any], allow: bool) -> None:
     """Leave a cluster where a stranger on the network could submit a job: it has no token authentication.
 
     Jobs are taken by the job server, which is the dashboard, and by the agent of every node, which listens on the
@@ -35,7 +35,7 @@ def refuse_open_cluster(cluster: Mapping[str, Any], allow: bool) -> None:
     """
     if allow:
         return
-    for door in _doors(cluster):
+    for door in _job_urls(cluster):
         if is_open(door):
             raise ConfigError(
                 f"cluster: received one that takes jobs from anyone who reaches {door}, expected token "
@@ -45,13 +45,13 @@ def refuse_open_cluster(cluster: Mapping[str, Any], allow: bool) -> None:
             )
 
 
-def _doors(cluster: Mapping[str, Any]) -> Sequence[str]:
+def _job_urls(cluster: Mapping[str, Any]) -> Sequence[str]:
     """URLs that others can reach, and that would answer a stranger if the cluster had no token."""
     found = []
     if server := cluster.get("webui_url"):
         parts = urlsplit(server if "://" in server else f"http://{server}")
         # bound to all addresses of a head whose own is 127.0.0.1, it is told as 127.0.0.1
-        hosts = _addresses_here() if is_loopback(parts.hostname or "") else [parts.hostname or ""]
+        hosts = _local_addresses() if is_loopback(parts.hostname or "") else [parts.hostname or ""]
         found += [f"{parts.scheme}://{_in_url(host)}:{parts.port or 80}{_SERVER}" for host in hosts]
     host, port = cluster.get("node_ip_address"), cluster.get("dashboard_agent_listen_port")
     if host and port and not is_loopback(host):
@@ -77,17 +77,17 @@ def is_open(url: str) -> bool:
     """Whether a door for jobs serves a request without a token; False too where nothing answers."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=_PATIENCE_S)  # asks no proxy, follows no redirection
+    connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)  # asks no proxy, follows no redirection
     try:
         connection.request("GET", parts.path)
-        return connection.getresponse().status in _TAKEN[parts.path]
+        return connection.getresponse().status in _OPEN_STATUS[parts.path]
     except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()
 
 
-def _addresses_here() -> list[str]:
+def _local_addresses() -> list[str]:
     """Addresses of this machine that others can reach."""
     found = [entry.address for entries in psutil.net_if_addrs().values() for entry in entries]
     return [address for address in found if _is_address(address) and not is_loopback(address)]

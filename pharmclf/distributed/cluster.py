@@ -15,30 +15,30 @@ from pharmclf.config import RunConfig
 from pharmclf.core.compat.ray import draining_nodes, free_resources_by_node
 from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.signals import StopRequested
-from pharmclf.training.division import Node, Team, room_text, team_on
+from pharmclf.distributed.scaling_policy import ClusterNode, WorkerGroupSpec, format_capacity, plan_worker_group
 
-_POLL_S = 1.0
-_SAY_EVERY_S = 30.0
-_ANSWER_S = 2.0  # for a raylet to take a connection
+_POLL_INTERVAL_S = 1.0
+_NOTE_INTERVAL_S = 30.0
+_ANSWER_TIMEOUT_S = 2.0  # for a raylet to take a connection
 
 
-class NodesMissing(RunError):
+class NodesUnavailableError(RunError):
     """The nodes that a run needs did not come in time."""
 
 
-def usable_nodes() -> list[Node]:
+def usable_nodes() -> list[ClusterNode]:
     """The nodes that live, answer, and are not about to be taken away."""
-    return survey()[0]
+    return partition_reachable()[0]
 
 
-def survey() -> tuple[list[Node], list[Node]]:
+def partition_reachable() -> tuple[list[ClusterNode], list[ClusterNode]]:
     """The nodes that Ray takes for living and that are not about to be taken away: those that answer, and the others.
 
     Ray needs some ten seconds to notice that a node is gone; whether its raylet takes a connection is known at once.
     """
     leaving = draining_nodes()
     found = [
-        Node(
+        ClusterNode(
             id=entry["NodeID"],
             address=entry["NodeManagerAddress"],
             port=entry["NodeManagerPort"],
@@ -51,20 +51,20 @@ def survey() -> tuple[list[Node], list[Node]]:
     if len(found) < 2:
         return found, []
     with ThreadPoolExecutor(min(32, len(found))) as pool:
-        answers = list(pool.map(_answers, found))
+        answers = list(pool.map(_is_reachable, found))
     usable = [node for node, answered in zip(found, answers, strict=True) if answered]
     return usable, [node for node, answered in zip(found, answers, strict=True) if not answered]
 
 
-def _answers(node: Node) -> bool:
+def _is_reachable(node: ClusterNode) -> bool:
     try:
-        with socket.create_connection((node.address, node.port), timeout=_ANSWER_S):
+        with socket.create_connection((node.address, node.port), timeout=_ANSWER_TIMEOUT_S):
             return True
     except OSError:
         return False
 
 
-def free_places(size: int, team: Team, nodes: Collection[str]) -> int:
+def count_free_slots(size: int, team: WorkerGroupSpec, nodes: Collection[str]) -> int:
     """Places for further workers, up to `size`, that nobody holds on nodes that this run does not use.
 
     Args:
@@ -84,7 +84,7 @@ def free_places(size: int, team: Team, nodes: Collection[str]) -> int:
 
 
 @contextlib.contextmanager
-def nodes_asked_for(config: RunConfig) -> Iterator[None]:
+def request_autoscaling(config: RunConfig) -> Iterator[None]:
     """Within, the cluster's autoscaler, where there is one, is asked for nodes for all workers."""
     high = config.worker_range[1]
     bundle = {"CPU": 1.0} | ({"GPU": 1.0} if config.accelerator == "gpu" or _has_gpus(config) else {})
@@ -110,7 +110,7 @@ def _has_gpus(config: RunConfig) -> bool:
     return config.accelerator == "auto" and ray.cluster_resources().get("GPU", 0.0) > 0
 
 
-def wait_for_team(
+def wait_for_capacity(
     config: RunConfig,
     share: float,
     *,
@@ -118,7 +118,7 @@ def wait_for_team(
     patience_s: float,
     say: Callable[[str], None],
     stop_requested: Callable[[], bool],
-) -> Team:
+) -> WorkerGroupSpec:
     """Wait until the cluster has room for the fewest workers -> those it has room for.
 
     Args:
@@ -131,7 +131,7 @@ def wait_for_team(
 
     Raises:
         ConfigError: there is no room, and waiting was not wanted.
-        NodesMissing: there was none all the time.
+        NodesUnavailableError: there was none all the time.
         StopRequested: a stop was requested.
     """
     low = config.worker_range[0]
@@ -139,19 +139,19 @@ def wait_for_team(
     while not stop_requested():
         nodes = usable_nodes()
         try:
-            return team_on(nodes, low, at_most, config.accelerator, share)
+            return plan_worker_group(nodes, low, at_most, config.accelerator, share)
         except ConfigError as error:
             waited = time.monotonic() - began
             if patience_s <= 0:
                 raise
             if waited >= patience_s:
-                raise NodesMissing(
+                raise NodesUnavailableError(
                     f"no room for the workers within --wait-for-nodes {config.wait_for_nodes}: asked for {low}, "
-                    f"there are {room_text(nodes)}. {error}"
+                    f"there are {format_capacity(nodes)}. {error}"
                 ) from error
-            if said == began or time.monotonic() - said > _SAY_EVERY_S:
+            if said == began or time.monotonic() - said > _NOTE_INTERVAL_S:
                 said = time.monotonic()
                 left = f"{patience_s - waited:.0f} s more"
-                say(f"waiting for nodes, {left}: {low} workers asked for, there are {room_text(nodes)}")
-        time.sleep(_POLL_S)
+                say(f"waiting for nodes, {left}: {low} workers asked for, there are {format_capacity(nodes)}")
+        time.sleep(_POLL_INTERVAL_S)
     raise StopRequested

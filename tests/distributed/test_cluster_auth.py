@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from pharmclf.config import ConfigError
-from pharmclf.training import access
-from pharmclf.training.access import is_loopback, is_open, refuse_open_cluster
+from pharmclf.distributed import cluster_auth
+from pharmclf.distributed.cluster_auth import is_loopback, is_open, require_cluster_auth
 
 SERVER, AGENT = "/api/jobs/", "/api/job_agent/jobs/none/logs"
 
@@ -71,7 +71,7 @@ def test_a_door_is_open_that_serves_a_request_without_a_token(
 
 def test_a_door_that_does_not_answer_is_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither one where nobody listens, nor one that is silent, nor one that speaks otherwise."""
-    monkeypatch.setattr(access, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(cluster_auth, "_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         assert not is_open(f"http://127.0.0.1:{port}{SERVER}")
@@ -83,7 +83,7 @@ def test_a_door_that_does_not_answer_is_not_open(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def address() -> str:
     """An address of this machine that others can reach."""
-    found = access._addresses_here()
+    found = cluster_auth._local_addresses()
     if not found:
         pytest.skip("this machine has no address but 127.0.0.1")
     return found[0]
@@ -96,8 +96,8 @@ def test_an_open_job_server_is_refused_with_its_address_and_the_remedy(address: 
         host = address if told_as == "its own" else told_as
         cluster = {"webui_url": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"}
         with pytest.raises(ConfigError, match=rf"{port}/api/jobs/, expected token.*RAY_AUTH_MODE=token.*--allow-open"):
-            refuse_open_cluster(cluster, allow=False)
-        refuse_open_cluster(cluster, allow=True)
+            require_cluster_auth(cluster, allow=False)
+        require_cluster_auth(cluster, allow=True)
 
 
 def test_the_open_agent_of_a_node_is_refused_where_the_job_server_is_hidden(address: str) -> None:
@@ -107,14 +107,14 @@ def test_the_open_agent_of_a_node_is_refused_where_the_job_server_is_hidden(addr
     with answering({}, host=address) as port, answering({SERVER: 200}) as hidden:
         cluster = {"webui_url": f"127.0.0.1:{hidden}", "node_ip_address": address, "dashboard_agent_listen_port": port}
         with pytest.raises(ConfigError, match=rf"{address}:{port}/api/job_agent/"):
-            refuse_open_cluster(cluster, allow=False)
-        refuse_open_cluster(cluster | {"node_ip_address": "127.0.0.1"}, allow=False)
+            require_cluster_auth(cluster, allow=False)
+        require_cluster_auth(cluster | {"node_ip_address": "127.0.0.1"}, allow=False)
 
 
 @pytest.mark.parametrize("cluster", [{}, {"webui_url": None}, {"webui_url": ""}, {"webui_url": "127.0.0.1:8265"}])
 def test_a_cluster_that_nobody_else_can_reach_is_joined(cluster: dict[str, str | None]) -> None:
     """One without a job server, or with one for this machine alone."""
-    refuse_open_cluster(cluster, allow=False)
+    require_cluster_auth(cluster, allow=False)
 
 
 def test_a_cluster_that_asks_for_a_token_is_joined(address: str) -> None:
@@ -123,4 +123,4 @@ def test_a_cluster_that_asks_for_a_token_is_joined(address: str) -> None:
         pytest.skip("this machine has no IPv4 address but 127.0.0.1")
     with answering({SERVER: 401, AGENT: 401}, host=address) as port:
         cluster = {"webui_url": f"{address}:{port}", "node_ip_address": address, "dashboard_agent_listen_port": port}
-        refuse_open_cluster(cluster, allow=False)
+        require_cluster_auth(cluster, allow=False)

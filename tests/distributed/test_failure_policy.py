@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from pharmclf.distributed.failure_policy import Failure, FailureKind, FailurePolicy, format_position
 from pharmclf.training.loop_progress import LoopPosition
-from pharmclf.training.recovery import Failure, Kind, Recovery, place_text
 
 
-def failure(kind: Kind = "crash", place: LoopPosition | None = ("phase1", 2, 7)) -> Failure:
+def failure(kind: FailureKind = "crash", place: LoopPosition | None = ("phase1", 2, 7)) -> Failure:
     return Failure(kind, "ActorDiedError: gone", place)
 
 
 def test_a_run_goes_on_after_as_many_failures_as_are_allowed() -> None:
     """Three allowed at different steps; the fourth ends the run and is said with its place."""
-    recovery = Recovery(allowed=3)
+    recovery = FailurePolicy(allowed=3)
     for step in range(3):
-        assert recovery.give_up(failure(place=("phase1", 0, step))) == ""
-    assert recovery.give_up(failure(place=("phase2", 0, 4))) == (
+        assert recovery.decide(failure(place=("phase1", 0, step))) == ""
+    assert recovery.decide(failure(place=("phase2", 0, 4))) == (
         "ActorDiedError: gone (in phase2, epoch 1, step 5; failure 4, --failures 3)"
     )
 
@@ -23,35 +23,35 @@ def test_a_run_goes_on_after_as_many_failures_as_are_allowed() -> None:
 def test_a_crash_that_repeats_at_the_same_step_ends_the_run() -> None:
     """However many failures are allowed; a hang counts likewise."""
     for kind, verb in (("crash", "crashed"), ("hang", "hung")):
-        recovery = Recovery(allowed=100)
-        assert recovery.give_up(failure(kind)) == ""  # type: ignore[arg-type]
-        assert recovery.give_up(failure(kind)).startswith(  # type: ignore[arg-type]
+        recovery = FailurePolicy(allowed=100)
+        assert recovery.decide(failure(kind)) == ""  # type: ignore[arg-type]
+        assert recovery.decide(failure(kind)).startswith(  # type: ignore[arg-type]
             f"the workers {verb} a second time in phase1, epoch 3, step 8"
         )
 
 
 def test_a_crash_that_repeats_before_the_first_step_ends_the_run() -> None:
     """What fails at the start fails at every start."""
-    recovery = Recovery(allowed=100)
-    assert recovery.give_up(failure(place=None)) == ""
-    assert "a second time before the first step" in recovery.give_up(failure(place=None))
+    recovery = FailurePolicy(allowed=100)
+    assert recovery.decide(failure(place=None)) == ""
+    assert "a second time before the first step" in recovery.decide(failure(place=None))
 
 
 def test_the_loss_of_nodes_says_nothing_of_the_step() -> None:
     """Two nodes lost in one step, or a node lost where a worker has crashed: the run goes on."""
-    recovery = Recovery(allowed=100)
-    assert recovery.give_up(failure("node")) == ""
-    assert recovery.give_up(failure("node")) == ""
-    assert recovery.give_up(failure("crash")) == ""
-    assert recovery.give_up(failure("hang")) == ""
+    recovery = FailurePolicy(allowed=100)
+    assert recovery.decide(failure("node")) == ""
+    assert recovery.decide(failure("node")) == ""
+    assert recovery.decide(failure("crash")) == ""
+    assert recovery.decide(failure("hang")) == ""
 
 
 def test_no_failure_is_survived_where_none_is_allowed() -> None:
     """--failures 0."""
-    assert "--failures 0" in Recovery(allowed=0).give_up(failure("node"))
+    assert "--failures 0" in FailurePolicy(allowed=0).decide(failure("node"))
 
 
 def test_places_are_told_as_people_count() -> None:
     """From 1."""
-    assert place_text(("phase2", 0, 0)) == "in phase2, epoch 1, step 1"
-    assert place_text(None) == "before the first step"
+    assert format_position(("phase2", 0, 0)) == "in phase2, epoch 1, step 1"
+    assert format_position(None) == "before the first step"

@@ -13,8 +13,8 @@ import grpc
 import pytest
 
 from pharmclf.config import ConfigError
-from pharmclf.training import ray_address
-from pharmclf.training.ray_address import check_address, given_address
+from pharmclf.distributed import ray_address
+from pharmclf.distributed.ray_address import check_address, requested_address
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ def test_an_address_without_host_and_port_is_refused(address: str) -> None:
 
 def test_the_whole_search_ends_within_20_seconds() -> None:
     """The last attempt begins before the patience is at its end."""
-    assert ray_address._PATIENCE_S + ray_address._CONNECT_S <= 20
+    assert ray_address._TIMEOUT_S + ray_address._CONNECT_TIMEOUT_S <= 20
 
 
 @pytest.mark.parametrize(("given", "address"), [("", ""), ("local", ""), (" ", ""), ("auto", "auto"), ("h:1", "h:1")])
@@ -130,4 +130,4 @@ def test_ray_is_started_here_where_no_cluster_is_named(
 ) -> None:
     """`local` is Ray's own word for it."""
     monkeypatch.setenv("RAY_ADDRESS", given)
-    assert given_address() == address
+    assert requested_address() == address

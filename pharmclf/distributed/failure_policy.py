@@ -7,21 +7,21 @@ from typing import Literal
 
 from pharmclf.training.loop_progress import LoopPosition
 
-Kind = Literal["crash", "node", "hang"]
+FailureKind = Literal["crash", "node", "hang"]
 
 
 @dataclass(frozen=True)
 class Failure:
     """What ended the workers of an attempt."""
 
-    kind: Kind
+    kind: FailureKind
     """crash: a worker ended on a node that lives; node: a node was lost; hang: no step for too long."""
     reason: str
     place: LoopPosition | None
     """Where the loop was last seen; None: before its first batch."""
 
 
-def place_text(place: LoopPosition | None) -> str:
+def format_position(place: LoopPosition | None) -> str:
     """A place in words, counted from 1."""
     if place is None:
         return "before the first step"
@@ -30,14 +30,14 @@ def place_text(place: LoopPosition | None) -> str:
 
 
 @dataclass
-class Recovery:
+class FailurePolicy:
     """Counts the failures of a run."""
 
     allowed: int
     """Failures after which the run goes on."""
     failures: list[Failure] = field(default_factory=list)
 
-    def give_up(self, failure: Failure) -> str:
+    def decide(self, failure: Failure) -> str:
         """Add a failure -> why the run ends; "" where it goes on.
 
         A crash where the one before it was is no accident: another try would end there too. The loss of a node says
@@ -48,7 +48,7 @@ class Recovery:
         count = len(self.failures)
         if failure.kind != "node" and before and (before.kind, before.place) == (failure.kind, failure.place):
             what = "crashed" if failure.kind == "crash" else "hung"
-            return f"the workers {what} a second time {place_text(failure.place)}: {failure.reason}"
+            return f"the workers {what} a second time {format_position(failure.place)}: {failure.reason}"
         if count > self.allowed:
-            return f"{failure.reason} ({place_text(failure.place)}; failure {count}, --failures {self.allowed})"
+            return f"{failure.reason} ({format_position(failure.place)}; failure {count}, --failures {self.allowed})"
         return ""

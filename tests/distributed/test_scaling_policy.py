@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from pharmclf.config import ConfigError
-from pharmclf.training.division import Node, divide_resources, room_text, team_on
+from pharmclf.distributed.scaling_policy import ClusterNode, format_capacity, plan_worker_group, resources_per_worker
 
 
-def nodes(*sizes: tuple[float, float]) -> list[Node]:
-    return [Node(f"id{n}", f"10.0.0.{n}", 1000 + n, cpus, gpus) for n, (cpus, gpus) in enumerate(sizes)]
+def nodes(*sizes: tuple[float, float]) -> list[ClusterNode]:
+    return [ClusterNode(f"id{n}", f"10.0.0.{n}", 1000 + n, cpus, gpus) for n, (cpus, gpus) in enumerate(sizes)]
 
 
 @pytest.mark.parametrize("cpus", [2, 3, 4, 16, 64])
 def test_a_division_leaves_a_cpu_to_the_stream(cpus: int) -> None:
     """Whatever the workers reserve, Ray Data has a CPU left."""
     for workers in range(1, cpus + 1):
-        parts = divide_resources(1, workers, cpus, 0)
+        parts = resources_per_worker(1, workers, cpus, 0)
         assert 0 < parts.cpus <= 1
         assert cpus - parts.cpus * workers >= 1 - 1e-9
 
@@ -24,13 +24,13 @@ def test_a_division_leaves_a_cpu_to_the_stream(cpus: int) -> None:
 def test_more_workers_than_gpus_are_refused() -> None:
     """Three workers on two GPUs would wait for ever; the error says what is there."""
     with pytest.raises(ConfigError, match="2 GPUs"):
-        divide_resources(3, 3, 16, 2)
+        resources_per_worker(3, 3, 16, 2)
 
 
 def test_a_cluster_without_a_spare_cpu_is_refused() -> None:
     """One CPU cannot train and decode; that is said before the start."""
     with pytest.raises(ConfigError, match="reading the images needs one"):
-        divide_resources(1, 1, 1, 0)
+        resources_per_worker(1, 1, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -49,36 +49,36 @@ def test_a_team_is_as_large_as_the_cluster_allows(
     cluster: list[tuple[float, float]], low: int, high: int, accelerator: str, size: int
 ) -> None:
     """One worker for each GPU, or for each node with CPUs, between the fewest and the most."""
-    team = team_on(nodes(*cluster), low, high, accelerator)
+    team = plan_worker_group(nodes(*cluster), low, high, accelerator)
     assert team.size == size
     assert team.each.gpus == (1.0 if any(gpus for _, gpus in cluster) and accelerator != "cpu" else 0.0)
 
 
 def test_a_whole_cpu_is_left_on_a_node_beside_the_workers() -> None:
     """Two nodes of two CPUs, a worker on each: a task that wants a CPU finds a whole one."""
-    team = team_on(nodes((2, 0), (2, 0)), 2, 2, "auto")
+    team = plan_worker_group(nodes((2, 0), (2, 0)), 2, 2, "auto")
     assert 2 - team.each.cpus >= 1
-    assert team_on(nodes((1, 0), (1, 0), (1, 0)), 2, 2, "auto").size == 2  # the third node is free
+    assert plan_worker_group(nodes((1, 0), (1, 0), (1, 0)), 2, 2, "auto").size == 2  # the third node is free
     with pytest.raises(ConfigError, match="no node has more than 1 CPU"):
-        team_on(nodes((1, 0), (1, 0)), 2, 2, "auto")
+        plan_worker_group(nodes((1, 0), (1, 0)), 2, 2, "auto")
 
 
 def test_a_team_that_needs_gpus_waits_for_them() -> None:
     """With --accelerator gpu CPUs are no room, although there are many."""
     with pytest.raises(ConfigError, match="--accelerator gpu, but the cluster has 0 GPUs"):
-        team_on(nodes((64, 0)), 2, 2, "gpu")
+        plan_worker_group(nodes((64, 0)), 2, 2, "gpu")
     with pytest.raises(ConfigError):
-        team_on([], 1, 1, "auto")
+        plan_worker_group([], 1, 1, "auto")
 
 
 def test_a_share_of_a_cluster_is_divided_like_a_smaller_one() -> None:
     """Half of eight GPUs are room for four workers."""
-    assert team_on(nodes((16, 8)), 1, 8, "auto", share=0.5).size == 4
+    assert plan_worker_group(nodes((16, 8)), 1, 8, "auto", share=0.5).size == 4
 
 
 def test_the_room_is_named_with_its_nodes() -> None:
     """What is there is said in an error: sums and addresses, cut after eight nodes."""
-    text = room_text(nodes(*[(4, 1)] * 10))
+    text = format_capacity(nodes(*[(4, 1)] * 10))
     assert text.startswith("40 CPUs and 10 GPUs on 10.0.0.0 (4 CPUs, 1 GPUs), ")
     assert text.endswith("and 2 more")
-    assert room_text([]) == "no node"
+    assert format_capacity([]) == "no node"

@@ -19,15 +19,15 @@ from pharmclf.core.background import run_in_thread
 from pharmclf.core.compat.ray import startup_timeout, worker_errors
 from pharmclf.core.errors import ConfigError, RunError, format_error
 from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.distributed.cluster import node_address
+from pharmclf.distributed.scaling_policy import WorkerGroupSpec
+from pharmclf.distributed.worker_channel import DriverChannel, WorkerChannel
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCacheUnavailableError
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import sampling
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.training.context import Callback, DeviceOutOfMemoryError, TrainingContext, TrainingDivergedError
-from pharmclf.training.division import Team
 from pharmclf.training.loop_progress import LoopPosition, LoopProgress
-from pharmclf.training.nodes import node_address
-from pharmclf.training.relay import Lifeline, Relay
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of the workers is noticed sooner
@@ -37,9 +37,9 @@ SETTINGS = {
 }
 """Variables of Ray Train that an attempt counts on; in the driver's environment before it starts."""
 
-_START_S = 600.0  # for the first batch of an attempt
-_DUMPS_S = 15.0  # for the stack dumps of all workers, before they are killed
-_TOLD = (
+_START_TIMEOUT_S = 600.0  # for the first batch of an attempt
+_STACK_DUMP_TIMEOUT_S = 15.0  # for the stack dumps of all workers, before they are killed
+_USER_ERRORS = (
     ConfigError,
     TrainingDivergedError,
     DeviceOutOfMemoryError,
@@ -49,19 +49,19 @@ _TOLD = (
 )  # errors of a worker that a caller knows
 
 
-class WorkersFailed(RunError):
+class WorkerGroupError(RunError):
     """The workers failed, and not through bad input; another attempt may fare better."""
 
 
-class NoRoom(RunError):
+class ResourcesUnavailableError(RunError):
     """Others hold the resources that the workers asked for."""
 
 
-class Attempt:
+class WorkerGroupRun:
     """One start of the workers, from the newest checkpoint to their end."""
 
     def __init__(
-        self, job: TrainingContext, team: Team, observer: Callback, number: int, avoided: Sequence[str]
+        self, job: TrainingContext, team: WorkerGroupSpec, observer: Callback, number: int, avoided: Sequence[str]
     ) -> None:
         """Nothing is started yet.
 
@@ -97,53 +97,53 @@ class Attempt:
             FeatureCacheUnavailableError,
             StorageUnavailableError:
                 as a worker raised them.
-            NoRoom: the workers did not find their places.
-            WorkersFailed: they died or raised something else.
+            ResourcesUnavailableError: the workers did not find their places.
+            WorkerGroupError: they died or raised something else.
         """
         node = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(node, soft=False)
-        self._relay = ray.remote(num_cpus=0)(Relay).options(scheduling_strategy=here).remote()
+        self._relay = ray.remote(num_cpus=0)(DriverChannel).options(scheduling_strategy=here).remote()
         own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")  # Ray's own notes; checkpoints are ours
-        job = dataclasses.replace(self.job, stream_cpus=self.team.each.stream_cpus)
+        job = dataclasses.replace(self.job, stream_cpus=self.team.each.loader_cpus)
         settings = {"job": job, "relay": self._relay, "number": self.number, "driver_node": node}
         # GPUs of one node exchange gradients faster; without GPUs a node's cores are what a worker needs
         placement = "PACK" if self.team.each.gpus else "SPREAD"
-        trainer = trainer_for(_worker, settings, self.team, own, placement=placement, avoided=self._avoided)
+        trainer = build_trainer(_worker, settings, self.team, own, placement=placement, avoided=self._avoided)
         try:
-            run_in_thread(trainer.fit, lambda: self._watch(look))
+            run_in_thread(trainer.fit, lambda: self._monitor_loop(look))
         except Exception as error:
-            raise self._reason(error) from error
+            raise self._to_user_error(error) from error
         finally:
-            self._pass_on()
+            self._forward_events()
             shutil.rmtree(own, ignore_errors=True)
         result: dict[str, Any] | None = ray.get(self._relay.result.remote())
         if result is None:
-            raise WorkersFailed("the workers ended without a result")
+            raise WorkerGroupError("the workers ended without a result")
         return result
 
-    def _watch(self, look: Callable[[], str]) -> None:
+    def _monitor_loop(self, look: Callable[[], str]) -> None:
         """Every half second, in the driver's main thread."""
-        silent = self._pass_on()
+        silent = self._forward_events()
         if self._observer.should_stop():
-            self._order("stop")
+            self._request_stop("stop")
         elif not self.restart and self.nodes and (reason := look()):
             self.restart = reason
             self._observer.event("note", text=f"{reason}: a checkpoint is written, and the workers start again")
-            self._order("stop")
+            self._request_stop("stop")
         limit = self.job.config.hang_after_s
         if limit and self.place is None:  # TensorFlow, the model and its weights come first
-            limit = max(limit, _START_S)
+            limit = max(limit, _START_TIMEOUT_S)
         if 0 < limit <= silent and not self.hung:
             self.hung = f"no step for {silent:.0f} s"
-            self._order("dump")
-            self._dumps_until = time.monotonic() + _DUMPS_S
+            self._request_stop("dump")
+            self._dumps_until = time.monotonic() + _STACK_DUMP_TIMEOUT_S
         if self._dumps_until and time.monotonic() > self._dumps_until:
             self._dumps_until = 0.0
-            self._end_hung()
+            self._kill_hung_workers()
 
-    def _pass_on(self) -> float:
+    def _forward_events(self) -> float:
         """Pass the events of the workers on -> seconds since the loop has last come to a batch."""
-        events, about = ray.get(self._relay.drain.remote())
+        events, about = ray.get(self._relay.poll_events.remote())
         for kind, values in events:
             self._observer.event(kind, **values)
         self.place = about["place"] or self.place
@@ -153,14 +153,14 @@ class Attempt:
             self._observer.event("started", workers=self.team.size, nodes=addresses, attempt=self.number)
         return float(about["silent_s"])
 
-    def _order(self, what: str) -> None:
+    def _request_stop(self, what: str) -> None:
         if what not in self._ordered:
             self._ordered.add(what)
-            ray.get(self._relay.order.remote(what))
+            ray.get(self._relay.send_command.remote(what))
 
-    def _end_hung(self) -> None:
+    def _kill_hung_workers(self) -> None:
         """Kill the workers of a hung step, those that answer and those that do not."""
-        dumped, handles = ray.get(self._relay.dumps.remote())
+        dumped, handles = ray.get(self._relay.get_stack_dumps.remote())
         names = ", ".join(
             f"rank {rank} on {address}" for rank, (_, address) in self.nodes.items() if rank not in dumped
         )
@@ -170,24 +170,24 @@ class Attempt:
         for handle in handles:
             ray.kill(handle)
 
-    def _reason(self, error: BaseException) -> BaseException:
+    def _to_user_error(self, error: BaseException) -> BaseException:
         """What to tell the caller: an error that a worker raised for them, or the last line of what went wrong."""
         if self.hung:
-            return WorkersFailed(self.hung)
+            return WorkerGroupError(self.hung)
         if not self.nodes and (cause := startup_timeout(error)):
-            return NoRoom(str(cause))
+            return ResourcesUnavailableError(str(cause))
         raised = worker_errors(error)
         for cause in raised:
-            if isinstance(cause, _TOLD):
+            if isinstance(cause, _USER_ERRORS):
                 return cause
         first = raised[0] if raised else error
-        return WorkersFailed(format_error(first))
+        return WorkerGroupError(format_error(first))
 
 
-def trainer_for(
+def build_trainer(
     function: Callable[[dict[str, Any]], Any],
     settings: dict[str, Any],
-    team: Team,
+    team: WorkerGroupSpec,
     folder: str,
     *,
     placement: str,
@@ -234,7 +234,7 @@ def _worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_local_world_size()
     pulse = LoopProgress()
-    lifeline = Lifeline(settings["relay"], rank, pulse, job.folder, settings["number"])
+    lifeline = WorkerChannel(settings["relay"], rank, pulse, job.folder, settings["number"])
     try:
         from pharmclf.training import collectives, trainer
 

@@ -10,7 +10,7 @@ from pharmclf.core.units import format_examples
 
 
 @dataclass(frozen=True)
-class Node:
+class ClusterNode:
     """A machine of the cluster."""
 
     id: str
@@ -27,18 +27,18 @@ class Resources:
 
     cpus: float
     gpus: float
-    stream_cpus: float
+    loader_cpus: float
 
 
 @dataclass(frozen=True)
-class Team:
+class WorkerGroupSpec:
     """The workers of an attempt."""
 
     size: int
     each: Resources
 
 
-def divide_resources(low: int, high: int, total_cpus: float, total_gpus: float) -> Resources:
+def resources_per_worker(low: int, high: int, total_cpus: float, total_gpus: float) -> Resources:
     """Divide a cluster among workers so that Ray Data can always decode.
 
     A worker reserves one CPU where there are plenty and a fraction where there are not: half of the CPUs stay free.
@@ -68,7 +68,9 @@ def divide_resources(low: int, high: int, total_cpus: float, total_gpus: float) 
     return Resources(cpus, 1.0 if total_gpus else 0.0, max(1.0, left / high))
 
 
-def team_on(nodes: Sequence[Node], low: int, high: int, accelerator: str, share: float = 1.0) -> Team:
+def plan_worker_group(
+    nodes: Sequence[ClusterNode], low: int, high: int, accelerator: str, share: float = 1.0
+) -> WorkerGroupSpec:
     """The workers that a cluster has room for.
 
     With GPUs there is one worker for each. Without, a worker uses all cores of its node, so that there is one for each
@@ -93,7 +95,7 @@ def team_on(nodes: Sequence[Node], low: int, high: int, accelerator: str, share:
     gpus = 0.0 if accelerator == "cpu" else gpus
     places = int(gpus) if gpus else int(share * sum(node.cpus >= 1 for node in nodes))
     size = max(low, min(high, places))
-    each = divide_resources(size, size, cpus, gpus)
+    each = resources_per_worker(size, size, cpus, gpus)
     hosts = [node.cpus for node in nodes if node.cpus > 0]
     if not gpus and share == 1.0 and size >= len(hosts):  # Ray Data needs a whole CPU on one node
         beside, most = -(-size // len(hosts)), max(hosts)
@@ -103,11 +105,11 @@ def team_on(nodes: Sequence[Node], low: int, high: int, accelerator: str, share:
                 "whole one beside a worker. Add a node with 2 CPUs or more"
             )
         if each.cpus * beside > most - 1:
-            each = Resources(int((most - 1) / beside * 100) / 100, 0.0, each.stream_cpus)
-    return Team(size, each)
+            each = Resources(int((most - 1) / beside * 100) / 100, 0.0, each.loader_cpus)
+    return WorkerGroupSpec(size, each)
 
 
-def room_text(nodes: Sequence[Node]) -> str:
+def format_capacity(nodes: Sequence[ClusterNode]) -> str:
     """What a cluster has, in words."""
     if not nodes:
         return "no node"

@@ -1,0 +1,1 @@
+"""The workers of a run on a Ray cluster: started, watched, and started again after failures."""
