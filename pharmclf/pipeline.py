@@ -36,7 +36,7 @@ from pharmclf.doctor.quick import quick_checks
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, delete_corrupted, fallback_message, get_or_compute
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCacheUnavailableError
-from pharmclf.finish import extra_sets, finish
+from pharmclf.finish import external_datasets, finish
 from pharmclf.models.devices import configure_devices, with_precision
 from pharmclf.models.precision import run_precision
 from pharmclf.monitoring import HardwareMonitor, RunContext
@@ -108,7 +108,7 @@ def run(
         if warning := batch_warning(config, len(manifest.rows("train"))):
             say(f"warning: {warning}")
         expected = record["fingerprints"] if record else fingerprints_of(config, manifest)
-        for images in extra_sets(config, manifest, scan_progress(say)):
+        for images in external_datasets(config, manifest, scan_progress(say)):
             say(f"{images.name}: {len(images.rows):,} images to test on, {'; '.join(images.notes) or 'all usable'}")
         if stop.received is not None:
             return stop.exit_code

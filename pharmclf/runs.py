@@ -21,7 +21,7 @@ from pharmclf.data.destination import atomic_folder, check_new_folder
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.data.prepare import MANIFEST_FILE, storage_errors_as_config_errors
-from pharmclf.evaluation.decision import DECISION_FILE
+from pharmclf.evaluation.abstention_policy import DECISION_FILE
 from pharmclf.models.devices import configure_devices
 from pharmclf.report.card import CARD_FILE
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pharmclf.evaluation.decision import Decision
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.evaluate import evaluate
-from pharmclf.evaluation.predictions import predictions_table
-from pharmclf.evaluation.results import Evaluation, difference, most_confused_pairs
-from pharmclf.metrics import Estimate
+from pharmclf.evaluation.metrics import Estimate
+from pharmclf.evaluation.predictions_table import predictions_table
+from pharmclf.evaluation.results import Evaluation, accuracy_difference, most_confused_pairs
 from pharmclf.report.facts import DataFacts, Picture, ReportFacts, SetFacts, Thumbnail
 from pharmclf.report.summary import PhaseFacts, RunFacts, result
 
@@ -30,10 +30,10 @@ LONG = tuple(f"Amoxicillin trihydrate prolonged release film-coated tablets {num
 """Fifty names that differ at their ends."""
 
 
-def make_decision(threshold: float = 0.8, *, assured: bool = True, max_error: float = 0.05) -> Decision:
+def make_decision(threshold: float = 0.8, *, assured: bool = True, max_error: float = 0.05) -> AbstentionPolicy:
     """A decision; a threshold above 1 answers nothing."""
     answers = threshold <= 1
-    return Decision(
+    return AbstentionPolicy(
         temperature=1.5,
         threshold=threshold,
         max_error=max_error,
@@ -48,7 +48,7 @@ def make_decision(threshold: float = 0.8, *, assured: bool = True, max_error: fl
 
 
 def make_scores(
-    names: Sequence[str], decision: Decision | None, *, per_class: int = 20, mistakes: int = 2, surest: int = 0
+    names: Sequence[str], decision: AbstentionPolicy | None, *, per_class: int = 20, mistakes: int = 2, surest: int = 0
 ) -> tuple[Evaluation, Any]:
     """An evaluation, and its table of predictions.
 
@@ -93,7 +93,9 @@ def make_pictures(table: Any, rows: Sequence[int], *, side: int = 48, heat: bool
     ]
 
 
-def make_set(name: str, names: Sequence[str], decision: Decision | None, *, side: int = 48, **scores: Any) -> SetFacts:
+def make_set(
+    name: str, names: Sequence[str], decision: AbstentionPolicy | None, *, side: int = 48, **scores: Any
+) -> SetFacts:
     """A set with its pictures; more arguments go to `make_scores`."""
     evaluation, table = make_scores(names, decision, **scores)
     wrong = [int(row) for row in np.flatnonzero(table["label"] != table["predicted"])]
@@ -131,7 +133,7 @@ def make_history(phase1: int = 4, phase2: int = 3) -> list[dict[str, Any]]:
 def make_facts(
     names: Sequence[str] = ("amber", "birch", "cedar"),
     *,
-    decision: Decision | None = None,
+    decision: AbstentionPolicy | None = None,
     extra: Sequence[str] = ("shifted",),
     extra_mistakes: int = 8,
     side: int = 48,
@@ -153,7 +155,7 @@ def make_facts(
     sets = [test]
     for name in extra:
         item = make_set(name, names, decision, side=side, mistakes=extra_mistakes, surest=extra_mistakes // 2)
-        drop = difference(test.evaluation, item.evaluation)
+        drop = accuracy_difference(test.evaluation, item.evaluation)
         sets.append(SetFacts(**{**vars(item), "drop": drop, "notes": [f"left out: {names[0]} (2 images)"]}))
     run = RunFacts(
         name="made", backbone="lite0", workers=2, train_images=60, seconds_total=75.0, best_checkpoint="/runs/made/best"

@@ -12,13 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PURE = [
     "core.errors", "core.hashing", "core.tables", "core.units",
-    "config", "storage", "metrics", "progress", "cli", "data.manifest", "data.splits", "data.batch_sampler",
+    "config", "storage", "evaluation.metrics", "progress", "cli", "data.manifest", "data.splits", "data.batch_sampler",
     "data.stateless_rng", "data.augment", "data.class_balance", "data.demo", "data.prepare", "data.run_manifest",
     "training.phases", "training.lr_schedule", "training.checkpoint", "training.context",
     "training.checkpoint_manager", "training.listing", "training.train_state", "report.plots",
-    "report.summary", "report.page", "report.card", "report.calibration_plots", "evaluation.decision",
-    "monitoring", "evaluation.labels", "evaluation.saved", "evaluation.evaluate", "models.backbone_split",
-    "models.devices", "runs", "feature_cache.cache_key", "feature_cache.cache_policy",
+    "report.summary", "report.page", "report.card", "report.calibration_plots", "evaluation.abstention_policy",
+    "monitoring", "evaluation.label_alignment", "evaluation.saved_model", "evaluation.evaluate",
+    "models.backbone_split", "models.devices", "runs", "feature_cache.cache_key", "feature_cache.cache_policy",
     "feature_cache.shards", "feature_cache.reader", "feature_cache.inventory", "feature_cache.local_cache",
     "training.grouping", "distributed.cluster_auth", "training.proxy", "distributed.ray_address",
     "distributed.scaling_policy", "training.fitting", "training.lr_finder", "training.fit_batch",

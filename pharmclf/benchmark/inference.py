@@ -17,7 +17,7 @@ from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.prepare import data_location
 from pharmclf.distributed.controller import connect
-from pharmclf.evaluation.predict import BATCH, Prediction, Predictor, predicted_blocks
+from pharmclf.evaluation.predict import BATCH, Predictor, PredictSpec, predict_stream
 from pharmclf.models.devices import device_name
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.prediction.answers import Answers
@@ -44,7 +44,7 @@ def benchmark_inference(config: RunConfig, say: Say) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         images = list_images(data_location(dataclasses.replace(config, storage=folder)))
-        what = Prediction(
+        what = PredictSpec(
             models=(_saved_model(config, folder),),
             image_size=config.image_size,
             read=read_images,
@@ -88,7 +88,7 @@ def _forward(predictor: Predictor, batch: np.ndarray) -> float:
     return count / (time.perf_counter() - began)
 
 
-def _stream(what: Prediction, paths: pa.Array, skipped: int, measured: int) -> float:
+def _stream(what: PredictSpec, paths: pa.Array, skipped: int, measured: int) -> float:
     """Images/s from files; the images are taken several times where there are few of them.
 
     Args:
@@ -97,7 +97,7 @@ def _stream(what: Prediction, paths: pa.Array, skipped: int, measured: int) -> f
     """
     places = np.arange(skipped + measured) % len(paths)
     began, count, seen = 0.0, 0, 0
-    for block in predicted_blocks(what, ImageSet.of_paths(paths).select(places)):
+    for block in predict_stream(what, ImageSet.of_paths(paths).select(places)):
         seen += len(block["bad"])
         if began:
             count += len(block["bad"])

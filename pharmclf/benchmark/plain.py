@@ -24,7 +24,7 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.core.tables import align_columns
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import data_location, split_manifest
-from pharmclf.metrics import Estimate, proportion
+from pharmclf.evaluation.metrics import Estimate, proportion
 
 OURS = "ours"
 TITLES = {"plain": "plain Keras", "cached": "plain, cached", OURS: "this"}

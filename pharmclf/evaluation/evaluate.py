@@ -12,18 +12,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pharmclf import metrics
 from pharmclf.core.units import format_examples
-from pharmclf.evaluation.decision import Decision
-from pharmclf.evaluation.predictions import ABSTAIN, COLUMNS, predictions_table
-from pharmclf.evaluation.results import ClassResult, ConfusedPair, Evaluation, difference, most_confused_pairs
+from pharmclf.evaluation import metrics
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy
+from pharmclf.evaluation.metrics import Estimate
+from pharmclf.evaluation.predictions_table import ABSTAIN, COLUMNS, predictions_table
+from pharmclf.evaluation.results import ClassResult, ConfusedPair, Evaluation, accuracy_difference, most_confused_pairs
 from pharmclf.evaluation.text import classification_table, console_table, report_text
 from pharmclf.evaluation.write import to_dict, write_evaluation
-from pharmclf.metrics import Estimate
 
 __all__ = [
-    "ABSTAIN", "COLUMNS", "ClassResult", "ConfusedPair", "Evaluation", "classification_table", "console_table",
-    "difference", "evaluate", "most_confused_pairs", "predictions_table", "report_text", "to_dict", "write_evaluation",
+    "ABSTAIN",
+    "COLUMNS",
+    "ClassResult",
+    "ConfusedPair",
+    "Evaluation",
+    "accuracy_difference",
+    "classification_table",
+    "console_table",
+    "evaluate",
+    "most_confused_pairs",
+    "predictions_table",
+    "report_text",
+    "to_dict",
+    "write_evaluation",
 ]  # fmt: skip
 
 _TOP_K = (3, 5)
@@ -35,7 +47,7 @@ def evaluate(
     *,
     groups: Any,
     probabilities: np.ndarray | None = None,
-    decision: Decision | None = None,
+    decision: AbstentionPolicy | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -148,7 +160,7 @@ def _check_probabilities(probabilities: np.ndarray, predicted: np.ndarray, num_c
         )
 
 
-def _check_temperature(probabilities: np.ndarray, confidence: np.ndarray, decision: Decision | None) -> None:
+def _check_temperature(probabilities: np.ndarray, confidence: np.ndarray, decision: AbstentionPolicy | None) -> None:
     """A threshold means nothing for confidences of another temperature."""
     if decision and np.abs(metrics.most_probable(probabilities, decision.temperature)[1] - confidence).max() > 1e-3:
         raise ValueError(

@@ -76,13 +76,13 @@ def _split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
 
     operation, inputs = tensor_source(model.outputs[0])
     logits = inputs[0] if isinstance(operation, keras.layers.Softmax) else model.outputs[0]
-    features = _last_map(logits)
+    features = _last_feature_map(logits)
     if features is model.inputs[0]:
         raise ValueError(f"model {model.name}: no layer of it makes a feature map (batch, height, width, channels)")
     return keras.Model(model.inputs[0], features), keras.Model(features, logits)
 
 
-def _last_map(tensor: Any) -> Any:
+def _last_feature_map(tensor: Any) -> Any:
     """The first tensor with places on the way back from an output.
 
     Raises:

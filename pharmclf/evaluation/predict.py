@@ -42,7 +42,7 @@ def all_probabilities(probabilities: np.ndarray) -> Block:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
+class PredictSpec:
     """What is predicted, and by whom."""
 
     models: tuple[str, ...]
@@ -62,7 +62,7 @@ class Prediction:
 class Predictor:
     """Saved models, loaded once."""
 
-    def __init__(self, what: Prediction) -> None:
+    def __init__(self, what: PredictSpec) -> None:
         """Load the models; what hinders it is told with the first block, since of an actor that dies Ray says little.
 
         Args:
@@ -75,7 +75,7 @@ class Predictor:
         self._columns, self._refusal = what.columns, ""
         self._models: list[tuple[Any, Any]] = []
         try:
-            self._models = [_loaded(location, what.image_size) for location in what.models]
+            self._models = [_load_model(location, what.image_size) for location in what.models]
         except (ConfigError, OSError) as error:
             self._refusal = encode_error(error)
 
@@ -107,7 +107,7 @@ class Predictor:
         return np.concatenate([np.stack([output.numpy() for output in row], axis=1) for row in outputs])[:count]
 
 
-def _loaded(location: str, image_size: int) -> tuple[Any, Any]:
+def _load_model(location: str, image_size: int) -> tuple[Any, Any]:
     """A model, and its forward pass for a batch of uint8 images, which become floats on the device.
 
     Raises:
@@ -169,16 +169,16 @@ def predict(
         ConfigError: a model cannot be loaded.
         PermissionError, StorageUnavailableError: the storage gives nothing at all.
     """
-    what = Prediction(models=tuple(models), image_size=image_size, actors=actors, gpus=gpus)
+    what = PredictSpec(models=tuple(models), image_size=image_size, actors=actors, gpus=gpus)
     found, bad = [], []
-    for block in predicted_blocks(what, images):
+    for block in predict_stream(what, images):
         check()
         found.append(block["probabilities"])
         bad.append(block["bad"])
     return np.concatenate(found), np.concatenate(bad)
 
 
-def predicted_blocks(what: Prediction, images: ImageSet) -> Generator[Block, None, None]:
+def predict_stream(what: PredictSpec, images: ImageSet) -> Generator[Block, None, None]:
     """Predict images in one stream.
 
     Args:
@@ -194,7 +194,7 @@ def predicted_blocks(what: Prediction, images: ImageSet) -> Generator[Block, Non
     """
     if not len(images):
         return
-    blocks = _predicted_on_ray(what, images) if what.actors else _predicted_here(what, images)
+    blocks = _predict_ray(what, images) if what.actors else _predict_local(what, images)
     done = 0
     with contextlib.closing(blocks):
         for block in blocks:
@@ -207,13 +207,13 @@ def predicted_blocks(what: Prediction, images: ImageSet) -> Generator[Block, Non
         raise RuntimeError(f"{done} of {len(images)} images have come back")
 
 
-def _read_span(what: Prediction, images: ImageSet, first: int, count: int) -> Block:
+def _read_span(what: PredictSpec, images: ImageSet, first: int, count: int) -> Block:
     """Read some images from place `first` on; their places go with them."""
     span = images.slice(first, count)
     return {"place": np.arange(first, first + len(span))} | what.read(span, what.image_size)
 
 
-def _predicted_here(what: Prediction, images: ImageSet) -> Generator[Block, None, None]:
+def _predict_local(what: PredictSpec, images: ImageSet) -> Generator[Block, None, None]:
     """In this process: every core decodes a batch ahead, as far as TensorFlow leaves it the time."""
     threads = max(1, min(usable_cores(), _AHEAD_BYTES // (BATCH * what.image_size**2 * 3)))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -237,7 +237,7 @@ def _predicted_here(what: Prediction, images: ImageSet) -> Generator[Block, None
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _predicted_on_ray(what: Prediction, images: ImageSet) -> Generator[Block, None, None]:
+def _predict_ray(what: PredictSpec, images: ImageSet) -> Generator[Block, None, None]:
     """On the cluster that this process has joined."""
     batch_bytes = BATCH * what.image_size**2 * 3
     size = BATCH * max(1, min(_BLOCK_BYTES // batch_bytes, -(-len(images) // (BATCH * what.actors))))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pharmclf import metrics
-from pharmclf.metrics import Estimate, OperatingPoint, ReliabilityBin, RiskCoverage
+from pharmclf.evaluation import metrics
+from pharmclf.evaluation.metrics import Estimate, OperatingPoint, ReliabilityBin, RiskCoverage
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ClassResult:
     f1: Estimate
 
     @property
-    def occurs(self) -> bool:
+    def has_examples(self) -> bool:
         """Whether an image is of this class or was given it; of others nothing is known."""
         return self.support + self.predicted > 0
 
@@ -80,7 +80,7 @@ class Evaluation:
         return tuple(result.name for result in self.classes)
 
 
-def difference(first: Evaluation, second: Evaluation) -> Estimate:
+def accuracy_difference(first: Evaluation, second: Evaluation) -> Estimate:
     """Accuracy of the second minus that of the first, -1..1, with its 95 % interval; below 0 the second is worse.
 
     Args:

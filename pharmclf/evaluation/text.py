@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from pharmclf.core.tables import align_columns
+from pharmclf.evaluation.metrics import Estimate, OperatingPoint, RiskCoverage
 from pharmclf.evaluation.results import ClassResult, Evaluation, most_confused_pairs
-from pharmclf.metrics import Estimate, OperatingPoint, RiskCoverage
 
 MAX_OPEN_CLASSES = 30
 """Up to so many classes, a table in the terminal or on a page shows all; of more, the weakest."""
@@ -25,7 +25,7 @@ def classification_table(evaluation: Evaluation, *, worst: int | None = None) ->
     """
     classes = list(evaluation.classes)
     if worst is not None and worst < len(classes):
-        classes = sorted(classes, key=lambda result: (not result.occurs, result.f1.value))[:worst]
+        classes = sorted(classes, key=lambda result: (not result.has_examples, result.f1.value))[:worst]
     rows = [("class", "precision", "recall", "F1", "images"), *(_class_row(result) for result in classes)]
     rows.append(("macro average", "", "", str(evaluation.macro_f1), f"{evaluation.num_images:,}"))
     rows.append(("accuracy", "", "", str(evaluation.accuracy), f"{evaluation.num_images:,}"))
@@ -46,7 +46,7 @@ def _class_row(result: ClassResult) -> tuple[str, str, str, str, str]:
         result.name,
         str(result.precision) if result.predicted else _UNKNOWN,
         str(result.recall) if result.support else _UNKNOWN,
-        str(result.f1) if result.occurs else _UNKNOWN,
+        str(result.f1) if result.has_examples else _UNKNOWN,
         f"{result.support:,}",
     )
 

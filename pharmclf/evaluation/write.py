@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pharmclf import storage
-from pharmclf.evaluation.predictions import ABSTAIN, COLUMNS
+from pharmclf.evaluation.metrics import ConfusionCounts, Estimate, RiskCoverage
+from pharmclf.evaluation.predictions_table import ABSTAIN, COLUMNS
 from pharmclf.evaluation.results import Evaluation, most_confused_pairs
 from pharmclf.evaluation.text import report_text
-from pharmclf.metrics import ConfusionCounts, Estimate, RiskCoverage
 
 SCHEMA_VERSION = 2
 MAX_MATRIX_CLASSES = 200
@@ -37,7 +37,7 @@ def to_dict(evaluation: Evaluation) -> dict[str, Any]:
         "raw_calibration_error": _optional(evaluation.raw_calibration_error),
         "reliability": [dataclasses.asdict(part) for part in evaluation.reliability],
         "answered": dataclasses.asdict(evaluation.answered) if evaluation.answered else None,
-        "risk_coverage": _curve(evaluation.risk_coverage.thinned(_CURVE_POINTS)),
+        "risk_coverage": _curve(evaluation.risk_coverage.downsampled(_CURVE_POINTS)),
         "classes": [dataclasses.asdict(item) for item in evaluation.classes],
         "most_confused_pairs": [dataclasses.asdict(pair) for pair in most_confused_pairs(evaluation)],
         **_confusion(evaluation.cells),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pharmclf.core.errors import RunError
-from pharmclf.evaluation.decision import Decision
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.export.formats import Tolerance
 
 
@@ -42,8 +42,8 @@ class Comparison:
 def compare(
     reference: np.ndarray,
     found: np.ndarray,
-    decision: Decision | None = None,
-    found_decision: Decision | None = None,
+    decision: AbstentionPolicy | None = None,
+    found_decision: AbstentionPolicy | None = None,
 ) -> Comparison:
     """Compare what two models say of the same images.
 
@@ -61,7 +61,7 @@ def compare(
     same_side = None
     if decision is not None:
         pairs = ((decision, reference), (found_decision or decision, found))
-        one, other = (each.answers(each.calibrated(p).max(axis=1)) for each, p in pairs)
+        one, other = (each.accepts(each.calibrated(p).max(axis=1)) for each, p in pairs)
         same_side = int((one == other).sum())
     return Comparison(
         num_images=len(reference),
@@ -71,7 +71,7 @@ def compare(
     )
 
 
-def check_decision(decision: Decision, found: Decision) -> None:
+def check_decision(decision: AbstentionPolicy, found: AbstentionPolicy) -> None:
     """Refuse a model that keeps less of a promise than the Keras model does.
 
     Args:

@@ -16,7 +16,7 @@ from pharmclf.data.image_files import find_images
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE
-from pharmclf.evaluation.saved import SavedModel
+from pharmclf.evaluation.saved_model import SavedModel
 
 _MOST = 256
 """As many images show a difference in every layer and bound each tensor's range; more cost time and change little."""

@@ -20,8 +20,8 @@ from pharmclf.core.errors import ConfigError, describe_exit
 from pharmclf.core.hashing import sha256_file
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.core.units import format_size
-from pharmclf.evaluation.decision import DECISION_FILE, Decision, fit_decision, write_decision
-from pharmclf.evaluation.saved import SavedModel, find_model
+from pharmclf.evaluation.abstention_policy import DECISION_FILE, AbstentionPolicy, fit_policy, write_policy
+from pharmclf.evaluation.saved_model import SavedModel, load_model_info
 from pharmclf.export import reload
 from pharmclf.export.compare import Comparison, ExportRefused, check, check_decision, compare
 from pharmclf.export.convert import write_model
@@ -98,7 +98,7 @@ def export_model(options: ExportOptions, say: Say) -> None:
     check_installed(names)
     refused: list[str] = []
     with whole_folder(options.out, last=EXPORT_FILE) as folder:
-        found = find_model(options.model)
+        found = load_model_info(options.model)
         images = sample_images(found, options.images, "test", "--images", say)
         calibration = validation = None
         if options.tflite == "int8":
@@ -175,7 +175,7 @@ class _Trial:
 
     def run(
         self, path: Path, images: np.ndarray, reference: np.ndarray, validation: ValidationImages | None
-    ) -> tuple[Comparison, dict[str, Any], Decision | None]:
+    ) -> tuple[Comparison, dict[str, Any], AbstentionPolicy | None]:
         """Compare with the Keras model, and choose the threshold of int8.
 
         Args:
@@ -198,7 +198,7 @@ class _Trial:
         about |= {"opset": ONNX_OPSET} if self.name == "onnx" else {}
         usable = probabilities.shape[1:] == reference.shape[1:] and np.isfinite(probabilities).all()
         if own is not None and decision is not None and usable:
-            decision = fit_decision(probabilities[len(images) :], own.truth, own.groups, decision.max_error)
+            decision = fit_policy(probabilities[len(images) :], own.truth, own.groups, decision.max_error)
         try:
             comparison = compare(reference, of_images, self.found.decision, decision)
         except ExportRefused as error:
@@ -223,7 +223,7 @@ class _Trial:
             return error
         return None
 
-    def _threshold(self, fitted: Decision | None, validation: ValidationImages | None) -> ExportRefused | None:
+    def _threshold(self, fitted: AbstentionPolicy | None, validation: ValidationImages | None) -> ExportRefused | None:
         """Say which threshold int8 has; or why it can have none, or promises less with it."""
         given = self.found.decision
         if self.precision != "int8" or given is None:
@@ -266,7 +266,7 @@ def _size_bytes(path: Path) -> int:
     return sum(part.stat().st_size for part in (path, *path.rglob("*")) if part.is_file())
 
 
-def _describe(folder: Path, found: SavedModel, formats: dict[FormatName, Any], tflite: Decision | None) -> None:
+def _describe(folder: Path, found: SavedModel, formats: dict[FormatName, Any], tflite: AbstentionPolicy | None) -> None:
     """Write what belongs to every format: the labels, the decisions, how an image is loaded, and what was exported."""
     storage.write_json(str(folder / "labels.json"), list(found.labels))
     (folder / LOAD_FILE).write_text(
@@ -276,10 +276,10 @@ def _describe(folder: Path, found: SavedModel, formats: dict[FormatName, Any], t
         others = [name for name in formats if name != "tflite"]
         if tflite is not None and tflite != found.decision:  # int8 has its own
             file = TFLITE_DECISION_FILE if others else DECISION_FILE
-            write_decision(tflite, str(folder / file))
+            write_policy(tflite, str(folder / file))
             formats["tflite"]["decision"] = file
         if others or tflite == found.decision:
-            write_decision(found.decision, str(folder / DECISION_FILE))
+            write_policy(found.decision, str(folder / DECISION_FILE))
     files = {
         str(path.relative_to(folder)): {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pharmclf import storage
 from pharmclf.data.ray_loader import load_images
-from pharmclf.evaluation.evaluate import ConfusedPair, difference, most_confused_pairs
-from pharmclf.evaluation.explain import Explainer
-from pharmclf.finish.scores import Scored, spread
+from pharmclf.evaluation.evaluate import ConfusedPair, accuracy_difference, most_confused_pairs, write_evaluation
+from pharmclf.evaluation.explainer import Explainer
+from pharmclf.evaluation.scoring import ScoredDataset, evenly_spaced_indices
+from pharmclf.report import plots
 from pharmclf.report.facts import Picture, SetFacts
 
 _SAMPLES, _WORST, _PAIRS, _PER_PAIR = 10, 8, 4, 4
 
 
-def set_facts(scored: Scored, first: Scored | None, image_size: int, explainer: Explainer | None) -> SetFacts:
+def set_facts(
+    scored: ScoredDataset, first: ScoredDataset | None, image_size: int, explainer: Explainer | None
+) -> SetFacts:
     """What a report says and shows of a set.
 
     Args:
@@ -26,7 +30,7 @@ def set_facts(scored: Scored, first: Scored | None, image_size: int, explainer: 
     """
     table = scored.table
     wrong = table[table["label"] != table["predicted"]].sort_values(["confidence", "row"], ascending=[False, True])
-    samples, worst = spread(len(table), _SAMPLES), wrong.index[:_WORST].to_numpy()
+    samples, worst = evenly_spaced_indices(len(table), _SAMPLES), wrong.index[:_WORST].to_numpy()
     pairs = most_confused_pairs(scored.evaluation, _PAIRS)
     confused = [
         wrong.index[(wrong["label"] == pair.label) & (wrong["predicted"] == pair.predicted)][:_PER_PAIR].to_numpy()
@@ -43,7 +47,7 @@ def set_facts(scored: Scored, first: Scored | None, image_size: int, explainer: 
         worst=[pictures[place] for place in worst if place in pictures],
         confused=_with_pictures(pairs, confused, pictures),
         notes=scored.images.notes,
-        drop=difference(first.evaluation, scored.evaluation) if first else None,
+        drop=accuracy_difference(first.evaluation, scored.evaluation) if first else None,
     )
 
 
@@ -57,7 +61,7 @@ def _with_pictures(
 
 
 def _pictures(
-    scored: Scored, chosen: np.ndarray, explained: np.ndarray, image_size: int, explainer: Explainer | None
+    scored: ScoredDataset, chosen: np.ndarray, explained: np.ndarray, image_size: int, explainer: Explainer | None
 ) -> dict[int, Picture]:
     """Place in the table -> picture; a file that is not what the manifest says gives none."""
     table = scored.table
@@ -82,3 +86,17 @@ def _pictures(
             heatmap=heatmaps.get(place),
         )
     return found
+
+
+def write_scored_dataset(scored: ScoredDataset, folder: str, image_size: int) -> None:
+    """Write the numbers and pictures of a scored set below a folder or prefix."""
+    write_evaluation(scored.evaluation, scored.table, folder, probabilities=scored.probabilities)
+    pictures = {"confusion_matrix.png": plots.confusion_matrix_png(scored.evaluation)}
+    shown = evenly_spaced_indices(len(scored.table), plots.NUM_SAMPLES)
+    images, bad = load_images(scored.images.files.select(shown), image_size)
+    usable = bad == ""
+    pictures["sample_predictions.png"] = plots.sample_predictions_png(
+        images[usable], scored.table.iloc[shown[usable]], class_names=scored.evaluation.class_names
+    )
+    for name, content in pictures.items():
+        storage.write_bytes(storage.join(folder, name), content)

@@ -17,15 +17,15 @@ from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE
 from pharmclf.data.quarantine import Quarantine
-from pharmclf.evaluation.agreement import accuracy_mismatch, best_accuracy, tie_of
-from pharmclf.evaluation.decision import DECISION_FILE, fit_decision, write_decision
+from pharmclf.evaluation.abstention_policy import DECISION_FILE, fit_policy, write_policy
+from pharmclf.evaluation.accuracy_agreement import accuracy_mismatch, best_accuracy, rounding_tolerance
+from pharmclf.evaluation.datasets import external_datasets, split_dataset
 from pharmclf.evaluation.evaluate import console_table, evaluate, predictions_table
-from pharmclf.evaluation.explain import Explainer
+from pharmclf.evaluation.explainer import Explainer
+from pharmclf.evaluation.metrics import Estimate
+from pharmclf.evaluation.scoring import ScoredDataset, predict_datasets, score_dataset
 from pharmclf.finish.facts import data_facts, machine_facts
-from pharmclf.finish.pictures import set_facts
-from pharmclf.finish.scores import Scored, predict_sets, score, write_scored
-from pharmclf.finish.sets import extra_sets, split_set
-from pharmclf.metrics import Estimate
+from pharmclf.finish.pictures import set_facts, write_scored_dataset
 from pharmclf.monitoring import HardwareAlert, NodeSample, read_alerts, read_samples
 from pharmclf.report import plots
 from pharmclf.report.card import CARD_FILE, model_card
@@ -82,13 +82,13 @@ def finish(
     others = [name for name in outcome["best"] if name != chosen]
     class_names = tuple(storage.read_json(storage.join(folder, LABELS_FILE)))
     models = [storage.join(folder, MODEL_FILE), *(storage.join(folder, phase_model_file(name)) for name in others)]
-    sets = [split_set(manifest, split, config.data) for split in ("validation", "test")]
-    sets += extra_sets(config, manifest)
+    sets = [split_dataset(manifest, split, config.data) for split in ("validation", "test")]
+    sets += external_datasets(config, manifest)
     say(f"testing the saved model on {sum(len(images.rows) for images in sets):,} images")
     actors = outcome["workers"] if actors is None else actors
     with Explainer(models[0], on_ray=actors > 0) as explainer:
         gpus = actors > 0 and outcome["device"] != "CPU"
-        found = predict_sets(models, sets, config.image_size, actors=actors, gpus=gpus, check=check)
+        found = predict_datasets(models, sets, config.image_size, actors=actors, gpus=gpus, check=check)
         sets = [images for images, _ in found]
         for images in sets[:2]:  # the others are of another manifest
             quarantine.add(images.lost)
@@ -97,13 +97,13 @@ def finish(
             if images.lost:
                 say(f"note: {images.name}: {images.notes[-1]}")
         numbers = _numbers(sets[0].labels, class_names)
-        decision = fit_decision(found[0][1][:, 0], numbers, sets[0].groups, config.max_error_share)
-        write_decision(decision, storage.join(folder, "model", DECISION_FILE))
+        decision = fit_policy(found[0][1][:, 0], numbers, sets[0].groups, config.max_error_share)
+        write_policy(decision, storage.join(folder, "model", DECISION_FILE))
         validation, test, *extras = scored = [
-            score(images, part[:, 0], class_names, decision) for images, part in found
+            score_dataset(images, part[:, 0], class_names, decision) for images, part in found
         ]
         for item in scored:
-            write_scored(item, storage.join(folder, "evaluation", item.images.name), config.image_size)
+            write_scored_dataset(item, storage.join(folder, "evaluation", item.images.name), config.image_size)
         shown = [set_facts(test, None, config.image_size, explainer)]
         shown += [set_facts(extra, test, config.image_size, explainer) for extra in extras]
     phase_tests = {chosen: test.evaluation.accuracy}
@@ -115,7 +115,7 @@ def finish(
         found[0][1][:, 0],
         numbers,
         lost=len(quarantine.rows & set(manifest.rows("validation").tolist())),
-        tie=tie_of(_formats(config, outcome, record, chosen)),
+        tie=rounding_tolerance(_formats(config, outcome, record, chosen)),
     )
     if mismatch:
         say(f"warning: {mismatch.text}")
@@ -184,7 +184,7 @@ def _numbers(labels: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
     return np.array([places[label] for label in labels], np.int64)
 
 
-def _accuracy(test: Scored, probabilities: np.ndarray, class_names: Sequence[str]) -> Estimate:
+def _accuracy(test: ScoredDataset, probabilities: np.ndarray, class_names: Sequence[str]) -> Estimate:
     """Of another model on the same images."""
     images = test.images
     table = predictions_table(images.rows, images.paths, images.labels, probabilities, class_names)

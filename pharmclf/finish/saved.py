@@ -19,13 +19,13 @@ from pharmclf.data.prepare import MANIFEST_FILE, manifest_cache
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.distributed.cluster import device_kind
 from pharmclf.distributed.controller import connect
+from pharmclf.evaluation.datasets import EvalDataset, external_dataset, split_dataset
 from pharmclf.evaluation.evaluate import console_table
-from pharmclf.evaluation.explain import Explainer
-from pharmclf.evaluation.saved import SavedModel, find_model
+from pharmclf.evaluation.explainer import Explainer
+from pharmclf.evaluation.saved_model import SavedModel, load_model_info
+from pharmclf.evaluation.scoring import predict_datasets, score_dataset
 from pharmclf.finish.facts import data_facts, machine_facts
-from pharmclf.finish.pictures import set_facts
-from pharmclf.finish.scores import predict_sets, score, write_scored
-from pharmclf.finish.sets import LabelledSet, outside_set, split_set
+from pharmclf.finish.pictures import set_facts, write_scored_dataset
 from pharmclf.report.facts import ReportFacts
 from pharmclf.report.fonts import font_notes
 from pharmclf.report.page import page_html
@@ -72,7 +72,7 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
     if options.out:
         check_destination("--out", storage.absolute(options.out))
     max_bad_share, workers = parse_share(options.max_bad, "max_bad"), parse_workers(options.workers)[1]
-    model = find_model(options.model)
+    model = load_model_info(options.model)
     record = load_record(storage.join(model.run_folder, "run.json")) if model.run_folder else {}
     name = options.name or _name_of(options.data)
     out = _place(options, model, name)
@@ -87,13 +87,13 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
     device = device_kind() if workers else "this process"
     with Explainer(model.location, on_ray=workers > 0) as explainer:
         gpus = device == "GPU"
-        found = predict_sets([model.location], [images], model.image_size, actors=workers, gpus=gpus)
+        found = predict_datasets([model.location], [images], model.image_size, actors=workers, gpus=gpus)
         ((images, probabilities),) = found
         quarantine = Quarantine(images.manifest, max_bad_share, say)
         quarantine.add(images.lost)
         quarantine.check()
-        scored = score(images, probabilities[:, 0], model.labels, model.decision)
-        write_scored(scored, out, model.image_size)
+        scored = score_dataset(images, probabilities[:, 0], model.labels, model.decision)
+        write_scored_dataset(scored, out, model.image_size)
         shown = set_facts(scored, None, model.image_size, explainer)
     report = ReportFacts(
         result=None,
@@ -140,12 +140,12 @@ def _own_manifest(model: SavedModel) -> Manifest | None:
 
 def _images(
     options: EvaluationOptions, model: SavedModel, own: Manifest | None, name: str, max_bad_share: float, say: Say
-) -> LabelledSet:
+) -> EvalDataset:
     if options.data in _OWN_SPLITS:
         if own is None:
             raise ConfigError(f"--data {options.data}: the model comes without its run's images. Give a folder or list")
-        return split_set(own, options.data, own.root)
-    return outside_set(
+        return split_dataset(own, options.data, own.root)
+    return external_dataset(
         name,
         options.data,
         model.labels,

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pharmclf.core.errors import ConfigError
-from pharmclf.evaluation.decision import Decision
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 
 SCHEMA = pa.schema(
     [
@@ -36,7 +36,7 @@ class Answers:
 
     labels: tuple[str, ...]
     """Class names in the order of the model's outputs."""
-    decision: Decision | None = None
+    decision: AbstentionPolicy | None = None
     """Its temperature; None: the probabilities stay as they are."""
     threshold: float | None = None
     """Least confidence of an answer; None: nothing abstains."""

@@ -13,8 +13,8 @@ from pharmclf.core.signals import StopSignal
 from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.data.destination import check_destination
 from pharmclf.data.pixel_depth import MAX_VALUE
-from pharmclf.evaluation.predict import Prediction
-from pharmclf.evaluation.saved import SavedModel, find_model
+from pharmclf.evaluation.predict import PredictSpec
+from pharmclf.evaluation.saved_model import SavedModel, load_model_info
 from pharmclf.prediction.answers import Answers
 from pharmclf.prediction.images import list_images
 from pharmclf.prediction.options import PredictOptions
@@ -40,7 +40,7 @@ def predict_images(options: PredictOptions, say: Say) -> int:
         DamagedPart: a part is not what was written.
     """
     check_destination("--output", storage.absolute(options.output))
-    model = find_model(options.model)
+    model = load_model_info(options.model)
     answers = _answers_of(model, options.threshold, say)
     parts = _parts_of(model, answers, options, say)
     complete = _is_complete(parts, options)  # another table is refused before anything is written
@@ -133,7 +133,7 @@ def _make(
 
     missing = missing_parts(parts, say)
     if missing:
-        what = Prediction(
+        what = PredictSpec(
             models=(model.location,),
             image_size=model.image_size,
             read=read_images,

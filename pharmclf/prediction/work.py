@@ -18,7 +18,7 @@ from pharmclf.data.image_set import ImageSet
 from pharmclf.distributed.cluster import usable_nodes
 from pharmclf.distributed.controller import connect
 from pharmclf.distributed.ray_address import requested_address
-from pharmclf.evaluation.predict import Prediction, predicted_blocks
+from pharmclf.evaluation.predict import PredictSpec, predict_stream
 from pharmclf.prediction.answers import SCHEMA, Answers
 from pharmclf.prediction.options import PredictOptions
 from pharmclf.prediction.parts import Parts
@@ -41,7 +41,7 @@ def missing_parts(parts: Parts, say: Say) -> list[int]:
     return [number for number, name in enumerate(parts.names) if name not in there]
 
 
-def placed(what: Prediction, options: PredictOptions, num_images: int) -> Prediction:
+def placed(what: PredictSpec, options: PredictOptions, num_images: int) -> PredictSpec:
     """Choose who predicts, and join or start Ray where it does.
 
     Raises:
@@ -56,7 +56,7 @@ def placed(what: Prediction, options: PredictOptions, num_images: int) -> Predic
 
 
 def predict_parts(
-    what: Prediction,
+    what: PredictSpec,
     answers: Answers,
     parts: Parts,
     missing: Sequence[int],
@@ -84,7 +84,7 @@ def predict_parts(
     say(f"predicting {len(paths):,} images in {by}")
     progress = _progress(say)
     waiting, done, written = SCHEMA.empty_table(), 0, 0
-    with contextlib.closing(until(stopped, predicted_blocks(what, ImageSet.of_paths(read, white_level)))) as blocks:
+    with contextlib.closing(until(stopped, predict_stream(what, ImageSet.of_paths(read, white_level)))) as blocks:
         for block in blocks:
             bad = block["bad"].astype(object)
             known = reasons[done : done + len(bad)]

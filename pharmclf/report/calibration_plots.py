@@ -15,9 +15,9 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pharmclf.evaluation.decision import Decision
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy
+from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.results import Evaluation
-from pharmclf.metrics import Estimate
 from pharmclf.report.plots import (
     BLUE,
     DPI,
@@ -101,7 +101,7 @@ def reliability_figure(
 
 
 def risk_coverage_png(
-    curves: Mapping[str, Evaluation], decision: Decision | None, *, title: str = "Answers and errors"
+    curves: Mapping[str, Evaluation], decision: AbstentionPolicy | None, *, title: str = "Answers and errors"
 ) -> bytes:
     """What share of the images can be answered at which error, the surest first, and where the threshold lies.
 
@@ -116,7 +116,7 @@ def risk_coverage_png(
 
 
 def risk_coverage_figure(
-    curves: Mapping[str, Evaluation], decision: Decision | None, *, heading: tuple[str, str] | None = None
+    curves: Mapping[str, Evaluation], decision: AbstentionPolicy | None, *, heading: tuple[str, str] | None = None
 ) -> Figure:
     """The figure of `risk_coverage_png`; title and subtitle are left out where none are given."""
     names = {name: format_names(name, 16) for name in curves}

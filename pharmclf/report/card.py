@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 
 from pharmclf.core.units import format_count, format_examples
 from pharmclf.data.pixel_depth import MAX_VALUE
-from pharmclf.evaluation.decision import DECISION_FILE, Decision
+from pharmclf.evaluation.abstention_policy import DECISION_FILE, AbstentionPolicy
+from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.results import ClassResult, Evaluation
 from pharmclf.evaluation.text import MAX_OPEN_CLASSES, WEAKEST
-from pharmclf.metrics import Estimate
 from pharmclf.report import snippet, words
 from pharmclf.report.facts import DataFacts, ReportFacts, SetFacts
 from pharmclf.report.page_tables import weakest_first
@@ -156,7 +156,7 @@ def _class_row(item: ClassResult) -> list[str]:
         f"{item.support:,}",
         words.with_interval(item.recall) if item.support else "not known",
         words.with_interval(item.precision) if item.predicted else "not known",
-        words.with_interval(item.f1) if item.occurs else "not known",
+        words.with_interval(item.f1) if item.has_examples else "not known",
     ]
 
 
@@ -229,7 +229,7 @@ def _threshold(facts: ReportFacts) -> list[str]:
     return lines
 
 
-def _code(decision: Decision | None, white_level: int) -> list[str]:
+def _code(decision: AbstentionPolicy | None, white_level: int) -> list[str]:
     lines = ["import json, keras, numpy as np, pathlib", snippet.IMPORTS, "", snippet.load_image_text(white_level), ""]
     if decision:
         lines += [

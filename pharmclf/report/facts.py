@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from pharmclf.data.pixel_depth import MAX_VALUE
-from pharmclf.evaluation.decision import Decision
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy
+from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.results import ConfusedPair, Evaluation
-from pharmclf.metrics import Estimate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,7 +92,7 @@ class ReportFacts:
 
     sets: Sequence[SetFacts]
     """The test split first, then the extra sets; at least one."""
-    decision: Decision | None
+    decision: AbstentionPolicy | None
     """When the model answers by itself."""
     validation: Evaluation | None = None
     """Scores on the images that temperature and threshold were chosen on."""

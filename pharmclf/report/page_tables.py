@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pharmclf.core.units import format_count
+from pharmclf.evaluation.metrics import Estimate, OperatingPoint
 from pharmclf.evaluation.results import ClassResult, Evaluation
 from pharmclf.evaluation.text import MAX_OPEN_CLASSES, WEAKEST
-from pharmclf.metrics import Estimate, OperatingPoint
 from pharmclf.report import words
 from pharmclf.report.facts import DataFacts, ReportFacts, SetFacts
 
@@ -116,7 +116,7 @@ def weakest_first(evaluation: Evaluation) -> tuple[list[ClassResult], list[Class
 
     Together they are all classes, of which the page shows `MAX_ROWS` at most.
     """
-    classes = sorted(evaluation.classes, key=lambda item: (not item.occurs, item.f1.value, item.name))
+    classes = sorted(evaluation.classes, key=lambda item: (not item.has_examples, item.f1.value, item.name))
     shown = len(classes) if len(classes) <= MAX_OPEN_CLASSES else WEAKEST
     return classes[:shown], classes[shown:]
 

@@ -10,10 +10,10 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_duration
-from pharmclf.evaluation.agreement import Mismatch
-from pharmclf.evaluation.decision import Decision
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy
+from pharmclf.evaluation.accuracy_agreement import AccuracyMismatch
 from pharmclf.evaluation.evaluate import Evaluation
-from pharmclf.metrics import Estimate
+from pharmclf.evaluation.metrics import Estimate
 from pharmclf.report.facts import SetFacts
 
 
@@ -53,9 +53,9 @@ def result(
     test: Evaluation,
     phases: Sequence[PhaseFacts],
     *,
-    decision: Decision | None = None,
+    decision: AbstentionPolicy | None = None,
     extras: Sequence[SetFacts] = (),
-    mismatch: Mismatch | None = None,
+    mismatch: AccuracyMismatch | None = None,
 ) -> dict[str, Any]:
     """The content of result.json; intervals are [low, high], 95 %; unknown numbers are None.
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from pharmclf.core.tables import align_columns
-from pharmclf.metrics import wilson_interval
+from pharmclf.evaluation.metrics import wilson_interval
 from pharmclf.training.lr_schedule import selection_score
 
 TrialState = Literal["running", "trained", "stopped", "diverged", "failed"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pharmclf.core.units import format_count
-from pharmclf.evaluation.decision import Decision
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy
+from pharmclf.evaluation.metrics import Estimate, OperatingPoint
 from pharmclf.evaluation.results import Evaluation
-from pharmclf.metrics import Estimate, OperatingPoint
 from pharmclf.report.facts import ReportFacts, SetFacts
 
 THIN = "\u202f"
@@ -133,7 +133,7 @@ def answers(point: OperatingPoint | None) -> str:
     )
 
 
-def kept(decision: Decision, point: OperatingPoint | None) -> Kept | None:
+def kept(decision: AbstentionPolicy, point: OperatingPoint | None) -> Kept | None:
     """Whether a set bears out the error that the threshold promises; None: it answers nothing, or has no threshold."""
     if point is None or point.error is None:
         return None
@@ -144,7 +144,7 @@ def kept(decision: Decision, point: OperatingPoint | None) -> Kept | None:
     return "doubtful" if point.error.low <= decision.max_error else "broken"
 
 
-def promise(decision: Decision, facts: SetFacts) -> str:
+def promise(decision: AbstentionPolicy, facts: SetFacts) -> str:
     """What the threshold promises, on what ground, and what a set says to that."""
     most = f"at most {limit(decision.max_error)} wrong answers"
     if decision.threshold > 1:
@@ -163,7 +163,7 @@ def promise(decision: Decision, facts: SetFacts) -> str:
     return f"{ground} {check[0].upper()}{check[1:]}"
 
 
-def shift(facts: SetFacts, test: SetFacts, decision: Decision | None) -> str:
+def shift(facts: SetFacts, test: SetFacts, decision: AbstentionPolicy | None) -> str:
     """How the model does on an extra set, against the test images."""
     scores = facts.evaluation
     text = (

@@ -14,7 +14,7 @@ from run_folders import complete_run, incomplete_run
 
 from pharmclf.config import ConfigError
 from pharmclf.data.manifest import Manifest
-from pharmclf.evaluation.decision import read_decision
+from pharmclf.evaluation.abstention_policy import read_policy
 from pharmclf.feature_cache.shards import read_index
 from pharmclf.run_record import read_record
 from pharmclf.schema_version import load_record
@@ -28,7 +28,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "result.json": lambda path: load_record(str(path)),
     "checkpoint.json": lambda path: read_checkpoint(str(path.parent)),
     "index.json": lambda path: read_index(str(path.parent)),
-    "decision.json": lambda path: read_decision(str(path)),
+    "decision.json": lambda path: read_policy(str(path)),
     "sweep.json": lambda path: look_up_sweep(str(path.parent), print, overwrite=False),
 }
 

@@ -18,7 +18,7 @@ from pharmclf.data.dataset_listing import list_dataset
 from pharmclf.data.image_files import find_images
 from pharmclf.data.manifest import Manifest, build_manifest
 from pharmclf.data.prepare import prepare_manifest
-from pharmclf.finish.sets import outside_set
+from pharmclf.evaluation.datasets import external_dataset
 from pharmclf.prediction.images import list_images
 from pharmclf.storage import objects
 
@@ -313,7 +313,7 @@ def test_splits_of_folders_reach_the_manifest(tmp_path: Path):
     drawn = prepare_manifest(drawn_config, str(tmp_path / "runs" / "two"))
     assert drawn.ok["split"].value_counts().to_dict() == {"train": 20, "validation": 6, "test": 6}
     assert (drawn.ok["split"] != by_folder).any()
-    outside = outside_set("x", config.data, ["Ibuprofen", "aspirin"], cache=str(tmp_path / "runs" / "manifests"))
+    outside = external_dataset("x", config.data, ["Ibuprofen", "aspirin"], cache=str(tmp_path / "runs" / "manifests"))
     assert (len(outside.rows), sorted(set(outside.labels))) == (32, ["Ibuprofen", "aspirin"])
 
 

@@ -18,8 +18,8 @@ from pharmclf.data.image_decoding import InvalidImageError, decode, read_image_i
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest, build_manifest
 from pharmclf.data.pixel_depth import find_white_level
+from pharmclf.evaluation.datasets import external_dataset
 from pharmclf.feature_cache.cache_key import key_parts
-from pharmclf.finish.sets import outside_set
 
 SCENE = np.asarray(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((64, 48))
@@ -191,5 +191,5 @@ def test_whoever_reads_a_set_reads_it_at_its_level(made: Manifest, camera: Path)
 @pytest.mark.parametrize(("model", "level"), [(65535, 4095), (4095, 4095), (16383, 16383), (1023, 4095)])
 def test_a_set_from_outside_is_read_as_the_model_was_trained(made: Manifest, tmp_path: Path, model: int, level: int):
     """At the model's level where its values keep to that; at its own where they do not, or the model has none."""
-    found = outside_set("x", made.root, ("a", "b"), cache=str(tmp_path), white_level=model)
+    found = external_dataset("x", made.root, ("a", "b"), cache=str(tmp_path), white_level=model)
     assert set(found.files.white_level.to_pylist()) == {level}

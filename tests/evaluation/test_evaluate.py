@@ -11,9 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
-from pharmclf import metrics, storage
+from pharmclf import storage
 from pharmclf.evaluation import evaluate as ev
-from pharmclf.evaluation.decision import fit_decision
+from pharmclf.evaluation import metrics
+from pharmclf.evaluation.abstention_policy import fit_policy
 
 NAMES = ["ibuprofen", "amoxil", "zocor", "never seen", "aspirin"]
 
@@ -43,7 +44,7 @@ def scored():
 def decided():
     """The same with a decision that was fitted on other images."""
     others, probabilities = make_predictions(400, seed=1)
-    decision = fit_decision(probabilities, pd.Index(NAMES).get_indexer(others["label"]), others["row"], 0.1)
+    decision = fit_policy(probabilities, pd.Index(NAMES).get_indexer(others["label"]), others["row"], 0.1)
     raw, probabilities = make_predictions()
     table = ev.predictions_table(raw["row"], raw["path"], raw["label"], probabilities, NAMES, decision)
     evaluation = ev.evaluate(
@@ -79,7 +80,7 @@ def test_every_class_equals_scikit_learn_on_sets_that_lack_classes(pairs):
     for result, *scores in zip(found.classes, *expected, strict=True):
         ours = (result.precision.value, result.recall.value, result.f1.value, result.support)
         assert ours == pytest.approx(scores)
-        assert result.occurs == (result.name in {*truth, *predicted})
+        assert result.has_examples == (result.name in {*truth, *predicted})
         assert result.support or (result.recall.low, result.recall.high) == (0, 1)
     assert found.macro_f1.value == pytest.approx(f1_score(truth, predicted, average="macro", zero_division=0))
     assert ev.report_text(found, table.assign(confidence=0.5))
@@ -151,11 +152,11 @@ def test_difference_is_that_of_the_accuracies(scored):
     """A set with half of the accuracy: the drop with an interval that holds it; against itself, 0 in the middle."""
     table, _, evaluation = scored
     spoilt = table.assign(label=np.where(table["row"] % 2, "never seen", table["label"]))
-    drop = ev.difference(evaluation, ev.evaluate(spoilt, NAMES, groups=table["row"], resamples=5))
+    drop = ev.accuracy_difference(evaluation, ev.evaluate(spoilt, NAMES, groups=table["row"], resamples=5))
     expected = (spoilt["label"] == table["predicted"]).mean() - (table["label"] == table["predicted"]).mean()
     assert drop.value == pytest.approx(expected)
     assert drop.low < drop.value < drop.high < 0
-    same = ev.difference(evaluation, evaluation)
+    same = ev.accuracy_difference(evaluation, evaluation)
     assert (same.value, same.low) == (0, pytest.approx(-same.high))
 
 
@@ -239,7 +240,7 @@ def test_report_says_how_sure_and_how_often_it_answers(scored, decided):
 def test_report_says_where_nothing_is_answered():
     """A threshold that no confidence reaches: all images are left to a human, and the JSON has no error."""
     table, probabilities = make_predictions(30)
-    decision = fit_decision(probabilities, np.full(30, 3), np.arange(30), 0.01)  # all wrong
+    decision = fit_policy(probabilities, np.full(30, 3), np.arange(30), 0.01)  # all wrong
     table = ev.predictions_table(table["row"], table["path"], table["label"], probabilities, NAMES, decision)
     evaluation = ev.evaluate(table, NAMES, groups=table["row"], decision=decision, resamples=5)
     assert table["abstain"].all()

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pharmclf.evaluation.decision import Decision
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy
+from pharmclf.evaluation.metrics import Estimate
 from pharmclf.export.compare import ExportRefused, check, check_decision, compare
 from pharmclf.export.formats import TOLERANCES, Precision
-from pharmclf.metrics import Estimate
 
 
 def sure(classes: list[int], confidence: float = 0.9, num_classes: int = 3) -> np.ndarray:
@@ -68,8 +68,8 @@ def test_another_shape_is_refused():
         compare(sure([0, 1]), sure([0, 1], num_classes=2))
 
 
-def decided(threshold: float, assured: bool = True) -> Decision:
-    return Decision(
+def decided(threshold: float, assured: bool = True) -> AbstentionPolicy:
+    return AbstentionPolicy(
         temperature=1.0, threshold=threshold, max_error=0.01, assured=assured, num_validation_images=9, num_answered=9,
         coverage=Estimate(1.0, 0.9, 1.0), error=None, upper_bound=0.01, num_needed=1,
     )  # fmt: skip

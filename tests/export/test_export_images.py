@@ -10,7 +10,7 @@ import pytest
 
 from pharmclf.config import ConfigError
 from pharmclf.data.image_decoding import decode
-from pharmclf.evaluation.saved import SavedModel
+from pharmclf.evaluation.saved_model import SavedModel
 from pharmclf.export.images import sample_images
 
 

@@ -14,14 +14,14 @@ from PIL import Image
 from pharmclf.core.hashing import sha256_file
 from pharmclf.data.image_decoding import decode
 from pharmclf.data.manifest import Manifest, build_manifest
-from pharmclf.evaluation.decision import Decision, fit_decision, read_decision, write_decision
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy, fit_policy, read_policy, write_policy
+from pharmclf.evaluation.metrics import Estimate
 from pharmclf.export.compare import ExportRefused
 from pharmclf.export.model import ExportOptions, export_model
-from pharmclf.metrics import Estimate
 
 pytestmark = pytest.mark.tf
 SIDE = 32
-DECISION = Decision(
+DECISION = AbstentionPolicy(
     temperature=2.0, threshold=0.5, max_error=0.01, assured=False, num_validation_images=9, num_answered=9,
     coverage=Estimate(1.0, 0.9, 1.0), error=None, upper_bound=1.0, num_needed=300,
 )  # fmt: skip
@@ -91,7 +91,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     save(model, folder / "run" / "model", names)
     manifest = build_manifest(f"{folder}/pictures")
     manifest.with_splits(["validation"] * 40).write(f"{folder}/run/manifest.parquet")
-    write_decision(DECISION, str(folder / "run" / "model" / "decision.json"))
+    write_policy(DECISION, str(folder / "run" / "model" / "decision.json"))
     pictures = {"images": f"{folder}/pictures", "calibration": f"{folder}/pictures"}
     said = export(folder / "run", folder / "out", "savedmodel", "onnx", "tflite", tflite="int8", **pictures)
     return Exported(folder / "run", folder / "out", said, images, np.asarray(model(images.astype(np.float32))))
@@ -132,8 +132,8 @@ def test_int8_has_a_float_softmax_and_a_threshold_of_its_own(exported: Exported)
     assert np.abs(probabilities.sum(axis=1) - 1).max() < 1e-5
     labels = json.loads((exported.run / "model" / "labels.json").read_text())
     truth = np.array([labels.index(label) for label in manifest.table["label"]])
-    expected = fit_decision(probabilities, truth, manifest.table["group"].to_numpy(), 0.01)
-    chosen = read_decision(str(exported.out / "decision-tflite.json"))
+    expected = fit_policy(probabilities, truth, manifest.table["group"].to_numpy(), 0.01)
+    chosen = read_policy(str(exported.out / "decision-tflite.json"))
     assert chosen.num_validation_images == 40
     assert chosen.threshold == pytest.approx(expected.threshold, abs=1e-6)
     assert chosen.temperature == pytest.approx(expected.temperature, rel=1e-3)
@@ -222,7 +222,7 @@ def test_a_format_that_changes_answers_is_refused_and_the_good_ones_are_written(
     for number, picture in enumerate(pixels.astype(np.uint8)):
         Image.fromarray(picture).save(pictures / f"{number}.png")
     settings = {"images": str(pictures), "calibration": str(pictures)}
-    write_decision(DECISION, str(folder / "decision.json"))
+    write_policy(DECISION, str(folder / "decision.json"))
     reasons = r"tflite int8 in ai-edge-litert .*expected equal answers for at least 98%; the threshold 0.5000 .*cannot"
     with pytest.raises(ExportRefused, match=f"^onnx written into {tmp_path}/out, but not {reasons}"):
         export(folder, tmp_path / "out", "tflite", "onnx", tflite="int8", **settings)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from running import SMALL, finish
 
-from pharmclf.evaluation.decision import read_decision
+from pharmclf.evaluation.abstention_policy import read_policy
 
 QUICK = [*SMALL, "--phase1.epochs=2", "--phase2.epochs=1", "--max-error=10%"]
 
@@ -61,7 +61,7 @@ def test_a_run_is_tested_on_sets_from_another_source(run: tuple[Path, str]):
 def test_a_run_leaves_a_decision_a_report_and_a_model_card(run: tuple[Path, str]):
     """The decision stands beside the model; predictions say which images are left to people, by its threshold."""
     folder, _ = run
-    decision = read_decision(str(folder / "model" / "decision.json"))
+    decision = read_policy(str(folder / "model" / "decision.json"))
     assert decision.max_error == 0.1
     table = pd.read_parquet(folder / "evaluation" / "test" / "predictions.parquet")
     assert (table["abstain"] == (table["confidence"] < decision.threshold)).all()

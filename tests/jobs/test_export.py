@@ -19,8 +19,8 @@ import running
 from PIL import Image
 
 from pharmclf.data.image_decoding import decode
-from pharmclf.evaluation.decision import Decision, read_decision, write_decision
-from pharmclf.metrics import Estimate, with_temperature
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy, read_policy, write_policy
+from pharmclf.evaluation.metrics import Estimate, apply_temperature
 
 export = partial(running.finish, program="jobs/export.py")
 
@@ -45,12 +45,12 @@ def run(drawn_images: str, drawn_manifest: Any, tmp_path_factory: pytest.TempPat
     drawn_manifest.write(str(folder / "manifest.parquet"))
     pictures = [path.read_bytes() for path in sorted(Path(drawn_images).glob("*/*.jpg"))[:80:40]]
     pixels = np.stack([decode(content, 64) for content in pictures]).astype(np.float32)
-    confidences = with_temperature(np.asarray(model(pixels, training=False)), 0.5).max(axis=1)
-    decision = Decision(
+    confidences = apply_temperature(np.asarray(model(pixels, training=False)), 0.5).max(axis=1)
+    decision = AbstentionPolicy(
         temperature=0.5, threshold=confidences.mean(), max_error=0.01, assured=False, num_validation_images=9,
         num_answered=9, coverage=Estimate(1.0, 0.9, 1.0), error=None, upper_bound=1.0, num_needed=300,
     )  # fmt: skip
-    write_decision(decision, str(folder / "model" / "decision.json"))
+    write_policy(decision, str(folder / "model" / "decision.json"))
     for number, content in enumerate(pictures):
         (folder.parent / f"{number}.jpg").write_bytes(content)
     done = export(f"--model={folder}", f"--out={folder.parent}/exported", "--format=onnx")
@@ -87,7 +87,7 @@ def test_the_script_of_the_readme_gives_the_models_answer(run: Path, tmp_path: P
     [script] = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "onnxruntime" in block]
     model = keras.saving.load_model(run / "model" / "model.keras", compile=False)
     labels = json.loads((run / "model" / "labels.json").read_text())
-    decision = read_decision(str(run / "model" / "decision.json"))
+    decision = read_policy(str(run / "model" / "decision.json"))
     (tmp_path / "exported").symlink_to(run.parent / "exported")
     answered = []
     for picture in (run.parent / "0.jpg", run.parent / "1.jpg"):
@@ -100,7 +100,7 @@ def test_the_script_of_the_readme_gives_the_models_answer(run: Path, tmp_path: P
         probabilities = np.asarray(model(pixels[None].astype(np.float32), training=False))
         calibrated = decision.calibrated(probabilities)[0]
         assert float(confidence) == pytest.approx(calibrated.max(), abs=0.01)  # a JPEG scaled by another step
-        sure = bool(decision.answers(calibrated.max()))
+        sure = bool(decision.accepts(calibrated.max()))
         assert answer.strip() == (labels[calibrated.argmax()] if sure else "ask a human")
         answered.append(sure)
     assert sorted(answered) == [False, True]

@@ -23,7 +23,7 @@ from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.demo import MARKER
 from pharmclf.data.image_decoding import decode
 from pharmclf.data.image_set import ImageSet
-from pharmclf.evaluation.predict import Prediction, Predictor, predict, predicted_blocks
+from pharmclf.evaluation.predict import Predictor, PredictSpec, predict, predict_stream
 from pharmclf.prediction.job import predict_images
 from pharmclf.prediction.options import PredictOptions
 from pharmclf.prediction.reading import read_images
@@ -229,9 +229,9 @@ def test_a_model_that_does_not_fit_its_labels_is_bad_input(
 def test_a_model_that_cannot_be_loaded_is_bad_input(images: Path):
     """One that is damaged, and one that is not there."""
     for name, words in (("empty.png", "Keras cannot load"), ("gone.keras", "gone.keras is not there on")):
-        what = Prediction(models=(str(images / name),), image_size=SIZE)
+        what = PredictSpec(models=(str(images / name),), image_size=SIZE)
         with pytest.raises(ConfigError, match=words):
-            list(predicted_blocks(what, ImageSet.of_paths([str(images / "empty.png")])))
+            list(predict_stream(what, ImageSet.of_paths([str(images / "empty.png")])))
 
 
 def test_a_storage_that_refuses_ends_the_job(
@@ -250,7 +250,7 @@ def test_several_models_in_a_process_are_no_retracing(model: Path, caplog: pytes
     pixels = np.random.default_rng(0).integers(0, 256, (70, SIZE, SIZE, 3), np.uint8)
     with caplog.at_level(logging.WARNING, logger="tensorflow"):
         for _ in range(7):
-            predictor = Predictor(Prediction(models=(str(model / "model.keras"),) * 2, image_size=SIZE))
+            predictor = Predictor(PredictSpec(models=(str(model / "model.keras"),) * 2, image_size=SIZE))
             found = predictor({"image": pixels, "place": np.arange(70)})["probabilities"]
     assert not caplog.records
     assert found.shape == (70, 2, 10)

@@ -22,8 +22,8 @@ from report_facts import make_decision
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.distributed.scaling_policy import ClusterNode
-from pharmclf.evaluation.saved import SavedModel
-from pharmclf.metrics import NO_ANSWER
+from pharmclf.evaluation.metrics import REJECT_ALL
+from pharmclf.evaluation.saved_model import SavedModel
 from pharmclf.prediction.answers import SCHEMA, Answers
 from pharmclf.prediction.images import Images, list_images
 from pharmclf.prediction.job import _answers_of
@@ -420,16 +420,16 @@ def test_a_model_that_may_not_answer_is_described_in_words(tmp_path: Path):
     """Its threshold is above every confidence, and no number that a reader could make anything of."""
     model = SavedModel(
         location=str(tmp_path / "model.keras"), sha256="", labels=("a", "b"), image_size=8,
-        decision=make_decision(NO_ANSWER, max_error=0.01), run_folder=None,
+        decision=make_decision(REJECT_ALL, max_error=0.01), run_folder=None,
     )  # fmt: skip
     said: list[str] = []
-    assert _answers_of(model, None, said.append).threshold == NO_ANSWER
+    assert _answers_of(model, None, said.append).threshold == REJECT_ALL
     assert said == [
         "note: the model answers nothing by itself: on its validation images no confidence gave at most 1.00% wrong "
         "answers; --threshold gives it one"
     ]
     said.clear()
-    Summary(num_images=1234, num_abstained=1234, num_bad=4).tell("out.csv", NO_ANSWER, said.append)
+    Summary(num_images=1234, num_abstained=1234, num_bad=4).tell("out.csv", REJECT_ALL, said.append)
     Summary(num_images=10, num_abstained=4, num_bad=1).tell("out.csv", 0.75, said.append)
     assert said[1] == "all 1,230 images are for a person: the model answers nothing by itself"
     assert said[4] == "3 of 9 images (33.3%) are below the confidence 0.7500: for a person"

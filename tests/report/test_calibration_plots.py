@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from PIL import Image
 from report_facts import make_decision, make_scores
 
-from pharmclf.evaluation.decision import Decision
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.results import Evaluation
 from pharmclf.report import calibration_plots as drawn
 from pharmclf.report.plots import styled
@@ -25,7 +25,7 @@ NAMES = ("a", "b", "c")
 HEADING = ("Title", "and what it is about")
 
 
-def make_curves(decision: Decision, num_extra: int = 1) -> dict[str, Evaluation]:
+def make_curves(decision: AbstentionPolicy, num_extra: int = 1) -> dict[str, Evaluation]:
     """Validation, test and extra sets, each worse than the one before."""
     names = ["validation", "test", *(f"another source {number}" for number in range(num_extra))]
     return {

@@ -18,8 +18,8 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from report_facts import HOSTILE, LONG, alone, make_decision, make_facts, make_scores
 
-from pharmclf.evaluation.decision import Decision, write_decision
-from pharmclf.metrics import Estimate
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy, write_policy
+from pharmclf.evaluation.metrics import Estimate
 from pharmclf.report.card import escaped, model_card
 from pharmclf.report.words import THIN
 
@@ -115,7 +115,10 @@ def _code(card: str) -> str:
 
 @pytest.mark.parametrize("decision", [make_decision(0.5), make_decision(0.75), make_decision(2.0), None], ids=str)
 def test_the_code_of_the_card_answers_as_the_package_does(
-    decision: Decision | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    decision: AbstentionPolicy | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     """Run in the model's folder with a stand-in for keras: the class, or a human below the threshold."""
     facts = make_facts(decision=decision) if decision else alone()
@@ -136,13 +139,13 @@ def test_the_code_of_the_card_answers_as_the_package_does(
     Image.new("RGB", (40, 30), (200, 30, 30)).save("tablet.jpg")
     Path("labels.json").write_text(json.dumps(["amber", "birch", "cedar"]))
     if decision:
-        write_decision(decision, str(tmp_path / "decision.json"))
+        write_policy(decision, str(tmp_path / "decision.json"))
     exec(compile(_code(model_card(facts)), "card", "exec"), {})
     said = capsys.readouterr().out.strip()
     if decision is None:
         assert said.split()[0] == "birch"
     else:
-        answered = bool(decision.answers(decision.calibrated(probabilities).max(axis=1))[0])
+        answered = bool(decision.accepts(decision.calibrated(probabilities).max(axis=1))[0])
         assert said == ("birch" if answered else "ask a human")
         assert answered == (decision.threshold == 0.5)
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from report_facts import make_decision, make_facts, make_scores
 
-from pharmclf import metrics
 from pharmclf.data.prepare import format_split_counts
+from pharmclf.evaluation import metrics
 from pharmclf.evaluation.evaluate import (
     classification_table,
     console_table,
@@ -124,9 +124,9 @@ def test_blocks_of_rows_give_the_same_bits_as_all_rows_at_once(monkeypatch, numb
         return metrics.fit_temperature(probabilities, truth), best.tolist(), confidence.tolist(), hits.tolist()
 
     whole = computed()
-    assert whole[2] == metrics.with_temperature(probabilities, 1.7).max(axis=1).tolist()
-    monkeypatch.setattr("pharmclf.metrics.intervals._BLOCK", 30 * numbers)
-    monkeypatch.setattr("pharmclf.metrics.calibration._MOST_KEPT", 0)
+    assert whole[2] == metrics.apply_temperature(probabilities, 1.7).max(axis=1).tolist()
+    monkeypatch.setattr("pharmclf.evaluation.metrics.intervals._BLOCK", 30 * numbers)
+    monkeypatch.setattr("pharmclf.evaluation.metrics.calibration._MAX_TABLE_CELLS", 0)
     assert computed() == whole
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_facts import HOSTILE, LONG, alone, make_decision, make_facts, make_pictures, make_scores, make_set
 
-from pharmclf.metrics import Estimate, OperatingPoint, confusion_counts
+from pharmclf.evaluation.metrics import Estimate, OperatingPoint, confusion_counts
 from pharmclf.report import page_pictures, page_tables, words
 from pharmclf.report.facts import DataFacts, ReportFacts
 from pharmclf.report.page import page_html

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pharmclf.metrics import wilson_interval
+from pharmclf.evaluation.metrics import wilson_interval
 from pharmclf.report import sweep
 from pharmclf.report.sweep import TrialFacts
 

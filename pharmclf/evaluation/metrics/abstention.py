@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pharmclf.metrics.intervals import Estimate, proportion
+from pharmclf.evaluation.metrics.intervals import Estimate, proportion
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class RiskCoverage:
     error: np.ndarray
     """(points,) float64, 0..1: share of the answered images that is wrong."""
 
-    def thinned(self, max_points: int) -> RiskCoverage:
+    def downsampled(self, max_points: int) -> RiskCoverage:
         """The curve with at most so many of its points (2 or more), evenly over the coverage; both ends stay."""
         if len(self.coverage) <= max_points:
             return self
@@ -49,7 +49,7 @@ class OperatingPoint:
     """All images."""
 
 
-def surest_first(confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sort_by_confidence(confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The order in which images are answered as a threshold falls.
 
     Args:
@@ -71,7 +71,7 @@ def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> RiskCoverage:
         confidence: (n,) floats 0..1, probability of the predicted class.
         correct: (n,) booleans.
     """
-    order, ends = surest_first(confidence)
+    order, ends = sort_by_confidence(confidence)
     answered, wrong = ends + 1, np.cumsum(~correct[order])[ends]
     return RiskCoverage(confidence[order][ends].astype(np.float64), answered / len(confidence), wrong / answered)
 

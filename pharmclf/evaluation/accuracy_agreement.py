@@ -19,7 +19,7 @@ _SMALLEST = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mismatch:
+class AccuracyMismatch:
     """Two validation accuracies of what should be one model."""
 
     best_epoch: float
@@ -41,7 +41,7 @@ class Mismatch:
         )
 
 
-def tie_of(formats: Iterable[str]) -> float:
+def rounding_tolerance(formats: Iterable[str]) -> float:
     """The difference of two logits that may be rounding, for the coarsest of some number formats or precisions."""
     return max(_TIES[name.removeprefix("mixed_")] for name in formats)
 
@@ -53,7 +53,7 @@ def best_accuracy(history: Sequence[Mapping[str, Any]], phase: str, epoch: int) 
 
 def accuracy_mismatch(
     best_epoch: float, probabilities: np.ndarray, labels: np.ndarray, *, lost: int, tie: float
-) -> Mismatch | None:
+) -> AccuracyMismatch | None:
     """Compare a saved model with its best epoch.
 
     Args:
@@ -73,4 +73,4 @@ def accuracy_mismatch(
     if images <= explained:
         return None
     accuracy = right / len(labels)
-    return Mismatch(best_epoch=best_epoch, saved_model=accuracy, images=images, explained=explained)
+    return AccuracyMismatch(best_epoch=best_epoch, saved_model=accuracy, images=images, explained=explained)

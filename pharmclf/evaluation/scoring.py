@@ -8,21 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pharmclf import storage
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.ray_loader import load_images
-from pharmclf.evaluation.decision import Decision
-from pharmclf.evaluation.evaluate import Evaluation, evaluate, predictions_table, write_evaluation
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy
+from pharmclf.evaluation.datasets import EvalDataset
+from pharmclf.evaluation.evaluate import Evaluation, evaluate, predictions_table
 from pharmclf.evaluation.predict import predict
-from pharmclf.finish.sets import LabelledSet
-from pharmclf.report import plots
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scored:
+class ScoredDataset:
     """A labelled set with what a model said of it."""
 
-    images: LabelledSet
+    images: EvalDataset
     probabilities: np.ndarray
     """(n, classes) float32, as the model gives them."""
     table: pd.DataFrame
@@ -30,15 +27,15 @@ class Scored:
     evaluation: Evaluation
 
 
-def predict_sets(
+def predict_datasets(
     models: Sequence[str],
-    sets: Sequence[LabelledSet],
+    sets: Sequence[EvalDataset],
     image_size: int,
     *,
     actors: int,
     gpus: bool,
     check: Callable[[], None] = lambda: None,
-) -> list[tuple[LabelledSet, np.ndarray]]:
+) -> list[tuple[EvalDataset, np.ndarray]]:
     """Probabilities of all images of some sets, through one pipeline.
 
     Args:
@@ -63,9 +60,9 @@ def predict_sets(
     return [(images.without(reasons.tolist()), part[reasons == ""]) for images, part, reasons in parts]
 
 
-def score(
-    images: LabelledSet, probabilities: np.ndarray, class_names: Sequence[str], decision: Decision | None
-) -> Scored:
+def score_dataset(
+    images: EvalDataset, probabilities: np.ndarray, class_names: Sequence[str], decision: AbstentionPolicy | None
+) -> ScoredDataset:
     """Score a set.
 
     Args:
@@ -76,23 +73,9 @@ def score(
     """
     table = predictions_table(images.rows, images.paths, images.labels, probabilities, class_names, decision)
     evaluation = evaluate(table, class_names, groups=images.groups, probabilities=probabilities, decision=decision)
-    return Scored(images=images, probabilities=probabilities, table=table, evaluation=evaluation)
+    return ScoredDataset(images=images, probabilities=probabilities, table=table, evaluation=evaluation)
 
 
-def write_scored(scored: Scored, folder: str, image_size: int) -> None:
-    """Write the numbers and pictures of a scored set below a folder or prefix."""
-    write_evaluation(scored.evaluation, scored.table, folder, probabilities=scored.probabilities)
-    pictures = {"confusion_matrix.png": plots.confusion_matrix_png(scored.evaluation)}
-    shown = spread(len(scored.table), plots.NUM_SAMPLES)
-    images, bad = load_images(scored.images.files.select(shown), image_size)
-    usable = bad == ""
-    pictures["sample_predictions.png"] = plots.sample_predictions_png(
-        images[usable], scored.table.iloc[shown[usable]], class_names=scored.evaluation.class_names
-    )
-    for name, content in pictures.items():
-        storage.write_bytes(storage.join(folder, name), content)
-
-
-def spread(count: int, most: int) -> np.ndarray:
+def evenly_spaced_indices(count: int, most: int) -> np.ndarray:
     """(at most `most`,) places, evenly over 0..count-1."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int)

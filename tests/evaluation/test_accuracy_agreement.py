@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pharmclf.evaluation.agreement import accuracy_mismatch, best_accuracy, tie_of
+from pharmclf.evaluation.accuracy_agreement import accuracy_mismatch, best_accuracy, rounding_tolerance
 
 LABELS = np.zeros(100, np.int64)
 
@@ -34,7 +34,7 @@ def test_ties_and_lost_images_explain_as_many_images_as_there_are(
     best: float, ties: int, lost: int, images: int | None
 ):
     """Of 100 validation images the saved model has 90 right; a difference beyond those that can turn is a mismatch."""
-    found = accuracy_mismatch(best, answers(10, ties), LABELS, lost=lost, tie=tie_of(["mixed_float16"]))
+    found = accuracy_mismatch(best, answers(10, ties), LABELS, lost=lost, tie=rounding_tolerance(["mixed_float16"]))
     assert (found and found.images) == images
     if found:
         assert (found.best_epoch, found.saved_model, found.explained) == (best, 0.9, ties + lost)
@@ -43,9 +43,13 @@ def test_ties_and_lost_images_explain_as_many_images_as_there_are(
 
 def test_the_coarsest_format_says_what_a_tie_is():
     """0.451 to 0.449 is a tie in half precision, and none in float32."""
-    assert tie_of(["float32"]) < np.log(0.451 / 0.449) < tie_of(["float32", "float16"])
-    assert tie_of(["mixed_bfloat16", "float16"]) == tie_of(["bfloat16"]) > tie_of(["float16"])
-    assert accuracy_mismatch(0.91, answers(10, 1), LABELS, lost=0, tie=tie_of(["float32"])) is not None
+    assert rounding_tolerance(["float32"]) < np.log(0.451 / 0.449) < rounding_tolerance(["float32", "float16"])
+    assert (
+        rounding_tolerance(["mixed_bfloat16", "float16"])
+        == rounding_tolerance(["bfloat16"])
+        > rounding_tolerance(["float16"])
+    )
+    assert accuracy_mismatch(0.91, answers(10, 1), LABELS, lost=0, tie=rounding_tolerance(["float32"])) is not None
 
 
 def test_the_best_epoch_is_that_of_its_phase():

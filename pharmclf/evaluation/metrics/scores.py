@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pharmclf.metrics.intervals import Estimate, bootstrap_interval, proportion, row_blocks, share_interval
+from pharmclf.evaluation.metrics.intervals import Estimate, bootstrap_interval, proportion, row_blocks, share_interval
 
 
 @dataclass(frozen=True, eq=False)

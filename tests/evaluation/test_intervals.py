@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pharmclf import metrics
+from pharmclf.evaluation import metrics
 
 
 @settings(deadline=None)
@@ -155,5 +155,5 @@ def test_upper_bound_is_not_below_the_truth_in_95_of_100_samples():
 @pytest.mark.parametrize(("max_share", "count"), [(0.01, 299), (0.05, 59), (0.1, 29), (0.5, 5), (0.99, 1)])
 def test_so_many_images_without_an_error_are_needed(max_share, count):
     """The bound of 0 in `count` reaches the share, that of one image fewer does not."""
-    assert metrics.num_needed(max_share) == count
+    assert metrics.min_samples_for_guarantee(max_share) == count
     assert metrics.upper_bound(0, count) <= max_share < metrics.upper_bound(0, count - 1)

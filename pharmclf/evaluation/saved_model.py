@@ -11,7 +11,7 @@ from pharmclf import storage
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import sha256_file
 from pharmclf.data.pixel_depth import MAX_VALUE
-from pharmclf.evaluation.decision import DECISION_FILE, Decision, read_decision
+from pharmclf.evaluation.abstention_policy import DECISION_FILE, AbstentionPolicy, read_policy
 from pharmclf.training.context import MODEL_FILE, PIXELS_FILE
 
 _LABELS, _CHECKSUMS, _FETCHED = "labels.json", "checksums.json", "metrics.json"
@@ -29,7 +29,7 @@ class SavedModel:
     """Class names in the order of the outputs."""
     image_size: int
     """Side of the input, pixels."""
-    decision: Decision | None
+    decision: AbstentionPolicy | None
     """Temperature and threshold; None where the model came without."""
     run_folder: str | None
     """The run that it lies in; None where it was copied out of one."""
@@ -37,7 +37,7 @@ class SavedModel:
     """That its images were decoded with."""
 
 
-def find_model(where: str, flag: str = "--model") -> SavedModel:
+def load_model_info(where: str, flag: str = "--model") -> SavedModel:
     """Find a model and verify it.
 
     Args:
@@ -50,14 +50,14 @@ def find_model(where: str, flag: str = "--model") -> SavedModel:
     """
     location = storage.absolute(where).rstrip("/")
     try:
-        return _find(location, flag, where)
+        return _resolve_model(location, flag, where)
     except storage.StorageUnavailableError:
         raise
     except OSError as error:
         raise ConfigError(f"{flag} {where}: {error}. Give a run's folder or a .keras file that can be read") from error
 
 
-def _find(location: str, flag: str, where: str) -> SavedModel:
+def _resolve_model(location: str, flag: str, where: str) -> SavedModel:
     run_folder = None
     if location.endswith(".keras"):
         model = location
@@ -82,7 +82,7 @@ def _find(location: str, flag: str, where: str) -> SavedModel:
         raise ConfigError(f"{flag} {where}: {labels} is missing. It names the classes: put it beside the model")
     with storage.local_file(model) as path:
         sha256, size = sha256_file(path), _image_size(path, flag, where)
-    if (expected := _noted(folder, name)) not in (None, sha256):
+    if (expected := _recorded_sha256(folder, name)) not in (None, sha256):
         raise ConfigError(f"{flag} {where}: {model} has sha256 {sha256}, expected {expected}. Fetch or train it again")
     decision, pixels = (storage.join(folder, file) for file in (DECISION_FILE, PIXELS_FILE.rpartition("/")[2]))
     return SavedModel(
@@ -90,13 +90,13 @@ def _find(location: str, flag: str, where: str) -> SavedModel:
         sha256=sha256,
         labels=tuple(storage.read_json(labels)),
         image_size=size,
-        decision=read_decision(decision) if storage.is_file(decision) else None,
+        decision=read_policy(decision) if storage.is_file(decision) else None,
         run_folder=run_folder,
         white_level=int(storage.read_json(pixels)["white_level"]) if storage.is_file(pixels) else MAX_VALUE,
     )
 
 
-def _noted(folder: str, name: str) -> str | None:
+def _recorded_sha256(folder: str, name: str) -> str | None:
     """The sha256 that was noted when a model file was saved or fetched."""
     if storage.is_file(storage.join(folder, _CHECKSUMS)):
         return storage.read_json(storage.join(folder, _CHECKSUMS)).get(name)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pharmclf.metrics.intervals import Estimate, proportion, row_blocks
+from pharmclf.evaluation.metrics.intervals import Estimate, proportion, row_blocks
 
 TEMPERATURES = (0.1, 10.0)
 """Lowest and highest temperature that is fitted."""
 _HALVINGS = 30
 """Of the range of temperatures: the fitted one is then known to eight digits."""
-_MOST_KEPT = 2**26
+_MAX_TABLE_CELLS = 2**26
 """Numbers: up to so many logarithms are kept while the temperature is fitted; of more they are computed again."""
 _FLOOR = float(np.finfo(np.float32).tiny)
 """Probabilities below count as this: where float32 has lost them, their logits are not known any more."""
@@ -90,7 +90,7 @@ def reliability(
     return tuple(found)
 
 
-def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities at another temperature: softmax(log p / T). Above 1 they are less sure, below 1 surer.
 
     Args:
@@ -119,14 +119,14 @@ def most_probable(probabilities: np.ndarray, temperature: float) -> tuple[np.nda
 
     Args:
         probabilities: (n, classes) floats 0..1.
-        temperature: as in `with_temperature`.
+        temperature: as in `apply_temperature`.
 
     Returns:
         (n,) int64 class numbers, of equal probabilities the lowest; (n,) float64 probabilities.
     """
     best, confidence = np.zeros(len(probabilities), np.int64), np.zeros(len(probabilities))
     for rows in row_blocks(*probabilities.shape):
-        scaled = with_temperature(probabilities[rows], temperature)
+        scaled = apply_temperature(probabilities[rows], temperature)
         best[rows], confidence[rows] = scaled.argmax(axis=1), scaled.max(axis=1)
     return best, confidence
 
@@ -158,7 +158,7 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray, weights: np.nd
         logs -= logs.max(axis=1, keepdims=True)
         return logs
 
-    kept = [logs_of(rows) for rows in blocks] if probabilities.size <= _MOST_KEPT else None
+    kept = [logs_of(rows) for rows in blocks] if probabilities.size <= _MAX_TABLE_CELLS else None
     of_truth, expected = np.zeros(len(truth)), np.zeros(len(truth))
     for rows, logs in zip(blocks, kept or map(logs_of, blocks), strict=True):
         of_truth[rows] = np.take_along_axis(logs, truth[rows, None].astype(np.int64), axis=1)[:, 0]

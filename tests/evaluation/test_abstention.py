@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pharmclf import metrics
+from pharmclf.evaluation import metrics
 
 ROWS = st.lists(st.tuples(st.sampled_from([0.2, 0.5, 0.7, 0.75, 0.9, 1.0]), st.booleans()), min_size=1, max_size=40)
 
@@ -30,7 +30,7 @@ def test_a_thinned_curve_is_a_part_of_the_curve_with_both_ends(count, max_points
     """At most so many points, all of them the curve's own, and no gap much wider than asked for."""
     generator = np.random.default_rng(count)
     curve = metrics.risk_coverage(generator.random(count).round(2), generator.random(count) < 0.9)
-    thin = curve.thinned(max_points)
+    thin = curve.downsampled(max_points)
     assert len(thin.coverage) <= max_points
     places = curve.coverage.searchsorted(thin.coverage)
     for name in ("thresholds", "coverage", "error"):
@@ -55,6 +55,6 @@ def test_operating_point_counts_what_reaches_the_threshold():
 
 def test_where_none_is_answered_there_is_no_error():
     """Above every confidence the coverage is 0, with an interval, and the error is not known."""
-    point = metrics.operating_point(np.array([0.9, 0.5]), np.array([True, True]), np.arange(2), metrics.NO_ANSWER)
+    point = metrics.operating_point(np.array([0.9, 0.5]), np.array([True, True]), np.arange(2), metrics.REJECT_ALL)
     assert (point.num_answered, point.error) == (0, None)
     assert point.coverage == metrics.wilson_interval(0, 2)

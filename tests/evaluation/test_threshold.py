@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pharmclf import metrics
+from pharmclf.evaluation import metrics
 
 MAX_ERROR = 0.05
 
@@ -135,7 +135,7 @@ def test_where_even_that_is_too_much_nothing_is_answered(count, first_error):
     """An error among the ten surest and on from there, or fewer than ten images: no confidence reaches it."""
     correct = np.arange(count) < first_error
     threshold = metrics.choose_threshold(descending(count), correct, np.arange(count), 0.01)
-    assert (threshold.value, threshold.assured, threshold.upper_bound) == (metrics.NO_ANSWER, False, 1.0)
+    assert (threshold.value, threshold.assured, threshold.upper_bound) == (metrics.REJECT_ALL, False, 1.0)
     assert threshold.value > 1
 
 
@@ -154,7 +154,7 @@ def test_what_is_said_of_a_threshold_is_true_of_the_images(seed, count, max_erro
     assert again.value == threshold.value
     point = metrics.operating_point(confidence, correct, groups, threshold.value)
     if point.error is None:
-        assert threshold.value == metrics.NO_ANSWER
+        assert threshold.value == metrics.REJECT_ALL
         return
     assert threshold.value in confidence
     assert point.error.value <= max_error

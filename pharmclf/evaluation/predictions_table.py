@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from pharmclf import metrics
-from pharmclf.evaluation.decision import Decision
+from pharmclf.evaluation import metrics
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 
 COLUMNS = ("row", "path", "label", "predicted", "confidence")
 """The columns that every table of predictions has."""
@@ -29,7 +29,7 @@ def predictions_table(
     labels: Sequence[str],
     probabilities: np.ndarray,
     class_names: Sequence[str],
-    decision: Decision | None = None,
+    decision: AbstentionPolicy | None = None,
 ) -> pd.DataFrame:
     """The table of predictions, in the order of its arguments.
 
@@ -61,4 +61,4 @@ def predictions_table(
             "confidence": confidence,
         }
     )
-    return table.assign(**{ABSTAIN: ~decision.answers(confidence)}) if decision else table
+    return table.assign(**{ABSTAIN: ~decision.accepts(confidence)}) if decision else table

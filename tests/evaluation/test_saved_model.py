@@ -11,7 +11,7 @@ import pytest
 
 from pharmclf.config import ConfigError
 from pharmclf.core.hashing import sha256_file
-from pharmclf.evaluation.saved import find_model
+from pharmclf.evaluation.saved_model import load_model_info
 
 
 @pytest.fixture
@@ -31,14 +31,14 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_model_is_found_by_its_run_its_folder_and_its_file(run: Path):
     """All three know the run that it lies in; a copy elsewhere does not."""
-    found = [find_model(str(run / place)) for place in ("", "model", "model/model.keras")]
+    found = [load_model_info(str(run / place)) for place in ("", "model", "model/model.keras")]
     assert {model.location for model in found} == {str(run / "model" / "model.keras")}
     assert {model.run_folder for model in found} == {str(run)}
     assert (found[0].labels, found[0].image_size, found[0].decision) == (("a", "b"), 64, None)
     assert found[0].white_level == 65535
     (run / "model" / "pixels.json").write_text('{"white_level": 4095}')
     shutil.copytree(run / "model", run.parent / "fetched")
-    fetched = find_model(str(run.parent / "fetched"))
+    fetched = load_model_info(str(run.parent / "fetched"))
     assert (fetched.run_folder, fetched.white_level) == (None, 4095)
 
 
@@ -46,17 +46,17 @@ def test_a_model_that_is_not_what_was_saved_is_refused(run: Path):
     with (run / "model" / "model.keras").open("ab") as file:
         file.write(b"x")
     with pytest.raises(ConfigError, match="sha256"):
-        find_model(str(run))
+        load_model_info(str(run))
 
 
 def test_what_is_no_model_is_refused_with_a_remedy(run: Path, tmp_path: Path):
     """Nothing there, no labels, a file that is none, another input than a square of RGB."""
     with pytest.raises(ConfigError, match="no model there"):
-        find_model(str(tmp_path / "nowhere"))
+        load_model_info(str(tmp_path / "nowhere"))
     (run / "model" / "checksums.json").unlink()
     (run / "model" / "model.keras").write_text("no archive")
     with pytest.raises(ConfigError, match="not a model of this package"):
-        find_model(str(run))
+        load_model_info(str(run))
     (run / "model" / "labels.json").unlink()
     with pytest.raises(ConfigError, match=r"labels\.json is missing"):
-        find_model(str(run))
+        load_model_info(str(run))

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pharmclf import metrics, storage
+from pharmclf import storage
 from pharmclf.core.errors import ConfigError
-from pharmclf.metrics import Estimate
+from pharmclf.evaluation import metrics
+from pharmclf.evaluation.metrics import Estimate
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 
 DECISION_FILE = "decision.json"
@@ -19,7 +20,7 @@ DECISION_FILE = "decision.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class AbstentionPolicy:
     """When a model answers by itself, and what that gave on the validation images.
 
     An image is answered where the confidence after temperature scaling reaches the threshold; the others are left to a
@@ -55,14 +56,14 @@ class Decision:
 
     def calibrated(self, probabilities: np.ndarray) -> np.ndarray:
         """(n, classes) probabilities of the model after temperature scaling, float64; the largest stays the largest."""
-        return metrics.with_temperature(probabilities, self.temperature)
+        return metrics.apply_temperature(probabilities, self.temperature)
 
-    def answers(self, confidence: np.ndarray) -> np.ndarray:
+    def accepts(self, confidence: np.ndarray) -> np.ndarray:
         """(n,) booleans: whether images of these confidences, after temperature scaling, are answered."""
         return np.asarray(confidence) >= self.threshold
 
 
-def fit_decision(probabilities: np.ndarray, truth: np.ndarray, groups: Any, max_error: float) -> Decision:
+def fit_policy(probabilities: np.ndarray, truth: np.ndarray, groups: Any, max_error: float) -> AbstentionPolicy:
     """Fit the temperature and choose the threshold.
 
     Both come from the same validation images, which have also chosen the epoch of the model: what they promise is a
@@ -88,7 +89,7 @@ def fit_decision(probabilities: np.ndarray, truth: np.ndarray, groups: Any, max_
     correct = best == truth
     threshold = metrics.choose_threshold(confidence, correct, codes, max_error)
     point = metrics.operating_point(confidence, correct, codes, threshold.value)
-    return Decision(
+    return AbstentionPolicy(
         temperature=temperature,
         threshold=threshold.value,
         max_error=max_error,
@@ -102,13 +103,13 @@ def fit_decision(probabilities: np.ndarray, truth: np.ndarray, groups: Any, max_
     )
 
 
-def write_decision(decision: Decision, location: str) -> None:
+def write_policy(decision: AbstentionPolicy, location: str) -> None:
     """Write a decision as JSON, whole or not at all."""
     storage.write_json(location, {SCHEMA_KEY: SCHEMA_VERSION, **dataclasses.asdict(decision)})
 
 
-def read_decision(location: str) -> Decision:
-    """Read what `write_decision` has written.
+def read_policy(location: str) -> AbstentionPolicy:
+    """Read what `write_policy` has written.
 
     Raises:
         ConfigError: not there, damaged, or of another version.
@@ -118,23 +119,23 @@ def read_decision(location: str) -> Decision:
     try:
         record = storage.read_json(location)
         check_schema_version(record, location)
-        return _decision(record)
+        return _parse_policy(record)
     except (storage.StorageUnavailableError, ConfigError):
         raise
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise ConfigError(f"{location}: expected a model's decision: {error!r}. {remedy}") from error
 
 
-def _decision(record: dict[str, Any]) -> Decision:
-    values = {field.name: record[field.name] for field in dataclasses.fields(Decision)}
-    values["coverage"] = _estimate(values["coverage"])
-    values["error"] = None if values["error"] is None else _estimate(values["error"])
+def _parse_policy(record: dict[str, Any]) -> AbstentionPolicy:
+    values = {field.name: record[field.name] for field in dataclasses.fields(AbstentionPolicy)}
+    values["coverage"] = _parse_estimate(values["coverage"])
+    values["error"] = None if values["error"] is None else _parse_estimate(values["error"])
     for name in ("temperature", "threshold", "max_error", "upper_bound"):
         values[name] = float(values[name])
     if not isinstance(values["assured"], bool):
         raise TypeError(f"assured: received {values['assured']!r}")
-    return Decision(**values)
+    return AbstentionPolicy(**values)
 
 
-def _estimate(record: dict[str, float]) -> Estimate:
+def _parse_estimate(record: dict[str, float]) -> Estimate:
     return Estimate(float(record["value"]), float(record["low"]), float(record["high"]))

@@ -33,7 +33,7 @@ class LabelMatch:
         """What a person should know of the labels, one line each; none where they are those of the model."""
         lines = []
         if self.unknown:
-            named = [_unknown(label, count, self.suggestions) for label, count in self.unknown.items()]
+            named = [_unknown_label_note(label, count, self.suggestions) for label, count in self.unknown.items()]
             listed = format_examples(named, _NAMED)
             total, labels = sum(self.unknown.values()), len(self.unknown)
             lines.append(
@@ -49,7 +49,7 @@ class LabelMatch:
         return lines
 
 
-def match_labels(counts: Mapping[str, int], known: Sequence[str]) -> LabelMatch:
+def align_labels(counts: Mapping[str, int], known: Sequence[str]) -> LabelMatch:
     """Compare the labels of a set with the classes of a model.
 
     Args:
@@ -62,10 +62,10 @@ def match_labels(counts: Mapping[str, int], known: Sequence[str]) -> LabelMatch:
     classes = set(known)
     present = {label for label, count in counts.items() if count}
     unknown = {label: counts[label] for label in sorted(present - classes, key=lambda name: (-counts[name], name))}
-    bare = {_bare(name): name for name in reversed(known)}
-    suggestions = {label: near for label in list(unknown)[:_NAMED] if (near := _nearest(_bare(label), bare))}
+    bare = {_normalize_label(name): name for name in reversed(known)}
+    suggestions = {label: near for label in list(unknown)[:_NAMED] if (near := _nearest(_normalize_label(label), bare))}
     if not present & classes:
-        named = [_unknown(label, count, suggestions) for label, count in unknown.items()]
+        named = [_unknown_label_note(label, count, suggestions) for label, count in unknown.items()]
         received = format_examples(named, _NAMED) or "none"
         raise ConfigError(
             f"labels: received {received}, expected some of the model's {len(known):,} classes: "
@@ -86,12 +86,12 @@ def _nearest(label: str, classes: Mapping[str, str]) -> str | None:
     return classes[near[0]] if near else None
 
 
-def _bare(label: str) -> str:
+def _normalize_label(label: str) -> str:
     """A label without what people write now so, now so: case, spaces, underscores, hyphens, dots."""
     text = unicodedata.normalize("NFKC", label).casefold()
     return "".join(character for character in text if character.isalnum()) or text
 
 
-def _unknown(label: str, count: int, suggestions: Mapping[str, str]) -> str:
+def _unknown_label_note(label: str, count: int, suggestions: Mapping[str, str]) -> str:
     near = suggestions.get(label)
     return f"{label} ({count:,}; did you mean {near}?)" if near else f"{label} ({count:,})"

@@ -14,7 +14,7 @@ from pharmclf.models.devices import configure_devices
 _CPUS = 0.1  # it computes behind the predictions, for a second or two
 
 
-class _Explaining:
+class _GradCamModel:
     """A saved model, loaded once."""
 
     def __init__(self, location: str) -> None:
@@ -42,8 +42,8 @@ class Explainer:
             on_ray: whether it is loaded in a process of Ray's, or in this one when it is first asked.
         """
         self._location = location
-        self._here: _Explaining | None = None
-        self._actor: Any = ray.remote(num_cpus=_CPUS, num_gpus=0)(_Explaining).remote(location) if on_ray else None
+        self._local_model: _GradCamModel | None = None
+        self._actor: Any = ray.remote(num_cpus=_CPUS, num_gpus=0)(_GradCamModel).remote(location) if on_ray else None
 
     def heatmaps(self, images: np.ndarray, class_numbers: np.ndarray) -> np.ndarray:
         """Grad-CAM of images for classes.
@@ -59,8 +59,8 @@ class Explainer:
             return np.zeros(images.shape[:3], np.float32)
         if self._actor is not None:
             return ray.get(self._actor.heatmaps.remote(images, class_numbers))
-        self._here = self._here or _Explaining(self._location)
-        return self._here.heatmaps(images, class_numbers)
+        self._local_model = self._local_model or _GradCamModel(self._location)
+        return self._local_model.heatmaps(images, class_numbers)
 
     def __enter__(self) -> Explainer:
         return self

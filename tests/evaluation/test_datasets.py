@@ -9,7 +9,7 @@ import pytest
 
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.data.manifest import Manifest
-from pharmclf.finish.sets import extra_sets, outside_set, split_set
+from pharmclf.evaluation.datasets import external_dataset, external_datasets, split_dataset
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def other(drawn_manifest: Manifest, tmp_path: Path) -> Path:
 
 def test_a_split_is_a_set_of_its_rows(drawn_manifest: Manifest):
     """Paths, labels and groups stand in the order of the rows."""
-    images = split_set(drawn_manifest, "test", "drawn")
+    images = split_dataset(drawn_manifest, "test", "drawn")
     table = drawn_manifest.table
     assert images.rows.tolist() == table.index[table["split"] == "test"].tolist()
     assert images.paths == table["path"][images.rows].tolist()
@@ -43,13 +43,13 @@ def test_a_set_from_outside_leaves_out_what_was_trained_on_and_what_is_unknown(
 ):
     """The training image and the product that the model does not know are left out, each with a note."""
     names = drawn_manifest.class_names
-    images = outside_set("x", str(other), names, cache=str(tmp_path / "cache"), known=drawn_manifest)
+    images = external_dataset("x", str(other), names, cache=str(tmp_path / "cache"), known=drawn_manifest)
     assert len(images.rows) == 6
     assert set(images.labels) <= set(names)
     notes = "\n".join(images.notes)
     assert "1 images are copies of images that the model was trained on" in notes
     assert "Unknown" in notes
-    apart = outside_set("x", str(other), names, cache=str(tmp_path / "cache"))
+    apart = external_dataset("x", str(other), names, cache=str(tmp_path / "cache"))
     assert len(apart.rows) == 7
 
 
@@ -60,20 +60,20 @@ def test_a_set_in_which_nothing_can_be_scored_is_refused(other: Path, drawn_mani
         if folder.name != "Unknown":
             shutil.rmtree(folder)
     with pytest.raises(ConfigError, match=r"(?s)^x: .*Unknown"):
-        outside_set("x", str(other), names, cache=str(tmp_path / "cache"))
+        external_dataset("x", str(other), names, cache=str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match=r"^x: .*nowhere"):
-        outside_set("x", str(tmp_path / "nowhere"), names, cache=str(tmp_path / "cache"))
+        external_dataset("x", str(tmp_path / "nowhere"), names, cache=str(tmp_path / "cache"))
     row = drawn_manifest.rows("train")[0]
     trained = tmp_path / "trained" / names[0]
     trained.mkdir(parents=True)
     shutil.copy(drawn_manifest.table["path"][row], trained / "a.jpg")
     with pytest.raises(ConfigError, match="no image is left to test on"):
-        outside_set("x", str(trained.parent), names, cache=str(tmp_path / "cache"), known=drawn_manifest)
+        external_dataset("x", str(trained.parent), names, cache=str(tmp_path / "cache"), known=drawn_manifest)
 
 
 def test_a_run_takes_several_sets_by_their_names(other: Path, drawn_manifest: Manifest, tmp_path: Path):
     config = RunConfig(storage=str(tmp_path / "runs"), extra_test=(f"one={other}", f"two={other}"))
-    assert [images.name for images in extra_sets(config, drawn_manifest)] == ["one", "two"]
+    assert [images.name for images in external_datasets(config, drawn_manifest)] == ["one", "two"]
 
 
 @pytest.mark.parametrize("text", ["shifted", "=x", "a b=x", "test=x", "../a=x", "a="])
@@ -89,7 +89,7 @@ def test_a_name_that_stands_there_twice_is_refused():
 
 def test_images_that_are_lost_leave_a_set_with_their_names(drawn_manifest: Manifest):
     """Rows, labels and groups of the others stay together; a set that loses all is refused."""
-    images = split_set(drawn_manifest, "test", "drawn")
+    images = split_dataset(drawn_manifest, "test", "drawn")
     reasons = ["", "not there", *[""] * (len(images.rows) - 3), "changed"]
     left = images.without(reasons)
     assert left.rows.tolist() == [row for row, reason in zip(images.rows, reasons, strict=True) if not reason]

@@ -17,14 +17,14 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.data.prepare import cached_manifest, manifest_cache
 from pharmclf.data.quarantine import quarantine_note
-from pharmclf.evaluation.labels import match_labels
+from pharmclf.evaluation.label_alignment import align_labels
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Called with the number of files examined and the number of all."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LabelledSet:
+class EvalDataset:
     """Labelled images that a model is scored on."""
 
     name: str
@@ -40,7 +40,7 @@ class LabelledSet:
     lost: Mapping[int, str] = field(default_factory=dict)
     """Rows that have been left out since, with the reasons: their files are not what the manifest says."""
 
-    def without(self, reasons: Sequence[str]) -> LabelledSet:
+    def without(self, reasons: Sequence[str]) -> EvalDataset:
         """The set without the images that cannot be used.
 
         Args:
@@ -79,12 +79,12 @@ class LabelledSet:
         return self.manifest.table["group"].loc[self.rows].to_numpy()
 
 
-def split_set(manifest: Manifest, split: str, source: str) -> LabelledSet:
+def split_dataset(manifest: Manifest, split: str, source: str) -> EvalDataset:
     """A split of a data set."""
-    return LabelledSet(name=split, source=source, manifest=manifest, rows=manifest.rows(split))
+    return EvalDataset(name=split, source=source, manifest=manifest, rows=manifest.rows(split))
 
 
-def outside_set(
+def external_dataset(
     name: str,
     location: str,
     class_names: Sequence[str],
@@ -93,8 +93,8 @@ def outside_set(
     max_bad_share: float = 1.0,
     known: Manifest | None = None,
     white_level: int = MAX_VALUE,
-    progress: Progress | None = None,
-) -> LabelledSet:
+    progress: ProgressCallback | None = None,
+) -> EvalDataset:
     """A set that the model's data set does not hold; images that the model has been trained on are left out.
 
     Args:
@@ -116,7 +116,7 @@ def outside_set(
         manifest = cached_manifest(
             location, cache, max_bad_share=max_bad_share, progress=progress, min_classes=1, reading=reading
         )
-        match = match_labels(Counter(manifest.ok["label"].tolist()), class_names)
+        match = align_labels(Counter(manifest.ok["label"].tolist()), class_names)
     except ConfigError as error:
         raise ConfigError(f"{name}: {str(error).removeprefix('--data ')}") from error
     if manifest.white_level <= white_level < MAX_VALUE:
@@ -133,17 +133,19 @@ def outside_set(
             rows = np.setdiff1d(rows, seen)
     if not len(rows):
         raise ConfigError(f"{name}: {location}: no image is left to test on ({'; '.join(notes)}). Give other images")
-    return LabelledSet(name=name, source=location, manifest=manifest, rows=rows, notes=tuple(notes))
+    return EvalDataset(name=name, source=location, manifest=manifest, rows=rows, notes=tuple(notes))
 
 
-def extra_sets(config: RunConfig, manifest: Manifest, progress: Progress | None = None) -> list[LabelledSet]:
+def external_datasets(
+    config: RunConfig, manifest: Manifest, progress: ProgressCallback | None = None
+) -> list[EvalDataset]:
     """The sets of `extra_test`.
 
     Raises:
         ConfigError: one of them has nothing to score.
     """
     return [
-        outside_set(
+        external_dataset(
             name,
             location,
             manifest.class_names,

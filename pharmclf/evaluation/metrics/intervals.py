@@ -127,7 +127,7 @@ def upper_bound(successes: float, total: float, *, level: float = 0.95) -> float
     return float(betaincinv(successes + 1.0, total - successes, level)) if successes < total else 1.0
 
 
-def num_needed(max_share: float, *, level: float = 0.95) -> int:
+def min_samples_for_guarantee(max_share: float, *, level: float = 0.95) -> int:
     """How many independent images without a single success bring the upper bound down to `max_share` (0..1).
 
     299 for 0.01: three hundred in round numbers, known as the rule of three.

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pharmclf.metrics.abstention import surest_first
-from pharmclf.metrics.intervals import num_needed, tail_probability, upper_bound
+from pharmclf.evaluation.metrics.abstention import sort_by_confidence
+from pharmclf.evaluation.metrics.intervals import min_samples_for_guarantee, tail_probability, upper_bound
 
-NO_ANSWER = 2.0
+REJECT_ALL = 2.0
 """A threshold that no confidence reaches."""
 _RISK = 0.05
 """How often a promise may be broken."""
-_FEWEST = 10
+_MIN_ANSWERED = 10
 """Images that must be answered for a threshold to be worth trying where nothing is promised."""
 
 
@@ -27,7 +27,7 @@ class Threshold:
     """A confidence from which a model answers, and what is known of the error among its answers."""
 
     value: float
-    """Images of at least this confidence are answered; `NO_ANSWER`: none is."""
+    """Images of at least this confidence are answered; `REJECT_ALL`: none is."""
     assured: bool
     """Whether the error is at most what was asked for, at 95 % confidence."""
     upper_bound: float
@@ -81,20 +81,20 @@ def choose_threshold(confidence: np.ndarray, correct: np.ndarray, groups: np.nda
     if not len(confidence):
         raise ValueError("received no rows, expected at least one image")
     candidates = _candidates(confidence, correct, groups)
-    place = _assured(candidates, max_error)
+    place = _certified_error(candidates, max_error)
     assured = place is not None
     if place is None:
         place = _observed(candidates, max_error)
-    needed = num_needed(max_error)
+    needed = min_samples_for_guarantee(max_error)
     if place is None:
-        return Threshold(value=NO_ANSWER, assured=False, upper_bound=1.0, num_needed=needed)
+        return Threshold(value=REJECT_ALL, assured=False, upper_bound=1.0, num_needed=needed)
     error, size = candidates.error[place], candidates.sizes[place]
     bound = float(upper_bound(error * size, size))
     return Threshold(value=float(candidates.thresholds[place]), assured=assured, upper_bound=bound, num_needed=needed)
 
 
 def _candidates(confidence: np.ndarray, correct: np.ndarray, groups: np.ndarray) -> _Candidates:
-    order, ends = surest_first(confidence)
+    order, ends = sort_by_confidence(confidence)
     answered, wrong = ends + 1.0, np.cumsum(~correct[order])[ends]
     # Σ m² over the groups grows by 2c + 1 when an image joins c others of its group
     codes, sizes = np.unique(groups[order], return_inverse=True, return_counts=True)[1:]
@@ -105,7 +105,7 @@ def _candidates(confidence: np.ndarray, correct: np.ndarray, groups: np.ndarray)
     return _Candidates(confidence[order][ends], wrong / answered, answered**2 / squares)
 
 
-def _assured(candidates: _Candidates, max_error: float) -> int | None:
+def _certified_error(candidates: _Candidates, max_error: float) -> int | None:
     """Place of the lowest candidate that the fallback procedure assures."""
     starts = _starts(float(candidates.sizes[-1]), max_error)
     if not starts:
@@ -126,7 +126,7 @@ def _assured(candidates: _Candidates, max_error: float) -> int | None:
 
 def _starts(size: float, max_error: float) -> list[float]:
     """Effective sizes at which the sequences start, rising. Only the size of the sample decides, never its errors."""
-    needed = num_needed(max_error, level=1 - _RISK)
+    needed = min_samples_for_guarantee(max_error, level=1 - _RISK)
     starts = [float(needed)] if needed <= size else []
     for count in itertools.count(1):
         more = [size / 2**halvings for halvings in range(count, 0, -1)]
@@ -140,5 +140,5 @@ def _observed(candidates: _Candidates, max_error: float) -> int | None:
     """Place of the lowest candidate whose error, and that of those before it, was not seen to be too high."""
     low = candidates.error <= max_error
     unbroken = np.logical_and.accumulate(low | (candidates.sizes < 1 / max_error))
-    places = np.flatnonzero(low & unbroken & (candidates.sizes >= _FEWEST))
+    places = np.flatnonzero(low & unbroken & (candidates.sizes >= _MIN_ANSWERED))
     return int(places[-1]) if len(places) else None

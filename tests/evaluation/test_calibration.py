@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from pharmclf import metrics
-from pharmclf.metrics.calibration import TEMPERATURES
+from pharmclf.evaluation import metrics
+from pharmclf.evaluation.metrics.calibration import TEMPERATURES
 
 ROWS = st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.integers(1, 3)), min_size=1, max_size=60)
 SEEDS = st.integers(0, 1_000_000)
@@ -93,7 +93,7 @@ def test_a_planted_temperature_is_found(temperature):
     probabilities, truth = planted(temperature, seed=1)
     correct = probabilities.argmax(axis=1) == truth
     before = metrics.calibration_error(probabilities.max(axis=1).astype(np.float64), correct)
-    after = metrics.calibration_error(metrics.with_temperature(probabilities, found).max(axis=1), correct)
+    after = metrics.calibration_error(metrics.apply_temperature(probabilities, found).max(axis=1), correct)
     assert after < 0.01
     assert temperature == 1.0 or after < before / 5
 
@@ -150,7 +150,7 @@ def test_copies_weigh_as_one_picture():
 def test_temperature_changes_no_answer(seed, temperature):
     """The first of the largest stays that, of equal ones too and where float32 has lost small ones; rows sum to 1."""
     probabilities = any_probabilities(seed)
-    scaled = metrics.with_temperature(probabilities, temperature)
+    scaled = metrics.apply_temperature(probabilities, temperature)
     assert scaled.dtype == np.float64
     np.testing.assert_array_equal(scaled.argmax(axis=1), probabilities.argmax(axis=1))
     np.testing.assert_allclose(scaled.sum(axis=1), 1.0, rtol=1e-12)
@@ -160,17 +160,17 @@ def test_temperature_changes_no_answer(seed, temperature):
 def test_temperature_of_one_changes_nothing_and_higher_ones_make_less_sure():
     """T = 1 gives the probabilities back; the confidence falls as T rises; no temperature is refused."""
     probabilities = planted(1.0, count=50)[0]
-    np.testing.assert_allclose(metrics.with_temperature(probabilities, 1.0), probabilities, atol=1e-6)
-    confidence = [metrics.with_temperature(probabilities, value).max(axis=1) for value in (0.5, 1.0, 2.0)]
+    np.testing.assert_allclose(metrics.apply_temperature(probabilities, 1.0), probabilities, atol=1e-6)
+    confidence = [metrics.apply_temperature(probabilities, value).max(axis=1) for value in (0.5, 1.0, 2.0)]
     assert (confidence[0] > confidence[1]).all()
     assert (confidence[1] > confidence[2]).all()
     for value in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="expected a number above 0"):
-            metrics.with_temperature(probabilities, value)
+            metrics.apply_temperature(probabilities, value)
 
 
 def test_certain_float32_confidences_are_told_apart():
     """Where float32 rounds to 1, what the other classes got still says which image is surer."""
     probabilities = np.array([[1.0, 1e-9], [1.0, 1e-12]], np.float32)
-    first, second = metrics.with_temperature(probabilities, 1.0).max(axis=1)
+    first, second = metrics.apply_temperature(probabilities, 1.0).max(axis=1)
     assert first < second < 1
