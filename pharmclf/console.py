@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pharmclf.core.console import Say
 from pharmclf.core.signals import StopSignal
 from pharmclf.data.quarantine import Quarantine
-from pharmclf.report.summary import progress_line
+from pharmclf.reporting.run_summary import progress_line
 from pharmclf.storage.lease import Lease
 from pharmclf.training.context import Callback, Listener, TrainingDivergedError
 from pharmclf.training.lr_schedule import BALANCED, chance_loss, has_diverged

@@ -19,7 +19,7 @@ from pharmclf.distributed.controller import connect, with_loader_cpus
 from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.pipeline import describe_data, training_job, wish_of
-from pharmclf.report.rate_plots import rates_png
+from pharmclf.reporting.lr_finder_plot import lr_finder_png
 from pharmclf.run_record import with_weights_found
 from pharmclf.training.feasible import check_feasible
 from pharmclf.training.lr_finder import LrCurve, LrSuggestion, suggest_lr
@@ -77,7 +77,7 @@ def find_rate(config: RunConfig, say: Say) -> int:
     quarantine.check()
     found = [(curve, configured[curve.phase], _proposal(curve)) for curve in curves]
     storage.write_json(f"{place}.json", {"phases": [_plain(*each) for each in found]})
-    storage.write_bytes(f"{place}.png", rates_png(config.run_name, found))
+    storage.write_bytes(f"{place}.png", lr_finder_png(config.run_name, found))
     for line in _table(found):
         say(line)
     say(f"curves: {place}.png, .json")

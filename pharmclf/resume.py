@@ -16,7 +16,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_manifest
 from pharmclf.data.run_manifest import read_run_manifest, update_run_manifest
 from pharmclf.finish import finish_again, untested
-from pharmclf.report.summary import summary_text
+from pharmclf.reporting.run_summary import summary_text
 from pharmclf.run_record import (
     RUN_FILE,
     check_settings,

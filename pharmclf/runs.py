@@ -23,7 +23,7 @@ from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.data.prepare import MANIFEST_FILE, storage_errors_as_config_errors
 from pharmclf.evaluation.abstention_policy import DECISION_FILE
 from pharmclf.models.devices import configure_devices
-from pharmclf.report.card import CARD_FILE
+from pharmclf.reporting.model_card import CARD_FILE
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.context import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE
 from pharmclf.training.listing import METRICS, RunInfo, list_runs, ranked, read_run, table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pharmclf.report.bars import Bar, Panel, bars_png
+from pharmclf.reporting.benchmark_plots import Bar, BarPanel, bars_png
 
 _TITLES = {"plain": "plain Keras", "cached": "plain Keras, cache()", "ours": "this package"}
 Report = Mapping[str, Any]
@@ -28,7 +28,7 @@ def picture(name: str, report: Report) -> bytes | None:
     return bars_png(_HEADINGS[name], f"{network}{where}", panels)
 
 
-def _plain(report: Report) -> list[Panel]:
+def _plain(report: Report) -> list[BarPanel]:
     sides = report["sides"]
     by_what = {row["what"]: row for row in report["rows"]}
 
@@ -51,13 +51,13 @@ def _plain(report: Report) -> list[Panel]:
     third = [Bar(_TITLES[name], side["test_accuracy"], f"{side['test_accuracy']:.3f}", interval=tuple(side["interval"]))
              for name, side in sides.items()]  # fmt: skip
     return [
-        Panel("The whole run, from the start of the process to the tested model", first),
-        Panel("The input alone", second),
-        Panel("Test accuracy, with its 95 % interval", third),
+        BarPanel("The whole run, from the start of the process to the tested model", first),
+        BarPanel("The input alone", second),
+        BarPanel("Test accuracy, with its 95 % interval", third),
     ]
 
 
-def _devices(report: Report) -> list[Panel]:
+def _devices(report: Report) -> list[BarPanel]:
     panels = []
     for phase in dict.fromkeys(row["phase"] for row in report["rows"]):
         rows = [row for row in report["rows"] if row["phase"] == phase and not row["skipped"]]
@@ -71,24 +71,24 @@ def _devices(report: Report) -> list[Panel]:
                 energy.append(Bar(label, row["joules_per_1000"], f"{row['joules_per_1000']:,.0f} J"))
         batch = ", ".join(sorted({str(row["batch_size"]) for row in rows}))
         panels += [
-            Panel(f"{phase}: training step at batch {batch}, and times the processors in float32", speed),
-            Panel(f"{phase}: peak memory", memory),
-            Panel(f"{phase}: energy of 1,000 images", energy),
+            BarPanel(f"{phase}: training step at batch {batch}, and times the processors in float32", speed),
+            BarPanel(f"{phase}: peak memory", memory),
+            BarPanel(f"{phase}: energy of 1,000 images", energy),
         ]
     return panels
 
 
-def _stages(report: Report) -> list[Panel]:
+def _stages(report: Report) -> list[BarPanel]:
     panels = []
     for row in report["rows"]:
         least = min(row["stream"], row["step"])
         bars = [Bar(name, row[name], f"{row[name]:,.1f} images/s · {row[name] / least:.2f}x the slowest stage")
                 for name in ("stream", "step", "loop")]  # fmt: skip
-        panels.append(Panel(f"{row['backbone']}, {row['phase']}", bars))
+        panels.append(BarPanel(f"{row['backbone']}, {row['phase']}", bars))
     return panels
 
 
-def _activations(report: Report) -> list[Panel]:
+def _activations(report: Report) -> list[BarPanel]:
     runs = report["runs"]
     first = runs["streamed"]["seconds"]
     whole = []
@@ -98,34 +98,34 @@ def _activations(report: Report) -> list[Panel]:
         whole.append(Bar(name, run["seconds"], f"{run['seconds']:.0f} s · {first / run['seconds']:.2f}x", parts=parts))
     cuts = [Bar(f"{row['depth']} blocks trained, {row['bytes'] / 1e3:,.0f} kB a picture", row["gain"],
                 f"{row['gain']:.2f}x") for row in report["rows"]]  # fmt: skip
-    return [Panel("The whole run", whole), Panel("How many times as fast phase 2 is, by cut", cuts)]
+    return [BarPanel("The whole run", whole), BarPanel("How many times as fast phase 2 is, by cut", cuts)]
 
 
-def _sweep(report: Report) -> list[Panel]:
+def _sweep(report: Report) -> list[BarPanel]:
     rows = report["rows"]
     whole = [Bar(f"{row['sweep']}, {row['trials']} trials", row["seconds"], f"{row['seconds']:.0f} s")
              for row in rows]  # fmt: skip
     beyond = [Bar(row["sweep"], row["overhead_s"], f"{row['overhead_s']:.2f} s") for row in rows]
-    return [Panel("The whole sweep", whole), Panel("Overhead of a trial beyond its training", beyond)]
+    return [BarPanel("The whole sweep", whole), BarPanel("Overhead of a trial beyond its training", beyond)]
 
 
-def _monitor(report: Report) -> list[Panel]:
+def _monitor(report: Report) -> list[BarPanel]:
     row = report["rows"][0]
     share = [Bar("share of one core", 100 * row["share"], f"{row['share']:.2%} · at most 1 %"),
              Bar("allowed", 1.0, "1 %")]  # fmt: skip
     loop = [Bar("without readings", row["without"], f"{row['without']:,.1f} images/s"),
             Bar("read ten times as often", row["with_often"],
                 f"{row['with_often']:,.1f} images/s · {row['with_often'] / row['without']:.3f}x")]  # fmt: skip
-    return [Panel("Processor time of the monitor, in %", share), Panel("The loop", loop)]
+    return [BarPanel("Processor time of the monitor, in %", share), BarPanel("The loop", loop)]
 
 
-def _predict(report: Report) -> list[Panel]:
+def _predict(report: Report) -> list[BarPanel]:
     bars = [Bar(row["what"], row["images_per_second"], f"{row['images_per_second']:,.0f}/s · {row['share']:.2f}x")
             for row in report["rows"]]  # fmt: skip
-    return [Panel("Prediction, and as a share of the bare forward pass", bars)]
+    return [BarPanel("Prediction, and as a share of the bare forward pass", bars)]
 
 
-_PANELS: dict[str, Callable[[Report], list[Panel]]] = {
+_PANELS: dict[str, Callable[[Report], list[BarPanel]]] = {
     "plain": _plain, "devices": _devices, "stages": _stages, "activations": _activations, "sweep": _sweep,
     "monitor": _monitor, "predict": _predict,
 }  # fmt: skip

@@ -37,7 +37,7 @@ from pharmclf.distributed.worker_group import build_trainer
 from pharmclf.models.devices import configure_devices_for, with_precision
 from pharmclf.models.precision import run_precision
 from pharmclf.monitoring.cores import usable_cores
-from pharmclf.report.scaling_plots import scaling_png
+from pharmclf.reporting.scaling_plots import scaling_png
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import build_phases
 

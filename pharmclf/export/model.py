@@ -38,7 +38,7 @@ from pharmclf.export.portable import portable
 from pharmclf.export.target import whole_folder
 from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring.cores import usable_cores
-from pharmclf.report import snippet
+from pharmclf.reporting import load_image_snippet
 
 if TYPE_CHECKING:
     import keras
@@ -270,7 +270,9 @@ def _describe(folder: Path, found: SavedModel, formats: dict[FormatName, Any], t
     """Write what belongs to every format: the labels, the decisions, how an image is loaded, and what was exported."""
     storage.write_json(str(folder / "labels.json"), list(found.labels))
     (folder / LOAD_FILE).write_text(
-        f"import numpy as np\n{snippet.IMPORTS}\n\n\n{snippet.load_image_text(found.white_level)}\n", encoding="utf-8"
+        f"import numpy as np\n{load_image_snippet.IMPORTS}\n\n\n"
+        f"{load_image_snippet.load_image_text(found.white_level)}\n",
+        encoding="utf-8",
     )
     if found.decision is not None:
         others = [name for name in formats if name != "tflite"]

@@ -24,17 +24,17 @@ from pharmclf.evaluation.evaluate import console_table, evaluate, predictions_ta
 from pharmclf.evaluation.explainer import Explainer
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.scoring import ScoredDataset, predict_datasets, score_dataset
-from pharmclf.finish.facts import data_facts, machine_facts
-from pharmclf.finish.pictures import set_facts, write_scored_dataset
 from pharmclf.monitoring import HardwareAlert, NodeSample, read_alerts, read_samples
-from pharmclf.report import plots
-from pharmclf.report.card import CARD_FILE, model_card
-from pharmclf.report.facts import ReportFacts
-from pharmclf.report.fonts import font_notes
-from pharmclf.report.hardware_facts import hardware_facts
-from pharmclf.report.hardware_plots import hardware_curves
-from pharmclf.report.page import page_html
-from pharmclf.report.summary import PhaseFacts, RunFacts, result, summary_text
+from pharmclf.reporting import plots
+from pharmclf.reporting.fonts import font_notes
+from pharmclf.reporting.hardware_plots import hardware_curves
+from pharmclf.reporting.hardware_text import hardware_lines
+from pharmclf.reporting.html_report import page_html
+from pharmclf.reporting.model_card import CARD_FILE, model_card
+from pharmclf.reporting.report_data import ReportData
+from pharmclf.reporting.report_inputs import build_dataset_report, describe_machine
+from pharmclf.reporting.run_summary import PhaseSummary, RunSummary, build_result, summary_text
+from pharmclf.reporting.sample_images import build_set_report, write_scored_dataset
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
 from pharmclf.training.context import LABELS_FILE, MODEL_FILE, phase_model_file
 from pharmclf.training.lr_schedule import best_phase
@@ -104,8 +104,8 @@ def finish(
         ]
         for item in scored:
             write_scored_dataset(item, storage.join(folder, "evaluation", item.images.name), config.image_size)
-        shown = [set_facts(test, None, config.image_size, explainer)]
-        shown += [set_facts(extra, test, config.image_size, explainer) for extra in extras]
+        shown = [build_set_report(test, None, config.image_size, explainer)]
+        shown += [build_set_report(extra, test, config.image_size, explainer) for extra in extras]
     phase_tests = {chosen: test.evaluation.accuracy}
     for place, name in enumerate(others, start=1):
         phase_tests[name] = _accuracy(test, found[1][1][:, place], class_names)
@@ -122,7 +122,7 @@ def finish(
     best = (chosen, outcome["monitors"][chosen]["best_epoch"])
     storage.write_json(storage.join(folder, "history.json"), history)
     storage.write_bytes(storage.join(folder, "learning_curves.png"), plots.learning_curves_png(history, best=best))
-    facts = RunFacts(
+    facts = RunSummary(
         name=config.run_name,
         backbone=config.backbone,
         workers=outcome["workers"],
@@ -131,22 +131,22 @@ def finish(
         best_checkpoint=storage.join(folder, "checkpoints", outcome["best"][chosen]),
     )
     phases = [_phase_facts(name, history, outcome, phase_tests.get(name)) for name in outcome["best"]]
-    summary = result(
+    summary = build_result(
         facts, validation.evaluation, test.evaluation, phases, decision=decision, extras=shown[1:], mismatch=mismatch
     )
     rows, findings = _hardware(folder)
-    report = ReportFacts(
+    report = ReportData(
         result=summary,
         history=history,
         best=best,
         decision=decision,
         validation=validation.evaluation,
         sets=shown,
-        data=data_facts(quarantine.manifest),
+        data=build_dataset_report(quarantine.manifest),
         config_yaml=to_yaml(config),
         versions=record["versions"],
         fingerprints=record["fingerprints"],
-        hardware=[*machine_facts(outcome["device"], outcome["workers"]), *hardware_facts(rows, findings)],
+        hardware=[*describe_machine(outcome["device"], outcome["workers"]), *hardware_lines(rows, findings)],
         hardware_curves=hardware_curves(rows, findings),
         command=record.get("command"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -193,10 +193,10 @@ def _accuracy(test: ScoredDataset, probabilities: np.ndarray, class_names: Seque
 
 def _phase_facts(
     name: str, history: Sequence[Mapping[str, Any]], outcome: Mapping[str, Any], test: Estimate | None
-) -> PhaseFacts:
+) -> PhaseSummary:
     epochs = [record for record in history if record["phase"] == name]
     rates = [1.0 / record["images_per_second"] for record in epochs]
-    return PhaseFacts(
+    return PhaseSummary(
         name=name,
         epochs=len(epochs),
         seconds=sum(record["seconds"] for record in epochs),

@@ -24,11 +24,11 @@ from pharmclf.evaluation.evaluate import console_table
 from pharmclf.evaluation.explainer import Explainer
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
 from pharmclf.evaluation.scoring import predict_datasets, score_dataset
-from pharmclf.finish.facts import data_facts, machine_facts
-from pharmclf.finish.pictures import set_facts, write_scored_dataset
-from pharmclf.report.facts import ReportFacts
-from pharmclf.report.fonts import font_notes
-from pharmclf.report.page import page_html
+from pharmclf.reporting.fonts import font_notes
+from pharmclf.reporting.html_report import page_html
+from pharmclf.reporting.report_data import ReportData
+from pharmclf.reporting.report_inputs import build_dataset_report, describe_machine
+from pharmclf.reporting.sample_images import build_set_report, write_scored_dataset
 from pharmclf.schema_version import load_record
 
 _OWN_SPLITS = ("test", "validation")
@@ -94,19 +94,19 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
         quarantine.check()
         scored = score_dataset(images, probabilities[:, 0], model.labels, model.decision)
         write_scored_dataset(scored, out, model.image_size)
-        shown = set_facts(scored, None, model.image_size, explainer)
-    report = ReportFacts(
+        shown = build_set_report(scored, None, model.image_size, explainer)
+    report = ReportData(
         result=None,
         history=None,
         best=None,
         decision=model.decision,
         validation=None,
         sets=[shown],
-        data=data_facts(quarantine.manifest, has_splits=options.data in _OWN_SPLITS),
+        data=build_dataset_report(quarantine.manifest, has_splits=options.data in _OWN_SPLITS),
         config_yaml=to_yaml(_config_of(record)) if record else "",
         versions=record.get("versions", {}),
         fingerprints=record.get("fingerprints", {}) | {"model": model.sha256},
-        hardware=machine_facts(device, workers),
+        hardware=describe_machine(device, workers),
         hardware_curves=(),
         command=None,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -25,7 +25,7 @@ from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.core.units import format_duration
 from pharmclf.data.quarantine import QUARANTINED
-from pharmclf.report.sweep import live_table, short_names
+from pharmclf.reporting.sweep_tables import live_table, short_names
 from pharmclf.sweep.ledger import Ledger, Trial
 from pharmclf.sweep.options import Room
 from pharmclf.sweep.trial import Shared, StopFlag, train_group

@@ -11,7 +11,7 @@ from pharmclf import storage
 from pharmclf.config import RunConfig, to_dict
 from pharmclf.core.hashing import fingerprint
 from pharmclf.models.devices import with_precision
-from pharmclf.report.sweep import TrialFacts, TrialState
+from pharmclf.reporting.sweep_tables import TrialInfo, TrialState
 from pharmclf.run_record import RUN_FILE, settings_of, versions
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.sweep.halving import stopped_at
@@ -291,14 +291,14 @@ class Ledger:
 
     # ------------------------------------------------------------------ for the report
 
-    def facts(self) -> list[TrialFacts]:
+    def facts(self) -> list[TrialInfo]:
         """What is known of every trial that has begun."""
         return [self.facts_of(trial) for _, trial in sorted(self.trials.items()) if trial.state is not None]
 
-    def facts_of(self, trial: Trial) -> TrialFacts:
+    def facts_of(self, trial: Trial) -> TrialInfo:
         """What is known of a trial that has begun."""
         plain = self.plan.space.values_of(self.plan.base)
-        return TrialFacts(
+        return TrialInfo(
             number=trial.number,
             params=plain | trial.values,
             state=trial.state or "running",

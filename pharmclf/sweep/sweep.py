@@ -30,8 +30,8 @@ from pharmclf.models.devices import with_precision
 from pharmclf.models.precision import run_precision
 from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.pipeline import describe_data
-from pharmclf.report import sweep_plots as plots
-from pharmclf.report.sweep import best_trial, importances, results_table, trial_frame
+from pharmclf.reporting import sweep_plots as plots
+from pharmclf.reporting.sweep_tables import best_trial, parameter_importances, results_table, trial_frame
 from pharmclf.resume import manifest_for
 from pharmclf.run_record import (
     RUN_FILE,
@@ -262,7 +262,7 @@ class _Sweep:
         frame = trial_frame(trials, price, room.share, val_images=images)
         storage.write_bytes(storage.join(self.folder, TABLE_FILE), frame.to_parquet(index=False))
         names = self.space.log_names
-        shares = importances(trials, names)
+        shares = parameter_importances(trials, names)
         self.record["importances"] = shares
         pictures = {
             "trial_curves.png": plots.trial_curves_png(trials),

@@ -10,7 +10,7 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
-from pharmclf.report.sweep import TrialFacts
+from pharmclf.reporting.sweep_tables import TrialInfo
 from pharmclf.schema_version import SCHEMA_KEY, load_record
 from pharmclf.training.lr_schedule import BALANCED
 from pharmclf.training.phases import with_epoch_index
@@ -69,7 +69,7 @@ class Story:
 class TrialStory:
     """A trial that has ended."""
 
-    facts: TrialFacts
+    facts: TrialInfo
     folder: str
     epochs: Sequence[Epoch]
 

@@ -15,7 +15,7 @@ from pharmclf.config import RunConfig
 from pharmclf.core.background import BackgroundTask
 from pharmclf.core.console import Say
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
-from pharmclf.report.sweep import TrialFacts
+from pharmclf.reporting.sweep_tables import TrialInfo
 from pharmclf.run_record import flat
 from pharmclf.tracking import tensorboard
 from pharmclf.tracking.facts import BEST, Epoch, Story, SweepStory, TrialStory, placed, tags_of
@@ -170,7 +170,7 @@ class SweepTracker:
         if config.mlflow:
             self._telling.add_place(f"MLflow at {config.mlflow}", SweepThere(config.mlflow, say).deliver)
 
-    def trial_ended(self, facts: TrialFacts, folder: str) -> None:
+    def trial_ended(self, facts: TrialInfo, folder: str) -> None:
         """A trial has ended, now or under an earlier driver."""
         trial = TrialStory(facts=facts, folder=folder, epochs=placed(self._config, facts.history))
         self._telling.change(lambda story: dataclasses.replace(story, trials={**story.trials, facts.number: trial}))

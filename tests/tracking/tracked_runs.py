@@ -14,7 +14,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from pharmclf import storage
 from pharmclf.config import PhaseConfig, RunConfig, to_dict
-from pharmclf.report.sweep import TrialFacts, TrialState
+from pharmclf.reporting.sweep_tables import TrialInfo, TrialState
 from pharmclf.run_record import settings_of
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position
@@ -95,11 +95,11 @@ def dot_png() -> bytes:
     return buffer.getvalue()
 
 
-def trial(number: int, state: TrialState = "trained", epochs: int = 5, reason: str = "") -> TrialFacts:
+def trial(number: int, state: TrialState = "trained", epochs: int = 5, reason: str = "") -> TrialInfo:
     """What a ledger tells of a trial."""
     params = {"head.dropout": number / 8, "unfreeze_blocks": number}
     used = {"seconds": 15.0, "cpu_s": 30.0, "gpu_s": 0.0}
-    return TrialFacts(number=number, params=params, state=state, reason=reason, history=history()[:epochs], **used)
+    return TrialInfo(number=number, params=params, state=state, reason=reason, history=history()[:epochs], **used)
 
 
 def events_of(content: bytes) -> Iterator[Event]:

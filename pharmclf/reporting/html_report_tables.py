@@ -1,0 +1,210 @@
+"""What the page's tables and small bars show, worked out from the facts: order, scales, places. Draws nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pharmclf.core.units import format_count
+from pharmclf.evaluation.metrics import Estimate, OperatingPoint
+from pharmclf.evaluation.results import ClassResult, Evaluation
+from pharmclf.evaluation.text import MAX_OPEN_CLASSES, WEAKEST
+from pharmclf.reporting import text_format
+from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, ReportData
+
+MAX_MATRIX = 50
+"""Classes of a confusion matrix on the page, those with most mistakes."""
+MAX_WHOLE_MATRIX = 25
+"""Up to so many, classes without a mistake are shown too."""
+MAX_ROWS = 500
+"""Rows of a table on the page, those behind a fold too: a browser takes seconds for ten thousand."""
+DEPTHS = (0.575, 0.775, 0.975)
+"""Strengths of colour where the better of black and white changes: in the dark; in the light of right, and of wrong."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The stretch of shares that a small bar shows."""
+
+    low: float
+    high: float
+
+    def place(self, share: float) -> str:
+        """Where a share lies from left to right, as an SVG length; what lies outside is put on the edge."""
+        return f"{100 * min(1.0, max(0.0, (share - self.low) / (self.high - self.low))):.2f}%"
+
+
+WHOLE = Axis(0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One number of the summary."""
+
+    title: str
+    estimate: Estimate | None
+    axis: Axis
+    note: str
+    """What it means, in a few words."""
+    mark: float | None = None
+    """A share that is marked on the bar."""
+    bad: bool = False
+    """Whether it is worse than was promised, beyond chance."""
+
+
+def score_axis(estimates: Iterable[Estimate]) -> Axis:
+    """From a round share below all intervals up to 1, so that differences between good scores are seen."""
+    lowest = min((estimate.low for estimate in estimates), default=0.0)
+    return Axis(max(0.0, min(0.9, math.floor(10 * lowest) / 10)), 1.0)
+
+
+def build_cards(facts: ReportData) -> list[Card]:
+    """The summary of the test images."""
+    scores, decision = facts.test.evaluation, facts.decision
+    best = {"Accuracy": scores.accuracy, "Macro F1": scores.macro_f1}
+    notes = {"Accuracy": f"of {format_count(scores.num_images, 'image')}", "Macro F1": "each class counts the same"}
+    for k, estimate in scores.top_k_accuracy.items():
+        if k == min(scores.top_k_accuracy):
+            best[f"Top {k}"], notes[f"Top {k}"] = estimate, f"true class among the {k} most probable"
+    axis = score_axis(best.values())
+    found = [Card(title=name, estimate=item, axis=axis, note=notes[name]) for name, item in best.items()]
+    point = scores.answered
+    if point is not None:
+        note = f"{point.num_answered:,} of {format_count(point.num_images, 'image')}"
+        found.append(Card(title="Answers by itself", estimate=point.coverage, axis=WHOLE, note=note))
+    if point is not None and decision is not None:
+        most, error = decision.max_error, point.error
+        note = f"asked for: at most {text_format.format_limit(most)}" if error else "nothing is answered"
+        axis = Axis(0.0, _round_up(max(3 * most, error.high if error else 0.0)))
+        bad = text_format.check_promise(decision, point) == "broken"
+        found.append(Card(title="Wrong among answers", estimate=error, axis=axis, note=note, mark=most, bad=bad))
+    off = scores.calibration_error
+    note = "distance of confidence and accuracy"
+    axis = Axis(0.0, _round_up(max(0.1, off.high)))
+    return [*found, Card(title="Calibration error", estimate=off, axis=axis, note=note)]
+
+
+def _round_up(share: float) -> float:
+    """The next multiple of 5 %, at most 1."""
+    return min(1.0, math.ceil(20 * share - 1e-9) / 20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerShares:
+    """What becomes of the images of a set: shares that sum to 1."""
+
+    right: float
+    wrong: float
+    left: float
+    """Left to a human."""
+
+
+def answer_shares(point: OperatingPoint | None) -> AnswerShares | None:
+    """What becomes of the images at the threshold; None where there is none."""
+    if point is None:
+        return None
+    error = point.error.value if point.error else 0.0
+    coverage = point.coverage.value
+    return AnswerShares(right=coverage * (1 - error), wrong=coverage * error, left=1 - coverage)
+
+
+def sort_by_recall(evaluation: Evaluation) -> tuple[list[ClassResult], list[ClassResult]]:
+    """The classes by rising F1, those that do not occur last: what is shown at once, and what is folded.
+
+    Together they are all classes, of which the page shows `MAX_ROWS` at most.
+    """
+    classes = sorted(evaluation.classes, key=lambda item: (not item.has_examples, item.f1.value, item.name))
+    shown = len(classes) if len(classes) <= MAX_OPEN_CLASSES else WEAKEST
+    return classes[:shown], classes[shown:]
+
+
+def rarest_counts(data: DatasetReport) -> list[tuple[str, int, int, int]]:
+    """(class, train, validation, test) of all classes in their order; of more than `MAX_ROWS`, the rarest first."""
+    counts = list(data.counts[:-1])
+    return sorted(counts, key=lambda row: sum(row[1:]))[:MAX_ROWS] if len(counts) > MAX_ROWS else counts
+
+
+def class_axis(evaluation: Evaluation) -> Axis:
+    """The scale of the bars of all classes."""
+    seen = [item for item in evaluation.classes if item.support and item.predicted]
+    return score_axis(estimate for item in seen for estimate in (item.recall, item.precision, item.f1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A confusion matrix as the page shows it."""
+
+    names: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    recalls: Sequence[float | None]
+    """Share of each row on the diagonal; None where the row is empty."""
+    num_hidden: int
+    """Classes that are left out: without a mistake, or with fewer than the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell of a confusion matrix."""
+
+    count: int
+    right: bool
+    """Whether it lies on the diagonal."""
+    strength: float
+    """Of the colour, 0..1: the share of the row; of mistakes its root, so that one among many images is seen."""
+
+
+def build_matrix(evaluation: Evaluation, most: int = MAX_MATRIX) -> Matrix:
+    """The confusion matrix of at most so many classes, in the order of the model."""
+    cells = evaluation.cells
+    mistakes = cells.given + cells.support - 2 * cells.hits
+    if cells.num_classes > MAX_WHOLE_MATRIX:
+        most = min(most, int((mistakes > 0).sum()))
+    shown = np.sort(np.argsort(-mistakes, kind="stable")[:most])
+    support, confusion = cells.support[shown], cells.matrix(shown)
+    rows, recalls = [], []
+    for row in range(len(shown)):
+        shares = confusion[row] / max(1, support[row])
+        recalls.append(float(shares[row]) if support[row] else None)
+        rows.append(
+            [
+                Cell(
+                    count=int(confusion[row, column]),
+                    right=bool(row == column),
+                    strength=float(shares[column] if row == column else shares[column] ** 0.4),
+                )
+                for column in range(len(shown))
+            ]
+        )
+    names = [evaluation.class_names[index] for index in shown]
+    return Matrix(names=names, rows=rows, recalls=recalls, num_hidden=cells.num_classes - len(shown))
+
+
+def color_intensity(strength: float) -> str:
+    """The class of a cell by the strength of its colour, by which the style sheet chooses light or dark text."""
+    return f"d{sum(strength > limit for limit in DEPTHS)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallShift:
+    """How often one class is recognised in each set."""
+
+    name: str
+    recalls: Sequence[Estimate | None]
+    """In the order of the sets; None where a set has no image of the class."""
+
+
+def recalls_by_set(sets: Sequence[EvalSetReport]) -> list[RecallShift]:
+    """The recall of each class in every set, the largest fall from the first set first."""
+    by_set = [{item.name: item.recall for item in facts.evaluation.classes if item.support} for facts in sets]
+    names = [name for name in sets[0].evaluation.class_names if any(name in found for found in by_set)]
+    rows = [RecallShift(name=name, recalls=[found.get(name) for found in by_set]) for name in names]
+
+    def fall(row: RecallShift) -> float:
+        first, *others = row.recalls
+        known = [other.value for other in others if other]
+        return first.value - min(known) if first and known else -2.0
+
+    return sorted(rows, key=lambda row: -fall(row))

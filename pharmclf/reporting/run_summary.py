@@ -1,0 +1,248 @@
+"""What a run says on its way and at its end: progress lines, result.json, the console summary. Text without colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pharmclf import storage
+from pharmclf.core.tables import align_columns
+from pharmclf.core.units import format_duration
+from pharmclf.evaluation.abstention_policy import AbstentionPolicy
+from pharmclf.evaluation.accuracy_agreement import AccuracyMismatch
+from pharmclf.evaluation.evaluate import Evaluation
+from pharmclf.evaluation.metrics import Estimate
+from pharmclf.reporting.report_data import EvalSetReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run is, apart from its scores."""
+
+    name: str
+    backbone: str
+    workers: int
+    """Workers that trained; 0: in the calling process."""
+    train_images: int
+    seconds_total: float
+    """Wall-clock time of the whole run, seconds."""
+    best_checkpoint: str
+    """Location of the checkpoint that the model was made of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSummary:
+    """What one phase of training did."""
+
+    name: str
+    """phase1 or phase2."""
+    epochs: int
+    seconds: float
+    images_per_second: float
+    val_accuracy: float | None
+    """Best validation accuracy of the phase, 0..1."""
+    test_accuracy: Estimate | None = None
+    """Test accuracy of the phase's best weights; None: not evaluated."""
+
+
+def build_result(
+    run: RunSummary,
+    validation: Evaluation,
+    test: Evaluation,
+    phases: Sequence[PhaseSummary],
+    *,
+    decision: AbstentionPolicy | None = None,
+    extras: Sequence[EvalSetReport] = (),
+    mismatch: AccuracyMismatch | None = None,
+) -> dict[str, Any]:
+    """The content of result.json; intervals are [low, high], 95 %; unknown numbers are None.
+
+    Args:
+        run: what the run is.
+        validation: the chosen model on the validation split.
+        test: the same model on the test split.
+        phases: in the order they ran.
+        decision: when the model answers by itself.
+        extras: sets from another source, with the same model.
+        mismatch: of the saved model with the epoch that it was saved from; None: they agree.
+    """
+    answered = test.answered
+    return {
+        "name": run.name,
+        "backbone": run.backbone,
+        "workers": run.workers,
+        "train_images": run.train_images,
+        "val_images": validation.num_images,
+        "test_images": test.num_images,
+        "val_accuracy": validation.accuracy.value,
+        "val_accuracy_interval": _interval(validation.accuracy),
+        "test_accuracy": test.accuracy.value,
+        "test_accuracy_interval": _interval(test.accuracy),
+        "test_macro_f1": test.macro_f1.value,
+        "test_macro_f1_interval": _interval(test.macro_f1),
+        "phases": [
+            {
+                "name": phase.name,
+                "epochs": phase.epochs,
+                "seconds": _finite(phase.seconds),
+                "images_per_second": _finite(phase.images_per_second),
+                "val_accuracy": _finite(phase.val_accuracy),
+                "test_accuracy": phase.test_accuracy.value if phase.test_accuracy else None,
+                "test_accuracy_interval": _interval(phase.test_accuracy) if phase.test_accuracy else None,
+            }
+            for phase in phases
+        ],
+        "test_calibration_error": test.calibration_error.value,
+        "test_calibration_error_interval": _interval(test.calibration_error),
+        "temperature": decision.temperature if decision else None,
+        "threshold": decision.threshold if decision else None,
+        "threshold_assured": decision.assured if decision else None,
+        "max_error": decision.max_error if decision else None,
+        "test_answered": answered.coverage.value if answered else None,
+        "test_answered_interval": _interval(answered.coverage) if answered else None,
+        "test_answered_error": answered.error.value if answered and answered.error else None,
+        "test_answered_error_interval": _interval(answered.error) if answered and answered.error else None,
+        "extra_tests": [_extra_result(extra) for extra in extras],
+        "val_accuracy_mismatch": vars(mismatch) if mismatch else None,
+        "seconds_total": _finite(run.seconds_total),
+        "best_checkpoint": run.best_checkpoint,
+    }
+
+
+def _extra_result(facts: EvalSetReport) -> dict[str, Any]:
+    evaluation, drop = facts.evaluation, facts.drop
+    return {
+        "name": facts.name,
+        "source": facts.source,
+        "images": evaluation.num_images,
+        "accuracy": evaluation.accuracy.value,
+        "accuracy_interval": _interval(evaluation.accuracy),
+        "macro_f1": evaluation.macro_f1.value,
+        "macro_f1_interval": _interval(evaluation.macro_f1),
+        "difference": drop.value if drop else None,
+        "difference_interval": _interval(drop) if drop else None,
+    }
+
+
+def _interval(estimate: Estimate) -> list[float]:
+    return [estimate.low, estimate.high]
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def summary_text(result: dict[str, Any], folder: str) -> str:
+    """The end of a run for the console; its last line alone tells the outcome.
+
+    Args:
+        result: the content of result.json.
+        folder: location of the run folder.
+    """
+    workers = {0: "in one process", 1: "1 worker"}.get(result["workers"], f"{result['workers']} workers")
+    took = format_duration(result["seconds_total"])
+    head = f"{result['name']}: {result['backbone']}, {result['train_images']:,} training images, {workers}, {took}"
+    scores = [
+        ["", "images", "score", "95 % interval"],
+        _score_row("validation accuracy", result, "val_accuracy", result["val_images"]),
+        _score_row("test accuracy", result, "test_accuracy", result["test_images"]),
+        _score_row("test macro F1", result, "test_macro_f1", result["test_images"]),
+        *(
+            _score_row(f"{extra['name']} accuracy", extra, "accuracy", extra["images"])
+            for extra in _extra_lines(result)
+        ),
+    ]
+    phases = [["", "epochs", "time", "images/s", "validation", "test", "95 % interval"]]
+    for phase in result["phases"]:
+        score = _score_row(_phase_name(phase["name"]), phase, "test_accuracy", phase["epochs"])
+        speed, validation = (
+            _format_number(phase["images_per_second"], ".0f"),
+            _format_number(phase["val_accuracy"], ".3f"),
+        )
+        phases.append([*score[:2], format_duration(phase["seconds"]), speed, validation, *score[2:]])
+    model = storage.join(folder, "model", "model.keras")
+    places = [
+        ("model", model),
+        ("best checkpoint", result["best_checkpoint"]),
+        ("report", storage.join(folder, "report.html")),
+        ("numbers", storage.join(folder, "result.json")),
+    ]
+    lines = [*_table(scores), "", *_table(phases), "", *(f"  {name:<21}{place}" for name, place in places)]
+    if (answers := _answers_line(result)) is not None:
+        lines = [*lines, "", f"  {answers}"]
+    rule = "-" * min(100, max(len(line) for line in (head, *lines)))
+    low, high = result["test_accuracy_interval"]
+    outcome = (
+        f"{result['name']}: test accuracy {result['test_accuracy']:.3f} (95 % interval {low:.3f}-{high:.3f}) "
+        f"on {result['test_images']:,} images; model: {model}"
+    )
+    return "\n".join(["", head, rule, *lines, rule, outcome])
+
+
+def _extra_lines(result: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return result.get("extra_tests") or ()
+
+
+def _answers_line(result: Mapping[str, Any]) -> str | None:
+    """What the model answers by itself, in a line."""
+    if result.get("threshold") is None:
+        return None
+    share, error = result["test_answered"], result["test_answered_error"]
+    if not share or error is None:
+        return f"no answer is sure enough for an error of at most {result['max_error']:.1%}: all images go to people"
+    low, high = result["test_answered_error_interval"]
+    kind = "assured" if result["threshold_assured"] else "observed, not assured"
+    return (
+        f"at a confidence of {result['threshold']:.3f} or more it answers {share:.1%} of the test images, "
+        f"{error:.1%} of them wrongly ({low:.1%}-{high:.1%}; at most {result['max_error']:.1%} on validation, {kind})"
+    )
+
+
+def _score_row(title: str, values: Mapping[str, Any], key: str, count: int) -> list[str]:
+    interval = values[f"{key}_interval"]
+    shown = f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "-"
+    return [title, f"{count:,}", _format_number(values[key], ".3f"), shown]
+
+
+def _format_number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _phase_name(name: str) -> str:
+    """phase1 -> phase 1."""
+    return f"phase {name[5:]}" if name.startswith("phase") and name[5:].isdigit() else name
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """Rows as aligned lines: the first column to the left, the others to the right."""
+    return [f"  {line}" for line in align_columns([[row[0].ljust(19), *row[1:]] for row in rows], left=[0])]
+
+
+def progress_line(
+    phase: str,
+    epoch: tuple[int, int],
+    step: tuple[int, int],
+    *,
+    loss: float,
+    accuracy: float,
+    images_per_second: float,
+    eta_s: float | None,
+) -> str:
+    """One line of progress.
+
+    Args:
+        phase: phase1 or phase2.
+        epoch: which epoch, counted from 1, of how many at most.
+        step: which step of the epoch, counted from 1, of how many.
+        loss: mean training loss of the epoch so far.
+        accuracy: training accuracy of the epoch so far, 0..1.
+        images_per_second: over all workers.
+        eta_s: seconds to the end of what is estimated; None: unknown.
+    """
+    speed = f"{images_per_second:.1f}" if images_per_second < 9.95 else f"{images_per_second:,.0f}"
+    return (
+        f"{_phase_name(phase)}  epoch {epoch[0]}/{epoch[1]}  step {step[0]}/{step[1]}  loss {loss:.3f}  "
+        f"accuracy {accuracy:.3f}  {speed} images/s  ETA {format_duration(eta_s)}"
+    )

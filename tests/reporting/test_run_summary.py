@@ -1,0 +1,114 @@
+"""result.json, the console summary and progress lines."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pharmclf.evaluation.evaluate import evaluate
+from pharmclf.reporting import run_summary
+
+KEYS = {
+    "name", "backbone", "workers", "train_images", "val_accuracy", "test_accuracy", "test_macro_f1", "phases",
+    "seconds_total", "best_checkpoint",
+}  # fmt: skip
+MORE_KEYS = {
+    "val_images", "test_images", "val_accuracy_interval", "test_accuracy_interval", "test_macro_f1_interval",
+    "test_calibration_error", "test_calibration_error_interval", "temperature", "threshold", "threshold_assured",
+    "max_error", "test_answered", "test_answered_interval", "test_answered_error", "test_answered_error_interval",
+    "extra_tests", "val_accuracy_mismatch",
+}  # fmt: skip
+
+
+def make_evaluation(count, mistakes):
+    """Two classes, so many images, so many mistakes."""
+    truth = np.arange(count) % 2
+    predicted = np.where(np.arange(count) < mistakes, 1 - truth, truth)
+    names = np.array(["a", "b"], object)
+    table = pd.DataFrame({"row": np.arange(count), "path": "p", "label": names[truth], "predicted": names[predicted]})
+    return evaluate(table.assign(confidence=0.5), ["a", "b"], groups=table["row"], resamples=50)
+
+
+@pytest.fixture(scope="module")
+def finished():
+    run = run_summary.RunSummary(
+        name="demo", backbone="efficientnet_lite0", workers=2, train_images=640, seconds_total=3792.4,
+        best_checkpoint="runs/demo/checkpoints/phase2-0006",
+    )  # fmt: skip
+    test = make_evaluation(200, 12)
+    phases = [
+        run_summary.PhaseSummary(name="phase1", epochs=12, seconds=92.0, images_per_second=83.4, val_accuracy=0.912),
+        run_summary.PhaseSummary(
+            name="phase2",
+            epochs=8,
+            seconds=130.0,
+            images_per_second=41.2,
+            val_accuracy=0.95,
+            test_accuracy=test.accuracy,
+        ),
+    ]
+    return run_summary.build_result(run, make_evaluation(160, 8), test, phases)
+
+
+def test_result_has_the_keys_of_the_contract(finished):
+    """Exactly the agreed keys, plus the agreed intervals, all of them JSON."""
+    assert set(finished) == KEYS | MORE_KEYS
+    for phase in finished["phases"]:
+        assert {"name", "epochs", "seconds", "images_per_second", "val_accuracy"} <= set(phase)
+    assert finished["phases"][0]["test_accuracy"] is None
+    assert finished["phases"][1]["test_accuracy"] == finished["test_accuracy"] == pytest.approx(0.94)
+    assert json.loads(json.dumps(finished, allow_nan=False)) == finished
+
+
+def test_intervals_hold_their_numbers(finished):
+    """Every [low, high] lies around its number."""
+    for key in ("val_accuracy", "test_accuracy", "test_macro_f1"):
+        low, high = finished[f"{key}_interval"]
+        assert low < finished[key] < high
+
+
+def test_numbers_that_are_not_finite_become_none():
+    """A phase without a validation or a speed says so; JSON knows no NaN."""
+    run = run_summary.RunSummary(
+        name="x", backbone="b", workers=0, train_images=1, seconds_total=1.0, best_checkpoint="c"
+    )
+    phase = run_summary.PhaseSummary(
+        name="phase1", epochs=1, seconds=0.0, images_per_second=float("inf"), val_accuracy=float("nan")
+    )
+    result = run_summary.build_result(run, make_evaluation(4, 1), make_evaluation(4, 1), [phase])
+    assert result["phases"][0]["images_per_second"] is None
+    assert result["phases"][0]["val_accuracy"] is None
+    assert "in one process" in run_summary.summary_text(result, "runs/x")
+
+
+def test_last_line_of_the_summary_tells_the_outcome(finished):
+    """One line with the score, its interval, the number of images and the model's place."""
+    low, high = finished["test_accuracy_interval"]
+    last = run_summary.summary_text(finished, "runs/demo").splitlines()[-1]
+    assert last == (
+        f"demo: test accuracy 0.940 (95 % interval {low:.3f}-{high:.3f}) on 200 images; "
+        "model: runs/demo/model/model.keras"
+    )
+
+
+def test_summary_is_plain_aligned_text(finished):
+    """No colours, no line ends in blanks, phases and places are named, also those in a bucket."""
+    text = run_summary.summary_text(finished, "s3://bucket/runs/demo/")
+    assert text.isascii()
+    assert "\x1b" not in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+    for part in ("phase 1", "phase 2", "2 workers", "1:03:12", "phase2-0006"):
+        assert part in text
+    columns = [line for line in text.splitlines() if line.startswith("  phase ")]
+    assert len({line.index("0.9") for line in columns}) == 1
+
+
+def test_progress_line_says_where_and_how_fast():
+    """Phase, epoch, step, loss, accuracy, speed and the estimated rest."""
+    line = run_summary.progress_line(
+        "phase2", (3, 30), (12, 20), loss=0.4119, accuracy=0.8831, images_per_second=41.3, eta_s=192
+    )
+    assert line == "phase 2  epoch 3/30  step 12/20  loss 0.412  accuracy 0.883  41 images/s  ETA 3:12"
+    slow = run_summary.progress_line("phase1", (1, 1), (1, 2), loss=2, accuracy=0, images_per_second=0.46, eta_s=None)
+    assert slow.endswith("0.5 images/s  ETA -:--")

@@ -1,0 +1,70 @@
+"""The picture of a forecast: PNG that opens, with every text readable."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from typing import Any
+
+import pytest
+from matplotlib.text import Text
+from PIL import Image
+
+from pharmclf.reporting import scaling_plots
+from pharmclf.reporting.plots import styled
+
+
+def make_rows(phases: int = 2, speeds: tuple[float, ...] = (10.0, 25.0, 100.0, 400.0)) -> list[dict[str, Any]]:
+    """Made-up rows; a fixed batch ends at 32 GPUs."""
+    rows = []
+    for phase, batch, speed in itertools.product(range(phases), ("fixed", "grown"), speeds):
+        for gpus in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            if batch == "grown" or gpus <= 32:
+                share = 1 / (1 + (gpus - 1) / (speed * (phase + 1)))
+                rows.append(
+                    {
+                        "phase": f"phase{phase + 1}",
+                        "batch": batch,
+                        "link_gbit": speed,
+                        "gpus": gpus,
+                        "efficiency": share,
+                    }
+                )
+    return rows
+
+
+SIZES = {"phase1": 3.2e6, "phase2": 123.4e6}
+
+
+def test_a_forecast_is_a_picture():
+    """It opens as PNG on a white ground, the same bytes every time."""
+    png = scaling_plots.scaling_png(make_rows(), SIZES)
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    assert image.format == "PNG"
+    assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    assert png == scaling_plots.scaling_png(make_rows(), SIZES)
+
+
+@pytest.mark.parametrize(("phases", "speeds"), [(1, (10.0,)), (2, (10.0, 25.0, 100.0, 400.0)), (2, (0.5, 1600.0))])
+def test_no_text_is_clipped_or_covered_by_another(phases: int, speeds: tuple[float, ...]):
+    """Every text lies within the picture, and no two share a pixel of their boxes."""
+    sizes = dict(itertools.islice(SIZES.items(), phases))
+    with styled():
+        figure = scaling_plots._figure(make_rows(phases, speeds), sizes)
+        figure.draw_without_rendering()
+        width, height = figure.get_size_inches() * figure.dpi
+        texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
+        boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_visible()]
+    for text, box in boxes:
+        assert box.x0 >= 0, text
+        assert box.y0 >= 0, text
+        assert box.x1 <= width, text
+        assert box.y1 <= height, text
+    for (one, first), (other, second) in itertools.combinations(boxes, 2):
+        assert not first.overlaps(second), (one, other)
+
+
+def test_an_empty_forecast_is_refused():
+    with pytest.raises(ValueError, match="expected a forecast"):
+        scaling_plots.scaling_png([], SIZES)

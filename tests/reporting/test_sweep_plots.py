@@ -1,0 +1,196 @@
+"""The pictures of a sweep: PNG that opens, with every text readable, whatever the trials are."""
+
+import dataclasses
+import io
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_sweep_tables import LOG_NAMES, make_history, make_trials
+
+from pharmclf.reporting import sweep_axes, sweep_plots
+from pharmclf.reporting.plots import styled
+from pharmclf.reporting.sweep_tables import TrialInfo, parameter_importances
+
+BACKBONES = ["efficientnet_lite0", "resnet50", "a_backbone_with_a_name_that_goes_on_and_on", "mobilenet"]
+EXTRA = {
+    "phase2.learning_rate": [1e-5, 3e-5, 1e-4],
+    "augment.horizontal_flip": [True, False],
+    "backbone": BACKBONES,
+    "optimizer.label_smoothing": [0.0, 0.1],
+    "optimizer.a_parameter_with_a_name_that_goes_on_and_on_for_ever": [1, 2, 3],
+}
+
+
+def widened(trials):
+    """The same trials with eight parameters: rates, numbers, texts, yes and no, long names."""
+    return [
+        dataclasses.replace(
+            trial,
+            params={**trial.params, **{name: known[trial.number % len(known)] for name, known in EXTRA.items()}},
+        )
+        for trial in trials
+    ]
+
+
+def without_history(trials, state):
+    return [dataclasses.replace(trial, history=[], state=state) for trial in trials]
+
+
+def narrowed(trials, *names):
+    return [dataclasses.replace(trial, params={name: trial.params[name] for name in names}) for trial in trials]
+
+
+def equal(trials):
+    return [dataclasses.replace(trial, history=make_history([0.9, 0.9])) for trial in trials]
+
+
+def figures(trials):
+    """All four pictures as figures, before they become bytes."""
+    with styled():
+        yield sweep_plots._curves_figure(trials)
+        yield sweep_plots._parameters_figure(trials, LOG_NAMES)
+        yield sweep_plots._parallel_figure(trials, LOG_NAMES)
+        yield sweep_plots._importance_figure(parameter_importances(trials, LOG_NAMES))
+
+
+SWEEPS = {
+    "one trial": make_trials(1),
+    "16 trials": make_trials(16),
+    "200 trials": make_trials(200),
+    "eight parameters": widened(make_trials(30)),
+    "one parameter": narrowed(make_trials(12), "head.dropout"),
+    "one categorical parameter": narrowed(widened(make_trials(12)), "backbone"),
+    "no history": without_history(make_trials(3), "running"),
+    "all diverged": without_history(make_trials(5), "diverged"),
+    "some without history": [*make_trials(8), *without_history(make_trials(12)[8:], "failed")],
+    "equal accuracies": equal(make_trials(9)),
+    "running": [dataclasses.replace(trial, state="running") for trial in make_trials(4)],
+    "no parameters": narrowed(make_trials(2)),
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_no_text_is_clipped_or_covered_by_another(name):
+    """Every text of the four pictures lies within the picture, and no two share a pixel of their boxes."""
+    for figure in figures(SWEEPS[name]):
+        figure.draw_without_rendering()
+        texts = list(figure.texts)
+        for legend in figure.legends:
+            texts += legend.get_texts()
+        for axes in figure.axes:
+            texts += [*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label]
+            for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
+                first, last = axis.get_view_interval()  # ticks beyond it are not drawn
+                texts += [tick.label1 for tick in axis.get_major_ticks() if first <= tick.get_loc() <= last]
+        texts = [text for text in texts if text.get_text() and text.get_visible()]
+        boxes = np.array([text.get_window_extent().extents for text in texts])
+        low, high = boxes[:, None, :2], boxes[:, None, 2:]
+        shared = np.minimum(high, high.swapaxes(0, 1)) - np.maximum(low, low.swapaxes(0, 1))
+        overlapping = (shared > 1.0).all(axis=2) & ~np.eye(len(boxes), dtype=bool)
+        assert not overlapping.any(), [texts[index].get_text() for index in np.argwhere(overlapping)[0]]
+        outside = (boxes[:, :2] < 0).any(axis=1) | (boxes[:, 2:] > figure.get_size_inches() * figure.dpi).any(axis=1)
+        assert not outside.any(), [texts[index].get_text() for index in np.flatnonzero(outside)]
+
+
+def test_pictures_are_png_and_the_same_every_time():
+    """Equal trials give equal bytes; without trials there is no picture."""
+    trials = make_trials(12)
+    draws = (
+        sweep_plots.trial_curves_png,
+        lambda trials: sweep_plots.parameters_png(trials, LOG_NAMES),
+        lambda trials: sweep_plots.parallel_coordinates_png(trials, LOG_NAMES),
+    )
+    for draw in draws:
+        assert draw(trials) == draw(trials)
+        assert Image.open(io.BytesIO(draw(trials))).width > 1000
+        with pytest.raises(ValueError, match="received none"):
+            draw([])
+    assert Image.open(io.BytesIO(sweep_plots.importance_png({"head.dropout": 0.4}))).format == "PNG"
+
+
+def test_border_of_the_phases_is_drawn_where_all_trials_share_it():
+    """After epoch 3 in all of them: a line at 3.5; where one leaves phase 1 earlier: none."""
+    trials = make_trials(6)
+    with styled():
+        same = sweep_plots._curves_figure(trials)
+        other = dataclasses.replace(trials[0], history=make_history([0.5, 0.6, 0.7], phase1=1))
+        mixed = sweep_plots._curves_figure([other, *trials[1:]])
+    borders = [[list(line.get_xdata()) for line in figure.axes[0].lines] for figure in (same, mixed)]
+    assert [3.5, 3.5] in borders[0]
+    assert [3.5, 3.5] not in borders[1]
+    assert "phase 2" in [text.get_text() for text in same.axes[0].texts]
+
+
+def test_best_trial_is_named_at_its_best_epoch():
+    """With its number and its accuracy; the heading says the same."""
+    trials = [dataclasses.replace(trial, history=make_history([0.5, 0.7, 0.6])) for trial in make_trials(3)]
+    trials[2] = dataclasses.replace(trials[2], history=make_history([0.5, 0.875, 0.6]))
+    with styled():
+        figure = sweep_plots._curves_figure(trials)
+    named = [text for text in figure.axes[0].texts if text.get_text() == "trial 2: 0.875"]
+    assert named[0].xy == (2, 0.875)
+    assert any("best: trial 2 with 0.875" in text.get_text() for text in figure.texts)
+
+
+def test_states_differ_in_shape():
+    """No two looks share marker and filling, so that they are told apart in black and white."""
+    shapes = [(look["marker"], look.get("markerfacecolor", "full") == "full") for look in sweep_plots._MARKS.values()]
+    assert len(set(shapes)) == len(shapes)
+
+
+def test_diverged_and_far_trials_stand_at_the_lower_edge():
+    """The axis is that of the others; how many lie below is said in the heading."""
+    trials = [
+        TrialInfo(number=number, params={"a": number}, state="trained", history=make_history([accuracy]))
+        for number, accuracy in enumerate([0.9, 0.91, 0.92, 0.93, 0.94, 0.2])
+    ]
+    trials.append(TrialInfo(number=6, params={"a": 6}, state="diverged", history=make_history([0.93])))
+    heights, (low, high) = sweep_axes.accuracies(trials)
+    assert 0.8 < low < 0.9
+    assert high > 0.94
+    assert heights[5] == heights[6] == low
+    assert heights[4] == 0.94
+    with styled():
+        figure = sweep_plots._parameters_figure(trials, ())
+    assert any(f"1 below {low:.2f} at the lower edge" in text.get_text() for text in figure.texts)
+
+
+values = st.floats(1e-7, 1e7) | st.integers(1, 10**6)
+
+
+@given(st.lists(values, min_size=1, max_size=30), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_axis_holds_all_values_and_its_ticks(numbers, logarithmic):
+    """Every place lies within the limits, in the order of the values that are far enough apart; so do 1 to 8 ticks."""
+    trials = [TrialInfo(number=n, params={"a": number}, state="running") for n, number in enumerate(numbers)]
+    (scale,) = sweep_axes.build_scales(trials, ["a"] if logarithmic else [])
+    assert set(scale.places) == set(range(len(numbers)))
+    assert all(0 <= scale.share(place) <= 1 for place in scale.places.values())
+    assert 1 <= len(scale.ticks) <= 8
+    assert all(-1e-9 <= scale.share(place) <= 1 + 1e-9 for place, _ in scale.ticks)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_accuracy_axis_shows_the_best_and_tells_its_ticks_apart(shares, cut):
+    """The best lies within, nothing lies above, and no two ticks read the same."""
+    low, high = sweep_axes.accuracy_range(shares, cut=cut)
+    assert low <= max(shares) < high
+    assert cut or low <= min(shares)
+    texts = [text for _, text in sweep_axes.accuracy_ticks(low, high)]
+    assert len(set(texts)) == len(texts) >= 1
+    assert not any(math.isnan(float(text)) or float(text) > 1 for text in texts)
+
+
+def test_importances_are_sorted_and_their_rest_is_the_combinations():
+    """The largest first, in percent; what is missing from 1 has a bar of its own; without any, a sentence."""
+    with styled():
+        figure = sweep_plots._importance_figure({"head.dropout": 0.05, "phase1.learning_rate": 0.7, "seed": 0.0})
+        empty = sweep_plots._importance_figure({})
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["70%", "learning_rate", "5.0%", "dropout", "0%", "seed", "25%", "combinations"]
+    assert any("nothing can be told yet" in text.get_text() for text in empty.texts)
