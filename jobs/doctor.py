@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 from pharmclf.cli import parse_config, run_job, take_switch
-from pharmclf.doctor.examination import examine_all
-from pharmclf.doctor.findings import Section, exit_code, section_text, to_plain, verdict
+from pharmclf.diagnostics.results import Section, exit_code, format_section, to_dict, verdict
+from pharmclf.diagnostics.runner import run_diagnostics
 
 
 def main() -> int:
@@ -28,12 +28,12 @@ def main() -> int:
 
     def show(section: Section) -> None:
         if not as_json:
-            print(section_text(section), flush=True)
+            print(format_section(section), flush=True)
 
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr if as_json else out):  # Ray prints there when a node is lost
-        sections = examine_all(config, show)
-        print(json.dumps(to_plain(sections), indent=2) if as_json else verdict(sections), file=out, flush=True)
+        sections = run_diagnostics(config, show)
+        print(json.dumps(to_dict(sections), indent=2) if as_json else verdict(sections), file=out, flush=True)
     return exit_code(sections)
 
 

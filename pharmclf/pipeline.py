@@ -29,10 +29,10 @@ from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, prepare_manifest, split_manifest, write_manifest
 from pharmclf.data.quarantine import QUARANTINED, Quarantine
+from pharmclf.diagnostics.preflight import run_preflight
 from pharmclf.distributed.cluster import node_address
 from pharmclf.distributed.controller import autoscaling_request, connect, train_on_workers, wait_for_workers
 from pharmclf.distributed.microbatch_search import resolve_microbatches
-from pharmclf.doctor.quick import quick_checks
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, delete_corrupted, fallback_message, get_or_compute
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCacheUnavailableError
@@ -83,7 +83,7 @@ def run(
 
     Raises:
         ConfigError: bad input; nothing has been trained or changed.
-        NotReady: the machines or the storage are in a state in which it would fail; nothing has been changed.
+        PreflightError: the machines or the storage are in a state in which it would fail; nothing has been changed.
     """
     began = time.monotonic()
     config = with_weights_found(config)
@@ -98,7 +98,7 @@ def run(
     for warning in warnings:
         say(f"warning: {warning}")
     if not config.skip_checks:
-        quick_checks(config, say)
+        run_preflight(config, say)
     with StopSignal() as stop:
         if manifest is None or record is not None:
             manifest = manifest_for(config, folder, record, say)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pharmclf.data.batch_sampler import BatchPlan
-from pharmclf.doctor.all_reduce import bare_all_reduce
+from pharmclf.diagnostics.allreduce import allreduce_fn
 from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
 from pharmclf.training import collectives, trainer
 from pharmclf.training.batch_loader import device_batches
@@ -61,8 +61,8 @@ def measure(plan: Plan, workers: Workers) -> dict[str, Any]:
     alone = collectives.single_worker()
     own = trainer.build_networks(job, alone, precision)
     shared = trainer.build_networks(job, workers, precision) if workers.world > 1 else None
-    gather = bare_all_reduce(workers, [tf.zeros(())])
-    flats = [bare_all_reduce(workers, [tf.zeros(size // 4)]) for size in _FLAT_BYTES] if shared else []
+    gather = allreduce_fn(workers, [tf.zeros(())])
+    flats = [allreduce_fn(workers, [tf.zeros(size // 4)]) for size in _FLAT_BYTES] if shared else []
     phases = {phase.name: _Phase(plan, phase, workers, own, shared, precision) for phase in build_phases(job.config)}
 
     flat_s: list[list[float]] = [[] for _ in flats]
@@ -134,7 +134,7 @@ class _Phase:
                 "fixed": step(workers, shared, total),
                 "grown": step(workers, shared, total * workers.world),
             }
-            self._bare = bare_all_reduce(workers, [*(tf.zeros(variable.shape) for variable in trained), tf.zeros(3)])
+            self._bare = allreduce_fn(workers, [*(tf.zeros(variable.shape) for variable in trained), tf.zeros(3)])
         self._alone: dict[int, list[float]] = {size: [] for size in self._own}
         self._beside: dict[int, list[float]] = {size: [] for size in self._own if shared is not None}
         self._together: dict[str, list[float]] = {kind: [] for kind in self._shared}

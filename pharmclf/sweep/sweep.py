@@ -21,10 +21,10 @@ from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, write_manifest
 from pharmclf.data.quarantine import Quarantine
+from pharmclf.diagnostics.preflight import run_preflight
 from pharmclf.distributed.cluster import node_address
 from pharmclf.distributed.controller import connect
 from pharmclf.distributed.scaling_policy import resources_per_worker
-from pharmclf.doctor.quick import quick_checks
 from pharmclf.feature_cache import extract
 from pharmclf.models.devices import with_precision
 from pharmclf.models.precision import run_precision
@@ -83,7 +83,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
 
     Raises:
         ConfigError: bad input; nothing has been trained or changed.
-        NotReady: the machines or the storage are in a state in which it would fail; nothing has been changed.
+        PreflightError: the machines or the storage are in a state in which it would fail; nothing has been changed.
         StorageUnavailableError: the storage did not answer; the same command goes on.
         SweepFailed: every trial failed.
     """
@@ -109,7 +109,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
         if record["state"] == "complete" and record["trials"] >= total:
             return sweep_complete_again(base, folder, record, say)
     if not base.skip_checks:
-        quick_checks(base, say)
+        run_preflight(base, say)
     with StopSignal() as stop:
         manifest = manifest_for(base, folder, record, say)
         describe_data(manifest, folder, say)

@@ -30,10 +30,10 @@ _CLOCK_AHEAD = Path(__file__).with_name("clock_ahead.c")
 _QUICK = """
 import time
 from pharmclf.config import RunConfig
-from pharmclf.doctor.quick import quick_checks
+from pharmclf.diagnostics.preflight import run_preflight
 began = time.monotonic()
 try:
-    quick_checks(RunConfig(storage={root!r}), lambda line: print("said:", line))
+    run_preflight(RunConfig(storage={root!r}), lambda line: print("said:", line))
     print(f"quick: nothing, after {{time.monotonic() - began:.1f}} s")
 except Exception as error:
     print(f"quick: {{type(error).__name__}}: {{error}}")

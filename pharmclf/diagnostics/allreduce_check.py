@@ -12,18 +12,18 @@ from typing import Any
 from pharmclf.core.compat.ray import worker_errors
 from pharmclf.core.errors import format_error
 from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
+from pharmclf.diagnostics.results import Finding, fail, ok, warn
 from pharmclf.distributed.scaling_policy import WorkerGroupSpec
-from pharmclf.doctor.findings import Finding, fail, ok, warn
 
-LIMIT_S = 240.0
+TIMEOUT_S = 240.0
 """For all of it: starting two workers takes a minute on two busy cores, ten seconds on a cluster."""
 _SLOW_BITS_PER_S = 1e9
-_MOVED_BITS = 8 * (16 << 20)  # of `all_reduce.BULK_BYTES`; each of two workers sends and receives so much in a ring
+_MOVED_BITS = 8 * (16 << 20)  # of `allreduce.BULK_BYTES`; each of two workers sends and receives so much in a ring
 _REMEDY = "see the network's finding and the nodes' firewalls; the logs of the workers in Ray's dashboard say more"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExchangeFacts:
+class AllreduceInfo:
     """What two workers have measured."""
 
     error: str = ""
@@ -42,9 +42,9 @@ class ExchangeFacts:
         return _MOVED_BITS / max(self.bulk_s - self.small_s, 1e-9)
 
 
-def try_exchange(
-    team: WorkerGroupSpec, avoided: Sequence[str], *, gpus: bool, limit_s: float = LIMIT_S
-) -> ExchangeFacts:
+def probe_allreduce(
+    team: WorkerGroupSpec, avoided: Sequence[str], *, gpus: bool, limit_s: float = TIMEOUT_S
+) -> AllreduceInfo:
     """Start the workers of a team, and let them sum; Ray must be connected.
 
     Where they hang, they are left to the end of this driver, which Ray ends them with.
@@ -61,21 +61,21 @@ def try_exchange(
     settings = {"gpus": gpus, "began": time.time()}
     trainer = build_trainer(_worker, settings, team, own, placement="SPREAD", avoided=avoided)
 
-    def fit() -> ExchangeFacts:
+    def fit() -> AllreduceInfo:
         try:
-            return ExchangeFacts(**trainer.fit().return_value)
+            return AllreduceInfo(**trainer.fit().return_value)
         except Exception as error:
-            return ExchangeFacts(error=_said(error))
+            return AllreduceInfo(error=_error_text(error))
         finally:
             shutil.rmtree(own, ignore_errors=True)
 
     try:
         return run_with_timeout(limit_s, fit)
     except CallTimeoutError as error:
-        return ExchangeFacts(error=str(error))
+        return AllreduceInfo(error=str(error))
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     """The first line of what a worker raised."""
     return format_error(next(iter(worker_errors(error)), error))
 
@@ -90,18 +90,18 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     with native_chatter_muted():
         configure_devices(deterministic=False, gpus=settings["gpus"])
-        from pharmclf.doctor import all_reduce
+        from pharmclf.diagnostics import allreduce
         from pharmclf.training import collectives
 
         beside = ray.train.get_context().get_local_world_size()
         workers = collectives.init_distributed(max(1, usable_cores() // beside) if beside > 1 else None)
         workers.barrier()
         start_s = time.time() - settings["began"]
-        measured = all_reduce.measure(workers)
+        measured = allreduce.measure(workers)
     return {"start_s": start_s, "on_one_node": beside > 1, **measured}
 
 
-def judge_exchange(facts: ExchangeFacts) -> Finding:
+def check_allreduce(facts: AllreduceInfo) -> Finding:
     """Whether gradients can be exchanged, and fast."""
     if facts.error:
         return fail("all-reduce", f"two workers do not get on: {facts.error}", _REMEDY)

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 from pharmclf.core.errors import error_reason
 from pharmclf.core.units import format_examples
-from pharmclf.doctor.findings import Finding, fail, ok
+from pharmclf.diagnostics.results import Finding, fail, ok
 
-_ANSWER_S = 3.0
-_AT_A_TIME = 64
+_TIMEOUT_S = 3.0
+_MAX_CONNECTIONS = 64
 _SHOWN = 6
 WORKERS = "of a worker"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Door:
+class Endpoint:
     """A port of a node that other nodes must reach."""
 
     address: str
@@ -29,14 +29,14 @@ class Door:
     """Whose it is, in words."""
 
 
-class Listener:
+class PortListener:
     """A port of the system's choice that takes connections, as that of a worker does."""
 
     def __init__(self, address: str) -> None:
         """Open it on an address of this node."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._server = socket.create_server((address, 0), family=family, backlog=_AT_A_TIME)
-        self._thread = threading.Thread(target=self._take, name="listener", daemon=True)
+        self._server = socket.create_server((address, 0), family=family, backlog=_MAX_CONNECTIONS)
+        self._thread = threading.Thread(target=self._accept, name="listener", daemon=True)
         self._thread.start()
 
     @property
@@ -51,35 +51,36 @@ class Listener:
         self._server.close()
         self._thread.join()
 
-    def _take(self) -> None:
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):  # it is closed
             while True:
                 self._server.accept()[0].close()
 
 
-def knock(doors: Sequence[Door]) -> list[str]:
+def try_connect(doors: Sequence[Endpoint]) -> list[str]:
     """Try to connect to each -> why it failed, "" where it did not."""
     if not doors:
         return []
-    with ThreadPoolExecutor(min(_AT_A_TIME, len(doors))) as pool:
-        return list(pool.map(_knock, doors))
+    with ThreadPoolExecutor(min(_MAX_CONNECTIONS, len(doors))) as pool:
+        return list(pool.map(_try_connect, doors))
 
 
-def _knock(door: Door) -> str:
+def _try_connect(door: Endpoint) -> str:
     try:
-        with socket.create_connection((door.address, door.port), timeout=_ANSWER_S):
+        with socket.create_connection((door.address, door.port), timeout=_TIMEOUT_S):
             return ""
     except TimeoutError:
-        return f"no answer within {_ANSWER_S:g} s"
+        return f"no answer within {_TIMEOUT_S:g} s"
     except OSError as error:
         return error_reason(error)
 
 
-def judge_network(tried: Mapping[str, Sequence[tuple[Door, str]]]) -> Finding:
+def check_network(tried: Mapping[str, Sequence[tuple[Endpoint, str]]]) -> Finding:
     """Whether every node reaches every other.
 
     Args:
-        tried: for each node, by its address, the doors of other nodes that it has knocked at, and what `knock` said.
+        tried: for each node, by its address, the doors of other nodes that it has knocked at, and what `try_connect`
+            said.
     """
     failed = [(node, door, why) for node, found in tried.items() for door, why in found if why]
     num = sum(len(found) for found in tried.values())

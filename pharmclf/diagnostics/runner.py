@@ -12,27 +12,39 @@ from pharmclf import storage
 from pharmclf.config import DEMO, RunConfig
 from pharmclf.core.errors import ConfigError, single_line
 from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
+from pharmclf.diagnostics.allreduce_check import check_allreduce, probe_allreduce
+from pharmclf.diagnostics.clock_skew import check_clock_skew
+from pharmclf.diagnostics.image_check import sample_locations
+from pharmclf.diagnostics.network_check import check_network
+from pharmclf.diagnostics.node_check import (
+    FULL_CHECK_TIMEOUT_S,
+    STORAGE_TIMEOUT_S,
+    NodeRequest,
+    check_node,
+    inspect_node,
+)
+from pharmclf.diagnostics.package_check import LACKS_PACKAGE, check_packages, inspect_packages
+from pharmclf.diagnostics.results import Finding, Section, fail, ok, warn
+from pharmclf.diagnostics.storage_check import (
+    BULK_BYTES,
+    StorageInfo,
+    check_storage_access,
+    probe_storage,
+    write_heartbeat_file,
+)
 from pharmclf.distributed.ray_address import FIND_LOCAL, check_address, requested_address
 from pharmclf.distributed.scaling_policy import ClusterNode, WorkerGroupSpec, format_capacity, plan_worker_group
-from pharmclf.doctor.clocks import judge_clock
-from pharmclf.doctor.exchange import judge_exchange, try_exchange
-from pharmclf.doctor.findings import Finding, Section, fail, ok, warn
-from pharmclf.doctor.images import sample_of
-from pharmclf.doctor.network import judge_network
-from pharmclf.doctor.node import STORAGE_S, WHOLE_S, Request, examine, judge_node
-from pharmclf.doctor.packages import LACKS_PACKAGE, judge_packages, packages_here
-from pharmclf.doctor.store import BULK_BYTES, StorageFacts, beacon_at, judge_storage, try_storage
 from pharmclf.monitoring.cores import ray_cpus
 
 if TYPE_CHECKING:
-    from pharmclf.doctor.nodes import Nodes
+    from pharmclf.diagnostics.cluster_check import ClusterNodes
 
 Show = Callable[[Section], None]
 _LISTING_S = 60.0
 _WORKERS = "workers"
 
 
-def examine_all(config: RunConfig, show: Show) -> list[Section]:
+def run_diagnostics(config: RunConfig, show: Show) -> list[Section]:
     """Examine all that a run needs.
 
     Args:
@@ -45,22 +57,22 @@ def examine_all(config: RunConfig, show: Show) -> list[Section]:
     data = config.data if config.data == DEMO else storage.absolute(config.data).rstrip("/")
     config = dataclasses.replace(config, data=data, storage=storage.absolute(config.storage))
     sections: list[Section] = []
-    parts = _on_cluster if requested_address() else _on_this_machine
+    parts = _check_cluster if requested_address() else _check_this_machine
     for section in parts(config):
         sections.append(section)
         show(section)
     return sections
 
 
-def _on_this_machine(config: RunConfig) -> Iterator[Section]:
-    images, trouble = _sample(config)
-    request = Request(config=config, whole=True, images=images)
-    facts = examine(request)
-    findings = [*judge_node(facts, request, None), *trouble]
-    yield Section(title=f"this machine ({socket.gethostname()})", findings=tuple(findings), facts=_plain(facts))
+def _check_this_machine(config: RunConfig) -> Iterator[Section]:
+    images, trouble = _sample_images(config)
+    request = NodeRequest(config=config, whole=True, images=images)
+    facts = inspect_node(request)
+    findings = [*check_node(facts, request, None), *trouble]
+    yield Section(title=f"this machine ({socket.gethostname()})", findings=tuple(findings), facts=_to_dict(facts))
     gpus = len(facts.tensorflow.gpus) if facts.tensorflow else 0
     node = ClusterNode("", "127.0.0.1", 0, float(ray_cpus()), float(gpus))  # as a run starts Ray
-    room = judge_room(config, [node], waits=False)
+    room = check_resources(config, [node], waits=False)
     if config.worker_range[1] < 2:
         text = "not tried: one worker exchanges nothing; --workers 2 tries it"
         yield Section(title=_WORKERS, findings=(room, ok("all-reduce", text)))
@@ -68,42 +80,45 @@ def _on_this_machine(config: RunConfig) -> Iterator[Section]:
     if room.level != "OK":
         yield Section(title=_WORKERS, findings=(room,))
         return
-    from pharmclf.doctor.nodes import joined  # Ray is wanted here alone
+    from pharmclf.diagnostics.cluster_check import connected_cluster  # Ray is wanted here alone
 
-    with joined() as error:
-        exchange = _cannot_connect(error) if error else _exchange(config, [node], [])
+    with connected_cluster() as error:
+        exchange = _connection_failure(error) if error else _check_allreduce(config, [node], [])
         yield Section(title=_WORKERS, findings=(room, exchange))
 
 
-def _on_cluster(config: RunConfig) -> Iterator[Section]:
+def _check_cluster(config: RunConfig) -> Iterator[Section]:
     address = requested_address()
-    images, trouble = _sample(config)
-    facts, findings = _storage_here(config)
+    images, trouble = _sample_images(config)
+    facts, findings = _check_local_storage(config)
     title = f"the driver ({socket.gethostname()})"
-    own = packages_here()
+    own = inspect_packages()
     yield Section(
-        title=title, findings=(*findings, *trouble), facts={"storage": _plain(facts), "packages": _plain(own)}
+        title=title, findings=(*findings, *trouble), facts={"storage": _to_dict(facts), "packages": _to_dict(own)}
     )
-    if error := _unreachable(address):
-        yield Section(title=f"cluster {address}", findings=(_cannot_connect(error),))
+    if error := _unreachable_reason(address):
+        yield Section(title=f"cluster {address}", findings=(_connection_failure(error),))
         return
-    from pharmclf.doctor.nodes import Nodes, joined  # Ray is wanted here alone
+    from pharmclf.diagnostics.cluster_check import ClusterNodes, connected_cluster  # Ray is wanted here alone
 
-    with joined() as error:
+    with connected_cluster() as error:
         if error:
-            yield Section(title=f"cluster {address}", findings=(_cannot_connect(error),))
+            yield Section(title=f"cluster {address}", findings=(_connection_failure(error),))
             return
         written = facts is not None and not facts.failed
-        with Nodes() as nodes, beacon_at(config.storage) if written else contextlib.nullcontext("") as beacon:
-            request = Request(config=config, whole=True, images=images, beacon=beacon)
+        with (
+            ClusterNodes() as nodes,
+            write_heartbeat_file(config.storage) if written else contextlib.nullcontext("") as beacon,
+        ):
+            request = NodeRequest(config=config, whole=True, images=images, beacon=beacon)
             same: list[ClusterNode] = []
-            yield from _each_node(nodes, request, same)
-            yield Section(title="cluster", findings=tuple(_together(config, nodes, same)))
+            yield from _check_each_node(nodes, request, same)
+            yield Section(title="cluster", findings=tuple(_compare_nodes(config, nodes, same)))
 
 
-def _each_node(nodes: Nodes, request: Request, same: list[ClusterNode]) -> Iterator[Section]:
+def _check_each_node(nodes: ClusterNodes, request: NodeRequest, same: list[ClusterNode]) -> Iterator[Section]:
     """The sections of all nodes; those that have the driver's code are put into `same`."""
-    own, first = packages_here(), dict[str, list[Finding]]()
+    own, first = inspect_packages(), dict[str, list[Finding]]()
     remedy = "see the logs of its raylet and `ray list nodes`; all TCP ports between the nodes must be open"
     for node in nodes.silent:
         text = "Ray takes it for living, and it takes no connection"
@@ -113,29 +128,29 @@ def _each_node(nodes: Nodes, request: Request, same: list[ClusterNode]) -> Itera
             finding = fail("node", f"no examination: {answer.error}", LACKS_PACKAGE if answer.lacks_package else remedy)
             yield Section(title=f"node {node.address}", findings=(finding,))
             continue
-        finding = judge_packages(own, answer.value)
+        finding = check_packages(own, answer.value)
         if answer.value.code != own.code:
-            yield Section(title=f"node {node.address}", findings=(finding,), facts={"packages": _plain(answer.value)})
+            yield Section(title=f"node {node.address}", findings=(finding,), facts={"packages": _to_dict(answer.value)})
             continue
         same.append(node)
         offset_s = nodes.clock_offset_s(node)
-        first[node.id] = [finding, *([judge_clock(offset_s, "the driver")] if offset_s is not None else [])]
-    for node, answer in nodes.examine(same, request, WHOLE_S):
-        view = nodes.view(node)
+        first[node.id] = [finding, *([check_clock_skew(offset_s, "the driver")] if offset_s is not None else [])]
+    for node, answer in nodes.inspect(same, request, FULL_CHECK_TIMEOUT_S):
+        view = nodes.ray_info(node)
         found = (
             [fail("node", f"no examination: {answer.error}", remedy)]
             if answer.error
-            else judge_node(answer.value, request, view)
+            else check_node(answer.value, request, view)
         )
-        facts = {"ray": _plain(view), **(_plain(answer.value) if answer.value else {})}
+        facts = {"ray": _to_dict(view), **(_to_dict(answer.value) if answer.value else {})}
         yield Section(title=f"node {node.address}", findings=(*first[node.id], *found), facts=facts)
 
 
-def _together(config: RunConfig, nodes: Nodes, same: Sequence[ClusterNode]) -> list[Finding]:
+def _compare_nodes(config: RunConfig, nodes: ClusterNodes, same: Sequence[ClusterNode]) -> list[Finding]:
     """What concerns the nodes together."""
-    room = judge_room(config, nodes.nodes, waits=config.wait_for_nodes_s > 0)
-    found = [_judge_doors(nodes.open_doors(same), config.allow_open_cluster), room]
-    network = judge_network(nodes.knock(same)) if len(same) > 1 else None
+    room = check_resources(config, nodes.nodes, waits=config.wait_for_nodes_s > 0)
+    found = [_check_open_ports(nodes.open_ports(same), config.allow_open_cluster), room]
+    network = check_network(nodes.check_connections(same)) if len(same) > 1 else None
     found += [network] if network else []
     training = [node for node in same if node.cpus >= 1]
     if config.worker_range[1] < 2 and len(training) < 2:
@@ -145,19 +160,19 @@ def _together(config: RunConfig, nodes: Nodes, same: Sequence[ClusterNode]) -> l
         remedy = "open the ports first"
         return [*found, warn("all-reduce", "not tried: the nodes do not reach each other", remedy)]
     others = [node.id for node in (*nodes.nodes, *nodes.silent) if node not in same]
-    return [*found, _exchange(config, same, others)]
+    return [*found, _check_allreduce(config, same, others)]
 
 
-def _exchange(config: RunConfig, nodes: Sequence[ClusterNode], avoided: Sequence[str]) -> Finding:
+def _check_allreduce(config: RunConfig, nodes: Sequence[ClusterNode], avoided: Sequence[str]) -> Finding:
     """Two workers on these nodes."""
     try:
         team: WorkerGroupSpec = plan_worker_group(nodes, 2, 2, config.accelerator)
     except ConfigError as error:
         return warn("all-reduce", f"not tried: {error}", "give two workers room")
-    return judge_exchange(try_exchange(team, avoided, gpus=team.each.gpus > 0))
+    return check_allreduce(probe_allreduce(team, avoided, gpus=team.each.gpus > 0))
 
 
-def judge_room(config: RunConfig, nodes: Sequence[ClusterNode], *, waits: bool) -> Finding:
+def check_resources(config: RunConfig, nodes: Sequence[ClusterNode], *, waits: bool) -> Finding:
     """Whether the workers of a run find their places; pure.
 
     Args:
@@ -181,7 +196,7 @@ def judge_room(config: RunConfig, nodes: Sequence[ClusterNode], *, waits: bool) 
     )
 
 
-def _judge_doors(doors: dict[str, str], allowed: bool) -> Finding:
+def _check_open_ports(doors: dict[str, str], allowed: bool) -> Finding:
     if not doors:
         return ok("access", "no node takes jobs from strangers")
     text = f"on {', '.join(doors)}: {next(iter(doors.values()))}"
@@ -190,11 +205,11 @@ def _judge_doors(doors: dict[str, str], allowed: bool) -> Finding:
     return fail("access", text, "start Ray with RAY_AUTH_MODE=token and one token on all nodes")
 
 
-def _sample(config: RunConfig) -> tuple[tuple[str, ...], list[Finding]]:
+def _sample_images(config: RunConfig) -> tuple[tuple[str, ...], list[Finding]]:
     """Some images, and what is wrong with finding them."""
     try:
-        with storage.timeout(STORAGE_S):
-            return tuple(run_with_timeout(_LISTING_S, lambda: sample_of(config))), []
+        with storage.timeout(STORAGE_TIMEOUT_S):
+            return tuple(run_with_timeout(_LISTING_S, lambda: sample_locations(config))), []
     except CallTimeoutError as error:
         remedy = "a mount whose server is gone must be mounted anew; a list in Parquet spares the listing"
         return (), [fail("data", f"{config.data}: listing it: {error}", remedy)]
@@ -202,18 +217,20 @@ def _sample(config: RunConfig) -> tuple[tuple[str, ...], list[Finding]]:
         return (), [fail("data", single_line(error), "correct --data, or its rights")]
 
 
-def _storage_here(config: RunConfig) -> tuple[StorageFacts | None, list[Finding]]:
+def _check_local_storage(config: RunConfig) -> tuple[StorageInfo | None, list[Finding]]:
     """The storage as the driver reaches it."""
     try:
-        with storage.timeout(STORAGE_S):
-            facts = run_with_timeout(2 * STORAGE_S, lambda: try_storage(config.storage, bulk_bytes=BULK_BYTES))
-        return facts, judge_storage(facts)
+        with storage.timeout(STORAGE_TIMEOUT_S):
+            facts = run_with_timeout(
+                2 * STORAGE_TIMEOUT_S, lambda: probe_storage(config.storage, bulk_bytes=BULK_BYTES)
+            )
+        return facts, check_storage_access(facts)
     except CallTimeoutError as error:
         remedy = "a mount whose server is gone must be mounted anew"
         return None, [fail("storage", f"{config.storage}: {error}", remedy)]
 
 
-def _unreachable(address: str) -> str:
+def _unreachable_reason(address: str) -> str:
     """Why no cluster answers at an address; "" where one does, or Ray looks for it."""
     try:
         if address != FIND_LOCAL:
@@ -223,10 +240,10 @@ def _unreachable(address: str) -> str:
     return ""
 
 
-def _cannot_connect(error: str) -> Finding:
+def _connection_failure(error: str) -> Finding:
     remedy = "see `ray status` on the head, RAY_ADDRESS here, and with RAY_AUTH_MODE=token the token's file"
     return fail("ray", f"no connection: {error}", remedy)
 
 
-def _plain(facts: Any) -> dict[str, Any]:
+def _to_dict(facts: Any) -> dict[str, Any]:
     return dataclasses.asdict(facts) if facts is not None else {}

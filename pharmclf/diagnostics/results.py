@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Level = Literal["OK", "warn", "FAIL"]
+FindingLevel = Literal["OK", "warn", "FAIL"]
 _INDENT = 2
 _CHECK_WIDTH = 10
 
@@ -18,7 +18,7 @@ class Finding:
 
     check: str
     """Name of the check, one word."""
-    level: Level
+    level: FindingLevel
     """OK; warn: training works, and worse than it could; FAIL: training would fail."""
     text: str
     """What was found, in one line."""
@@ -52,12 +52,12 @@ class Section:
     """What was collected, as plain values, for programs."""
 
 
-def section_text(section: Section) -> str:
+def format_section(section: Section) -> str:
     """A section as aligned lines under its title."""
-    return "\n".join([section.title, *(line for finding in section.findings for line in finding_lines(finding))])
+    return "\n".join([section.title, *(line for finding in section.findings for line in format_finding(finding))])
 
 
-def finding_lines(finding: Finding) -> list[str]:
+def format_finding(finding: Finding) -> list[str]:
     """A finding as a line, and its remedy as another below it."""
     lines = [f"{'':{_INDENT}}{finding.level:<4}  {finding.check:<{_CHECK_WIDTH}}  {finding.text}"]
     if finding.remedy:
@@ -65,26 +65,28 @@ def finding_lines(finding: Finding) -> list[str]:
     return lines
 
 
-def of_level(sections: Iterable[Section], level: Level) -> list[tuple[Section, Finding]]:
+def findings_of_level(sections: Iterable[Section], level: FindingLevel) -> list[tuple[Section, Finding]]:
     """The findings of a level, each with its section."""
     return [(section, finding) for section in sections for finding in section.findings if finding.level == level]
 
 
 def exit_code(sections: Iterable[Section]) -> int:
     """1 where training would fail, 0 otherwise."""
-    return int(bool(of_level(sections, "FAIL")))
+    return int(bool(findings_of_level(sections, "FAIL")))
 
 
 def verdict(sections: Sequence[Section]) -> str:
     """All of it in one line."""
-    num = {level: len(of_level(sections, level)) for level in ("OK", "warn", "FAIL")}
+    num = {level: len(findings_of_level(sections, level)) for level in ("OK", "warn", "FAIL")}
     counts = f"{num['OK']} checks OK, {num['warn']} warnings, {num['FAIL']} failed"
     if num["FAIL"]:
-        where = dict.fromkeys(f"{finding.check} ({section.title})" for section, finding in of_level(sections, "FAIL"))
+        where = dict.fromkeys(
+            f"{finding.check} ({section.title})" for section, finding in findings_of_level(sections, "FAIL")
+        )
         return f"{counts}: training would fail. See {', '.join(where)}"
     return f"{counts}: training can start"
 
 
-def to_plain(sections: Sequence[Section]) -> dict[str, Any]:
+def to_dict(sections: Sequence[Section]) -> dict[str, Any]:
     """All of it as plain values, for JSON."""
     return {"sections": [dataclasses.asdict(section) for section in sections], "exit_code": exit_code(sections)}

@@ -13,13 +13,19 @@ from s3proxy import Fault, Request, Through
 from s3server import Gateway
 
 from pharmclf import storage
-from pharmclf.doctor.findings import Finding
-from pharmclf.doctor.store import StorageFacts, beacon_at, diagnosis, judge_storage, try_storage
+from pharmclf.diagnostics.results import Finding
+from pharmclf.diagnostics.storage_check import (
+    StorageInfo,
+    check_storage_access,
+    diagnose,
+    probe_storage,
+    write_heartbeat_file,
+)
 from pharmclf.storage import objects
 
 
-def judged(facts: StorageFacts) -> Finding:
-    return judge_storage(facts)[0]
+def judged(facts: StorageInfo) -> Finding:
+    return check_storage_access(facts)[0]
 
 
 def files_in(location: str) -> list[str]:
@@ -32,24 +38,24 @@ def files_in(location: str) -> list[str]:
 def test_a_storage_that_works_is_measured_and_left_as_it_was(root: str) -> None:
     """Times and speeds are there, the clock agrees, and no file stays; a folder that is not there is not made."""
     location = storage.join(root, "none/yet")
-    facts = try_storage(location, bulk_bytes=1 << 20)
+    facts = probe_storage(location, bulk_bytes=1 << 20)
     assert (facts.failed, facts.kind, facts.reason, facts.left) == ("", None, "", "")
     assert facts.request_s > 0
     assert facts.write_bytes_per_s
     assert facts.read_bytes_per_s
     assert facts.offset_s == 0
     assert (facts.free_bytes is None) is storage.is_remote(root)
-    assert {finding.level for finding in judge_storage(facts)} <= {"OK", "warn"}  # a loaded machine may be slow
+    assert {finding.level for finding in check_storage_access(facts)} <= {"OK", "warn"}  # a loaded machine may be slow
     assert files_in(root) == []
     assert not storage.exists(location)
 
 
 def test_a_folder_that_another_node_does_not_see_is_another_place(root: str) -> None:
     """The file that one node has written is found by the others while it stands, and gone behind."""
-    with beacon_at(root) as beacon:
-        assert try_storage(root, beacon=beacon).failed == ""
+    with write_heartbeat_file(root) as beacon:
+        assert probe_storage(root, beacon=beacon).failed == ""
         assert files_in(root) == [beacon]
-    facts = try_storage(root, beacon=beacon)
+    facts = probe_storage(root, beacon=beacon)
     assert facts.kind == "another place"
     finding = judged(facts)
     assert finding.level == "FAIL"
@@ -61,18 +67,18 @@ def test_a_folder_that_another_node_does_not_see_is_another_place(root: str) -> 
 def test_a_read_only_folder_is_told_from_a_full_one(mounted: Mounted) -> None:
     """And both work again when they are mended."""
     folder = mounted("size=1m")
-    assert try_storage(str(folder)).failed == ""
+    assert probe_storage(str(folder)).failed == ""
     (folder / "filling").write_bytes(os.urandom(1 << 20))
-    facts = try_storage(str(folder))
+    facts = probe_storage(str(folder))
     assert (facts.failed, facts.kind, facts.left) == ("write", "full", "")
     assert "No space left on device" in judged(facts).text
     (folder / "filling").unlink()
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    facts = try_storage(str(folder))
+    facts = probe_storage(str(folder))
     assert (facts.failed, facts.kind) == ("write", "read-only")
     assert "Read-only file system" in judged(facts).text
     subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
-    assert try_storage(str(folder)).failed == ""
+    assert probe_storage(str(folder)).failed == ""
     assert list(folder.iterdir()) == []
 
 
@@ -80,13 +86,13 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     """As the folder itself, and as one around it."""
     (tmp_path / "file").write_text("x")
     for location in (tmp_path / "file", tmp_path / "file" / "runs"):
-        facts = try_storage(str(location))
+        facts = probe_storage(str(location))
         assert (facts.failed, facts.kind) == ("write", "other")
         assert "a file stands in its place" in judged(facts).text
 
 
 def test_a_disk_with_too_little_room_fails_before_it_is_full(mounted: Mounted) -> None:
-    finding = judged(try_storage(str(mounted("size=50m"))))
+    finding = judged(probe_storage(str(mounted("size=50m"))))
     assert finding.level == "FAIL"
     assert "free" in finding.text
 
@@ -100,7 +106,7 @@ def test_each_refusal_of_a_store_has_its_own_name(
 
     def kind(location: str = bucket) -> str | None:
         objects._object_store.cache_clear()
-        facts = try_storage(location)
+        facts = probe_storage(location)
         told.append(str(facts))
         return facts.kind
 
@@ -130,7 +136,7 @@ def test_a_key_without_rights_is_told_from_one_that_may_only_read(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", user)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "other")
 
-    def allow(*actions: str, but: str = "") -> StorageFacts:
+    def allow(*actions: str, but: str = "") -> StorageInfo:
         rules = []
         for effect, those in (("Allow", actions), ("Deny", (but,) if but else ())):
             who = {"AWS": [f"arn:aws:iam:::user/{user}"]}
@@ -141,7 +147,7 @@ def test_a_key_without_rights_is_told_from_one_that_may_only_read(
             policy = {"Version": "2012-10-17", "Statement": rules}
             gateway.client.put_bucket_policy(Bucket=name, Policy=json.dumps(policy))
         objects._object_store.cache_clear()
-        return try_storage(bucket)
+        return probe_storage(bucket)
 
     assert allow().kind == "no rights"
     assert allow("ListBucket", "GetObject").kind == "read-only"
@@ -169,12 +175,12 @@ def test_a_store_that_cannot_be_reached_is_given_up_in_time(
     for fault in (Fault("answer"), Fault("reset")):
         kinds.append(fault)
         with storage.timeout(1.0):
-            facts = try_storage(bucket)
+            facts = probe_storage(bucket)
         assert facts.kind == "not reachable", fault
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     objects._object_store.cache_clear()
     with storage.timeout(1.0):
-        facts = try_storage(bucket)
+        facts = probe_storage(bucket)
     assert facts.kind == "not reachable"
     assert "http://127.0.0.1:9" in judged(facts).text
     objects._object_store.cache_clear()
@@ -201,4 +207,4 @@ def test_a_store_that_cannot_be_reached_is_given_up_in_time(
     ],
 )
 def test_an_error_is_named_by_what_it_says(error: OSError, kind: str) -> None:
-    assert diagnosis(error) == kind
+    assert diagnose(error) == kind

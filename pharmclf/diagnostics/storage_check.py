@@ -16,11 +16,11 @@ from typing import Any, Literal
 from pharmclf import storage
 from pharmclf.core.errors import error_reason
 from pharmclf.core.units import format_size
-from pharmclf.doctor.clocks import judge_clock, least_offset_s
-from pharmclf.doctor.disks import nearest_standing
-from pharmclf.doctor.findings import Finding, fail, ok, warn
+from pharmclf.diagnostics.clock_skew import check_clock_skew, min_clock_offset_s
+from pharmclf.diagnostics.disk_check import nearest_existing_parent
+from pharmclf.diagnostics.results import Finding, fail, ok, warn
 
-Kind = Literal[
+StorageFailureKind = Literal[
     "no credentials", "wrong credentials", "wrong clock", "no bucket", "no rights", "read-only", "not reachable",
     "full", "another region", "another place", "other",
 ]  # fmt: skip
@@ -28,20 +28,20 @@ Kind = Literal[
 BULK_BYTES = 8 << 20
 """Size of the file whose writing and reading is timed, where speed is asked for."""
 _SMALL_BYTES = 4096  # more than a full disk takes
-_LAST_WORDS_S = 1.0  # patience with the deletion of a probe file after a failure
+_SHUTDOWN_TIMEOUT_S = 1.0  # patience with the deletion of a probe file after a failure
 _GRAIN_S = 1.0  # object stores tell times in whole seconds
-_LEAST_BYTES, _SCARCE_BYTES = 100 << 20, 2 << 30
+_MIN_BYTES, _SCARCE_BYTES = 100 << 20, 2 << 30
 _SLOW_BYTES_PER_S, _SLOW_S = 5e6, 0.5
 _WRONG_CREDENTIALS = {
     "SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "TokenRefreshRequired",
     "InvalidSecurity", "AuthorizationHeaderMalformed",
 }  # fmt: skip
-_KINDS_BY_CODE: dict[str, Kind] = {
+_KINDS_BY_CODE: dict[str, StorageFailureKind] = {
     **dict.fromkeys(_WRONG_CREDENTIALS, "wrong credentials"),
     **dict.fromkeys(("RequestTimeTooSkewed", "RequestExpired"), "wrong clock"),
     **dict.fromkeys(("QuotaExceeded", "InsufficientCapacity", "InsufficientStorage"), "full"),
 }
-_KINDS_BY_NUMBER: dict[int, Kind] = {
+_KINDS_BY_NUMBER: dict[int, StorageFailureKind] = {
     errno.EROFS: "read-only",
     errno.EACCES: "no rights",
     errno.EPERM: "no rights",
@@ -49,7 +49,7 @@ _KINDS_BY_NUMBER: dict[int, Kind] = {
     errno.EDQUOT: "full",
     **dict.fromkeys((errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EIO), "not reachable"),
 }
-_REMEDIES: dict[Kind, str] = {
+_REMEDIES: dict[StorageFailureKind, str] = {
     "no credentials": "give this node a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "wrong credentials": "the store knows no such key, or it is another's secret, or it has expired: look at "
     "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_PROFILE of this node, or at its role",
@@ -67,13 +67,13 @@ _REMEDIES: dict[Kind, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class StorageFacts:
+class StorageInfo:
     """How a node gets on with the storage."""
 
     location: str
     failed: str = ""
     """What could not be done: write, read, delete; "" where all went well."""
-    kind: Kind | None = None
+    kind: StorageFailureKind | None = None
     """Why; None where all went well."""
     reason: str = ""
     """The same in the storage's words."""
@@ -90,14 +90,14 @@ class StorageFacts:
 
 
 @dataclass
-class _Trial:
+class _StorageProbe:
     """Where the trial of a storage has come to."""
 
     step: str = "write"
     measured: dict[str, Any] = field(default_factory=dict)
 
 
-def try_storage(location: str, *, bulk_bytes: int = 0, beacon: str = "") -> StorageFacts:
+def probe_storage(location: str, *, bulk_bytes: int = 0, beacon: str = "") -> StorageInfo:
     """Write a file, read it back and delete it.
 
     Args:
@@ -105,29 +105,29 @@ def try_storage(location: str, *, bulk_bytes: int = 0, beacon: str = "") -> Stor
         bulk_bytes: size of a file whose writing and reading is timed; 0: none.
         beacon: a file that another node has written there, which must be seen; "": none.
     """
-    trial, facts, place = _Trial(), StorageFacts(location=location), ""
+    trial, facts, place = _StorageProbe(), StorageInfo(location=location), ""
     try:
         place = _probe_file(location)
-        _use(place, bulk_bytes, trial)
+        _run_probe(place, bulk_bytes, trial)
         trial.step = "find what another node has written there"
         if beacon and not storage.is_file(beacon):
             reason = f"{beacon}, which another node has just written, is not there"
             facts = replace(facts, failed=trial.step, kind="another place", reason=reason)
     except OSError as error:
-        kind = _refined(diagnosis(error), location, trial.step)
+        kind = _refine(diagnose(error), location, trial.step)
         facts = replace(facts, failed=trial.step, kind=kind, reason=_reason(error, place))
-        left = place if trial.step == "delete" or not place else _left(place)
+        left = place if trial.step == "delete" or not place else _delete_probe_file(place)
         facts = replace(facts, left=left)
     return replace(facts, free_bytes=_free_bytes(location), **trial.measured)
 
 
 def _probe_file(location: str) -> str:
     location = storage.absolute(location)
-    folder = location if storage.is_remote(location) else nearest_standing(location)
+    folder = location if storage.is_remote(location) else nearest_existing_parent(location)
     return storage.join(folder, f".pharmclf-doctor-{uuid.uuid4().hex[:12]}")
 
 
-def _use(place: str, bulk_bytes: int, trial: _Trial) -> None:
+def _run_probe(place: str, bulk_bytes: int, trial: _StorageProbe) -> None:
     """Write, read and delete, keeping times in the trial."""
     content = os.urandom(_SMALL_BYTES)
     began = time.time()
@@ -139,7 +139,7 @@ def _use(place: str, bulk_bytes: int, trial: _Trial) -> None:
     trial.measured["request_s"] = time.perf_counter() - before
     if found is None or found.content != content:
         raise OSError(f"{place}: what was written did not come back")
-    trial.measured["offset_s"] = least_offset_s(began, ended, found.changed_s, _GRAIN_S)
+    trial.measured["offset_s"] = min_clock_offset_s(began, ended, found.changed_s, _GRAIN_S)
     if bulk_bytes:
         trial.step = "write"
         before = time.perf_counter()
@@ -153,9 +153,9 @@ def _use(place: str, bulk_bytes: int, trial: _Trial) -> None:
     storage.delete_file(place)
 
 
-def _left(place: str) -> str:
+def _delete_probe_file(place: str) -> str:
     """Delete a probe file after a failure -> its name where it stays."""
-    with storage.timeout(_LAST_WORDS_S):
+    with storage.timeout(_SHUTDOWN_TIMEOUT_S):
         try:
             storage.delete_file(place)
         except storage.StorageUnavailableError:
@@ -173,7 +173,7 @@ def _reason(error: OSError, place: str) -> str:
 
 
 @contextlib.contextmanager
-def beacon_at(location: str) -> Iterator[str]:
+def write_heartbeat_file(location: str) -> Iterator[str]:
     """Within, a file stands in the storage that all nodes must see -> where."""
     place = _probe_file(location)
     storage.write_bytes(place, b"beacon")
@@ -184,7 +184,7 @@ def beacon_at(location: str) -> Iterator[str]:
             storage.delete_file(place)
 
 
-def diagnosis(error: OSError) -> Kind:
+def diagnose(error: OSError) -> StorageFailureKind:
     """What kind of trouble an error of the storage is; pure."""
     text = str(error)
     if isinstance(error, storage.StorageUnavailableError | TimeoutError):
@@ -201,7 +201,7 @@ def diagnosis(error: OSError) -> Kind:
     return _KINDS_BY_NUMBER.get(error.errno or 0, "other")
 
 
-def _refined(kind: Kind, location: str, step: str) -> Kind:
+def _refine(kind: StorageFailureKind, location: str, step: str) -> StorageFailureKind:
     """The kind, told more exactly by what else works."""
     if kind not in ("no rights", "wrong credentials"):
         return kind
@@ -224,11 +224,11 @@ def _free_bytes(location: str) -> int | None:
     if storage.is_remote(location):
         return None
     with contextlib.suppress(OSError):
-        return shutil.disk_usage(nearest_standing(storage.absolute(location))).free
+        return shutil.disk_usage(nearest_existing_parent(storage.absolute(location))).free
     return None
 
 
-def judge_storage(facts: StorageFacts) -> list[Finding]:
+def check_storage_access(facts: StorageInfo) -> list[Finding]:
     """Whether a run can live there, and the storage's clock agrees."""
     if facts.failed == "delete" and facts.kind != "not reachable":
         remedy = f"let the key delete below --storage, and delete {facts.left}: old checkpoints stay for ever otherwise"
@@ -237,18 +237,18 @@ def judge_storage(facts: StorageFacts) -> list[Finding]:
         left = f"; delete {facts.left}, which is left" if facts.left else ""
         text = f"{facts.location}: {facts.kind}: could not {facts.failed}: {facts.reason}"
         return [fail("storage", text, _REMEDIES[facts.kind] + left)]
-    return [_judge_use(facts), judge_clock(facts.offset_s, "the storage")]
+    return [_check_speed(facts), check_clock_skew(facts.offset_s, "the storage")]
 
 
-def _judge_use(facts: StorageFacts) -> Finding:
+def _check_speed(facts: StorageInfo) -> Finding:
     text = f"{facts.location}: write, read, delete work; {1e3 * facts.request_s:.1f} ms a request"
     speeds = facts.write_bytes_per_s, facts.read_bytes_per_s
     if speeds[0] is not None and speeds[1] is not None:
         text += f", writes {format_size(speeds[0])}/s, reads {format_size(speeds[1])}/s"
     if facts.free_bytes is not None:
         text += f", {format_size(facts.free_bytes)} free"
-        if facts.free_bytes < _LEAST_BYTES:
-            return fail("storage", text, f"{_REMEDIES['full']}; {format_size(_LEAST_BYTES)} are the least")
+        if facts.free_bytes < _MIN_BYTES:
+            return fail("storage", text, f"{_REMEDIES['full']}; {format_size(_MIN_BYTES)} are the least")
         if facts.free_bytes < _SCARCE_BYTES:
             return warn("storage", text, _REMEDIES["full"])
     if facts.request_s > _SLOW_S or any(speed is not None and speed < _SLOW_BYTES_PER_S for speed in speeds):

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 import psutil
 
 from pharmclf.core.units import format_memory
-from pharmclf.doctor.findings import Finding, fail, ok, warn
-from pharmclf.doctor.machine import RayView
+from pharmclf.diagnostics.machine_check import RayNodeInfo
+from pharmclf.diagnostics.results import Finding, fail, ok, warn
 from pharmclf.monitoring.nvml import DriverNvml, NvmlUnavailableError
 
 _FIELDS = ("index", "name", "driver_version", "compute_cap", "memory.used", "memory.total")
 _COMMAND = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
-_ANSWER_S = 10.0
+_TIMEOUT_S = 10.0
 _MIB = 1 << 20
-_LEAST_BYTES = 2 << 30  # free, for a small network at a small batch
+_MIN_BYTES = 2 << 30  # free, for a small network at a small batch
 _HELD_SHARE = 0.1  # of the memory; a desktop takes less
 _MIXED_CAPABILITY = {"mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}
 """From which compute capability on a GPU has fast units for a precision (see `models.devices`)."""
@@ -40,7 +40,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriverFacts:
+class DriverInfo:
     """What the driver says."""
 
     gpus: tuple[Gpu, ...] = ()
@@ -50,22 +50,22 @@ class DriverFacts:
     """Why no GPU is seen."""
 
 
-def driver_here() -> DriverFacts:
+def inspect_driver() -> DriverInfo:
     """Ask the driver of this node."""
     try:
-        asked = subprocess.run(_COMMAND, capture_output=True, text=True, timeout=_ANSWER_S)
+        asked = subprocess.run(_COMMAND, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except FileNotFoundError:
-        return DriverFacts(missing="no NVIDIA driver (there is no nvidia-smi)")
+        return DriverInfo(missing="no NVIDIA driver (there is no nvidia-smi)")
     except (OSError, subprocess.SubprocessError) as error:
-        return DriverFacts(missing=f"nvidia-smi does not answer: {error}")
+        return DriverInfo(missing=f"nvidia-smi does not answer: {error}")
     if asked.returncode:
         said = " ".join((asked.stdout + asked.stderr).split())[:200]
-        return DriverFacts(missing=f"nvidia-smi ended with {asked.returncode}: {said}")
-    found = parsed(asked.stdout)
-    return replace(found, gpus=tuple(replace(gpu, holders=_holders(gpu.index)) for gpu in found.gpus))
+        return DriverInfo(missing=f"nvidia-smi ended with {asked.returncode}: {said}")
+    found = parse_nvidia_smi(asked.stdout)
+    return replace(found, gpus=tuple(replace(gpu, holders=_gpu_processes(gpu.index)) for gpu in found.gpus))
 
 
-def parsed(text: str) -> DriverFacts:
+def parse_nvidia_smi(text: str) -> DriverInfo:
     """What nvidia-smi has said."""
     gpus, version = [], ""
     for row in csv.reader(io.StringIO(text), skipinitialspace=True):
@@ -82,10 +82,10 @@ def parsed(text: str) -> DriverFacts:
                 total_bytes=int(total) * _MIB if total.isdigit() else None,
             )
         )
-    return DriverFacts(gpus=tuple(gpus), version=version, missing="" if gpus else "the driver knows of no GPU")
+    return DriverInfo(gpus=tuple(gpus), version=version, missing="" if gpus else "the driver knows of no GPU")
 
 
-def _holders(index: int) -> tuple[str, ...]:
+def _gpu_processes(index: int) -> tuple[str, ...]:
     """Who holds the memory of a GPU, as far as NVML tells."""
     try:
         holders = DriverNvml().holders(index)
@@ -101,7 +101,7 @@ def _holders(index: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def judge_gpus(facts: DriverFacts, ray: RayView | None, accelerator: str, precision: str) -> list[Finding]:
+def check_gpus(facts: DriverInfo, ray: RayNodeInfo | None, accelerator: str, precision: str) -> list[Finding]:
     """Whether the GPUs are those that a run needs, are free, and are known to Ray.
 
     Args:
@@ -118,7 +118,7 @@ def judge_gpus(facts: DriverFacts, ray: RayView | None, accelerator: str, precis
             remedy = "mend the driver, or start its Ray with --num-gpus=0"
             return [fail("GPU", f"{text}; Ray counts {ray.gpus:g}", remedy)]
         return [ok("GPU", f"{text}; TensorFlow computes on the processors")]
-    found = [_judge(gpu, facts.version, precision) for gpu in facts.gpus]
+    found = [_check_gpu(gpu, facts.version, precision) for gpu in facts.gpus]
     if ray is not None and ray.gpus != len(facts.gpus):
         text = f"Ray counts {ray.gpus:g} GPUs, the driver {len(facts.gpus)}"
         remedy = f"start its Ray with --num-gpus={len(facts.gpus)}, or without --num-gpus and CUDA_VISIBLE_DEVICES"
@@ -126,7 +126,7 @@ def judge_gpus(facts: DriverFacts, ray: RayView | None, accelerator: str, precis
     return found
 
 
-def _judge(gpu: Gpu, driver: str, precision: str) -> Finding:
+def _check_gpu(gpu: Gpu, driver: str, precision: str) -> Finding:
     text = f"{gpu.index}: {gpu.name}, driver {driver}"
     if gpu.capability:
         text += f", compute capability {gpu.capability[0]}.{gpu.capability[1]}"
@@ -136,7 +136,7 @@ def _judge(gpu: Gpu, driver: str, precision: str) -> Finding:
     free = gpu.total_bytes - gpu.used_bytes
     text += f", {format_memory(free)} of {format_memory(gpu.total_bytes)} free"
     held = f"; held by {', '.join(gpu.holders) or 'others, whom it does not name'}"
-    if free < _LEAST_BYTES:
+    if free < _MIN_BYTES:
         return fail("GPU", text + held, "end these processes, or take another GPU by CUDA_VISIBLE_DEVICES")
     if gpu.used_bytes > _HELD_SHARE * gpu.total_bytes:
         return warn("GPU", text + held, "end these processes, or give a smaller --batch-size")

@@ -18,7 +18,7 @@ _CUDNN = re.compile(r"\S*/libcudnn\.so\S*")
 _ERROR_LENGTH = 300
 
 
-def trial(precision: str, xla: bool, gpus: bool) -> dict[str, Any]:
+def probe(precision: str, xla: bool, gpus: bool) -> dict[str, Any]:
     """Import TensorFlow, look for GPUs, let their memory grow, and take a small training step in a precision.
 
     Args:
@@ -27,7 +27,7 @@ def trial(precision: str, xla: bool, gpus: bool) -> dict[str, Any]:
         gpus: whether they may be used.
 
     Returns:
-        As the fields of `framework.TensorflowFacts`.
+        As the fields of `tensorflow_check.TensorflowInfo`.
     """
     import tensorflow as tf
 
@@ -40,15 +40,15 @@ def trial(precision: str, xla: bool, gpus: bool) -> dict[str, Any]:
         "cudnn_built": str(build.get("cudnn_version", "")),
         "capabilities_built": list(build.get("cuda_compute_capabilities", [])),
     }
-    found["gpus"] = [_described(tf, gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    found["gpus"] = [_describe_gpu(tf, gpu) for gpu in tf.config.list_physical_devices("GPU")]
     configure_devices(deterministic=False, gpus=gpus)
     found["precision"] = resolve_precision(precision, gpu_compute_capability())
-    found["step_error"] = _step(tf, found["precision"], xla, bool(found["gpus"]) and gpus)
+    found["step_error"] = _run_step(tf, found["precision"], xla, bool(found["gpus"]) and gpus)
     found["cudnn_loaded"] = _cudnn_loaded()
     return found
 
 
-def _described(tf: Any, gpu: Any) -> dict[str, Any]:
+def _describe_gpu(tf: Any, gpu: Any) -> dict[str, Any]:
     details = tf.config.experimental.get_device_details(gpu)
     return {
         "name": str(details.get("device_name", gpu.name)),
@@ -56,7 +56,7 @@ def _described(tf: Any, gpu: Any) -> dict[str, Any]:
     }
 
 
-def _step(tf: Any, precision: str, xla: bool, gpu: bool) -> str:
+def _run_step(tf: Any, precision: str, xla: bool, gpu: bool) -> str:
     """A convolution with its gradient -> what went wrong, or ""."""
     dtype = precision.removeprefix("mixed_")
 
@@ -92,4 +92,4 @@ def _cudnn_loaded() -> str:
 
 if __name__ == "__main__":
     wanted_precision, wanted_xla, wanted_gpus = sys.argv[1:4]
-    print(json.dumps(trial(wanted_precision, wanted_xla == "1", wanted_gpus == "1")), flush=True)  # noqa: T201
+    print(json.dumps(probe(wanted_precision, wanted_xla == "1", wanted_gpus == "1")), flush=True)  # noqa: T201

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pharmclf.config import ConfigError, RunConfig
-from pharmclf.doctor.clocks import least_offset_s
-from pharmclf.doctor.disks import disks_here, places_of
-from pharmclf.doctor.framework import read_trial
-from pharmclf.doctor.gpus import Gpu, driver_here, parsed
-from pharmclf.doctor.images import sample_of, try_images
-from pharmclf.doctor.machine import container_limits, machine_here
-from pharmclf.doctor.network import Door, Listener, knock
-from pharmclf.doctor.packages import code_fingerprint, packages_here
+from pharmclf.diagnostics.clock_skew import min_clock_offset_s
+from pharmclf.diagnostics.disk_check import inspect_disks, paths_written_by
+from pharmclf.diagnostics.gpu_check import Gpu, inspect_driver, parse_nvidia_smi
+from pharmclf.diagnostics.image_check import probe_images, sample_locations
+from pharmclf.diagnostics.machine_check import container_limits, inspect_machine
+from pharmclf.diagnostics.network_check import Endpoint, PortListener, try_connect
+from pharmclf.diagnostics.package_check import code_fingerprint, inspect_packages
+from pharmclf.diagnostics.tensorflow_check import parse_probe_output
 
 ROOT = Path(__file__).parents[2]
 V1 = "/sys/fs/cgroup"
@@ -56,7 +56,7 @@ def test_the_limits_of_a_container_are_read_in_both_versions(files: dict[str, st
 
 
 def test_this_machine_is_described() -> None:
-    found = machine_here()
+    found = inspect_machine()
     assert found.host == socket.gethostname()
     assert found.cores >= 1
     assert 0 < found.available_bytes <= found.usable_bytes <= found.memory_bytes
@@ -69,7 +69,7 @@ def test_a_clock_offset_is_never_told_larger_than_it_is(
     """Wherever in the interval the other clock was read, and however it is rounded down; and never of another sign."""
     seen = began + at * took + offset
     seen -= seen % grain if grain else 0.0
-    least = least_offset_s(began, began + took, seen, grain)
+    least = min_clock_offset_s(began, began + took, seen, grain)
     assert abs(least) <= abs(offset) + 1e-6
     assert least * offset >= 0
     assert abs(least) >= abs(offset) - took - grain - 1e-6
@@ -78,23 +78,23 @@ def test_a_clock_offset_is_never_told_larger_than_it_is(
 def test_what_nvidia_smi_says_is_read() -> None:
     """Two cards, one of which is lost; a driver without cards; a tool that is not there."""
     text = "0, NVIDIA A100-SXM4-80GB, 550.54.15, 8.0, 1024, 81920\n1, Tesla T4, 550.54.15, 7.5, [GPU is lost], [N/A]\n"
-    found = parsed(text)
+    found = parse_nvidia_smi(text)
     assert found.version == "550.54.15"
     assert found.gpus == (
         Gpu(index=0, name="NVIDIA A100-SXM4-80GB", capability=(8, 0), used_bytes=1 << 30, total_bytes=80 << 30),
         Gpu(index=1, name="Tesla T4", capability=(7, 5), used_bytes=None, total_bytes=None),
     )
-    assert parsed("No devices were found\n").missing == "the driver knows of no GPU"
+    assert parse_nvidia_smi("No devices were found\n").missing == "the driver knows of no GPU"
 
 
 def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Also where nvidia-smi is there and fails."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no NVIDIA driver" in driver_here().missing
+    assert "no NVIDIA driver" in inspect_driver().missing
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho Failed to initialize NVML: Driver/library version mismatch\nexit 18\n")
     tool.chmod(0o755)
-    assert driver_here().missing.startswith("nvidia-smi ended with 18: Failed to initialize NVML")
+    assert inspect_driver().missing.startswith("nvidia-smi ended with 18: Failed to initialize NVML")
 
 
 ERRORS = """2026-11-25 22:01:01.123456: I tensorflow/core/util/port.cc:153] oneDNN custom operations are on.
@@ -106,16 +106,18 @@ E0000 00:00:1764108062.1 77 cuda_dnn.cc:454] Loaded runtime CuDNN library: 9.1.0
 def test_the_output_of_the_trial_is_read() -> None:
     """Facts from its last line, complaints about libraries without time and file, and how it ended if it did badly."""
     output = "chatter\n" + json.dumps({"version": "2.21.0", "gpus": [{"name": "G", "capability": [8, 0]}]}) + "\n"
-    found = read_trial(0, output, ERRORS)
+    found = parse_probe_output(0, output, ERRORS)
     assert (found.version, found.error) == ("2.21.0", "")
     assert found.gpus == ({"name": "G", "capability": [8, 0]},)
     assert found.complaints == (
         "Cannot dlopen some GPU libraries. Please",
         "Loaded runtime CuDNN library: 9.1.0 but source was compiled with: 9.3.0.",
     )
-    assert read_trial(-4, "", "").error == "signal SIGILL"
-    assert read_trial(1, "", "Traceback\nModuleNotFoundError: No module named 'x'\n").error.endswith("named 'x'")
-    assert read_trial(3, "", "").error == "exit code 3"
+    assert parse_probe_output(-4, "", "").error == "signal SIGILL"
+    assert parse_probe_output(1, "", "Traceback\nModuleNotFoundError: No module named 'x'\n").error.endswith(
+        "named 'x'"
+    )
+    assert parse_probe_output(3, "", "").error == "exit code 3"
 
 
 def test_the_code_has_another_fingerprint_when_any_of_it_changes(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_the_code_has_another_fingerprint_when_any_of_it_changes(tmp_path: Path)
 def test_the_versions_here_are_those_that_are_installed() -> None:
     import numpy
 
-    found = packages_here()
+    found = inspect_packages()
     assert found.versions["numpy"] == numpy.__version__
     assert all(found.versions.values())
     assert found.code == code_fingerprint(ROOT / "pharmclf")
@@ -142,7 +144,7 @@ def test_the_versions_here_are_those_that_are_installed() -> None:
 def test_disks_are_grouped_and_nothing_is_left_on_them(tmp_path: Path) -> None:
     """Folders of one file system, which need not be there, are one line; its speed is measured without a trace."""
     places = {"Ray": str(tmp_path / "none" / "yet"), "spool": str(tmp_path)}
-    (disk,) = disks_here(places, speed=True)
+    (disk,) = inspect_disks(places, speed=True)
     assert (disk.path, disk.uses, disk.error) == (str(tmp_path), ("Ray", "spool"), "")
     assert disk.write_bytes_per_s
     assert disk.read_bytes_per_s
@@ -153,21 +155,21 @@ def test_disks_are_grouped_and_nothing_is_left_on_them(tmp_path: Path) -> None:
 def test_only_a_remote_storage_needs_a_spool_and_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PHARMCLF_STORAGE_SPOOL", str(tmp_path / "spool"))
     monkeypatch.setenv("PHARMCLF_STORAGE_CACHE", str(tmp_path / "cache"))
-    assert set(places_of(RunConfig(storage="runs"), "/ray")) == {"temporary files", "Ray"}
-    remote = places_of(RunConfig(storage="s3://b/runs"), "/ray")
+    assert set(paths_written_by(RunConfig(storage="runs"), "/ray")) == {"temporary files", "Ray"}
+    remote = paths_written_by(RunConfig(storage="s3://b/runs"), "/ray")
     assert remote["Ray"] == "/ray"
     assert {str(tmp_path / "spool"), str(tmp_path / "cache")} <= set(remote.values())
-    assert str(tmp_path / "cache") not in places_of(RunConfig(storage="s3://b", activations="never")).values()
+    assert str(tmp_path / "cache") not in paths_written_by(RunConfig(storage="s3://b", activations="never")).values()
 
 
 def test_a_damaged_image_is_named_and_one_that_is_gone_too(drawn_images: str, tmp_path: Path) -> None:
     """The sample is of whole images; a cut one and a lost one say what they are."""
-    sample = sample_of(RunConfig(data=drawn_images))
+    sample = sample_locations(RunConfig(data=drawn_images))
     assert len(sample) == 16
-    assert try_images(sample).bad == ()
+    assert probe_images(sample).bad == ()
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(Path(sample[0]).read_bytes()[:300])
-    found = try_images([str(cut), str(tmp_path / "gone.jpg"), *sample])
+    found = probe_images([str(cut), str(tmp_path / "gone.jpg"), *sample])
     assert [Path(location).name for location, _ in found.bad] == ["cut.jpg", "gone.jpg"]
     assert found.bad[1][1] == "not read: No such file or directory"
     assert found.num_read == 18
@@ -177,7 +179,7 @@ def test_a_list_gives_images_from_all_over_it(drawn_images: str, tmp_path: Path)
     images = sorted(Path(drawn_images).rglob("*.*"))
     rows = [f"{path},{path.parent.name}" for path in images if path.suffix in (".jpg", ".png")]
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
-    sample = sample_of(RunConfig(data=str(tmp_path / "list.csv")))
+    sample = sample_locations(RunConfig(data=str(tmp_path / "list.csv")))
     assert len({Path(location).parent for location in sample}) > 5
 
 
@@ -189,14 +191,14 @@ def test_data_that_is_not_there_is_refused_by_name(content: str | None, tmp_path
         folder.mkdir()
         (folder / "readme.txt").write_text("none")
     with pytest.raises(ConfigError, match=str(folder)):
-        sample_of(RunConfig(data=str(folder)))
-    assert sample_of(RunConfig(data="demo")) == []
+        sample_locations(RunConfig(data=str(folder)))
+    assert sample_locations(RunConfig(data="demo")) == []
 
 
 def test_an_open_port_is_reached_and_a_closed_one_is_not() -> None:
-    listener = Listener("127.0.0.1")
-    door = Door(address="127.0.0.1", port=listener.port, what="x")
-    assert knock([door, door]) == ["", ""]
+    listener = PortListener("127.0.0.1")
+    door = Endpoint(address="127.0.0.1", port=listener.port, what="x")
+    assert try_connect([door, door]) == ["", ""]
     listener.close()
-    assert knock([door]) == ["Connection refused"]
-    assert knock([]) == []
+    assert try_connect([door]) == ["Connection refused"]
+    assert try_connect([]) == []

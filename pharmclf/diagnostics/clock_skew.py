@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pharmclf.doctor.findings import Finding, fail, ok, warn
+from pharmclf.diagnostics.results import Finding, fail, ok, warn
 from pharmclf.storage.lease import EXPIRES_S
 
 _FAIL_S = EXPIRES_S / 2  # a lease is up to half as old as it may be while its holder lives
@@ -10,7 +10,7 @@ _WARN_S = 5.0
 _REMEDY = "let chrony or systemd-timesyncd set the clocks, on this machine and on the other"
 
 
-def least_offset_s(began_s: float, ended_s: float, seen_s: float, grain_s: float = 0.0) -> float:
+def min_clock_offset_s(began_s: float, ended_s: float, seen_s: float, grain_s: float = 0.0) -> float:
     """By how much another clock is ahead of this one at least, given one reading of it; negative: it is behind.
 
     Args:
@@ -22,7 +22,7 @@ def least_offset_s(began_s: float, ended_s: float, seen_s: float, grain_s: float
     return max(seen_s - ended_s, 0.0) + min(seen_s + grain_s - began_s, 0.0)
 
 
-def judge_clock(offset_s: float, other: str) -> Finding:
+def check_clock_skew(offset_s: float, other: str) -> Finding:
     """Whether a clock agrees with this node's.
 
     Args:

@@ -15,14 +15,14 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import error_reason
 from pharmclf.core.units import format_size
-from pharmclf.doctor.findings import Finding, fail, ok, warn
+from pharmclf.diagnostics.results import Finding, fail, ok, warn
 from pharmclf.feature_cache import local_cache
 from pharmclf.training.checkpoint_manager import staging_dir
 
 RAY_USE = "Ray"
-_PIECE_BYTES, _MOST_BYTES = 1 << 20, 64 << 20  # of the file whose writing is timed
-_MOST_S = 2.0
-_LEAST_BYTES, _SCARCE_BYTES = 100 << 20, 2 << 30
+_PIECE_BYTES, _MAX_BYTES = 1 << 20, 64 << 20  # of the file whose writing is timed
+_TIME_LIMIT_S = 2.0
+_MIN_BYTES, _SCARCE_BYTES = 100 << 20, 2 << 30
 _RAY_FULL_SHARE = 0.95  # from here on Ray makes no objects that do not fit its object store
 _SLOW_BYTES_PER_S = 20e6
 
@@ -44,7 +44,7 @@ class Disk:
     """Why it cannot be written."""
 
 
-def places_of(config: RunConfig, ray_folder: str = "") -> dict[str, str]:
+def paths_written_by(config: RunConfig, ray_folder: str = "") -> dict[str, str]:
     """What a run writes to a node's own disks -> the folder.
 
     Args:
@@ -60,7 +60,7 @@ def places_of(config: RunConfig, ray_folder: str = "") -> dict[str, str]:
     return found
 
 
-def disks_here(places: dict[str, str], *, speed: bool) -> tuple[Disk, ...]:
+def inspect_disks(places: dict[str, str], *, speed: bool) -> tuple[Disk, ...]:
     """Look at the file systems of some folders; nothing is left there.
 
     Args:
@@ -69,12 +69,12 @@ def disks_here(places: dict[str, str], *, speed: bool) -> tuple[Disk, ...]:
     """
     on: dict[int, tuple[str, list[str]]] = {}
     for use, folder in places.items():
-        standing = nearest_standing(folder)
+        standing = nearest_existing_parent(folder)
         on.setdefault(os.stat(standing).st_dev, (standing, []))[1].append(use)
     return tuple(_disk(folder, tuple(uses), speed) for folder, uses in on.values())
 
 
-def nearest_standing(folder: str) -> str:
+def nearest_existing_parent(folder: str) -> str:
     """The folder, or the nearest one around it that is there.
 
     Raises:
@@ -90,7 +90,7 @@ def nearest_standing(folder: str) -> str:
 def _disk(folder: str, uses: tuple[str, ...], speed: bool) -> Disk:
     usage = shutil.disk_usage(folder)
     try:
-        write, read = _speed(folder) if speed else _try(folder)
+        write, read = _measure_speed(folder) if speed else _probe(folder)
     except OSError as error:
         reason = error_reason(error)
         return Disk(path=folder, uses=uses, free_bytes=usage.free, total_bytes=usage.total, error=reason)
@@ -104,17 +104,17 @@ def _disk(folder: str, uses: tuple[str, ...], speed: bool) -> Disk:
     )
 
 
-def _try(folder: str) -> tuple[None, None]:
+def _probe(folder: str) -> tuple[None, None]:
     with tempfile.TemporaryFile(dir=folder):  # has no name, so that nothing stays even if this process is killed
         return None, None
 
 
-def _speed(folder: str) -> tuple[float, float]:
+def _measure_speed(folder: str) -> tuple[float, float]:
     """Bytes per second that are written through to the disk, and that are read from it."""
     piece = os.urandom(_PIECE_BYTES)  # a disk may compress
     with tempfile.TemporaryFile(dir=folder) as file:
         began, size = time.perf_counter(), 0
-        while size < _MOST_BYTES and time.perf_counter() - began < _MOST_S:
+        while size < _MAX_BYTES and time.perf_counter() - began < _TIME_LIMIT_S:
             file.write(piece)
             file.flush()
             size += len(piece)
@@ -124,18 +124,18 @@ def _speed(folder: str) -> tuple[float, float]:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # or it would come from memory
         file.seek(0)
         began = time.perf_counter()
-        while file.read(_PIECE_BYTES) and time.perf_counter() - began < _MOST_S:
+        while file.read(_PIECE_BYTES) and time.perf_counter() - began < _TIME_LIMIT_S:
             pass
         read_s, read = time.perf_counter() - began, file.tell()
     return size / max(written_s, 1e-9), read / max(read_s, 1e-9)
 
 
-def judge_disks(disks: Iterable[Disk]) -> list[Finding]:
+def check_disks(disks: Iterable[Disk]) -> list[Finding]:
     """Whether a run has room there, and is not slowed down."""
-    return [_judge(disk) for disk in disks]
+    return [_check_disk(disk) for disk in disks]
 
 
-def _judge(disk: Disk) -> Finding:
+def _check_disk(disk: Disk) -> Finding:
     where = f"{disk.path} ({', '.join(disk.uses)})"
     text = f"{where}: {format_size(disk.free_bytes)} of {format_size(disk.total_bytes)} free"
     if disk.write_bytes_per_s is not None and disk.read_bytes_per_s is not None:
@@ -143,12 +143,12 @@ def _judge(disk: Disk) -> Finding:
     elsewhere = (
         "TMPDIR, PHARMCLF_STORAGE_SPOOL and PHARMCLF_STORAGE_CACHE, and --temp-dir of `ray start`, name other folders"
     )
-    if disk.error and disk.free_bytes >= _LEAST_BYTES:
+    if disk.error and disk.free_bytes >= _MIN_BYTES:
         return fail(
             "disk", f"{text}; it cannot be written: {disk.error}", f"mend its rights, or go elsewhere: {elsewhere}"
         )
-    if disk.free_bytes < _LEAST_BYTES:
-        return fail("disk", text, f"make room, {format_size(_LEAST_BYTES)} are the least; {elsewhere}")
+    if disk.free_bytes < _MIN_BYTES:
+        return fail("disk", text, f"make room, {format_size(_MIN_BYTES)} are the least; {elsewhere}")
     used = 1 - disk.free_bytes / disk.total_bytes if disk.total_bytes else 0.0
     if RAY_USE in disk.uses and used >= _RAY_FULL_SHARE:
         return warn("disk", f"{text}; Ray spills nothing to a disk that is {used:.0%} full", f"make room; {elsewhere}")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pharmclf.config import RunConfig
-from pharmclf.doctor.node import Request, judge_node
-from pharmclf.doctor.packages import judge_packages, packages_here
+from pharmclf.diagnostics.node_check import NodeRequest, check_node
+from pharmclf.diagnostics.package_check import check_packages, inspect_packages
 
 pytestmark = pytest.mark.ray
 
@@ -17,35 +17,35 @@ def test_a_node_of_a_cluster_is_examined_by_itself(shared_ray: None, tmp_path: P
     """Its programs, clock, disks and storage are the driver's here; nothing of the examination stays."""
     import ray
 
-    from pharmclf.doctor.nodes import Nodes
+    from pharmclf.diagnostics.cluster_check import ClusterNodes
 
-    with Nodes() as nodes:
+    with ClusterNodes() as nodes:
         assert nodes.silent == []
         ((node, answer),) = nodes.packages()
-        assert judge_packages(packages_here(), answer.value).level == "OK"
+        assert check_packages(inspect_packages(), answer.value).level == "OK"
         assert nodes.clock_offset_s(node) == 0
-        assert nodes.open_doors([node]) == {}
-        assert nodes.knock([node]) == {node.address: []}
-        request = Request(config=RunConfig(storage=str(tmp_path)), whole=False)
-        ((_, answer),) = nodes.examine([node], request, 60)
+        assert nodes.open_ports([node]) == {}
+        assert nodes.check_connections([node]) == {node.address: []}
+        request = NodeRequest(config=RunConfig(storage=str(tmp_path)), whole=False)
+        ((_, answer),) = nodes.inspect([node], request, 60)
         facts = answer.value
         assert {disk.path for disk in facts.disks if "Ray" in disk.uses}
         assert facts.storage.failed == ""
         assert facts.silent == {}
-        view = nodes.view(node)
+        view = nodes.ray_info(node)
         assert view.cpus == ray.cluster_resources()["CPU"]
         assert view.store_bytes > 0
-        assert {finding.level for finding in judge_node(facts, request, view)} <= {"OK", "warn"}
+        assert {finding.level for finding in check_node(facts, request, view)} <= {"OK", "warn"}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_node_that_takes_too_long_does_not_hold_up_the_others(shared_ray: None, tmp_path: Path) -> None:
     """Its answer is that there is none."""
-    from pharmclf.doctor.nodes import Nodes
+    from pharmclf.diagnostics.cluster_check import ClusterNodes
 
-    request = Request(config=RunConfig(storage=str(tmp_path)), whole=False)
-    with Nodes() as nodes:
-        ((_, answer),) = nodes.examine(nodes.nodes, request, 0.0)
+    request = NodeRequest(config=RunConfig(storage=str(tmp_path)), whole=False)
+    with ClusterNodes() as nodes:
+        ((_, answer),) = nodes.inspect(nodes.nodes, request, 0.0)
     assert (answer.value, answer.error) == (None, "no answer within 0 s")
 
 
@@ -53,13 +53,13 @@ def test_a_node_that_takes_too_long_does_not_hold_up_the_others(shared_ray: None
 @pytest.mark.slow
 def test_two_workers_sum_and_their_speed_is_measured(shared_ray: None) -> None:
     """Started as those of a training are; given up where they take too long."""
+    from pharmclf.diagnostics.allreduce_check import check_allreduce, probe_allreduce
     from pharmclf.distributed.cluster import usable_nodes
     from pharmclf.distributed.scaling_policy import plan_worker_group
-    from pharmclf.doctor.exchange import judge_exchange, try_exchange
 
-    facts = try_exchange(plan_worker_group(usable_nodes(), 2, 2, "cpu"), [], gpus=False)
+    facts = probe_allreduce(plan_worker_group(usable_nodes(), 2, 2, "cpu"), [], gpus=False)
     assert facts.error == ""
     assert facts.on_one_node
     assert 0 < facts.small_s < facts.bulk_s
     assert facts.start_s > 0
-    assert judge_exchange(facts).level == "OK"
+    assert check_allreduce(facts).level == "OK"

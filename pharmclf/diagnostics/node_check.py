@@ -10,33 +10,48 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import format_error
 from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
-from pharmclf.doctor.disks import Disk, disks_here, judge_disks, places_of
-from pharmclf.doctor.findings import Finding, fail
-from pharmclf.doctor.framework import TRIAL_S, TensorflowFacts, judge_tensorflow, try_tensorflow
-from pharmclf.doctor.gpus import DriverFacts, driver_here, judge_gpus
-from pharmclf.doctor.images import ImagesFacts, judge_images, try_images
-from pharmclf.doctor.machine import (
+from pharmclf.diagnostics.disk_check import Disk, check_disks, inspect_disks, paths_written_by
+from pharmclf.diagnostics.gpu_check import DriverInfo, check_gpus, inspect_driver
+from pharmclf.diagnostics.image_check import ImagesInfo, check_images, probe_images
+from pharmclf.diagnostics.machine_check import (
     Machine,
-    RayView,
-    judge_cpus,
-    judge_memory,
-    judge_shared_memory,
-    machine_here,
+    RayNodeInfo,
+    check_cpus,
+    check_memory,
+    check_shared_memory,
+    inspect_machine,
 )
-from pharmclf.doctor.proxies import ProxyFacts, judge_proxies, proxies_here
-from pharmclf.doctor.store import BULK_BYTES, StorageFacts, judge_storage, try_storage
+from pharmclf.diagnostics.proxy_check import ProxyInfo, check_proxies, inspect_proxies
+from pharmclf.diagnostics.results import Finding, fail
+from pharmclf.diagnostics.storage_check import BULK_BYTES, StorageInfo, check_storage_access, probe_storage
+from pharmclf.diagnostics.tensorflow_check import PROBE_TIMEOUT_S, TensorflowInfo, check_tensorflow, probe_tensorflow
 
 T = TypeVar("T")
-_MACHINE_S, _DRIVER_S, _DISKS_S, _IMAGES_S, _PROXIES_S = 5.0, 15.0, 20.0, 30.0, 10.0
-STORAGE_S = 20.0
+_MACHINE_TIMEOUT_S, _DRIVER_TIMEOUT_S, _DISKS_TIMEOUT_S, _IMAGES_TIMEOUT_S, _PROXIES_TIMEOUT_S = (
+    5.0,
+    15.0,
+    20.0,
+    30.0,
+    10.0,
+)
+STORAGE_TIMEOUT_S = 20.0
 """Patience with a storage that does not answer, of the whole examination."""
 _SLACK_S = 5.0
-WHOLE_S = _MACHINE_S + _PROXIES_S + _DRIVER_S + _DISKS_S + _IMAGES_S + STORAGE_S + TRIAL_S + 2 * _SLACK_S
+FULL_CHECK_TIMEOUT_S = (
+    _MACHINE_TIMEOUT_S
+    + _PROXIES_TIMEOUT_S
+    + _DRIVER_TIMEOUT_S
+    + _DISKS_TIMEOUT_S
+    + _IMAGES_TIMEOUT_S
+    + STORAGE_TIMEOUT_S
+    + PROBE_TIMEOUT_S
+    + 2 * _SLACK_S
+)
 """A node that has not answered by then does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class NodeRequest:
     """What is asked of a node."""
 
     config: RunConfig
@@ -47,26 +62,26 @@ class Request:
     """A file that the driver has written to the storage; "": none."""
     images: tuple[str, ...] = ()
     """Locations of some images."""
-    patience_s: float = STORAGE_S
+    patience_s: float = STORAGE_TIMEOUT_S
     """With a storage that does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeFacts:
+class NodeInfo:
     """What is known of a node. What was not asked for, or did not answer, is None."""
 
     machine: Machine | None = None
-    proxies: ProxyFacts | None = None
+    proxies: ProxyInfo | None = None
     disks: tuple[Disk, ...] | None = None
-    storage: StorageFacts | None = None
-    images: ImagesFacts | None = None
-    driver: DriverFacts | None = None
-    tensorflow: TensorflowFacts | None = None
+    storage: StorageInfo | None = None
+    images: ImagesInfo | None = None
+    driver: DriverInfo | None = None
+    tensorflow: TensorflowInfo | None = None
     silent: Mapping[str, str] = field(default_factory=dict)
     """Why a check has no facts, by the name of its field."""
 
 
-def examine(request: Request, ray_folder: str = "") -> NodeFacts:
+def inspect_node(request: NodeRequest, ray_folder: str = "") -> NodeInfo:
     """Collect what is to be known of this node; ends in the time that the checks have, whatever hangs.
 
     Args:
@@ -86,24 +101,24 @@ def examine(request: Request, ray_folder: str = "") -> NodeFacts:
             return value
         return None
 
-    collect("machine", _MACHINE_S, machine_here)
-    collect("proxies", _PROXIES_S, proxies_here)
+    collect("machine", _MACHINE_TIMEOUT_S, inspect_machine)
+    collect("proxies", _PROXIES_TIMEOUT_S, inspect_proxies)
     with storage.timeout(request.patience_s):
         bulk = BULK_BYTES if whole else 0
         limit_s = request.patience_s + _SLACK_S
-        collect("storage", limit_s, lambda: try_storage(config.storage, bulk_bytes=bulk, beacon=request.beacon))
+        collect("storage", limit_s, lambda: probe_storage(config.storage, bulk_bytes=bulk, beacon=request.beacon))
         if whole and request.images:
-            collect("images", _IMAGES_S, lambda: try_images(request.images))
-    collect("disks", _DISKS_S, lambda: disks_here(places_of(config, ray_folder), speed=whole))
+            collect("images", _IMAGES_TIMEOUT_S, lambda: probe_images(request.images))
+    collect("disks", _DISKS_TIMEOUT_S, lambda: inspect_disks(paths_written_by(config, ray_folder), speed=whole))
     if whole:
-        driver = collect("driver", _DRIVER_S, driver_here)
+        driver = collect("driver", _DRIVER_TIMEOUT_S, inspect_driver)
         gpus = config.accelerator != "cpu" and bool(driver and driver.gpus)
-        limit_s = TRIAL_S + _SLACK_S
-        collect("tensorflow", limit_s, lambda: try_tensorflow(config.precision, xla=config.xla, gpus=gpus))
-    return NodeFacts(silent=silent, **facts)
+        limit_s = PROBE_TIMEOUT_S + _SLACK_S
+        collect("tensorflow", limit_s, lambda: probe_tensorflow(config.precision, xla=config.xla, gpus=gpus))
+    return NodeInfo(silent=silent, **facts)
 
 
-_SILENT = {
+_NO_ANSWER_FINDINGS = {
     "machine": ("machine", "see /proc and /sys on this node"),
     "proxies": ("proxy", "correct http_proxy and its like, or unset them"),
     "storage": ("storage", "see that this node reaches it; a mount whose server is gone must be mounted anew"),
@@ -115,7 +130,7 @@ _SILENT = {
 """Name of the check, and the remedy, where the facts of a field did not come."""
 
 
-def judge_node(facts: NodeFacts, request: Request, ray: RayView | None) -> list[Finding]:
+def check_node(facts: NodeInfo, request: NodeRequest, ray: RayNodeInfo | None) -> list[Finding]:
     """All findings of a node, in the order of the table; pure.
 
     Args:
@@ -124,20 +139,22 @@ def judge_node(facts: NodeFacts, request: Request, ray: RayView | None) -> list[
         ray: what Ray takes it for; None: there is no Ray yet.
     """
     config, found, machine = request.config, list[Finding](), facts.machine
-    driver = facts.driver or DriverFacts()
+    driver = facts.driver or DriverInfo()
     if facts.driver is not None:
-        found += judge_gpus(facts.driver, ray, config.accelerator, config.precision)
+        found += check_gpus(facts.driver, ray, config.accelerator, config.precision)
     if facts.tensorflow is not None:
-        found += judge_tensorflow(facts.tensorflow, driver, config.accelerator)
+        found += check_tensorflow(facts.tensorflow, driver, config.accelerator)
     if machine is not None and request.whole:
-        found += [judge_cpus(machine, ray), judge_memory(machine, ray)]
+        found += [check_cpus(machine, ray), check_memory(machine, ray)]
     if machine is not None:
-        found.append(judge_shared_memory(machine, ray))
-    found += judge_proxies(facts.proxies or ProxyFacts())
-    found += judge_disks(facts.disks or ())
+        found.append(check_shared_memory(machine, ray))
+    found += check_proxies(facts.proxies or ProxyInfo())
+    found += check_disks(facts.disks or ())
     if facts.storage is not None:
-        found += judge_storage(facts.storage)
+        found += check_storage_access(facts.storage)
     if facts.images is not None:
-        found.append(judge_images(facts.images, config.data))
-    found += [fail(_SILENT[name][0], why, _SILENT[name][1]) for name, why in facts.silent.items()]
+        found.append(check_images(facts.images, config.data))
+    found += [
+        fail(_NO_ANSWER_FINDINGS[name][0], why, _NO_ANSWER_FINDINGS[name][1]) for name, why in facts.silent.items()
+    ]
     return found

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pharmclf
 from pharmclf.core.hashing import fingerprint, sha256_file
-from pharmclf.doctor.findings import Finding, fail, ok, warn
+from pharmclf.diagnostics.results import Finding, fail, ok, warn
 
 _PACKAGES = ("ray", "tensorflow", "keras", "numpy")
 _SHOWN_DIGITS = 8
@@ -31,7 +31,7 @@ class Packages:
     """Fingerprint of the code of pharmclf as this process imports it."""
 
 
-def packages_here() -> Packages:
+def inspect_packages() -> Packages:
     """Those that this process uses; none of them is imported for it."""
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
     return Packages(versions=versions, code=code_fingerprint(Path(pharmclf.__file__).parent))
@@ -49,7 +49,7 @@ def code_fingerprint(folder: Path) -> str:
     return fingerprint({str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*.py"))})
 
 
-def judge_packages(own: Packages, others: Packages) -> Finding:
+def check_packages(own: Packages, others: Packages) -> Finding:
     """Whether a node has the same as the driver.
 
     A third number that differs is a warning, for such versions work together; any other difference is not.

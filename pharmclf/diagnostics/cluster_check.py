@@ -14,24 +14,24 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pharmclf.core.errors import ConfigError, first_line, format_error
+from pharmclf.diagnostics.clock_skew import min_clock_offset_s
+from pharmclf.diagnostics.machine_check import RayNodeInfo
+from pharmclf.diagnostics.network_check import WORKERS, Endpoint, PortListener, try_connect
+from pharmclf.diagnostics.node_check import NodeInfo, NodeRequest, inspect_node
+from pharmclf.diagnostics.package_check import Packages, inspect_packages
 from pharmclf.distributed.cluster import partition_reachable
 from pharmclf.distributed.cluster_auth import require_cluster_auth
 from pharmclf.distributed.controller import connect
 from pharmclf.distributed.scaling_policy import ClusterNode
-from pharmclf.doctor.clocks import least_offset_s
-from pharmclf.doctor.machine import RayView
-from pharmclf.doctor.network import WORKERS, Door, Listener, knock
-from pharmclf.doctor.node import NodeFacts, Request, examine
-from pharmclf.doctor.packages import Packages, packages_here
 
-_START_S = 60.0  # for a process of Ray's on a node; measured: up to 20 s on two busy cores
+_START_TIMEOUT_S = 60.0  # for a process of Ray's on a node; measured: up to 20 s on two busy cores
 _PINGS = 3
-_PING_S = 10.0
-_KNOCKS_S = 60.0
+_PING_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 60.0
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[str]:
+def connected_cluster() -> Iterator[str]:
     """Within, this process has joined Ray, whoever may use it -> why it could not, or ""."""
     before, error = ray.is_initialized(), ""
     try:
@@ -45,49 +45,49 @@ def joined() -> Iterator[str]:
             ray.shutdown()
 
 
-class Examiner:
+class NodeProbe:
     """Lives on a node."""
 
     def __init__(self) -> None:
-        self._listener: Listener | None = None
+        self._listener: PortListener | None = None
 
     def packages(self) -> dict[str, Any]:
         """The programs of this node, as plain values: its code may be another."""
-        return dataclasses.asdict(packages_here())
+        return dataclasses.asdict(inspect_packages())
 
     def now(self) -> float:
         """This node's clock."""
         return time.time()
 
-    def examine(self, request: Request) -> NodeFacts:
+    def inspect(self, request: NodeRequest) -> NodeInfo:
         """All checks of this node."""
-        return examine(request, _about()["session_dir"])
+        return inspect_node(request, _ray_context()["session_dir"])
 
-    def open_door(self) -> str:
+    def open_port_reason(self) -> str:
         """Why this node's doors for jobs are a danger, "" where they are none."""
         try:
-            require_cluster_auth(_about(), allow=False)
+            require_cluster_auth(_ray_context(), allow=False)
         except ConfigError as error:
             return str(error)
         return ""
 
     def listen(self, address: str) -> int:
         """Open a port for the others to knock at."""
-        self._listener = self._listener or Listener(address)
+        self._listener = self._listener or PortListener(address)
         return self._listener.port
 
-    def knock(self, doors: Sequence[Door]) -> list[str]:
+    def try_connect(self, doors: Sequence[Endpoint]) -> list[str]:
         """Knock at the ports of others."""
-        return knock(doors)
+        return try_connect(doors)
 
 
-def _about() -> dict[str, Any]:
+def _ray_context() -> dict[str, Any]:
     """What this process's Ray says of itself."""
     return ray.init(ignore_reinit_error=True).address_info
 
 
 @dataclass(frozen=True)
-class Answer:
+class NodeResponse:
     """What came of asking a node: a value, or why there is none."""
 
     value: Any = None
@@ -99,7 +99,7 @@ class Answer:
         return "ModuleNotFoundError" in self.error or "ImportError" in self.error
 
 
-class Nodes:
+class ClusterNodes:
     """The nodes of the cluster that this process has joined, as a context."""
 
     def __init__(self) -> None:
@@ -109,11 +109,11 @@ class Nodes:
         self._entries = {entry["NodeID"]: entry for entry in ray.nodes()}
         self._actors: dict[str, Any] = {}
 
-    def __enter__(self) -> Nodes:
+    def __enter__(self) -> ClusterNodes:
         for node in self.nodes:
             here = NodeAffinitySchedulingStrategy(node.id, soft=False)
             options = {"num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here, "max_restarts": 0}
-            self._actors[node.id] = ray.remote(Examiner).options(**options).remote()
+            self._actors[node.id] = ray.remote(NodeProbe).options(**options).remote()
         return self
 
     def __exit__(
@@ -123,30 +123,30 @@ class Nodes:
             with contextlib.suppress(Exception):  # the node may be gone
                 ray.kill(actor)
 
-    def view(self, node: ClusterNode) -> RayView:
+    def ray_info(self, node: ClusterNode) -> RayNodeInfo:
         """What Ray takes a node for."""
         resources: Mapping[str, float] = self._entries[node.id]["Resources"]
-        return RayView(
+        return RayNodeInfo(
             cpus=node.cpus,
             gpus=node.gpus,
             memory_bytes=resources.get("memory", 0.0),
             store_bytes=resources.get("object_store_memory", 0.0),
         )
 
-    def packages(self, within_s: float = _START_S) -> Iterator[tuple[ClusterNode, Answer]]:
+    def packages(self, within_s: float = _START_TIMEOUT_S) -> Iterator[tuple[ClusterNode, NodeResponse]]:
         """The programs of each node, as they come; what does not answer comes last."""
         for node, answer in self._ask("packages", {node.id: () for node in self.nodes}, within_s):
-            yield node, Answer(Packages(**answer.value)) if answer.value else answer
+            yield node, NodeResponse(Packages(**answer.value)) if answer.value else answer
 
-    def examine(
-        self, nodes: Sequence[ClusterNode], request: Request, within_s: float
-    ) -> Iterator[tuple[ClusterNode, Answer]]:
+    def inspect(
+        self, nodes: Sequence[ClusterNode], request: NodeRequest, within_s: float
+    ) -> Iterator[tuple[ClusterNode, NodeResponse]]:
         """The facts of nodes, as they come."""
-        yield from self._ask("examine", {node.id: (request,) for node in nodes}, within_s)
+        yield from self._ask("inspect", {node.id: (request,) for node in nodes}, within_s)
 
-    def open_doors(self, nodes: Sequence[ClusterNode]) -> dict[str, str]:
+    def open_ports(self, nodes: Sequence[ClusterNode]) -> dict[str, str]:
         """Why the doors of nodes for jobs are a danger, by address, where they are."""
-        answers = self._ask("open_door", {node.id: () for node in nodes}, _KNOCKS_S)
+        answers = self._ask("open_port_reason", {node.id: () for node in nodes}, _CONNECT_TIMEOUT_S)
         return {node.address: answer.value for node, answer in answers if answer.value}
 
     def clock_offset_s(self, node: ClusterNode) -> float | None:
@@ -155,37 +155,37 @@ class Nodes:
         for _ in range(_PINGS):
             began = time.time()
             try:
-                seen = ray.get(self._actors[node.id].now.remote(), timeout=_PING_S)
+                seen = ray.get(self._actors[node.id].now.remote(), timeout=_PING_TIMEOUT_S)
             except Exception:  # the node may be gone
                 break
-            found.append(least_offset_s(began, time.time(), seen))
+            found.append(min_clock_offset_s(began, time.time(), seen))
         return max(found, key=abs, default=None)  # each is the least that it can be
 
-    def knock(self, nodes: Sequence[ClusterNode]) -> dict[str, list[tuple[Door, str]]]:
+    def check_connections(self, nodes: Sequence[ClusterNode]) -> dict[str, list[tuple[Endpoint, str]]]:
         """Let every node knock at all others -> for each, by its address, the doors and what came of it."""
         ports = {
             node.id: answer.value
-            for node, answer in self._ask("listen", {node.id: (node.address,) for node in nodes}, _KNOCKS_S)
+            for node, answer in self._ask("listen", {node.id: (node.address,) for node in nodes}, _CONNECT_TIMEOUT_S)
             if answer.value
         }
-        doors = {node.id: self._doors(node, ports.get(node.id)) for node in nodes}
+        doors = {node.id: self._endpoints(node, ports.get(node.id)) for node in nodes}
         wanted = {one.id: [door for other in nodes if other.id != one.id for door in doors[other.id]] for one in nodes}
-        answers = self._ask("knock", {node: (found,) for node, found in wanted.items()}, _KNOCKS_S)
+        answers = self._ask("try_connect", {node: (found,) for node, found in wanted.items()}, _CONNECT_TIMEOUT_S)
         return {
             node.address: list(zip(wanted[node.id], answer.value, strict=True))
             for node, answer in answers
             if answer.value is not None
         }
 
-    def _doors(self, node: ClusterNode, port: int | None) -> list[Door]:
+    def _endpoints(self, node: ClusterNode, port: int | None) -> list[Endpoint]:
         entry = self._entries[node.id]
-        doors = [Door(address=node.address, port=port, what=WORKERS)] if port else []
-        doors.append(Door(address=node.address, port=node.port, what="of Ray's raylet"))
-        return [*doors, Door(address=node.address, port=entry["ObjectManagerPort"], what="of Ray's object manager")]
+        doors = [Endpoint(address=node.address, port=port, what=WORKERS)] if port else []
+        doors.append(Endpoint(address=node.address, port=node.port, what="of Ray's raylet"))
+        return [*doors, Endpoint(address=node.address, port=entry["ObjectManagerPort"], what="of Ray's object manager")]
 
     def _ask(
         self, method: str, arguments: Mapping[str, tuple[Any, ...]], within_s: float
-    ) -> Iterator[tuple[ClusterNode, Answer]]:
+    ) -> Iterator[tuple[ClusterNode, NodeResponse]]:
         """Call a method on nodes at once; answers as they come, then those that did not."""
         known = {node.id: node for node in self.nodes}
         waiting = {getattr(self._actors[id_], method).remote(*own): known[id_] for id_, own in arguments.items()}
@@ -193,14 +193,14 @@ class Nodes:
         while waiting and (left := until - time.monotonic()) > 0:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
             for reference in ready:
-                yield waiting.pop(reference), _answer(reference)
+                yield waiting.pop(reference), _get_response(reference)
         for node in waiting.values():
-            yield node, Answer(error=f"no answer within {within_s:.0f} s")
+            yield node, NodeResponse(error=f"no answer within {within_s:.0f} s")
 
 
-def _answer(reference: Any) -> Answer:
+def _get_response(reference: Any) -> NodeResponse:
     try:
-        return Answer(ray.get(reference))
+        return NodeResponse(ray.get(reference))
     except Exception as error:  # whatever the node's code raises is an answer too
         raised = [line.strip() for line in str(error).splitlines() if "Error:" in line]
-        return Answer(error=f"{type(error).__name__}: {raised[-1] if raised else first_line(error)}")
+        return NodeResponse(error=f"{type(error).__name__}: {raised[-1] if raised else first_line(error)}")

@@ -15,7 +15,7 @@ from pharmclf.data.dataset_listing import list_dataset
 from pharmclf.data.image_decoding import IMAGE_EXTENSIONS
 from pharmclf.data.image_files import is_system_file, relative_path
 from pharmclf.data.scan import NOT_READ, scan_file
-from pharmclf.doctor.findings import Finding, fail, ok, warn
+from pharmclf.diagnostics.results import Finding, fail, ok, warn
 
 _SAMPLE = 16
 _LISTS = (".csv", ".parquet")
@@ -23,7 +23,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesFacts:
+class ImagesInfo:
     """What became of the sample on a node."""
 
     num_read: int
@@ -34,7 +34,7 @@ class ImagesFacts:
     """Why the storage gave nothing; the rest of the sample was not tried then."""
 
 
-def sample_of(config: RunConfig) -> list[str]:
+def sample_locations(config: RunConfig) -> list[str]:
     """Locations of some images of a run; none where it draws them itself.
 
     Raises:
@@ -64,7 +64,7 @@ def _is_image(relative: str) -> bool:
     return os.path.splitext(relative)[1].lower() in IMAGE_EXTENSIONS and not is_system_file(relative)
 
 
-def try_images(locations: Sequence[str]) -> ImagesFacts:
+def probe_images(locations: Sequence[str]) -> ImagesInfo:
     """Read and decode images."""
     began, bad = time.perf_counter(), list[tuple[str, str]]()
     for number, location in enumerate(locations):
@@ -72,13 +72,13 @@ def try_images(locations: Sequence[str]) -> ImagesFacts:
             scan = scan_file(location)
         except storage.StorageUnavailableError as error:
             seconds = time.perf_counter() - began
-            return ImagesFacts(num_read=number, seconds=seconds, bad=tuple(bad), unavailable=str(error))
+            return ImagesInfo(num_read=number, seconds=seconds, bad=tuple(bad), unavailable=str(error))
         if scan.status != "ok":
             bad.append((location, scan.status))
-    return ImagesFacts(num_read=len(locations), seconds=time.perf_counter() - began, bad=tuple(bad))
+    return ImagesInfo(num_read=len(locations), seconds=time.perf_counter() - began, bad=tuple(bad))
 
 
-def judge_images(facts: ImagesFacts, data: str) -> Finding:
+def check_images(facts: ImagesInfo, data: str) -> Finding:
     """Whether a node can train on the images.
 
     Args:

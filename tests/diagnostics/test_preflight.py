@@ -13,7 +13,7 @@ from mounting import Mounted
 from s3server import Gateway
 
 from pharmclf.config import ConfigError, RunConfig
-from pharmclf.doctor.quick import NotReady, quick_checks
+from pharmclf.diagnostics.preflight import PreflightError, run_preflight
 from pharmclf.storage import objects
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def test_nothing_is_said_and_nothing_stays_where_all_is_well(root: str) -> None:
     """On local disk, where the folder is not made, and in a store."""
     lines: list[str] = []
-    quick_checks(RunConfig(storage=f"{root}/runs"), lines.append)
+    run_preflight(RunConfig(storage=f"{root}/runs"), lines.append)
     assert [line for line in lines if "storage" in line] == []
     assert list(Path(root).iterdir()) == [] if "://" not in root else True
 
@@ -31,15 +31,15 @@ def test_a_read_only_folder_is_bad_input(mounted: Mounted) -> None:
     """Exit code 2, with the remedy."""
     folder = mounted("size=300m,ro")
     with pytest.raises(ConfigError, match=r"read-only: .*Remedy: .*mount it for writing"):
-        quick_checks(RunConfig(storage=f"{folder}/runs"), lambda _: None)
+        run_preflight(RunConfig(storage=f"{folder}/runs"), lambda _: None)
 
 
 def test_a_full_disk_stops_a_run_before_it_begins(mounted: Mounted) -> None:
     """Exit code 1: the input is right."""
     folder = mounted("size=1m")
     (folder / "filling").write_bytes(os.urandom(1 << 20))
-    with pytest.raises(NotReady, match=r"storage: .*full: .*No space left on device"):
-        quick_checks(RunConfig(storage=str(folder)), lambda _: None)
+    with pytest.raises(PreflightError, match=r"storage: .*full: .*No space left on device"):
+        run_preflight(RunConfig(storage=str(folder)), lambda _: None)
 
 
 def test_all_reasons_are_said_and_the_first_is_raised(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,8 +47,8 @@ def test_all_reasons_are_said_and_the_first_is_raised(mounted: Mounted, monkeypa
     folder = mounted("size=1m")
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
     lines: list[str] = []
-    with pytest.raises(NotReady, match=r"^disk: .*Remedy: "):
-        quick_checks(RunConfig(storage=str(folder)), lines.append)
+    with pytest.raises(PreflightError, match=r"^disk: .*Remedy: "):
+        run_preflight(RunConfig(storage=str(folder)), lines.append)
     (line,) = [line for line in lines if line.startswith("check failed: ")]
     assert "storage" in line
     assert "Remedy: " in line
@@ -61,17 +61,17 @@ def test_a_store_that_may_not_be_used_is_bad_input(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     objects._object_store.cache_clear()
     with pytest.raises(ConfigError, match="wrong credentials: could not write: access denied at http://"):
-        quick_checks(RunConfig(storage=f"{bucket}/runs"), lambda _: None)
+        run_preflight(RunConfig(storage=f"{bucket}/runs"), lambda _: None)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", gateway.secret_key)
     objects._object_store.cache_clear()
     with pytest.raises(ConfigError, match="no bucket"):
-        quick_checks(RunConfig(storage=f"{bucket}-gone/runs"), lambda _: None)
+        run_preflight(RunConfig(storage=f"{bucket}-gone/runs"), lambda _: None)
 
 
 def test_the_checks_of_one_machine_import_neither_tensorflow_nor_ray(tmp_path: Path) -> None:
     """So they take no time that a run does not take anyway."""
     code = (
-        "import sys; from pharmclf.config import RunConfig; from pharmclf.doctor.quick import quick_checks\n"
+        "import sys; from pharmclf.config import RunConfig; from pharmclf.diagnostics.preflight import run_preflight\n"
         f"quick_checks(RunConfig(storage={str(tmp_path)!r}), print)\n"
         "print(*{'ray', 'tensorflow', 'keras'} & set(sys.modules))"
     )
@@ -101,7 +101,7 @@ def test_a_proxy_that_takes_no_connection_is_said_before_the_start(
         monkeypatch.delenv(name)
     monkeypatch.setenv("https_proxy", "http://user:secret@127.0.0.1:9")
     lines: list[str] = []
-    quick_checks(RunConfig(storage=str(tmp_path)), lines.append)
+    run_preflight(RunConfig(storage=str(tmp_path)), lines.append)
     assert "note: https_proxy is set (http://…@127.0.0.1:9); workers reach each other without it" in lines[0]
     (warning,) = [line for line in lines if line.startswith("warning: proxy: ")]
     assert "https_proxy=http://…@127.0.0.1:9; it takes no connection" in warning
@@ -114,13 +114,13 @@ def test_workers_without_room_on_this_machine_are_bad_input(tmp_path: Path, monk
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     lines: list[str] = []
     with pytest.raises(ConfigError, match=r"workers: received 200, but the cluster has 2 CPUs"):
-        quick_checks(RunConfig(storage=str(tmp_path), workers="200", accelerator="cpu"), lines.append)
-    quick_checks(RunConfig(storage=str(tmp_path), workers="5", accelerator="cpu"), lines.append)
+        run_preflight(RunConfig(storage=str(tmp_path), workers="200", accelerator="cpu"), lines.append)
+    run_preflight(RunConfig(storage=str(tmp_path), workers="5", accelerator="cpu"), lines.append)
     (warning,) = [line for line in lines if line.startswith("warning: workers: ")]
     assert "5 processes share 2 cores" in warning
     assert "--workers 1 uses all cores" in warning
     lines.clear()
-    quick_checks(RunConfig(storage=str(tmp_path), workers="1-5", accelerator="cpu"), lines.append)
+    run_preflight(RunConfig(storage=str(tmp_path), workers="1-5", accelerator="cpu"), lines.append)
     assert [line for line in lines if "workers: " in line] == []
 
 
@@ -128,7 +128,7 @@ def test_a_cluster_that_does_not_answer_is_bad_input(tmp_path: Path) -> None:
     """Before an image is read, and by the name of the variable; in a process that has joined no cluster."""
     code = (
         "import sys; from pharmclf.config import ConfigError, RunConfig\n"
-        "from pharmclf.doctor.quick import quick_checks; from pharmclf.training import ray_address\n"
+        "from pharmclf.diagnostics.preflight import run_preflight; from pharmclf.training import ray_address\n"
         "ray_address._PATIENCE_S = 0.5\n"
         "try:\n"
         f"    quick_checks(RunConfig(storage={str(tmp_path)!r}), print)\n"

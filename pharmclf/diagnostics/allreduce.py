@@ -14,7 +14,7 @@ BULK_BYTES = 16 << 20
 _TIMES = 5
 
 
-def bare_all_reduce(workers: Workers, tensors: Sequence[Any]) -> Callable[[], None]:
+def allreduce_fn(workers: Workers, tensors: Sequence[Any]) -> Callable[[], None]:
     """A call that sums tensors over all workers, traced by now. (all ranks)"""
 
     def summed(*own: Any) -> Any:
@@ -39,7 +39,7 @@ def measure(workers: Workers) -> dict[str, float]:
     total = tf.function(lambda: workers.run(lambda: workers.all_reduce_sum([tf.constant(1.0)])[0]), autograph=False)()
     if float(total) != workers.world:
         raise ValueError(f"{workers.world} workers that add one each get {float(total)}")
-    small, bulk = (bare_all_reduce(workers, [tf.zeros(size // 4)]) for size in (4, BULK_BYTES))
+    small, bulk = (allreduce_fn(workers, [tf.zeros(size // 4)]) for size in (4, BULK_BYTES))
     times: dict[str, list[float]] = {"small_s": [], "bulk_s": []}
     for _ in range(_TIMES):
         for name, call in (("small_s", small), ("bulk_s", bulk)):

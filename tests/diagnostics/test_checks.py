@@ -8,37 +8,37 @@ from typing import Any
 import pytest
 
 from pharmclf.config import RunConfig
+from pharmclf.diagnostics.allreduce_check import AllreduceInfo, check_allreduce
+from pharmclf.diagnostics.clock_skew import check_clock_skew
+from pharmclf.diagnostics.disk_check import Disk, check_disks
+from pharmclf.diagnostics.gpu_check import DriverInfo, Gpu, check_gpus
+from pharmclf.diagnostics.image_check import ImagesInfo, check_images
+from pharmclf.diagnostics.machine_check import Machine, RayNodeInfo, check_cpus, check_memory, check_shared_memory
+from pharmclf.diagnostics.network_check import Endpoint, check_network
+from pharmclf.diagnostics.node_check import NodeInfo, NodeRequest, check_node
+from pharmclf.diagnostics.package_check import Packages, check_packages
+from pharmclf.diagnostics.proxy_check import ProxyInfo, check_proxies
+from pharmclf.diagnostics.results import Finding, Section, exit_code, fail, format_section, ok, to_dict, verdict, warn
+from pharmclf.diagnostics.runner import check_resources
+from pharmclf.diagnostics.storage_check import StorageInfo, check_storage_access
+from pharmclf.diagnostics.tensorflow_check import TensorflowInfo, check_tensorflow
 from pharmclf.distributed.scaling_policy import ClusterNode
-from pharmclf.doctor.clocks import judge_clock
-from pharmclf.doctor.disks import Disk, judge_disks
-from pharmclf.doctor.examination import judge_room
-from pharmclf.doctor.exchange import ExchangeFacts, judge_exchange
-from pharmclf.doctor.findings import Finding, Section, exit_code, fail, ok, section_text, to_plain, verdict, warn
-from pharmclf.doctor.framework import TensorflowFacts, judge_tensorflow
-from pharmclf.doctor.gpus import DriverFacts, Gpu, judge_gpus
-from pharmclf.doctor.images import ImagesFacts, judge_images
-from pharmclf.doctor.machine import Machine, RayView, judge_cpus, judge_memory, judge_shared_memory
-from pharmclf.doctor.network import Door, judge_network
-from pharmclf.doctor.node import NodeFacts, Request, judge_node
-from pharmclf.doctor.packages import Packages, judge_packages
-from pharmclf.doctor.proxies import ProxyFacts, judge_proxies
-from pharmclf.doctor.store import StorageFacts, judge_storage
 
 GB = 10**9
 MACHINE = Machine(
     host="a", cores=8, quota_cpus=None, memory_bytes=64 * GB, limit_bytes=None, available_bytes=60 * GB,
     shared_bytes=32 * GB,
 )  # fmt: skip
-RAY = RayView(cpus=8, gpus=0, memory_bytes=40 * GB, store_bytes=19 * GB)
+RAY = RayNodeInfo(cpus=8, gpus=0, memory_bytes=40 * GB, store_bytes=19 * GB)
 GPU = Gpu(index=0, name="NVIDIA A100", capability=(8, 0), used_bytes=1 * GB, total_bytes=80 * GB)
-DRIVER = DriverFacts(gpus=(GPU,), version="550.54.15")
-TENSORFLOW = TensorflowFacts(
+DRIVER = DriverInfo(gpus=(GPU,), version="550.54.15")
+TENSORFLOW = TensorflowInfo(
     version="2.21.0", cuda_built="12.5.1", cudnn_built="9", cudnn_loaded="9.3.0", precision="mixed_bfloat16",
     capabilities_built=("sm_60", "sm_70", "sm_80", "sm_89", "compute_90"),
     gpus=({"name": "NVIDIA A100", "capability": (8, 0)},),
 )  # fmt: skip
 DISK = Disk(path="/tmp", uses=("Ray",), free_bytes=100 * GB, total_bytes=200 * GB)
-STORAGE = StorageFacts(location="s3://b/runs", request_s=0.01, write_bytes_per_s=1e8, read_bytes_per_s=1e8)
+STORAGE = StorageInfo(location="s3://b/runs", request_s=0.01, write_bytes_per_s=1e8, read_bytes_per_s=1e8)
 VERSIONS = {"python": "3.11.7", "ray": "2.60.0", "tensorflow": "2.21.0", "keras": "3.15.1", "numpy": "2.1.3"}
 PACKAGES = Packages(versions=VERSIONS, code="a")
 
@@ -69,7 +69,7 @@ def check(finding: Finding, level: str, *words: str) -> None:
     ],
 )
 def test_cores_that_ray_counts_and_the_container_may_not_use_draw_a_warning(machine, ray, level, words):
-    check(judge_cpus(machine, ray), level, words)
+    check(check_cpus(machine, ray), level, words)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_cores_that_ray_counts_and_the_container_may_not_use_draw_a_warning(mach
     ],
 )
 def test_memory_that_is_not_there_fails_and_memory_that_ray_does_not_know_to_be_bound_warns(machine, ray, level, words):
-    check(judge_memory(machine, ray), level, words)
+    check(check_memory(machine, ray), level, words)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_memory_that_is_not_there_fails_and_memory_that_ray_does_not_know_to_be_
     ],
 )
 def test_an_object_store_that_does_not_fit_the_shared_memory_draws_a_warning(shared, ray, level, words):
-    check(judge_shared_memory(change(MACHINE, shared_bytes=shared), ray), level, words)
+    check(check_shared_memory(change(MACHINE, shared_bytes=shared), ray), level, words)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_an_object_store_that_does_not_fit_the_shared_memory_draws_a_warning(sha
     ],
 )
 def test_a_full_or_broken_disk_fails_and_a_slow_or_nearly_full_one_warns(disk, level, words):
-    (finding,) = judge_disks([disk])
+    (finding,) = check_disks([disk])
     check(finding, level, words)
 
 
@@ -128,7 +128,7 @@ def test_a_full_or_broken_disk_fails_and_a_slow_or_nearly_full_one_warns(disk, l
     ],
 )  # fmt: skip
 def test_clocks_that_disagree_by_half_a_lease_fail(offset_s, level, words):
-    check(judge_clock(offset_s, "the storage"), level, words)
+    check(check_clock_skew(offset_s, "the storage"), level, words)
 
 
 @pytest.mark.parametrize(
@@ -157,28 +157,28 @@ def test_clocks_that_disagree_by_half_a_lease_fail(offset_s, level, words):
 )
 def test_each_trouble_of_the_storage_has_its_name_and_its_remedy(changed, level, words):
     """What may not be deleted is a warning: a run lives on, and its old checkpoints pile up."""
-    finding = judge_storage(change(STORAGE, **changed))[0]
+    finding = check_storage_access(change(STORAGE, **changed))[0]
     check(finding, level, words, "s3://b/runs")
 
 
 def test_the_clock_of_the_storage_is_judged_where_the_storage_works():
-    assert [finding.check for finding in judge_storage(STORAGE)] == ["storage", "clock"]
-    assert judge_storage(change(STORAGE, offset_s=-90.0))[1].level == "FAIL"
+    assert [finding.check for finding in check_storage_access(STORAGE)] == ["storage", "clock"]
+    assert check_storage_access(change(STORAGE, offset_s=-90.0))[1].level == "FAIL"
 
 
 @pytest.mark.parametrize(
     ("data", "facts", "level", "words"),
     [
-        ("demo", ImagesFacts(num_read=0, seconds=0), "OK", "draws its images itself"),
-        ("/d", ImagesFacts(num_read=16, seconds=0.3), "OK", "16 images read and decoded in 0.3 s"),
-        ("/d", ImagesFacts(num_read=16, seconds=0, bad=(("/d/x/a.jpg", "truncated"),)), "warn", "x/a.jpg: truncated"),
-        ("/d", ImagesFacts(num_read=1, seconds=0, bad=(("/d/a.jpg", "not read: gone"),)), "FAIL", "all nodes mount"),
-        ("/d", ImagesFacts(num_read=1, seconds=0, bad=(("/d/a.jpg", "truncated"),)), "FAIL", "can be decoded"),
-        ("s3://b", ImagesFacts(num_read=0, seconds=9, unavailable="no connection"), "FAIL", "no connection"),
+        ("demo", ImagesInfo(num_read=0, seconds=0), "OK", "draws its images itself"),
+        ("/d", ImagesInfo(num_read=16, seconds=0.3), "OK", "16 images read and decoded in 0.3 s"),
+        ("/d", ImagesInfo(num_read=16, seconds=0, bad=(("/d/x/a.jpg", "truncated"),)), "warn", "x/a.jpg: truncated"),
+        ("/d", ImagesInfo(num_read=1, seconds=0, bad=(("/d/a.jpg", "not read: gone"),)), "FAIL", "all nodes mount"),
+        ("/d", ImagesInfo(num_read=1, seconds=0, bad=(("/d/a.jpg", "truncated"),)), "FAIL", "can be decoded"),
+        ("s3://b", ImagesInfo(num_read=0, seconds=9, unavailable="no connection"), "FAIL", "no connection"),
     ],
 )  # fmt: skip
 def test_one_bad_image_warns_and_none_that_can_be_read_fails(data, facts, level, words):
-    check(judge_images(facts, data), level, words)
+    check(check_images(facts, data), level, words)
 
 
 @pytest.mark.parametrize(
@@ -195,15 +195,15 @@ def test_one_bad_image_warns_and_none_that_can_be_read_fails(data, facts, level,
 )
 def test_a_third_number_that_differs_warns_and_any_other_difference_fails(versions, code, level, words):
     other = Packages(versions={**PACKAGES.versions, **versions}, code=code)
-    check(judge_packages(PACKAGES, other), level, words)
+    check(check_packages(PACKAGES, other), level, words)
 
 
 @pytest.mark.parametrize(
     ("facts", "ray", "accelerator", "precision", "levels", "words"),
     [
-        (DriverFacts(missing="no driver"), None, "auto", "auto", ["OK"], "no GPU here: no driver"),
-        (DriverFacts(missing="no driver"), RAY, "gpu", "auto", ["OK"], "processors"),  # the room for workers fails
-        (DriverFacts(missing="no driver"), change(RAY, gpus=1), "auto", "auto", ["FAIL"], "Ray counts 1"),
+        (DriverInfo(missing="no driver"), None, "auto", "auto", ["OK"], "no GPU here: no driver"),
+        (DriverInfo(missing="no driver"), RAY, "gpu", "auto", ["OK"], "processors"),  # the room for workers fails
+        (DriverInfo(missing="no driver"), change(RAY, gpus=1), "auto", "auto", ["FAIL"], "Ray counts 1"),
         (DRIVER, None, "cpu", "auto", ["OK"], "left alone"),
         (DRIVER, change(RAY, gpus=1), "auto", "auto", ["OK"], "capability 8.0, 73.6 GiB of 74.5 GiB free"),
         (DRIVER, RAY, "auto", "auto", ["OK", "warn"], "--num-gpus=1"),
@@ -221,7 +221,7 @@ def test_a_third_number_that_differs_warns_and_any_other_difference_fails(versio
     ],
 )  # fmt: skip
 def test_gpus_must_be_free_known_to_ray_and_new_enough(facts, ray, accelerator, precision, levels, words):
-    found = judge_gpus(facts, ray, accelerator, precision)
+    found = check_gpus(facts, ray, accelerator, precision)
     assert [finding.level for finding in found] == levels
     assert words.replace("below 8.0", "below capability 8.0") in " | ".join(f"{f.text} {f.remedy}" for f in found)
 
@@ -256,7 +256,7 @@ def test_gpus_must_be_free_known_to_ray_and_new_enough(facts, ray, accelerator, 
     ],
 )
 def test_tensorflow_must_find_the_gpus_with_the_libraries_it_was_built_for(changed, driver, levels, words):
-    found = judge_tensorflow(change(TENSORFLOW, **changed), change(DRIVER, **driver), "auto")
+    found = check_tensorflow(change(TENSORFLOW, **changed), change(DRIVER, **driver), "auto")
     assert [finding.level for finding in found] == levels
     assert words in " | ".join(f"{finding.text} {finding.remedy}" for finding in found)
 
@@ -264,34 +264,34 @@ def test_tensorflow_must_find_the_gpus_with_the_libraries_it_was_built_for(chang
 def test_a_gpu_that_is_not_wanted_is_not_missed():
     """Neither without one, nor with --accelerator cpu."""
     without = change(TENSORFLOW, gpus=(), precision="float32")
-    for driver, accelerator in ((DriverFacts(), "auto"), (DRIVER, "cpu")):
-        (finding,) = judge_tensorflow(without, driver, accelerator)
+    for driver, accelerator in ((DriverInfo(), "auto"), (DRIVER, "cpu")):
+        (finding,) = check_tensorflow(without, driver, accelerator)
         check(finding, "OK", "a step in float32 on the processors")
 
 
 def test_the_network_names_who_cannot_reach_whom_by_which_port():
     """Pairs by direction, with the port and what was seen; all others are not named."""
-    door = Door(address="10.0.0.2", port=40123, what="of a worker")
-    other = Door(address="10.0.0.1", port=40124, what="of a worker")
-    check(judge_network({"10.0.0.1": [(door, "")], "10.0.0.2": [(other, "")]}), "OK", "2 connections")
-    finding = judge_network({"10.0.0.1": [(door, "no answer within 3 s")], "10.0.0.2": [(other, "")]})
+    door = Endpoint(address="10.0.0.2", port=40123, what="of a worker")
+    other = Endpoint(address="10.0.0.1", port=40124, what="of a worker")
+    check(check_network({"10.0.0.1": [(door, "")], "10.0.0.2": [(other, "")]}), "OK", "2 connections")
+    finding = check_network({"10.0.0.1": [(door, "no answer within 3 s")], "10.0.0.2": [(other, "")]})
     check(finding, "FAIL", "10.0.0.1 cannot reach 10.0.0.2 (port 40123 of a worker: no answer within 3 s)")
     assert "10.0.0.2 cannot reach" not in finding.text
     many = {f"10.0.1.{number}": [(door, "refused")] for number in range(20)}
-    check(judge_network(many), "FAIL", "and 14 more")
+    check(check_network(many), "FAIL", "and 14 more")
 
 
 @pytest.mark.parametrize(
     ("facts", "level", "words"),
     [
-        (ExchangeFacts(start_s=9, small_s=0.001, bulk_s=0.0144), "OK", "on two nodes: 10.0 Gbit/s each way, 1.0 ms"),
-        (ExchangeFacts(start_s=9, small_s=0.001, bulk_s=0.5), "warn", "0.3 Gbit/s"),
-        (ExchangeFacts(start_s=9, small_s=0.001, bulk_s=0.5, on_one_node=True), "OK", "both on one node"),
-        (ExchangeFacts(error="no sum within 240 s"), "FAIL", "no sum within 240 s"),
+        (AllreduceInfo(start_s=9, small_s=0.001, bulk_s=0.0144), "OK", "on two nodes: 10.0 Gbit/s each way, 1.0 ms"),
+        (AllreduceInfo(start_s=9, small_s=0.001, bulk_s=0.5), "warn", "0.3 Gbit/s"),
+        (AllreduceInfo(start_s=9, small_s=0.001, bulk_s=0.5, on_one_node=True), "OK", "both on one node"),
+        (AllreduceInfo(error="no sum within 240 s"), "FAIL", "no sum within 240 s"),
     ],
 )
 def test_an_exchange_that_fails_fails_and_a_slow_link_warns(facts, level, words):
-    check(judge_exchange(facts), level, words)
+    check(check_allreduce(facts), level, words)
 
 
 def node(cpus: float, gpus: float = 0.0) -> ClusterNode:
@@ -310,20 +310,20 @@ def node(cpus: float, gpus: float = 0.0) -> ClusterNode:
     ],
 )
 def test_workers_without_room_fail_where_no_node_can_come(settings, nodes, waits, level, words):
-    check(judge_room(RunConfig(**settings), nodes, waits=waits), level, words)
+    check(check_resources(RunConfig(**settings), nodes, waits=waits), level, words)
 
 
 def test_what_did_not_answer_fails_with_its_reason():
     """A hung check is a finding of its own, and the others stay."""
-    facts = NodeFacts(machine=MACHINE, disks=(DISK,), silent={"storage": "no answer within 20 s"})
-    found = judge_node(facts, Request(config=RunConfig(), whole=True), RAY)
+    facts = NodeInfo(machine=MACHINE, disks=(DISK,), silent={"storage": "no answer within 20 s"})
+    found = check_node(facts, NodeRequest(config=RunConfig(), whole=True), RAY)
     assert [finding.check for finding in found] == ["processors", "memory", "shm", "disk", "storage"]
     check(found[-1], "FAIL", "no answer within 20 s", "mounted anew")
 
 
 def test_a_table_has_a_line_for_each_check_and_the_remedy_below_what_is_not_well():
     section = Section(title="node 10.0.0.1", findings=(ok("memory", "64 GB"), fail("disk", "full", "make room")))
-    assert section_text(section).splitlines() == [
+    assert format_section(section).splitlines() == [
         "node 10.0.0.1",
         "  OK    memory      64 GB",
         "  FAIL  disk        full",
@@ -341,18 +341,18 @@ def test_a_table_has_a_line_for_each_check_and_the_remedy_below_what_is_not_well
 )
 def test_only_a_failure_makes_the_exit_code_1(findings, code, text):
     sections = [Section(title="here", findings=findings)]
-    assert exit_code(sections) == to_plain(sections)["exit_code"] == code
+    assert exit_code(sections) == to_dict(sections)["exit_code"] == code
     assert text in verdict(sections)
 
 
 def test_a_proxy_is_named_and_no_danger_to_the_ways_between_nodes() -> None:
     """A warning where it takes no connection, or where Ray would send its own connections there."""
-    assert judge_proxies(ProxyFacts()) == []
+    assert check_proxies(ProxyInfo()) == []
     url = "http://proxy:3128"
-    facts = ProxyFacts(urls={"http_proxy": url})
-    (finding,) = judge_proxies(facts)
+    facts = ProxyInfo(urls={"http_proxy": url})
+    (finding,) = check_proxies(facts)
     check(finding, "OK", "http_proxy=http://proxy:3128", "nodes reach each other without it")
-    (finding,) = judge_proxies(change(facts, silent={url: "Connection refused"}))
+    (finding,) = check_proxies(change(facts, silent={url: "Connection refused"}))
     check(finding, "warn", "http_proxy=http://proxy:3128; it takes no connection", "Connection refused", "s3://")
-    (finding,) = judge_proxies(change(facts, used_by_ray=True))
+    (finding,) = check_proxies(change(facts, used_by_ray=True))
     check(finding, "warn", "unset RAY_grpc_enable_http_proxy wherever Ray is started")

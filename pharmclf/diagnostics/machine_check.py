@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 
 from pharmclf.core.units import format_memory
-from pharmclf.doctor.findings import Finding, fail, ok, warn
+from pharmclf.diagnostics.results import Finding, fail, ok, warn
 from pharmclf.monitoring.cores import schedulable_cores
 
 _SHARED = "/dev/shm"
 # Ray that is started without settings takes this share of the memory for its object store, and above so many bytes no
 # more than a share of /dev/shm
 _STORE_SHARE, _STORE_BYTES, _OF_SHARED = 0.3, 10**10, 0.95
-_LEAST_BYTES = 1 << 30  # assumed: a process with TensorFlow and a small network, and Ray beside it
+_MIN_BYTES = 1 << 30  # assumed: a process with TensorFlow and a small network, and Ray beside it
 _SCARCE_BYTES = 4 << 30
 _SLACK = 1.02  # Ray and the kernel round differently
 
@@ -56,7 +56,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayView:
+class RayNodeInfo:
     """What Ray takes a node for."""
 
     cpus: float
@@ -67,7 +67,7 @@ class RayView:
     """For the object store."""
 
 
-def machine_here() -> Machine:
+def inspect_machine() -> Machine:
     """Look at the machine of this process."""
     cores = schedulable_cores()
     quota, limit, used = container_limits(lambda path: Path(path).read_text("utf-8"))
@@ -95,7 +95,7 @@ def container_limits(read: Read) -> tuple[float | None, int | None, int]:
     """
     cpus: list[float] = []
     memories: list[tuple[int, int]] = []
-    for folder in _groups(read):
+    for folder in _cgroup_folders(read):
         quota, _, period = _value(read, f"{folder}/cpu.max").partition(" ")
         if quota.isdigit() and period.isdigit() and int(period):
             cpus.append(int(quota) / int(period))
@@ -109,7 +109,7 @@ def container_limits(read: Read) -> tuple[float | None, int | None, int]:
     return min(cpus, default=None), limit, used
 
 
-def _groups(read: Read) -> Iterator[str]:
+def _cgroup_folders(read: Read) -> Iterator[str]:
     """The folders of this process's group and of those around it, in version 2."""
     for line in _value(read, "/proc/self/cgroup").splitlines():
         number, _, path = line.partition("::")
@@ -135,7 +135,7 @@ def _value(read: Read, path: str) -> str:
         return ""
 
 
-def judge_cpus(machine: Machine, ray: RayView | None) -> Finding:
+def check_cpus(machine: Machine, ray: RayNodeInfo | None) -> Finding:
     """Whether Ray gives work to as many cores as there are."""
     has = f"{machine.cores} cores"
     if machine.quota_cpus is not None and machine.quota_cpus < machine.cores:
@@ -149,13 +149,13 @@ def judge_cpus(machine: Machine, ray: RayView | None) -> Finding:
     return ok("processors", text)
 
 
-def judge_memory(machine: Machine, ray: RayView | None) -> Finding:
+def check_memory(machine: Machine, ray: RayNodeInfo | None) -> Finding:
     """Whether there is room for training, and Ray knows of the bound."""
     text = f"{format_memory(machine.usable_bytes)}, {format_memory(machine.available_bytes)} of it free"
     if machine.limit_bytes is not None:
         text += f" (the machine has {format_memory(machine.memory_bytes)}, the container is bound)"
-    if machine.available_bytes < _LEAST_BYTES:
-        remedy = f"end other programs, or take a larger machine: {format_memory(_LEAST_BYTES)} are the least"
+    if machine.available_bytes < _MIN_BYTES:
+        remedy = f"end other programs, or take a larger machine: {format_memory(_MIN_BYTES)} are the least"
         return fail("memory", text, remedy)
     if ray is not None and ray.memory_bytes + ray.store_bytes > _SLACK * machine.usable_bytes:
         text += f"; Ray counts {format_memory(int(ray.memory_bytes + ray.store_bytes))}"
@@ -166,7 +166,7 @@ def judge_memory(machine: Machine, ray: RayView | None) -> Finding:
     return ok("memory", text)
 
 
-def judge_shared_memory(machine: Machine, ray: RayView | None) -> Finding:
+def check_shared_memory(machine: Machine, ray: RayNodeInfo | None) -> Finding:
     """Whether Ray's object store, through which all images pass, lies in memory."""
     most = max(_STORE_BYTES, _OF_SHARED * machine.shared_bytes)
     wanted = ray.store_bytes if ray is not None else min(_STORE_SHARE * machine.usable_bytes, most)

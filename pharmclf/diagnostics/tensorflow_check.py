@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pharmclf.core.errors import describe_exit
-from pharmclf.doctor.findings import Finding, fail, ok, warn
-from pharmclf.doctor.gpus import DriverFacts
+from pharmclf.diagnostics.gpu_check import DriverInfo
+from pharmclf.diagnostics.results import Finding, fail, ok, warn
 
-TRIAL_S = 150.0
+PROBE_TIMEOUT_S = 150.0
 """For the trial: TensorFlow alone takes up to 17 s on two busy cores, and kernels are compiled on a new GPU."""
-_LEAST_DRIVERS = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580,)}
+_MIN_DRIVERS = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580,)}
 """The oldest driver for each CUDA (NVIDIA: CUDA Compatibility, minor version compatibility)."""
 _COMPLAINTS = re.compile(
     r"could not load dynamic library|cannot dlopen|failed call to cuinit|cuda_error|loaded runtime cudnn", re.IGNORECASE
@@ -27,7 +27,7 @@ _INSTALL = "install the package with its GPU libraries: pip install '.[gpu]'"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorflowFacts:
+class TensorflowInfo:
     """What the trial has found."""
 
     error: str = ""
@@ -49,7 +49,7 @@ class TensorflowFacts:
     """What went wrong in the step."""
 
 
-def try_tensorflow(precision: str, *, xla: bool, gpus: bool, limit_s: float = TRIAL_S) -> TensorflowFacts:
+def probe_tensorflow(precision: str, *, xla: bool, gpus: bool, limit_s: float = PROBE_TIMEOUT_S) -> TensorflowInfo:
     """Let a process of its own try TensorFlow.
 
     Args:
@@ -58,7 +58,7 @@ def try_tensorflow(precision: str, *, xla: bool, gpus: bool, limit_s: float = TR
         gpus: whether they may be used.
         limit_s: after so many seconds it is killed.
     """
-    command = [sys.executable, "-m", "pharmclf.doctor.tensorflow_trial", precision, str(int(xla)), str(int(gpus))]
+    command = [sys.executable, "-m", "pharmclf.diagnostics.tensorflow_probe", precision, str(int(xla)), str(int(gpus))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TF_CPP_MIN_LOG_LEVEL": "0"}
     if not gpus:
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -67,11 +67,11 @@ def try_tensorflow(precision: str, *, xla: bool, gpus: bool, limit_s: float = TR
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, env=environment)
     except subprocess.TimeoutExpired:
-        return TensorflowFacts(error=f"{_NO_ANSWER} within {limit_s:.0f} s")
-    return read_trial(ended.returncode, ended.stdout, ended.stderr)
+        return TensorflowInfo(error=f"{_NO_ANSWER} within {limit_s:.0f} s")
+    return parse_probe_output(ended.returncode, ended.stdout, ended.stderr)
 
 
-def read_trial(code: int, output: str, errors: str) -> TensorflowFacts:
+def parse_probe_output(code: int, output: str, errors: str) -> TensorflowInfo:
     """What the trial's process has said; pure.
 
     Args:
@@ -82,13 +82,13 @@ def read_trial(code: int, output: str, errors: str) -> TensorflowFacts:
     lines = [_PREFIX.sub("", line).strip() for line in errors.splitlines() if _COMPLAINTS.search(line)]
     complaints = tuple(dict.fromkeys(lines))
     if code:
-        return TensorflowFacts(error=describe_exit(code, errors), complaints=complaints)
+        return TensorflowInfo(error=describe_exit(code, errors), complaints=complaints)
     found = json.loads(output.strip().splitlines()[-1])
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    return TensorflowFacts(complaints=complaints, **values)
+    return TensorflowInfo(complaints=complaints, **values)
 
 
-def judge_tensorflow(facts: TensorflowFacts, driver: DriverFacts, accelerator: str) -> list[Finding]:
+def check_tensorflow(facts: TensorflowInfo, driver: DriverInfo, accelerator: str) -> list[Finding]:
     """Whether TensorFlow uses what is there.
 
     Args:
@@ -104,7 +104,7 @@ def judge_tensorflow(facts: TensorflowFacts, driver: DriverFacts, accelerator: s
             remedy = "TensorFlow's packages need a processor with AVX: take another machine"
         return [fail("tensorflow", f"it does not start: {facts.error}", remedy)]
     wanted = bool(driver.gpus) and accelerator != "cpu"
-    found = [_judge_gpus(facts, driver)] if wanted else []
+    found = [_check_gpus(facts, driver)] if wanted else []
     on_gpu = wanted and bool(facts.gpus)
     if facts.step_error:
         remedy = "give --precision float32 and --xla False, and update the driver"
@@ -114,12 +114,12 @@ def judge_tensorflow(facts: TensorflowFacts, driver: DriverFacts, accelerator: s
     return [*found, ok("tensorflow", f"{facts.version} takes a step in {facts.precision} on {where}")]
 
 
-def _judge_gpus(facts: TensorflowFacts, driver: DriverFacts) -> Finding:
+def _check_gpus(facts: TensorflowInfo, driver: DriverInfo) -> Finding:
     built = f"TensorFlow {facts.version}, built with CUDA {facts.cuda_built}"
     if not facts.cuda_built:
         return fail("CUDA", f"TensorFlow {facts.version} was built without CUDA", _INSTALL)
-    least = _LEAST_DRIVERS.get(_numbers(facts.cuda_built)[0])
-    if least and driver.version and _numbers(driver.version) < least:
+    least = _MIN_DRIVERS.get(_version_numbers(facts.cuda_built)[0])
+    if least and driver.version and _version_numbers(driver.version) < least:
         wanted = ".".join(map(str, least))
         remedy = f"update the driver to {wanted} or newer"
         return fail("CUDA", f"{built}; the driver is {driver.version}, too old for it", remedy)
@@ -127,13 +127,13 @@ def _judge_gpus(facts: TensorflowFacts, driver: DriverFacts) -> Finding:
         said = f": {'; '.join(facts.complaints)}" if facts.complaints else ""
         remedy = f"{_INSTALL}; nothing on LD_LIBRARY_PATH may stand before them"
         return fail("CUDA", f"{built}, finds none of {len(driver.gpus)} GPUs{said}", remedy)
-    ours, loaded = _numbers(facts.cudnn_built), _numbers(facts.cudnn_loaded)
+    ours, loaded = _version_numbers(facts.cudnn_built), _version_numbers(facts.cudnn_loaded)
     if loaded and ours and (loaded[0] != ours[0] or loaded < ours):
         text = f"{built} and cuDNN {facts.cudnn_built}, finds cuDNN {facts.cudnn_loaded}"
         return fail("CUDA", text, f"{_INSTALL}; nothing on LD_LIBRARY_PATH may stand before them")
     for gpu in facts.gpus:
         capability = tuple(gpu["capability"])
-        if capability and facts.capabilities_built and (finding := _judge_capability(built, facts, gpu, capability)):
+        if capability and facts.capabilities_built and (finding := _check_capability(built, facts, gpu, capability)):
             return finding
     names = ", ".join(str(gpu["name"]) for gpu in facts.gpus)
     cudnn = f", cuDNN {facts.cudnn_loaded}" if facts.cudnn_loaded else ""
@@ -143,8 +143,8 @@ def _judge_gpus(facts: TensorflowFacts, driver: DriverFacts) -> Finding:
     return ok("CUDA", f"{built}{cudnn}, finds {names}")
 
 
-def _judge_capability(
-    built: str, facts: TensorflowFacts, gpu: dict[str, Any], capability: tuple[int, ...]
+def _check_capability(
+    built: str, facts: TensorflowInfo, gpu: dict[str, Any], capability: tuple[int, ...]
 ) -> Finding | None:
     """Whether TensorFlow has kernels for a GPU; None where it has."""
     known = {name: _capability(name) for name in facts.capabilities_built}
@@ -165,5 +165,5 @@ def _capability(name: str) -> tuple[int, int]:
     return int(digits[:-1] or 0), int(digits[-1])
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from pharmclf.core.errors import error_reason
-from pharmclf.doctor.findings import Finding, ok, warn
+from pharmclf.diagnostics.results import Finding, ok, warn
 from pharmclf.training.proxy import proxies
 
 _CONNECT_S = 3.0
-_RAYS_OWN = "RAY_grpc_enable_http_proxy"
+_RAY_VARIABLE = "RAY_grpc_enable_http_proxy"
 _PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProxyFacts:
+class ProxyInfo:
     """What the environment of a node says of proxies."""
 
     urls: Mapping[str, str] = field(default_factory=dict)
@@ -29,18 +29,18 @@ class ProxyFacts:
     """Whether Ray sends its own connections between nodes there."""
 
 
-def proxies_here() -> ProxyFacts:
+def inspect_proxies() -> ProxyInfo:
     """Look at the environment of this process, and connect to each proxy once."""
     urls = proxies()
-    tried = {url: _try(url) for url in dict.fromkeys(urls.values())}
-    return ProxyFacts(
+    tried = {url: _try_connect(url) for url in dict.fromkeys(urls.values())}
+    return ProxyInfo(
         urls=urls,
         silent={url: reason for url, reason in tried.items() if reason},
-        used_by_ray=os.environ.get(_RAYS_OWN, "").lower() in ("1", "true"),
+        used_by_ray=os.environ.get(_RAY_VARIABLE, "").lower() in ("1", "true"),
     )
 
 
-def _try(url: str) -> str:
+def _try_connect(url: str) -> str:
     parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
         address = parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 1080)
@@ -52,14 +52,14 @@ def _try(url: str) -> str:
         return error_reason(error)
 
 
-def judge_proxies(facts: ProxyFacts) -> list[Finding]:
+def check_proxies(facts: ProxyInfo) -> list[Finding]:
     """Whether proxies can be used, and stay out of the connections between nodes; pure. Empty where there are none."""
     if not facts.urls:
         return []
     text = ", ".join(f"{name}={url}" for name, url in facts.urls.items())
     if facts.used_by_ray:
-        remedy = f"unset {_RAYS_OWN} wherever Ray is started"
-        return [warn("proxy", f"{text}; with {_RAYS_OWN} Ray reaches its own nodes through it", remedy)]
+        remedy = f"unset {_RAY_VARIABLE} wherever Ray is started"
+        return [warn("proxy", f"{text}; with {_RAY_VARIABLE} Ray reaches its own nodes through it", remedy)]
     if facts.silent:
         reasons = ", ".join(f"{url}: {reason}" for url, reason in facts.silent.items())
         remedy = "correct the variable, or unset it; s3:// storage and downloads of weights go through the proxy"
