@@ -20,7 +20,7 @@ import tyro
 from pharmclf.cli import help_text, run_job
 from pharmclf.core.console import print_line
 from pharmclf.core.signals import exit_on_sigterm
-from pharmclf.export.model import ExportOptions, export_model
+from pharmclf.export.export_model import ExportOptions, export_model
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.export.formats import Tolerance
 
 
-class ExportRefused(RunError):
+class ExportError(RunError):
     """An exported model that cannot be made, cannot be run, or does not answer as the Keras model does."""
 
 
@@ -54,10 +54,10 @@ def compare(
         found_decision: those of the exported model, where they are others.
 
     Raises:
-        ExportRefused: the exported model gives arrays of another shape.
+        ExportError: the exported model gives arrays of another shape.
     """
     if found.shape != reference.shape:
-        raise ExportRefused(f"it gives probabilities of shape {found.shape}, expected {reference.shape}")
+        raise ExportError(f"it gives probabilities of shape {found.shape}, expected {reference.shape}")
     same_side = None
     if decision is not None:
         pairs = ((decision, reference), (found_decision or decision, found))
@@ -71,7 +71,7 @@ def compare(
     )
 
 
-def check_decision(decision: AbstentionPolicy, found: AbstentionPolicy) -> None:
+def check_policy(decision: AbstentionPolicy, found: AbstentionPolicy) -> None:
     """Refuse a model that keeps less of a promise than the Keras model does.
 
     Args:
@@ -79,24 +79,24 @@ def check_decision(decision: AbstentionPolicy, found: AbstentionPolicy) -> None:
         found: of the exported model, chosen with its own probabilities on the same kind of images.
 
     Raises:
-        ExportRefused: it answers nothing, or its error is not assured, where the Keras model's is.
+        ExportError: it answers nothing, or its error is not assured, where the Keras model's is.
     """
     if found.threshold > 1 >= decision.threshold:
-        raise ExportRefused(f"no threshold keeps the error at {found.max_error:.2%}, so that it answers no image")
+        raise ExportError(f"no threshold keeps the error at {found.max_error:.2%}, so that it answers no image")
     if decision.assured and not found.assured:
-        raise ExportRefused(
+        raise ExportError(
             f"{found.num_validation_images:,} validation images do not assure an error of at most "
             f"{found.max_error:.2%}; with the Keras model they do"
         )
 
 
-def check(comparison: Comparison, tolerance: Tolerance) -> None:
+def check_tolerance(comparison: Comparison, tolerance: Tolerance) -> None:
     """Refuse a model that is too far from the Keras model.
 
     Raises:
-        ExportRefused: it is.
+        ExportError: it is.
     """
     if not comparison.largest_difference <= tolerance.difference:  # NaN fails too
-        raise ExportRefused(f"{comparison}; expected a difference of at most {tolerance.difference:g}")
+        raise ExportError(f"{comparison}; expected a difference of at most {tolerance.difference:g}")
     if comparison.equal_share < tolerance.equal_share:
-        raise ExportRefused(f"{comparison}; expected equal answers for at least {tolerance.equal_share:.0%}")
+        raise ExportError(f"{comparison}; expected equal answers for at least {tolerance.equal_share:.0%}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pharmclf.core.errors import single_line
-from pharmclf.export.compare import ExportRefused
+from pharmclf.export.compare import ExportError
 from pharmclf.export.formats import INPUT, ONNX_OPSET, OUTPUT, FormatName, Precision
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def write_model(
         calibration: (n, S, S, 3) uint8, images of the kind that the model was trained on; for int8.
 
     Raises:
-        ExportRefused: the converter cannot do it.
+        ExportError: the converter cannot do it.
     """
     try:
         if name == "savedmodel":
@@ -44,10 +44,10 @@ def write_model(
         raise
     except Exception as error:  # converters raise nearly anything
         reason = single_line(error, 300)
-        raise ExportRefused(f"{name}: it cannot be written: {reason}") from error
+        raise ExportError(f"{name}: it cannot be written: {reason}") from error
 
 
-def _served(model: keras.Model, batch: int | None) -> Any:
+def _serving_model(model: keras.Model, batch: int | None) -> Any:
     """The function that is exported."""
     import tensorflow as tf
 
@@ -63,7 +63,7 @@ def _served(model: keras.Model, batch: int | None) -> Any:
 def _write_savedmodel(model: keras.Model, path: Path, batch: int | None) -> None:
     import keras
 
-    serve = _served(model, batch)
+    serve = _serving_model(model, batch)
     serve.get_concrete_function()
     archive = keras.export.ExportArchive()
     archive.add_endpoint("serve", serve)
@@ -74,7 +74,7 @@ def _write_onnx(model: keras.Model, path: Path) -> None:
     import onnx
     import tf2onnx
 
-    serve = _served(model, None)
+    serve = _serving_model(model, None)
     proto, _ = tf2onnx.convert.from_function(serve, serve.input_signature, opset=ONNX_OPSET)
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"  # tf2onnx leaves a number of its own there

@@ -11,7 +11,7 @@ import pytest
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.data.destination import ALLOWED, check_destination, destination_warnings, is_in_uploaded_working_dir
 from pharmclf.data.prepare import check_storage
-from pharmclf.export.target import whole_folder
+from pharmclf.export.output_dir import atomic_output_dir
 from pharmclf.finish import EvaluationOptions, evaluate_saved
 from pharmclf.prediction.job import predict_images
 from pharmclf.prediction.options import PredictOptions
@@ -62,7 +62,7 @@ def test_the_demo_is_trained_there_with_a_warning(submitted: Path) -> None:
 
 
 def _whole_folder() -> None:
-    with whole_folder("exported", last="export.json"):
+    with atomic_output_dir("exported", last="export.json"):
         pass
 
 

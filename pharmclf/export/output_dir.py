@@ -13,7 +13,7 @@ from pharmclf.data.destination import atomic_folder, check_new_folder
 
 
 @contextlib.contextmanager
-def whole_folder(out: str, *, last: str) -> Iterator[Path]:
+def atomic_output_dir(out: str, *, last: str) -> Iterator[Path]:
     """A local folder to fill; it goes to its place when the block ends, and vanishes when the block fails.
 
     Args:

@@ -11,7 +11,7 @@ import pytest
 from pharmclf.config import ConfigError
 from pharmclf.data.image_decoding import decode
 from pharmclf.evaluation.saved_model import SavedModel
-from pharmclf.export.images import sample_images
+from pharmclf.export.reference_images import sample_images
 
 
 def saved(run_folder: str | None = None) -> SavedModel:

@@ -8,7 +8,7 @@ import pytest
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
-from pharmclf.export.target import whole_folder
+from pharmclf.export.output_dir import atomic_output_dir
 
 
 def fill(part: Path) -> None:
@@ -27,7 +27,7 @@ def files(location: str) -> list[str]:
 def test_what_is_filled_takes_the_place_when_all_is_done(root: str):
     """Until the end nothing stands at the place; then every file does, and nothing else anywhere."""
     out = storage.join(root, "deep", "out")
-    with whole_folder(out, last="export.json") as part:
+    with atomic_output_dir(out, last="export.json") as part:
         fill(part)
         assert files(out) == []
     assert files(out) == ["/export.json", "/savedmodel/variables/data"]
@@ -41,7 +41,7 @@ def test_a_failure_leaves_nothing(root: str):
     parts = []
 
     def stopped() -> None:
-        with whole_folder(storage.join(root, "out"), last="export.json") as part:
+        with atomic_output_dir(storage.join(root, "out"), last="export.json") as part:
             parts.append(part)
             fill(part)
             raise KeyboardInterrupt
@@ -57,7 +57,7 @@ def test_a_place_that_is_taken_is_left_as_it_is(root: str):
     for taken, out in (("out/mine.txt", "out"), ("file", "file")):
         storage.write_bytes(storage.join(root, taken), b"mine")
         with pytest.raises(ConfigError, match=r"--out: received .* left as it is"):
-            with whole_folder(storage.join(root, out), last="export.json"):
+            with atomic_output_dir(storage.join(root, out), last="export.json"):
                 pytest.fail("entered")
         assert storage.read_bytes(storage.join(root, taken)) == b"mine"
     assert len(files(root)) == 2
@@ -66,7 +66,7 @@ def test_a_place_that_is_taken_is_left_as_it_is(root: str):
 def test_an_empty_folder_is_no_obstacle(tmp_path: Path):
     """As `mkdir` or `mktemp -d` leaves it."""
     (tmp_path / "out").mkdir()
-    with whole_folder(str(tmp_path / "out"), last="export.json") as part:
+    with atomic_output_dir(str(tmp_path / "out"), last="export.json") as part:
         fill(part)
     assert (tmp_path / "out" / "export.json").exists()
 
@@ -74,5 +74,5 @@ def test_an_empty_folder_is_no_obstacle(tmp_path: Path):
 @pytest.mark.parametrize("out", ["", "/", "/proc/nowhere"])
 def test_a_place_that_cannot_be_is_bad_input(out: str):
     """No name, the root of a disk, a file system that takes no folder."""
-    with pytest.raises(ConfigError, match="--out"), whole_folder(out, last="export.json"):
+    with pytest.raises(ConfigError, match="--out"), atomic_output_dir(out, last="export.json"):
         pytest.fail("entered")

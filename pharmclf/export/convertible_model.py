@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     import keras
 
 
-def portable(model: keras.Model) -> keras.Model:
+def make_convertible(model: keras.Model) -> keras.Model:
     """The model itself, or, where it has such layers, a copy that computes the same without them."""
     import keras
 
     if not any(_is_depthwise(layer) or _is_gelu(layer) or _is_normalisation(layer) for layer in model.layers):
         return model
-    copy = keras.models.clone_model(model, clone_function=_replaced)
+    copy = keras.models.clone_model(model, clone_function=_replace_layer)
     for source, target in zip(model.layers, copy.layers, strict=True):
         if _is_normalisation(source):
             continue  # what it knows stands in the copy's configuration
@@ -60,7 +60,7 @@ def _gelu(x: Any) -> Any:
     return 0.5 * x * (1.0 + keras.ops.erf(x * math.sqrt(0.5)))
 
 
-def _replaced(layer: Any) -> Any:
+def _replace_layer(layer: Any) -> Any:
     import keras
 
     if _is_gelu(layer):

@@ -22,9 +22,10 @@ from pharmclf.core.stderr_filter import native_chatter_muted
 from pharmclf.core.units import format_size
 from pharmclf.evaluation.abstention_policy import DECISION_FILE, AbstentionPolicy, fit_policy, write_policy
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
-from pharmclf.export import reload
-from pharmclf.export.compare import Comparison, ExportRefused, check, check_decision, compare
+from pharmclf.export import exported_runtime
+from pharmclf.export.compare import Comparison, ExportError, check_policy, check_tolerance, compare
 from pharmclf.export.convert import write_model
+from pharmclf.export.convertible_model import make_convertible
 from pharmclf.export.formats import (
     FORMATS,
     ONNX_OPSET,
@@ -33,9 +34,8 @@ from pharmclf.export.formats import (
     Precision,
     check_installed,
 )
-from pharmclf.export.images import ValidationImages, sample_images, validation_images
-from pharmclf.export.portable import portable
-from pharmclf.export.target import whole_folder
+from pharmclf.export.output_dir import atomic_output_dir
+from pharmclf.export.reference_images import ValidationImages, sample_images, validation_images
 from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.reporting import load_image_snippet
@@ -47,7 +47,7 @@ EXPORT_FILE = "export.json"
 """What was exported, and how near it is to the Keras model; written last."""
 LOAD_FILE = "load_image.py"
 """The function that makes an image file the model's input."""
-TFLITE_DECISION_FILE = "decision-tflite.json"
+TFLITE_POLICY_FILE = "decision-tflite.json"
 """The decision of int8, where other formats have the Keras model's."""
 SCHEMA_VERSION = 1
 _BATCH = 32
@@ -90,14 +90,14 @@ def export_model(options: ExportOptions, say: Say) -> None:
 
     Raises:
         ConfigError: no model, no images, a place that is taken, or a format whose packages are not installed.
-        ExportRefused: a format cannot be written, cannot be run, or answers otherwise. The others are written; where
+        ExportError: a format cannot be written, cannot be run, or answers otherwise. The others are written; where
             there are none, nothing is left behind.
         OSError: the storage does not answer, or the disk is full.
     """
     names = tuple(dict.fromkeys(options.format))
     check_installed(names)
     refused: list[str] = []
-    with whole_folder(options.out, last=EXPORT_FILE) as folder:
+    with atomic_output_dir(options.out, last=EXPORT_FILE) as folder:
         found = load_model_info(options.model)
         images = sample_images(found, options.images, "test", "--images", say)
         calibration = validation = None
@@ -105,18 +105,20 @@ def export_model(options: ExportOptions, say: Say) -> None:
             calibration = sample_images(found, options.calibration, "train", "--calibration", say)
             say(f"int8 is calibrated on {len(calibration):,} images")
             validation = validation_images(found, say) if found.decision else None
-        model = _load(found)
-        reference, written = _probabilities(model, images), portable(model)
+        model = _load_keras_model(found)
+        reference, written = _probabilities(model, images), make_convertible(model)
         formats: dict[FormatName, Any] = {}
         decision = found.decision  # of the TFLite file
         for name in names:
-            trial = _Trial(name, options.tflite if name == "tflite" else "float32", options.accept_loss, found, say)
+            trial = _RuntimeCheck(
+                name, options.tflite if name == "tflite" else "float32", options.accept_loss, found, say
+            )
             path = folder / FORMATS[name].file
             try:
                 with native_chatter_muted():
                     write_model(written, name, path, trial.precision, calibration)
                 comparison, about, fitted = trial.run(path, images, reference, validation)
-            except ExportRefused as error:
+            except ExportError as error:
                 (shutil.rmtree if path.is_dir() else _remove)(path)
                 refused.append(str(error))
                 say(f"refused: {error}")
@@ -125,17 +127,17 @@ def export_model(options: ExportOptions, say: Say) -> None:
             decision = fitted if name == "tflite" else decision
             formats[name] = about
         if not formats:
-            raise ExportRefused(f"{'; '.join(refused)}. Nothing is written")
+            raise ExportError(f"{'; '.join(refused)}. Nothing is written")
         _describe(folder, found, formats, decision)
     if refused:
-        raise ExportRefused(f"{', '.join(formats)} written into {options.out}, but not {'; '.join(refused)}")
+        raise ExportError(f"{', '.join(formats)} written into {options.out}, but not {'; '.join(refused)}")
 
 
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _load(found: SavedModel) -> keras.Model:
+def _load_keras_model(found: SavedModel) -> keras.Model:
     """The Keras model, on the CPU, where every machine gives the same."""
     with native_chatter_muted(), storage.local_file(found.location) as path:
         import keras
@@ -163,7 +165,7 @@ def _probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Trial:
+class _RuntimeCheck:
     """One format, run in its own runtime."""
 
     name: FormatName
@@ -188,11 +190,11 @@ class _Trial:
             How near it is, what is noted of it, and its decision.
 
         Raises:
-            ExportRefused: it cannot be run, or is too far from the Keras model.
+            ExportError: it cannot be run, or is too far from the Keras model.
         """
         own = validation if self.precision == "int8" else None
         shown = images if own is None else np.concatenate([images, own.images])
-        probabilities, about, runtime = _run(self.name, path, shown)
+        probabilities, about, runtime = _predict_in_runtime(self.name, path, shown)
         decision, of_images = self.found.decision, probabilities[: len(images)]
         about |= {"precision": self.precision, "runtime": runtime}
         about |= {"opset": ONNX_OPSET} if self.name == "onnx" else {}
@@ -201,35 +203,41 @@ class _Trial:
             decision = fit_policy(probabilities[len(images) :], own.truth, own.groups, decision.max_error)
         try:
             comparison = compare(reference, of_images, self.found.decision, decision)
-        except ExportRefused as error:
-            raise ExportRefused(f"{self.name} {self.precision} in {runtime}: {error}") from error
-        losses = [str(error) for error in (self._distance(comparison), self._threshold(decision, own)) if error]
+        except ExportError as error:
+            raise ExportError(f"{self.name} {self.precision} in {runtime}: {error}") from error
+        losses = [
+            str(error)
+            for error in (self._tolerance_violation(comparison), self._check_threshold(decision, own))
+            if error
+        ]
         if losses:
             text = f"{self.name} {self.precision} in {runtime}: {'; '.join(losses)}"
             if not self.accept_loss or not usable:
                 remedy = ". Try --tflite float16, or keep it with --accept-loss" if self.precision == "int8" else ""
-                raise ExportRefused(text + remedy)
+                raise ExportError(text + remedy)
             self.say(f"warning: {text}; kept by --accept-loss")
             about["accepted_loss"] = losses
         measured = asdict(comparison) | {"equal_share": comparison.equal_share}
         about["comparison"] = measured | {"tolerance": asdict(TOLERANCES[self.precision])}
         return comparison, {"file": path.name, **about}, decision
 
-    def _distance(self, comparison: Comparison) -> ExportRefused | None:
+    def _tolerance_violation(self, comparison: Comparison) -> ExportError | None:
         """Why the model is too far from the Keras model."""
         try:
-            check(comparison, TOLERANCES[self.precision])
-        except ExportRefused as error:
+            check_tolerance(comparison, TOLERANCES[self.precision])
+        except ExportError as error:
             return error
         return None
 
-    def _threshold(self, fitted: AbstentionPolicy | None, validation: ValidationImages | None) -> ExportRefused | None:
+    def _check_threshold(
+        self, fitted: AbstentionPolicy | None, validation: ValidationImages | None
+    ) -> ExportError | None:
         """Say which threshold int8 has; or why it can have none, or promises less with it."""
         given = self.found.decision
         if self.precision != "int8" or given is None:
             return None
         if validation is None or fitted is None:
-            return ExportRefused(
+            return ExportError(
                 f"the threshold {given.threshold:.4f} of the Keras model cannot be checked, since the model lies in no "
                 "run that lists its validation images; give --model RUN"
             )
@@ -239,26 +247,26 @@ class _Trial:
             f"(Keras model: {given.threshold:.4f} at {given.temperature:.4f}, {given.coverage.value:.1%})"
         )
         try:
-            check_decision(given, fitted)
-        except ExportRefused as error:
+            check_policy(given, fitted)
+        except ExportError as error:
             return error
         return None
 
 
-def _run(name: FormatName, path: Path, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any], str]:
+def _predict_in_runtime(name: FormatName, path: Path, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any], str]:
     """Predict images by an exported model in its own runtime -> probabilities, input and output, the runtime's name.
 
     Raises:
-        ExportRefused: it cannot be run.
+        ExportError: it cannot be run.
     """
     runtime = f"{FORMATS[name].runtime} {version(FORMATS[name].runtime)}"
     with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
         np.save(Path(folder) / "images.npy", images)
-        command = [sys.executable, "-P", str(reload.__file__), name, str(path), folder]
-        alone = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", reload.CORES: str(usable_cores())}
+        command = [sys.executable, "-P", str(exported_runtime.__file__), name, str(path), folder]
+        alone = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", exported_runtime.CORES: str(usable_cores())}
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone, check=False)
         if done.returncode:
-            raise ExportRefused(f"{name}: it cannot be run in {runtime}: {describe_exit(done.returncode, done.stderr)}")
+            raise ExportError(f"{name}: it cannot be run in {runtime}: {describe_exit(done.returncode, done.stderr)}")
         return np.load(Path(folder) / "probabilities.npy"), storage.read_json(f"{folder}/about.json"), runtime
 
 
@@ -277,7 +285,7 @@ def _describe(folder: Path, found: SavedModel, formats: dict[FormatName, Any], t
     if found.decision is not None:
         others = [name for name in formats if name != "tflite"]
         if tflite is not None and tflite != found.decision:  # int8 has its own
-            file = TFLITE_DECISION_FILE if others else DECISION_FILE
+            file = TFLITE_POLICY_FILE if others else DECISION_FILE
             write_policy(tflite, str(folder / file))
             formats["tflite"]["decision"] = file
         if others or tflite == found.decision:

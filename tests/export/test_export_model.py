@@ -16,8 +16,8 @@ from pharmclf.data.image_decoding import decode
 from pharmclf.data.manifest import Manifest, build_manifest
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy, fit_policy, read_policy, write_policy
 from pharmclf.evaluation.metrics import Estimate
-from pharmclf.export.compare import ExportRefused
-from pharmclf.export.model import ExportOptions, export_model
+from pharmclf.export.compare import ExportError
+from pharmclf.export.export_model import ExportOptions, export_model
 
 pytestmark = pytest.mark.tf
 SIDE = 32
@@ -224,7 +224,7 @@ def test_a_format_that_changes_answers_is_refused_and_the_good_ones_are_written(
     settings = {"images": str(pictures), "calibration": str(pictures)}
     write_policy(DECISION, str(folder / "decision.json"))
     reasons = r"tflite int8 in ai-edge-litert .*expected equal answers for at least 98%; the threshold 0.5000 .*cannot"
-    with pytest.raises(ExportRefused, match=f"^onnx written into {tmp_path}/out, but not {reasons}"):
+    with pytest.raises(ExportError, match=f"^onnx written into {tmp_path}/out, but not {reasons}"):
         export(folder, tmp_path / "out", "tflite", "onnx", tflite="int8", **settings)
     written = ["decision.json", "export.json", "labels.json", "load_image.py", "model.onnx"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
@@ -234,7 +234,7 @@ def test_a_format_that_changes_answers_is_refused_and_the_good_ones_are_written(
     [noted] = json.loads((tmp_path / "kept" / "export.json").read_text())["formats"].values()
     assert len(noted["accepted_loss"]) == 2
     (folder / "decision.json").unlink()
-    with pytest.raises(ExportRefused, match=r"98%. Try --tflite float16, or keep it with --accept-loss. Nothing is wr"):
+    with pytest.raises(ExportError, match=r"98%. Try --tflite float16, or keep it with --accept-loss. Nothing is wr"):
         export(folder, tmp_path / "none", "tflite", tflite="int8", **settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "model", "out", "pictures"]
     said = export(folder, tmp_path / "float", "tflite", images=str(pictures))
@@ -245,7 +245,7 @@ def test_what_a_converter_or_a_runtime_cannot_take_is_refused_by_name(exported: 
     """An operation that neither TFLite nor ONNX has, and a file that is no model; nothing is left behind."""
     import keras
 
-    from pharmclf.export.model import _run
+    from pharmclf.export.export_model import _predict_in_runtime
 
     image = keras.Input((16, 16, 3), name="image")
     strange = keras.ops.erfinv(keras.layers.Rescaling(1 / 256)(image))
@@ -253,11 +253,11 @@ def test_what_a_converter_or_a_runtime_cannot_take_is_refused_by_name(exported: 
     folder = save(keras.Model(image, keras.layers.Softmax()(features)), tmp_path / "model", ["a", "b", "c"])
     Image.new("RGB", (16, 16)).save(tmp_path / "grey.png")
     for name in ("tflite", "onnx"):
-        with pytest.raises(ExportRefused, match=f"{name}: it cannot be written: .*Erfinv"):
+        with pytest.raises(ExportError, match=f"{name}: it cannot be written: .*Erfinv"):
             export(folder, tmp_path / "out", name, images=str(tmp_path))
     (tmp_path / "model.onnx").write_bytes(b"no model")
-    with pytest.raises(ExportRefused, match=r"onnx: it cannot be run in onnxruntime .*INVALID_PROTOBUF"):
-        _run("onnx", tmp_path / "model.onnx", exported.images)
+    with pytest.raises(ExportError, match=r"onnx: it cannot be run in onnxruntime .*INVALID_PROTOBUF"):
+        _predict_in_runtime("onnx", tmp_path / "model.onnx", exported.images)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["grey.png", "model", "model.onnx"]
 
 

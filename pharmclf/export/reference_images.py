@@ -18,9 +18,9 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE
 from pharmclf.evaluation.saved_model import SavedModel
 
-_MOST = 256
+_MAX_IMAGES = 256
 """As many images show a difference in every layer and bound each tensor's range; more cost time and change little."""
-_MOST_VALIDATION = 2048  # 300 MB at 224 pixels; 299 without an error assure 1 %
+_MAX_VALIDATION_IMAGES = 2048  # 300 MB at 224 pixels; 299 without an error assure 1 %
 _REMOTE_READS = 16  # concurrent reads from an object store
 
 
@@ -41,8 +41,10 @@ def sample_images(model: SavedModel, given: str, split: str, flag: str, say: Say
         ConfigError: no image that can be read.
         PermissionError, StorageUnavailableError: the storage gives nothing at all.
     """
-    files = ImageSet.of_paths(_given(given, flag), model.white_level) if given else _of_run(model, split, flag)
-    chosen = np.linspace(0, len(files) - 1, min(len(files), _MOST)).round().astype(int)
+    files = (
+        ImageSet.of_paths(_list_given(given, flag), model.white_level) if given else _list_run_split(model, split, flag)
+    )
+    chosen = np.linspace(0, len(files) - 1, min(len(files), _MAX_IMAGES)).round().astype(int)
     found = _load_all(files.select(chosen), model.image_size)
     images = [image for image in found if isinstance(image, np.ndarray)]
     failures = [reason for reason in found if isinstance(reason, str)]
@@ -77,7 +79,7 @@ def validation_images(model: SavedModel, say: Say) -> ValidationImages | None:
         return None
     manifest = Manifest.read(location)
     rows = manifest.rows("validation")
-    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MOST_VALIDATION)).round().astype(int)]
+    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MAX_VALIDATION_IMAGES)).round().astype(int)]
     table = manifest.table.loc[chosen]
     found = _load_all(ImageSet.of_rows(table, model.white_level), model.image_size)
     good = np.array([isinstance(image, np.ndarray) for image in found], bool)
@@ -113,7 +115,7 @@ def _load_all(files: ImageSet, image_size: int) -> list[np.ndarray | str]:
         return list(pool.map(load, range(len(files))))
 
 
-def _of_run(model: SavedModel, split: str, flag: str) -> ImageSet:
+def _list_run_split(model: SavedModel, split: str, flag: str) -> ImageSet:
     """The images of a split of the run that the model lies in."""
     location = storage.join(model.run_folder or "", MANIFEST_FILE)
     if model.run_folder is None or not storage.is_file(location):
@@ -129,7 +131,7 @@ def _of_run(model: SavedModel, split: str, flag: str) -> ImageSet:
     return ImageSet.of(manifest).select(rows)
 
 
-def _given(where: str, flag: str) -> list[str]:
+def _list_given(where: str, flag: str) -> list[str]:
     """Locations of the images of a folder or list."""
     location = storage.absolute(where)
     try:

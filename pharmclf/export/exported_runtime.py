@@ -1,6 +1,6 @@
 """Runs an exported model as others will: in its own runtime, in a process that has neither Keras nor this package.
 
-python reload.py savedmodel|onnx|tflite MODEL FOLDER
+python exported_runtime.py savedmodel|onnx|tflite MODEL FOLDER
 
 FOLDER holds images.npy, (n, S, S, 3) uint8. Written into it are probabilities.npy, (n, classes) float32, and
 about.json: the input and the output as the runtime sees them.
