@@ -13,13 +13,13 @@ import tyro
 
 from pharmclf.cli import help_text, run_job
 from pharmclf.core.console import print_line
-from pharmclf.finish import EvaluationOptions, evaluate_saved
+from pharmclf.runs.evaluate_model import EvaluationOptions, evaluate_saved_model
 
 
 def main() -> int:
     """Parse, test."""
     options = tyro.cli(EvaluationOptions, description=help_text(__doc__), config=(tyro.conf.FlagConversionOff,))
-    return evaluate_saved(options, print_line)
+    return evaluate_saved_model(options, print_line)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pharmclf.cli import help_text, run_job
 from pharmclf.core.console import print_line
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import exit_on_sigterm
-from pharmclf.runs import fetch_best, list_runs, ranked, table
+from pharmclf.runs.best_model import fetch_best, list_runs, rank_runs, runs_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def main() -> int:
     options = tyro.cli(Options, description=help_text(__doc__), config=(tyro.conf.FlagCreatePairsOff,))
     if options.show:
         runs = list_runs(options.storage, name=options.name, experiment=options.experiment)
-        print(table(ranked(runs, options.metric)))
+        print(runs_table(rank_runs(runs, options.metric)))
         return 0
     if not options.out:
         raise ConfigError("--out: received nothing, expected a local folder for the model. Give --out DIR, or --list")

@@ -20,7 +20,8 @@ import tyro
 
 from pharmclf import storage
 from pharmclf.cli import help_text, run_job
-from pharmclf.status import Found, list_status, status_details, status_table
+from pharmclf.runs.status_format import status_details, status_table
+from pharmclf.runs.status_reader import RunStatus, list_status
 
 _EVERY_S = 3.0
 _PATIENCE_S = 20.0  # with a storage that does not answer; somebody waits for this one
@@ -49,12 +50,12 @@ def main() -> int:
             found = list_status(options.storage, options.name)
         clear = _CLEAR if options.watch and sys.stdout.isatty() else ""
         print(clear + _shown(found, options), flush=True)
-        if not (options.watch and any(run.lives for run in found)):
+        if not (options.watch and any(run.is_active for run in found)):
             return 0
         time.sleep(_EVERY_S)
 
 
-def _shown(found: list[Found], options: Options) -> str:
+def _shown(found: list[RunStatus], options: Options) -> str:
     if options.as_json:
         values = [run.to_dict() for run in found]
         return json.dumps(values[0] if options.name else values, indent=None if options.watch else 2)

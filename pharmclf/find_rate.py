@@ -20,7 +20,7 @@ from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.pipeline import describe_data, training_job, wish_of
 from pharmclf.reporting.lr_finder_plot import lr_finder_png
-from pharmclf.run_record import with_weights_found
+from pharmclf.runs.record import resolve_weights_path
 from pharmclf.training.feasible import check_feasible
 from pharmclf.training.lr_finder import LrCurve, LrSuggestion, suggest_lr
 from pharmclf.training.phases import build_phases
@@ -42,7 +42,7 @@ def find_rate(config: RunConfig, say: Say) -> int:
         ConfigError: bad input.
     """
     refuse_auto(config.microbatch, "--find-lr")
-    config = dataclasses.replace(with_weights_found(config), workers="0")
+    config = dataclasses.replace(resolve_weights_path(config), workers="0")
     for warning in check_feasible(config):
         say(f"warning: {warning}")
     check_storage(config)

@@ -33,27 +33,28 @@ from pharmclf.diagnostics.preflight import run_preflight
 from pharmclf.distributed.cluster import node_address
 from pharmclf.distributed.controller import autoscaling_request, connect, train_on_workers, wait_for_workers
 from pharmclf.distributed.microbatch_search import resolve_microbatches
+from pharmclf.evaluation.datasets import external_datasets
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, delete_corrupted, fallback_message, get_or_compute
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCacheUnavailableError
-from pharmclf.finish import external_datasets, finish
 from pharmclf.models.devices import configure_devices, with_precision
 from pharmclf.models.precision import run_precision
 from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.resume import complete_again, look_up, manifest_for
-from pharmclf.run_record import (
+from pharmclf.runs.final_evaluation import run_final_evaluation
+from pharmclf.runs.prometheus import PrometheusExporter
+from pharmclf.runs.record import (
     RUN_FILE,
     clear_folder,
-    fingerprints_of,
-    only_writer,
-    settings_of,
+    finalize_record,
+    resolve_weights_path,
+    result_settings,
+    run_fingerprints,
+    run_lock,
     versions,
-    with_weights_found,
-    write_last,
 )
+from pharmclf.runs.status_writer import StatusWriter
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
-from pharmclf.status import StatusBoard
-from pharmclf.telemetry import Telemetry
 from pharmclf.tracking import Tracker, check_tracking
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.context import Callback, TrainingContext
@@ -86,12 +87,12 @@ def run(
         PreflightError: the machines or the storage are in a state in which it would fail; nothing has been changed.
     """
     began = time.monotonic()
-    config = with_weights_found(config)
+    config = resolve_weights_path(config)
     folder = folder or storage.join(storage.absolute(config.storage), config.run_name)
     warnings = [*check_feasible(config), *destination_warnings(folder)]
     check_storage(config)
     check_tracking(config)
-    start, settings = look_up(config, folder, say, overwrite=overwrite), settings_of(config)
+    start, settings = look_up(config, folder, say, overwrite=overwrite), result_settings(config)
     record = start.record
     if record is not None and start.is_complete:
         return complete_again(config, folder, record, say)
@@ -107,12 +108,12 @@ def run(
         describe_data(manifest, folder, say)
         if warning := batch_warning(config, len(manifest.rows("train"))):
             say(f"warning: {warning}")
-        expected = record["fingerprints"] if record else fingerprints_of(config, manifest)
+        expected = record["fingerprints"] if record else run_fingerprints(config, manifest)
         for images in external_datasets(config, manifest, scan_progress(say)):
             say(f"{images.name}: {len(images.rows):,} images to test on, {'; '.join(images.notes) or 'all usable'}")
         if stop.received is not None:
             return stop.exit_code
-        with only_writer(folder) as lease:
+        with run_lock(folder) as lease:
             if start.clears is not None:
                 clear_folder(folder, start.clears)
             if start.grown:  # of the shorter run; the checkpoints know more from now on
@@ -133,14 +134,14 @@ def run(
             storage.write_json(storage.join(folder, RUN_FILE), record)
             with contextlib.ExitStack() as behind:
                 sizes = {split: len(manifest.rows(split)) for split in ("train", "validation", "test")}
-                board = StatusBoard(folder, config, sizes, lambda: lease.is_lost)
+                board = StatusWriter(folder, config, sizes, lambda: lease.is_lost)
                 behind.callback(board.close)
                 tracker = Tracker(config, folder, record, lambda: lease.is_lost, say)
                 behind.callback(lambda: tracker.close(str(record["state"])))
                 reason = ""
                 try:
                     connect(allow_open=config.allow_open_cluster)
-                    behind.callback(Telemetry(config.run_name, board.now).close)
+                    behind.callback(PrometheusExporter(config.run_name, board.now).close)
                     hardware = HardwareMonitor(
                         folder,
                         node=node_address(),
@@ -176,7 +177,9 @@ def run(
                     record["device"] = outcome["device"]
                     so_far = record | {"seconds": before + time.monotonic() - began}
                     stopped = console.should_stop
-                    finish(config, folder, manifest, outcome, so_far, say, quarantine, stop_requested=stopped)
+                    run_final_evaluation(
+                        config, folder, manifest, outcome, so_far, say, quarantine, stop_requested=stopped
+                    )
                     record["state"] = "complete"
                 except StopRequested:
                     if record["state"] == "trained":
@@ -188,7 +191,7 @@ def run(
                 finally:
                     record["seconds"] = before + time.monotonic() - began
                     board.event("end", state=record["state"], reason=reason)
-                    write_last(folder, record, lease)
+                    finalize_record(folder, record, lease)
     return EXIT_OK if record["state"] == "complete" else stop.exit_code
 
 
@@ -285,7 +288,7 @@ def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Sa
     Raises:
         ConfigError: bad input.
     """
-    config = dataclasses.replace(with_weights_found(config), activations="always")
+    config = dataclasses.replace(resolve_weights_path(config), activations="always")
     with StopSignal() as stop:
         connect(allow_open=config.allow_open_cluster)
         quarantine = Quarantine(manifest, config.max_bad_share, say, storage.join(folder, QUARANTINE_FILE))
@@ -342,10 +345,10 @@ def training_job(
         config: the run.
         folder: the run's folder.
         manifest: with splits; None: made here, and written to the folder.
-        fingerprints: of `fingerprints_of`, where they are known already.
+        fingerprints: of `run_fingerprints`, where they are known already.
     """
     manifest = manifest or prepare_manifest(config, folder)
-    fingerprints = fingerprints or fingerprints_of(config, manifest)
+    fingerprints = fingerprints or run_fingerprints(config, manifest)
     train_rows, validation_rows = manifest.rows("train"), manifest.rows("validation")
     batch_size = effective_batch_size(config.batch_size, len(train_rows), len(validation_rows))
     config = dataclasses.replace(config, batch_size=batch_size)

@@ -15,20 +15,20 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_manifest
 from pharmclf.data.run_manifest import read_run_manifest, update_run_manifest
-from pharmclf.finish import finish_again, untested
 from pharmclf.reporting.run_summary import summary_text
-from pharmclf.run_record import (
+from pharmclf.runs.record import (
     RUN_FILE,
     check_settings,
-    flat,
+    flatten,
     has_trained,
-    only_writer,
     read_record,
-    settings_of,
+    result_settings,
+    run_lock,
     weights_fingerprint,
 )
+from pharmclf.runs.reevaluation import rerun_final_evaluation, untested_datasets
+from pharmclf.runs.status import STATUS_FILE
 from pharmclf.schema_version import load_record
-from pharmclf.status.standing import STATUS_FILE
 from pharmclf.tracking import track_complete
 from pharmclf.tracking.mlflow_runs import ID_FILE
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
@@ -79,7 +79,7 @@ def look_up(config: RunConfig, folder: str, say: Say, *, overwrite: bool) -> Sta
         say(f"note: the run in {folder} has trained nothing, and begins again with the settings of this command")
         return Start(clears=_OF_A_START)
     where, grown = f"run {folder}", grown_epochs(folder, record, config)
-    check_settings(record["settings"], settings_of(config), where, [f"{name}.epochs" for name in grown])
+    check_settings(record["settings"], result_settings(config), where, [f"{name}.epochs" for name in grown])
     weights = record["fingerprints"].get("weights")
     check_fingerprints({"weights": weights}, {"weights": weights_fingerprint(config)}, where)
     for name, (there, now) in grown.items():
@@ -188,7 +188,7 @@ def test_more(config: RunConfig, folder: str, record: dict[str, Any], say: Say) 
         ConfigError: a set that cannot be tested, or a run of which not enough is left for a report.
     """
     result = load_record(storage.join(folder, "result.json"))
-    sets = untested(config, result)
+    sets = untested_datasets(config, result)
     if not sets:
         return False
     say(f"the run is complete; it is tested on {', '.join(sets)} now, and its report is renewed")
@@ -208,8 +208,8 @@ def test_more(config: RunConfig, folder: str, record: dict[str, Any], say: Say) 
         max_bad=config.max_bad,
         extra_test=tuple(f"{name}={location}" for name, location in wanted.items()),
     )
-    with only_writer(folder):
-        finish_again(tested, folder, manifest, checkpoints[-1].state, result, record, say)
+    with run_lock(folder):
+        rerun_final_evaluation(tested, folder, manifest, checkpoints[-1].state, result, record, say)
         record["config"] = record["config"] | {"extra_test": list(tested.extra_test)}
         storage.write_json(storage.join(folder, RUN_FILE), record)
     return True
@@ -224,7 +224,7 @@ def grown_epochs(folder: str, record: Mapping[str, Any], config: RunConfig) -> d
     Raises:
         ConfigError: a cosine schedule has been planned over fewer epochs.
     """
-    found = flat(record["settings"])
+    found = flatten(record["settings"])
     wanted = {"phase1": config.phase1, "phase2": config.phase2}
     more = {
         name: (int(found[f"{name}.epochs"]), phase.epochs)

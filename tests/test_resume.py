@@ -11,9 +11,9 @@ from run_folders import small_config, write_record
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, PhaseConfig, RunConfig
-from pharmclf.finish import untested
 from pharmclf.resume import Start, complete_again, look_up
-from pharmclf.run_record import clear_folder, settings_of
+from pharmclf.runs.record import clear_folder, result_settings
+from pharmclf.runs.reevaluation import untested_datasets
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position
 
@@ -24,7 +24,7 @@ def _run(root: str, state: str, *positions: Position, weights: str = "imagenet",
     """A run's folder with its settings, and a checkpoint at each position."""
     folder = write_record(root, "run", state, **BEGAN | settings)
     record = storage.read_json(f"{folder}/run.json")
-    record["settings"] = settings_of(small_config(**BEGAN | settings))
+    record["settings"] = result_settings(small_config(**BEGAN | settings))
     record["fingerprints"] |= {"weights": weights, "settings": "as it began"}
     storage.write_json(f"{folder}/run.json", record)
     for position in positions:
@@ -178,6 +178,6 @@ def test_a_set_that_was_tested_is_known_by_name_and_place(tmp_path):
     """Another place under the same name, and another name of the same place, are tested."""
     result = {"extra_tests": [{"name": "lamp", "source": f"{tmp_path}/a"}]}
     asked = RunConfig(head=HeadConfig(), extra_test=(f"lamp={tmp_path}/a", f"day={tmp_path}/a"))
-    assert untested(asked, result) == {"day": f"{tmp_path}/a"}
-    assert untested(RunConfig(extra_test=(f"lamp={tmp_path}/b",)), result) == {"lamp": f"{tmp_path}/b"}
-    assert untested(RunConfig(), result) == {}
+    assert untested_datasets(asked, result) == {"day": f"{tmp_path}/a"}
+    assert untested_datasets(RunConfig(extra_test=(f"lamp={tmp_path}/b",)), result) == {"lamp": f"{tmp_path}/b"}
+    assert untested_datasets(RunConfig(), result) == {}

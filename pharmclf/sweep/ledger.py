@@ -12,7 +12,7 @@ from pharmclf.config import RunConfig, to_dict
 from pharmclf.core.hashing import fingerprint
 from pharmclf.models.devices import with_precision
 from pharmclf.reporting.sweep_tables import TrialInfo, TrialState
-from pharmclf.run_record import RUN_FILE, settings_of, versions
+from pharmclf.runs.record import RUN_FILE, result_settings, versions
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.sweep.halving import stopped_at
 from pharmclf.sweep.search import Known, Search
@@ -257,7 +257,7 @@ class Ledger:
 
     def fingerprints_of(self, trial: Trial) -> dict[str, Any]:
         """What the checkpoints of a trial must agree with."""
-        now = {**self.plan.fingerprints, "settings": fingerprint(settings_of(trial.config))}
+        now = {**self.plan.fingerprints, "settings": fingerprint(result_settings(trial.config))}
         return {**now, **trial.fingerprints}
 
     def _record(self, trial: Trial) -> dict[str, Any]:
@@ -266,7 +266,7 @@ class Ledger:
         return {
             SCHEMA_KEY: SCHEMA_VERSION,
             "name": f"{self.plan.folder.rsplit('/', 1)[-1]}/trials/{trial.config.name}",
-            "settings": settings_of(trial.config),
+            "settings": result_settings(trial.config),
             "config": to_dict(trial.config),
             "fingerprints": self.fingerprints_of(trial),
             "versions": self._versions,

@@ -10,7 +10,7 @@ from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
 from pharmclf.resume import check_place, find_record, test_more
-from pharmclf.run_record import has_trained, read_record
+from pharmclf.runs.record import has_trained, read_record
 from pharmclf.schema_version import check_schema_version, load_record
 
 SWEEP_FILE = "sweep.json"

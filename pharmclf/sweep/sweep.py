@@ -33,16 +33,16 @@ from pharmclf.pipeline import describe_data
 from pharmclf.reporting import sweep_plots as plots
 from pharmclf.reporting.sweep_tables import best_trial, parameter_importances, results_table, trial_frame
 from pharmclf.resume import manifest_for
-from pharmclf.run_record import (
+from pharmclf.runs.record import (
     RUN_FILE,
     check_settings,
     clear_folder,
-    fingerprints_of,
-    only_writer,
-    settings_of,
+    resolve_weights_path,
+    result_settings,
+    run_fingerprints,
+    run_lock,
     versions,
     weights_fingerprint,
-    with_weights_found,
 )
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.storage.lease import Lease
@@ -88,7 +88,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
         SweepFailed: every trial failed.
     """
     refuse_auto(base.microbatch, "a sweep")
-    base = _as_trial(with_weights_found(base), options)
+    base = _as_trial(resolve_weights_path(base), options)
     folder = storage.join(storage.absolute(base.storage), base.name)
     for warning in [*check_feasible(base), *destination_warnings(folder)]:
         say(f"warning: {warning}")
@@ -100,7 +100,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
     check_depths(space, base, known_blocks(base, space), str(space_file))
     search = Search(options.search, space, base.seed)
     total = check_search(search, options.trials)
-    settings = {"plain": settings_of(base), "space": space.to_dict(), "search": options.search}
+    settings = {"plain": result_settings(base), "space": space.to_dict(), "search": options.search}
     record, clears = look_up_sweep(folder, say, overwrite=overwrite)
     if record is not None:
         check_settings(record["settings"], settings, f"sweep {folder}")
@@ -115,13 +115,13 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
         describe_data(manifest, folder, say)
         if warning := batch_warning(base, len(manifest.rows("train"))):
             say(f"warning: {warning}")
-        prints = {name: value for name, value in fingerprints_of(base, manifest).items() if name != "settings"}
+        prints = {name: value for name, value in run_fingerprints(base, manifest).items() if name != "settings"}
         if stop.received is not None:
             return stop.exit_code
         connect(allow_open=base.allow_open_cluster)
         _check_depths(space, base, str(space_file))
         room = _room(options, base, space)
-        with only_writer(folder) as lease:
+        with run_lock(folder) as lease:
             if clears:
                 clear_folder(folder)
             write_manifest(manifest, folder)

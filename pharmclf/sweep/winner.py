@@ -16,9 +16,9 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.distributed.cluster import device_kind
-from pharmclf.finish import finish
 from pharmclf.models.devices import configure_devices
-from pharmclf.run_record import RUN_FILE
+from pharmclf.runs.final_evaluation import run_final_evaluation
+from pharmclf.runs.record import RUN_FILE
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.sweep.ledger import Trial
 from pharmclf.training.checkpoint import list_checkpoints
@@ -62,7 +62,9 @@ def finish_winner(
     location = storage.join(trial.folder, RUN_FILE)
     record = {SCHEMA_KEY: SCHEMA_VERSION} | load_record(location)
     so_far = record | {"seconds": trial.used.get("seconds", 0.0)}
-    finish(trial.config, trial.folder, manifest, outcome, so_far, say, quarantine, stop_requested=stop_requested)
+    run_final_evaluation(
+        trial.config, trial.folder, manifest, outcome, so_far, say, quarantine, stop_requested=stop_requested
+    )
     storage.write_json(location, record | {"state": "complete"})
     return trial.folder
 

@@ -11,7 +11,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import from_dict, to_yaml
 from pharmclf.core.console import Say
-from pharmclf.run_record import RUN_FILE, flat
+from pharmclf.runs.record import RUN_FILE, flatten
 from pharmclf.schema_version import load_record
 from pharmclf.tracking.facts import Story, SweepStory, TrialStory, final_numbers, outcome_text, placed, tags_of
 from pharmclf.tracking.mlflow_runs import ID_TAG, PARENT_TAG, MlflowRun, MlflowRuns, identity_of
@@ -73,7 +73,7 @@ class _ToldSweep:
         tags = {"kind": "sweep", **tags_of(story.folder, story.record)}
         self._sweep = self._runs.open(self._identity, story.name, tags)
         self._sweep.go_on()
-        self._sweep.add_params(flat(story.record["settings"]["plain"]))
+        self._sweep.add_params(flatten(story.record["settings"]["plain"]))
         self._sweep.set_tags({f"sweep.{name}": value for name, value in story.record["options"].items()})
         self.page = self._sweep.page
         self._ended = {run.data.tags[ID_TAG] for run in self._below() if run.info.status != "RUNNING"}

@@ -16,7 +16,7 @@ from pharmclf.core.background import BackgroundTask
 from pharmclf.core.console import Say
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.reporting.sweep_tables import TrialInfo
-from pharmclf.run_record import flat
+from pharmclf.runs.record import flatten
 from pharmclf.tracking import tensorboard
 from pharmclf.tracking.facts import BEST, Epoch, Story, SweepStory, TrialStory, placed, tags_of
 from pharmclf.tracking.mlflow_runs import check_mlflow
@@ -108,7 +108,7 @@ class Tracker:
             name=record["name"],
             folder=folder,
             config=config,
-            settings=flat(record["settings"]),
+            settings=flatten(record["settings"]),
             tags=tags_of(folder, record),
             epochs=_epochs_before(config, folder),
         )

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from goldens import check_golden
 
-from pharmclf import telemetry
 from pharmclf.config import RunConfig
-from pharmclf.status import Standing
+from pharmclf.runs import prometheus
+from pharmclf.runs.status import StatusBuilder
 
 
 def test_the_prometheus_metrics_have_their_names_and_labels(
@@ -29,11 +29,11 @@ def test_the_prometheus_metrics_have_their_names_and_labels(
             assert isinstance(value, float)
             exported.add((self.name, tuple(tags)))
 
-    monkeypatch.setattr(telemetry, "Gauge", Gauge)
-    run = Standing(RunConfig(), {"train": 10, "validation": 5, "test": 5})
-    telemetry.Telemetry("tablets", lambda: run.status).close()
+    monkeypatch.setattr(prometheus, "Gauge", Gauge)
+    run = StatusBuilder(RunConfig(), {"train": 10, "validation": 5, "test": 5})
+    prometheus.PrometheusExporter("tablets", lambda: run.status).close()
     assert {name for name, _ in exported} == set(declared)
     assert {labels for name, labels in exported if name == "pharmclf_state"} == {("run", "state")}
-    states = [tags["state"] for name, tags, _ in telemetry.samples(run.status, time.time()) if tags]
+    states = [tags["state"] for name, tags, _ in prometheus.status_samples(run.status, time.time()) if tags]
     lines = [*declared.values(), f"states: {', '.join(states)}"]
     check_golden("names/prometheus.txt", "\n".join(lines) + "\n", request)

@@ -16,9 +16,9 @@ from pharmclf.config import ConfigError
 from pharmclf.data.manifest import Manifest
 from pharmclf.evaluation.abstention_policy import read_policy
 from pharmclf.feature_cache.shards import read_index
-from pharmclf.run_record import read_record
+from pharmclf.runs.record import read_record
+from pharmclf.runs.status_reader import list_status
 from pharmclf.schema_version import load_record
-from pharmclf.status import list_status
 from pharmclf.sweep.start import look_up_sweep
 from pharmclf.training.checkpoint import read_checkpoint
 

@@ -20,7 +20,7 @@ from pharmclf.core.errors import (
     format_error,
     single_line,
 )
-from pharmclf.runs import DamagedRun
+from pharmclf.runs.best_model import CorruptedRunError
 from pharmclf.storage import StorageUnavailableError, WebAddressError
 
 
@@ -100,7 +100,7 @@ def test_an_unknown_name_is_answered_with_the_closest_one():
         (UserError("bad"), 2),
         (RunError("bad"), 1),
         (StorageUnavailableError("away"), 1),
-        (DamagedRun("run"), 1),
+        (CorruptedRunError("run"), 1),
         (ValueError("bad"), 1),
     ],
 )

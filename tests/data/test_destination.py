@@ -12,10 +12,10 @@ from pharmclf.config import ConfigError, RunConfig
 from pharmclf.data.destination import ALLOWED, check_destination, destination_warnings, is_in_uploaded_working_dir
 from pharmclf.data.prepare import check_storage
 from pharmclf.export.output_dir import atomic_output_dir
-from pharmclf.finish import EvaluationOptions, evaluate_saved
 from pharmclf.prediction.job import predict_images
 from pharmclf.prediction.options import PredictOptions
-from pharmclf.runs import fetch_best
+from pharmclf.runs.best_model import fetch_best
+from pharmclf.runs.evaluate_model import EvaluationOptions, evaluate_saved_model
 
 JOB = {"runtime_env": {"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"}}
 
@@ -70,7 +70,7 @@ def _whole_folder() -> None:
 JOBS: dict[str, Callable[[], object]] = {
     "train, sweep, prepare, find-lr": lambda: check_storage(RunConfig(data="photos")),
     "predict": lambda: predict_images(PredictOptions(model="m", input="i", output="o.parquet"), print),
-    "evaluate": lambda: evaluate_saved(EvaluationOptions(model="model.keras", data="d", out="out"), print),
+    "evaluate": lambda: evaluate_saved_model(EvaluationOptions(model="model.keras", data="d", out="out"), print),
     "export": _whole_folder,
     "fetch_best": lambda: fetch_best("runs", "best", say=print),
 }

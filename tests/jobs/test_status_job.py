@@ -200,7 +200,7 @@ def test_the_numbers_of_a_run_stand_among_the_metrics_of_its_cluster(
     drawn_images: str, tmp_path: Path, metrics_head: tuple[str, str]
 ) -> None:
     """A real run on a real cluster: the exporter of the node shows what the status says, and no more after the end."""
-    from pharmclf.telemetry import GAUGES
+    from pharmclf.runs.prometheus import GAUGES
 
     address, url = metrics_head
     flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=watched", "--workers=0", *SMALL]

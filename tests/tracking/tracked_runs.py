@@ -15,7 +15,7 @@ from tensorboardX.record_writer import masked_crc32c
 from pharmclf import storage
 from pharmclf.config import PhaseConfig, RunConfig, to_dict
 from pharmclf.reporting.sweep_tables import TrialInfo, TrialState
-from pharmclf.run_record import settings_of
+from pharmclf.runs.record import result_settings
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position
 
@@ -47,7 +47,7 @@ def run_config(root: str, **settings: Any) -> RunConfig:
 def record_of(config: RunConfig) -> dict[str, Any]:
     """The content of run.json."""
     about = {"fingerprints": {"data": "d", "weights": "imagenet"}, "versions": {"python": "3"}}
-    return {"name": config.run_name, "settings": settings_of(config), "config": to_dict(config), **about}
+    return {"name": config.run_name, "settings": result_settings(config), "config": to_dict(config), **about}
 
 
 def epoch(phase: int, number: int, accuracy: float) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from pharmclf.config import PhaseConfig, RunConfig
-from pharmclf.status import STATES, Standing, utc
-from pharmclf.telemetry import GAUGES, samples
+from pharmclf.runs.prometheus import GAUGES, status_samples
+from pharmclf.runs.status import STATES, StatusBuilder, utc_timestamp
 
-DASHBOARD = Path(__file__).parents[1] / "cluster" / "grafana-dashboard.json"
+DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana-dashboard.json"
 SIZES = {"train": 100, "validation": 20, "test": 25}
 
 
@@ -35,14 +35,14 @@ def metrics(dashboard: dict[str, Any]) -> set[str]:
     return set(re.findall(r"\bray_\w+", " ".join(expressions(dashboard))))
 
 
-def standing() -> Standing:
-    return Standing(RunConfig(batch_size=10, phase1=PhaseConfig(epochs=2), phase2=PhaseConfig(epochs=0)), SIZES)
+def standing() -> StatusBuilder:
+    return StatusBuilder(RunConfig(batch_size=10, phase1=PhaseConfig(epochs=2), phase2=PhaseConfig(epochs=0)), SIZES)
 
 
 def test_every_metric_has_a_value_and_one_state_is_the_present_one() -> None:
     """Also before the first step, where most are not a number; the checkpoint's age is counted to now."""
     run = standing()
-    first = list(samples(run.status, time.time()))
+    first = list(status_samples(run.status, time.time()))
     assert {name for name, _, _ in first} == set(GAUGES)
     assert {tags["state"]: value for name, tags, value in first if name == "pharmclf_state"} == {
         state: float(state == "starting") for state in STATES
@@ -51,16 +51,16 @@ def test_every_metric_has_a_value_and_one_state_is_the_present_one() -> None:
     assert math.isnan(values["pharmclf_eta_seconds"])
     assert math.isnan(values["pharmclf_seconds_since_checkpoint"])
     place = {"phase": "phase1", "epoch": 0, "epochs": 2, "step": 5, "steps": 10}
-    run.take("step", {**place, "loss": 1.5, "accuracy": 0.5, "images_per_second": 10.0})
-    run.take("checkpoint", {"name": "one"})
+    run.handle_event("step", {**place, "loss": 1.5, "accuracy": 0.5, "images_per_second": 10.0})
+    run.handle_event("checkpoint", {"name": "one"})
     now = time.time()
-    run.status.checkpoint_at = utc(now - 60)
-    values = {name: value for name, _, value in samples(run.status, now)}
+    run.status.checkpoint_at = utc_timestamp(now - 60)
+    values = {name: value for name, _, value in status_samples(run.status, now)}
     assert values["pharmclf_phase"] == values["pharmclf_epoch"] == 1
     assert (values["pharmclf_step"], values["pharmclf_progress"], values["pharmclf_eta_seconds"]) == (5, 0.25, 19)
     assert values["pharmclf_seconds_since_checkpoint"] == pytest.approx(60, abs=1.1)
-    run.take("test", {})
-    assert {name: value for name, _, value in samples(run.status, now)}["pharmclf_phase"] == 3
+    run.handle_event("test", {})
+    assert {name: value for name, _, value in status_samples(run.status, now)}["pharmclf_phase"] == 3
 
 
 def test_the_dashboard_shows_what_is_exported(dashboard: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from pharmclf.training.phases import Position
 METRICS = ("val_accuracy", "val_loss")
 """What runs are compared by: the highest validation accuracy, the lowest validation loss."""
 _TRIALS = "trials"  # the folder in which a sweep keeps its runs
-_NO_RUNS = (".", "manifests", "activations", "demo-data-")  # beginnings of the names of folders that hold no runs
+_NOT_RUNS = (".", "manifests", "activations", "demo-data-")  # beginnings of the names of folders that hold no runs
 _READERS = 16  # concurrent readers of runs
 _log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def list_runs(location: str, *, name: str = "", experiment: str = "") -> list[Ru
     )
 
 
-def ranked(runs: Iterable[RunInfo], metric: str) -> list[RunInfo]:
+def rank_runs(runs: Iterable[RunInfo], metric: str) -> list[RunInfo]:
     """Runs with the best by a metric first; equal ones by the other metric, then complete ones, then by name."""
 
     def place(run: RunInfo) -> tuple[Any, ...]:
@@ -99,7 +99,7 @@ def ranked(runs: Iterable[RunInfo], metric: str) -> list[RunInfo]:
     return sorted(runs, key=place)
 
 
-def table(runs: Iterable[RunInfo]) -> str:
+def runs_table(runs: Iterable[RunInfo]) -> str:
     """Runs as aligned lines under a heading, in their order; "-" stands for what there is not."""
     rows = [("name", "state", "backbone", "reached", "val_accuracy", "val_loss", "test_accuracy", "checkpoint")]
     for run in runs:
@@ -115,7 +115,7 @@ def _run_paths(location: str, pool: ThreadPoolExecutor, wanted: str = "") -> lis
     """Paths of the run folders and of the trials, sorted; only below the first folder of `wanted`, if given."""
     only = wanted.split("/")[0]
     folders = storage.list_folders(location)
-    top = [folder for folder in folders if not folder.startswith(_NO_RUNS) and only in ("", folder)]
+    top = [folder for folder in folders if not folder.startswith(_NOT_RUNS) and only in ("", folder)]
 
     def trials(folder: str) -> list[str]:
         home = folder if folder == _TRIALS else f"{folder}/{_TRIALS}"  # a sweep's own folder may be the storage
@@ -139,7 +139,7 @@ def read_run(location: str, path: str) -> RunInfo:
     folder = storage.join(location, path)
     try:
         record = load_record(storage.join(folder, "run.json"))
-        outcome = _complete(folder) if record["state"] == "complete" else _incomplete(folder)
+        outcome = _read_complete(folder) if record["state"] == "complete" else _read_incomplete(folder)
         return RunInfo(
             name=path,
             location=folder,
@@ -155,14 +155,14 @@ def read_run(location: str, path: str) -> RunInfo:
         return RunInfo(name=path, location=folder, state="unreadable")
 
 
-def _complete(folder: str) -> dict[str, Any]:
+def _read_complete(folder: str) -> dict[str, Any]:
     result, history = (load_record(storage.join(folder, name)) for name in ("result.json", "history.json"))
     checkpoint = result["best_checkpoint"].rsplit("/", 1)[-1]
     reached = f"{history[-1]['phase']} epoch {history[-1]['epoch'] + 1}"
-    return {"result": result, "reached": reached, "checkpoint": checkpoint, "best": _epoch_of(checkpoint, history)}
+    return {"result": result, "reached": reached, "checkpoint": checkpoint, "best": _epoch_record(checkpoint, history)}
 
 
-def _incomplete(folder: str) -> dict[str, Any]:
+def _read_incomplete(folder: str) -> dict[str, Any]:
     checkpoints = list_checkpoints(storage.join(folder, "checkpoints"))
     if not checkpoints:
         return {}
@@ -172,10 +172,10 @@ def _incomplete(folder: str) -> dict[str, Any]:
     if not monitors:
         return {"reached": reached}
     checkpoint = state["best"][best_phase(monitors)]
-    return {"reached": reached, "checkpoint": checkpoint, "best": _epoch_of(checkpoint, state["history"])}
+    return {"reached": reached, "checkpoint": checkpoint, "best": _epoch_record(checkpoint, state["history"])}
 
 
-def _epoch_of(checkpoint: str, history: list[dict[str, Any]]) -> dict[str, Any]:
+def _epoch_record(checkpoint: str, history: list[dict[str, Any]]) -> dict[str, Any]:
     """The record of the epoch at whose end a checkpoint was written."""
     numbers = {epoch["phase"]: int(epoch["phase"].removeprefix("phase")) - 1 for epoch in history}
     found = {Position(numbers[epoch["phase"]], epoch["epoch"] + 1, 0).label: epoch for epoch in history}[checkpoint]

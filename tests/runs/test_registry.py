@@ -10,7 +10,7 @@ from run_folders import complete_run, incomplete_run, write_record
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
-from pharmclf.training.listing import METRICS, list_runs, ranked, table
+from pharmclf.runs.registry import METRICS, list_runs, rank_runs, runs_table
 
 
 def test_runs_and_trials_are_found_and_nothing_else(root: str):
@@ -40,7 +40,7 @@ def test_the_table_tells_what_each_run_has_come_to(tmp_path: Path):
     incomplete_run(root, "half", [(1, 0, 0.5, 1.0), (1, 1, 0.625, 0.5), (2, 0, 0.5, 0.5)], backbone="resnet50")
     incomplete_run(root, "first", [], state="running")
     write_record(root, "none", "failed")
-    rows = [line.split("  ") for line in table(ranked(list_runs(root), "val_accuracy")).splitlines()]
+    rows = [line.split("  ") for line in runs_table(rank_runs(list_runs(root), "val_accuracy")).splitlines()]
     rows = [[cell.strip() for cell in row if cell] for row in rows]
     lite = "efficientnet_lite0"
     assert rows == [
@@ -60,7 +60,7 @@ def test_the_metric_decides_and_then_the_other(tmp_path: Path):
         complete_run(root, name, [(1, 0, accuracy, loss)])
     incomplete_run(root, "d", [(1, 0, 0.9, 0.2)])
     write_record(root, "0", "running")
-    orders = [[run.name for run in ranked(list_runs(root), metric)] for metric in METRICS]
+    orders = [[run.name for run in rank_runs(list_runs(root), metric)] for metric in METRICS]
     assert orders == [["c", "e", "d", "b", "a", "0"], ["a", "c", "e", "d", "b", "0"]]
 
 

@@ -12,12 +12,12 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.background import BackgroundTask
 from pharmclf.core.timeouts import CLOSE_WRITER_S, OPTIONAL_STORAGE_S
-from pharmclf.status.standing import STATUS_FILE, Standing, Status
+from pharmclf.runs.status import STATUS_FILE, Status, StatusBuilder
 
-_EVERY_S = 5.0
+_WRITE_INTERVAL_S = 5.0
 
 
-class StatusBoard:
+class StatusWriter:
     """Writes while this process holds the lease of the folder; no event waits for the storage, and none fails by it."""
 
     def __init__(self, folder: str, config: RunConfig, sizes: Mapping[str, int], lost: Callable[[], object]) -> None:
@@ -30,13 +30,13 @@ class StatusBoard:
             lost: whether the lease of the folder has been lost; then nothing is written any more.
         """
         self._location, self._lost = storage.join(folder, STATUS_FILE), lost
-        self._standing = Standing(config, sizes, self._left_before())
+        self._builder = StatusBuilder(config, sizes, self._read_previous())
         self._lock = threading.Lock()
         self._changed = True
         self._task = BackgroundTask(
             "status",
             self._write,
-            every_s=_EVERY_S,
+            every_s=_WRITE_INTERVAL_S,
             at_start=True,
             attempts_at_close=1,
             failure=f"{self._location} cannot be written",
@@ -45,7 +45,7 @@ class StatusBoard:
     def event(self, kind: str, **values: Any) -> None:
         """Take an event of the run, as `Callback.event`; also test, and end (state, reason)."""
         with self._lock:
-            urgent = self._standing.take(kind, values)
+            urgent = self._builder.handle_event(kind, values)
             self._changed = True
         if urgent:
             self._task.notify()
@@ -53,13 +53,13 @@ class StatusBoard:
     def now(self) -> Status:
         """A copy of the present status."""
         with self._lock:
-            return dataclasses.replace(self._standing.status)
+            return dataclasses.replace(self._builder.status)
 
     def close(self) -> None:
         """Write the last status; a storage that does not answer is waited for some seconds."""
         self._task.close(CLOSE_WRITER_S)
 
-    def _left_before(self) -> Any:
+    def _read_previous(self) -> Any:
         with contextlib.suppress(OSError, ValueError), storage.timeout(OPTIONAL_STORAGE_S):
             return storage.read_json(self._location)
         return None
@@ -68,7 +68,7 @@ class StatusBoard:
         with self._lock:
             if not self._changed or self._lost():
                 return
-            self._changed, content = False, self._standing.status.to_dict()
+            self._changed, content = False, self._builder.status.to_dict()
         try:
             with storage.timeout(OPTIONAL_STORAGE_S):
                 storage.write_json(self._location, content)

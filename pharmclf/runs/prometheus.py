@@ -14,7 +14,7 @@ from datetime import datetime
 from ray.util.metrics import Gauge
 
 from pharmclf.core.background import BackgroundTask
-from pharmclf.status import STATES, TEST, Status
+from pharmclf.runs.status import STATES, TEST_PHASE, Status
 
 GAUGES = {
     "pharmclf_state": "1 for the state that the run is in, 0 for the others",
@@ -32,11 +32,11 @@ GAUGES = {
     "pharmclf_seconds_since_checkpoint": "Seconds since the last checkpoint; absent before the first",
 }
 _STATE = "pharmclf_state"
-_EVERY_S = 5.0
-_NONE = math.nan  # is not exported, and ends what was
+_EXPORT_INTERVAL_S = 5.0
+_UNKNOWN = math.nan  # is not exported, and ends what was
 
 
-def samples(status: Status, now_s: float) -> Iterator[tuple[str, dict[str, str], float]]:
+def status_samples(status: Status, now_s: float) -> Iterator[tuple[str, dict[str, str], float]]:
     """The metrics of a status: name, tags beside the run's, value.
 
     Args:
@@ -47,7 +47,7 @@ def samples(status: Status, now_s: float) -> Iterator[tuple[str, dict[str, str],
         yield _STATE, {"state": state}, float(status.state == state)
     number = status.phase.removeprefix("phase")
     values = {
-        "phase": 3.0 if number == TEST else float(number or 0),
+        "phase": 3.0 if number == TEST_PHASE else float(number or 0),
         "epoch": status.epoch,
         "step": status.step,
         "progress": status.progress,
@@ -58,17 +58,17 @@ def samples(status: Status, now_s: float) -> Iterator[tuple[str, dict[str, str],
         "validation_accuracy": status.val_accuracy,
         "workers": status.workers or 0,
         "failures": status.failures,
-        "seconds_since_checkpoint": _since(status.checkpoint_at, now_s),
+        "seconds_since_checkpoint": _seconds_since(status.checkpoint_at, now_s),
     }
     for name, value in values.items():
-        yield f"pharmclf_{name}", {}, _NONE if value is None else float(value)
+        yield f"pharmclf_{name}", {}, _UNKNOWN if value is None else float(value)
 
 
-def _since(at: str, now_s: float) -> float | None:
+def _seconds_since(at: str, now_s: float) -> float | None:
     return max(0.0, now_s - datetime.fromisoformat(at).timestamp()) if at else None
 
 
-class Telemetry:
+class PrometheusExporter:
     """Exports a run's status every few seconds. This process must have joined a Ray cluster."""
 
     def __init__(self, run: str, read: Callable[[], Status]) -> None:
@@ -83,12 +83,14 @@ class Telemetry:
             name: Gauge(name, description=text, tag_keys=("run", "state") if name == _STATE else ("run",))
             for name, text in GAUGES.items()
         }
-        self._task = BackgroundTask("telemetry", self._export, every_s=_EVERY_S, at_start=True, attempts_at_close=1)
+        self._task = BackgroundTask(
+            "telemetry", self._export, every_s=_EXPORT_INTERVAL_S, at_start=True, attempts_at_close=1
+        )
 
     def close(self) -> None:
         """Export the last values, and end."""
         self._task.close()
 
     def _export(self) -> None:
-        for name, tags, value in samples(self._read(), time.time()):
+        for name, tags, value in status_samples(self._read(), time.time()):
             self._gauges[name].set(value, tags={"run": self._run, **tags})

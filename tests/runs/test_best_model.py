@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from run_folders import MODEL, complete_run, incomplete_run, small_config, write_record
 
-from pharmclf import runs, storage
+from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig, load_yaml
 from pharmclf.core.compat.keras import flatten_layers
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.manifest import Manifest
-from pharmclf.runs import DamagedRun, RunInfo, fetch_best
+from pharmclf.runs import best_model
+from pharmclf.runs.best_model import CorruptedRunError, RunInfo, fetch_best
 
 FILES = ["config.yaml", "labels.json", "metrics.json", "model.keras"]
 
@@ -94,7 +95,7 @@ def test_a_damaged_model_without_a_next_best_leaves_nothing(tmp_path: Path):
     root = str(tmp_path / "runs")
     location = storage.join(complete_run(root, "only", [(1, 0, 0.9, 0.1)]), "model/model.keras")
     found = _flip(location)
-    with pytest.raises(DamagedRun) as error:
+    with pytest.raises(CorruptedRunError) as error:
         _fetch(root, tmp_path / "out")
     assert all(text in str(error.value) for text in (location, found, sha256_bytes(MODEL)))
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
@@ -195,7 +196,7 @@ def test_a_run_that_goes_on_meanwhile_is_looked_at_again(tmp_path: Path, monkeyp
             raise ValueError("weights.safetensors cannot be read")
         return type("Model", (), {"save": staticmethod(lambda path: path.write_bytes(MODEL))})
 
-    monkeypatch.setattr(runs, "_restored", restored)
+    monkeypatch.setattr(best_model, "_restore_model", restored)
     fetched, said = _fetch(root, tmp_path / "out")
     assert tried == ["phase1-epoch0001-step000000", "phase1-epoch0002-step000000"]
     assert fetched.best is not None
@@ -217,8 +218,8 @@ def test_runs_on_different_images_are_remarked_upon(tmp_path: Path):
 def test_progress_is_said_every_two_seconds_with_what_is_left(monkeypatch: pytest.MonkeyPatch):
     """Percent, size, speed, time to go; the last line stands without them."""
     now, said = [100.0], []
-    monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
-    progress = runs._progress("model.keras", 100_000_000, said.append)
+    monkeypatch.setattr(best_model.time, "monotonic", lambda: now[0])
+    progress = best_model._progress("model.keras", 100_000_000, said.append)
     for done in range(10, 101, 10):
         now[0] += 1.0
         progress(done * 1_000_000)
@@ -235,7 +236,8 @@ def test_a_complete_run_is_fetched_without_tensorflow(tmp_path: Path):
     """Neither TensorFlow nor Keras nor Ray is imported, so it takes a second and not twenty."""
     complete_run(f"{tmp_path}/runs", "best", [(1, 0, 0.9, 0.1)])
     code = (
-        f"import sys, pharmclf.runs as runs; runs.fetch_best('{tmp_path}/runs', '{tmp_path}/out', say=print)\n"
+        f"import sys, pharmclf.runs.best_model as runs; runs.fetch_best('{tmp_path}/runs', '{tmp_path}/out', "
+        "say=print)\n"
         "assert not {'tensorflow', 'keras', 'ray'} & set(sys.modules), 'too much is imported'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))

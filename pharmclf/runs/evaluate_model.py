@@ -56,7 +56,7 @@ class EvaluationOptions:
     """Join a cluster whose job server takes jobs from anyone who reaches it."""
 
 
-def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
+def evaluate_saved_model(options: EvaluationOptions, say: Say) -> int:
     """Test a saved model, and write numbers, pictures and a report.
 
     Returns:
@@ -74,11 +74,11 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
     max_bad_share, workers = parse_share(options.max_bad, "max_bad"), parse_workers(options.workers)[1]
     model = load_model_info(options.model)
     record = load_record(storage.join(model.run_folder, "run.json")) if model.run_folder else {}
-    name = options.name or _name_of(options.data)
-    out = _place(options, model, name)
+    name = options.name or _dataset_name(options.data)
+    out = _output_location(options, model, name)
     check_destination("--out", out)
-    own = _own_manifest(model)
-    images = _images(options, model, own, name, max_bad_share, say)
+    own = _training_manifest(model)
+    images = _load_dataset(options, model, own, name, max_bad_share, say)
     for note in images.notes:
         say(f"note: {note}")
     say(f"testing {model.location} on {len(images.rows):,} images")
@@ -103,7 +103,7 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
         validation=None,
         sets=[shown],
         data=build_dataset_report(quarantine.manifest, has_splits=options.data in _OWN_SPLITS),
-        config_yaml=to_yaml(_config_of(record)) if record else "",
+        config_yaml=to_yaml(_read_config(record)) if record else "",
         versions=record.get("versions", {}),
         fingerprints=record.get("fingerprints", {}) | {"model": model.sha256},
         hardware=describe_machine(device, workers),
@@ -120,12 +120,12 @@ def evaluate_saved(options: EvaluationOptions, say: Say) -> int:
     return EXIT_OK
 
 
-def _name_of(data: str) -> str:
+def _dataset_name(data: str) -> str:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", data.rstrip("/").rsplit("/", 1)[-1]).strip("-.")
     return stem or "images"
 
 
-def _place(options: EvaluationOptions, model: SavedModel, name: str) -> str:
+def _output_location(options: EvaluationOptions, model: SavedModel, name: str) -> str:
     if options.out:
         return storage.absolute(options.out)
     if model.run_folder is None:
@@ -133,12 +133,12 @@ def _place(options: EvaluationOptions, model: SavedModel, name: str) -> str:
     return storage.join(model.run_folder, "evaluation", name)
 
 
-def _own_manifest(model: SavedModel) -> Manifest | None:
+def _training_manifest(model: SavedModel) -> Manifest | None:
     location = storage.join(model.run_folder, MANIFEST_FILE) if model.run_folder else ""
     return Manifest.read(location) if location and storage.is_file(location) else None
 
 
-def _images(
+def _load_dataset(
     options: EvaluationOptions, model: SavedModel, own: Manifest | None, name: str, max_bad_share: float, say: Say
 ) -> EvalDataset:
     if options.data in _OWN_SPLITS:
@@ -157,5 +157,5 @@ def _images(
     )
 
 
-def _config_of(record: dict[str, Any]) -> RunConfig:
+def _read_config(record: dict[str, Any]) -> RunConfig:
     return from_dict(record["config"], source="run.json")

@@ -22,19 +22,11 @@ from s3proxy import Fault, Through
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, PhaseConfig, RunConfig, to_dict
-from pharmclf.status import (
-    DEAD,
-    STATES,
-    Found,
-    Standing,
-    StatusBoard,
-    board,
-    list_status,
-    read_status,
-    status_details,
-    status_table,
-    utc,
-)
+from pharmclf.runs import status_writer
+from pharmclf.runs.status import STATES, StatusBuilder, utc_timestamp
+from pharmclf.runs.status_format import status_details, status_table
+from pharmclf.runs.status_reader import LOST, RunStatus, list_status, read_status
+from pharmclf.runs.status_writer import StatusWriter
 from pharmclf.storage import lease
 from pharmclf.storage.lease import Lease
 
@@ -67,52 +59,52 @@ def failure(reason: str = "it crashed", cause: str = "crash", number: int = 1) -
 
 def test_steps_and_epochs_tell_where_a_run_stands() -> None:
     """Phase, epoch and step from 1, the share of all epochs, and the scores, from the first step on."""
-    run = Standing(config(phase2=2), SIZES)
+    run = StatusBuilder(config(phase2=2), SIZES)
     assert (run.status.state, run.status.phase, run.status.progress) == ("starting", "", 0.0)
-    assert run.take("step", step())
+    assert run.handle_event("step", step())
     now = run.status
     assert (now.state, now.phase, now.epoch, now.epochs, now.step, now.steps) == ("running", "phase1", 1, 2, 5, 10)
     assert now.progress == pytest.approx(0.5 / 4)
     assert (now.loss, now.accuracy, now.val_accuracy) == (1.5, 0.5, None)
-    assert not run.take("epoch", epoch())
+    assert not run.handle_event("epoch", epoch())
     assert (now.epoch, now.step, now.progress, now.val_accuracy) == (1, 10, 0.25, 0.7)
-    assert run.take("step", step("phase2", 1))
+    assert run.handle_event("step", step("phase2", 1))
     assert (now.phase, now.epoch, now.progress) == ("phase2", 2, pytest.approx(3.5 / 4))
-    assert run.take("test", {})
+    assert run.handle_event("test", {})
     assert (now.state, now.phase, now.progress, now.eta_s) == ("running", "test", 1.0, None)
-    assert run.take("end", {"state": "complete"})
+    assert run.handle_event("end", {"state": "complete"})
     assert now.state == "complete"
 
 
 def test_the_eta_counts_what_has_been_measured() -> None:
     """100 images at 10 a second and a validation of 1 s are 11 s an epoch; the test is as fast as the validation."""
-    run = Standing(config(), SIZES)
-    run.take("step", step())
+    run = StatusBuilder(config(), SIZES)
+    run.handle_event("step", step())
     assert run.status.eta_s == pytest.approx(2 * (10 + 2) - 5)
     assert not run.status.eta_whole
-    run.take("epoch", epoch())
+    run.handle_event("epoch", epoch())
     assert run.status.eta_s == pytest.approx(11 + 45 / 20)
     assert run.status.eta_whole
-    run.take("step", step(epoch=1, number=10))
+    run.handle_event("step", step(epoch=1, number=10))
     assert run.status.eta_s == pytest.approx(1 + 45 / 20)
 
 
 def test_the_eta_counts_phases_that_have_not_begun_and_says_that_it_guesses() -> None:
     """They are counted at the present speed; once the last phase has been measured nothing is guessed any more."""
-    run = Standing(config(phase2=3), SIZES)
-    run.take("epoch", epoch())
+    run = StatusBuilder(config(phase2=3), SIZES)
+    run.handle_event("epoch", epoch())
     assert run.status.eta_s == pytest.approx(4 * 11 + 2 * 45 / 20)
     assert not run.status.eta_whole
-    run.take("epoch", epoch("phase2", 0, seconds=24.0, rate=5.0))
+    run.handle_event("epoch", epoch("phase2", 0, seconds=24.0, rate=5.0))
     assert run.status.eta_s == pytest.approx(2 * 24 + 2 * 4 * 45 / 20)
     assert run.status.eta_whole
 
 
 def test_on_kept_activations_the_speed_of_the_test_stays_unknown() -> None:
     """The validation does not read images then, and the test does."""
-    run = Standing(config(), SIZES)
-    run.take("activations", {"phases": ["phase1"]})
-    run.take("epoch", epoch())
+    run = StatusBuilder(config(), SIZES)
+    run.handle_event("activations", {"phases": ["phase1"]})
+    run.handle_event("epoch", epoch())
     assert run.status.eta_s == pytest.approx(11)
     assert not run.status.eta_whole
 
@@ -120,10 +112,10 @@ def test_on_kept_activations_the_speed_of_the_test_stays_unknown() -> None:
 @pytest.mark.parametrize("kind", ["failure", "waiting", "started", "test"])
 def test_while_no_steps_are_taken_the_eta_is_unknown(kind: str) -> None:
     """After a failure, while nodes are awaited, until the first step of new workers, and in the test."""
-    run = Standing(config(), SIZES)
-    run.take("step", step())
+    run = StatusBuilder(config(), SIZES)
+    run.handle_event("step", step())
     values = {"text": "2 nodes are missing", "workers": 2, "nodes": ["10.0.0.1"], "attempt": 2, **failure()}
-    run.take(kind, values)
+    run.handle_event(kind, values)
     assert (run.status.eta_s, run.status.images_per_second) == (None, None)
     expected = {"failure": "starting", "waiting": "waiting for nodes", "started": "starting", "test": "running"}
     assert run.status.state == expected[kind]
@@ -131,16 +123,16 @@ def test_while_no_steps_are_taken_the_eta_is_unknown(kind: str) -> None:
 
 def test_a_speed_of_nothing_leaves_the_eta_unknown() -> None:
     """No division by it."""
-    run = Standing(config(), SIZES)
-    run.take("step", step(rate=0.0))
+    run = StatusBuilder(config(), SIZES)
+    run.handle_event("step", step(rate=0.0))
     assert run.status.eta_s is None
 
 
 def test_the_newest_failures_are_kept_with_their_reasons() -> None:
     """Seven are counted, five told, each in one line, with the place counted from 1."""
-    run = Standing(config(), SIZES)
+    run = StatusBuilder(config(), SIZES)
     for number in range(1, 8):
-        run.take("failure", failure(f"\nnode {number} was lost\nTraceback ...", "node", number))
+        run.handle_event("failure", failure(f"\nnode {number} was lost\nTraceback ...", "node", number))
     now = run.status
     assert (now.failures, now.failures_here, now.failures_allowed, len(now.last_failures)) == (7, 7, 3, 5)
     assert [told["reason"] for told in now.last_failures] == [f"node {number} was lost" for number in range(3, 8)]
@@ -149,29 +141,29 @@ def test_the_newest_failures_are_kept_with_their_reasons() -> None:
 
 def test_a_driver_that_died_is_a_failure_that_its_follower_tells() -> None:
     """It carries on the failures and the checkpoint of the one before, and adds that one's end, if it was unclean."""
-    first = Standing(config(), SIZES)
-    first.take("checkpoint", {"name": "phase1-epoch0001-step000000"})
-    first.take("failure", failure())
-    first.take("step", step())
-    second = Standing(config(), SIZES, first.status.to_dict()).status
+    first = StatusBuilder(config(), SIZES)
+    first.handle_event("checkpoint", {"name": "phase1-epoch0001-step000000"})
+    first.handle_event("failure", failure())
+    first.handle_event("step", step())
+    second = StatusBuilder(config(), SIZES, first.status.to_dict()).status
     assert (second.failures, second.failures_here) == (2, 0)
     assert [told["kind"] for told in second.last_failures] == ["crash", "driver"]
     assert f"process {os.getpid()} on {socket.gethostname()} ended without a word" in second.last_failures[1]["reason"]
     assert second.checkpoint == "phase1-epoch0001-step000000"
-    first.take("end", {"state": "interrupted"})
-    assert Standing(config(), SIZES, first.status.to_dict()).status.failures == 1
+    first.handle_event("end", {"state": "interrupted"})
+    assert StatusBuilder(config(), SIZES, first.status.to_dict()).status.failures == 1
 
 
 @pytest.mark.parametrize("before", [None, {}, [], "text", {"state": "running"}, {"state": 1, "checkpoint": {}}])
 def test_a_status_that_cannot_be_understood_is_no_obstacle(before: Any) -> None:
     """Another version may have written it."""
-    assert Standing(config(), SIZES, before).status.state == "starting"
+    assert StatusBuilder(config(), SIZES, before).status.state == "starting"
 
 
 def test_what_is_not_a_number_becomes_nothing() -> None:
     """JSON knows no NaN."""
-    run = Standing(config(), SIZES)
-    run.take("step", step() | {"loss": math.nan})
+    run = StatusBuilder(config(), SIZES)
+    run.handle_event("step", step() | {"loss": math.nan})
     assert json.loads(json.dumps(run.status.to_dict(), allow_nan=False))["loss"] is None
 
 
@@ -191,9 +183,9 @@ def test_what_is_not_a_number_becomes_nothing() -> None:
 @example([("step", step("phase1", 0, 1, 2e-313))])  # a time left that is no number
 def test_whatever_happens_a_status_is_sound(events: list[tuple[str, dict[str, Any]]]) -> None:
     """A share in 0..1, no negative time, a known state, one line of reason, and JSON."""
-    run = Standing(config(phase2=2), SIZES)
+    run = StatusBuilder(config(phase2=2), SIZES)
     for kind, values in events:
-        run.take(kind, values)
+        run.handle_event(kind, values)
         now = run.status
         assert 0 <= now.progress <= 1
         assert now.eta_s is None or now.eta_s >= -1e-6
@@ -206,12 +198,12 @@ def test_whatever_happens_a_status_is_sound(events: list[tuple[str, dict[str, An
 
 
 @pytest.fixture
-def open_board() -> Iterator[Callable[..., StatusBoard]]:
+def open_board() -> Iterator[Callable[..., StatusWriter]]:
     """Opens boards that are closed with the test."""
-    opened: list[StatusBoard] = []
+    opened: list[StatusWriter] = []
 
-    def start(folder: str, lost: Callable[[], object] = lambda: "") -> StatusBoard:
-        opened.append(StatusBoard(folder, config(), SIZES, lost))
+    def start(folder: str, lost: Callable[[], object] = lambda: "") -> StatusWriter:
+        opened.append(StatusWriter(folder, config(), SIZES, lost))
         return opened[-1]
 
     yield start
@@ -230,7 +222,7 @@ def written(folder: str) -> dict[str, Any]:
     return dict(storage.read_json(f"{folder}/status.json"))
 
 
-def test_a_change_of_state_is_written_at_once(root: str, open_board: Callable[..., StatusBoard]) -> None:
+def test_a_change_of_state_is_written_at_once(root: str, open_board: Callable[..., StatusWriter]) -> None:
     """Long before the next status is due; who writes it, and when, stands there too."""
     mine = open_board(f"{root}/run")
     until(lambda: storage.is_file(f"{root}/run/status.json"))
@@ -248,7 +240,7 @@ def test_a_change_of_state_is_written_at_once(root: str, open_board: Callable[..
     assert now["updated_at"].endswith("+00:00")
 
 
-def test_many_steps_are_written_once_in_a_while(tmp_path: Path, open_board: Callable[..., StatusBoard]) -> None:
+def test_many_steps_are_written_once_in_a_while(tmp_path: Path, open_board: Callable[..., StatusWriter]) -> None:
     """A thousand events in a moment make two writings: the change of state, and the last word."""
     seen: set[int] = set()
     mine = open_board(str(tmp_path))
@@ -262,10 +254,10 @@ def test_many_steps_are_written_once_in_a_while(tmp_path: Path, open_board: Call
 
 
 def test_a_reader_never_meets_half_a_status(
-    root: str, open_board: Callable[..., StatusBoard], monkeypatch: pytest.MonkeyPatch
+    root: str, open_board: Callable[..., StatusWriter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is written as fast as can be, and read all the time: every reading is whole."""
-    monkeypatch.setattr(board, "_EVERY_S", 0.001)
+    monkeypatch.setattr(status_writer, "_WRITE_INTERVAL_S", 0.001)
     mine = open_board(root)
     until(lambda: storage.is_file(f"{root}/status.json"))
     ended, seen = threading.Event(), set()
@@ -289,12 +281,12 @@ def test_a_reader_never_meets_half_a_status(
 
 def test_a_storage_that_refuses_the_file_costs_one_warning(
     tmp_path: Path,
-    open_board: Callable[..., StatusBoard],
+    open_board: Callable[..., StatusWriter],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A file stands where the folder should be; no event waits or fails, and when it is gone the status is written."""
-    monkeypatch.setattr(board, "_EVERY_S", 0.05)
+    monkeypatch.setattr(status_writer, "_WRITE_INTERVAL_S", 0.05)
     obstacle = tmp_path / "run"
     obstacle.write_text("in the way")
     mine = open_board(str(obstacle))
@@ -313,10 +305,10 @@ def test_a_storage_that_refuses_the_file_costs_one_warning(
 
 @pytest.mark.s3
 def test_a_store_that_hangs_holds_up_nobody(
-    bucket: str, through: Through, open_board: Callable[..., StatusBoard], monkeypatch: pytest.MonkeyPatch
+    bucket: str, through: Through, open_board: Callable[..., StatusWriter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every writing of the status hangs for longer than the test: events take no time, and the end some seconds."""
-    monkeypatch.setattr(board, "CLOSE_WRITER_S", 0.5)
+    monkeypatch.setattr(status_writer, "CLOSE_WRITER_S", 0.5)
     hangs = Fault("slow", seconds=120)
     proxy = through(lambda request: hangs if request.method == "PUT" and "status.json" in request.target else None)
     mine = open_board(f"{bucket}/run")
@@ -331,7 +323,7 @@ def test_a_store_that_hangs_holds_up_nobody(
     assert mine.now().state == "complete"
 
 
-def test_who_has_lost_the_lease_writes_no_more(tmp_path: Path, open_board: Callable[..., StatusBoard]) -> None:
+def test_who_has_lost_the_lease_writes_no_more(tmp_path: Path, open_board: Callable[..., StatusWriter]) -> None:
     """The folder is another driver's by then."""
     root = str(tmp_path)
     lost: list[str] = []
@@ -347,9 +339,9 @@ def test_who_has_lost_the_lease_writes_no_more(tmp_path: Path, open_board: Calla
 
 
 def put_status(folder: str, *events: tuple[str, dict[str, Any]], **changes: Any) -> None:
-    run = Standing(config(), SIZES)
+    run = StatusBuilder(config(), SIZES)
     for kind, values in events:
-        run.take(kind, values)
+        run.handle_event(kind, values)
     storage.write_json(f"{folder}/status.json", run.status.to_dict() | changes)
 
 
@@ -363,7 +355,7 @@ def put_lease(folder: str, *, dead: bool = False) -> None:
     storage.write_json(f"{folder}/lease.json", holder)
 
 
-def find(root: str, name: str) -> Found:
+def find(root: str, name: str) -> RunStatus:
     found = read_status(root, name)
     assert found is not None
     return found
@@ -376,7 +368,7 @@ def test_a_run_with_a_driver_that_lives_is_running(root: str) -> None:
     started = ("started", {"workers": 2, "nodes": ["10.0.0.1", "10.0.0.2"], "attempt": 2})
     put_status(folder, ("failure", failure()), started, ("checkpoint", {"name": "phase1-epoch0001"}), ("step", step()))
     found = find(root, "run")
-    assert (found.state, found.lives, found.reason) == ("running", True, "")
+    assert (found.state, found.is_active, found.reason) == ("running", True, "")
     table = status_table([found], time.time())
     for word in ("run", "running", "phase1", "1/2", "5/10", "25%", "0:19+", "10.0"):
         assert word in table.splitlines()[1].split()
@@ -403,8 +395,8 @@ def test_a_run_whose_driver_died_is_not_called_running(root: str, dead: bool, mo
         monkeypatch.setattr(lease, "EXPIRES_S", 0.5)
         time.sleep(0.6)
     found = find(root, "run")
-    assert (found.state, found.lives) == (DEAD, False)
-    assert found.reason == f"no sign of life since {utc(found.seen_s)}; submit the same command again"
+    assert (found.state, found.is_active) == (LOST, False)
+    assert found.reason == f"no sign of life since {utc_timestamp(found.seen_s)}; submit the same command again"
     assert time.time() - found.seen_s < 60
     assert found.about["phase"] == "phase1"
 
@@ -416,7 +408,7 @@ def test_a_real_lease_is_a_sign_of_life(root: str) -> None:
     put_status(folder, ("step", step()))
     assert find(root, "run").state == "running"
     held.release()
-    assert find(root, "run").state == DEAD
+    assert find(root, "run").state == LOST
 
 
 @pytest.mark.parametrize("state", ["interrupted", "failed", "complete"])
@@ -442,7 +434,7 @@ def test_a_run_that_is_taken_up_again_is_not_called_what_it_was(tmp_path: Path) 
     put_lease(folder)
     assert find(root, "run").state == "starting"
     put_lease(folder, dead=True)
-    assert find(root, "run").state == DEAD
+    assert find(root, "run").state == LOST
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"schema_version": 1}', b'{"schema_version": 99}'])
@@ -539,7 +531,7 @@ def test_a_sweep_that_died_says_what_to_do(tmp_path: Path) -> None:
     folder = put_sweep(root, "running", ["trained", "running"])
     put_lease(folder, dead=True)
     found = find(root, "search")
-    assert found.state == DEAD
+    assert found.state == LOST
     assert "submit the same command again" in found.reason
     assert "1 of 2 have ended: 1 broken off, 1 trained" in status_details(found, time.time())
     assert find(root, "search/trials/1").state == "broken off"
@@ -574,5 +566,5 @@ def test_as_plain_values_all_is_json(root: str) -> None:
     put_sweep(root, "complete", ["trained"])
     values = {found.name: found.to_dict() for found in list_status(root)}
     assert json.loads(json.dumps(values, allow_nan=False)) == values
-    assert values["run"]["state"] == DEAD
+    assert values["run"]["state"] == LOST
     assert values["search"]["trials"]["ended"] == 1

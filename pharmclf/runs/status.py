@@ -19,18 +19,18 @@ from pharmclf.schema_version import SCHEMA_VERSION
 from pharmclf.training.phases import build_phases
 
 STATUS_FILE = "status.json"
-TEST = "test"
+TEST_PHASE = "test"
 """Stands for the phase when the trained model is tested."""
-State = Literal["starting", "waiting for nodes", "running", "interrupted", "failed", "complete"]
-STATES: tuple[State, ...] = ("starting", "waiting for nodes", "running", "interrupted", "failed", "complete")
-LIVE = STATES[:3]
+RunState = Literal["starting", "waiting for nodes", "running", "interrupted", "failed", "complete"]
+STATES: tuple[RunState, ...] = ("starting", "waiting for nodes", "running", "interrupted", "failed", "complete")
+ACTIVE_STATES = STATES[:3]
 """States of a run that a driver is busy with."""
 _FAILURES = 5  # of which the reasons are kept
 MAX_REASON = 300
 """Characters of a reason or a message in a status."""
 
 
-def utc(seconds: float | None = None) -> str:
+def utc_timestamp(seconds: float | None = None) -> str:
     """A moment, in seconds since 1970, or now, as ISO 8601 in UTC."""
     return datetime.fromtimestamp(time.time() if seconds is None else seconds, UTC).isoformat(timespec="seconds")
 
@@ -41,7 +41,7 @@ class Status:
 
     schema_version: int = SCHEMA_VERSION
     name: str
-    state: State = "starting"
+    state: RunState = "starting"
     reason: str = ""
     """Why it has failed, or what it waits for, in one line."""
     says: str = ""
@@ -93,9 +93,9 @@ class Status:
     host: str = field(default_factory=socket.gethostname)
     """Of the driver."""
     pid: int = field(default_factory=os.getpid)
-    started_at: str = field(default_factory=utc)
+    started_at: str = field(default_factory=utc_timestamp)
     """Of this driver."""
-    updated_at: str = field(default_factory=utc)
+    updated_at: str = field(default_factory=utc_timestamp)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, which knows no infinity."""
@@ -106,7 +106,7 @@ class Status:
         }
 
 
-class Standing:
+class StatusBuilder:
     """Makes a run's status of its events."""
 
     def __init__(self, config: RunConfig, sizes: Mapping[str, int], before: Mapping[str, Any] | None = None) -> None:
@@ -127,19 +127,19 @@ class Standing:
         if config.worker_range == (0, 0):
             self.status.workers = 0
         with contextlib.suppress(LookupError, TypeError):  # written by another version
-            self._go_on_from(before or {})
+            self._restore(before or {})
 
-    def _go_on_from(self, before: Mapping[str, Any]) -> None:
+    def _restore(self, before: Mapping[str, Any]) -> None:
         status, state = self.status, before["state"]
         status.checkpoint, status.checkpoint_at = str(before["checkpoint"]), str(before["checkpoint_at"])
         status.best_val_accuracy = before["best_val_accuracy"]
         status.failures, status.last_failures = int(before["failures"]), list(before["last_failures"])
-        if state in LIVE:
+        if state in ACTIVE_STATES:
             reason = f"process {before['pid']} on {before['host']} ended without a word; last seen {state}"
             place = {name: before[name] for name in ("phase", "epoch", "step")} if before["phase"] else None
             self._add_failure("driver", reason, place, str(before["updated_at"]))
 
-    def take(self, kind: str, values: Mapping[str, Any]) -> bool:
+    def handle_event(self, kind: str, values: Mapping[str, Any]) -> bool:
         """Something has happened -> whether it changes the state or the phase.
 
         Args:
@@ -150,7 +150,7 @@ class Standing:
         handler = getattr(self, f"_on_{kind}", None)
         if handler is not None:
             handler(values)
-            self.status.updated_at = utc()
+            self.status.updated_at = utc_timestamp()
         return (self.status.state, self.status.phase) != earlier
 
     def _on_note(self, values: Mapping[str, Any]) -> None:
@@ -160,25 +160,25 @@ class Standing:
         self._cached = values["phases"]
 
     def _on_waiting(self, values: Mapping[str, Any]) -> None:
-        self._rest("waiting for nodes", first_line(values["text"], MAX_REASON))
+        self._mark_idle("waiting for nodes", first_line(values["text"], MAX_REASON))
 
     def _on_started(self, values: Mapping[str, Any]) -> None:
-        self._rest("starting", "")
+        self._mark_idle("starting", "")
         self.status.workers, self.status.nodes = int(values["workers"]), list(values["nodes"])
         self.status.attempt = int(values["attempt"])
 
     def _on_failure(self, values: Mapping[str, Any]) -> None:
-        self._rest("starting", "")
+        self._mark_idle("starting", "")
         place = values.get("place")
         counted = {**place, "epoch": place["epoch"] + 1, "step": place["step"] + 1} if place else None
-        self._add_failure(values["cause"], values["reason"], counted, utc())
+        self._add_failure(values["cause"], values["reason"], counted, utc_timestamp())
         self.status.failures_here, self.status.failures_allowed = int(values["failures"]), int(values["allowed"])
 
     def _on_hardware_warnings(self, values: Mapping[str, Any]) -> None:
         self.status.hardware_warnings = list(values["warnings"])
 
     def _on_checkpoint(self, values: Mapping[str, Any]) -> None:
-        self.status.checkpoint, self.status.checkpoint_at = values["name"], utc()
+        self.status.checkpoint, self.status.checkpoint_at = values["name"], utc_timestamp()
 
     def _on_step(self, values: Mapping[str, Any]) -> None:
         self._at(values, values["step"], values["epoch"])
@@ -198,14 +198,14 @@ class Standing:
         self._estimate(rate, 0)
 
     def _on_test(self, _values: Mapping[str, Any]) -> None:
-        self._rest("running", "")
-        self.status.phase, self.status.progress = TEST, 1.0
+        self._mark_idle("running", "")
+        self.status.phase, self.status.progress = TEST_PHASE, 1.0
         self.status.epoch = self.status.epochs = self.status.step = self.status.steps = 0
 
     def _on_end(self, values: Mapping[str, Any]) -> None:
-        self._rest(values["state"], first_line(values.get("reason", ""), MAX_REASON))
+        self._mark_idle(values["state"], first_line(values.get("reason", ""), MAX_REASON))
 
-    def _rest(self, state: State, reason: str) -> None:
+    def _mark_idle(self, state: RunState, reason: str) -> None:
         """No steps are taken now."""
         self.status.state, self.status.reason = state, reason
         self.status.eta_s, self.status.eta_whole, self.status.images_per_second = None, False, None

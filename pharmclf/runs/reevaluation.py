@@ -11,10 +11,10 @@ from pharmclf.core.console import Say
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE
 from pharmclf.data.quarantine import Quarantine
-from pharmclf.finish.run import finish
+from pharmclf.runs.final_evaluation import run_final_evaluation
 
 
-def untested(config: RunConfig, result: Mapping[str, Any]) -> dict[str, str]:
+def untested_datasets(config: RunConfig, result: Mapping[str, Any]) -> dict[str, str]:
     """The sets of `extra_test` that a complete run has not been tested on: name -> location.
 
     Args:
@@ -29,7 +29,7 @@ def untested(config: RunConfig, result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def finish_again(
+def rerun_final_evaluation(
     config: RunConfig,
     folder: str,
     manifest: Manifest,
@@ -38,7 +38,8 @@ def finish_again(
     record: Mapping[str, Any],
     say: Say,
 ) -> None:
-    """Test the saved models of a complete run on all its sets, in this process, and renew what `finish` writes.
+    """Test the saved models of a complete run on all its sets, in this process, and renew what `run_final_evaluation`
+    writes.
 
     Args:
         config: the run, with all sets that it is tested on.
@@ -57,6 +58,6 @@ def finish_again(
     outcome["precision"] = record.get("precision", "float32")
     quarantine = Quarantine(manifest, config.max_bad_share, say, storage.join(folder, QUARANTINE_FILE))
     try:
-        finish(config, folder, manifest, outcome, record, say, quarantine, actors=0)
+        run_final_evaluation(config, folder, manifest, outcome, record, say, quarantine, actors=0)
     finally:
         quarantine.write()

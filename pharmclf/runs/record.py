@@ -22,7 +22,7 @@ from pharmclf.training.checkpoint_manager import staging_dir
 
 RUN_FILE = "run.json"
 # settings that may differ when a run is resumed: they change where and how it runs, not what it computes
-_FREE = (
+_RESULT_NEUTRAL_SETTINGS = (
     "storage",
     "name",
     "workers",
@@ -48,13 +48,13 @@ _FREE = (
     "weights",
 )
 # settings that records of runs may lack, as dotted names: with its default, each is as if it were not there
-_ADDED = ("label_level", "min_images", "split.ignore_folders")
-_WEIGHT_WORDS = ("imagenet", "none")
+_ADDED_SETTINGS = ("label_level", "min_images", "split.ignore_folders")
+_WEIGHT_NAMES = ("imagenet", "none")
 _PACKAGES = ("pharmclf", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "simplejpeg")
 
 
 @contextlib.contextmanager
-def only_writer(folder: str) -> Iterator[Lease]:
+def run_lock(folder: str) -> Iterator[Lease]:
     """Hold the lease of a run's folder.
 
     Raises:
@@ -68,7 +68,7 @@ def only_writer(folder: str) -> Iterator[Lease]:
         yield lease
 
 
-def write_last(folder: str, record: dict[str, Any], lease: Lease) -> None:
+def finalize_record(folder: str, record: dict[str, Any], lease: Lease) -> None:
     """Write how a run has ended; an error of its own must not hide how.
 
     Raises:
@@ -104,11 +104,11 @@ def read_record(folder: str) -> dict[str, Any] | None:
     )
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 
@@ -117,20 +117,20 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
-def fingerprints_of(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
+def run_fingerprints(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
     """What a run depends on: its images and splits, its settings, its file of weights."""
     weights = weights_fingerprint(config)
-    return {"data": manifest.fingerprint, "settings": fingerprint(settings_of(config)), "weights": weights}
+    return {"data": manifest.fingerprint, "settings": fingerprint(result_settings(config)), "weights": weights}
 
 
 def weights_fingerprint(config: RunConfig) -> str:
     """imagenet, none, or the sha256 of a file of weights."""
-    return config.weights if config.weights in _WEIGHT_WORDS else sha256_bytes(storage.read_bytes(config.weights))
+    return config.weights if config.weights in _WEIGHT_NAMES else sha256_bytes(storage.read_bytes(config.weights))
 
 
-def with_weights_found(config: RunConfig) -> RunConfig:
+def resolve_weights_path(config: RunConfig) -> RunConfig:
     """The configuration with the place of a weights file made absolute: workers stand in other folders."""
-    if config.weights in _WEIGHT_WORDS:
+    if config.weights in _WEIGHT_NAMES:
         return config
     location = storage.absolute(config.weights)
     try:
@@ -142,10 +142,10 @@ def with_weights_found(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, weights=location)
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
+def result_settings(config: RunConfig) -> dict[str, Any]:
     """What decides a run's numbers."""
-    settings, defaults = _deciding(config), flat(_deciding(RunConfig()))
-    for path in _ADDED:
+    settings, defaults = _select_result_settings(config), flatten(_select_result_settings(RunConfig()))
+    for path in _ADDED_SETTINGS:
         *groups, last = path.split(".")
         inner = settings
         for group in groups:
@@ -155,8 +155,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return settings
 
 
-def _deciding(config: RunConfig) -> dict[str, Any]:
-    return {key: value for key, value in to_dict(config).items() if key not in _FREE}
+def _select_result_settings(config: RunConfig) -> dict[str, Any]:
+    return {key: value for key, value in to_dict(config).items() if key not in _RESULT_NEUTRAL_SETTINGS}
 
 
 def has_trained(folder: str) -> bool:
@@ -198,9 +198,9 @@ def check_settings(
     Raises:
         ConfigError: names each setting that differs, with both values.
     """
-    plain = _deciding(RunConfig())
-    defaults = flat({"plain": plain} if "plain" in expected else plain)
-    there, now = ({**defaults, **flat(dict(settings))} for settings in (found, expected))
+    plain = _select_result_settings(RunConfig())
+    defaults = flatten({"plain": plain} if "plain" in expected else plain)
+    there, now = ({**defaults, **flatten(dict(settings))} for settings in (found, expected))
     check_fingerprints(
         {name: value for name, value in there.items() if name not in ignored},
         {name: value for name, value in now.items() if name not in ignored},

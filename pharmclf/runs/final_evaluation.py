@@ -42,7 +42,7 @@ from pharmclf.training.lr_schedule import best_phase
 REPORT_FILE = "report.html"
 
 
-def finish(
+def run_final_evaluation(
     config: RunConfig,
     folder: str,
     manifest: Manifest,
@@ -96,7 +96,7 @@ def finish(
         for images in sets[2:]:
             if images.lost:
                 say(f"note: {images.name}: {images.notes[-1]}")
-        numbers = _numbers(sets[0].labels, class_names)
+        numbers = _class_numbers(sets[0].labels, class_names)
         decision = fit_policy(found[0][1][:, 0], numbers, sets[0].groups, config.max_error_share)
         write_policy(decision, storage.join(folder, "model", DECISION_FILE))
         validation, test, *extras = scored = [
@@ -115,7 +115,7 @@ def finish(
         found[0][1][:, 0],
         numbers,
         lost=len(quarantine.rows & set(manifest.rows("validation").tolist())),
-        tie=rounding_tolerance(_formats(config, outcome, record, chosen)),
+        tie=rounding_tolerance(_number_formats(config, outcome, record, chosen)),
     )
     if mismatch:
         say(f"warning: {mismatch.text}")
@@ -130,11 +130,11 @@ def finish(
         seconds_total=record["seconds"] + time.monotonic() - began,
         best_checkpoint=storage.join(folder, "checkpoints", outcome["best"][chosen]),
     )
-    phases = [_phase_facts(name, history, outcome, phase_tests.get(name)) for name in outcome["best"]]
+    phases = [_phase_summary(name, history, outcome, phase_tests.get(name)) for name in outcome["best"]]
     summary = build_result(
         facts, validation.evaluation, test.evaluation, phases, decision=decision, extras=shown[1:], mismatch=mismatch
     )
-    rows, findings = _hardware(folder)
+    rows, findings = _read_hardware(folder)
     report = ReportData(
         result=summary,
         history=history,
@@ -162,14 +162,16 @@ def finish(
     say(summary_text(summary, folder))
 
 
-def _formats(config: RunConfig, outcome: Mapping[str, Any], record: Mapping[str, Any], phase: str) -> tuple[str, ...]:
+def _number_formats(
+    config: RunConfig, outcome: Mapping[str, Any], record: Mapping[str, Any], phase: str
+) -> tuple[str, ...]:
     """The number formats in which a phase was validated."""
     kept = [config.activations_dtype] if phase in (record.get("activations") or ()) else []
     tensor_cores = [] if outcome["device"] == "CPU" else ["float16"]  # float32 products are of TensorFloat-32 there
     return (outcome["precision"], *kept, *tensor_cores)
 
 
-def _hardware(folder: str) -> tuple[list[NodeSample], list[HardwareAlert]]:
+def _read_hardware(folder: str) -> tuple[list[NodeSample], list[HardwareAlert]]:
     """What was read of the machines, and what was wrong with them; a report may do without."""
     try:
         with storage.timeout(OPTIONAL_STORAGE_S):
@@ -178,7 +180,7 @@ def _hardware(folder: str) -> tuple[list[NodeSample], list[HardwareAlert]]:
         return [], []
 
 
-def _numbers(labels: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
+def _class_numbers(labels: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
     """(n,) int64 class numbers."""
     places = {name: number for number, name in enumerate(class_names)}
     return np.array([places[label] for label in labels], np.int64)
@@ -191,7 +193,7 @@ def _accuracy(test: ScoredDataset, probabilities: np.ndarray, class_names: Seque
     return evaluate(table, class_names, groups=images.groups, resamples=1).accuracy
 
 
-def _phase_facts(
+def _phase_summary(
     name: str, history: Sequence[Mapping[str, Any]], outcome: Mapping[str, Any], test: Estimate | None
 ) -> PhaseSummary:
     epochs = [record for record in history if record["phase"] == name]

@@ -24,17 +24,17 @@ from pharmclf.data.prepare import MANIFEST_FILE, storage_errors_as_config_errors
 from pharmclf.evaluation.abstention_policy import DECISION_FILE
 from pharmclf.models.devices import configure_devices
 from pharmclf.reporting.model_card import CARD_FILE
+from pharmclf.runs.registry import METRICS, RunInfo, list_runs, rank_runs, read_run, runs_table
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.context import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE
-from pharmclf.training.listing import METRICS, RunInfo, list_runs, ranked, read_run, table
 from pharmclf.training.phases import Phase, build_phases
 
-__all__ = ["METRICS", "DamagedRun", "RunInfo", "fetch_best", "list_runs", "ranked", "table"]
+__all__ = ["METRICS", "CorruptedRunError", "RunInfo", "fetch_best", "list_runs", "rank_runs", "runs_table"]
 
-_PROGRESS_EVERY_S = 2.0
+_PROGRESS_INTERVAL_S = 2.0
 
 
-class DamagedRun(RunError, ValueError):
+class CorruptedRunError(RunError, ValueError):
     """What a run's model is made of is missing, or not what was written, or cannot be restored here."""
 
 
@@ -58,7 +58,7 @@ def fetch_best(
 
     Raises:
         ConfigError: no such storage or runs, none with a finished epoch, or an `out` that cannot be used.
-        DamagedRun: no run's model is whole.
+        CorruptedRunError: no run's model is whole.
         OSError: the storage does not answer, or the disk is full.
     """
     if metric not in METRICS:
@@ -66,7 +66,7 @@ def fetch_best(
     target = check_new_folder("--out", str(out))
     location = storage.absolute(location)
     runs = list_runs(location, name=name, experiment=experiment)
-    waiting = [run for run in ranked(runs, metric) if run.best]
+    waiting = [run for run in rank_runs(runs, metric) if run.best]
     if not waiting:
         raise ConfigError(f"--storage {location}: no finished epoch in {format_examples([run.name for run in runs])}")
     if len({run.data for run in waiting}) > 1:
@@ -78,15 +78,15 @@ def fetch_best(
             with atomic_folder("--out", target) as part, storage_errors_as_config_errors(location):
                 _fetch(run, part, metric, say)
             return run
-        except DamagedRun as error:
+        except CorruptedRunError as error:
             now = read_run(location, run.name)
             if now.best and now.checkpoint != run.checkpoint:  # it is training, and has replaced its best checkpoint
                 say(f"run {run.name} has gone on meanwhile and is looked at again")
-                waiting = ranked([now, *waiting], metric)
+                waiting = rank_runs([now, *waiting], metric)
                 continue
             damages.append(f"run {run.name}: {error}")
             say(f"left out: {damages[-1]}" + (f"; the next best is run {waiting[0].name}" if waiting else ""))
-    raise DamagedRun(f"no model could be fetched: {'; '.join(damages)}")
+    raise CorruptedRunError(f"no model could be fetched: {'; '.join(damages)}")
 
 
 def _fetch(run: RunInfo, part: Path, metric: str, say: Say) -> None:
@@ -106,7 +106,7 @@ def _fetch(run: RunInfo, part: Path, metric: str, say: Say) -> None:
 
 
 @contextlib.contextmanager
-def _damage_named() -> Iterator[None]:
+def _corruption_as_error() -> Iterator[None]:
     """Within, what is missing or not as it must be is a damage of the run."""
     try:
         yield
@@ -114,16 +114,16 @@ def _damage_named() -> Iterator[None]:
         if isinstance(error.__cause__, (storage.StorageUnavailableError, PermissionError)):
             raise error.__cause__ from error  # it says nothing of the file
         text = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
-        raise DamagedRun(text) from error
+        raise CorruptedRunError(text) from error
 
 
 def _copy(run: RunInfo, part: Path, say: Say) -> None:
     """Copy the saved model of a complete run, and verify it.
 
     Raises:
-        DamagedRun: a file is missing, or its sha256 is another.
+        CorruptedRunError: a file is missing, or its sha256 is another.
     """
-    with _damage_named():
+    with _corruption_as_error():
         checksums = storage.read_json(storage.join(run.location, CHECKSUMS_FILE))
         sizes = {entry.location: entry.size_bytes for entry in storage.list_files(storage.join(run.location, "model"))}
         depth = [PIXELS_FILE] if Path(PIXELS_FILE).name in checksums else []
@@ -133,7 +133,7 @@ def _copy(run: RunInfo, part: Path, say: Say) -> None:
             storage.download(location, copy, _progress(copy.name, sizes[location], say) if file == MODEL_FILE else None)
             found, expected = sha256_file(copy), checksums[copy.name]
             if found != expected:
-                raise DamagedRun(f"{location} has sha256 {found}, expected {expected}")
+                raise CorruptedRunError(f"{location} has sha256 {found}, expected {expected}")
         for file in (DECISION_FILE, CARD_FILE):  # of runs whose models were tested
             location = storage.join(run.location, "model", file)
             if location in sizes:
@@ -147,7 +147,7 @@ def _progress(name: str, size_bytes: int, say: Say) -> Callable[[int], None]:
     def progress(done: int) -> None:
         nonlocal shown
         now = time.monotonic()
-        if done < size_bytes and now - shown < _PROGRESS_EVERY_S:
+        if done < size_bytes and now - shown < _PROGRESS_INTERVAL_S:
             return
         shown = now
         rate = done / max(now - began, 1e-6)
@@ -162,27 +162,29 @@ def _restore(run: RunInfo, part: Path, say: Say) -> None:
     """Save the model of a run that is not complete, from its best checkpoint, on the CPU.
 
     Raises:
-        DamagedRun: a file is missing, or not what was written, or does not fit the others.
+        CorruptedRunError: a file is missing, or not what was written, or does not fit the others.
     """
-    with _damage_named():
+    with _corruption_as_error():
         config = from_dict(run.config, source=storage.join(run.location, "run.json"))
         checkpoint = read_checkpoint(storage.join(run.location, "checkpoints", run.checkpoint))
         manifest = Manifest.read(storage.join(run.location, MANIFEST_FILE))
         if checkpoint.fingerprints["data"] != manifest.fingerprint:
-            raise DamagedRun(f"{MANIFEST_FILE} is not of the images that checkpoint {checkpoint.name} was trained on")
+            raise CorruptedRunError(
+                f"{MANIFEST_FILE} is not of the images that checkpoint {checkpoint.name} was trained on"
+            )
         if config.weights not in ("imagenet", "none"):
             found, expected = sha256_bytes(storage.read_bytes(config.weights)), checkpoint.fingerprints["weights"]
             if found != expected:
-                raise DamagedRun(f"weights: {config.weights} has sha256 {found}, expected {expected}")
+                raise CorruptedRunError(f"weights: {config.weights} has sha256 {found}, expected {expected}")
         phase = {phase.name: phase for phase in build_phases(config)}[(run.best or {})["phase"]]
         say(f"run {run.name} is not complete and has not been tested; its model is restored from the checkpoint")
-        _restored(config, phase, len(manifest.class_names), checkpoint).save(part / "model.keras")
+        _restore_model(config, phase, len(manifest.class_names), checkpoint).save(part / "model.keras")
         storage.write_json(str(part / "labels.json"), list(manifest.class_names))
         if manifest.white_level != MAX_VALUE:
             storage.write_json(str(part / Path(PIXELS_FILE).name), {"white_level": manifest.white_level})
 
 
-def _restored(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint) -> Any:
+def _restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint) -> Any:
     """The Keras model of a checkpoint.
 
     Raises:
