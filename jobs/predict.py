@@ -19,8 +19,8 @@ import tyro
 
 from pharmclf.cli import help_text, run_job
 from pharmclf.core.console import print_line
-from pharmclf.prediction.job import predict_images
-from pharmclf.prediction.options import PredictOptions
+from pharmclf.inference.job import predict_images
+from pharmclf.inference.options import PredictOptions
 
 
 def main() -> int:

@@ -18,11 +18,11 @@ from pharmclf.data.image_set import ImageSet
 from pharmclf.data.prepare import data_location
 from pharmclf.distributed.controller import connect
 from pharmclf.evaluation.predict import BATCH, Predictor, PredictSpec, predict_stream
+from pharmclf.inference.image_listing import list_images
+from pharmclf.inference.output_table import TopKOutput
+from pharmclf.inference.tolerant_reader import read_images
 from pharmclf.models.devices import device_name
 from pharmclf.monitoring.cores import usable_cores
-from pharmclf.prediction.answers import Answers
-from pharmclf.prediction.images import list_images
-from pharmclf.prediction.reading import read_images
 
 _MEASURED_S = 30.0  # of each way
 _FORWARD_BATCHES = 4  # of each time that the forward pass is measured, at least
@@ -48,7 +48,7 @@ def benchmark_inference(config: RunConfig, say: Say) -> dict[str, Any]:
             models=(_saved_model(config, folder),),
             image_size=config.image_size,
             read=read_images,
-            columns=Answers(labels=tuple(f"class {number}" for number in range(_NUM_CLASSES))),
+            columns=TopKOutput(labels=tuple(f"class {number}" for number in range(_NUM_CLASSES))),
         )
         connect(allow_open=config.allow_open_cluster)
         predictor = Predictor(what)

@@ -12,8 +12,8 @@ from pharmclf.config import ConfigError, RunConfig
 from pharmclf.data.destination import ALLOWED, check_destination, destination_warnings, is_in_uploaded_working_dir
 from pharmclf.data.prepare import check_storage
 from pharmclf.export.output_dir import atomic_output_dir
-from pharmclf.prediction.job import predict_images
-from pharmclf.prediction.options import PredictOptions
+from pharmclf.inference.job import predict_images
+from pharmclf.inference.options import PredictOptions
 from pharmclf.runs.best_model import fetch_best
 from pharmclf.runs.evaluate_model import EvaluationOptions, evaluate_saved_model
 

@@ -19,7 +19,7 @@ from pharmclf.data.image_files import find_images
 from pharmclf.data.manifest import Manifest, build_manifest
 from pharmclf.data.prepare import prepare_manifest
 from pharmclf.evaluation.datasets import external_dataset
-from pharmclf.prediction.images import list_images
+from pharmclf.inference.image_listing import list_images
 from pharmclf.storage import objects
 
 COUNT = 6  # images of a class

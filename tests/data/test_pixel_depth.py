@@ -176,7 +176,7 @@ def test_a_set_that_uses_all_bits_names_its_dark_images(camera: Path, tmp_path: 
 def test_whoever_reads_a_set_reads_it_at_its_level(made: Manifest, camera: Path):
     """The stream, and predictions of new files at the model's level; a file with larger values is bad by name."""
     from pharmclf.data.ray_loader import load_images
-    from pharmclf.prediction.reading import read_images
+    from pharmclf.inference.tolerant_reader import read_images
 
     paths = made.table["path"].tolist()
     expected = np.stack([decode(Path(path).read_bytes(), 32, 4095) for path in paths])

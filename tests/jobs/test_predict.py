@@ -13,8 +13,8 @@ import pytest
 import running
 from small_model import save_small_model
 
-from pharmclf.prediction.job import predict_images
-from pharmclf.prediction.options import PredictOptions
+from pharmclf.inference.job import predict_images
+from pharmclf.inference.options import PredictOptions
 
 predicted = partial(running.finish, program="jobs/predict.py", timeout=300)
 start = partial(running.start, program="jobs/predict.py")

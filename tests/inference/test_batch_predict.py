@@ -24,9 +24,9 @@ from pharmclf.data.demo import MARKER
 from pharmclf.data.image_decoding import decode
 from pharmclf.data.image_set import ImageSet
 from pharmclf.evaluation.predict import Predictor, PredictSpec, predict, predict_stream
-from pharmclf.prediction.job import predict_images
-from pharmclf.prediction.options import PredictOptions
-from pharmclf.prediction.reading import read_images
+from pharmclf.inference.job import predict_images
+from pharmclf.inference.options import PredictOptions
+from pharmclf.inference.tolerant_reader import read_images
 
 pytestmark = [pytest.mark.tf]
 SIZE = 64

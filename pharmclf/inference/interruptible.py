@@ -9,11 +9,11 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 T = TypeVar("T")
-_LOOK_EVERY_S = 0.2
-_LEAVE_S = 10.0  # for what the stream is at when it is left
+_POLL_INTERVAL_S = 0.2
+_SHUTDOWN_TIMEOUT_S = 10.0  # for what the stream is at when it is left
 
 
-def until(stopped: Callable[[], bool], items: Generator[T, None, None]) -> Generator[T, None, None]:
+def interruptible(stopped: Callable[[], bool], items: Generator[T, None, None]) -> Generator[T, None, None]:
     """The items of a stream, as long as no stop is asked for.
 
     A thread waits for them, so that a stop is noticed meanwhile, and so that the stream goes on while an item is used.
@@ -49,7 +49,7 @@ def until(stopped: Callable[[], bool], items: Generator[T, None, None]) -> Gener
     try:
         while not stopped():
             try:
-                outcome = ready.get(timeout=_LOOK_EVERY_S)
+                outcome = ready.get(timeout=_POLL_INTERVAL_S)
             except queue.Empty:
                 continue
             if outcome is None:
@@ -57,4 +57,4 @@ def until(stopped: Callable[[], bool], items: Generator[T, None, None]) -> Gener
             yield outcome.result()
     finally:
         left.set()
-        thread.join(_LEAVE_S)
+        thread.join(_SHUTDOWN_TIMEOUT_S)

@@ -19,19 +19,19 @@ from pharmclf.distributed.cluster import usable_nodes
 from pharmclf.distributed.controller import connect
 from pharmclf.distributed.ray_address import requested_address
 from pharmclf.evaluation.predict import PredictSpec, predict_stream
-from pharmclf.prediction.answers import SCHEMA, Answers
-from pharmclf.prediction.options import PredictOptions
-from pharmclf.prediction.parts import Parts
-from pharmclf.prediction.places import actors_on, gpus_here, wants_ray
-from pharmclf.prediction.waiting import until
+from pharmclf.inference.interruptible import interruptible
+from pharmclf.inference.options import PredictOptions
+from pharmclf.inference.output_shards import OutputShards
+from pharmclf.inference.output_table import SCHEMA, TopKOutput
+from pharmclf.inference.placement import count_local_gpus, plan_actors, should_use_ray
 from pharmclf.progress import progress_lines
 
 _SHOWN = 20  # bad images that are named on the console
 
 
-def missing_parts(parts: Parts, say: Say) -> list[int]:
+def missing_shards(parts: OutputShards, say: Say) -> list[int]:
     """Numbers of the parts that do not stand; those of other tables are deleted."""
-    there, others = parts.standing()
+    there, others = parts.existing()
     for name in others:
         storage.delete_file(storage.join(parts.folder, name))
     if others:
@@ -41,24 +41,24 @@ def missing_parts(parts: Parts, say: Say) -> list[int]:
     return [number for number, name in enumerate(parts.names) if name not in there]
 
 
-def placed(what: PredictSpec, options: PredictOptions, num_images: int) -> PredictSpec:
+def assign_workers(what: PredictSpec, options: PredictOptions, num_images: int) -> PredictSpec:
     """Choose who predicts, and join or start Ray where it does.
 
     Raises:
         ConfigError: the cluster has not what is asked for, or may not be joined.
     """
     on_cluster = bool(requested_address())
-    gpus = gpus_here() if options.accelerator != "cpu" else 0
-    if not wants_ray(options.workers, options.accelerator, num_images, on_cluster=on_cluster, gpus_here=gpus):
+    gpus = count_local_gpus() if options.accelerator != "cpu" else 0
+    if not should_use_ray(options.workers, options.accelerator, num_images, on_cluster=on_cluster, gpus_here=gpus):
         return what
     connect(allow_open=options.allow_open_cluster)
-    return dataclasses.replace(what, actors=actors_on(usable_nodes(), options.workers, options.accelerator))
+    return dataclasses.replace(what, actors=plan_actors(usable_nodes(), options.workers, options.accelerator))
 
 
-def predict_parts(
+def predict_shards(
     what: PredictSpec,
-    answers: Answers,
-    parts: Parts,
+    answers: TopKOutput,
+    parts: OutputShards,
     missing: Sequence[int],
     stopped: Callable[[], bool],
     say: Say,
@@ -82,9 +82,11 @@ def predict_parts(
     read = pa.array(np.where(reasons == "", paths.to_numpy(zero_copy_only=False), ""), pa.string()) if given else paths
     by = f"{what.actors} processes on Ray" if what.actors else "this process"
     say(f"predicting {len(paths):,} images in {by}")
-    progress = _progress(say)
+    progress = _progress_callback(say)
     waiting, done, written = SCHEMA.empty_table(), 0, 0
-    with contextlib.closing(until(stopped, predict_stream(what, ImageSet.of_paths(read, white_level)))) as blocks:
+    with contextlib.closing(
+        interruptible(stopped, predict_stream(what, ImageSet.of_paths(read, white_level)))
+    ) as blocks:
         for block in blocks:
             bad = block["bad"].astype(object)
             known = reasons[done : done + len(bad)]
@@ -97,7 +99,7 @@ def predict_parts(
                 waiting, written = waiting.slice(size), written + 1
 
 
-def _progress(say: Say) -> Callable[[int, int], None]:
+def _progress_callback(say: Say) -> Callable[[int, int], None]:
     """A callback with (done, total) for lines with the time that is left, and the pace since the first images.
 
     What TensorFlow and Ray take to start, which is before them, is in neither.
@@ -117,7 +119,7 @@ def _progress(say: Say) -> Callable[[int, int], None]:
 
 
 @dataclass
-class Summary:
+class PredictionSummary:
     """What a whole table says, added up part by part."""
 
     num_images: int = 0
@@ -134,7 +136,7 @@ class Summary:
         self.num_abstained += pc.sum(table["abstain"]).as_py() or 0
         self.shown += [f"{row['path']}: {row['error']}" for row in bad[: _SHOWN - len(self.shown)]]
 
-    def tell(self, output: str, threshold: float | None, say: Say) -> None:
+    def summary_line(self, output: str, threshold: float | None, say: Say) -> None:
         """Say it."""
         for line in self.shown:
             say(f"bad image: {line}")

@@ -23,27 +23,27 @@ import pyarrow.parquet as pq
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.hashing import fingerprint, sha256_file
-from pharmclf.prediction.answers import SCHEMA
-from pharmclf.prediction.images import Images
+from pharmclf.inference.image_listing import ImageListing
+from pharmclf.inference.output_table import SCHEMA
 
 OUTPUTS = (".parquet", ".csv")
-_ABOUT = b"pharmclf"  # key of the output's metadata
+_METADATA_KEY = b"pharmclf"  # key of the output's metadata
 _PREFIX = "part-"
 _STRIDE = 1 << 14  # images that are hashed at a time
 _VERSION = 1  # raise it when the same model would answer otherwise than before: parts are then made anew
 
 
-class DamagedPart(RunError, ValueError):
+class CorruptedShardError(RunError, ValueError):
     """A part that cannot be read, or is not whole. It has been deleted."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class OutputShards:
     """The parts of one output."""
 
     output: str
     """Location of the table."""
-    images: Images
+    images: ImageListing
     size: int
     """Images of a part; the last may have fewer."""
     about: Mapping[str, Any]
@@ -108,14 +108,14 @@ class Parts:
         _ = self.schema  # refused before anything is predicted
         if not storage.is_file(self.output):
             return False
-        about = _about(self.output)
+        about = _read_metadata(self.output)
         if about.get("key") == self.key:
             return True
         others = [name for name, value in self.about.items() if about and about.get(name) != value] or ["images"]
         what = f"of another {' and '.join(others)}" if about else "and does not tell of which model and images it is"
         raise ConfigError(f"--output {self.output}: is there already, {what}. Give --overwrite, or another --output")
 
-    def standing(self) -> tuple[set[str], set[str]]:
+    def existing(self) -> tuple[set[str], set[str]]:
         """Names of the files in the folder: parts of this table, and parts of others."""
         try:
             found = {entry.location.rsplit("/", 1)[-1] for entry in storage.list_files(self.folder)}
@@ -134,7 +134,7 @@ class Parts:
         """Read a part.
 
         Raises:
-            DamagedPart: it is not what was written.
+            CorruptedShardError: it is not what was written.
         """
         location = storage.join(self.folder, self.names[number])
         first, last = self.span(number)
@@ -144,7 +144,9 @@ class Parts:
                 raise ValueError("other columns or images than expected")
         except (ValueError, pa.ArrowException) as error:
             storage.delete_file(location)
-            raise DamagedPart(f"{location}: {error}. It has been deleted; the same command makes it anew") from error
+            raise CorruptedShardError(
+                f"{location}: {error}. It has been deleted; the same command makes it anew"
+            ) from error
         return table
 
     def join(self, seen: Callable[[pa.Table], None]) -> None:
@@ -154,12 +156,14 @@ class Parts:
             seen: is given every part.
 
         Raises:
-            DamagedPart: a part is not what was written.
+            CorruptedShardError: a part is not what was written.
         """
         with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
             path = Path(folder) / "output"
             about = {"key": self.key, **self.about}
-            with _writer(path, self.output, self.schema.with_metadata({_ABOUT: json.dumps(about).encode()})) as writer:
+            with _open_writer(
+                path, self.output, self.schema.with_metadata({_METADATA_KEY: json.dumps(about).encode()})
+            ) as writer:
                 for number in range(len(self)):
                     table = self.read(number)
                     seen(table)
@@ -169,28 +173,28 @@ class Parts:
                         table = pa.Table.from_arrays([*table.columns, *beside.columns], schema=self.schema)
                     writer.write_table(table)
             if self.output.endswith(".csv"):  # written first: it says of which file it speaks
-                storage.write_json(_about_file(self.output), about | {"sha256": sha256_file(path)})
+                storage.write_json(_metadata_file(self.output), about | {"sha256": sha256_file(path)})
             storage.copy_file(path, self.output)
 
 
-def _about(output: str) -> dict[str, Any]:
+def _read_metadata(output: str) -> dict[str, Any]:
     """What an output says of itself; nothing where it is no file of this package, or has changed since."""
     try:
         with storage.local_file(output) as path:
             if not output.endswith(".csv"):
-                return json.loads((pq.read_schema(path).metadata or {})[_ABOUT])
-            about = dict(storage.read_json(_about_file(output)))
+                return json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY])
+            about = dict(storage.read_json(_metadata_file(output)))
             return about if about.pop("sha256") == sha256_file(path) else {}
     except (FileNotFoundError, ValueError, LookupError, TypeError, pa.ArrowException):
         return {}
 
 
-def _about_file(output: str) -> str:
+def _metadata_file(output: str) -> str:
     """Where a CSV file, which has no place for it, has what it says of itself."""
     return f"{output}.json"
 
 
-def _writer(path: Path, output: str, schema: pa.Schema) -> Any:
+def _open_writer(path: Path, output: str, schema: pa.Schema) -> Any:
     if output.endswith(".csv"):
         return pyarrow.csv.CSVWriter(path, schema)
     return pq.ParquetWriter(path, schema, compression="zstd")

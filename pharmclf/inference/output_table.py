@@ -27,11 +27,11 @@ SCHEMA = pa.schema(
 there are fewer classes; `abstain`: a person must look, since the confidence is below the threshold or the image is bad,
 null without a threshold; `error`: why the image is bad, else null."""
 _TOP = 3
-_SUM_WITHIN = 1e-2  # of 1: what probabilities in half precision sum to
+_SUM_TOLERANCE = 1e-2  # of 1: what probabilities in half precision sum to
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class TopKOutput:
     """How a model's probabilities become answers."""
 
     labels: tuple[str, ...]
@@ -60,7 +60,7 @@ class Answers:
                 f"model: received {given.shape[1]} outputs and {len(self.labels)} labels, expected one label for each. "
                 "Put the labels.json of this model beside it"
             )
-        if not ((given >= 0).all() and (np.abs(given.sum(axis=1) - 1) < _SUM_WITHIN).all()):
+        if not ((given >= 0).all() and (np.abs(given.sum(axis=1) - 1) < _SUM_TOLERANCE).all()):
             raise ConfigError(
                 "model: received outputs that are no probabilities, expected numbers from 0 to 1 with the sum 1. "
                 "Give a model whose last layer is a softmax"

@@ -24,33 +24,33 @@ from pharmclf.config import ConfigError
 from pharmclf.distributed.scaling_policy import ClusterNode
 from pharmclf.evaluation.metrics import REJECT_ALL
 from pharmclf.evaluation.saved_model import SavedModel
-from pharmclf.prediction.answers import SCHEMA, Answers
-from pharmclf.prediction.images import Images, list_images
-from pharmclf.prediction.job import _answers_of
-from pharmclf.prediction.options import PredictOptions
-from pharmclf.prediction.parts import DamagedPart, Parts
-from pharmclf.prediction.places import actors_on, wants_ray
-from pharmclf.prediction.waiting import until
-from pharmclf.prediction.work import Summary
+from pharmclf.inference.batch_predict import PredictionSummary
+from pharmclf.inference.image_listing import ImageListing, list_images
+from pharmclf.inference.interruptible import interruptible
+from pharmclf.inference.job import _build_output
+from pharmclf.inference.options import PredictOptions
+from pharmclf.inference.output_shards import CorruptedShardError, OutputShards
+from pharmclf.inference.output_table import SCHEMA, TopKOutput
+from pharmclf.inference.placement import plan_actors, should_use_ray
 
 ABOUT = {"model": "sha", "labels": ["a", "b", "c", "d"], "image_size": 64, "temperature": 1.5, "threshold": 0.5}
 
 
-def images(count: int, **changes: object) -> Images:
+def images(count: int, **changes: object) -> ImageListing:
     paths = [f"/images/{number:04d}.jpg" for number in range(count)]
-    plain = Images(pa.array(paths), np.arange(count) + 7, np.arange(count) + 10**18)
+    plain = ImageListing(pa.array(paths), np.arange(count) + 7, np.arange(count) + 10**18)
     return dataclasses.replace(plain, **changes)
 
 
-def parts(count: int, size: int, output: str = "/nowhere/out.parquet", **about: object) -> Parts:
-    return Parts(output=output, images=images(count), size=size, about=ABOUT | about)
+def parts(count: int, size: int, output: str = "/nowhere/out.parquet", **about: object) -> OutputShards:
+    return OutputShards(output=output, images=images(count), size=size, about=ABOUT | about)
 
 
 def rows(paths: pa.Array, seed: int = 0) -> pa.Table:
     """Answers as a model could give them; the third image is bad."""
     generator = np.random.default_rng(seed)
     probabilities = generator.dirichlet(np.ones(4), size=len(paths))[:, None].astype(np.float32)
-    answers = Answers(labels=tuple("abcd"), threshold=0.5)
+    answers = TopKOutput(labels=tuple("abcd"), threshold=0.5)
     bad = np.array(['truncated, "quoted"' if place == 2 else "" for place in range(len(paths))])
     return answers.table(paths, **answers(probabilities), bad=bad)
 
@@ -144,7 +144,7 @@ def test_a_row_holds_the_best_classes_in_order(num_classes: int, count: int, see
     probabilities = generator.dirichlet(np.ones(num_classes), size=count)
     labels = tuple(f"class {number}" for number in range(num_classes))
     bad = np.where(generator.random(count) < 0.3, "empty", "")
-    answers = Answers(labels=labels, threshold=0.6)
+    answers = TopKOutput(labels=labels, threshold=0.6)
     table = answers.table(pa.array(["p"] * count), **answers(probabilities[:, None]), bad=bad)
     assert table.schema == SCHEMA
     for row, given_row, reason in zip(table.to_pylist(), probabilities, bad, strict=True):
@@ -161,14 +161,14 @@ def test_a_row_holds_the_best_classes_in_order(num_classes: int, count: int, see
 
 def test_equal_classes_keep_the_order_of_the_model():
     """Nothing but the labels' order decides between equal probabilities."""
-    answers = Answers(labels=tuple("dcba"))
+    answers = TopKOutput(labels=tuple("dcba"))
     found = answers(np.full((1, 1, 4), 0.25, np.float32))
     assert found["best"].tolist() == [[0, 1, 2]]
 
 
 def test_without_a_threshold_nothing_is_said_of_abstaining():
     """The column is null, also for a bad image."""
-    answers = Answers(labels=("a", "b"))
+    answers = TopKOutput(labels=("a", "b"))
     table = answers.table(pa.array(["p", "q"]), **answers(np.full((2, 1, 2), 0.5)), bad=np.array(["", "empty"]))
     assert table["abstain"].to_pylist() == [None, None]
 
@@ -185,7 +185,7 @@ def test_without_a_threshold_nothing_is_said_of_abstaining():
 def test_a_model_that_does_not_fit_is_refused(outputs: list[float], words: str):
     """As many labels as outputs, and outputs that are probabilities."""
     with pytest.raises(ConfigError, match=words):
-        Answers(labels=("a", "b"))(np.array([[outputs]], np.float32))
+        TopKOutput(labels=("a", "b"))(np.array([[outputs]], np.float32))
 
 
 # ---- the parts
@@ -209,7 +209,7 @@ def test_a_change_renames_the_parts_that_it_concerns():
     other_paths = plain.images.paths.to_pylist()
     other_paths[0] += "x"
 
-    def changed(other: Parts) -> list[int]:
+    def changed(other: OutputShards) -> list[int]:
         return [number for number, name in enumerate(plain.names) if other.names[number] != name]
 
     assert changed(parts(20, 8)) == []
@@ -227,7 +227,7 @@ def test_csv_and_parquet_say_the_same(root: str):
         whole = parts(10, 4, storage.join(root, f"out.{kind}"))
         for number in (2, 0, 1):
             whole.write(number, tables[number])
-        assert whole.standing() == (set(whole.names), set())
+        assert whole.existing() == (set(whole.names), set())
         seen: list[pa.Table] = []
         whole.join(seen.append)
         assert seen == tables
@@ -250,9 +250,9 @@ def test_a_damaged_part_is_deleted_and_named(tmp_path: Path):
     good = (Path(whole.folder) / whole.names[0]).read_bytes()
     for content in (good[:-20], good):
         (Path(whole.folder) / whole.names[1]).write_bytes(content)
-        with pytest.raises(DamagedPart, match=rf"{whole.names[1]}: .*It has been deleted"):
+        with pytest.raises(CorruptedShardError, match=rf"{whole.names[1]}: .*It has been deleted"):
             whole.join(lambda _: None)
-        assert whole.standing() == ({whole.names[0]}, set())
+        assert whole.existing() == ({whole.names[0]}, set())
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet.parts"]
 
 
@@ -331,7 +331,7 @@ def test_ray_is_started_where_it_pays():
 
     def chosen(workers: str = "auto", count: int = 5000, cluster: bool = False, gpus: int = 0, **what: str) -> bool:
         accelerator = what.get("accelerator", "auto")
-        return wants_ray(workers, accelerator, count, on_cluster=cluster, gpus_here=gpus)  # type: ignore[arg-type]
+        return should_use_ray(workers, accelerator, count, on_cluster=cluster, gpus_here=gpus)  # type: ignore[arg-type]
 
     assert not chosen()
     assert not chosen(gpus=1)
@@ -352,15 +352,15 @@ def test_a_process_predicts_on_every_gpu_or_node():
         return ClusterNode("id", "10.0.0.1", 1, cpus, gpus)
 
     mixed, plain = [node(8, 4), node(8, 2), node(4, 0)], [node(8, 0), node(2, 0), node(0, 0)]
-    assert actors_on(mixed, "auto", "auto") == actors_on(mixed, "auto", "gpu") == 6
-    assert actors_on(mixed, "auto", "cpu") == 3
-    assert actors_on(plain, "auto", "auto") == 2
-    assert actors_on(plain, "5", "auto") == 5
-    assert actors_on(mixed, "4", "auto") == 4
+    assert plan_actors(mixed, "auto", "auto") == plan_actors(mixed, "auto", "gpu") == 6
+    assert plan_actors(mixed, "auto", "cpu") == 3
+    assert plan_actors(plain, "auto", "auto") == 2
+    assert plan_actors(plain, "5", "auto") == 5
+    assert plan_actors(mixed, "4", "auto") == 4
     with pytest.raises(ConfigError, match="received 7, but there are 6 GPUs"):
-        actors_on(mixed, "7", "auto")
+        plan_actors(mixed, "7", "auto")
     with pytest.raises(ConfigError, match="--accelerator gpu: there are 10 CPUs and 0 GPUs"):
-        actors_on(plain, "auto", "gpu")
+        plan_actors(plain, "auto", "gpu")
 
 
 def test_a_stop_ends_a_stream_that_gives_nothing():
@@ -378,7 +378,7 @@ def test_a_stop_ends_a_stream_that_gives_nothing():
 
     found = []
     threading.Thread(target=lambda: (stop.wait(), time.sleep(0.3), go_on.set())).start()
-    for item in until(lambda: stop.is_set(), stream()):  # type: ignore[arg-type]
+    for item in interruptible(lambda: stop.is_set(), stream()):  # type: ignore[arg-type]
         found.append(item)
     assert found in ([], [1])
     assert closed.wait(5)
@@ -392,7 +392,7 @@ def test_an_error_of_a_stream_comes_at_its_place():
         yield 2
         raise ConfigError("third")
 
-    items = until(lambda: False, stream())  # type: ignore[arg-type]
+    items = interruptible(lambda: False, stream())  # type: ignore[arg-type]
     assert [next(items), next(items)] == [1, 2]
     with pytest.raises(ConfigError, match="third"):
         next(items)
@@ -423,13 +423,13 @@ def test_a_model_that_may_not_answer_is_described_in_words(tmp_path: Path):
         decision=make_decision(REJECT_ALL, max_error=0.01), run_folder=None,
     )  # fmt: skip
     said: list[str] = []
-    assert _answers_of(model, None, said.append).threshold == REJECT_ALL
+    assert _build_output(model, None, said.append).threshold == REJECT_ALL
     assert said == [
         "note: the model answers nothing by itself: on its validation images no confidence gave at most 1.00% wrong "
         "answers; --threshold gives it one"
     ]
     said.clear()
-    Summary(num_images=1234, num_abstained=1234, num_bad=4).tell("out.csv", REJECT_ALL, said.append)
-    Summary(num_images=10, num_abstained=4, num_bad=1).tell("out.csv", 0.75, said.append)
+    PredictionSummary(num_images=1234, num_abstained=1234, num_bad=4).summary_line("out.csv", REJECT_ALL, said.append)
+    PredictionSummary(num_images=10, num_abstained=4, num_bad=1).summary_line("out.csv", 0.75, said.append)
     assert said[1] == "all 1,230 images are for a person: the model answers nothing by itself"
     assert said[4] == "3 of 9 images (33.3%) are below the confidence 0.7500: for a person"

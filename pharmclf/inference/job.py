@@ -15,12 +15,12 @@ from pharmclf.data.destination import check_destination
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.predict import PredictSpec
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
-from pharmclf.prediction.answers import Answers
-from pharmclf.prediction.images import list_images
-from pharmclf.prediction.options import PredictOptions
-from pharmclf.prediction.parts import Parts
-from pharmclf.prediction.reading import read_images
-from pharmclf.prediction.work import Summary, missing_parts, placed, predict_parts
+from pharmclf.inference.batch_predict import PredictionSummary, assign_workers, missing_shards, predict_shards
+from pharmclf.inference.image_listing import list_images
+from pharmclf.inference.options import PredictOptions
+from pharmclf.inference.output_shards import OutputShards
+from pharmclf.inference.output_table import TopKOutput
+from pharmclf.inference.tolerant_reader import read_images
 from pharmclf.storage.lease import Lease, LeaseHeldError
 
 
@@ -37,17 +37,17 @@ def predict_images(options: PredictOptions, say: Say) -> int:
     Raises:
         ConfigError: bad input; nothing has been predicted or changed.
         StorageUnavailableError, PermissionError: the storage gives or takes nothing; the parts that are done stay.
-        DamagedPart: a part is not what was written.
+        CorruptedShardError: a part is not what was written.
     """
     check_destination("--output", storage.absolute(options.output))
     model = load_model_info(options.model)
-    answers = _answers_of(model, options.threshold, say)
-    parts = _parts_of(model, answers, options, say)
+    answers = _build_output(model, options.threshold, say)
+    parts = _build_shards(model, answers, options, say)
     complete = _is_complete(parts, options)  # another table is refused before anything is written
     if not complete or storage.exists(parts.folder):
-        with StopSignal() as stop, _only_writer(parts) as lease:
+        with StopSignal() as stop, _output_lock(parts) as lease:
             complete = _is_complete(parts, options)  # by another process, which has ended since
-            if not complete and not _make(parts, model, answers, options, stop, lease, say):
+            if not complete and not _predict_and_join(parts, model, answers, options, stop, lease, say):
                 say("stopped on request; the parts that are done stay, and the same command goes on with the rest")
                 return stop.exit_code
         storage.delete_folder(parts.folder)
@@ -56,7 +56,7 @@ def predict_images(options: PredictOptions, say: Say) -> int:
     return EXIT_OK
 
 
-def _answers_of(model: SavedModel, threshold: float | None, say: Say) -> Answers:
+def _build_output(model: SavedModel, threshold: float | None, say: Say) -> TopKOutput:
     decision = model.decision
     if threshold is None and decision is None:
         say("note: the model came without decision.json, so that it never abstains; --threshold gives it a confidence")
@@ -72,10 +72,10 @@ def _answers_of(model: SavedModel, threshold: float | None, say: Say) -> Answers
                 f"note: the model's threshold {threshold:.4f} is a best guess: its validation images could not assure "
                 f"that at most {decision.max_error:.2%} of its answers are wrong"
             )
-    return Answers(labels=model.labels, decision=decision, threshold=threshold)
+    return TopKOutput(labels=model.labels, decision=decision, threshold=threshold)
 
 
-def _parts_of(model: SavedModel, answers: Answers, options: PredictOptions, say: Say) -> Parts:
+def _build_shards(model: SavedModel, answers: TopKOutput, options: PredictOptions, say: Say) -> OutputShards:
     images = list_images(options.input)
     for note in images.notes:
         say(f"note: {note}")
@@ -88,15 +88,15 @@ def _parts_of(model: SavedModel, answers: Answers, options: PredictOptions, say:
         "threshold": answers.threshold,
         **({} if model.white_level == MAX_VALUE else {"white_level": model.white_level}),
     }
-    return Parts(output=output, images=images, size=options.part_size, about=about)
+    return OutputShards(output=output, images=images, size=options.part_size, about=about)
 
 
-def _is_complete(parts: Parts, options: PredictOptions) -> bool:
+def _is_complete(parts: OutputShards, options: PredictOptions) -> bool:
     return not options.overwrite and parts.is_complete()
 
 
 @contextlib.contextmanager
-def _only_writer(parts: Parts) -> Iterator[Lease]:
+def _output_lock(parts: OutputShards) -> Iterator[Lease]:
     """Hold the lease of an output; a folder without parts goes with it.
 
     Raises:
@@ -113,14 +113,14 @@ def _only_writer(parts: Parts) -> Iterator[Lease]:
     finally:
         lease.release()
         with contextlib.suppress(OSError), storage.timeout(FINAL_STORAGE_S):
-            if not any(parts.standing()):
+            if not any(parts.existing()):
                 storage.delete_folder(parts.folder)
 
 
-def _make(
-    parts: Parts,
+def _predict_and_join(
+    parts: OutputShards,
     model: SavedModel,
-    answers: Answers,
+    answers: TopKOutput,
     options: PredictOptions,
     stop: StopSignal,
     lease: Lease,
@@ -131,7 +131,7 @@ def _make(
     def stopped() -> bool:
         return stop.received is not None or bool(lease.is_lost)
 
-    missing = missing_parts(parts, say)
+    missing = missing_shards(parts, say)
     if missing:
         what = PredictSpec(
             models=(model.location,),
@@ -141,12 +141,12 @@ def _make(
             gpus=options.accelerator != "cpu",
         )
         num_images = sum(last - first for first, last in map(parts.span, missing))
-        what = placed(what, options, num_images)
-        predict_parts(what, answers, parts, missing, stopped, say, model.white_level)
+        what = assign_workers(what, options, num_images)
+        predict_shards(what, answers, parts, missing, stopped, say, model.white_level)
     lease.check()
     if stop.received is not None:
         return False
-    summary = Summary()
+    summary = PredictionSummary()
     parts.join(summary.add)
-    summary.tell(parts.output, answers.threshold, say)
+    summary.summary_line(parts.output, answers.threshold, say)
     return True

@@ -9,8 +9,8 @@ import tyro
 from pharmclf import storage
 from pharmclf.config import check_location
 from pharmclf.core.errors import ConfigError
-from pharmclf.prediction.parts import OUTPUTS
-from pharmclf.prediction.places import AUTO, Accelerator
+from pharmclf.inference.output_shards import OUTPUTS
+from pharmclf.inference.placement import AUTO, Accelerator
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,12 @@ from pharmclf.distributed.scaling_policy import ClusterNode, format_capacity
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 AUTO = "auto"
-_FEW_IMAGES = 1000  # are predicted here before processes on a cluster have started
+_MIN_IMAGES_FOR_RAY = 1000  # are predicted here before processes on a cluster have started
 
 
-def wants_ray(workers: str, accelerator: Accelerator, num_images: int, *, on_cluster: bool, gpus_here: int) -> bool:
+def should_use_ray(
+    workers: str, accelerator: Accelerator, num_images: int, *, on_cluster: bool, gpus_here: int
+) -> bool:
     """Whether Ray shall predict, or this process; pure.
 
     On one machine with at most one GPU nothing is gained by Ray: images would only be copied between processes.
@@ -31,7 +33,7 @@ def wants_ray(workers: str, accelerator: Accelerator, num_images: int, *, on_clu
         ConfigError: this process shall predict on a GPU that it has not.
     """
     lacking = accelerator == "gpu" and not gpus_here
-    many = num_images >= _FEW_IMAGES
+    many = num_images >= _MIN_IMAGES_FOR_RAY
     pays = (on_cluster and (many or lacking)) or (gpus_here > 1 and many)
     ray = pays if workers == AUTO else int(workers) > 0
     if lacking and not ray:
@@ -39,7 +41,7 @@ def wants_ray(workers: str, accelerator: Accelerator, num_images: int, *, on_clu
     return ray
 
 
-def actors_on(nodes: Sequence[ClusterNode], workers: str, accelerator: Accelerator) -> int:
+def plan_actors(nodes: Sequence[ClusterNode], workers: str, accelerator: Accelerator) -> int:
     """The processes that predict on a cluster: one for every GPU, without any one for every node; pure.
 
     Args:
@@ -65,7 +67,7 @@ def actors_on(nodes: Sequence[ClusterNode], workers: str, accelerator: Accelerat
     return int(workers)
 
 
-def gpus_here() -> int:
+def count_local_gpus() -> int:
     """NVIDIA GPUs of this machine that this process may see, without TensorFlow."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:

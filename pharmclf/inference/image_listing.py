@@ -14,11 +14,11 @@ from pharmclf.data.image_decoding import IMAGE_EXTENSIONS
 from pharmclf.data.image_files import find_images
 from pharmclf.data.list_files import locate_files, not_found_message, stat_files
 from pharmclf.data.list_tables import LIST_EXTENSIONS, read_list
-from pharmclf.prediction.answers import SCHEMA
+from pharmclf.inference.output_table import SCHEMA
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class ImageListing:
     """What is to be predicted: images of a folder sorted by path, images of a list in the list's order."""
 
     paths: pa.Array
@@ -40,7 +40,7 @@ class Images:
         return len(self.paths)
 
 
-def list_images(where: str) -> Images:
+def list_images(where: str) -> ImageListing:
     """List images without reading them.
 
     Args:
@@ -68,22 +68,22 @@ def list_images(where: str) -> Images:
         raise ConfigError(f"--input {where}: {reason}. Give a readable folder, s3:// prefix or list") from error
     if not root.lower().endswith(tuple(IMAGE_EXTENSIONS)):
         raise ConfigError(f"--input {where}: received a file, expected a folder, an image, or a .csv or .parquet list")
-    return _images([root], stat_files([root]))
+    return _build_listing([root], stat_files([root]))
 
 
-def _list_folder(where: str, root: str) -> Images:
+def _list_folder(where: str, root: str) -> ImageListing:
     found = find_images(root)
     if not found.images:
         seen = f"found: {'; '.join(found.notes)}" if found.notes else "it is empty"
         raise ConfigError(f"--input {where}: no image ({seen}). Expected files such as .jpg or .png, at any depth")
     known = {entry.location: (entry.size_bytes, entry.mtime_ns) for entry in found.images}
-    images = _images(sorted(known), known, found.notes)
+    images = _build_listing(sorted(known), known, found.notes)
     reasons = {entry.location: entry.unreadable for entry in found.images if entry.unreadable}
     places = {place: reasons[path] for place, path in enumerate(images.paths.to_pylist()) if path in reasons}
     return replace(images, unreadable=places)
 
 
-def _list_table(where: str, root: str) -> Images:
+def _list_table(where: str, root: str) -> ImageListing:
     """Every row of a list in its order, with its other columns."""
     source, folder = f"--input {where}", root.rpartition("/")[0]
     listed = read_list(source, root)
@@ -105,15 +105,17 @@ def _list_table(where: str, root: str) -> Images:
     if renamed:
         notes.append(f"columns of the list whose names the table has already: {', '.join(renamed)}")
     columns = others.rename_columns(names) if names else None
-    return _images(locations, known, notes, columns, listed.sha256 if names else "")
+    return _build_listing(locations, known, notes, columns, listed.sha256 if names else "")
 
 
-def _images(
+def _build_listing(
     paths: Sequence[str],
     known: dict[str, tuple[int, int]],
     notes: Iterable[str] = (),
     columns: pa.Table | None = None,
     columns_key: str = "",
-) -> Images:
+) -> ImageListing:
     sizes, times = np.array([known.get(path, (0, 0)) for path in paths], np.int64).T
-    return Images(pa.array(paths, pa.string()), sizes, times, tuple(notes), columns=columns, columns_key=columns_key)
+    return ImageListing(
+        pa.array(paths, pa.string()), sizes, times, tuple(notes), columns=columns, columns_key=columns_key
+    )
