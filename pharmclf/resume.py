@@ -30,7 +30,7 @@ from pharmclf.runs.reevaluation import rerun_final_evaluation, untested_datasets
 from pharmclf.runs.status import STATUS_FILE
 from pharmclf.schema_version import load_record
 from pharmclf.tracking import track_complete
-from pharmclf.tracking.mlflow_runs import ID_FILE
+from pharmclf.tracking.mlflow_client import ID_FILE
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
 from pharmclf.training.checkpoint_manager import staging_dir
 from pharmclf.training.context import MODEL_FILE

@@ -205,7 +205,7 @@ class _Sweep:
         ledger, room = self._ledger(kept), self.room
 
         def ended(trial: Trial) -> None:
-            tracker.trial_ended(ledger.facts_of(trial), trial.folder)
+            tracker.on_trial_end(ledger.facts_of(trial), trial.folder)
 
         before = [trial for trial in ledger.trials.values() if trial.ended]
         for trial in before:

@@ -1,6 +1,6 @@
 """Tracks runs and sweeps where people compare them: TensorBoard's event files, an MLflow server."""
 
-from pharmclf.tracking.mlflow_stories import EXPERIMENT
+from pharmclf.tracking.mlflow_logger import EXPERIMENT
 from pharmclf.tracking.tracker import SweepTracker, Tracker, check_tracking, track_complete
 
 __all__ = ["EXPERIMENT", "SweepTracker", "Tracker", "check_tracking", "track_complete"]

@@ -17,7 +17,7 @@ from pharmclf import storage
 _SIZE_AT = slice(16, 24)  # of a PNG: width and height
 
 
-class Events:
+class EventRecords:
     """The records of one event file, in order."""
 
     def __init__(self, began_s: float) -> None:
@@ -36,7 +36,7 @@ class Events:
 
         self._add(step, at_s, session_log=SessionLog(status=SessionLog.START))
 
-    def numbers(self, values: Mapping[str, float], step: int, at_s: float) -> None:
+    def scalars(self, values: Mapping[str, float], step: int, at_s: float) -> None:
         """Scalars by their tags."""
         from tensorboardX.proto.summary_pb2 import Summary
 
@@ -49,7 +49,7 @@ class Events:
 
         self._add(step, at_s, summary=summary.text(tag, markdown))
 
-    def picture(self, tag: str, png: bytes, step: int, at_s: float) -> None:
+    def image(self, tag: str, png: bytes, step: int, at_s: float) -> None:
         """A picture, as it is."""
         from tensorboardX.proto.summary_pb2 import Summary
 
@@ -57,7 +57,7 @@ class Events:
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
         self._add(step, at_s, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
 
-    def parameters(self, values: Mapping[str, Any], at_s: float) -> None:
+    def hyperparameters(self, values: Mapping[str, Any], at_s: float) -> None:
         """Settings for the table of hyperparameters; it finds its numbers among the scalars."""
         from tensorboardX import summary
 
@@ -90,7 +90,7 @@ class EventFile:
         self.location = location
         self._kept = 0  # bytes
 
-    def keep(self, content: bytes | bytearray) -> None:
+    def write(self, content: bytes | bytearray) -> None:
         """Bring the file up to date.
 
         On disk it grows: TensorBoard reads on in the file that it has opened, and would not see one that took its

@@ -15,8 +15,15 @@ from collections.abc import Iterable
 from pharmclf import storage
 from pharmclf.config import to_yaml
 from pharmclf.core.errors import format_error
-from pharmclf.tracking.event_files import EventFile, Events
-from pharmclf.tracking.facts import Epoch, Story, SweepStory, TrialStory, final_numbers, shown_files
+from pharmclf.tracking.event_files import EventFile, EventRecords
+from pharmclf.tracking.snapshots import (
+    EpochSnapshot,
+    RunSnapshot,
+    SweepSnapshot,
+    TrialSnapshot,
+    final_metrics,
+    visible_files,
+)
 
 FOLDER = "tensorboard"
 TRIAL_FILE = f"{FOLDER}/events.out.tfevents.0.trial"
@@ -51,7 +58,7 @@ def is_installed() -> bool:
     return True
 
 
-class RunLog:
+class TensorBoardLogger:
     """The event file of a run's driver."""
 
     def __init__(self, folder: str) -> None:
@@ -62,11 +69,11 @@ class RunLog:
         """
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         self._file = EventFile(storage.join(folder, FOLDER, name))
-        self._events: Events | None = None
+        self._events: EventRecords | None = None
         self._written: set[int] = set()
         self._ended = False
 
-    def deliver(self, story: Story) -> None:
+    def deliver(self, story: RunSnapshot) -> None:
         """Bring the file up to date.
 
         Raises:
@@ -75,60 +82,60 @@ class RunLog:
         if not story.epochs:
             return
         if self._events is None:
-            self._events = _begun(story)
+            self._events = _create_events(story)
         fresh = [epoch for epoch in story.epochs if epoch.at not in self._written]
         _add_epochs(self._events, fresh)
         self._written.update(epoch.at for epoch in fresh)
         if story.state == "complete" and not self._ended:
             _add_end(self._events, story)
             self._ended = True
-        self._file.keep(self._events.content)
+        self._file.write(self._events.content)
 
 
-def _begun(story: Story) -> Events:
+def _create_events(story: RunSnapshot) -> EventRecords:
     first = story.epochs[0]
-    events = Events(first.ended_s)
+    events = EventRecords(first.ended_s)
     events.restart(first.at, first.ended_s)
     events.text("config", f"```yaml\n{to_yaml(story.config)}```", first.at, first.ended_s)
-    events.parameters(story.settings, first.ended_s)
+    events.hyperparameters(story.settings, first.ended_s)
     events.charts(_CHARTS, first.ended_s)
     return events
 
 
-def _add_epochs(events: Events, epochs: Iterable[Epoch]) -> None:
+def _add_epochs(events: EventRecords, epochs: Iterable[EpochSnapshot]) -> None:
     """Add the numbers of some epochs."""
     for epoch in epochs:
         numbers = {TAGS[name]: value for name, value in epoch.numbers.items()}
-        events.numbers(numbers, epoch.at, epoch.ended_s)
+        events.scalars(numbers, epoch.at, epoch.ended_s)
 
 
-def _add_end(events: Events, story: Story) -> None:
+def _add_end(events: EventRecords, story: RunSnapshot) -> None:
     """Add the final numbers and the pictures."""
     last, ended_s = story.epochs[-1].at, story.ended_s
     result = story.read_result()
     pictures = {
         path.removesuffix(".png"): storage.read_bytes(location)
-        for path, location in shown_files(story.folder).items()
+        for path, location in visible_files(story.folder).items()
         if path.endswith(".png")
     }  # read before anything is added, so that a storage that is away leaves no half of an end
-    numbers = final_numbers(result)
+    numbers = final_metrics(result)
     measured = [name for name in numbers if f"{name}_low" in numbers]
     rows = [f"| {name} | " + " | ".join(f"{numbers[name + end]:.4f}" for end in _ENDS) + " |" for name in measured]
     events.text(
         "result", "\n".join(["| | value | 95 % interval from | to |", "|---|---|---|---|", *rows]), last, ended_s
     )
-    events.numbers({f"final/{name}": numbers[name] for name in measured}, last, ended_s)
+    events.scalars({f"final/{name}": numbers[name] for name in measured}, last, ended_s)
     for tag, png in pictures.items():
-        events.picture(tag, png, last, ended_s)
+        events.image(tag, png, last, ended_s)
 
 
-class TrialLogs:
+class TensorBoardTrialLogger:
     """An event file in the folder of each trial of a sweep, written when it has ended."""
 
     def __init__(self) -> None:
         self._done: set[int] = set()
 
-    def deliver(self, story: SweepStory) -> None:
+    def deliver(self, story: SweepSnapshot) -> None:
         """Write those that are missing.
 
         Raises:
@@ -139,14 +146,14 @@ class TrialLogs:
                 continue
             location = storage.join(trial.folder, TRIAL_FILE)
             if trial.epochs and not storage.is_file(location):  # it may be of an earlier driver
-                storage.write_bytes(location, bytes(_of_trial(trial).content))
+                storage.write_bytes(location, bytes(_trial_events(trial).content))
             self._done.add(number)
 
 
-def _of_trial(trial: TrialStory) -> Events:
+def _trial_events(trial: TrialSnapshot) -> EventRecords:
     began_s = trial.epochs[0].ended_s
-    events = Events(began_s)
-    events.parameters(trial.facts.params, began_s)
+    events = EventRecords(began_s)
+    events.hyperparameters(trial.facts.params, began_s)
     events.charts(_CHARTS, began_s)
     _add_epochs(events, trial.epochs)
     return events

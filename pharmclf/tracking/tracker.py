@@ -18,9 +18,17 @@ from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.reporting.sweep_tables import TrialInfo
 from pharmclf.runs.record import flatten
 from pharmclf.tracking import tensorboard
-from pharmclf.tracking.facts import BEST, Epoch, Story, SweepStory, TrialStory, placed, tags_of
-from pharmclf.tracking.mlflow_runs import check_mlflow
-from pharmclf.tracking.mlflow_stories import EXPERIMENT, RunThere, SweepThere
+from pharmclf.tracking.mlflow_client import check_mlflow
+from pharmclf.tracking.mlflow_logger import EXPERIMENT, MlflowRunLogger, MlflowSweepLogger
+from pharmclf.tracking.snapshots import (
+    BEST,
+    EpochSnapshot,
+    RunSnapshot,
+    SweepSnapshot,
+    TrialSnapshot,
+    metrics_by_step,
+    run_tags,
+)
 from pharmclf.training.checkpoint import list_checkpoints
 
 _SEND_S = 10.0  # for storage to answer while something is sent; the next attempt follows anyway
@@ -45,14 +53,14 @@ def check_tracking(config: RunConfig, experiment: str = EXPERIMENT) -> None:
         check_mlflow(config.mlflow, experiment)
 
 
-class _Telling(Generic[T]):
+class _Broadcaster(Generic[T]):
     """A story that grows, and the places that it is told to."""
 
     def __init__(self, story: T, lost: Lost) -> None:
         self._story, self._lost, self._lock = story, lost, threading.Lock()
         self._senders: dict[str, BackgroundTask] = {}
 
-    def add_place(self, name: str, deliver: Callable[[T], None]) -> None:
+    def add_backend(self, name: str, deliver: Callable[[T], None]) -> None:
         """Tell it there from now on."""
 
         def work() -> None:
@@ -71,7 +79,7 @@ class _Telling(Generic[T]):
         )
         self._senders[name].notify()
 
-    def change(self, change: Callable[[T], T]) -> None:
+    def update(self, change: Callable[[T], T]) -> None:
         """The story has gone on."""
         with self._lock:
             self._story = change(self._story)
@@ -104,28 +112,28 @@ class Tracker:
             say: takes a line for the console: where the page on the MLflow server is.
         """
         self._config = config
-        story = Story(
+        story = RunSnapshot(
             name=record["name"],
             folder=folder,
             config=config,
             settings=flatten(record["settings"]),
-            tags=tags_of(folder, record),
-            epochs=_epochs_before(config, folder),
+            tags=run_tags(folder, record),
+            epochs=_previous_epochs(config, folder),
         )
-        self._telling = _Telling(story, lost)
+        self._telling = _Broadcaster(story, lost)
         if config.tensorboard and tensorboard.is_installed():
-            self._telling.add_place("TensorBoard", tensorboard.RunLog(folder).deliver)
+            self._telling.add_backend("TensorBoard", tensorboard.TensorBoardLogger(folder).deliver)
         if config.mlflow:
-            self._telling.add_place(f"MLflow at {config.mlflow}", RunThere(config.mlflow, say).deliver)
+            self._telling.add_backend(f"MLflow at {config.mlflow}", MlflowRunLogger(config.mlflow, say).deliver)
 
     def event(self, kind: str, **values: Any) -> None:
         """Take an event of the run, as `Callback.event`; those that nothing is tracked of are passed over."""
         if kind == "epoch":
-            self._telling.change(lambda story: self._with_epoch(story, values))
+            self._telling.update(lambda story: self._with_epoch(story, values))
 
-    def _with_epoch(self, story: Story, record: Mapping[str, Any]) -> Story:
+    def _with_epoch(self, story: RunSnapshot, record: Mapping[str, Any]) -> RunSnapshot:
         best = story.epochs[-1].numbers.get(BEST, 0.0) if story.epochs else 0.0
-        fresh = placed(self._config, [record], best=best)
+        fresh = metrics_by_step(self._config, [record], best=best)
         known = {epoch.at for epoch in story.epochs}  # what is trained again after a loss takes the same steps
         return dataclasses.replace(story, epochs=(*story.epochs, *(one for one in fresh if one.at not in known)))
 
@@ -136,7 +144,7 @@ class Tracker:
             state: interrupted, failed or complete; of a complete run the result, report and pictures in its folder are
                 told too.
         """
-        self._telling.change(lambda story: dataclasses.replace(story, state=state, ended_s=time.time()))
+        self._telling.update(lambda story: dataclasses.replace(story, state=state, ended_s=time.time()))
         self._telling.close()
 
 
@@ -163,17 +171,17 @@ class SweepTracker:
             say: takes a line for the console: where the page on the MLflow server is.
         """
         self._config = config
-        story = SweepStory(name=record["name"], folder=folder, config=config, record=dict(record))
-        self._telling = _Telling(story, lost)
+        story = SweepSnapshot(name=record["name"], folder=folder, config=config, record=dict(record))
+        self._telling = _Broadcaster(story, lost)
         if config.tensorboard and tensorboard.is_installed():
-            self._telling.add_place("TensorBoard", tensorboard.TrialLogs().deliver)
+            self._telling.add_backend("TensorBoard", tensorboard.TensorBoardTrialLogger().deliver)
         if config.mlflow:
-            self._telling.add_place(f"MLflow at {config.mlflow}", SweepThere(config.mlflow, say).deliver)
+            self._telling.add_backend(f"MLflow at {config.mlflow}", MlflowSweepLogger(config.mlflow, say).deliver)
 
-    def trial_ended(self, facts: TrialInfo, folder: str) -> None:
+    def on_trial_end(self, facts: TrialInfo, folder: str) -> None:
         """A trial has ended, now or under an earlier driver."""
-        trial = TrialStory(facts=facts, folder=folder, epochs=placed(self._config, facts.history))
-        self._telling.change(lambda story: dataclasses.replace(story, trials={**story.trials, facts.number: trial}))
+        trial = TrialSnapshot(facts=facts, folder=folder, epochs=metrics_by_step(self._config, facts.history))
+        self._telling.update(lambda story: dataclasses.replace(story, trials={**story.trials, facts.number: trial}))
 
     def close(self, record: Mapping[str, Any]) -> None:
         """Tell the end; places that do not answer are waited for a minute at most.
@@ -183,19 +191,19 @@ class SweepTracker:
         """
         state = "failed" if record["state"] == "running" else str(record["state"])
 
-        def end(story: SweepStory) -> SweepStory:
+        def end(story: SweepSnapshot) -> SweepSnapshot:
             return dataclasses.replace(story, record=dict(record), state=state, ended_s=time.time())
 
-        self._telling.change(end)
+        self._telling.update(end)
         self._telling.close()
 
 
-def _epochs_before(config: RunConfig, folder: str) -> tuple[Epoch, ...]:
+def _previous_epochs(config: RunConfig, folder: str) -> tuple[EpochSnapshot, ...]:
     """The epochs of a run so far: as its end has left them, or as its newest checkpoint has them."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError), storage.timeout(OPTIONAL_STORAGE_S):
         location = storage.join(folder, "history.json")
         if storage.is_file(location):
-            return placed(config, storage.read_json(location))
+            return metrics_by_step(config, storage.read_json(location))
         if checkpoints := list_checkpoints(storage.join(folder, "checkpoints")):
-            return placed(config, checkpoints[-1].state["history"])
+            return metrics_by_step(config, checkpoints[-1].state["history"])
     return ()

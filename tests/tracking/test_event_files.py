@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from tracked_runs import dot_png, events_of, points, tags
 
 from pharmclf import storage
-from pharmclf.tracking.event_files import EventFile, Events
+from pharmclf.tracking.event_files import EventFile, EventRecords
 
 
-def some_events() -> Events:
-    events = Events(1000.0)
+def some_events() -> EventRecords:
+    events = EventRecords(1000.0)
     events.restart(1, 1000.0)
-    events.numbers({"loss/train": 0.5, "loss/validation": 0.25}, 1, 1001.0)
+    events.scalars({"loss/train": 0.5, "loss/validation": 0.25}, 1, 1001.0)
     events.text("config", "a: 1", 1, 1001.0)
-    events.picture("dot", dot_png(), 2, 1002.0)
-    events.parameters({"rate": 0.1, "name": "x", "layers": [1, 2], "flip": True}, 1000.0)
+    events.image("dot", dot_png(), 2, 1002.0)
+    events.hyperparameters({"rate": 0.1, "name": "x", "layers": [1, 2], "flip": True}, 1000.0)
     events.charts({"loss": ("loss/train", "loss/validation")}, 1000.0)
     return events
 
@@ -62,23 +62,23 @@ def test_a_file_on_disk_is_whole_whatever_broke_off(
     path = tmp_path_factory.mktemp("events") / "run" / "file"
     file = EventFile(str(path))
     for end in sorted(ends):
-        file.keep(content[:end])
+        file.write(content[:end])
         if path.exists():
             path.write_bytes(path.read_bytes() + part)
-    file.keep(content + b"!")
+    file.write(content + b"!")
     assert path.read_bytes() == content + b"!"
     path.unlink()
-    file.keep(content + b"!?")
+    file.write(content + b"!?")
     assert path.read_bytes() == content + b"!?"
 
 
 def test_a_file_on_disk_stays_the_same_file(tmp_path: Path) -> None:
     """TensorBoard reads on in the file that it has opened."""
     file = EventFile(str(tmp_path / "file"))
-    file.keep(b"one")
+    file.write(b"one")
     with open(file.location, "rb") as reader:
         assert reader.read() == b"one"
-        file.keep(b"one two")
+        file.write(b"one two")
         assert reader.read() == b" two"
 
 
@@ -87,5 +87,5 @@ def test_a_file_in_a_bucket_is_replaced_whole(bucket: str) -> None:
     """At each call all of it, so that a reader finds whole records at any time."""
     file = EventFile(f"{bucket}/run/file")
     for content in (b"one", b"one two"):
-        file.keep(content)
+        file.write(content)
         assert storage.read_bytes(file.location) == content

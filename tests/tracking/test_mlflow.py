@@ -147,13 +147,13 @@ def test_a_sweep_is_a_run_with_its_trials_below(uri: str, tmp_path: Path) -> Non
     interrupted = sweep_record(config, "interrupted")
     tracker = SweepTracker(config, folder, interrupted, lambda: None, print)
     for one in facts[:2]:
-        tracker.trial_ended(one, trial_home(config, f"{one.number:04d}"))
+        tracker.on_trial_end(one, trial_home(config, f"{one.number:04d}"))
     tracker.close(interrupted)
     assert runs(uri, "search")["search"].info.status == "KILLED"
 
     tracker = SweepTracker(config, folder, interrupted, lambda: None, print)
     for one in facts:
-        tracker.trial_ended(one, trial_home(config, f"{one.number:04d}"))
+        tracker.on_trial_end(one, trial_home(config, f"{one.number:04d}"))
     best = trial_home(config, "0003")
     write_end(best)
     storage.write_bytes(f"{folder}/sweep.parquet", b"table")
@@ -188,7 +188,7 @@ def test_another_winner_takes_the_tag(uri: str, tmp_path: Path) -> None:
         record = sweep_record(config, "running", trials=number + 1)
         tracker = SweepTracker(config, folder, record, lambda: None, print)
         for one in range(number + 1):
-            tracker.trial_ended(trial(one), trial_home(config, f"{one:04d}"))
+            tracker.on_trial_end(trial(one), trial_home(config, f"{one:04d}"))
         best = trial_home(config, place)
         write_end(best)
         tracker.close(

@@ -134,7 +134,7 @@ def test_a_server_shows_a_run_and_a_sweep_and_may_go_away_meanwhile(
     sweep = SweepTracker(config, f"{tmp_path}/search", sweep_record(config, "running"), lambda: None, print)
     homes = [trial_home(config, f"{number:04d}") for number in range(3)]
     for number, home in enumerate(homes):
-        sweep.trial_ended(trial(number), home)
+        sweep.on_trial_end(trial(number), home)
     write_end(homes[2])
     storage.write_bytes(f"{tmp_path}/search/sweep.parquet", b"table")
     sweep.close(sweep_record(config, "complete", trials=3, winner=2, winner_folder=homes[2], result=RESULT))

@@ -156,7 +156,7 @@ def test_each_trial_of_a_sweep_has_its_file_once(root: str) -> None:
     for _driver in range(2):
         tracker = SweepTracker(config, f"{root}/search", record, lambda: None, print)
         for one, home in zip(facts, homes, strict=True):
-            tracker.trial_ended(one, home)
+            tracker.on_trial_end(one, home)
         tracker.close(record)
         written.append([(entry.location, entry.mtime_ns) for entry in storage.list_files(f"{root}/search")])
     assert written[0] == written[1]

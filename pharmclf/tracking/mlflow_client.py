@@ -17,7 +17,7 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError, describe_cause
-from pharmclf.tracking.facts import Epoch, shown_files
+from pharmclf.tracking.snapshots import EpochSnapshot, visible_files
 
 SCHEMES = ("http", "https", "databricks", "sqlite")
 ID_FILE, ID_TAG = "mlflow.json", "pharmclf.id"
@@ -31,7 +31,7 @@ _SETTINGS = {
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # else its pages are those for language models
 _BATCH = 100  # the most params or tags of one request
 _BATCH_METRICS = 1000
-_LONGEST = 5000  # characters of a value
+_MAX_VALUE_LENGTH = 5000  # characters of a value
 
 
 def check_mlflow(uri: str, experiment: str) -> None:
@@ -53,7 +53,7 @@ def check_mlflow(uri: str, experiment: str) -> None:
             "--mlflow out"
         )
     try:
-        found = client_of(uri).get_experiment_by_name(experiment)
+        found = create_client(uri).get_experiment_by_name(experiment)
     except Exception as error:  # requests' errors, MLflow's own, and those of a database
         raise ConfigError(
             f"mlflow: received {uri!r}, expected a server that answers: {describe_cause(error)}. Start it, or leave "
@@ -63,7 +63,7 @@ def check_mlflow(uri: str, experiment: str) -> None:
         raise ConfigError(f"mlflow: the experiment {experiment!r} is deleted there. Restore it, or remove it for good")
 
 
-def client_of(uri: str) -> Any:
+def create_client(uri: str) -> Any:
     """MLflow's client, with time limits that suit a run."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -72,7 +72,7 @@ def client_of(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri)
 
 
-def identity_of(folder: str) -> str:
+def run_identity(folder: str) -> str:
     """The id that a run or sweep alone has, whatever it is called and wherever its folder goes; made where none is.
 
     Raises:
@@ -86,7 +86,7 @@ def identity_of(folder: str) -> str:
     return identity
 
 
-class MlflowRuns:
+class MlflowExperiment:
     """The runs of one experiment."""
 
     def __init__(self, uri: str, experiment: str) -> None:
@@ -95,7 +95,7 @@ class MlflowRuns:
         Raises:
             Exception: as MLflow's client.
         """
-        self._client, self._uri = client_of(uri), uri
+        self._client, self._uri = create_client(uri), uri
         found = self._client.get_experiment_by_name(experiment)
         self._experiment = found.experiment_id if found else self._created(uri, experiment)
 
@@ -124,7 +124,7 @@ class MlflowRuns:
             run_id, status = found[0].info.run_id, found[0].info.status
         else:
             about = {ID_TAG: identity, "mlflow.source.name": "pharmclf", "mlflow.source.type": "JOB"}
-            created = self._client.create_run(self._experiment, run_name=name, tags=about | _short(tags))
+            created = self._client.create_run(self._experiment, run_name=name, tags=about | _truncate_values(tags))
             run_id, status = created.info.run_id, created.info.status
         page = f"{self._uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{run_id}"
         return MlflowRun(self._client, run_id, status, page if self._uri.startswith("http") else self._uri)
@@ -161,7 +161,7 @@ class MlflowRun:
         """Whether it has been brought to its end."""
         return self._status == "FINISHED"
 
-    def go_on(self) -> None:
+    def reopen(self) -> None:
         """Say that it runs."""
         if self._status != "RUNNING":
             self._client.update_run(self.id, status="RUNNING")
@@ -171,7 +171,7 @@ class MlflowRun:
         """Settings that it lacks; they cannot be changed there."""
         from mlflow.entities import Param
 
-        missing = [Param(_name(key), value) for key, value in _short(values).items()]
+        missing = [Param(_clean_name(key), value) for key, value in _truncate_values(values).items()]
         missing = [param for param in missing if param.key not in self._params]
         for begin in range(0, len(missing), _BATCH):
             self._client.log_batch(self.id, params=missing[begin : begin + _BATCH])
@@ -181,11 +181,11 @@ class MlflowRun:
         """Tags, in place of those of the same names."""
         from mlflow.entities import RunTag
 
-        tags = [RunTag(key, value) for key, value in _short(values).items()]
+        tags = [RunTag(key, value) for key, value in _truncate_values(values).items()]
         for begin in range(0, len(tags), _BATCH):
             self._client.log_batch(self.id, tags=tags[begin : begin + _BATCH])
 
-    def add_epochs(self, epochs: Sequence[Epoch]) -> None:
+    def add_epochs(self, epochs: Sequence[EpochSnapshot]) -> None:
         """The epochs that it lacks. One that is trained again takes the same steps, and its numbers stand there."""
         missing = [epoch for epoch in epochs if epoch.at not in self._epochs]
         each = max((len(epoch.numbers) for epoch in missing), default=1)
@@ -211,7 +211,7 @@ class MlflowRun:
 
     def upload(self, folder: str) -> None:
         """The files of a folder that people look at, as artifacts."""
-        for path, location in shown_files(folder).items():
+        for path, location in visible_files(folder).items():
             with storage.local_file(location) as file:
                 self._client.log_artifact(self.id, str(file), path.rpartition("/")[0] or None)
 
@@ -228,15 +228,18 @@ class MlflowRun:
 def _metric(name: str, value: float, step: int, at_s: float) -> Any:
     from mlflow.entities import Metric
 
-    return Metric(_name(name), value, int(1000 * at_s), step)
+    return Metric(_clean_name(name), value, int(1000 * at_s), step)
 
 
-def _name(text: str) -> str:
+def _clean_name(text: str) -> str:
     """A name that MLflow takes."""
     return re.sub(r"[^A-Za-z0-9_./ -]", "_", text)
 
 
-def _short(values: Mapping[str, Any]) -> dict[str, str]:
+def _truncate_values(values: Mapping[str, Any]) -> dict[str, str]:
     """Values as text of a length that MLflow takes."""
     texts = {key: str(value) for key, value in values.items()}
-    return {key: text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…" for key, text in texts.items()}
+    return {
+        key: text if len(text) <= _MAX_VALUE_LENGTH else f"{text[: _MAX_VALUE_LENGTH - 1]}…"
+        for key, text in texts.items()
+    }

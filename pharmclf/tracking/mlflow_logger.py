@@ -13,8 +13,16 @@ from pharmclf.config import from_dict, to_yaml
 from pharmclf.core.console import Say
 from pharmclf.runs.record import RUN_FILE, flatten
 from pharmclf.schema_version import load_record
-from pharmclf.tracking.facts import Story, SweepStory, TrialStory, final_numbers, outcome_text, placed, tags_of
-from pharmclf.tracking.mlflow_runs import ID_TAG, PARENT_TAG, MlflowRun, MlflowRuns, identity_of
+from pharmclf.tracking.mlflow_client import ID_TAG, PARENT_TAG, MlflowExperiment, MlflowRun, run_identity
+from pharmclf.tracking.snapshots import (
+    RunSnapshot,
+    SweepSnapshot,
+    TrialSnapshot,
+    final_metrics,
+    metrics_by_step,
+    outcome_text,
+    run_tags,
+)
 
 EXPERIMENT = "pharmclf"
 """Of runs that belong to no sweep."""
@@ -24,23 +32,23 @@ _DESCRIPTION_TAG = "mlflow.note.content"
 _WINNER_TAG = "winner"
 
 
-class RunThere:
+class MlflowRunLogger:
     """A run on the server, once that answers."""
 
     def __init__(self, uri: str, say: Say) -> None:
         self._uri, self._say = uri, say
         self._run: MlflowRun | None = None
 
-    def deliver(self, story: Story) -> None:
+    def deliver(self, story: RunSnapshot) -> None:
         """Bring it up to date."""
         if self._run is None:
-            runs = MlflowRuns(self._uri, EXPERIMENT)
-            self._run = runs.open(identity_of(story.folder), story.name, story.tags)
+            runs = MlflowExperiment(self._uri, EXPERIMENT)
+            self._run = runs.open(run_identity(story.folder), story.name, story.tags)
             self._say(f"MLflow: {self._run.page}")
         run = self._run
         if run.finished and story.state == "complete":
             return
-        run.go_on()
+        run.reopen()
         run.add_params(story.settings)
         run.add_epochs(story.epochs)
         if story.state == "complete":
@@ -49,36 +57,36 @@ class RunThere:
             run.end(_STATUSES[story.state])
 
 
-class SweepThere:
+class MlflowSweepLogger:
     """A sweep on the server, once that answers."""
 
     def __init__(self, uri: str, say: Say) -> None:
         self._uri, self._say = uri, say
-        self._told: _ToldSweep | None = None
+        self._told: _MlflowSweepState | None = None
 
-    def deliver(self, story: SweepStory) -> None:
+    def deliver(self, story: SweepSnapshot) -> None:
         """Bring it up to date."""
         if self._told is None:
-            self._told = _ToldSweep(self._uri, story)
+            self._told = _MlflowSweepState(self._uri, story)
             self._say(f"MLflow: {self._told.page}")
         self._told.update(story)
 
 
-class _ToldSweep:
+class _MlflowSweepState:
     """What has been told of a sweep, by this driver and those before."""
 
-    def __init__(self, uri: str, story: SweepStory) -> None:
-        self._identity = identity_of(story.folder)
-        self._runs = MlflowRuns(uri, story.name)
-        tags = {"kind": "sweep", **tags_of(story.folder, story.record)}
+    def __init__(self, uri: str, story: SweepSnapshot) -> None:
+        self._identity = run_identity(story.folder)
+        self._runs = MlflowExperiment(uri, story.name)
+        tags = {"kind": "sweep", **run_tags(story.folder, story.record)}
         self._sweep = self._runs.open(self._identity, story.name, tags)
-        self._sweep.go_on()
+        self._sweep.reopen()
         self._sweep.add_params(flatten(story.record["settings"]["plain"]))
         self._sweep.set_tags({f"sweep.{name}": value for name, value in story.record["options"].items()})
         self.page = self._sweep.page
         self._ended = {run.data.tags[ID_TAG] for run in self._below() if run.info.status != "RUNNING"}
 
-    def update(self, story: SweepStory) -> None:
+    def update(self, story: SweepSnapshot) -> None:
         """Add what is missing."""
         for number, trial in sorted(story.trials.items()):
             if (identity := self._identity_of(number)) not in self._ended:
@@ -91,7 +99,7 @@ class _ToldSweep:
             self._sweep.upload(story.folder)
             self._sweep.end(_STATUSES[story.state])
 
-    def _add_trial(self, run: MlflowRun, trial: TrialStory) -> None:
+    def _add_trial(self, run: MlflowRun, trial: TrialSnapshot) -> None:
         facts = trial.facts
         run.add_params(facts.params)
         about = {"trial": facts.number, "state": facts.state, "reason": facts.reason, "folder": trial.folder}
@@ -102,13 +110,13 @@ class _ToldSweep:
             run.add_numbers(used, trial.epochs[-1].at, trial.epochs[-1].ended_s)
         run.end(_TRIAL_STATUSES[facts.state])
 
-    def _add_winner(self, story: SweepStory) -> None:
+    def _add_winner(self, story: SweepSnapshot) -> None:
         number, folder, result = (story.record[name] for name in ("winner", "winner_folder", "result"))
         trial = story.trials[number]
         identity, name, epochs = self._identity_of(number), f"trial {number}", trial.epochs
         if folder != trial.folder:  # its configuration was trained anew
             identity, name = f"{self._identity}-winner", "winner"
-            epochs = placed(story.config, storage.read_json(storage.join(folder, "history.json")))
+            epochs = metrics_by_step(story.config, storage.read_json(storage.join(folder, "history.json")))
         winner = self._open(identity, name)
         for other in self._below():
             if _WINNER_TAG in other.data.tags and other.info.run_id != winner.id:  # before there were more trials
@@ -117,11 +125,11 @@ class _ToldSweep:
         winner.add_epochs(epochs)
         winner.set_tags({_WINNER_TAG: "true", "trial": number, "folder": folder})
         config = from_dict(load_record(storage.join(folder, RUN_FILE))["config"])
-        _add_result(winner, Story(name=name, folder=folder, config=config, epochs=epochs, ended_s=story.ended_s))
+        _add_result(winner, RunSnapshot(name=name, folder=folder, config=config, epochs=epochs, ended_s=story.ended_s))
         winner.end("FINISHED")
         text = f"The winner is trial {number}. {outcome_text(result, folder)}"
         self._sweep.set_tags({_WINNER_TAG: number, _DESCRIPTION_TAG: text})
-        self._sweep.add_numbers(final_numbers(result), story.record["trials"], story.ended_s)
+        self._sweep.add_numbers(final_metrics(result), story.record["trials"], story.ended_s)
 
     def _below(self) -> list[Any]:
         return self._runs.find(f"tags.`{PARENT_TAG}` = '{self._sweep.id}'")
@@ -133,11 +141,11 @@ class _ToldSweep:
         return f"{self._identity}-{number:04d}"
 
 
-def _add_result(run: MlflowRun, story: Story) -> None:
+def _add_result(run: MlflowRun, story: RunSnapshot) -> None:
     """Final numbers, the outcome in words, the configuration, and the files that people look at."""
     last, result = story.epochs[-1], story.read_result()
     # what the epochs have told already would be a second point at the last of them
-    fresh = {name: value for name, value in final_numbers(result).items() if name not in last.numbers}
+    fresh = {name: value for name, value in final_metrics(result).items() if name not in last.numbers}
     run.add_numbers(fresh, last.at, story.ended_s)
     run.set_tags({_DESCRIPTION_TAG: outcome_text(result, story.folder)})
     run.add_text(to_yaml(story.config), "config.yaml")

@@ -19,13 +19,13 @@ BEST = "best_val_accuracy"
 _NUMBERS = (
     "train_loss", "train_accuracy", "val_loss", "val_accuracy", BALANCED, "learning_rate", "images_per_second",
 )  # fmt: skip
-_SHOWN = (".html", ".md", ".json", ".png", ".csv", ".txt", "sweep.parquet")  # ends of the names of files
+_VISIBLE_SUFFIXES = (".html", ".md", ".json", ".png", ".csv", ".txt", "sweep.parquet")  # ends of the names of files
 _HIDDEN = ("checkpoints", "tensorboard", "trials", "stacks", "lease.json", "status.json", "mlflow.json")
-_LARGEST_BYTES = 50_000_000  # of a file that is shown
+_MAX_BYTES = 50_000_000  # of a file that is shown
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epoch:
+class EpochSnapshot:
     """An epoch that has ended."""
 
     at: int
@@ -40,7 +40,7 @@ class Epoch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Story:
+class RunSnapshot:
     """A run as far as it has come: all that a place where it is tracked shall show."""
 
     name: str
@@ -49,8 +49,8 @@ class Story:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What decides its numbers, by dotted names."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """What else is known of it, as `tags_of` gives it."""
-    epochs: Sequence[Epoch] = ()
+    """What else is known of it, as `run_tags` gives it."""
+    epochs: Sequence[EpochSnapshot] = ()
     state: str = "running"
     """running, interrupted, failed or complete."""
     ended_s: float = 0.0
@@ -66,16 +66,16 @@ class Story:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialStory:
+class TrialSnapshot:
     """A trial that has ended."""
 
     facts: TrialInfo
     folder: str
-    epochs: Sequence[Epoch]
+    epochs: Sequence[EpochSnapshot]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepStory:
+class SweepSnapshot:
     """A sweep as far as it has come."""
 
     name: str
@@ -84,7 +84,7 @@ class SweepStory:
     """Of its plain run."""
     record: Mapping[str, Any]
     """The content of its sweep.json."""
-    trials: Mapping[int, TrialStory] = field(default_factory=dict)
+    trials: Mapping[int, TrialSnapshot] = field(default_factory=dict)
     """Those that have ended, by number."""
     state: str = "running"
     """running, interrupted, failed or complete."""
@@ -92,9 +92,9 @@ class SweepStory:
     """When it came to that, seconds since 1970."""
 
 
-def placed(
+def metrics_by_step(
     config: RunConfig, history: Iterable[Mapping[str, Any]], *, ended_s: float | None = None, best: float = 0.0
-) -> tuple[Epoch, ...]:
+) -> tuple[EpochSnapshot, ...]:
     """Records of epochs as they are tracked.
 
     Args:
@@ -103,7 +103,7 @@ def placed(
         ended_s: when the last of them ended, seconds since 1970; None: now.
         best: the best validation accuracy before them.
     """
-    found: list[Epoch] = []
+    found: list[EpochSnapshot] = []
     records = with_epoch_index(config, list(history))
     left_s = sum(record["seconds"] for record in records)
     last_s = time.time() if ended_s is None else ended_s
@@ -112,7 +112,7 @@ def placed(
         best = max(best, record["val_accuracy"])
         numbers = {name: record.get(name) for name in _NUMBERS} | {BEST: best, "epoch_seconds": record["seconds"]}
         numbers["phase"] = float(record["phase"].removeprefix("phase"))
-        found.append(Epoch(at=record["at"], ended_s=last_s - left_s, numbers=_finite(numbers)))
+        found.append(EpochSnapshot(at=record["at"], ended_s=last_s - left_s, numbers=_finite(numbers)))
     return tuple(found)
 
 
@@ -121,19 +121,19 @@ def _finite(numbers: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in known.items() if math.isfinite(value)}
 
 
-def final_numbers(result: Mapping[str, Any]) -> dict[str, float]:
+def final_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The scores of result.json by one name each, intervals as _low and _high, those of extra tests behind their name.
 
     The validation accuracy is that of the chosen epoch, and called by the name that the best of all epochs has. What a
     phase has come to by itself stands in its epochs.
     """
-    found = _scores_of(result, "")
+    found = _flatten_scores(result, "")
     for extra in result.get("extra_tests") or ():
-        found |= _scores_of(extra, f"{extra['name']}_")
+        found |= _flatten_scores(extra, f"{extra['name']}_")
     return {f"best_{name}" if name.startswith("val_accuracy") else name: value for name, value in found.items()}
 
 
-def _scores_of(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
+def _flatten_scores(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -145,7 +145,7 @@ def _scores_of(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
     return found
 
 
-def shown_files(folder: str) -> dict[str, str]:
+def visible_files(folder: str) -> dict[str, str]:
     """The files of a run or sweep that people look at: report, model card, numbers, pictures -> path in it: location.
 
     Raises:
@@ -156,12 +156,12 @@ def shown_files(folder: str) -> dict[str, str]:
         path = entry.location[len(folder.rstrip("/")) + 1 :]
         parts = path.split("/")
         hidden = parts[0] in _HIDDEN or any(part.startswith(".") for part in parts)
-        if path.endswith(_SHOWN) and not hidden and entry.size_bytes <= _LARGEST_BYTES:
+        if path.endswith(_VISIBLE_SUFFIXES) and not hidden and entry.size_bytes <= _MAX_BYTES:
             found[path] = entry.location
     return found
 
 
-def tags_of(folder: str, record: Mapping[str, Any]) -> dict[str, str]:
+def run_tags(folder: str, record: Mapping[str, Any]) -> dict[str, str]:
     """What run.json or sweep.json tells beside the settings: the folder, fingerprints and versions."""
     tags = {"folder": folder}
     tags |= {f"fingerprint.{name}": str(value) for name, value in record["fingerprints"].items()}
