@@ -34,9 +34,9 @@ def main() -> int:
     print(f"{len(manifest.ok):,} usable images of {len(manifest.table):,}; written to {folder}", flush=True)
     if not fill:
         return 0
-    from pharmclf.pipeline import fill_activations  # Ray is wanted here alone
+    from pharmclf.pipeline import precompute_features  # Ray is wanted here alone
 
-    return fill_activations(config, folder, manifest, print_line)
+    return precompute_features(config, folder, manifest, print_line)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from pharmclf.cli import parse_config, run_job, take_switch
 from pharmclf.core.console import print_line
-from pharmclf.find_rate import find_rate
+from pharmclf.find_rate import find_learning_rates
 from pharmclf.pipeline import dry_run, run
 
 
 def main() -> int:
     """Parse, build the configuration, train."""
     whole = functools.partial(run, overwrite=take_switch("--overwrite"))
-    work = dry_run if take_switch("--dry-run") else find_rate if take_switch("--find-lr") else whole
+    work = dry_run if take_switch("--dry-run") else find_learning_rates if take_switch("--find-lr") else whole
     config = parse_config(__doc__ or "", Path(__file__).parent / "configs" / "demo.yaml")
     return work(config, print_line)
 

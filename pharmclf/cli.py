@@ -18,7 +18,7 @@ import tyro
 from pharmclf.config import AUTO, RunConfig, load_yaml
 from pharmclf.core.console import Say, make_output_robust
 from pharmclf.core.errors import ConfigError, UserError, format_error
-from pharmclf.progress import progress_lines
+from pharmclf.progress import progress_reporter
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
@@ -36,7 +36,7 @@ def parse_config(description: str, default: Path, arguments: Sequence[str] | Non
     Raises:
         ConfigError: a bad file or value. An unknown flag ends the process with exit code 2.
     """
-    base, about, rest = _base(description, default, arguments)
+    base, about, rest = _load_base_config(description, default, arguments)
     return tyro.cli(RunConfig, description=about, default=base, args=rest, config=(tyro.conf.FlagConversionOff,))
 
 
@@ -48,7 +48,7 @@ def parse_options(
     Args:
         options: a dataclass with their default values; its fields become flags.
     """
-    base, about, rest = _base(description, default, arguments)
+    base, about, rest = _load_base_config(description, default, arguments)
     part = tyro.conf.arg(name="")
     both: Any = dataclasses.make_dataclass(
         "Both", [("options", Annotated[type(options), part]), ("run", Annotated[RunConfig, part])], frozen=True
@@ -59,7 +59,9 @@ def parse_options(
     return parsed.options, parsed.run
 
 
-def _base(description: str, default: Path, arguments: Sequence[str] | None) -> tuple[RunConfig, str, list[str]]:
+def _load_base_config(
+    description: str, default: Path, arguments: Sequence[str] | None
+) -> tuple[RunConfig, str, list[str]]:
     """The configuration of `--config`, the text for `--help`, and the arguments that are left."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
@@ -69,13 +71,13 @@ def _base(description: str, default: Path, arguments: Sequence[str] | None) -> t
     about = help_text(f"{description}\n--config FILE: a YAML file of these settings; flags stand over it.")
     base = load_yaml(known.config or default)
     if known.batch_size is not None:
-        base = _with_batch_size(base, known.batch_size)
+        base = _parse_batch_size(base, known.batch_size)
     if known.extra_test:
         base = dataclasses.replace(base, extra_test=tuple(itertools.chain(*known.extra_test)))
     return base, about, rest
 
 
-def _with_batch_size(base: RunConfig, text: str) -> RunConfig:
+def _parse_batch_size(base: RunConfig, text: str) -> RunConfig:
     if text == AUTO:
         return dataclasses.replace(base, microbatch=AUTO)
     try:
@@ -117,7 +119,7 @@ def take_bare_flag(name: str) -> bool:
 
 def scan_progress(say: Say) -> Callable[[int, int], None]:
     """A progress callback for the scan of a data set."""
-    return progress_lines(say, "images examined")
+    return progress_reporter(say, "images examined")
 
 
 def run_job(main: Callable[[], int]) -> None:
@@ -131,16 +133,17 @@ def run_job(main: Callable[[], int]) -> None:
     try:
         code = main()
     except UserError as error:
-        code = _complain(error, EXIT_BAD_INPUT)
+        code = print_error(error, EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
-        code = _complain(error, EXIT_FAILED)
+        code = print_error(error, EXIT_FAILED)
     sys.stdout.flush()
     sys.exit(code)
 
 
-def _complain(error: Exception, code: int) -> int:
+def print_error(error: Exception, code: int) -> int:
+    """Print an error to stderr, with its traceback where PHARMCLF_DEBUG is set -> the exit code."""
     if os.environ.get("PHARMCLF_DEBUG"):
         traceback.print_exception(error)
     text = str(error)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from pharmclf.core.console import Say
-from pharmclf.core.signals import StopSignal
+from pharmclf.core.signals import GracefulShutdown
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.reporting.run_summary import progress_line
 from pharmclf.storage.lease import Lease
@@ -22,12 +22,12 @@ class Console(Callback, Protocol):
         """Take a line for the console."""
 
 
-class RunConsole:
+class ConsoleLogger:
     """Shows a run's events, tells others of them, and passes signals on."""
 
     def __init__(
         self,
-        stop: StopSignal,
+        stop: GracefulShutdown,
         lease: Lease,
         quarantine: Quarantine,
         listeners: Sequence[Listener],
@@ -84,7 +84,7 @@ class RunConsole:
                 )
 
     @contextlib.contextmanager
-    def divergence_explained(self) -> Iterator[None]:
+    def explain_divergence(self) -> Iterator[None]:
         """Add to the error of a phase that has diverged that the phase before it had diverged already."""
         try:
             yield

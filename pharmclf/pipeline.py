@@ -16,11 +16,11 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.cli import EXIT_FAILED, EXIT_OK, scan_progress
 from pharmclf.config import RunConfig, to_dict
-from pharmclf.console import Console, RunConsole
+from pharmclf.console import Console, ConsoleLogger
 from pharmclf.core.console import Say
 from pharmclf.core.errors import format_error
-from pharmclf.core.signals import StopRequested, StopSignal
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.signals import GracefulShutdown, StopRequested
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_size
 from pharmclf.data.batch_sampler import effective_batch_size
 from pharmclf.data.class_balance import imbalance_note
@@ -40,7 +40,7 @@ from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCac
 from pharmclf.models.devices import configure_devices, with_precision
 from pharmclf.models.precision import run_precision
 from pharmclf.monitoring import HardwareMonitor, RunContext
-from pharmclf.resume import complete_again, look_up, manifest_for
+from pharmclf.resume import inspect_run_folder, reopen_complete_run, run_manifest
 from pharmclf.runs.final_evaluation import run_final_evaluation
 from pharmclf.runs.prometheus import PrometheusExporter
 from pharmclf.runs.record import (
@@ -61,10 +61,14 @@ from pharmclf.training.context import Callback, TrainingContext
 from pharmclf.training.feasible import batch_warning, check_feasible
 from pharmclf.training.phases import build_phases
 
-_DECIDED = ("precision", "microbatch", "activations")  # of a record, see `settled` and `train_on_activations`
+_RESOLVED_FIELDS = (
+    "precision",
+    "microbatch",
+    "activations",
+)  # of a record, see `resolve_auto_settings` and `train_with_feature_cache`
 Lost = Callable[[Mapping[int, str]], None]
 """Takes rows of the manifest whose images are not what it says, with the reasons."""
-_REPAIRS = 2  # times that damaged activations are mended within a run
+_MAX_REPAIRS = 2  # times that damaged activations are mended within a run
 
 
 def run(
@@ -92,17 +96,17 @@ def run(
     warnings = [*check_feasible(config), *destination_warnings(folder)]
     check_storage(config)
     check_tracking(config)
-    start, settings = look_up(config, folder, say, overwrite=overwrite), result_settings(config)
+    start, settings = inspect_run_folder(config, folder, say, overwrite=overwrite), result_settings(config)
     record = start.record
     if record is not None and start.is_complete:
-        return complete_again(config, folder, record, say)
+        return reopen_complete_run(config, folder, record, say)
     for warning in warnings:
         say(f"warning: {warning}")
     if not config.skip_checks:
         run_preflight(config, say)
-    with StopSignal() as stop:
+    with GracefulShutdown() as stop:
         if manifest is None or record is not None:
-            manifest = manifest_for(config, folder, record, say)
+            manifest = run_manifest(config, folder, record, say)
         for note in manifest.notes:
             say(f"note: {note}")
         describe_data(manifest, folder, say)
@@ -120,7 +124,7 @@ def run(
                 storage.delete_file(storage.join(folder, "history.json"))
             write_manifest(manifest, folder)
             # what was decided when the run began goes for its restarts too, or it would take other steps
-            decided = {name: record[name] for name in _DECIDED if name in record} if record else {}
+            decided = {name: record[name] for name in _RESOLVED_FIELDS if name in record} if record else {}
             before, earlier = record["seconds"] if record else 0.0, decided.get("activations")
             record = {SCHEMA_KEY: SCHEMA_VERSION} | decided
             record |= {"name": config.run_name, "settings": settings, "config": to_dict(config)}
@@ -157,14 +161,14 @@ def run(
                     quarantine = Quarantine(manifest, config.max_bad_share, lambda text: console.say(text), location)
                     behind.callback(quarantine.write)
                     num_classes, listeners = len(manifest.class_names), (board, tracker, hardware)
-                    console = RunConsole(stop, lease, quarantine, listeners, say, num_classes=num_classes)
-                    job = training_job(config, folder, manifest, expected)
+                    console = ConsoleLogger(stop, lease, quarantine, listeners, say, num_classes=num_classes)
+                    job = build_training_context(config, folder, manifest, expected)
                     job = dataclasses.replace(job, hardware_every_s=config.hardware_every_s)
                     behind.enter_context(autoscaling_request(config))
                     try:
-                        job = settled(job, console, record)
-                        with console.divergence_explained():
-                            outcome = train_on_activations(job, manifest, console, record, earlier)
+                        job = resolve_auto_settings(job, console, record)
+                        with console.explain_divergence():
+                            outcome = train_with_feature_cache(job, manifest, console, record, earlier)
                     except StopRequested:
                         quarantine.check()  # too many bad images request a stop too
                         raise
@@ -195,7 +199,7 @@ def run(
     return EXIT_OK if record["state"] == "complete" else stop.exit_code
 
 
-def settled(job: TrainingContext, console: Callback, record: dict[str, Any]) -> TrainingContext:
+def resolve_auto_settings(job: TrainingContext, console: Callback, record: dict[str, Any]) -> TrainingContext:
     """The job with what is decided once for a run, which goes into its record.
 
     Raises:
@@ -211,7 +215,7 @@ def settled(job: TrainingContext, console: Callback, record: dict[str, Any]) -> 
     return dataclasses.replace(job, microbatches=fitted["rows"])
 
 
-def train_on_activations(
+def train_with_feature_cache(
     job: TrainingContext,
     manifest: Manifest,
     console: Console,
@@ -238,7 +242,7 @@ def train_on_activations(
     """
     checkpoints = list_checkpoints(job.checkpoints)
     at = checkpoints[-1].position.phase if checkpoints else 0
-    wish = wish_of(job, manifest, at, console.say, console.should_stop, lost_to(console))
+    wish = feature_request(job, manifest, at, console.say, console.should_stop, quarantine_reporter(console))
     repairs = 0
     while True:
         job = dataclasses.replace(job, activations=get_or_compute(wish, earlier=earlier))
@@ -248,7 +252,7 @@ def train_on_activations(
         try:
             return train_on_workers(job, console, share=share)
         except FeatureCacheCorruptedError as error:
-            if repairs == _REPAIRS:
+            if repairs == _MAX_REPAIRS:
                 raise
             repairs += 1
             console.say(f"warning: {error}; it is computed again, and the run goes on from its newest checkpoint")
@@ -261,7 +265,7 @@ def train_on_activations(
             return train_on_workers(dataclasses.replace(job, activations={}), console, share=share)
 
 
-def lost_to(observer: Callback) -> Lost:
+def quarantine_reporter(observer: Callback) -> Lost:
     """Tells a run's observer of images that are lost where activations are computed."""
 
     def lost(reasons: Mapping[int, str]) -> None:
@@ -270,7 +274,7 @@ def lost_to(observer: Callback) -> Lost:
     return lost
 
 
-def wish_of(
+def feature_request(
     job: TrainingContext, manifest: Manifest, at: int, say: Say, stopped: Callable[[], bool], lost: Lost
 ) -> FeatureRequest:
     """The activations that a run could train its phases on, from phase number `at` on."""
@@ -279,7 +283,7 @@ def wish_of(
     return FeatureRequest(job.config, manifest, job.fingerprints["weights"], works, say, stopped, lost)
 
 
-def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Say) -> int:
+def precompute_features(config: RunConfig, folder: str, manifest: Manifest, say: Say) -> int:
     """Compute the activations that a run of this configuration could train on, ahead of it.
 
     Returns:
@@ -289,16 +293,16 @@ def fill_activations(config: RunConfig, folder: str, manifest: Manifest, say: Sa
         ConfigError: bad input.
     """
     config = dataclasses.replace(resolve_weights_path(config), activations="always")
-    with StopSignal() as stop:
+    with GracefulShutdown() as stop:
         connect(allow_open=config.allow_open_cluster)
         quarantine = Quarantine(manifest, config.max_bad_share, say, storage.join(folder, QUARANTINE_FILE))
 
         def stopped() -> bool:
             return stop.received is not None or quarantine.exceeds_limit
 
-        job = training_job(config, folder, manifest)
+        job = build_training_context(config, folder, manifest)
         try:
-            found = get_or_compute(wish_of(job, manifest, 0, say, stopped, quarantine.add))
+            found = get_or_compute(feature_request(job, manifest, 0, say, stopped, quarantine.add))
         except StopRequested:
             quarantine.check()
             return stop.exit_code
@@ -315,7 +319,7 @@ def dry_run(config: RunConfig, say: Say) -> int:
     """
     with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
         manifest = split_manifest(config, folder, scan_progress(say))
-    with native_chatter_muted():
+    with suppress_native_stderr():
         from pharmclf.models.model_summary import describe_model
 
         configure_devices(deterministic=False, gpus=False)
@@ -336,7 +340,7 @@ def describe_data(manifest: Manifest, folder: str, say: Say) -> None:
         say(f"quarantined: {len(manifest.quarantined):,} images{where}")
 
 
-def training_job(
+def build_training_context(
     config: RunConfig, folder: str, manifest: Manifest | None = None, fingerprints: dict[str, Any] | None = None
 ) -> TrainingContext:
     """What the loop needs to train on a data set.

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from pharmclf.core.units import format_duration
 
-_EVERY_S = 3.0
+_REPORT_INTERVAL_S = 3.0
 
 
-def progress_lines(say: Callable[[str], None], what: str) -> Callable[[int, int], None]:
+def progress_reporter(say: Callable[[str], None], what: str) -> Callable[[int, int], None]:
     """A callback for work that begins now, called with (done, total): says a line with an ETA every few seconds.
 
     Args:
@@ -22,7 +22,7 @@ def progress_lines(say: Callable[[str], None], what: str) -> Callable[[int, int]
     def progress(done: int, total: int) -> None:
         nonlocal shown
         now = time.monotonic()
-        if now - shown > _EVERY_S and done:
+        if now - shown > _REPORT_INTERVAL_S and done:
             shown = now
             say(f"{what}: {done:,} of {total:,}, {format_duration((now - began) / done * (total - done))} to go")
 

@@ -36,12 +36,15 @@ from pharmclf.training.checkpoint_manager import staging_dir
 from pharmclf.training.context import MODEL_FILE
 from pharmclf.training.phases import Position
 
-_TRAINED = ("trained", "complete")  # states in which there is a model, whether its checkpoints are still there or not
-_OF_A_START = (STATUS_FILE, ID_FILE)  # what a run that has trained nothing leaves to the next one of its name
+_TRAINED_STATES = (
+    "trained",
+    "complete",
+)  # states in which there is a model, whether its checkpoints are still there or not
+_START_FILES = (STATUS_FILE, ID_FILE)  # what a run that has trained nothing leaves to the next one of its name
 
 
 @dataclass(frozen=True)
-class Start:
+class RunStart:
     """How a run begins."""
 
     record: dict[str, Any] | None = None
@@ -57,7 +60,7 @@ class Start:
         return self.record is not None and self.record["state"] == "complete" and not self.grown
 
 
-def look_up(config: RunConfig, folder: str, say: Say, *, overwrite: bool) -> Start:
+def inspect_run_folder(config: RunConfig, folder: str, say: Say, *, overwrite: bool) -> RunStart:
     """See what the folder of a run holds; nothing is changed.
 
     Args:
@@ -71,20 +74,20 @@ def look_up(config: RunConfig, folder: str, say: Say, *, overwrite: bool) -> Sta
     """
     record = find_record(folder, read_record, overwrite=overwrite)
     if record is None:
-        return Start()
+        return RunStart()
     if overwrite:
         say(f"note: --overwrite: the run in {folder} is deleted, and a new one begins")
-        return Start(clears=())
-    if record["state"] not in _TRAINED and not has_trained(folder):
+        return RunStart(clears=())
+    if record["state"] not in _TRAINED_STATES and not has_trained(folder):
         say(f"note: the run in {folder} has trained nothing, and begins again with the settings of this command")
-        return Start(clears=_OF_A_START)
-    where, grown = f"run {folder}", grown_epochs(folder, record, config)
+        return RunStart(clears=_START_FILES)
+    where, grown = f"run {folder}", extended_epochs(folder, record, config)
     check_settings(record["settings"], result_settings(config), where, [f"{name}.epochs" for name in grown])
     weights = record["fingerprints"].get("weights")
     check_fingerprints({"weights": weights}, {"weights": weights_fingerprint(config)}, where)
     for name, (there, now) in grown.items():
         say(f"note: {name}.epochs is {there} there and {now} now: training continues from the newest checkpoint")
-    return Start(record=record, grown=grown)
+    return RunStart(record=record, grown=grown)
 
 
 def find_record(folder: str, read: Callable[[str], dict[str, Any] | None], *, overwrite: bool) -> dict[str, Any] | None:
@@ -106,7 +109,7 @@ def find_record(folder: str, read: Callable[[str], dict[str, Any] | None], *, ov
         return {"state": "damaged"}
 
 
-def manifest_for(config: RunConfig, folder: str, record: Mapping[str, Any] | None, say: Say) -> Manifest:
+def run_manifest(config: RunConfig, folder: str, record: Mapping[str, Any] | None, say: Say) -> Manifest:
     """The manifest that a run or sweep trains on: that of its beginning, whatever has happened to the images since.
 
     Args:
@@ -118,7 +121,7 @@ def manifest_for(config: RunConfig, folder: str, record: Mapping[str, Any] | Non
     Raises:
         ConfigError: the images cannot be used, or are not those that it began with.
     """
-    fingerprint = record["fingerprints"]["data"] if record else _trained_on(folder)
+    fingerprint = record["fingerprints"]["data"] if record else _training_fingerprint(folder)
     kept = read_run_manifest(folder, fingerprint) if fingerprint else None
     if kept is not None:
         return update_run_manifest(config, folder, kept, say, scan_progress(say))
@@ -128,13 +131,13 @@ def manifest_for(config: RunConfig, folder: str, record: Mapping[str, Any] | Non
     return manifest
 
 
-def _trained_on(folder: str) -> str:
+def _training_fingerprint(folder: str) -> str:
     """Fingerprint of the data that the newest checkpoint was trained on; "" where there is none."""
     checkpoints = list_checkpoints(storage.join(folder, "checkpoints"))
     return str(checkpoints[-1].fingerprints.get("data", "")) if checkpoints else ""
 
 
-def complete_again(config: RunConfig, folder: str, record: dict[str, Any], say: Say) -> int:
+def reopen_complete_run(config: RunConfig, folder: str, record: dict[str, Any], say: Say) -> int:
     """A complete run is asked for again: test it on the sets that it has not seen, and say that it is complete.
 
     The images are not looked at, unless the command names another place for them.
@@ -151,8 +154,8 @@ def complete_again(config: RunConfig, folder: str, record: dict[str, Any], say: 
     Raises:
         ConfigError: other images, a set that cannot be tested, or another process writes the run.
     """
-    check_place(config, folder, record, say)
-    test_more(config, folder, record, say)
+    check_data_location(config, folder, record, say)
+    evaluate_further_datasets(config, folder, record, say)
     if (before := record["config"].get("max_error", config.max_error)) != config.max_error:
         say(f"note: the threshold of the run stays that of --max-error {before}; {config.max_error} is not used")
     track_complete(config, folder, record, say)
@@ -161,7 +164,7 @@ def complete_again(config: RunConfig, folder: str, record: dict[str, Any], say: 
     return EXIT_OK
 
 
-def check_place(config: RunConfig, folder: str, record: Mapping[str, Any], say: Say) -> None:
+def check_data_location(config: RunConfig, folder: str, record: Mapping[str, Any], say: Say) -> None:
     """Where a complete run or sweep is given another place of its images, see whether they are the same.
 
     Raises:
@@ -169,10 +172,10 @@ def check_place(config: RunConfig, folder: str, record: Mapping[str, Any], say: 
     """
     before = str(record["config"].get("data", ""))
     if storage.absolute(config.data) != storage.absolute(before):
-        manifest_for(config, folder, record, say)
+        run_manifest(config, folder, record, say)
 
 
-def test_more(config: RunConfig, folder: str, record: dict[str, Any], say: Say) -> bool:
+def evaluate_further_datasets(config: RunConfig, folder: str, record: dict[str, Any], say: Say) -> bool:
     """Test a complete run on the sets of `extra_test` that it has not been tested on, and renew its report.
 
     Args:
@@ -215,7 +218,7 @@ def test_more(config: RunConfig, folder: str, record: dict[str, Any], say: Say) 
     return True
 
 
-def grown_epochs(folder: str, record: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[int, int]]:
+def extended_epochs(folder: str, record: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[int, int]]:
     """The phases that may train for more epochs than the run began with: phase -> epochs there, and now.
 
     A phase that has not begun may. One under way or at its end may where its learning rate does not depend on the
@@ -233,7 +236,7 @@ def grown_epochs(folder: str, record: Mapping[str, Any], config: RunConfig) -> d
     }
     if not more:
         return {}
-    at = _position(folder).phase
+    at = _newest_position(folder).phase
     grown = {}
     for number, name in enumerate(wanted):
         if name not in more or number < at:
@@ -249,7 +252,7 @@ def grown_epochs(folder: str, record: Mapping[str, Any], config: RunConfig) -> d
     return grown
 
 
-def _position(folder: str) -> Position:
+def _newest_position(folder: str) -> Position:
     """Of the newest checkpoint, also of one that waits for its upload."""
     checkpoints = storage.join(folder, "checkpoints")
     places = [checkpoints, *([staging_dir(checkpoints)] if storage.is_remote(folder) else [])]

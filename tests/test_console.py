@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from recorder import Recorder
 
-from pharmclf.console import RunConsole
-from pharmclf.core.signals import StopSignal
+from pharmclf.console import ConsoleLogger
+from pharmclf.core.signals import GracefulShutdown
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.storage.lease import Lease
@@ -18,11 +18,11 @@ from pharmclf.training.context import TrainingDivergedError
 
 
 @pytest.fixture
-def shown(tmp_path: Path, drawn_manifest: Manifest) -> Iterator[tuple[RunConsole, list[str], Recorder]]:
+def shown(tmp_path: Path, drawn_manifest: Manifest) -> Iterator[tuple[ConsoleLogger, list[str], Recorder]]:
     """The console of a run of ten classes, its lines, and a listener."""
     lease, said, listener = Lease.acquire(str(tmp_path)), list[str](), Recorder()
     quarantine = Quarantine(drawn_manifest, 1.0, said.append)
-    yield RunConsole(StopSignal(), lease, quarantine, (listener,), said.append, num_classes=10), said, listener
+    yield ConsoleLogger(GracefulShutdown(), lease, quarantine, (listener,), said.append, num_classes=10), said, listener
     lease.release()
 
 
@@ -52,15 +52,15 @@ def test_the_best_epoch_is_called_so_and_a_loss_beyond_reason_never_is(shown: An
 def test_the_phase_that_diverged_first_is_named(shown: Any):
     """Phase 2 cannot mend what phase 1 has left; without a sign of that the error stays as it was."""
     console, _, _ = shown
-    with pytest.raises(TrainingDivergedError) as caught, console.divergence_explained():
+    with pytest.raises(TrainingDivergedError) as caught, console.explain_divergence():
         raise TrainingDivergedError("the loss is nan in phase2, epoch 1, step 4")
     assert str(caught.value) == "the loss is nan in phase2, epoch 1, step 4"
     console.event("epoch", **_epoch("phase1", 0, 5e5, best=True))
     with pytest.raises(
         TrainingDivergedError, match=r"in phase2.*phase1 had diverged before, to a validation loss of 5e\+05"
     ):
-        with console.divergence_explained():
+        with console.explain_divergence():
             raise TrainingDivergedError("the loss is nan in phase2, epoch 1, step 4")
-    with pytest.raises(TrainingDivergedError) as caught, console.divergence_explained():
+    with pytest.raises(TrainingDivergedError) as caught, console.explain_divergence():
         raise TrainingDivergedError("the loss is nan in phase1, epoch 2, step 1")
     assert "before" not in str(caught.value)

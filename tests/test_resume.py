@@ -11,7 +11,7 @@ from run_folders import small_config, write_record
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, PhaseConfig, RunConfig
-from pharmclf.resume import Start, complete_again, look_up
+from pharmclf.resume import RunStart, inspect_run_folder, reopen_complete_run
 from pharmclf.runs.record import clear_folder, result_settings
 from pharmclf.runs.reevaluation import untested_datasets
 from pharmclf.training.checkpoint import write_checkpoint
@@ -33,15 +33,15 @@ def _run(root: str, state: str, *positions: Position, weights: str = "imagenet",
     return folder
 
 
-def _look(folder: str, *, overwrite: bool = False, **settings: Any) -> tuple[Start, list[str]]:
+def _look(folder: str, *, overwrite: bool = False, **settings: Any) -> tuple[RunStart, list[str]]:
     said: list[str] = []
-    return look_up(small_config(**BEGAN | settings), folder, said.append, overwrite=overwrite), said
+    return inspect_run_folder(small_config(**BEGAN | settings), folder, said.append, overwrite=overwrite), said
 
 
 def test_an_empty_folder_begins_a_run(tmp_path):
     """Nothing is said, and nothing is cleared."""
-    assert _look(f"{tmp_path}/run") == (Start(), [])
-    assert _look(f"{tmp_path}/run", overwrite=True) == (Start(), [])
+    assert _look(f"{tmp_path}/run") == (RunStart(), [])
+    assert _look(f"{tmp_path}/run", overwrite=True) == (RunStart(), [])
 
 
 @pytest.mark.parametrize("state", ["running", "failed", "interrupted"])
@@ -78,14 +78,14 @@ def test_overwrite_deletes_all_but_the_lease(tmp_path):
     storage.write_bytes(f"{folder}/lease.json", b"{}")
     storage.write_bytes(f"{folder}/model/model.keras", b"model")
     start, said = _look(folder, overwrite=True, seed=7)
-    assert start == Start(clears=())
+    assert start == RunStart(clears=())
     assert said == [f"note: --overwrite: the run in {folder} is deleted, and a new one begins"]
     clear_folder(folder, ())
     assert [entry.location for entry in storage.list_files(folder)] == [f"{folder}/lease.json"]
     storage.write_bytes(f"{folder}/run.json", b"{")
-    assert _look(folder, overwrite=True)[0] == Start(clears=())
+    assert _look(folder, overwrite=True)[0] == RunStart(clears=())
     storage.write_json(f"{folder}/run.json", {"of": "another program"})
-    assert _look(folder, overwrite=True)[0] == Start()
+    assert _look(folder, overwrite=True)[0] == RunStart()
 
 
 def test_a_setting_that_an_earlier_version_did_not_know_has_its_default(tmp_path):
@@ -159,17 +159,18 @@ def test_a_complete_run_says_so_whatever_has_become_of_its_images(tmp_path):
     }  # fmt: skip
     storage.write_json(f"{folder}/result.json", result)
     config = small_config(**BEGAN, data=gone)
-    start = look_up(config, folder, print, overwrite=False)
+    start = inspect_run_folder(config, folder, print, overwrite=False)
     assert start.is_complete
     said: list[str] = []
     assert (
-        complete_again(dataclasses.replace(config, max_error="5%"), folder, dict(start.record or {}), said.append) == 0
+        reopen_complete_run(dataclasses.replace(config, max_error="5%"), folder, dict(start.record or {}), said.append)
+        == 0
     )
     assert said.pop(0) == "note: the threshold of the run stays that of --max-error 1%; 5% is not used"
     assert "test accuracy 0.750" in said[0]
     assert said[1] == f"the run {folder} is complete already; give another --name, or --overwrite, to train again"
     with pytest.raises(ConfigError, match=r"lost its manifest.*jobs/evaluate\.py"):
-        complete_again(
+        reopen_complete_run(
             dataclasses.replace(config, extra_test=(f"lamp={gone}",)), folder, dict(start.record or {}), print
         )
 

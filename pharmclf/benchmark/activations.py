@@ -14,7 +14,7 @@ import numpy as np
 from pharmclf import pipeline, storage
 from pharmclf.config import RunConfig, StoppingConfig
 from pharmclf.core.console import Say
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.prepare import data_location
 from pharmclf.distributed.controller import connect
 from pharmclf.feature_cache.shards import INDEX_FILE
@@ -40,7 +40,7 @@ def benchmark_activations(config: RunConfig, say: Say) -> dict[str, Any]:
     """
     never_early = StoppingConfig(early_patience=0, plateau_patience=0)
     config = dataclasses.replace(config, workers="0", stopping=never_early, checkpoint_every_s=0.0)
-    with native_chatter_muted():
+    with suppress_native_stderr():
         configure_devices_for(config)
     connect(allow_open=config.allow_open_cluster)
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:

@@ -16,7 +16,7 @@ from typing import Any
 from pharmclf.benchmark.energy import measured_energy
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError, format_error
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.models.devices import configure_devices, gpu_compute_capability, peak_memory_bytes, reset_peak_memory
 from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
 from pharmclf.training.phases import Phase
@@ -47,7 +47,7 @@ def measure_steps(
         ConfigError: bad input.
     """
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "-1" if gpu is None else str(gpu)}
-    with native_chatter_muted():
+    with suppress_native_stderr():
         import tensorflow as tf
 
         configure_devices(deterministic=config.deterministic, gpus=gpu is not None)

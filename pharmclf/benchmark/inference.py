@@ -13,7 +13,7 @@ import pyarrow as pa
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.prepare import data_location
 from pharmclf.distributed.controller import connect
@@ -68,7 +68,7 @@ def benchmark_inference(config: RunConfig, say: Say) -> dict[str, Any]:
 
 
 def _saved_model(config: RunConfig, folder: str) -> str:
-    with native_chatter_muted():
+    with suppress_native_stderr():
         from pharmclf.models.backbones import build_backbone
         from pharmclf.models.head import build_head, build_inference_model
 

@@ -11,7 +11,7 @@ from pharmclf.benchmark.child import in_child
 from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.distributed.controller import connect
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import HardwareMonitor
@@ -60,7 +60,7 @@ def measure_monitor(config: RunConfig, every_s: float, seconds: float) -> dict[s
     connect(allow_open=config.allow_open_cluster)
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         reading_s, writing_s = _processor_s(folder, seconds)
-        with native_chatter_muted():
+        with suppress_native_stderr():
             configure_devices_for(config)
             from pharmclf.benchmark.noise import NoiseStep
 

@@ -71,8 +71,8 @@ def our_side(config: RunConfig, input_s: float, began: float) -> dict[str, Any]:
 def _our_input(config: RunConfig, folder: str, input_s: float) -> dict[str, Any]:
     """Images/s of the stream with its augmentation, and of the kept activations of each phase."""
     manifest = split_manifest(config, folder)
-    job = with_loader_cpus(pipeline.training_job(config, folder, manifest))
-    kept = get_or_compute(pipeline.wish_of(job, manifest, 0, lambda _: None, lambda: False, lambda _: None))
+    job = with_loader_cpus(pipeline.build_training_context(config, folder, manifest))
+    kept = get_or_compute(pipeline.feature_request(job, manifest, 0, lambda _: None, lambda: False, lambda _: None))
     phases = build_phases(config)
     found = {name: _read(dataclasses.replace(job, activations={name: kept[name]}), phase, input_s)
              for phase in phases if (name := phase.name) in kept}  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 
 from pharmclf.benchmark.timing import Parts, pace
 from pharmclf.config import RunConfig
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.models.devices import configure_devices
 
 
@@ -34,7 +34,7 @@ def plain_side(
         and augmenting alone, behind the first epoch.
     """
     parts = Parts(began)
-    with native_chatter_muted():
+    with suppress_native_stderr():
         from pharmclf.benchmark import plain_keras
 
         configure_devices(deterministic=False, gpus=config.accelerator != "cpu")

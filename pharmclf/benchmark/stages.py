@@ -13,12 +13,12 @@ from pharmclf import storage
 from pharmclf.config import PhaseConfig, RunConfig, StoppingConfig, refuse_auto
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.ray_loader import load_batches, load_images
 from pharmclf.distributed.controller import connect, with_loader_cpus
 from pharmclf.models.devices import configure_devices_for, device_name, gpu_compute_capability, resolve_precision
-from pharmclf.pipeline import training_job
+from pharmclf.pipeline import build_training_context
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import Phase, build_phases
 
@@ -82,14 +82,14 @@ def benchmark_job(config: RunConfig, folder: str) -> TrainingContext:
     config = dataclasses.replace(
         config, phase1=epochs, phase2=epochs, stopping=never, weights="none", workers="0", checkpoint_every_s=0.0
     )
-    job = with_loader_cpus(training_job(config, folder))
+    job = with_loader_cpus(build_training_context(config, folder))
     whole = len(job.train_rows) - len(job.train_rows) % config.batch_size  # a padded batch would cost all stages
     if whole == 0:
         raise ConfigError(
             f"batch_size: received {config.batch_size}, but the training split has {len(job.train_rows)} images. "
             "Give a smaller batch or more images"
         )
-    with native_chatter_muted():
+    with suppress_native_stderr():
         configure_devices_for(config)
     return dataclasses.replace(job, train_rows=job.train_rows[:whole])
 

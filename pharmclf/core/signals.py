@@ -12,14 +12,14 @@ class StopRequested(Exception):
     """A stop was requested; what is finished stays."""
 
 
-class StopSignal:
+class GracefulShutdown:
     """Remembers SIGINT and SIGTERM, so that a run can write its checkpoint and end; the second one ends at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, object] = {}
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> GracefulShutdown:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)
         return self

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def native_chatter_muted() -> Iterator[None]:
+def suppress_native_stderr() -> Iterator[None]:
     """Drop what is written to standard error below Python; errors still come out as exceptions.
 
     TensorFlow says there what it is built for and that it found no GPU, Ray that actors cannot be restarted; no setting

@@ -84,11 +84,11 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     """One Ray Train worker. (all ranks)"""
     import ray.train
 
-    from pharmclf.core.stderr_filter import native_chatter_muted
+    from pharmclf.core.stderr_filter import suppress_native_stderr
     from pharmclf.models.devices import configure_devices
     from pharmclf.monitoring.cores import usable_cores
 
-    with native_chatter_muted():
+    with suppress_native_stderr():
         configure_devices(deterministic=False, gpus=settings["gpus"])
         from pharmclf.diagnostics import allreduce
         from pharmclf.training import collectives

@@ -22,7 +22,7 @@ from pharmclf.core.compat.ray import (
 )
 from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.signals import StopRequested
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.image_decoding import MAX_PIXELS_VARIABLE
 from pharmclf.distributed.cluster import (
     NodesUnavailableError,
@@ -172,7 +172,7 @@ def with_loader_cpus(job: TrainingContext, share: float = 1.0) -> TrainingContex
 
 
 def _train_here(job: TrainingContext, observer: Callback) -> dict[str, Any]:
-    with native_chatter_muted():
+    with suppress_native_stderr():
         from pharmclf.training import collectives, trainer
 
         configure_devices_for(job.config)

@@ -18,7 +18,7 @@ from pharmclf import storage
 from pharmclf.core.background import run_in_thread
 from pharmclf.core.compat.ray import startup_timeout, worker_errors
 from pharmclf.core.errors import ConfigError, RunError, format_error
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.distributed.cluster import node_address
 from pharmclf.distributed.scaling_policy import WorkerGroupSpec
 from pharmclf.distributed.worker_channel import DriverChannel, WorkerChannel
@@ -205,7 +205,7 @@ def build_trainer(
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    with native_chatter_muted():
+    with suppress_native_stderr():
         from ray.train.tensorflow import TensorflowTrainer
 
     each = team.each

@@ -8,7 +8,7 @@ import numpy as np
 import ray
 
 from pharmclf import storage
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.models.devices import configure_devices
 
 _CPUS = 0.1  # it computes behind the predictions, for a second or two
@@ -18,7 +18,7 @@ class _GradCamModel:
     """A saved model, loaded once."""
 
     def __init__(self, location: str) -> None:
-        with native_chatter_muted():
+        with suppress_native_stderr():
             import keras
 
             configure_devices(deterministic=False, gpus=False)  # a trained model's process keeps those that it has

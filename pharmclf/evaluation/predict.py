@@ -20,7 +20,7 @@ import ray.data
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError, first_line
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.ray_loader import configure_dataset, encode_error, load_block, raise_block_error
 from pharmclf.models.devices import configure_devices
@@ -68,7 +68,7 @@ class Predictor:
         Args:
             what: its models, image size, columns and whether GPUs may be used.
         """
-        with native_chatter_muted():
+        with suppress_native_stderr():
             import tensorflow  # noqa: F401 - it chatters when it is imported
 
             configure_devices(deterministic=False, gpus=what.gpus)
@@ -258,6 +258,6 @@ def _predict_ray(what: PredictSpec, images: ImageSet) -> Generator[Block, None, 
         num_cpus=0,  # actors that held all CPUs would wait for ever for one to decode with
         num_gpus=1 if what.gpus and resources.get("GPU") else 0,
     )
-    with native_chatter_muted():
+    with suppress_native_stderr():
         # with a block ahead each would wait here for the next, and a killed job would lose it
         yield from predicted.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)

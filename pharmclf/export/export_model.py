@@ -18,7 +18,7 @@ from pharmclf import storage
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError, describe_exit
 from pharmclf.core.hashing import sha256_file
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_size
 from pharmclf.evaluation.abstention_policy import DECISION_FILE, AbstentionPolicy, fit_policy, write_policy
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
@@ -115,7 +115,7 @@ def export_model(options: ExportOptions, say: Say) -> None:
             )
             path = folder / FORMATS[name].file
             try:
-                with native_chatter_muted():
+                with suppress_native_stderr():
                     write_model(written, name, path, trial.precision, calibration)
                 comparison, about, fitted = trial.run(path, images, reference, validation)
             except ExportError as error:
@@ -139,7 +139,7 @@ def _remove(path: Path) -> None:
 
 def _load_keras_model(found: SavedModel) -> keras.Model:
     """The Keras model, on the CPU, where every machine gives the same."""
-    with native_chatter_muted(), storage.local_file(found.location) as path:
+    with suppress_native_stderr(), storage.local_file(found.location) as path:
         import keras
 
         configure_devices(deterministic=False, gpus=False)

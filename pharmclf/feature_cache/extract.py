@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pharmclf import storage
 from pharmclf.config import BackboneName, RunConfig
 from pharmclf.core.errors import ConfigError
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.augment import apply_transforms, projective_transforms
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
@@ -85,7 +85,7 @@ def extract_features(
     check()
     if not todo:
         return incomplete
-    with native_chatter_muted():
+    with suppress_native_stderr():
         for result in _results(config, todo, files, rows, targets, missing, precision, check):
             raise_block_error(result, FeatureCacheUnavailableError, ConfigError)
             bad, written = json.loads(str(result["lost"][0]))
@@ -179,7 +179,7 @@ class _FeatureExtractor:
         rows: Mapping[str, NDArray[np.int64]],
         precision: str,
     ) -> None:
-        with native_chatter_muted():
+        with suppress_native_stderr():
             import keras
             import tensorflow as tf
 
@@ -328,13 +328,13 @@ def _measure_costs(backbone: BackboneName, image_size: int, *, here: bool) -> li
 
 
 def _measure_costs_without_gpu(backbone: BackboneName, image_size: int) -> list[SplitCost]:
-    with native_chatter_muted():
+    with suppress_native_stderr():
         configure_devices(deterministic=False, gpus=False)
     return _build_and_measure(backbone, image_size)
 
 
 def _build_and_measure(backbone: BackboneName, image_size: int) -> list[SplitCost]:
-    with native_chatter_muted():
+    with suppress_native_stderr():
         from pharmclf.models.backbones import build_backbone
 
         return split_costs(build_backbone(backbone, image_size, "none"))

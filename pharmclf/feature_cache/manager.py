@@ -34,7 +34,7 @@ from pharmclf.feature_cache.shards import (
 )
 from pharmclf.models.backbone_split import SplitCost, check_depth
 from pharmclf.models.precision import run_precision
-from pharmclf.progress import progress_lines
+from pharmclf.progress import progress_reporter
 from pharmclf.storage.lease import Lease, LeaseHeldError, LeaseLostError
 
 _WAIT_S = 2.0
@@ -173,7 +173,7 @@ def _compute_missing(
         again.
     """
     config, manifest, began, computed = wish.config, wish.manifest, time.monotonic(), 0
-    tell = progress_lines(wish.say, "activations")
+    tell = progress_reporter(wish.say, "activations")
 
     def progress(done: int, total: int) -> None:
         nonlocal computed

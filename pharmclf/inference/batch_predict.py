@@ -24,7 +24,7 @@ from pharmclf.inference.options import PredictOptions
 from pharmclf.inference.output_shards import OutputShards
 from pharmclf.inference.output_table import SCHEMA, TopKOutput
 from pharmclf.inference.placement import count_local_gpus, plan_actors, should_use_ray
-from pharmclf.progress import progress_lines
+from pharmclf.progress import progress_reporter
 
 _SHOWN = 20  # bad images that are named on the console
 
@@ -111,7 +111,7 @@ def _progress_callback(say: Say) -> Callable[[int, int], None]:
         nonlocal began, first, pace, lines
         if lines is None:
             began, first = time.monotonic(), done
-            lines = progress_lines(lambda line: say(f"{line}, {pace:.1f} images/s"), "predicted")
+            lines = progress_reporter(lambda line: say(f"{line}, {pace:.1f} images/s"), "predicted")
         pace = (done - first) / max(time.monotonic() - began, 1e-6)
         lines(done, total)
 

@@ -9,7 +9,7 @@ from pharmclf import storage
 from pharmclf.cli import EXIT_OK
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
-from pharmclf.core.signals import StopSignal
+from pharmclf.core.signals import GracefulShutdown
 from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.data.destination import check_destination
 from pharmclf.data.pixel_depth import MAX_VALUE
@@ -45,7 +45,7 @@ def predict_images(options: PredictOptions, say: Say) -> int:
     parts = _build_shards(model, answers, options, say)
     complete = _is_complete(parts, options)  # another table is refused before anything is written
     if not complete or storage.exists(parts.folder):
-        with StopSignal() as stop, _output_lock(parts) as lease:
+        with GracefulShutdown() as stop, _output_lock(parts) as lease:
             complete = _is_complete(parts, options)  # by another process, which has ended since
             if not complete and not _predict_and_join(parts, model, answers, options, stop, lease, say):
                 say("stopped on request; the parts that are done stay, and the same command goes on with the rest")
@@ -122,7 +122,7 @@ def _predict_and_join(
     model: SavedModel,
     answers: TopKOutput,
     options: PredictOptions,
-    stop: StopSignal,
+    stop: GracefulShutdown,
     lease: Lease,
     say: Say,
 ) -> bool:

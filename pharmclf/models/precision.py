@@ -6,7 +6,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pharmclf.config import RunConfig
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.models.devices import (
     driver_compute_capability,
     gpu_compute_capability,
@@ -26,7 +26,7 @@ def run_precision(config: RunConfig) -> str:
     if config.precision != "auto" or config.accelerator == "cpu":
         return resolve_precision(config.precision, None)
     if config.worker_range[1] == 0:
-        with native_chatter_muted():
+        with suppress_native_stderr():
             return resolve_precision(config.precision, gpu_compute_capability())
     ask = ray.remote(num_cpus=0)(driver_compute_capability)  # no GPU either: they may be in use
     asked = [

@@ -15,7 +15,7 @@ from pharmclf.config import RunConfig, from_dict
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.hashing import sha256_bytes, sha256_file
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_duration, format_examples, format_size
 from pharmclf.data.destination import atomic_folder, check_new_folder
 from pharmclf.data.manifest import Manifest
@@ -190,7 +190,7 @@ def _restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint
     Raises:
         ValueError: a file of the checkpoint is not what was written, or does not fit.
     """
-    with native_chatter_muted():
+    with suppress_native_stderr():
         import keras
 
         from pharmclf.training.save_model import restore_model

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 
 from pharmclf.core.background import run_in_thread
 from pharmclf.core.console import Say
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_duration
 from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.reporting.sweep_tables import live_table, short_names
@@ -96,7 +96,7 @@ class Conductor:
             ),
         )
         try:
-            with native_chatter_muted():
+            with suppress_native_stderr():
                 run_in_thread(tuner.fit, self._meanwhile)
         finally:
             ray.kill(self._flag)

@@ -9,7 +9,7 @@ from pharmclf.cli import EXIT_OK
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
-from pharmclf.resume import check_place, find_record, test_more
+from pharmclf.resume import check_data_location, evaluate_further_datasets, find_record
 from pharmclf.runs.record import has_trained, read_record
 from pharmclf.schema_version import check_schema_version, load_record
 
@@ -59,10 +59,10 @@ def sweep_complete_again(base: RunConfig, folder: str, record: dict[str, Any], s
     Raises:
         ConfigError: other images, or a set that cannot be tested.
     """
-    check_place(base, folder, record, say)
+    check_data_location(base, folder, record, say)
     winner = storage.join(folder, "trials", str(record["winner_folder"]).rsplit("/", 1)[-1])
     of_winner = read_record(winner) if base.extra_test else None
-    if of_winner is not None and test_more(base, winner, of_winner, say):
+    if of_winner is not None and evaluate_further_datasets(base, winner, of_winner, say):
         record["result"] = load_record(storage.join(winner, "result.json"))
         storage.write_json(storage.join(folder, SWEEP_FILE), record)
     say(record["table"])

@@ -16,7 +16,7 @@ from pharmclf.cli import EXIT_OK
 from pharmclf.config import RunConfig, refuse_auto, to_dict
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError, RunError
-from pharmclf.core.signals import StopRequested, StopSignal
+from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, write_manifest
@@ -32,7 +32,7 @@ from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.pipeline import describe_data
 from pharmclf.reporting import sweep_plots as plots
 from pharmclf.reporting.sweep_tables import best_trial, parameter_importances, results_table, trial_frame
-from pharmclf.resume import manifest_for
+from pharmclf.resume import run_manifest
 from pharmclf.runs.record import (
     RUN_FILE,
     check_settings,
@@ -110,8 +110,8 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
             return sweep_complete_again(base, folder, record, say)
     if not base.skip_checks:
         run_preflight(base, say)
-    with StopSignal() as stop:
-        manifest = manifest_for(base, folder, record, say)
+    with GracefulShutdown() as stop:
+        manifest = run_manifest(base, folder, record, say)
         describe_data(manifest, folder, say)
         if warning := batch_warning(base, len(manifest.rows("train"))):
             say(f"warning: {warning}")
@@ -149,7 +149,7 @@ class _Sweep:
     room: Room
     say: Say
 
-    def run(self, stop: StopSignal, lease: Lease) -> int:
+    def run(self, stop: GracefulShutdown, lease: Lease) -> int:
         """Train the trials, then test the winner, and tell of it where the sweep is tracked."""
         self._write()
         tracker = SweepTracker(self.base, self.folder, self.record, lambda: lease.is_lost, self.say)
@@ -178,7 +178,7 @@ class _Sweep:
             setting=RunContext(remote_data=remote, wants_gpus=gpus),
         )
 
-    def _run(self, stop: StopSignal, lease: Lease, tracker: SweepTracker) -> int:
+    def _run(self, stop: GracefulShutdown, lease: Lease, tracker: SweepTracker) -> int:
         location = storage.join(self.folder, QUARANTINE_FILE)
         quarantine = Quarantine(self.manifest, self.base.max_bad_share, self.say, location)
 
@@ -299,7 +299,7 @@ class _Sweep:
         self.say(f"in {self.folder}: {TABLE_FILE}, {pictures}; the model in {folder}/model")
         return EXIT_OK
 
-    def _interrupted(self, stop: StopSignal, lease: Lease) -> int:
+    def _interrupted(self, stop: GracefulShutdown, lease: Lease) -> int:
         lease.check()
         self._write(state="interrupted")
         self.say("stopped on request; the same command goes on with the trials that are left")

@@ -24,12 +24,12 @@ from pharmclf import storage
 from pharmclf.config import RunConfig, from_dict
 from pharmclf.core.errors import first_line, format_error
 from pharmclf.core.signals import StopRequested
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.feature_cache.manager import delete_corrupted, get_or_compute
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
-from pharmclf.pipeline import lost_to, train_on_activations, training_job, wish_of
+from pharmclf.pipeline import build_training_context, feature_request, quarantine_reporter, train_with_feature_cache
 from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseHeldError
 from pharmclf.training.context import TrainingContext, TrainingDivergedError
 from pharmclf.training.phases import build_phases, with_epoch_index
@@ -104,7 +104,7 @@ def _train_one(group: Mapping[str, Any], shared: Shared, used: Callable[[], dict
     names = [phase.name for phase in build_phases(config) if phase.unfreeze_blocks in group["depths"]]
     try:
         job = _job(config, member, shared)
-        outcome = train_on_activations(job, shared.manifest, observer, member["record"], names, share=shared.share)
+        outcome = train_with_feature_cache(job, shared.manifest, observer, member["record"], names, share=shared.share)
     except TrainingDivergedError as error:
         return [{"state": "diverged", "reason": str(error), "history": None}]
     except StopRequested:  # by the sweep; what is read of it is in its checkpoints
@@ -118,7 +118,7 @@ def _train_heads(
     group: Mapping[str, Any], shared: Shared, used: Callable[[], dict[str, float]]
 ) -> list[dict[str, Any]]:
     """Train the heads of several trials as one program."""
-    with native_chatter_muted():
+    with suppress_native_stderr():
         from pharmclf.models.devices import configure_devices_for
         from pharmclf.training import collectives
         from pharmclf.training.vectorized_heads import HeadSpec, train_heads
@@ -129,7 +129,9 @@ def _train_heads(
     try:
         configure_devices_for(configs[0])
         job = _job(configs[0], members[0], shared)
-        wish = wish_of(job, shared.manifest, 0, observer.say, observer.should_stop, lost_to(observer))
+        wish = feature_request(
+            job, shared.manifest, 0, observer.say, observer.should_stop, quarantine_reporter(observer)
+        )
         names = [phase.name for phase in build_phases(configs[0])]
         heads = [
             HeadSpec(config=config, folder=member["folder"], fingerprints=member["fingerprints"])
@@ -164,7 +166,7 @@ def _train_heads(
 
 
 def _job(config: RunConfig, member: Mapping[str, Any], shared: Shared) -> TrainingContext:
-    job = training_job(config, member["folder"], shared.manifest, member["fingerprints"])
+    job = build_training_context(config, member["folder"], shared.manifest, member["fingerprints"])
     return replace(job, saves_models=False)
 
 

@@ -11,7 +11,7 @@ import ray
 from pharmclf import pipeline, storage
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
-from pharmclf.core.stderr_filter import native_chatter_muted
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import write_manifest
 from pharmclf.data.quarantine import Quarantine
@@ -87,7 +87,7 @@ def retrain_winner(trial: Trial, home: str, workers: str, manifest: Manifest, sa
 def _save_models(
     config: RunConfig, folder: str, class_names: tuple[str, ...], state: dict[str, Any], white_level: int
 ) -> None:
-    with native_chatter_muted():
+    with suppress_native_stderr():
         from pharmclf.training.save_model import save_final_models
 
         configure_devices(deterministic=False, gpus=False)  # they may be in use

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pharmclf.core.signals import StopSignal
+from pharmclf.core.signals import GracefulShutdown
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ def test_the_first_signal_is_remembered_and_the_handlers_come_back(
 ) -> None:
     """The exit code is the shell's for this signal."""
     before = signal.getsignal(number)
-    with StopSignal() as stop:
+    with GracefulShutdown() as stop:
         assert stop.received is None
         os.kill(os.getpid(), number)
         assert (stop.received, stop.exit_code) == (number, code)

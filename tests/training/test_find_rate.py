@@ -32,10 +32,10 @@ def config(drawn_images: str, tmp_path_factory: pytest.TempPathFactory) -> RunCo
 def test_each_phase_gets_a_curve_and_no_run_is_begun(config: RunConfig):
     """Rates rise until the loss breaks down; the picture opens; what is proposed follows from the curve that is kept;
     the run of that name has not begun."""
-    from pharmclf.find_rate import find_rate
+    from pharmclf.find_rate import find_learning_rates
 
     lines: list[str] = []
-    assert find_rate(config, lines.append) == 0
+    assert find_learning_rates(config, lines.append) == 0
     home = Path(config.storage)
     assert not (home / "sought").exists()
     found: dict[str, Any] = storage.read_json(str(home / "find-lr-sought.json"))
@@ -61,10 +61,10 @@ def test_each_phase_gets_a_curve_and_no_run_is_begun(config: RunConfig):
 
 
 def test_what_it_cannot_do_is_refused_before_anything_is_read(config: RunConfig):
-    from pharmclf.find_rate import find_rate
+    from pharmclf.find_rate import find_learning_rates
 
     with pytest.raises(ConfigError, match="microbatch: received auto"):
-        find_rate(dataclasses.replace(config, microbatch="auto"), lambda _: None)
+        find_learning_rates(dataclasses.replace(config, microbatch="auto"), lambda _: None)
 
 
 def test_a_curve_without_a_proposal_is_drawn_too():

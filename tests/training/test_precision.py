@@ -20,7 +20,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.distributed.controller import train_on_workers
 from pharmclf.feature_cache.shards import CachedFeatures, ShardLayout, write_shard
 from pharmclf.models.devices import min_compute_capability, resolve_precision
-from pharmclf.pipeline import settled
+from pharmclf.pipeline import resolve_auto_settings
 from pharmclf.training.checkpoint import list_checkpoints, read_checkpoint
 from pharmclf.training.context import TrainingContext
 
@@ -101,6 +101,6 @@ def test_a_resumed_run_keeps_the_precision_that_it_began_with(make_job: Any, tmp
     """Begun where GPUs were fast at bfloat16, it goes on so on processors; one that begins here takes float32."""
     job = make_job(str(tmp_path), workers=workers)
     for record, expected in (({}, "float32"), ({"precision": "mixed_bfloat16"}, "mixed_bfloat16")):
-        decided = settled(job, Recorder(), record)
+        decided = resolve_auto_settings(job, Recorder(), record)
         assert decided.config.precision == record["precision"] == expected
         assert decided.fingerprints == job.fingerprints
