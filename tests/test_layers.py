@@ -23,8 +23,8 @@ PURE = [
     "feature_cache.local_cache", "training.grouping", "distributed.cluster_auth", "training.proxy",
     "distributed.ray_address", "distributed.scaling_policy", "training.fitting", "training.lr_finder",
     "training.fit_batch", "training.loop_progress", "distributed.failure_policy", "runs.status", "runs.status_format",
-    "runs.status_reader", "runs.status_writer", "sweep.space", "sweep.search", "sweep.halving", "sweep.options",
-    "sweep.ledger",
+    "runs.status_reader", "runs.status_writer", "tuning.space", "tuning.search", "tuning.asha", "tuning.options",
+    "tuning.trial_store",
 ]  # fmt: skip
 WITH_RAY = [
     "pipeline",

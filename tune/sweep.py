@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pharmclf.cli import parse_options, run_job, take_switch
 from pharmclf.core.console import print_line
-from pharmclf.sweep.options import SweepOptions
-from pharmclf.sweep.sweep import sweep
+from pharmclf.tuning.options import SweepOptions
+from pharmclf.tuning.sweep import run_sweep
 
 _HERE = Path(__file__).parent
 
@@ -26,7 +26,7 @@ def main() -> int:
     overwrite = take_switch("--overwrite")
     options, base = parse_options(__doc__ or "", _HERE / "base.yaml", SweepOptions())
     space = Path(options.space) if options.space else _HERE / "space.yaml"
-    return sweep(options, base, space, print_line, overwrite=overwrite)
+    return run_sweep(options, base, space, print_line, overwrite=overwrite)
 
 
 if __name__ == "__main__":

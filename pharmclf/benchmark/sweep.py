@@ -15,9 +15,9 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.data.prepare import data_location
-from pharmclf.sweep.options import SweepOptions
-from pharmclf.sweep.start import SWEEP_FILE
-from pharmclf.sweep.sweep import TABLE_FILE, sweep
+from pharmclf.tuning.options import SweepOptions
+from pharmclf.tuning.sweep import TABLE_FILE, run_sweep
+from pharmclf.tuning.sweep_start import SWEEP_FILE
 
 _TRIALS = 6
 _HEADS = 32
@@ -42,7 +42,7 @@ def benchmark_sweep(config: RunConfig, space: Path, say: Say) -> dict[str, Any]:
 
         def timed(name: str, run: RunConfig, options: SweepOptions) -> dict[str, Any]:
             began = time.perf_counter()
-            sweep(options, dataclasses.replace(run, data=data, storage=folder, name=name), space, lambda _: None)
+            run_sweep(options, dataclasses.replace(run, data=data, storage=folder, name=name), space, lambda _: None)
             seconds = time.perf_counter() - began
             table = pd.read_parquet(f"{folder}/{name}/{TABLE_FILE}")
             result = storage.read_json(f"{folder}/{name}/{SWEEP_FILE}")["result"]

@@ -222,7 +222,7 @@ class Prefetcher(Iterator[Any]):
 
     @property
     def ready(self) -> bool:
-        """Whether the next item is there, and `next` does not wait."""
+        """Whether the next item is there, and `suggest` does not wait."""
         return not self._queue.empty()
 
     def start(self) -> None:

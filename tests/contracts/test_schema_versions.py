@@ -19,8 +19,8 @@ from pharmclf.feature_cache.shards import read_index
 from pharmclf.runs.record import read_record
 from pharmclf.runs.status_reader import list_status
 from pharmclf.schema_version import load_record
-from pharmclf.sweep.start import look_up_sweep
 from pharmclf.training.checkpoint import read_checkpoint
+from pharmclf.tuning.sweep_start import inspect_sweep_folder
 
 REFUSAL = r": received schema_version 2, expected 1\. Read it with the version of pharmclf that wrote it"
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -29,7 +29,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "checkpoint.json": lambda path: read_checkpoint(str(path.parent)),
     "index.json": lambda path: read_index(str(path.parent)),
     "decision.json": lambda path: read_policy(str(path)),
-    "sweep.json": lambda path: look_up_sweep(str(path.parent), print, overwrite=False),
+    "sweep.json": lambda path: inspect_sweep_folder(str(path.parent), print, overwrite=False),
 }
 
 

@@ -21,7 +21,7 @@ import pytest
 from pharmclf.core.compat import IncompatibleVersionError
 from pharmclf.core.compat import ray as compat
 from pharmclf.distributed import worker_group
-from pharmclf.sweep import conductor
+from pharmclf.tuning import tune_runner
 
 pytestmark = pytest.mark.ray
 
@@ -229,7 +229,7 @@ def test_the_settings_of_train_and_tune_are_variables_that_ray_reads():
     from ray.tune import constants
 
     assert set(worker_group.SETTINGS) <= set(ENV_VARS_TO_PROPAGATE)
-    tune = {name for name in conductor._QUIET if name.startswith("TUNE_")} | {"TUNE_FUNCTION_THREAD_TIMEOUT_S"}
+    tune = {name for name in tune_runner._QUIET if name.startswith("TUNE_")} | {"TUNE_FUNCTION_THREAD_TIMEOUT_S"}
     assert all(f'"{name}"' in Path(constants.__file__).read_text("utf-8") for name in tune)
 
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pharmclf.config import AugmentConfig, PhaseConfig, RunConfig, from_dict
-from pharmclf.sweep.ledger import Ledger, Plan, Trial, activations_of
-from pharmclf.sweep.search import STARTUP, Known, Search, SearchName
-from pharmclf.sweep.space import Space, Value, build_space
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position
+from pharmclf.tuning.search import STARTUP, ObservedTrial, Search, SearchName
+from pharmclf.tuning.space import Space, Value, build_space
+from pharmclf.tuning.trial_store import SweepSpec, Trial, TrialStore, feature_cache_settings
 
 BASE = RunConfig(
     name="sweep",
@@ -32,16 +32,16 @@ NO_HEADS = dataclasses.replace(BASE, unfreeze_blocks=2)
 RATE = {"phase1.learning_rate": {"low": 1e-4, "high": 1e-2, "scale": "log", "points": 50}}
 DEPTH = {"unfreeze_blocks": {"low": 0, "high": 1}}
 USED = {"seconds": 10.0, "cpu_s": 20.0, "gpu_s": 0.0}
-Opened = Callable[..., Ledger]
+Opened = Callable[..., TrialStore]
 
 
-def ledger_at(folder: Path, base: RunConfig = BASE, mapping: Any = None, /, **changes: Any) -> Ledger:
+def ledger_at(folder: Path, base: RunConfig = BASE, mapping: Any = None, /, **changes: Any) -> TrialStore:
     """A ledger over a folder; the same arguments again are a resumed sweep."""
     space = build_space(mapping or RATE, base, "test")
     name: SearchName = changes.pop("search", "random")
-    plan = {"total": 4, "rungs": [], "factor": 3, "batch_heads": True, "kept": {activations_of(base): [0]}}
+    plan = {"total": 4, "rungs": [], "factor": 3, "batch_heads": True, "kept": {feature_cache_settings(base): [0]}}
     plan |= {"fingerprints": {"data": "d", "weights": "imagenet"}, "folder": str(folder), "precision": "float32"}
-    return Ledger(Plan(base=base, space=space, search=Search(name, space, 0), **(plan | changes)))  # type: ignore[arg-type]
+    return TrialStore(SweepSpec(base=base, space=space, search=Search(name, space, 0), **(plan | changes)))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -60,16 +60,16 @@ def outcome(state: str = "trained", reason: str = "", history: Any = None, **mor
     return {"state": state, "reason": reason, "history": history} | USED | more
 
 
-def train(ledger: Ledger, accuracy: float = 0.5) -> list[int]:
+def train(ledger: TrialStore, accuracy: float = 0.5) -> list[int]:
     """Train the next group to its end -> its numbers."""
     group = ledger.next_group()
-    ledger.begin(group)
+    ledger.start(group)
     for trial in group:
         ledger.end(trial.number, outcome(history=[epoch(1, accuracy + trial.number / 100)]))
     return [trial.number for trial in group]
 
 
-def train_all(ledger: Ledger) -> list[list[int]]:
+def train_all(ledger: TrialStore) -> list[list[int]]:
     groups = []
     while not ledger.all_chosen:
         groups.append(train(ledger))
@@ -112,8 +112,8 @@ def test_the_plain_run_has_no_value_of_what_does_not_count_in_it(opened: Opened)
     mapping = DEPTH | {"phase2.learning_rate": {"low": 1e-5, "high": 1e-2, "when": {"unfreeze_blocks": {"low": 1}}}}
     assert opened(BASE, mapping).next_group()[0].values == {"unfreeze_blocks": 0}
     facts = opened(BASE, mapping)
-    facts.begin(facts.next_group())
-    names = set(facts.facts()[0].params)
+    facts.start(facts.next_group())
+    names = set(facts.trial_infos()[0].params)
     assert names == {"unfreeze_blocks", "phase2.learning_rate"}  # the report shows what was in effect
 
 
@@ -130,14 +130,14 @@ def test_there_are_as_many_trials_as_asked_for(opened: Opened, total: int):
     """All are trained, none twice, and then there are no more."""
     ledger = opened(NO_HEADS, total=total)
     assert train_all(ledger) == [[number] for number in range(total)]
-    assert [facts.number for facts in ledger.facts()] == list(range(total))
+    assert [facts.number for facts in ledger.trial_infos()] == list(range(total))
 
 
 def test_a_worker_is_given_what_it_needs(opened: Opened):
     """Number, configuration, folder, record and fingerprints, as plain values; the record is in storage already."""
     ledger = opened(NO_HEADS)
     group = ledger.next_group()
-    (member,) = json.loads(json.dumps(ledger.begin(group)))
+    (member,) = json.loads(json.dumps(ledger.start(group)))
     assert set(member) == {"number", "config", "folder", "record", "fingerprints"}
     assert from_dict(member["config"]) == dataclasses.replace(group[0].config, precision=ledger.plan.precision)
     assert json.loads((Path(member["folder"]) / "run.json").read_text()) == member["record"]
@@ -165,7 +165,9 @@ def test_batch_heads_off_gives_each_alone(opened: Opened):
     assert train_all(opened(total=3, batch_heads=False)) == [[0], [1], [2]]
 
 
-@pytest.mark.parametrize("kept", [{}, {activations_of(BASE): []}, {activations_of(BASE): [1]}, {"other": [0]}])
+@pytest.mark.parametrize(
+    "kept", [{}, {feature_cache_settings(BASE): []}, {feature_cache_settings(BASE): [1]}, {"other": [0]}]
+)
 def test_heads_without_kept_activations_train_alone(opened: Opened, kept: Any):
     """Each would go through the backbone by itself anyway."""
     assert train_all(opened(total=3, kept=kept)) == [[0], [1], [2]]
@@ -195,18 +197,20 @@ def test_heads_of_other_pictures_are_another_group(opened: Opened):
     mapping = RATE | {"augment.strength": {"values": [0.5, 1.0]}}
     ledger = opened(BASE, mapping, total=12)
     weak = ledger.plan.space.config(BASE, {"augment.strength": 0.5})
-    ledger = opened(BASE, mapping, total=12, kept={activations_of(BASE): [0], activations_of(weak): [0, 1]})
+    ledger = opened(
+        BASE, mapping, total=12, kept={feature_cache_settings(BASE): [0], feature_cache_settings(weak): [0, 1]}
+    )
     groups = train_all(ledger)
     assert len(groups) == 2
     for group in groups:
         assert len({ledger.trials[number].config.augment for number in group}) == 1
-    assert ledger.kept_depths(weak) == [0, 1]
+    assert ledger.cached_depths(weak) == [0, 1]
 
 
 # ---------------------------------------------------------------------- when they are chosen
 
 
-def seen_by(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Known]]:
+def seen_by(ledger: TrialStore, monkeypatch: pytest.MonkeyPatch) -> dict[int, list[ObservedTrial]]:
     """What the search is told, by the number that it proposes for."""
     seen = {}
     original = Search.propose
@@ -226,7 +230,7 @@ def test_tpe_chooses_one_at_a_time_from_what_has_ended(opened: Opened, monkeypat
     train_all(ledger)
     for number in range(STARTUP, STARTUP + 3):
         assert [known.ended for known in seen[number]] == [True] * number
-        assert seen[number][4] == Known(ledger.trials[4].values, 0.54, True)
+        assert seen[number][4] == ObservedTrial(ledger.trials[4].values, 0.54, True)
 
 
 def test_tpe_chooses_eight_heads_at_a_time(opened: Opened, monkeypatch: pytest.MonkeyPatch):
@@ -248,7 +252,7 @@ def test_the_search_is_told_how_trials_have_ended(opened: Opened, monkeypatch: p
     seen = seen_by(ledger, monkeypatch)
     while len([trial for trial in ledger.trials.values() if trial.ended]) < STARTUP - 1:
         (trial,) = ledger.next_group()
-        ledger.begin([trial])
+        ledger.start([trial])
         ledger.add_epoch(trial.number, epoch(1, 0.6), USED)
         if trial.number == 3:
             ledger.end(3, outcome("diverged", "not finite"))
@@ -258,7 +262,7 @@ def test_the_search_is_told_how_trials_have_ended(opened: Opened, monkeypatch: p
             ledger.fail(5, "its worker died 4 times")
         else:
             ledger.end(trial.number, outcome())
-    ledger.begin(ledger.next_group())  # the last of the start runs
+    ledger.start(ledger.next_group())  # the last of the start runs
     ledger.next_group()
     scores = [(known.score, known.ended) for known in seen[STARTUP]]
     assert scores[:3] == [(0.6, True)] * 3
@@ -275,13 +279,13 @@ def test_what_has_ended_is_found_again(opened: Opened):
     for number, ended in enumerate(
         [outcome(), outcome("diverged", "not finite"), outcome("failed", "OSError: gone"), outcome()]
     ):
-        ledger.begin(ledger.next_group())
+        ledger.start(ledger.next_group())
         for at in range(1, number + 1):
             ledger.add_epoch(number, epoch(at, at / 10), USED)
         ledger.end(number, ended)
     again = opened(NO_HEADS, total=4)
     assert plain(again.trials) == plain(ledger.trials)
-    assert again.facts() == ledger.facts()
+    assert again.trial_infos() == ledger.trial_infos()
     assert again.all_chosen
     assert again.next_group() == []
     assert [len(trial.epochs) for trial in again.trials.values()] == [0, 1, 2, 3]
@@ -291,7 +295,7 @@ def test_the_history_of_a_tested_winner_is_understood(opened: Opened):
     """The test of a winner writes its history anew, as that of a run: epochs within their phase only."""
     first = opened(total=1)
     (trial,) = first.next_group()
-    first.begin([trial])
+    first.start([trial])
     first.end(0, outcome(history=[epoch(at, 0.5) for at in range(1, 5)]))
     path = Path(trial.folder) / "history.json"
     records = [{key: value for key, value in record.items() if key != "at"} for record in json.loads(path.read_text())]
@@ -302,7 +306,7 @@ def test_the_history_of_a_tested_winner_is_understood(opened: Opened):
 def test_what_was_broken_off_goes_on_first_and_alone(opened: Opened):
     """Heads that were one program too: each has checkpoints of its own; then the others follow."""
     ledger = opened(total=3)
-    ledger.begin(ledger.next_group())
+    ledger.start(ledger.next_group())
     ledger.end(1, outcome())
     again = opened(total=5)
     assert again.broken_off == [0, 2]
@@ -313,7 +317,7 @@ def test_a_broken_off_trial_has_the_epochs_of_its_newest_checkpoint(opened: Open
     """What it had reported since then is trained again; both phases count in `at`."""
     ledger = opened(NO_HEADS)
     (trial,) = ledger.next_group()
-    ledger.begin([trial])
+    ledger.start([trial])
     epochs = [epoch(at, at / 10) for at in range(1, 5)]
     for record in epochs:
         ledger.add_epoch(0, record, USED)
@@ -328,13 +332,13 @@ def test_a_trial_of_an_earlier_version_continues_under_the_fingerprints_of_its_c
     """A version with one setting more has another hash of them, and the checkpoints keep the old one."""
     ledger = opened(NO_HEADS)
     (trial,) = ledger.next_group()
-    ledger.begin([trial])
+    ledger.start([trial])
     path = Path(trial.folder) / "run.json"
     record = json.loads(path.read_text())
     record["fingerprints"]["settings"] = "as it was hashed then"
     path.write_text(json.dumps(record))
     again = opened(NO_HEADS)
-    (member,) = again.begin(again.next_group())
+    (member,) = again.start(again.next_group())
     assert member["fingerprints"] == {"data": "d", "weights": "imagenet", "settings": "as it was hashed then"}
     assert json.loads(path.read_text())["fingerprints"] == member["fingerprints"]
 
@@ -342,7 +346,7 @@ def test_a_trial_of_an_earlier_version_continues_under_the_fingerprints_of_its_c
 def test_a_trial_without_a_checkpoint_begins_anew(opened: Opened):
     """It was broken off in its first epoch."""
     ledger = opened(NO_HEADS)
-    ledger.begin(ledger.next_group())
+    ledger.start(ledger.next_group())
     again = opened(NO_HEADS)
     assert again.trials[0].epochs == []
     assert [trial.number for trial in again.next_group()] == [0]
@@ -424,7 +428,7 @@ def test_every_trial_is_trained_once_however_often_a_sweep_breaks_off(
         assert {number for number, trial in ledger.trials.items() if trial.ended} == set(ended)
         for _ in range(1000 if total == 14 and not data.draw(st.booleans()) else data.draw(st.integers(0, 4))):
             group = ledger.next_group()
-            ledger.begin(group)
+            ledger.start(group)
             for trial in group[: data.draw(st.integers(0, len(group)))]:
                 ledger.end(trial.number, outcome())
                 ended.append(trial.number)
@@ -441,21 +445,21 @@ def test_every_trial_is_trained_once_however_often_a_sweep_breaks_off(
 def test_used_seconds_add_up_over_a_resume(opened: Opened):
     """A worker counts from its own beginning; the ledger knows what those before it have used."""
     ledger = opened(NO_HEADS)
-    ledger.begin(ledger.next_group())
+    ledger.start(ledger.next_group())
     ledger.add_epoch(0, epoch(1, 0.1), {"seconds": 10.0, "cpu_s": 20.0, "gpu_s": 1.0})
     ledger.add_epoch(0, epoch(2, 0.1), {"seconds": 15.0, "cpu_s": 30.0, "gpu_s": 2.0})
     ledger.end(0, outcome("trained", away=True, seconds=16.0, cpu_s=31.0, gpu_s=2.0))
-    ledger.begin([ledger.trials[0]])
+    ledger.start([ledger.trials[0]])
     ledger.add_epoch(0, epoch(3, 0.1), {"seconds": 30.0, "cpu_s": 40.0, "gpu_s": 3.0})
     ledger.end(0, outcome(seconds=40.0, cpu_s=50.0, gpu_s=4.0))
     assert ledger.trials[0].used == {"seconds": 56.0, "cpu_s": 81.0, "gpu_s": 6.0}
-    assert opened(NO_HEADS).facts()[0].seconds == 56.0
+    assert opened(NO_HEADS).trial_infos()[0].seconds == 56.0
 
 
 def test_used_seconds_add_up_over_a_worker_that_died(opened: Opened):
     """Ray Tune starts the trial again without a word: a clock that goes back is another worker's."""
     ledger = opened(NO_HEADS)
-    ledger.begin(ledger.next_group())
+    ledger.start(ledger.next_group())
     for at, (seconds, cpu_s) in enumerate([(10.0, 20.0), (20.0, 40.0), (12.0, 24.0), (18.0, 36.0)], 1):
         ledger.add_epoch(0, epoch(at, 0.1), {"seconds": seconds, "cpu_s": cpu_s, "gpu_s": 0.0})
     ledger.end(0, outcome(seconds=5.0, cpu_s=50.0))  # one more has died; its CPUs were busier
@@ -465,7 +469,7 @@ def test_used_seconds_add_up_over_a_worker_that_died(opened: Opened):
 def test_an_epoch_that_is_trained_again_counts_once(opened: Opened):
     """After a worker's death the trial goes on from a checkpoint behind which it had been."""
     ledger = opened(NO_HEADS)
-    ledger.begin(ledger.next_group())
+    ledger.start(ledger.next_group())
     for at in (1, 2, 3, 3, 4):
         ledger.add_epoch(0, epoch(at, at / 10), USED)
     assert ledger.trials[0].epochs == [epoch(at, at / 10) for at in range(1, 5)]
@@ -475,7 +479,7 @@ def test_a_trial_that_is_not_among_the_best_is_stopped(opened: Opened):
     """And stays so in a resumed sweep; the others go on."""
     ledger = opened(NO_HEADS, total=3, rungs=[3])
     for number, accuracy in enumerate([0.9, 0.8, 0.7]):
-        ledger.begin(ledger.next_group())
+        ledger.start(ledger.next_group())
         goes_on = [ledger.add_epoch(number, epoch(at, accuracy), USED) for at in (1, 2, 3)]
         assert goes_on == [True, True, number < 2]
     assert ledger.trials[2].state == "stopped"
@@ -490,20 +494,20 @@ def test_trials_of_an_earlier_sitting_count_at_the_rungs(opened: Opened):
     ledger = opened(NO_HEADS, total=3, rungs=[3])
     for accuracy in (0.9, 0.8):
         group = ledger.next_group()
-        ledger.begin(group)
+        ledger.start(group)
         ledger.end(group[0].number, outcome(history=[epoch(at, accuracy) for at in range(1, 7)]))
     again = opened(NO_HEADS, total=3, rungs=[3])
-    again.begin(again.next_group())
+    again.start(again.next_group())
     assert [again.add_epoch(2, epoch(at, 0.7), USED) for at in (1, 2, 3)] == [True, True, False]
 
 
 def test_the_history_of_an_outcome_replaces_what_was_reported(opened: Opened):
     """Heads report nothing on the way; None leaves what was."""
     ledger = opened(NO_HEADS)
-    ledger.begin(ledger.next_group())
+    ledger.start(ledger.next_group())
     ledger.add_epoch(0, epoch(1, 0.1), USED)
     assert ledger.end(0, outcome(history=[epoch(1, 0.2), epoch(2, 0.3)])).score == 0.3
-    ledger.begin(ledger.next_group())
+    ledger.start(ledger.next_group())
     ledger.add_epoch(1, epoch(1, 0.1), USED)
     assert ledger.end(1, outcome("failed", "no")).epochs == [epoch(1, 0.1)]
 
@@ -511,7 +515,7 @@ def test_the_history_of_an_outcome_replaces_what_was_reported(opened: Opened):
 def test_a_storage_that_is_away_ends_the_sweep_and_no_trial(opened: Opened):
     """No other trial would fare better; the same command goes on with it."""
     ledger = opened(NO_HEADS)
-    ledger.begin(ledger.next_group())
+    ledger.start(ledger.next_group())
     trial = ledger.end(0, outcome("failed", "s3://bucket did not answer", away=True))
     assert (trial.state, ledger.fatal) == ("running", "s3://bucket did not answer")
     assert ledger.all_chosen
@@ -524,7 +528,7 @@ def test_a_storage_that_is_away_ends_the_sweep_and_no_trial(opened: Opened):
 def test_a_worker_that_died_too_often_fails_its_trial(opened: Opened):
     """With the reason, in a resumed sweep too; the next one goes on."""
     ledger = opened(NO_HEADS, total=2)
-    ledger.begin(ledger.next_group())
+    ledger.start(ledger.next_group())
     ledger.fail(0, "its worker died 4 times")
     again = opened(NO_HEADS, total=2)
     assert (again.trials[0].state, again.trials[0].reason) == ("failed", "its worker died 4 times")
@@ -535,7 +539,7 @@ def test_a_record_has_one_of_the_states_of_a_run(opened: Opened, tmp_path: Path)
     """Tools that list runs know them; how a trial has ended stands in its own part."""
     ledger = opened(NO_HEADS, total=3)
     for number, state in enumerate(["trained", "diverged", "failed"]):
-        ledger.begin(ledger.next_group())
+        ledger.start(ledger.next_group())
         ledger.end(number, outcome(state, "why"))
     records = [json.loads((tmp_path / "sweep" / "trials" / f"000{n}" / "run.json").read_text()) for n in range(3)]
     assert [record["state"] for record in records] == ["trained", "failed", "failed"]
@@ -548,5 +552,5 @@ def test_activations_are_shared_but_for_backbone_and_augmentation():
     space = Space(())
     alike: list[dict[str, Value]] = [{"unfreeze_blocks": 3}, {"head.dropout": 0.1}, {"batch_size": 7}]
     others: list[dict[str, Value]] = [{"backbone": "resnet50"}, {"augment.strength": 0.5}]
-    assert {activations_of(space.config(BASE, values)) for values in alike} == {activations_of(BASE)}
-    assert len({activations_of(space.config(BASE, values)) for values in [{}, *others]}) == 3
+    assert {feature_cache_settings(space.config(BASE, values)) for values in alike} == {feature_cache_settings(BASE)}
+    assert len({feature_cache_settings(space.config(BASE, values)) for values in [{}, *others]}) == 3

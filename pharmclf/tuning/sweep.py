@@ -46,29 +46,29 @@ from pharmclf.runs.record import (
 )
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.storage.lease import Lease
-from pharmclf.sweep.ahead import keep_ahead, known_blocks, variants
-from pharmclf.sweep.conductor import Conductor
-from pharmclf.sweep.halving import default_grace, rungs
-from pharmclf.sweep.ledger import Ledger, Plan, Trial
-from pharmclf.sweep.options import Room, SweepOptions, room_for
-from pharmclf.sweep.search import Search, check_search
-from pharmclf.sweep.space import Space, check_depths, load_space
-from pharmclf.sweep.start import SWEEP_FILE, look_up_sweep, sweep_complete_again
-from pharmclf.sweep.trial import Shared
-from pharmclf.sweep.winner import finish_winner, retrain_winner
 from pharmclf.tracking import SweepTracker, check_tracking
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.feasible import batch_warning, check_feasible
+from pharmclf.tuning.asha import default_grace, rungs
+from pharmclf.tuning.best_trial import evaluate_best_trial, retrain_best_trial
+from pharmclf.tuning.options import SweepOptions, TrialResources, plan_trial_resources
+from pharmclf.tuning.precompute import feature_variants, max_blocks, precompute_features
+from pharmclf.tuning.search import Search, check_search
+from pharmclf.tuning.space import Space, check_depths, load_space
+from pharmclf.tuning.sweep_start import SWEEP_FILE, inspect_sweep_folder, reopen_complete_sweep
+from pharmclf.tuning.trial import TrialContext
+from pharmclf.tuning.trial_store import SweepSpec, Trial, TrialStore
+from pharmclf.tuning.tune_runner import TuneRunner
 
 TABLE_FILE = "sweep.parquet"
 _FACTOR = 3  # of the trials at a rung, the best third goes on
 
 
-class SweepFailed(RunError):
+class SweepError(RunError):
     """No trial has come to the end of an epoch."""
 
 
-def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *, overwrite: bool = False) -> int:
+def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *, overwrite: bool = False) -> int:
     """Do a whole sweep, or go on with it, or say that it is complete.
 
     Args:
@@ -85,10 +85,10 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
         ConfigError: bad input; nothing has been trained or changed.
         PreflightError: the machines or the storage are in a state in which it would fail; nothing has been changed.
         StorageUnavailableError: the storage did not answer; the same command goes on.
-        SweepFailed: every trial failed.
+        SweepError: every trial failed.
     """
     refuse_auto(base.microbatch, "a sweep")
-    base = _as_trial(resolve_weights_path(base), options)
+    base = _trial_config(resolve_weights_path(base), options)
     folder = storage.join(storage.absolute(base.storage), base.name)
     for warning in [*check_feasible(base), *destination_warnings(folder)]:
         say(f"warning: {warning}")
@@ -97,17 +97,17 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
     if storage.is_file(storage.join(folder, RUN_FILE)):
         raise ConfigError(f"--name {base.name}: {folder} holds a run, and a sweep needs a folder of its own. Rename it")
     space = load_space(space_file, base)
-    check_depths(space, base, known_blocks(base, space), str(space_file))
+    check_depths(space, base, max_blocks(base, space), str(space_file))
     search = Search(options.search, space, base.seed)
     total = check_search(search, options.trials)
     settings = {"plain": result_settings(base), "space": space.to_dict(), "search": options.search}
-    record, clears = look_up_sweep(folder, say, overwrite=overwrite)
+    record, clears = inspect_sweep_folder(folder, say, overwrite=overwrite)
     if record is not None:
         check_settings(record["settings"], settings, f"sweep {folder}")
         there, now = record["fingerprints"].get("weights"), weights_fingerprint(base)
         check_fingerprints({"weights": there}, {"weights": now}, f"sweep {folder}")
         if record["state"] == "complete" and record["trials"] >= total:
-            return sweep_complete_again(base, folder, record, say)
+            return reopen_complete_sweep(base, folder, record, say)
     if not base.skip_checks:
         run_preflight(base, say)
     with GracefulShutdown() as stop:
@@ -120,7 +120,7 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
             return stop.exit_code
         connect(allow_open=base.allow_open_cluster)
         _check_depths(space, base, str(space_file))
-        room = _room(options, base, space)
+        room = _plan_resources(options, base, space)
         with run_lock(folder) as lease:
             if clears:
                 clear_folder(folder)
@@ -131,12 +131,12 @@ def sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *,
             record |= {"settings": settings, "fingerprints": prints, "versions": versions()}
             record |= {"config": to_dict(base), "options": dataclasses.asdict(options), "trials": total}
             record |= {"precision": precision, "state": "running"}
-            work = _Sweep(options, base, space, search, total, folder, manifest, record, room, say)
+            work = _SweepRun(options, base, space, search, total, folder, manifest, record, room, say)
             return work.run(stop, lease)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sweep:
+class _SweepRun:
     options: SweepOptions
     base: RunConfig
     space: Space
@@ -146,7 +146,7 @@ class _Sweep:
     manifest: Manifest
     record: dict[str, Any]
     """Content of sweep.json."""
-    room: Room
+    room: TrialResources
     say: Say
 
     def run(self, stop: GracefulShutdown, lease: Lease) -> int:
@@ -193,19 +193,19 @@ class _Sweep:
                 if stop.received is None and not lease.is_lost:
                     self._write(state="interrupted")
                     quarantine.check()
-                return self._interrupted(stop, lease)
+                return self._mark_interrupted(stop, lease)
 
     def _run_trials(self, stop_requested: Callable[[], bool], tracker: SweepTracker, quarantine: Quarantine) -> int:
         began = time.monotonic()
         base = with_precision(self.base, self.record["precision"])
         weights = self.record["fingerprints"]
-        kept = keep_ahead(
+        kept = precompute_features(
             base, self.space, self.total, self.manifest, weights, self.say, stop_requested, quarantine.add
         )
-        ledger, room = self._ledger(kept), self.room
+        ledger, room = self._open_store(kept), self.room
 
         def ended(trial: Trial) -> None:
-            tracker.on_trial_end(ledger.facts_of(trial), trial.folder)
+            tracker.on_trial_end(ledger.trial_info(trial), trial.folder)
 
         before = [trial for trial in ledger.trials.values() if trial.ended]
         for trial in before:
@@ -214,10 +214,10 @@ class _Sweep:
             self.say(f"resumed: {len(before)} trials have ended, {len(ledger.broken_off)} go on from their checkpoints")
         self.say(f"{self.total} trials, {room.concurrent} at a time ({room.reason})")
         reuse = self.options.reuse_workers
-        conductor = Conductor(
+        conductor = TuneRunner(
             ledger, room, stop_requested, self.say, ended=ended, lost=quarantine.add, reuse_workers=reuse
         )
-        conductor.run(self._shared(room))
+        conductor.run(self._trial_context(room))
         self._write_results(ledger, room)
         if ledger.fatal:
             raise storage.StorageUnavailableError(ledger.fatal)
@@ -226,11 +226,11 @@ class _Sweep:
         self.say(f"all trials have ended after {time.monotonic() - began:.0f} s")
         return self._finish(ledger, quarantine, stop_requested)
 
-    def _ledger(self, kept: dict[str, list[int]]) -> Ledger:
+    def _open_store(self, kept: dict[str, list[int]]) -> TrialStore:
         epochs = self.base.phase1.epochs, self.base.phase2.epochs
         at = rungs(epochs, self.options.grace or default_grace(epochs), _FACTOR) if self.options.halving else []
-        return Ledger(
-            Plan(
+        return TrialStore(
+            SweepSpec(
                 base=self.base,
                 space=self.space,
                 search=self.search,
@@ -245,14 +245,14 @@ class _Sweep:
             )
         )
 
-    def _shared(self, room: Room) -> Shared:
+    def _trial_context(self, room: TrialResources) -> TrialContext:
         cores = ray.cluster_resources().get("CPU", 1.0) / max(1, len(ray.nodes()))
         threads = max(1, int(cores / room.concurrent)) if room.concurrent > 1 else 0
-        return Shared(manifest=self.manifest, share=room.share, threads=threads)
+        return TrialContext(manifest=self.manifest, share=room.share, threads=threads)
 
-    def _write_results(self, ledger: Ledger, room: Room) -> None:
+    def _write_results(self, ledger: TrialStore, room: TrialResources) -> None:
         """Table and pictures of what is there."""
-        trials = ledger.facts()
+        trials = ledger.trial_infos()
         if not trials:
             return
         price, images = self.options.price_per_hour or None, len(self.manifest.rows("validation"))
@@ -273,25 +273,25 @@ class _Sweep:
         for name, content in pictures.items():
             storage.write_bytes(storage.join(self.folder, name), content)
 
-    def _finish(self, ledger: Ledger, quarantine: Quarantine, stop_requested: Callable[[], bool]) -> int:
-        best = best_trial(ledger.facts())
+    def _finish(self, ledger: TrialStore, quarantine: Quarantine, stop_requested: Callable[[], bool]) -> int:
+        best = best_trial(ledger.trial_infos())
         if best is None:
             self._write(state="failed")
             reasons = sorted({trial.reason for trial in ledger.trials.values() if trial.reason})
-            raise SweepFailed(f"no trial has come to the end of an epoch: {'; '.join(reasons[:3])}")
+            raise SweepError(f"no trial has come to the end of an epoch: {'; '.join(reasons[:3])}")
         trial = ledger.trials[best.number]
         self.say(f"the winner is trial {trial.number}, the only one that is tested")
         workers = self.options.workers_per_trial
         if self.options.winner == "retrain":
             home = storage.join(self.folder, "trials")
             alike = str(workers) if workers > 1 else "1"
-            folder, code = retrain_winner(trial, home, alike, self.manifest, self.say)
+            folder, code = retrain_best_trial(trial, home, alike, self.manifest, self.say)
             if code != EXIT_OK:
                 self._write(state="interrupted")
                 return code
         else:
             precision = self.record["precision"]
-            folder = finish_winner(trial, self.manifest, workers, precision, self.say, quarantine, stop_requested)
+            folder = evaluate_best_trial(trial, self.manifest, workers, precision, self.say, quarantine, stop_requested)
         result = load_record(storage.join(folder, "result.json"))
         self._write(state="complete", winner=trial.number, winner_folder=folder, result=result)
         drawn = ["trial_curves.png", "parameters.png", "parallel_coordinates.png"]
@@ -299,7 +299,7 @@ class _Sweep:
         self.say(f"in {self.folder}: {TABLE_FILE}, {pictures}; the model in {folder}/model")
         return EXIT_OK
 
-    def _interrupted(self, stop: GracefulShutdown, lease: Lease) -> int:
+    def _mark_interrupted(self, stop: GracefulShutdown, lease: Lease) -> int:
         lease.check()
         self._write(state="interrupted")
         self.say("stopped on request; the same command goes on with the trials that are left")
@@ -310,7 +310,7 @@ class _Sweep:
         storage.write_json(storage.join(self.folder, SWEEP_FILE), self.record)
 
 
-def _as_trial(base: RunConfig, options: SweepOptions) -> RunConfig:
+def _trial_config(base: RunConfig, options: SweepOptions) -> RunConfig:
     """The plain run as trials have it: where it trains, and on which activations, the sweep says.
 
     Raises:
@@ -329,22 +329,22 @@ def _as_trial(base: RunConfig, options: SweepOptions) -> RunConfig:
     )
 
 
-def _room(options: SweepOptions, base: RunConfig, space: Space) -> Room:
+def _plan_resources(options: SweepOptions, base: RunConfig, space: Space) -> TrialResources:
     """What the cluster has for trials.
 
     Raises:
         ConfigError: it has no room for one.
     """
     total = ray.cluster_resources()
-    heads_only = base.phase2.epochs == 0 or space.possible(base, "unfreeze_blocks") == [0]
+    heads_only = base.phase2.epochs == 0 or space.possible_values(base, "unfreeze_blocks") == [0]
     cpus, gpus, memory = (total.get(name, 0.0) for name in ("CPU", "GPU", "memory"))
-    room, workers = room_for(options, cpus, gpus, memory, heads_only=heads_only), options.workers_per_trial
+    room, workers = plan_trial_resources(options, cpus, gpus, memory, heads_only=heads_only), options.workers_per_trial
     if workers > 1:
         resources_per_worker(workers, workers, room.share * cpus, room.share * gpus)
     return room
 
 
 def _check_depths(space: Space, base: RunConfig, source: str) -> None:
-    pools = [dataclasses.replace(config, workers="1") for config in variants(base, space)]
+    pools = [dataclasses.replace(config, workers="1") for config in feature_variants(base, space)]
     blocks = {str(pool.backbone): len(extract.measure_costs(pool)) - 1 for pool in pools}
     check_depths(space, base, blocks, source)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pharmclf.sweep.halving import default_grace, rungs, stopped_at
+from pharmclf.tuning.asha import default_grace, rung_that_stops, rungs
 
 Histories = dict[int, list[dict[str, Any]]]
 
@@ -59,70 +59,70 @@ def test_where_classes_are_weighed_balanced_accuracy_decides():
     trials = {number: history(0.9) for number in range(3)}
     for number, balanced in enumerate((0.3, 0.5, 0.4)):
         trials[number][0]["val_balanced_accuracy"] = balanced
-    assert [stopped_at(number, trials, [1], 3) for number in trials] == [1, None, None]
+    assert [rung_that_stops(number, trials, [1], 3) for number in trials] == [1, None, None]
 
 
 def test_the_third_best_of_three_is_stopped():
     """Of three at a rung two go on, the least there may be; which is the first whole third only from seven on."""
     trials = {0: history(0.9), 1: history(0.8), 2: history(0.7)}
-    assert [stopped_at(number, trials, [1], 3) for number in trials] == [None, None, 1]
+    assert [rung_that_stops(number, trials, [1], 3) for number in trials] == [None, None, 1]
 
 
 def test_of_nine_three_go_on():
     """The best third, by the best accuracy up to the rung."""
     trials = {number: history(0.9 - number / 100, 0.1) for number in range(9)}
-    assert [number for number in trials if stopped_at(number, trials, [2], 3) is None] == [0, 1, 2]
+    assert [number for number in trials if rung_that_stops(number, trials, [2], 3) is None] == [0, 1, 2]
 
 
 def test_with_two_trials_none_is_stopped():
     """However far apart they are."""
     trials = {0: history(0.9), 1: history(0.0)}
-    assert [stopped_at(number, trials, [1], 3) for number in trials] == [None, None]
+    assert [rung_that_stops(number, trials, [1], 3) for number in trials] == [None, None]
 
 
 def test_equal_accuracies_are_not_stopped():
     """All of them are among the best, however many; and so are those that equal the last that goes on."""
     trials = {number: history(0.5) for number in range(20)}
-    assert {stopped_at(number, trials, [1], 3) for number in trials} == {None}
+    assert {rung_that_stops(number, trials, [1], 3) for number in trials} == {None}
     trials = {0: history(0.9)} | {number: history(0.5) for number in range(1, 8)} | {8: history(0.4)}
-    assert [number for number in trials if stopped_at(number, trials, [1], 3)] == [8]
+    assert [number for number in trials if rung_that_stops(number, trials, [1], 3)] == [8]
 
 
 def test_a_trial_before_a_rung_is_not_judged_by_it():
     """Neither stopped by it, nor counted at it."""
     trials = {0: history(0.9, 0.9), 1: history(0.8, 0.8), 2: history(0.1), 3: []}
-    assert stopped_at(2, trials, [2], 3) is None
-    assert stopped_at(3, trials, [2], 3) is None
+    assert rung_that_stops(2, trials, [2], 3) is None
+    assert rung_that_stops(3, trials, [2], 3) is None
     trials = {0: history(0.9), 1: history(0.8), 2: history(0.1, 0.1)}
-    assert stopped_at(2, trials, [2], 3) is None  # it is the only one that has come to it
+    assert rung_that_stops(2, trials, [2], 3) is None  # it is the only one that has come to it
 
 
 def test_what_a_trial_shows_behind_a_rung_does_not_count_for_it_there():
     """A slow one that was better in the end is no measure for one that has just come to the rung."""
     trials = {0: history(0.9), 1: history(0.3, 0.95), 2: history(0.2, 0.95), 3: history(0.5)}
-    assert stopped_at(3, trials, [1], 3) is None
+    assert rung_that_stops(3, trials, [1], 3) is None
 
 
 def test_a_trial_is_stopped_at_the_first_rung_that_it_fails():
     """Its number is the epoch that is told to the user."""
     trials = {number: history(*[0.9 - number / 100] * 9) for number in range(3)}
-    assert stopped_at(2, trials, [1, 3, 9], 3) == 1
+    assert rung_that_stops(2, trials, [1, 3, 9], 3) == 1
     late = {0: history(0.3, 0.9), 1: history(0.2, 0.8), 2: history(0.4, 0.4)}
-    assert stopped_at(2, late, [1, 2], 3) == 2
+    assert rung_that_stops(2, late, [1, 2], 3) == 2
 
 
 def test_a_passed_rung_counts_again_as_others_come_to_it():
     """One that was first and is bad does not go on for ever because nobody was there to compare it with."""
     trials: Histories = {0: history(0.1)}
-    assert stopped_at(0, trials, [1], 3) is None
+    assert rung_that_stops(0, trials, [1], 3) is None
     trials = {0: history(0.1, 0.2), 1: history(0.5), 2: history(0.6)}
-    assert stopped_at(0, trials, [1], 3) == 1
+    assert rung_that_stops(0, trials, [1], 3) == 1
 
 
 def test_a_late_bloomer_is_not_stopped_by_an_early_rung():
     """It stood third at the rung when the others came, but has long shown more than they have."""
     trials = {0: history(0.1, 0.95), 1: history(0.5), 2: history(0.6)}
-    assert stopped_at(0, trials, [1], 3) is None
+    assert rung_that_stops(0, trials, [1], 3) is None
 
 
 @st.composite
@@ -143,7 +143,7 @@ def trained(whole: Histories, order: list[int], at: list[int]) -> tuple[Historie
         if number in stopped:
             continue
         shown[number] = whole[number][: len(shown.get(number, ())) + 1]
-        if rung := stopped_at(number, shown, at, 3):
+        if rung := rung_that_stops(number, shown, at, 3):
             stopped[number] = rung
     return shown, stopped
 
@@ -176,7 +176,7 @@ def test_none_is_stopped_before_the_first_rung(sweep: tuple[Histories, list[int]
 def test_of_all_at_a_rung_the_best_share_and_its_equals_go_on(accuracies: list[int], factor: int):
     """Judged when all are there: no fewer than the share, and no more than it and those equal to its last."""
     trials = {number: history(accuracy / 20) for number, accuracy in enumerate(accuracies)}
-    on = [accuracies[number] for number in trials if stopped_at(number, trials, [1], factor) is None]
+    on = [accuracies[number] for number in trials if rung_that_stops(number, trials, [1], factor) is None]
     share = min(len(accuracies), max(2, math.ceil(len(accuracies) / factor)))
     last = sorted(accuracies, reverse=True)[share - 1]
     assert sorted(on) == sorted(accuracy for accuracy in accuracies if accuracy >= last)
@@ -192,11 +192,11 @@ def test_of_those_that_come_last_few_go_on(order: list[int], factor: int):
         shown[number] = history(number / 30)
         rank = sum(other > number for other in shown)
         stops = rank >= max(2, math.ceil(len(shown) / factor))
-        assert (stopped_at(number, shown, [1], factor) is not None) == stops
+        assert (rung_that_stops(number, shown, [1], factor) is not None) == stops
 
 
 @pytest.mark.parametrize("at", [[], [5]])
 def test_without_a_rung_on_the_way_all_go_on(at: list[int]):
     """No halving asked for, or none has come so far."""
     trials = {number: history(number / 10, number / 10) for number in range(10)}
-    assert {stopped_at(number, trials, at, 3) for number in trials} == {None}
+    assert {rung_that_stops(number, trials, at, 3) for number in trials} == {None}

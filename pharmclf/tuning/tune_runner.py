@@ -26,12 +26,12 @@ from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_duration
 from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.reporting.sweep_tables import live_table, short_names
-from pharmclf.sweep.ledger import Ledger, Trial
-from pharmclf.sweep.options import Room
-from pharmclf.sweep.trial import Shared, StopFlag, train_group
+from pharmclf.tuning.options import TrialResources
+from pharmclf.tuning.trial import StopFlag, TrialContext, train_group
+from pharmclf.tuning.trial_store import Trial, TrialStore
 
-_WORKER_DEATHS = 3  # of one trial, after which it counts as failed
-_TABLE_EVERY_S = 30.0
+_MAX_WORKER_FAILURES = 3  # of one trial, after which it counts as failed
+_TABLE_INTERVAL_S = 30.0
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -40,13 +40,13 @@ _QUIET = {
 }
 
 
-class Conductor:
+class TuneRunner:
     """Between the ledger and Ray Tune; Ray Tune's thread and the driver's call it."""
 
     def __init__(
         self,
-        ledger: Ledger,
-        room: Room,
+        ledger: TrialStore,
+        room: TrialResources,
         stop_requested: Callable[[], bool],
         say: Say,
         *,
@@ -75,7 +75,7 @@ class Conductor:
         self._began = self._shown = time.monotonic()
         self._done_before = sum(trial.ended for trial in ledger.trials.values())
 
-    def run(self, shared: Shared) -> None:
+    def run(self, shared: TrialContext) -> None:
         """Train all trials, or until a stop is asked for; those that are broken off by it go on the next time."""
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
@@ -86,25 +86,28 @@ class Conductor:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=_Source(self), scheduler=_Judge(self), num_samples=-1, reuse_actors=self._reuse
+                search_alg=_LedgerSearcher(self),
+                scheduler=_LedgerScheduler(self),
+                num_samples=-1,
+                reuse_actors=self._reuse,
             ),
             run_config=tune.RunConfig(
                 name=uuid.uuid4().hex[:12],
                 storage_path=own,
-                failure_config=tune.FailureConfig(max_failures=_WORKER_DEATHS),
+                failure_config=tune.FailureConfig(max_failures=_MAX_WORKER_FAILURES),
                 verbose=0,
             ),
         )
         try:
             with suppress_native_stderr():
-                run_in_thread(tuner.fit, self._meanwhile)
+                run_in_thread(tuner.fit, self._on_poll)
         finally:
             ray.kill(self._flag)
             shutil.rmtree(own, ignore_errors=True)
 
     # ------------------------------------------------------------------ asked by Ray Tune
 
-    def next(self, tune_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, tune_id: str) -> dict[str, Any] | str | None:
         """What a worker shall train; None while there is no room; FINISHED when nothing is left."""
         with self._lock:
             if self._stop_requested() or self.ledger.all_chosen:
@@ -116,15 +119,15 @@ class Conductor:
                 return None
             self._running[tune_id] = trials
             config = trials[0].config
-            heads = self.ledger.is_head_alone(trials[0])
+            heads = self.ledger.trains_head_only(trials[0])
             return {
-                "members": self.ledger.begin(trials),
-                "depths": list(self.ledger.kept_depths(config)),
+                "members": self.ledger.start(trials),
+                "depths": list(self.ledger.cached_depths(config)),
                 "cpus": self.room.cpus,
                 "gpus": self.room.head_gpus if heads else self.room.gpus,
             }
 
-    def reported(self, result: Mapping[str, Any]) -> bool:
+    def on_result(self, result: Mapping[str, Any]) -> bool:
         """A worker has reported -> whether it goes on."""
         with self._lock:
             if "note" in result:
@@ -132,34 +135,36 @@ class Conductor:
             if QUARANTINED in result:
                 self._lost(dict(result[QUARANTINED]))
             for number, outcome in result.get("ended", ()):
-                self._tell(self.ledger.end(number, outcome))
+                self._print_trial(self.ledger.end(number, outcome))
             goes_on = True
             if "epoch" in result:
                 number, record, used = result["epoch"]
                 goes_on = self.ledger.add_epoch(number, record, used)
                 if not goes_on:
-                    self._tell(self.ledger.trials[number])
+                    self._print_trial(self.ledger.trials[number])
             return goes_on and not self._stop_requested()
 
-    def ended(self, tune_id: str, *, error: bool) -> None:
+    def on_trial_end(self, tune_id: str, *, error: bool) -> None:
         """A worker has ended what it was given."""
         with self._lock:
             for trial in self._running.pop(tune_id, ()):
                 if error and not trial.ended:
-                    self._tell(self.ledger.fail(trial.number, f"its worker died {_WORKER_DEATHS + 1} times"))
+                    self._print_trial(
+                        self.ledger.fail(trial.number, f"its worker died {_MAX_WORKER_FAILURES + 1} times")
+                    )
 
     # ------------------------------------------------------------------ told to the user
 
-    def _meanwhile(self) -> None:
+    def _on_poll(self) -> None:
         if self._stop_requested() and not self._told:
             self._told = True
             self._flag.set.remote()
         with self._lock:
-            if time.monotonic() - self._shown > _TABLE_EVERY_S:
+            if time.monotonic() - self._shown > _TABLE_INTERVAL_S:
                 self._shown = time.monotonic()
-                self.say(live_table(self.ledger.facts(), self._eta(), num_trials=self.ledger.plan.total))
+                self.say(live_table(self.ledger.trial_infos(), self._eta(), num_trials=self.ledger.plan.total))
 
-    def _tell(self, trial: Trial) -> None:
+    def _print_trial(self, trial: Trial) -> None:
         if trial.state == "running":
             return
         self._ended(trial)
@@ -191,10 +196,10 @@ def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-class _Source(Searcher):
+class _LedgerSearcher(Searcher):
     """Gives Ray Tune what to train."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: TuneRunner) -> None:
         super().__init__(metric=None, mode=None)
         self._conductor = conductor
 
@@ -202,10 +207,10 @@ class _Source(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        return self._conductor.next(trial_id)
+        return self._conductor.suggest(trial_id)
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:  # noqa: ARG002
-        self._conductor.ended(trial_id, error=error)
+        self._conductor.on_trial_end(trial_id, error=error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger has it."""
@@ -217,15 +222,15 @@ class _Source(Searcher):
         return {}
 
 
-class _Judge(FIFOScheduler):
+class _LedgerScheduler(FIFOScheduler):
     """Tells Ray Tune which trials go on."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: TuneRunner) -> None:
         super().__init__()
         self._conductor = conductor
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:  # noqa: ARG002
-        return str(self.CONTINUE if self._conductor.reported(result) else self.STOP)
+        return str(self.CONTINUE if self._conductor.on_result(result) else self.STOP)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

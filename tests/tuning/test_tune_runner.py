@@ -10,10 +10,10 @@ import pytest
 
 from pharmclf.config import AugmentConfig, PhaseConfig, RunConfig
 from pharmclf.data.quarantine import QUARANTINED
-from pharmclf.sweep.ledger import Ledger, Plan, Trial
-from pharmclf.sweep.options import Room
-from pharmclf.sweep.search import Search
-from pharmclf.sweep.space import build_space
+from pharmclf.tuning.options import TrialResources
+from pharmclf.tuning.search import Search
+from pharmclf.tuning.space import build_space
+from pharmclf.tuning.trial_store import SweepSpec, Trial, TrialStore
 
 pytestmark = pytest.mark.ray
 BASE = RunConfig(
@@ -26,11 +26,11 @@ BASE = RunConfig(
 USED = {"seconds": 10.0, "cpu_s": 20.0, "gpu_s": 0.0}
 
 
-def ledger_at(folder: Path) -> Ledger:
+def ledger_at(folder: Path) -> TrialStore:
     """Four trials, each by itself, compared behind their first epoch."""
     space = build_space({"head.dropout": {"low": 0.0, "high": 0.5}}, BASE, "test")
-    return Ledger(
-        Plan(
+    return TrialStore(
+        SweepSpec(
             base=BASE,
             space=space,
             search=Search("random", space, 0),
@@ -52,7 +52,7 @@ def epoch(accuracy: float) -> dict[str, Any]:
 
 def test_each_trial_that_ends_is_told_once_with_how_it_ended(tmp_path: Path) -> None:
     """Trained, stopped by comparison, diverged, or given up because its worker died: as the ledger has it by then."""
-    from pharmclf.sweep.conductor import Conductor
+    from pharmclf.tuning.tune_runner import TuneRunner
 
     told: list[tuple[int, str | None, str]] = []
 
@@ -61,20 +61,22 @@ def test_each_trial_that_ends_is_told_once_with_how_it_ended(tmp_path: Path) -> 
 
     ledger = ledger_at(tmp_path / "sweep")
     lost: dict[int, str] = {}
-    conductor = Conductor(ledger, Room(4, "", 1.0, 0.0, 0.0), lambda: False, print, ended=ended, lost=lost.update)
+    conductor = TuneRunner(
+        ledger, TrialResources(4, "", 1.0, 0.0, 0.0), lambda: False, print, ended=ended, lost=lost.update
+    )
     for name in "abcd":
-        assert conductor.next(name)["members"][0]["number"] == "abcd".index(name)
+        assert conductor.suggest(name)["members"][0]["number"] == "abcd".index(name)
     for number, accuracy in ((0, 0.9), (1, 0.8)):
-        assert conductor.reported({"epoch": [number, epoch(accuracy), USED]})
+        assert conductor.on_result({"epoch": [number, epoch(accuracy), USED]})
     assert told == []
-    assert conductor.reported({QUARANTINED: [[7, "not there"]], "heads": {}})
+    assert conductor.on_result({QUARANTINED: [[7, "not there"]], "heads": {}})
     assert lost == {7: "not there"}
-    assert not conductor.reported({"epoch": [2, epoch(0.1), USED]})
-    conductor.ended("c", error=False)
-    assert conductor.reported({"ended": [[0, {"state": "trained", "reason": "", "history": None} | USED]]})
-    conductor.ended("a", error=False)
-    conductor.reported({"ended": [[3, {"state": "diverged", "reason": "the loss", "history": None} | USED]]})
-    conductor.ended("b", error=True)
+    assert not conductor.on_result({"epoch": [2, epoch(0.1), USED]})
+    conductor.on_trial_end("c", error=False)
+    assert conductor.on_result({"ended": [[0, {"state": "trained", "reason": "", "history": None} | USED]]})
+    conductor.on_trial_end("a", error=False)
+    conductor.on_result({"ended": [[3, {"state": "diverged", "reason": "the loss", "history": None} | USED]]})
+    conductor.on_trial_end("b", error=True)
     assert told == [
         (2, "stopped", "not among the best 1/3 at epoch 1"),
         (0, "trained", ""),
@@ -85,14 +87,16 @@ def test_each_trial_that_ends_is_told_once_with_how_it_ended(tmp_path: Path) -> 
 
 def test_a_trial_that_goes_on_when_the_storage_is_back_has_not_ended(tmp_path: Path) -> None:
     """What it has come to by then is nobody's result."""
-    from pharmclf.sweep.conductor import Conductor
+    from pharmclf.tuning.tune_runner import TuneRunner
 
     told: list[Trial] = []
     ledger = ledger_at(tmp_path / "sweep")
-    conductor = Conductor(ledger, Room(1, "", 1.0, 0.0, 0.0), lambda: False, print, ended=told.append, lost=print)
-    conductor.next("a")
+    conductor = TuneRunner(
+        ledger, TrialResources(1, "", 1.0, 0.0, 0.0), lambda: False, print, ended=told.append, lost=print
+    )
+    conductor.suggest("a")
     away = {"state": "failed", "reason": "the storage is away", "history": None, "away": True}
-    conductor.reported({"ended": [[0, away | USED]]})
+    conductor.on_result({"ended": [[0, away | USED]]})
     assert told == []
     assert ledger.fatal == "the storage is away"
 
@@ -101,7 +105,7 @@ def test_a_sweep_that_ends_is_noticed_in_the_middle_of_an_epoch(shared_ray: None
     """A trial's loop asks at every batch: no before the flag is set, then yes, and again yes."""
     import ray
 
-    from pharmclf.sweep.trial import StopFlag, _TrialCallback
+    from pharmclf.tuning.trial import StopFlag, _TrialCallback
 
     flag = ray.remote(num_cpus=0)(StopFlag).remote()
     observer = _TrialCallback(BASE, 0, dict, flag)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pharmclf.training.lr_schedule import selection_score
 
-_LEAST = 2  # trials that go on at every rung, however few have come to it
+_MIN_TRIALS = 2  # trials that go on at every rung, however few have come to it
 
 
 def rungs(epochs: tuple[int, int], grace: int, factor: int) -> list[int]:
@@ -35,7 +35,7 @@ def default_grace(epochs: tuple[int, int]) -> int:
     return max(1, math.ceil((epochs[1] or epochs[0]) / 4))
 
 
-def stopped_at(
+def rung_that_stops(
     number: int, histories: Mapping[int, Sequence[Mapping[str, Any]]], at_rungs: Sequence[int], factor: int
 ) -> int | None:
     """The rung at which a trial is not among the best 1 / `factor` of those that have come to it; None: it goes on.
@@ -55,7 +55,7 @@ def stopped_at(
         mine = max(map(selection_score, histories[number]))
         scores = [score for history in histories.values() if (score := _score(history, rung)) is not None]
         better = sum(score > mine for score in scores)
-        if better >= max(_LEAST, math.ceil(len(scores) / factor)):
+        if better >= max(_MIN_TRIALS, math.ceil(len(scores) / factor)):
             return rung
     return None
 

@@ -18,7 +18,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState, create_trial
 
 from pharmclf.core.errors import ConfigError
-from pharmclf.sweep.space import Parameter, Space, Value
+from pharmclf.tuning.space import Parameter, Space, Value
 
 SearchName = Literal["tpe", "random", "grid"]
 STARTUP = 10
@@ -26,7 +26,7 @@ STARTUP = 10
 
 
 @dataclass(frozen=True)
-class Known:
+class ObservedTrial:
     """A trial as the search sees it."""
 
     values: dict[str, Value]
@@ -45,7 +45,7 @@ class Search:
     seed: int
 
     @property
-    def most(self) -> float:
+    def max_trials(self) -> float:
         """Trials that there can be at most, the plain run's not counted.
 
         Raises:
@@ -57,7 +57,7 @@ class Search:
         """Whether the choice of a trial depends on what others have shown."""
         return self.name == "tpe" and number >= STARTUP
 
-    def propose(self, number: int, known: Sequence[Known]) -> dict[str, Value]:
+    def propose(self, number: int, known: Sequence[ObservedTrial]) -> dict[str, Value]:
         """The parameters of a trial.
 
         Args:
@@ -81,7 +81,7 @@ class Search:
         asked = study.ask()
         values: dict[str, Value] = {}
         for parameter in self.space.parameters:
-            if self.space.active(parameter, values):
+            if self.space.is_active(parameter, values):
                 values[parameter.name] = _suggest(asked, parameter)
         return values
 
@@ -89,7 +89,7 @@ class Search:
     def _grid(self) -> list[dict[str, Value]]:
         return list(self.space.grid())
 
-    def _frozen(self, trial: Known) -> Any:
+    def _frozen(self, trial: ObservedTrial) -> Any:
         """A trial for Optuna; None where it failed, or lies outside of the space, as the plain run may."""
         if trial.ended and (trial.score is None or math.isnan(trial.score)):
             return None
@@ -110,13 +110,13 @@ def check_search(search: Search, trials: int) -> int:
     """
     if trials < 1:
         raise ConfigError(f"--trials: received {trials}, expected a number, 1 or more")
-    return int(min(trials, 1 + search.most))
+    return int(min(trials, 1 + search.max_trials))
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:
     if parameter.values:
         return CategoricalDistribution(list(parameter.values))
-    if parameter.whole:
+    if parameter.is_whole:
         return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log)
     return FloatDistribution(parameter.low, parameter.high, log=_is_log(parameter))
 
@@ -130,7 +130,7 @@ def _suggest(asked: Any, parameter: Parameter) -> Value:
     name, low, high = parameter.name, parameter.low, parameter.high
     if parameter.values:
         return asked.suggest_categorical(name, list(parameter.values))
-    if parameter.whole:
+    if parameter.is_whole:
         return int(asked.suggest_int(name, int(low), int(high), log=parameter.log))
     value = float(asked.suggest_float(name, low, high, log=_is_log(parameter)))
     return min(high, max(low, value))  # exp(log(low)) may round below low

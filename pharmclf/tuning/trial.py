@@ -34,13 +34,13 @@ from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseHeldError
 from pharmclf.training.context import TrainingContext, TrainingDivergedError
 from pharmclf.training.phases import build_phases, with_epoch_index
 
-_TAKEN_PAUSE_S = 2.0
-_ASK_EVERY_S = 0.5
-_LAST_CHECKPOINT_S = 120  # for the checkpoint of a trial that is stopped, before its worker is given the next
+_LEASE_RETRY_S = 2.0
+_STOP_POLL_INTERVAL_S = 0.5
+_FINAL_CHECKPOINT_TIMEOUT_S = 120  # for the checkpoint of a trial that is stopped, before its worker is given the next
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared:
+class TrialContext:
     """What all trials of a sweep are given, once for each worker."""
 
     manifest: Manifest
@@ -67,7 +67,7 @@ class StopFlag:
         await self._event.wait()
 
 
-def train_group(group: dict[str, Any], shared: Shared) -> None:
+def train_group(group: dict[str, Any], shared: TrialContext) -> None:
     """Train one trial, or several heads that are one program, and report to Ray Tune.
 
     A report holds `epoch`: number of the trial, record of the epoch, and what has been used by then; the last one
@@ -80,7 +80,7 @@ def train_group(group: dict[str, Any], shared: Shared) -> None:
             those whose activations are kept; `gpus`: that it holds.
         shared: of the sweep.
     """
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_LAST_CHECKPOINT_S)
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_FINAL_CHECKPOINT_TIMEOUT_S)
     if shared.threads:
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(shared.threads))
     process, began, parts = psutil.Process(), time.monotonic(), len(group["members"])
@@ -90,32 +90,34 @@ def train_group(group: dict[str, Any], shared: Shared) -> None:
         seconds, cpu_s = time.monotonic() - began, sum(process.cpu_times()[:2]) - before
         return {"seconds": seconds / parts, "cpu_s": cpu_s / parts, "gpu_s": group["gpus"] * seconds / parts}
 
-    with _leases([member["folder"] for member in group["members"]]):
+    with _hold_leases([member["folder"] for member in group["members"]]):
         outcomes = (_train_one if parts == 1 else _train_heads)(group, shared, used)
     gc.collect()  # the graphs of a trial hold each other; the next one shall not find the memory taken
     numbers = [member["number"] for member in group["members"]]
     tune.report({"ended": [[number, outcome | used()] for number, outcome in zip(numbers, outcomes, strict=True)]})
 
 
-def _train_one(group: Mapping[str, Any], shared: Shared, used: Callable[[], dict[str, float]]) -> list[dict[str, Any]]:
+def _train_one(
+    group: Mapping[str, Any], shared: TrialContext, used: Callable[[], dict[str, float]]
+) -> list[dict[str, Any]]:
     (member,) = group["members"]
     config = from_dict(member["config"])
     observer = _TrialCallback(config, member["number"], used, shared.stop)
     names = [phase.name for phase in build_phases(config) if phase.unfreeze_blocks in group["depths"]]
     try:
-        job = _job(config, member, shared)
+        job = _trial_context(config, member, shared)
         outcome = train_with_feature_cache(job, shared.manifest, observer, member["record"], names, share=shared.share)
     except TrainingDivergedError as error:
         return [{"state": "diverged", "reason": str(error), "history": None}]
     except StopRequested:  # by the sweep; what is read of it is in its checkpoints
         observer.leave()
     except Exception as error:
-        return [_failure(error)]
+        return [_trial_failure(error)]
     return [{"state": "trained", "reason": "", "history": with_epoch_index(config, outcome["history"])}]
 
 
 def _train_heads(
-    group: Mapping[str, Any], shared: Shared, used: Callable[[], dict[str, float]]
+    group: Mapping[str, Any], shared: TrialContext, used: Callable[[], dict[str, float]]
 ) -> list[dict[str, Any]]:
     """Train the heads of several trials as one program."""
     with suppress_native_stderr():
@@ -128,7 +130,7 @@ def _train_heads(
     observer = _TrialCallback(configs[0], None, used, shared.stop)
     try:
         configure_devices_for(configs[0])
-        job = _job(configs[0], members[0], shared)
+        job = _trial_context(configs[0], members[0], shared)
         wish = feature_request(
             job, shared.manifest, 0, observer.say, observer.should_stop, quarantine_reporter(observer)
         )
@@ -149,7 +151,7 @@ def _train_heads(
     except StopRequested:
         observer.leave()
     except Exception as error:
-        return [_failure(error) for _ in members]
+        return [_trial_failure(error) for _ in members]
     states = {"complete": "trained", "diverged": "diverged"}
     return [
         {
@@ -165,19 +167,19 @@ def _train_heads(
     ]
 
 
-def _job(config: RunConfig, member: Mapping[str, Any], shared: Shared) -> TrainingContext:
+def _trial_context(config: RunConfig, member: Mapping[str, Any], shared: TrialContext) -> TrainingContext:
     job = build_training_context(config, member["folder"], shared.manifest, member["fingerprints"])
     return replace(job, saves_models=False)
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def _trial_failure(error: Exception) -> dict[str, Any]:
     away = isinstance(error, storage.StorageUnavailableError)  # no other trial would fare better
     reason = first_line(error) if away else format_error(error)
     return {"state": "failed", "reason": reason, "history": None, "away": away}
 
 
 @contextlib.contextmanager
-def _leases(folders: list[str]) -> Iterator[None]:
+def _hold_leases(folders: list[str]) -> Iterator[None]:
     """Hold the leases of trials; the worker of a driver that was killed may still be writing, and is waited for."""
     deadline = time.monotonic() + 2 * EXPIRES_S
     with contextlib.ExitStack() as stack:
@@ -189,7 +191,7 @@ def _leases(folders: list[str]) -> Iterator[None]:
                 except LeaseHeldError:
                     if time.monotonic() > deadline:
                         raise
-                    time.sleep(_TAKEN_PAUSE_S)
+                    time.sleep(_LEASE_RETRY_S)
         yield
 
 
@@ -220,7 +222,11 @@ class _TrialCallback:
 
     def should_stop(self) -> bool:
         """Whether the sweep has ended the trial, at an epoch, or ends itself."""
-        if not self._ends and self._sweep_ends is not None and time.monotonic() - self._asked_at > _ASK_EVERY_S:
+        if (
+            not self._ends
+            and self._sweep_ends is not None
+            and time.monotonic() - self._asked_at > _STOP_POLL_INTERVAL_S
+        ):
             self._asked_at = time.monotonic()
             self._ends = bool(ray.wait([self._sweep_ends], timeout=0)[0])
         return self._stopped or self._ends

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pharmclf.config import AugmentConfig, ConfigError, RunConfig, load_yaml, to_dict
-from pharmclf.sweep import space as module
-from pharmclf.sweep.space import STRENGTH, Parameter, Space, build_space, check_depths, load_space
+from pharmclf.tuning import space as module
+from pharmclf.tuning.space import STRENGTH, Parameter, Space, build_space, check_depths, load_space
 
 ROOT = Path(__file__).parents[2]
 BASE = RunConfig()
@@ -247,7 +247,7 @@ def test_parameters_stand_behind_those_they_depend_on():
 def test_the_bounds_of_a_condition_belong_to_it(depth: int, counts: bool):
     """From low to high, both included."""
     space = built(unfreeze_blocks=DEPTH, head__dropout={**DROPOUT, "when": {"unfreeze_blocks": {"low": 1, "high": 2}}})
-    assert space.active(space.parameters[1], {"unfreeze_blocks": depth}) == counts
+    assert space.is_active(space.parameters[1], {"unfreeze_blocks": depth}) == counts
 
 
 def test_a_trial_is_the_plain_run_but_for_its_values():
@@ -359,9 +359,9 @@ def test_a_grid_stays_in_its_range(one: float, other: float, log: bool, points: 
 def test_what_is_possible_includes_the_plain_run():
     """Trial 0 has it, whether it lies in the range or not."""
     space = built(unfreeze_blocks={"low": 3, "high": 5}, backbone={"values": ["resnet50", "vgg16"]})
-    assert space.possible(BASE, "unfreeze_blocks") == [2, 3, 4, 5]
-    assert space.possible(BASE, "backbone") == ["efficientnet_lite0", "resnet50", "vgg16"]
-    assert space.possible(BASE, "batch_size") == [64]
+    assert space.possible_values(BASE, "unfreeze_blocks") == [2, 3, 4, 5]
+    assert space.possible_values(BASE, "backbone") == ["efficientnet_lite0", "resnet50", "vgg16"]
+    assert space.possible_values(BASE, "batch_size") == [64]
 
 
 def test_a_depth_beyond_a_backbone_is_refused():

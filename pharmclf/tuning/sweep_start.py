@@ -16,7 +16,7 @@ from pharmclf.schema_version import check_schema_version, load_record
 SWEEP_FILE = "sweep.json"
 
 
-def look_up_sweep(folder: str, say: Say, *, overwrite: bool) -> tuple[dict[str, Any] | None, bool]:
+def inspect_sweep_folder(folder: str, say: Say, *, overwrite: bool) -> tuple[dict[str, Any] | None, bool]:
     """See what the folder of a sweep holds; nothing is changed.
 
     Args:
@@ -30,7 +30,7 @@ def look_up_sweep(folder: str, say: Say, *, overwrite: bool) -> tuple[dict[str, 
     Raises:
         ConfigError: its record is damaged.
     """
-    record = find_record(folder, _read, overwrite=overwrite)
+    record = find_record(folder, _read_sweep, overwrite=overwrite)
     if record is None:
         return None, False
     if overwrite:
@@ -44,7 +44,7 @@ def look_up_sweep(folder: str, say: Say, *, overwrite: bool) -> tuple[dict[str, 
     return record, False
 
 
-def sweep_complete_again(base: RunConfig, folder: str, record: dict[str, Any], say: Say) -> int:
+def reopen_complete_sweep(base: RunConfig, folder: str, record: dict[str, Any], say: Say) -> int:
     """A complete sweep is asked for again: test its winner on the sets that it has not seen, and say so.
 
     Args:
@@ -70,7 +70,7 @@ def sweep_complete_again(base: RunConfig, folder: str, record: dict[str, Any], s
     return EXIT_OK
 
 
-def _read(folder: str) -> dict[str, Any] | None:
+def _read_sweep(folder: str) -> dict[str, Any] | None:
     location = storage.join(folder, SWEEP_FILE)
     if not storage.is_file(location):
         return None

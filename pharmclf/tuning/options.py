@@ -7,7 +7,7 @@ from typing import Literal
 
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_memory
-from pharmclf.sweep.search import SearchName
+from pharmclf.tuning.search import SearchName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class SweepOptions:
 
 
 @dataclass(frozen=True)
-class Room:
+class TrialResources:
     """What a cluster has for trials."""
 
     concurrent: int
@@ -72,7 +72,9 @@ _CPUS_PER_TRIAL = 2  # one computes, one reads: a second trial on two cores take
 _HEAD_GPU = 0.25
 
 
-def room_for(options: SweepOptions, cpus: float, gpus: float, memory_bytes: float, *, heads_only: bool) -> Room:
+def plan_trial_resources(
+    options: SweepOptions, cpus: float, gpus: float, memory_bytes: float, *, heads_only: bool
+) -> TrialResources:
     """Divide a cluster among trials; pure.
 
     Args:
@@ -113,4 +115,4 @@ def room_for(options: SweepOptions, cpus: float, gpus: float, memory_bytes: floa
             f"--max-concurrent: received {options.max_concurrent}, but the cluster has {cpus:g} CPUs. Give fewer"
         )
     one = 1.0 if gpus and workers == 1 else 0.0
-    return Room(concurrent, reason, reserved, one, _HEAD_GPU * one)
+    return TrialResources(concurrent, reason, reserved, one, _HEAD_GPU * one)

@@ -20,14 +20,14 @@ from pharmclf.models.devices import configure_devices
 from pharmclf.runs.final_evaluation import run_final_evaluation
 from pharmclf.runs.record import RUN_FILE
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
-from pharmclf.sweep.ledger import Trial
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.train_state import TrainState, finalize_best
+from pharmclf.tuning.trial_store import Trial
 
 RETRAINED = "winner"
 
 
-def finish_winner(
+def evaluate_best_trial(
     trial: Trial,
     manifest: Manifest,
     workers: int,
@@ -69,7 +69,7 @@ def finish_winner(
     return trial.folder
 
 
-def retrain_winner(trial: Trial, home: str, workers: str, manifest: Manifest, say: Say) -> tuple[str, int]:
+def retrain_best_trial(trial: Trial, home: str, workers: str, manifest: Manifest, say: Say) -> tuple[str, int]:
     """Train the configuration of a trial anew, to its end, and test it -> its folder, the run's exit code.
 
     Args:

@@ -14,18 +14,22 @@ from pharmclf.models.devices import with_precision
 from pharmclf.reporting.sweep_tables import TrialInfo, TrialState
 from pharmclf.runs.record import RUN_FILE, result_settings, versions
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
-from pharmclf.sweep.halving import stopped_at
-from pharmclf.sweep.search import Known, Search
-from pharmclf.sweep.space import Space, Value
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.grouping import group_key
 from pharmclf.training.lr_schedule import selection_score
 from pharmclf.training.phases import with_epoch_index
+from pharmclf.tuning.asha import rung_that_stops
+from pharmclf.tuning.search import ObservedTrial, Search
+from pharmclf.tuning.space import Space, Value
 
 HISTORY_FILE = "history.json"
-_MOST_HEADS = 32  # of one program
-_JUDGED: tuple[TrialState, ...] = ("trained", "stopped", "diverged")  # a failure says nothing of a trial's values
-_AHEAD = 8  # heads that are chosen together where the choice could learn from each
+_MAX_HEADS = 32  # of one program
+_SCORED_STATES: tuple[TrialState, ...] = (
+    "trained",
+    "stopped",
+    "diverged",
+)  # a failure says nothing of a trial's values
+_MAX_PROPOSED_AHEAD = 8  # heads that are chosen together where the choice could learn from each
 
 
 @dataclass
@@ -78,7 +82,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SweepSpec:
     """What decides the trials of a sweep."""
 
     base: RunConfig
@@ -92,7 +96,7 @@ class Plan:
     fingerprints: Mapping[str, Any]
     """data and weights, as of a plain run."""
     kept: Mapping[str, Sequence[int]]
-    """By `activations_of` a configuration, the depths whose activations are kept."""
+    """By `feature_cache_settings` a configuration, the depths whose activations are kept."""
     rungs: Sequence[int]
     """Where trials are compared; none: all train to their end."""
     factor: int
@@ -101,10 +105,10 @@ class Plan:
     """That trials compute in; `auto` has become what the device takes."""
 
 
-class Ledger:
+class TrialStore:
     """All trials of a sweep."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SweepSpec) -> None:
         """Take up what stands in the sweep's folder.
 
         Raises:
@@ -122,7 +126,7 @@ class Ledger:
                 record = load_record(location)
                 about = record["trial"]
                 trial = self._trial(int(name), about["values"])
-                self._take_up(trial, about)
+                self._restore_trial(trial, about)
                 trial.fingerprints = dict(record.get("fingerprints", {}))
                 self.trials[trial.number] = trial
         self.broken_off = [trial.number for trial in self.trials.values() if not trial.ended]
@@ -145,7 +149,7 @@ class Ledger:
         if key is None:
             return [first]
         alike = [trial for trial in waiting if trial is first or self._group_key(trial) == key]
-        return alike[:_MOST_HEADS]
+        return alike[:_MAX_HEADS]
 
     @property
     def all_chosen(self) -> bool:
@@ -161,18 +165,18 @@ class Ledger:
         left = [number for number in range(self.plan.total) if number not in self.trials]
         free = [number for number in left if not self.plan.search.depends_on_others(number)]
         only_heads = all(self._group_key(trial) is not None for trial in self.trials.values())
-        for number in free or left[: _AHEAD if only_heads else 1]:
+        for number in free or left[: _MAX_PROPOSED_AHEAD if only_heads else 1]:
             self.trials[number] = self._trial(number, self._propose(number) if number else self._plain())
 
     def _plain(self) -> dict[str, Value]:
         """What counts of the plain run's parameters."""
         space = self.plan.space
         every = space.values_of(self.plan.base)
-        return {each.name: every[each.name] for each in space.parameters if space.active(each, every)}
+        return {each.name: every[each.name] for each in space.parameters if space.is_active(each, every)}
 
     def _propose(self, number: int) -> dict[str, Value]:
         known = [
-            Known(trial.values, trial.score if trial.state in _JUDGED else None, trial.ended)
+            ObservedTrial(trial.values, trial.score if trial.state in _SCORED_STATES else None, trial.ended)
             for trial in self.trials.values()
             if trial.number < number
         ]
@@ -180,20 +184,20 @@ class Ledger:
 
     def _group_key(self, trial: Trial) -> str | None:
         """What trials of one program have in common; None for one that trains by itself."""
-        kept = 0 in self.kept_depths(trial.config)
+        kept = 0 in self.cached_depths(trial.config)
         return group_key(self._on_device(trial)) if self.plan.batch_heads and kept else None
 
     def _on_device(self, trial: Trial) -> RunConfig:
         """The configuration that a worker trains, in the precision that all trials have."""
         return with_precision(trial.config, self.plan.precision)
 
-    def is_head_alone(self, trial: Trial) -> bool:
+    def trains_head_only(self, trial: Trial) -> bool:
         """Whether a trial trains the head alone, on kept activations."""
         return self._group_key(trial) is not None
 
-    def kept_depths(self, config: RunConfig) -> Sequence[int]:
+    def cached_depths(self, config: RunConfig) -> Sequence[int]:
         """The depths at which a configuration's activations are kept."""
-        return self.plan.kept.get(activations_of(config), ())
+        return self.plan.kept.get(feature_cache_settings(config), ())
 
     def _trial(self, number: int, values: Mapping[str, Value]) -> Trial:
         config = self.plan.space.config(self.plan.base, values)
@@ -203,7 +207,7 @@ class Ledger:
 
     # ------------------------------------------------------------------ events
 
-    def begin(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    def start(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
         """Some trials are given to a worker -> what it needs of each."""
         members = []
         for trial in trials:
@@ -215,7 +219,7 @@ class Ledger:
                     "config": to_dict(self._on_device(trial)),
                     "folder": trial.folder,
                     "record": self._record(trial),
-                    "fingerprints": self.fingerprints_of(trial),
+                    "fingerprints": self.trial_fingerprints(trial),
                 }
             )
         return members
@@ -226,7 +230,7 @@ class Ledger:
         trial.history[record["at"]] = record
         trial.add_used(used)
         histories = {other.number: other.epochs for other in self.trials.values() if other.history}
-        rung = stopped_at(number, histories, self.plan.rungs, self.plan.factor)
+        rung = rung_that_stops(number, histories, self.plan.rungs, self.plan.factor)
         if rung is None:
             return True
         self._end(trial, "stopped", f"not among the best 1/{self.plan.factor} at epoch {rung}")
@@ -255,7 +259,7 @@ class Ledger:
 
     # ------------------------------------------------------------------ storage
 
-    def fingerprints_of(self, trial: Trial) -> dict[str, Any]:
+    def trial_fingerprints(self, trial: Trial) -> dict[str, Any]:
         """What the checkpoints of a trial must agree with."""
         now = {**self.plan.fingerprints, "settings": fingerprint(result_settings(trial.config))}
         return {**now, **trial.fingerprints}
@@ -268,7 +272,7 @@ class Ledger:
             "name": f"{self.plan.folder.rsplit('/', 1)[-1]}/trials/{trial.config.name}",
             "settings": result_settings(trial.config),
             "config": to_dict(trial.config),
-            "fingerprints": self.fingerprints_of(trial),
+            "fingerprints": self.trial_fingerprints(trial),
             "versions": self._versions,
             "state": state,
             "seconds": trial.used.get("seconds", 0.0),
@@ -280,7 +284,7 @@ class Ledger:
             storage.write_json(storage.join(trial.folder, HISTORY_FILE), trial.epochs)
         storage.write_json(storage.join(trial.folder, RUN_FILE), self._record(trial))
 
-    def _take_up(self, trial: Trial, about: Mapping[str, Any]) -> None:
+    def _restore_trial(self, trial: Trial, about: Mapping[str, Any]) -> None:
         trial.state, trial.reason, trial.used = about["state"], about["reason"], dict(about["used"])
         if trial.ended:
             records = storage.read_json(storage.join(trial.folder, HISTORY_FILE))
@@ -291,11 +295,11 @@ class Ledger:
 
     # ------------------------------------------------------------------ for the report
 
-    def facts(self) -> list[TrialInfo]:
+    def trial_infos(self) -> list[TrialInfo]:
         """What is known of every trial that has begun."""
-        return [self.facts_of(trial) for _, trial in sorted(self.trials.items()) if trial.state is not None]
+        return [self.trial_info(trial) for _, trial in sorted(self.trials.items()) if trial.state is not None]
 
-    def facts_of(self, trial: Trial) -> TrialInfo:
+    def trial_info(self, trial: Trial) -> TrialInfo:
         """What is known of a trial that has begun."""
         plain = self.plan.space.values_of(self.plan.base)
         return TrialInfo(
@@ -308,7 +312,7 @@ class Ledger:
         )
 
 
-def activations_of(config: RunConfig) -> str:
+def feature_cache_settings(config: RunConfig) -> str:
     """What decides the activations of a trial, its depth aside; trials alike in it share them."""
     alike = {"backbone": config.backbone, "augment": to_dict(config)["augment"]}
     return fingerprint(alike)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pharmclf.config import ConfigError, RunConfig
-from pharmclf.sweep.search import STARTUP, Known, Search, SearchName, check_search
-from pharmclf.sweep.space import Parameter, Space, Value, build_space
+from pharmclf.tuning.search import STARTUP, ObservedTrial, Search, SearchName, check_search
+from pharmclf.tuning.space import Parameter, Space, Value, build_space
 
 FLOATS = ("phase1.learning_rate", "head.dropout", "optimizer.weight_decay")
 INTS = ("unfreeze_blocks", "batch_size")
@@ -66,18 +66,18 @@ def fits(space: Space, values: dict[str, Value]) -> bool:
         if parameter.values:
             fine = value in parameter.values
         else:
-            fine = parameter.low <= float(value) <= parameter.high and isinstance(value, int) == parameter.whole
+            fine = parameter.low <= float(value) <= parameter.high and isinstance(value, int) == parameter.is_whole
         if not fine:
             return False
     return set(values) <= {parameter.name for parameter in space.parameters}
 
 
-def chosen(search: Search, total: int, score: Any) -> list[Known]:
+def chosen(search: Search, total: int, score: Any) -> list[ObservedTrial]:
     """Trials one after the other, each knowing those before it."""
-    known: list[Known] = []
+    known: list[ObservedTrial] = []
     for number in range(1, total + 1):
         values = search.propose(number, known)
-        known.append(Known(values, score(values), True))
+        known.append(ObservedTrial(values, score(values), True))
     return known
 
 
@@ -88,13 +88,13 @@ def test_every_proposal_lies_in_its_space(space: Space, name: SearchName, seed: 
     search = Search(name, space, seed)
     scores = st.floats(0, 1)
     numbers = [1, 2, 3] if name == "grid" else [1, 2, STARTUP, STARTUP + 1]
-    known: list[Known] = []
+    known: list[ObservedTrial] = []
     for number in numbers:
-        if number > search.most:
+        if number > search.max_trials:
             break
         values = search.propose(number, known)
         assert fits(space, values), values
-        known.append(Known(values, data.draw(scores), True))
+        known.append(ObservedTrial(values, data.draw(scores), True))
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "grid"])
@@ -163,7 +163,7 @@ def test_tpe_finds_better_values_than_chance():
 
 
 @st.composite
-def known_trials(draw: st.DrawFn, space: Space) -> list[Known]:
+def known_trials(draw: st.DrawFn, space: Space) -> list[ObservedTrial]:
     """Trials that have ended, failed, run, or lie outside of the space as the plain run may."""
     found = []
     for number in range(1, draw(st.integers(0, 12)) + 1):
@@ -173,7 +173,7 @@ def known_trials(draw: st.DrawFn, space: Space) -> list[Known]:
             values[name] = "densenet121" if name == "backbone" else draw(st.sampled_from([0, 0.0, 1e6, 100, -1]))
         score = draw(st.none() | st.floats(0, 1) | st.sampled_from([0.0, math.nan]))
         ended = draw(st.booleans())
-        found.append(Known(values, score if ended else None, ended))
+        found.append(ObservedTrial(values, score if ended else None, ended))
     return found
 
 
@@ -189,7 +189,7 @@ def test_tpe_never_fails_with_what_it_knows(space: Space, number: int, data: st.
 def test_a_range_of_two_neighbouring_numbers_can_be_searched(low: float):
     """Their logarithms may be the same number."""
     space = Space((Parameter(name="head.dropout", low=low, high=math.nextafter(low, 1), log=True),))
-    known = [Known({"head.dropout": low}, number / 20, True) for number in range(STARTUP)]
+    known = [ObservedTrial({"head.dropout": low}, number / 20, True) for number in range(STARTUP)]
     assert fits(space, Search("tpe", space, 0).propose(STARTUP, known))
 
 
@@ -199,23 +199,23 @@ def test_what_failed_or_lies_outside_teaches_nothing():
     known = chosen(Search("random", WHOLE, 5), 12, lambda values: float(values["phase1.learning_rate"]))
     inside: dict[str, Value] = {"phase1.learning_rate": 1e-3, "unfreeze_blocks": 0, "backbone": "resnet50"}
     ignored = [
-        Known(inside, None, True),
-        Known(inside | {"phase1.learning_rate": 0.5}, 1.0, True),
-        Known(inside | {"phase1.learning_rate": 0}, 1.0, True),
-        Known(inside | {"unfreeze_blocks": 9}, 1.0, True),
-        Known(inside | {"backbone": "vgg16"}, 1.0, True),
+        ObservedTrial(inside, None, True),
+        ObservedTrial(inside | {"phase1.learning_rate": 0.5}, 1.0, True),
+        ObservedTrial(inside | {"phase1.learning_rate": 0}, 1.0, True),
+        ObservedTrial(inside | {"unfreeze_blocks": 9}, 1.0, True),
+        ObservedTrial(inside | {"backbone": "vgg16"}, 1.0, True),
     ]
     assert search.propose(20, [*known, *ignored]) == search.propose(20, known)
-    assert search.propose(20, [*known, Known(inside, 1.0, True)]) != search.propose(20, known)
+    assert search.propose(20, [*known, ObservedTrial(inside, 1.0, True)]) != search.propose(20, known)
 
 
 def test_a_running_trial_keeps_others_away():
     """Proposals that are made at once do not crowd at one place: those that run count as bad for the moment."""
     space = Space((Parameter(name="head.dropout", low=0, high=0.9),))
-    known = [Known({"head.dropout": value / 20}, 1 - abs(value / 20 - 0.3), True) for value in range(1, 18)]
-    runs = [Known({"head.dropout": 0.3 + value / 1000}, None, False) for value in range(-5, 6)]
+    known = [ObservedTrial({"head.dropout": value / 20}, 1 - abs(value / 20 - 0.3), True) for value in range(1, 18)]
+    runs = [ObservedTrial({"head.dropout": 0.3 + value / 1000}, None, False) for value in range(-5, 6)]
 
-    def near(trials: list[Known]) -> int:
+    def near(trials: list[ObservedTrial]) -> int:
         values = [Search("tpe", space, seed).propose(30, trials)["head.dropout"] for seed in range(40)]
         return sum(abs(float(value) - 0.3) < 0.02 for value in values)
 
@@ -233,7 +233,7 @@ def test_a_proposal_says_nothing():
 def test_a_grid_gives_each_combination_once(space: Space):
     """Trials 1 to the last are the combinations, in their order, none twice."""
     search = Search("grid", space, 0)
-    proposals = [search.propose(number, []) for number in range(1, int(search.most) + 1)]
+    proposals = [search.propose(number, []) for number in range(1, int(search.max_trials) + 1)]
     assert proposals == list(space.grid())
     assert len({tuple(sorted(values.items())) for values in proposals}) == len(proposals)
 
@@ -241,7 +241,7 @@ def test_a_grid_gives_each_combination_once(space: Space):
 def test_there_are_no_more_trials_than_a_grid_has():
     """The plain run and every combination; the other searches have no end."""
     grid = Search("grid", WHOLE, 0)
-    assert grid.most == 3 * 2 * (1 + 3 * 3)  # without dropout where nothing is unfrozen
+    assert grid.max_trials == 3 * 2 * (1 + 3 * 3)  # without dropout where nothing is unfrozen
     assert check_search(grid, 1000) == 61
     assert check_search(grid, 5) == 5
     assert check_search(Search("tpe", WHOLE, 0), 1000) == 1000

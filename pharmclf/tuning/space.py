@@ -29,12 +29,12 @@ _KINDS: dict[str, Literal["float", "int", "choice"]] = {
     STRENGTH: "float",
     "backbone": "choice",
 }
-_OTHER_ACTIVATIONS = (STRENGTH, "backbone")  # each value of them needs a pass over the images
+_CACHE_RELEVANT = (STRENGTH, "backbone")  # each value of them needs a pass over the images
 _KEYS = ("low", "high", "scale", "values", "points", "when")
-_MOST_POINTS = 1000
-_MOST_WHOLE = 1_000_000
-_MOST_COMBINATIONS = 100_000  # of a grid
-_MOST = {"rotation_deg": 180.0, "shift": 1.0, "shear": 1.0, "zoom": 0.9}  # what a strength may make of each
+_MAX_POINTS = 1000
+_MAX_WHOLE = 1_000_000
+_MAX_COMBINATIONS = 100_000  # of a grid
+_MAX_AUGMENTATION = {"rotation_deg": 180.0, "shift": 1.0, "shear": 1.0, "zoom": 0.9}  # what a strength may make of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Parameter:
     """The parameter counts only where these others lie in these ranges; elsewhere it has the plain run's value."""
 
     @property
-    def whole(self) -> bool:
+    def is_whole(self) -> bool:
         """Whether its values are whole numbers."""
         return _KINDS[self.name] == "int"
 
@@ -69,7 +69,7 @@ class Parameter:
         """
         if self.values:
             return list(self.values)
-        if self.whole and not self.points:
+        if self.is_whole and not self.points:
             return list(range(int(self.low), int(self.high) + 1))
         if not self.points:
             raise ConfigError(
@@ -82,7 +82,7 @@ class Parameter:
         else:
             found = [self.low + (self.high - self.low) * share for share in shares]
         found = [min(self.high, max(self.low, value)) for value in found]  # rounding may leave the range
-        return list(dict.fromkeys(round(value) for value in found)) if self.whole else list(dict.fromkeys(found))
+        return list(dict.fromkeys(round(value) for value in found)) if self.is_whole else list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Space:
         """Names of those that are searched by factors."""
         return tuple(parameter.name for parameter in self.parameters if parameter.log)
 
-    def active(self, parameter: Parameter, values: Mapping[str, Value]) -> bool:
+    def is_active(self, parameter: Parameter, values: Mapping[str, Value]) -> bool:
         """Whether a parameter counts, given the values of those before it."""
         return all(low <= float(values[name]) <= high for name, (low, high) in parameter.when.items())
 
@@ -113,7 +113,7 @@ class Space:
         plain = to_dict(base)
         for name, value in values.items():
             if name == STRENGTH:
-                for key, most in _MOST.items():
+                for key, most in _MAX_AUGMENTATION.items():
                     plain["augment"][key] = min(most, plain["augment"][key] * float(value))
                 continue
             *groups, last = name.split(".")
@@ -130,19 +130,19 @@ class Space:
             ConfigError: as `Parameter.grid`, or there are too many.
         """
         seen, grids = set(), [parameter.grid() for parameter in self.parameters]
-        if (count := math.prod(len(grid) for grid in grids)) > _MOST_COMBINATIONS:
+        if (count := math.prod(len(grid) for grid in grids)) > _MAX_COMBINATIONS:
             raise ConfigError(
-                f"space: received a grid of {count} combinations, expected {_MOST_COMBINATIONS} or fewer. "
+                f"space: received a grid of {count} combinations, expected {_MAX_COMBINATIONS} or fewer. "
                 "Give fewer points or values, or another --search"
             )
         for values in itertools.product(*grids):
             every = {parameter.name: value for parameter, value in zip(self.parameters, values, strict=True)}
-            chosen = {p.name: every[p.name] for p in self.parameters if self.active(p, every)}
+            chosen = {p.name: every[p.name] for p in self.parameters if self.is_active(p, every)}
             if (key := tuple(chosen.items())) not in seen:
                 seen.add(key)
                 yield chosen
 
-    def possible(self, base: RunConfig, name: str) -> list[Value]:
+    def possible_values(self, base: RunConfig, name: str) -> list[Value]:
         """All values that a parameter can have in a trial, the plain run's among them: of whole numbers or of values.
 
         Args:
@@ -200,10 +200,10 @@ def build_space(mapping: Any, base: RunConfig, source: str) -> Space:
     """
     if not isinstance(mapping, dict) or not mapping:
         raise ConfigError(f"{source}: received {mapping!r}, expected parameters with their ranges")
-    found = {str(name): _parameter(str(name), about, source) for name, about in mapping.items()}
+    found = {str(name): _parse_parameter(str(name), about, source) for name, about in mapping.items()}
     for parameter in found.values():
         for other in parameter.when:
-            if other not in found or found[other].when or not _numeric(found[other]):
+            if other not in found or found[other].when or not _is_numeric(found[other]):
                 raise ConfigError(
                     f"{source}: {parameter.name}: when: received {other!r}, expected a searched number that depends "
                     "on nothing itself"
@@ -211,7 +211,7 @@ def build_space(mapping: Any, base: RunConfig, source: str) -> Space:
     space = Space(tuple(sorted(found.values(), key=lambda parameter: bool(parameter.when))))
     for parameter in space.parameters:
         for bound in parameter.values or (parameter.low, parameter.high):
-            value = int(bound) if parameter.whole else bound
+            value = int(bound) if parameter.is_whole else bound
             try:
                 space.config(base, {parameter.name: value})
             except ConfigError as error:
@@ -229,7 +229,7 @@ def check_depths(space: Space, base: RunConfig, blocks: Mapping[str, int], sourc
     Raises:
         ConfigError: one has fewer.
     """
-    deepest = max(int(depth) for depth in space.possible(base, "unfreeze_blocks"))
+    deepest = max(int(depth) for depth in space.possible_values(base, "unfreeze_blocks"))
     for name, most in blocks.items():
         if deepest > most:
             raise ConfigError(
@@ -247,11 +247,11 @@ def _value_of(config: RunConfig, name: str) -> Value:
     return value
 
 
-def _numeric(parameter: Parameter) -> bool:
+def _is_numeric(parameter: Parameter) -> bool:
     return _KINDS[parameter.name] != "choice"
 
 
-def _parameter(name: str, about: Any, source: str) -> Parameter:
+def _parse_parameter(name: str, about: Any, source: str) -> Parameter:
     if name not in _KINDS:
         raise ConfigError(f"{source}: unknown parameter {name}; {did_you_mean(name, _KINDS)}")
     if not isinstance(about, dict):
@@ -266,7 +266,7 @@ def _parameter(name: str, about: Any, source: str) -> Parameter:
         if not isinstance(span, dict) or not span or not set(span) <= {"low", "high"}:
             raise ConfigError(f"{source}: {name}: when: {other}: received {span!r}, expected low, high or both")
         low, high = (
-            _number(span.get(key, edge), f"{name}: when: {other}.{key}", source, finite=False)
+            _parse_number(span.get(key, edge), f"{name}: when: {other}.{key}", source, finite=False)
             for key, edge in (("low", -math.inf), ("high", math.inf))
         )
         if low > high:
@@ -276,32 +276,34 @@ def _parameter(name: str, about: Any, source: str) -> Parameter:
             )
         when[str(other)] = (low, high)
     if "values" in about:
-        return Parameter(name=name, values=_values(name, about, source), when=when)
-    if name in _OTHER_ACTIVATIONS:
+        return Parameter(name=name, values=_parse_values(name, about, source), when=when)
+    if name in _CACHE_RELEVANT:
         raise ConfigError(
             f"{source}: {name}: received a range, expected values, since each one needs activations of its own. "
             f"Give values: [{'0.5, 1.0' if name == STRENGTH else 'efficientnet_lite0, resnet50'}]"
         )
-    return _range(name, about, when, source)
+    return _parse_range(name, about, when, source)
 
 
-def _values(name: str, about: Mapping[str, Any], source: str) -> tuple[Value, ...]:
+def _parse_values(name: str, about: Mapping[str, Any], source: str) -> tuple[Value, ...]:
     values = about["values"]
     if not isinstance(values, list) or not values or {"low", "high", "scale", "points"} & set(about):
         raise ConfigError(f"{source}: {name}: received {about!r}, expected values: a list, or low and high")
     if _KINDS[name] == "choice":
         return tuple(str(value) for value in values)
-    numbers = [_number(value, f"{name}.values", source) for value in values]
-    return tuple(_whole(number, name, source) for number in numbers) if _KINDS[name] == "int" else tuple(numbers)
+    numbers = [_parse_number(value, f"{name}.values", source) for value in values]
+    return tuple(_check_whole(number, name, source) for number in numbers) if _KINDS[name] == "int" else tuple(numbers)
 
 
-def _range(name: str, about: Mapping[str, Any], when: Mapping[str, tuple[float, float]], source: str) -> Parameter:
+def _parse_range(
+    name: str, about: Mapping[str, Any], when: Mapping[str, tuple[float, float]], source: str
+) -> Parameter:
     missing = [key for key in ("low", "high") if key not in about]
     if missing:
         raise ConfigError(f"{source}: {name}: {' and '.join(missing)} missing. Give low and high, or values")
-    low, high = (_number(about[key], f"{name}.{key}", source) for key in ("low", "high"))
+    low, high = (_parse_number(about[key], f"{name}.{key}", source) for key in ("low", "high"))
     if _KINDS[name] == "int":
-        low, high = _whole(low, name, source), _whole(high, name, source)
+        low, high = _check_whole(low, name, source), _check_whole(high, name, source)
     if low > high:
         raise ConfigError(f"{source}: {name}: received low {low:g} above high {high:g}: an empty range. Exchange them")
     scale = about.get("scale", "linear")
@@ -310,14 +312,14 @@ def _range(name: str, about: Mapping[str, Any], when: Mapping[str, tuple[float, 
     if scale == "log" and low <= 0:
         raise ConfigError(f"{source}: {name}: received low {low:g} with scale log, expected a low above 0")
     points = about.get("points", 0)
-    if not isinstance(points, int) or isinstance(points, bool) or not 0 <= points <= _MOST_POINTS:
+    if not isinstance(points, int) or isinstance(points, bool) or not 0 <= points <= _MAX_POINTS:
         raise ConfigError(
-            f"{source}: {name}: points: received {points!r}, expected a number of values from 1 to {_MOST_POINTS}"
+            f"{source}: {name}: points: received {points!r}, expected a number of values from 1 to {_MAX_POINTS}"
         )
     return Parameter(name=name, low=low, high=high, log=scale == "log", points=points, when=when)
 
 
-def _number(value: Any, where: str, source: str, *, finite: bool = True) -> float:
+def _parse_number(value: Any, where: str, source: str, *, finite: bool = True) -> float:
     """A number; 1e-4 is one too, which YAML reads as text."""
     try:
         if isinstance(value, bool):
@@ -330,7 +332,7 @@ def _number(value: Any, where: str, source: str, *, finite: bool = True) -> floa
     return number
 
 
-def _whole(number: float, name: str, source: str) -> int:
-    if number != int(number) or abs(number) > _MOST_WHOLE:
-        raise ConfigError(f"{source}: {name}: received {number:g}, expected a whole number up to {_MOST_WHOLE}")
+def _check_whole(number: float, name: str, source: str) -> int:
+    if number != int(number) or abs(number) > _MAX_WHOLE:
+        raise ConfigError(f"{source}: {name}: received {number:g}, expected a whole number up to {_MAX_WHOLE}")
     return int(number)

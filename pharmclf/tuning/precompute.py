@@ -14,24 +14,24 @@ from pharmclf.feature_cache import extract
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
 from pharmclf.pipeline import Lost
-from pharmclf.sweep.ledger import activations_of
-from pharmclf.sweep.space import STRENGTH, Space
 from pharmclf.training.feasible import BLOCKS
+from pharmclf.tuning.space import STRENGTH, Space
+from pharmclf.tuning.trial_store import feature_cache_settings
 
 
-def variants(base: RunConfig, space: Space) -> list[RunConfig]:
+def feature_variants(base: RunConfig, space: Space) -> list[RunConfig]:
     """The configurations that need activations of their own: every backbone with every strength. Pure."""
     names = [p.name for p in space.parameters if p.name in ("backbone", STRENGTH)]
-    values = [space.possible(base, name) for name in names]
+    values = [space.possible_values(base, name) for name in names]
     return [space.config(base, dict(zip(names, chosen, strict=True))) for chosen in itertools.product(*values)]
 
 
-def known_blocks(base: RunConfig, space: Space) -> dict[str, int]:
+def max_blocks(base: RunConfig, space: Space) -> dict[str, int]:
     """The most blocks of each backbone that a trial can have, without building it. Pure."""
-    return {str(config.backbone): BLOCKS[config.backbone] for config in variants(base, space)}
+    return {str(config.backbone): BLOCKS[config.backbone] for config in feature_variants(base, space)}
 
 
-def works(base: RunConfig, space: Space, trials: int, num_variants: int) -> list[PhaseDemand]:
+def estimate_demand(base: RunConfig, space: Space, trials: int, num_variants: int) -> list[PhaseDemand]:
     """What all trials together train at each cut, as far as it can be known before they are chosen. Pure.
 
     Args:
@@ -40,7 +40,7 @@ def works(base: RunConfig, space: Space, trials: int, num_variants: int) -> list
         trials: in all.
         num_variants: that share them.
     """
-    depths = [int(depth) for depth in space.possible(base, "unfreeze_blocks")]
+    depths = [int(depth) for depth in space.possible_values(base, "unfreeze_blocks")]
     each = max(1, trials // num_variants)
     found: dict[int, int] = {}
     if base.phase1.epochs:
@@ -51,7 +51,7 @@ def works(base: RunConfig, space: Space, trials: int, num_variants: int) -> list
     return [PhaseDemand(_name(depth), depth, epochs) for depth, epochs in sorted(found.items())]
 
 
-def keep_ahead(
+def precompute_features(
     base: RunConfig,
     space: Space,
     trials: int,
@@ -61,7 +61,7 @@ def keep_ahead(
     stopped: Callable[[], bool],
     lost: Lost,
 ) -> dict[str, list[int]]:
-    """Compute what the trials share -> by `activations_of` a configuration, the depths that are kept.
+    """Compute what the trials share -> by `feature_cache_settings` a configuration, the depths that are kept.
 
     Args:
         base, space, trials: of the sweep.
@@ -76,14 +76,14 @@ def keep_ahead(
         StopRequested: the sweep was asked to stop; what is computed stays.
     """
     kept = {}
-    every = variants(base, space)
-    wanted = works(base, space, trials, len(every))
+    every = feature_variants(base, space)
+    wanted = estimate_demand(base, space, trials, len(every))
     for config in every:
         pool = dataclasses.replace(config, workers="1")  # by actors, so that this process needs no TensorFlow
         blocks = len(extract.measure_costs(pool)) - 1
         mine = [work for work in wanted if work.depth <= blocks]
         found = get_or_compute(FeatureRequest(pool, manifest, weights["weights"], mine, say, stopped, lost))
-        kept[activations_of(config)] = sorted(work.depth for work in mine if work.name in found)
+        kept[feature_cache_settings(config)] = sorted(work.depth for work in mine if work.name in found)
     return kept
 
 

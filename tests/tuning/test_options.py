@@ -10,13 +10,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pharmclf.config import ConfigError
-from pharmclf.sweep.options import Room, SweepOptions, room_for
+from pharmclf.tuning.options import SweepOptions, TrialResources, plan_trial_resources
 
 GB = 1e9
 
 
-def room(cpus: float = 16, gpus: float = 0, memory_gb: float = 64, *, heads_only: bool = False, **options: Any) -> Room:
-    return room_for(SweepOptions(**options), cpus, gpus, memory_gb * GB, heads_only=heads_only)
+def room(
+    cpus: float = 16, gpus: float = 0, memory_gb: float = 64, *, heads_only: bool = False, **options: Any
+) -> TrialResources:
+    return plan_trial_resources(SweepOptions(**options), cpus, gpus, memory_gb * GB, heads_only=heads_only)
 
 
 @pytest.mark.parametrize(
@@ -44,27 +46,27 @@ def test_what_makes_no_sense_is_refused_under_its_flag(options: dict[str, Any], 
 def test_without_gpus_two_cores_make_a_trial(cpus: float, concurrent: int, reserved: float):
     """One computes and one reads; half of the cores stay free for the images, also of the only one."""
     found = room(cpus)
-    assert found == Room(concurrent, f"{cpus} CPUs; a trial uses 2", reserved, 0.0, 0.0)
+    assert found == TrialResources(concurrent, f"{cpus} CPUs; a trial uses 2", reserved, 0.0, 0.0)
 
 
 def test_a_gpu_makes_a_trial():
     """Whatever the number of cores, which are shared."""
-    assert room(8, 4) == Room(4, "4 GPUs; a trial uses 1", 1.0, 1.0, 0.25)
-    assert room(2, 4) == Room(4, "4 GPUs; a trial uses 1", 0.25, 1.0, 0.25)
+    assert room(8, 4) == TrialResources(4, "4 GPUs; a trial uses 1", 1.0, 1.0, 0.25)
+    assert room(2, 4) == TrialResources(4, "4 GPUs; a trial uses 1", 0.25, 1.0, 0.25)
 
 
 def test_heads_share_a_gpu():
     """Four of them where a sweep trains no more than heads; in another one they still take a quarter each."""
-    assert room(16, 2, heads_only=True) == Room(8, "2 GPUs; a trial uses 0.25", 1.0, 1.0, 0.25)
+    assert room(16, 2, heads_only=True) == TrialResources(8, "2 GPUs; a trial uses 0.25", 1.0, 1.0, 0.25)
     assert room(16, 2, heads_only=False).head_gpus == 0.25
     assert room(16, 0, heads_only=True).head_gpus == 0.0
 
 
 def test_trials_of_several_workers_reserve_next_to_nothing_themselves():
     """Ray Train reserves for its workers, for which the trial's own process only waits; Ray Tune takes no 0."""
-    assert room(16, 8, workers_per_trial=2) == Room(4, "8 GPUs; a trial uses 2", 0.0, 0.0, 0.0)
+    assert room(16, 8, workers_per_trial=2) == TrialResources(4, "8 GPUs; a trial uses 2", 0.0, 0.0, 0.0)
     assert room(16, 8, workers_per_trial=2, heads_only=True).concurrent == 4
-    assert room(16, 0, workers_per_trial=4) == Room(2, "16 CPUs; a trial uses 8", 0.0, 0.0, 0.0)
+    assert room(16, 0, workers_per_trial=4) == TrialResources(2, "16 CPUs; a trial uses 8", 0.0, 0.0, 0.0)
 
 
 def test_memory_may_be_the_narrowest():
@@ -78,8 +80,8 @@ def test_memory_may_be_the_narrowest():
 
 def test_what_is_asked_for_wins():
     """More at a time than there is room for reserve less each; fewer leave the rest to each other."""
-    assert room(4, 0, max_concurrent=4) == Room(4, "as asked for", 0.5, 0.0, 0.0)
-    assert room(16, 0, max_concurrent=1) == Room(1, "as asked for", 1.0, 0.0, 0.0)
+    assert room(4, 0, max_concurrent=4) == TrialResources(4, "as asked for", 0.5, 0.0, 0.0)
+    assert room(16, 0, max_concurrent=1) == TrialResources(1, "as asked for", 1.0, 0.0, 0.0)
 
 
 def test_too_little_for_one_trial_is_refused():
