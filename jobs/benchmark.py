@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.benchmark.parts import ALL, PARTS, QUICK, part_of, run_part, run_parts
+from pharmclf.benchmark.registry import ALL, BENCHMARKS, QUICK, get_benchmark, run_benchmark, run_benchmarks
 from pharmclf.cli import parse_config, parse_options, run_job, take_command, take_switch
 from pharmclf.config import RunConfig
 
@@ -29,23 +29,23 @@ _HOME = Path(__file__).resolve().parents[1]
 def main() -> int:
     """Parse, measure, write the figures and their pictures into the storage."""
     quick = take_switch("--quick")
-    asked = take_command(PARTS)
+    asked = take_command(BENCHMARKS)
     if asked:
-        part = part_of(asked, quick=quick)
+        part = get_benchmark(asked, quick=quick)
         default, options = _HOME / "jobs" / "configs" / part.file, part.options
         if options is None:
             config = parse_config(__doc__ or "", default)
         else:
             options, config = parse_options(__doc__ or "", default, options)
-        return 0 if run_part(asked, config, options, _HOME).get("holds", True) else 1
+        return 0 if run_benchmark(asked, config, options, _HOME).get("holds", True) else 1
 
     def settings(name: str) -> tuple[Any, RunConfig]:
-        part = part_of(name, quick=quick)
+        part = get_benchmark(name, quick=quick)
         return part.options, parse_config(__doc__ or "", _HOME / "jobs" / "configs" / part.file)
 
     names = QUICK if quick else ALL
     configs = {name: settings(name) for name in names}
-    reports = run_parts(names, configs, _HOME)
+    reports = run_benchmarks(names, configs, _HOME)
     location = storage.join(storage.absolute(configs[names[0]][1].storage), "benchmark.json")
     storage.write_json(location, {"parts": reports})
     bad = [name for name, report in reports.items() if not report.get("holds", True)]

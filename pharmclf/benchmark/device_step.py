@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pharmclf.benchmark.energy import measured_energy
+from pharmclf.benchmark.energy import measure_energy
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError, format_error
 from pharmclf.core.stderr_filter import suppress_native_stderr
@@ -21,8 +21,8 @@ from pharmclf.models.devices import configure_devices, gpu_compute_capability, p
 from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
 from pharmclf.training.phases import Phase
 
-_LONGEST_S = 60.0  # of a step; it is left out beyond
-_LEAST_STEPS = 3
+_MAX_S = 60.0  # of a step; it is left out beyond
+_MIN_STEPS = 3
 _WARM_UP = 0.25  # of the seconds measured: a GPU loads kernels when they are first used, a loss scale has to sink
 _CAPABILITIES = {"float32": (0, 0), "mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}
 
@@ -53,9 +53,9 @@ def measure_steps(
         configure_devices(deterministic=config.deterministic, gpus=gpu is not None)
         capability = gpu_compute_capability()
         if gpu is not None and capability is None:
-            return skipped(phases, "TensorFlow does not see it")
+            return skip_phases(phases, "TensorFlow does not see it")
         if capability is not None and capability < _CAPABILITIES[precision]:
-            return skipped(phases, "no fast units for it")
+            return skip_phases(phases, "no fast units for it")
         tf.zeros(1).numpy()  # the runtime's own memory is none of the step's
         before = resident_bytes(peak=False)
         found: dict[str, dict[str, Any]] = {}
@@ -67,11 +67,11 @@ def measure_steps(
             except ConfigError:
                 raise
             except Exception as error:  # out of memory, or an operation that has no kernel for this precision
-                found |= skipped([phase], format_error(error)[:80])
+                found |= skip_phases([phase], format_error(error)[:80])
     return found
 
 
-def skipped(phases: Iterable[Phase], why: str) -> dict[str, dict[str, Any]]:
+def skip_phases(phases: Iterable[Phase], why: str) -> dict[str, dict[str, Any]]:
     """Phases that are not measured, with the reason."""
     return {phase.name: {"skipped": why} for phase in phases}
 
@@ -80,13 +80,13 @@ def _measure_step(
     config: RunConfig, phase: Phase, precision: str, gpu: int | None, seconds: float, before: int
 ) -> dict[str, Any]:
     """One phase; `before` is the memory of the process without networks."""
-    from pharmclf.benchmark.noise import NoiseStep
+    from pharmclf.benchmark.synthetic_step import SyntheticStep
 
-    step = NoiseStep.of(config, phase, precision)
+    step = SyntheticStep.of(config, phase, precision)
     step()  # traces
     began = time.perf_counter()
     step()
-    if (one_s := time.perf_counter() - began) > _LONGEST_S:
+    if (one_s := time.perf_counter() - began) > _MAX_S:
         return {"skipped": f"a step takes {one_s:.0f} s"}
     while time.perf_counter() - began < _WARM_UP * seconds:
         step()
@@ -95,8 +95,8 @@ def _measure_step(
         with contextlib.suppress(NvmlUnavailableError):
             nvml = DriverNvml()
     count, began = 0, time.perf_counter()
-    with measured_energy(nvml, gpu or 0) as energy:
-        while count < _LEAST_STEPS or time.perf_counter() - began < seconds:
+    with measure_energy(nvml, gpu or 0) as energy:
+        while count < _MIN_STEPS or time.perf_counter() - began < seconds:
             sums = step()
             count += 1
         took = time.perf_counter() - began

@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pharmclf.benchmark.child import ChildDied, in_child
-from pharmclf.benchmark.device_step import measure_steps, skipped
+from pharmclf.benchmark.device_step import measure_steps, skip_phases
 from pharmclf.benchmark.options import MeasureOptions
-from pharmclf.benchmark.tables import number, processor_name, times
+from pharmclf.benchmark.subprocess_call import SubprocessDiedError, run_in_subprocess
+from pharmclf.benchmark.tables import format_number, format_ratio, processor_name
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError, format_error
@@ -32,13 +32,14 @@ def benchmark_devices(config: RunConfig, options: MeasureOptions, say: Say) -> d
 
     Returns:
         rows: device, gpu (None: processors), precision, phase, batch_size, images_per_second, memory_bytes, memory_of,
-        joules_per_1000 and ratio to the processors in float32; what was not measured is None, and `skipped` says why.
+        joules_per_1000 and ratio to the processors in float32; what was not measured is None, and `skip_phases` says
+        why.
     """
     devices: list[tuple[str, int | None]] = [(processor_name(), None), *_gpus(config)]
     rows: list[dict[str, Any]] = []
     for name, gpu in devices:
         for precision in PRECISIONS:
-            found = measured(config, build_phases(config), precision, gpu, options.seconds)
+            found = measure_steps_in_subprocess(config, build_phases(config), precision, gpu, options.seconds)
             for phase, values in found.items():
                 about = {"device": name, "gpu": gpu, "precision": precision, "phase": phase}
                 rows.append(about | {"batch_size": config.batch_size} | _NOT_MEASURED | values)
@@ -53,23 +54,25 @@ _NOT_MEASURED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def measured(
+def measure_steps_in_subprocess(
     config: RunConfig, phases: Sequence[Phase], precision: str, gpu: int | None, seconds: float
 ) -> dict[str, dict[str, Any]]:
     """What the step of each phase comes to, or why it does not; as `measure_steps`, in a process of their own."""
     if gpu is None and precision == "mixed_float16":
-        return skipped(phases, _SLOW)
+        return skip_phases(phases, _SLOW)
     try:
-        return in_child(measure_steps, dataclasses.replace(config, workers="0"), phases, precision, gpu, seconds)
+        return run_in_subprocess(
+            measure_steps, dataclasses.replace(config, workers="0"), phases, precision, gpu, seconds
+        )
     except ConfigError:
         raise
-    except ChildDied as error:
+    except SubprocessDiedError as error:
         if len(phases) == 1:
-            return skipped(phases, str(error))
-        alone = [measured(config, [phase], precision, gpu, seconds) for phase in phases]
+            return skip_phases(phases, str(error))
+        alone = [measure_steps_in_subprocess(config, [phase], precision, gpu, seconds) for phase in phases]
         return {name: values for each in alone for name, values in each.items()}  # one has not taken the others along
     except Exception as error:
-        return skipped(phases, format_error(error)[:80])
+        return skip_phases(phases, format_error(error)[:80])
 
 
 def _gpus(config: RunConfig) -> list[tuple[str, int]]:
@@ -106,8 +109,16 @@ def devices_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         memory = None if row["memory_bytes"] is None else row["memory_bytes"] / 1e6
         lines.append(
-            [row["device"], row["precision"], row["phase"], str(row["batch_size"]), number(row["images_per_second"]),
-             number(memory, 0), number(row["joules_per_1000"]), times(row["ratio"])]
-        )  # fmt: skip
+            [
+                row["device"],
+                row["precision"],
+                row["phase"],
+                str(row["batch_size"]),
+                format_number(row["images_per_second"]),
+                format_number(memory, 0),
+                format_number(row["joules_per_1000"]),
+                format_ratio(row["ratio"]),
+            ]
+        )
     why = {f"{row['device']}, {row['precision']}: skipped, {row['skipped']}": None for row in rows if row["skipped"]}
     return [*align_columns([heads, *lines], left=[0]), *why]

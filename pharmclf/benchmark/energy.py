@@ -12,7 +12,7 @@ from pharmclf.core.background import BackgroundTask
 from pharmclf.monitoring import Nvml
 
 RAPL = Path("/sys/class/powercap")
-_EVERY_S = 0.1
+_INTERVAL_S = 0.1
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Energy:
 
 
 @contextlib.contextmanager
-def measured_energy(nvml: Nvml | None, gpu: int, rapl: Path = RAPL) -> Iterator[Energy]:
+def measure_energy(nvml: Nvml | None, gpu: int, rapl: Path = RAPL) -> Iterator[Energy]:
     """Within, energy is counted; it is known behind the end.
 
     Args:
@@ -47,7 +47,7 @@ def measured_energy(nvml: Nvml | None, gpu: int, rapl: Path = RAPL) -> Iterator[
         if (power := nvml.read(gpu).power_w) is not None:
             watts.append(power)
 
-    task = BackgroundTask("energy", read_power, every_s=_EVERY_S, at_start=True)
+    task = BackgroundTask("energy", read_power, every_s=_INTERVAL_S, at_start=True)
     try:
         yield found
     finally:

@@ -7,8 +7,8 @@ import tempfile
 import time
 from typing import Any
 
-from pharmclf.benchmark.child import in_child
 from pharmclf.benchmark.options import MeasureOptions
+from pharmclf.benchmark.subprocess_call import run_in_subprocess
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import suppress_native_stderr
@@ -33,7 +33,7 @@ def benchmark_monitor(config: RunConfig, options: MeasureOptions, say: Say) -> d
         loop without and with readings ten times as often; holds: the share is below 1 %.
     """
     every_s = config.hardware_every_s or 5.0
-    row = in_child(measure_monitor, dataclasses.replace(config, workers="0"), every_s, options.seconds)
+    row = run_in_subprocess(measure_monitor, dataclasses.replace(config, workers="0"), every_s, options.seconds)
     say(
         f"hardware monitor: {1e3 * row['reading_s']:.1f} ms of processor time a reading, one every {every_s:g} s, and "
         f"{1e3 * row['writing_s']:.1f} ms a minute to write them: {row['share']:.2%} of a core (at most {ALLOWED:.0%})"
@@ -45,7 +45,7 @@ def benchmark_monitor(config: RunConfig, options: MeasureOptions, say: Say) -> d
     return {"backbone": config.backbone, "rows": [row], "holds": row["share"] < ALLOWED}
 
 
-class _Counted(NodeSampler):
+class _CountingSampler(NodeSampler):
     """This node, and how often it was read."""
 
     reads = 0
@@ -62,9 +62,9 @@ def measure_monitor(config: RunConfig, every_s: float, seconds: float) -> dict[s
         reading_s, writing_s = _processor_s(folder, seconds)
         with suppress_native_stderr():
             configure_devices_for(config)
-            from pharmclf.benchmark.noise import NoiseStep
+            from pharmclf.benchmark.synthetic_step import SyntheticStep
 
-            step = NoiseStep.of(config, build_phases(config)[0], "float32")
+            step = SyntheticStep.of(config, build_phases(config)[0], "float32")
             step()
             took, count = {False: 0.0, True: 0.0}, {False: 0, True: 0}
             for turn in range(2 * _ROUNDS):  # in turns: what else the machine does must not fall on one of them alone
@@ -86,7 +86,7 @@ def measure_monitor(config: RunConfig, every_s: float, seconds: float) -> dict[s
 
 def _processor_s(folder: str, seconds: float) -> tuple[float, float]:
     """Processor seconds of one reading, judged and kept, and of one writing, while nothing else runs here."""
-    reader = _Counted("127.0.0.1", [folder])
+    reader = _CountingSampler("127.0.0.1", [folder])
     monitor = _monitor(folder, _OFTEN_S, reader)
     time.sleep(5 * _OFTEN_S)  # what is done but once is behind
     first, before = reader.reads, time.process_time()

@@ -15,7 +15,7 @@ import ray.train
 from pharmclf import storage
 from pharmclf.benchmark.scaling_model import (
     GPUS,
-    Batch,
+    BatchScaling,
     Compute,
     ScalingOptions,
     StepModel,
@@ -41,12 +41,12 @@ from pharmclf.reporting.scaling_plots import scaling_png
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import build_phases
 
-PICTURE_FILE = "benchmark-scaling.png"
+PLOT_FILE = "benchmark-scaling.png"
 _ROUNDS = 9
 _STEPS = 2
 _STREAMED_STEPS = 8
-_MOST_SPREAD = 1.15  # above it the machine does other things meanwhile
-_BATCHES: dict[Batch, str] = {"fixed": "the same global batch", "grown": "a global batch for each worker"}
+_MAX_SPREAD = 1.15  # above it the machine does other things meanwhile
+_BATCHES: dict[BatchScaling, str] = {"fixed": "the same global batch", "grown": "a global batch for each worker"}
 
 
 def benchmark_scaling(config: RunConfig, options: ScalingOptions, say: Say) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def benchmark_scaling(config: RunConfig, options: ScalingOptions, say: Say) -> d
         ConfigError: too small a batch, or a number of GPU speeds that is not that of the phases.
     """
     names = [phase.name for phase in build_phases(config)]
-    given = _given_compute(options, names, config.batch_size)
+    given = _configured_compute(options, names, config.batch_size)
     sizes = _sizes(config.batch_size)
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         job = benchmark_job(config, folder)
@@ -103,7 +103,7 @@ def benchmark_scaling(config: RunConfig, options: ScalingOptions, say: Say) -> d
                 about = {"phase": name, "batch": batch, "link_gbit": gbit}
                 rows += [about | row for row in forecast(model, config.batch_size, batch)]
     spread = max(phase["spread"] for phase in phases)
-    if spread > _MOST_SPREAD:
+    if spread > _MAX_SPREAD:
         say(
             f"warning: half of the steps took {spread:.1f} times as long as the best one or longer: the machine does "
             "other things meanwhile, and these figures say little. Measure on a quiet one"
@@ -114,7 +114,7 @@ def benchmark_scaling(config: RunConfig, options: ScalingOptions, say: Say) -> d
     say("assumed:")
     for sentence in rests:
         say(f"  - {sentence}")
-    picture = storage.join(storage.absolute(config.storage), PICTURE_FILE)
+    picture = storage.join(storage.absolute(config.storage), PLOT_FILE)
     storage.write_bytes(picture, scaling_png(rows, {phase["phase"]: phase["bytes"] for phase in phases}))
     say(f"picture: {picture}")
     return {
@@ -125,7 +125,7 @@ def benchmark_scaling(config: RunConfig, options: ScalingOptions, say: Say) -> d
     }  # fmt: skip
 
 
-def _given_compute(options: ScalingOptions, phases: list[str], batch_size: int) -> list[Compute]:
+def _configured_compute(options: ScalingOptions, phases: list[str], batch_size: int) -> list[Compute]:
     """How a GPU computes in each phase, where its speed is given; else nothing.
 
     Raises:
@@ -161,7 +161,7 @@ def _measure(job: TrainingContext, sizes: tuple[int, ...]) -> dict[str, Any]:
     world = min(2, int(gpus)) if gpus else 2
     each = resources_per_worker(world, world, total.get("CPU", 0.0), gpus)
     precision = run_precision(dataclasses.replace(job.config, workers=str(world)))  # one for all, as in a run
-    job = dataclasses.replace(job, config=with_precision(job.config, precision), stream_cpus=each.loader_cpus)
+    job = dataclasses.replace(job, config=with_precision(job.config, precision), loader_cpus=each.loader_cpus)
     own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")
     # over the network, where there is one
     trainer = build_trainer(
@@ -178,12 +178,12 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     job: TrainingContext = settings["job"]
     context = ray.train.get_context()
     beside = context.get_local_world_size()
-    cores = _own_cores(context.get_local_rank(), beside)
+    cores = _pin_to_cores(context.get_local_rank(), beside)
     configure_devices_for(job.config)
     from pharmclf.benchmark import scaling_worker
     from pharmclf.training import collectives
 
-    plan = scaling_worker.Plan(
+    plan = scaling_worker.MeasurePlan(
         job=job, sizes=settings["sizes"], rounds=_ROUNDS, steps=_STEPS, streamed_steps=_STREAMED_STEPS
     )  # fmt: skip
     found = scaling_worker.measure(plan, collectives.init_distributed(cores))
@@ -191,7 +191,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     return found | {"place": f"{format_count(cores, 'core')} each, {nodes}"}
 
 
-def _own_cores(place: int, beside: int) -> int:
+def _pin_to_cores(place: int, beside: int) -> int:
     """Keep this process to its part of the node's cores, so that one worker is as fast as each of many.
 
     Args:

@@ -18,7 +18,7 @@ from pharmclf.core.errors import ConfigError
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """For how many the efficiency is forecast."""
 
-Batch = Literal["fixed", "grown"]
+BatchScaling = Literal["fixed", "grown"]
 """fixed: the global batch is the same for any number of workers, as in a run; grown: each worker has a whole one."""
 
 
@@ -201,14 +201,14 @@ class StepModel:
         return waits + self.network.all_reduce_s(self.size, workers)
 
 
-def images_each(batch_size: int, workers: int, batch: Batch) -> int | None:
+def images_each(batch_size: int, workers: int, batch: BatchScaling) -> int | None:
     """Images of a step on each worker; None: there are fewer images than workers."""
     if batch == "grown":
         return batch_size
     return -(-batch_size // workers) if workers <= batch_size else None
 
 
-def efficiency(one_s: float, many_s: float, workers: int, batch: Batch) -> float:
+def efficiency(one_s: float, many_s: float, workers: int, batch: BatchScaling) -> float:
     """Images/s of one of many workers, as a share of those of a worker alone.
 
     Args:
@@ -220,7 +220,9 @@ def efficiency(one_s: float, many_s: float, workers: int, batch: Batch) -> float
     return one_s / many_s / (1 if batch == "grown" else workers)
 
 
-def forecast(model: StepModel, batch_size: int, batch: Batch, gpus: Sequence[int] = GPUS) -> list[dict[str, Any]]:
+def forecast(
+    model: StepModel, batch_size: int, batch: BatchScaling, gpus: Sequence[int] = GPUS
+) -> list[dict[str, Any]]:
     """For each number of GPUs: gpus, images (on each), step_s, all_reduce_s, efficiency.
 
     Numbers for which there are fewer images than GPUs are left out.

@@ -28,7 +28,7 @@ _Networks = tuple[Any, Any]  # backbone and head
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MeasurePlan:
     """What is measured."""
 
     job: TrainingContext
@@ -43,7 +43,7 @@ class Plan:
     """Of each phase, on images from the stream."""
 
 
-def measure(plan: Plan, workers: Workers) -> dict[str, Any]:
+def measure(plan: MeasurePlan, workers: Workers) -> dict[str, Any]:
     """Measure all phases; every time is the best of the rounds, in seconds. (all ranks)
 
     Returns:
@@ -63,7 +63,9 @@ def measure(plan: Plan, workers: Workers) -> dict[str, Any]:
     shared = trainer.build_networks(job, workers, precision) if workers.world > 1 else None
     gather = allreduce_fn(workers, [tf.zeros(())])
     flats = [allreduce_fn(workers, [tf.zeros(size // 4)]) for size in _FLAT_BYTES] if shared else []
-    phases = {phase.name: _Phase(plan, phase, workers, own, shared, precision) for phase in build_phases(job.config)}
+    phases = {
+        phase.name: _PhaseTimer(plan, phase, workers, own, shared, precision) for phase in build_phases(job.config)
+    }
 
     flat_s: list[list[float]] = [[] for _ in flats]
     for _ in range(plan.rounds):
@@ -85,7 +87,7 @@ def measure(plan: Plan, workers: Workers) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _TimedStep:
     """A training step on a batch of noise that lies on the device."""
 
     model: TrainStep
@@ -100,11 +102,17 @@ class _Step:
         self.model.train_step(batch, self.vote).numpy()
 
 
-class _Phase:
+class _PhaseTimer:
     """The steps of one phase: of this worker alone with every size, and with the others."""
 
     def __init__(
-        self, plan: Plan, phase: Phase, workers: Workers, own: _Networks, shared: _Networks | None, precision: str
+        self,
+        plan: MeasurePlan,
+        phase: Phase,
+        workers: Workers,
+        own: _Networks,
+        shared: _Networks | None,
+        precision: str,
     ) -> None:
         """Trace all steps. (all ranks)
 
@@ -114,19 +122,19 @@ class _Phase:
         """
         self._workers, self._steps = workers, plan.steps
 
-        def step(group: Workers, networks: _Networks, batch_size: int) -> _Step:
+        def step(group: Workers, networks: _Networks, batch_size: int) -> _TimedStep:
             config = replace(plan.job.config, batch_size=batch_size)
             backbone, head = networks
             microbatch = plan.job.microbatches.get(phase.name, 0)
             model = TrainStep(config, group, backbone, head, phase.unfreeze_blocks, precision, microbatch=microbatch)
-            traced = _Step(model, synthetic_batch(config, -(-batch_size // group.world)), tf.constant(0.0))
+            traced = _TimedStep(model, synthetic_batch(config, -(-batch_size // group.world)), tf.constant(0.0))
             traced()
             return traced
 
         self._own = {size: step(collectives.single_worker(), own, size) for size in plan.sizes}
         trained = self._own[plan.sizes[-1]].model.trained
         self._parameters = sum(int(np.prod(variable.shape)) for variable in trained)
-        self._shared: dict[str, _Step] = {}
+        self._shared: dict[str, _TimedStep] = {}
         self._bare: Callable[[], None] | None = None
         if shared is not None:
             total = plan.sizes[-1]
@@ -167,12 +175,12 @@ class _Phase:
             "streamed": [],
         }
 
-    def step_of(self, group: Workers) -> _Step:
+    def step_of(self, group: Workers) -> _TimedStep:
         """The step with the run's batch on these workers."""
         return self._shared["fixed"] if group.world > 1 else list(self._own.values())[-1]
 
 
-def _reduced_bytes(step: _Step) -> int:
+def _reduced_bytes(step: _TimedStep) -> int:
     """Bytes that a step sums over the workers."""
     graph = step.model.train_step.get_concrete_function(step.batch, step.vote).graph
     summed = [operation.inputs[0] for operation in graph.get_operations() if "CollectiveReduce" in operation.type]
@@ -191,7 +199,7 @@ def _slowest(workers: Workers, times: list[list[float]]) -> list[float]:
     return total(tf.constant(each)).numpy().max(axis=0).min(axis=-1).tolist()
 
 
-def _streamed(plan: Plan, group: Workers, steps: Mapping[str, _Step]) -> dict[str, dict[str, Any]]:
+def _streamed(plan: MeasurePlan, group: Workers, steps: Mapping[str, _TimedStep]) -> dict[str, dict[str, Any]]:
     """Steps on images from the stream, phase after phase on one pipeline. (all ranks of the group)"""
     job = plan.job
     phases = build_phases(job.config)

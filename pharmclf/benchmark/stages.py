@@ -43,7 +43,7 @@ class _StopAfter:
         return self.epochs >= _LOOP_EPOCHS
 
 
-def benchmark(config: RunConfig, backbones: list[str], say: Say) -> dict[str, Any]:
+def benchmark_stages(config: RunConfig, backbones: list[str], say: Say) -> dict[str, Any]:
     """Measure images/s of decoding, of the stream, of the training step on a batch in memory, and of the loop.
 
     Each phase of each backbone is measured, in this process.

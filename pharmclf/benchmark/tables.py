@@ -11,12 +11,12 @@ NOTHING = "—"
 """What stands where there is no figure."""
 
 
-def number(value: float | None, digits: int = 1) -> str:
+def format_number(value: float | None, digits: int = 1) -> str:
     """A figure, or a dash where it is not known; large ones with commas."""
     return NOTHING if value is None else f"{value:,.{digits}f}"
 
 
-def times(value: float | None) -> str:
+def format_ratio(value: float | None) -> str:
     """A ratio: 3.4x."""
     return NOTHING if value is None else f"{value:.2f}x"
 

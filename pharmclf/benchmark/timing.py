@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 
-class Parts:
+class Stopwatch:
     """Where the time goes, as seconds between named moments."""
 
     def __init__(self, began: float) -> None:
@@ -25,7 +25,7 @@ class Parts:
         self._last = now
 
 
-def pace(sizes: Iterator[int], first: int, seconds: float, now: Callable[[], float] = time.perf_counter) -> float:
+def throughput(sizes: Iterator[int], first: int, seconds: float, now: Callable[[], float] = time.perf_counter) -> float:
     """Images/s.
 
     Args:

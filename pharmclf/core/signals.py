@@ -8,7 +8,7 @@ import sys
 from types import FrameType
 
 
-class StopRequested(Exception):
+class StopRequested(Exception):  # noqa: N818 - a request, no error
     """A stop was requested; what is finished stays."""
 
 

@@ -168,7 +168,7 @@ def train_on_workers(job: TrainingContext, observer: Callback, *, share: float =
 
 def with_loader_cpus(job: TrainingContext, share: float = 1.0) -> TrainingContext:
     """The job of a run in this process: one CPU is its own, the rest of its share of the cluster decodes."""
-    return dataclasses.replace(job, stream_cpus=max(1.0, share * ray.cluster_resources().get("CPU", 0.0) - 1))
+    return dataclasses.replace(job, loader_cpus=max(1.0, share * ray.cluster_resources().get("CPU", 0.0) - 1))
 
 
 def _train_here(job: TrainingContext, observer: Callback) -> dict[str, Any]:

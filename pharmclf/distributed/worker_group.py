@@ -104,7 +104,7 @@ class WorkerGroupRun:
         here = NodeAffinitySchedulingStrategy(node, soft=False)
         self._relay = ray.remote(num_cpus=0)(DriverChannel).options(scheduling_strategy=here).remote()
         own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")  # Ray's own notes; checkpoints are ours
-        job = dataclasses.replace(self.job, stream_cpus=self.team.each.loader_cpus)
+        job = dataclasses.replace(self.job, loader_cpus=self.team.each.loader_cpus)
         settings = {"job": job, "relay": self._relay, "number": self.number, "driver_node": node}
         # GPUs of one node exchange gradients faster; without GPUs a node's cores are what a worker needs
         placement = "PACK" if self.team.each.gpus else "SPREAD"
@@ -240,7 +240,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
         configure_devices_for(job.config)
         threads = max(1, usable_cores() // world) if world > 1 else None
-        workers = dataclasses.replace(collectives.init_distributed(threads), pulse=pulse)
+        workers = dataclasses.replace(collectives.init_distributed(threads), progress=pulse)
         # one process of each node reads it; the driver reads its own
         reads = context.get_local_rank() == 0 and ray.get_runtime_context().get_node_id() != settings["driver_node"]
         with sampling(

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from pharmclf.benchmark.parts import PARTS
+from pharmclf.benchmark.registry import BENCHMARKS
 from pharmclf.cli import take_command
 
 
@@ -18,5 +18,5 @@ def test_only_the_first_word_names_a_benchmark(
     line: list[str], command: str, left: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *line])
-    assert take_command(PARTS) == command
+    assert take_command(BENCHMARKS) == command
     assert sys.argv == ["benchmark.py", *left]

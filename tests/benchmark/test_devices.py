@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pharmclf.benchmark import devices
-from pharmclf.benchmark.child import in_child
 from pharmclf.benchmark.device_step import measure_steps
+from pharmclf.benchmark.subprocess_call import run_in_subprocess
 from pharmclf.config import ConfigError, HeadConfig, RunConfig
 from pharmclf.training.phases import Phase, build_phases
 
@@ -20,7 +20,7 @@ PHASES = build_phases(CONFIG)
 
 @pytest.mark.tf
 def test_each_phase_has_its_own_figures_from_one_process():
-    found = in_child(measure_steps, CONFIG, PHASES, "float32", None, 0.1)
+    found = run_in_subprocess(measure_steps, CONFIG, PHASES, "float32", None, 0.1)
     assert list(found) == ["phase1", "phase2"]
     for values in found.values():
         assert values["skipped"] == ""
@@ -41,7 +41,7 @@ def dies_in_phase2(
 
 def test_a_phase_that_kills_its_process_leaves_the_figures_of_the_other(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(devices, "measure_steps", dies_in_phase2)
-    found = devices.measured(CONFIG, PHASES, "float32", None, 2.0)
+    found = devices.measure_steps_in_subprocess(CONFIG, PHASES, "float32", None, 2.0)
     assert found["phase1"]["images_per_second"] == 2.0
     assert found["phase2"] == {"skipped": "its process died, killed perhaps for want of memory"}
 
@@ -53,4 +53,4 @@ def refuses(*_: Any) -> dict[str, dict[str, Any]]:
 def test_bad_input_is_not_taken_for_a_device_that_cannot(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(devices, "measure_steps", refuses)
     with pytest.raises(ConfigError, match="nothing of the kind"):
-        devices.measured(CONFIG, PHASES, "float32", None, 2.0)
+        devices.measure_steps_in_subprocess(CONFIG, PHASES, "float32", None, 2.0)

@@ -11,10 +11,10 @@ from PIL import Image
 
 from pharmclf.benchmark.class_folders import link_splits
 from pharmclf.benchmark.devices import devices_table, with_ratios
-from pharmclf.benchmark.energy import measured_energy
-from pharmclf.benchmark.pictures import picture
-from pharmclf.benchmark.plain import comparable, compare, plain_table
-from pharmclf.benchmark.timing import pace
+from pharmclf.benchmark.energy import measure_energy
+from pharmclf.benchmark.plots import plot_report
+from pharmclf.benchmark.timing import throughput
+from pharmclf.benchmark.vs_keras import compare, comparison_table, is_comparable
 from pharmclf.config import ConfigError
 from pharmclf.data.manifest import Manifest
 from pharmclf.monitoring import GpuReading
@@ -49,12 +49,12 @@ def test_more_images_a_second_are_a_ratio_above_one_and_fewer_seconds_too():
 
 
 def test_sides_whose_intervals_do_not_meet_are_marked_as_not_comparable():
-    assert comparable(SIDES) == {"plain": True}
+    assert is_comparable(SIDES) == {"plain": True}
     worse = {**SIDES, "ours": side(60.0, 5.0, 15.0, 0.7)}
-    assert comparable(worse) == {"plain": False}
-    report = {"sides": worse, "rows": compare(worse), "comparable": comparable(worse), "backbone": "lite"}
-    assert any("not comparable" in line for line in plain_table(report))
-    assert not any("not comparable" in line for line in plain_table(report | {"comparable": {"plain": True}}))
+    assert is_comparable(worse) == {"plain": False}
+    report = {"sides": worse, "rows": compare(worse), "comparable": is_comparable(worse), "backbone": "lite"}
+    assert any("not comparable" in line for line in comparison_table(report))
+    assert not any("not comparable" in line for line in comparison_table(report | {"comparable": {"plain": True}}))
 
 
 def step(gpu: int | None, precision: str, rate: float | None, phase: str = "phase1") -> dict[str, Any]:
@@ -79,14 +79,14 @@ def test_a_device_is_compared_with_the_processors_in_float32_in_the_same_phase()
 @pytest.mark.parametrize(
     ("name", "report"),
     [
-        ("plain", {"sides": SIDES, "rows": compare(SIDES), "comparable": comparable(SIDES)}),
+        ("plain", {"sides": SIDES, "rows": compare(SIDES), "comparable": is_comparable(SIDES)}),
         ("devices", {"rows": ROWS}),
         ("monitor", {"rows": [{"share": 0.004, "without": 50.0, "with_often": 49.0}]}),
         ("stages", {"rows": [{"backbone": "lite", "phase": "phase1", "stream": 90.0, "step": 40.0, "loop": 38.0}]}),
     ],
 )
 def test_each_report_is_drawn(name: str, report: dict[str, Any]):
-    drawn = picture(name, report | {"backbone": "lite", "machine": {"processor": "one", "cores": 2}})
+    drawn = plot_report(name, report | {"backbone": "lite", "machine": {"processor": "one", "cores": 2}})
     assert drawn is not None
     with Image.open(io.BytesIO(drawn)) as image:
         assert image.format == "PNG"
@@ -95,13 +95,13 @@ def test_each_report_is_drawn(name: str, report: dict[str, Any]):
 
 
 def test_a_benchmark_that_draws_its_own_picture_is_left_alone():
-    assert picture("scaling", {"rows": []}) is None
+    assert plot_report("scaling", {"rows": []}) is None
 
 
 def test_the_pace_counts_from_behind_the_first_epoch():
     clock = iter([10.0, 11.0, 12.0, 13.0, 13.0])
     # two batches of the first epoch, then three of 8 images in three seconds
-    assert pace(iter([5, 5, 8, 8, 8, 8]), 2, 3.0, lambda: next(clock)) == 8.0
+    assert throughput(iter([5, 5, 8, 8, 8, 8]), 2, 3.0, lambda: next(clock)) == 8.0
 
 
 class Card:
@@ -121,11 +121,11 @@ def test_energy_is_what_the_counters_have_risen_by_also_over_their_end(tmp_path:
         folder.mkdir()
         (folder / "energy_uj").write_text("9000000")
         (folder / "max_energy_range_uj").write_text("10000000")
-    with measured_energy(None, 0, tmp_path) as energy:
+    with measure_energy(None, 0, tmp_path) as energy:
         (package / "energy_uj").write_text("2000000")
         (part / "energy_uj").write_text("9900000")  # is in the package's already
     assert energy.joules == 3.0
-    with measured_energy(None, 0, tmp_path / "none") as unknown:
+    with measure_energy(None, 0, tmp_path / "none") as unknown:
         pass
     assert unknown.joules is None
 
@@ -133,7 +133,7 @@ def test_energy_is_what_the_counters_have_risen_by_also_over_their_end(tmp_path:
 def test_energy_of_a_card_is_its_power_over_the_time():
     import time
 
-    with measured_energy(Card(), 0) as energy:
+    with measure_energy(Card(), 0) as energy:
         began = time.perf_counter()
         time.sleep(0.15)
         took = time.perf_counter() - began

@@ -27,7 +27,7 @@ def test_two_workers_are_measured_and_the_model_is_checked_against_them(
     shared_ray: None, drawn_images: str, tmp_path: Path
 ):
     """Bytes as the graph sums them are those of the trained parameters and of three sums; every part has a time."""
-    from pharmclf.benchmark.scaling import PICTURE_FILE, benchmark_scaling
+    from pharmclf.benchmark.scaling import PLOT_FILE, benchmark_scaling
 
     lines: list[str] = []
     options = ScalingOptions(gpu_images_per_second=(500.0, 400.0), link_gbit=(10.0, 100.0), tolerance=1e-9)
@@ -49,7 +49,7 @@ def test_two_workers_are_measured_and_the_model_is_checked_against_them(
     assert report["holds"] is False  # nothing is exact to a billionth
     assert any("does NOT hold" in line for line in lines)
     assert len(report["rows"]) == 2 * 2 * len(GPUS) + 2 * 2 * 4  # of a batch of 8 no more than 8 have a part
-    with Image.open(io.BytesIO((tmp_path / PICTURE_FILE).read_bytes())) as picture:
+    with Image.open(io.BytesIO((tmp_path / PLOT_FILE).read_bytes())) as picture:
         assert picture.format == "PNG"
 
 

@@ -6,7 +6,7 @@ import pytest
 from calling_jobs import PROGRAMS, ROOT, call_job
 from goldens import GOLDENS, check_golden
 
-from pharmclf.benchmark.parts import PARTS
+from pharmclf.benchmark.registry import BENCHMARKS
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def test_the_options_of_each_benchmark_are_their_golden_text(request: pytest.Fix
     """Those that jobs/benchmark.py does not have without the name of a part."""
     config, texts = f"--config={ROOT}/jobs/configs/benchmark.yaml", []  # so that all have the same defaults
     shared = set(help_of("jobs/benchmark.py", config).splitlines())
-    for part in sorted(PARTS):
+    for part in sorted(BENCHMARKS):
         lines = help_of("jobs/benchmark.py", part, config).splitlines()
         texts += [f"# {part}", *(line for line in lines if line not in shared)]
     check_golden("help/benchmark-parts.txt", "\n".join(texts) + "\n", request)

@@ -35,15 +35,15 @@ def folders(drawn_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_each_phase_trains_the_same_number_of_parameters_as_a_run():
-    from pharmclf.benchmark.noise import NoiseStep
-    from pharmclf.benchmark.plain_keras import build_plain, compile_phase
+    from pharmclf.benchmark.keras_baseline import build_baseline, compile_phase
+    from pharmclf.benchmark.synthetic_step import SyntheticStep
     from pharmclf.training.phases import build_phases
 
-    plain = build_plain(CONFIG, 10)
+    plain = build_baseline(CONFIG, 10)
     counts = []
     for phase in build_phases(CONFIG):
         compile_phase(plain, CONFIG, phase, 10)
-        ours = NoiseStep.of(CONFIG, phase, "float32").model.trained
+        ours = SyntheticStep.of(CONFIG, phase, "float32").model.trained
         mine = [tuple(variable.shape) for variable in plain.trainable_variables]
         assert sorted(mine) == sorted(tuple(variable.shape) for variable in ours)
         counts.append(sum(int(np.prod(shape)) for shape in mine))
@@ -54,7 +54,7 @@ def test_each_phase_trains_the_same_number_of_parameters_as_a_run():
 def test_it_reads_the_splits_whole_and_in_the_same_range_as_a_run(
     folders: Path, drawn_manifest: Manifest, cached: bool
 ):
-    from pharmclf.benchmark.plain_keras import datasets
+    from pharmclf.benchmark.keras_baseline import datasets
 
     data = datasets(dataclasses.replace(CONFIG, augment=AugmentConfig()), folders, cached=cached)
     for split in ("train", "validation", "test"):
@@ -73,18 +73,18 @@ _STILL = AugmentConfig(rotation_deg=0, shift=0, shear=0, zoom=0, horizontal_flip
 
 
 def test_normalisation_stays_in_inference_mode_while_its_layers_are_trained(folders: Path):
-    from pharmclf.benchmark.plain_keras import build_plain, datasets, predict_plain, train_plain
+    from pharmclf.benchmark.keras_baseline import build_baseline, datasets, predict_baseline, train_baseline
 
-    model = build_plain(CONFIG, 10)
+    model = build_baseline(CONFIG, 10)
     moving = {v.path: v.numpy() for v in model.backbone.variables if "moving" in v.path}
     before = [v.numpy() for v in model.backbone.variables]
     data = datasets(CONFIG, folders, cached=True)
-    phases = train_plain(model, CONFIG, data, np.full(10, 4))
+    phases = train_baseline(model, CONFIG, data, np.full(10, 4))
     assert [phase["epochs"] for phase in phases.values()] == [1, 1]
     assert moving
     assert all(np.array_equal(v.numpy(), moving[v.path]) for v in model.backbone.variables if v.path in moving)
     assert any(not np.array_equal(v.numpy(), old) for v, old in zip(model.backbone.variables, before, strict=True))
-    hits = predict_plain(model, data, folders)["hits"]
+    hits = predict_baseline(model, data, folders)["hits"]
     assert sorted(hits) == sorted(int(path.stem) for path in (folders / "test").glob("*/*"))
 
 
@@ -92,12 +92,12 @@ def test_normalisation_stays_in_inference_mode_while_its_layers_are_trained(fold
 @pytest.mark.slow
 def test_both_sides_are_measured_and_tested_on_the_same_images(tmp_path: Path):
     from pharmclf.benchmark.options import MeasureOptions
-    from pharmclf.benchmark.plain import benchmark_plain
+    from pharmclf.benchmark.vs_keras import benchmark_vs_keras
 
     config = dataclasses.replace(CONFIG, storage=str(tmp_path), demo=DemoConfig(images_per_class=8),
                                  activations="always")  # fmt: skip
     lines: list[str] = []
-    report: dict[str, Any] = benchmark_plain(config, MeasureOptions(sides=("plain",), seconds=0.5), lines.append)
+    report: dict[str, Any] = benchmark_vs_keras(config, MeasureOptions(sides=("plain",), seconds=0.5), lines.append)
     plain, ours = report["sides"]["plain"], report["sides"]["ours"]
     assert set(plain["phases"]) == set(ours["phases"]) == {"phase1", "phase2"}
     for side in (plain, ours):

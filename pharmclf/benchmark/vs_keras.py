@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.benchmark.child import in_child
 from pharmclf.benchmark.class_folders import link_splits
+from pharmclf.benchmark.keras_run import run_keras
 from pharmclf.benchmark.options import MeasureOptions
-from pharmclf.benchmark.our_side import our_side
-from pharmclf.benchmark.plain_side import plain_side
-from pharmclf.benchmark.tables import number, times
+from pharmclf.benchmark.pharmclf_run import run_pharmclf
+from pharmclf.benchmark.subprocess_call import run_in_subprocess
+from pharmclf.benchmark.tables import format_number, format_ratio
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
@@ -30,11 +30,11 @@ OURS = "ours"
 TITLES = {"plain": "plain Keras", "cached": "plain, cached", OURS: "this"}
 
 
-def benchmark_plain(config: RunConfig, options: MeasureOptions, say: Say) -> dict[str, Any]:
+def benchmark_vs_keras(config: RunConfig, options: MeasureOptions, say: Say) -> dict[str, Any]:
     """Do the job of a configuration in plain Keras and as a run, one after the other, each in a fresh process.
 
     Args:
-        config: the run; it trains in one process, and keeps activations as `activations` and `augment.views` say.
+        config: the run; it trains in one process, and keeps activations as `feature_cache` and `augment.views` say.
         options: which plain ways, and how long inputs are measured alone.
         say: takes lines for the console.
 
@@ -57,18 +57,18 @@ def benchmark_plain(config: RunConfig, options: MeasureOptions, say: Say) -> dic
         for name in options.sides:
             say(f"training in {TITLES[name]}")
             settings = config, f"{folder}/splits", len(manifest.class_names), name == "cached", options.seconds
-            sides[name] = in_child(plain_side, *settings, time.time())
+            sides[name] = run_in_subprocess(run_keras, *settings, time.time())
         say("training with this package")
-        sides[OURS] = in_child(our_side, config, options.seconds, time.time())
+        sides[OURS] = run_in_subprocess(run_pharmclf, config, options.seconds, time.time())
     for side in sides.values():
         accuracy = _accuracy(side.pop("hits"), manifest)
         side |= {"test_accuracy": accuracy.value, "interval": [accuracy.low, accuracy.high]}
     report = {
         "backbone": config.backbone, "image_size": config.image_size, "batch_size": config.batch_size,
         "views": config.views, "train_images": len(manifest.rows("train")), "sides": sides,
-        "test_images": len(manifest.rows("test")), "rows": compare(sides), "comparable": comparable(sides),
+        "test_images": len(manifest.rows("test")), "rows": compare(sides), "comparable": is_comparable(sides),
     }  # fmt: skip
-    for line in plain_table(report):
+    for line in comparison_table(report):
         say(line)
     return report
 
@@ -85,7 +85,7 @@ def _accuracy(hits: Mapping[int, bool], manifest: Manifest) -> Estimate:
     return proportion(np.array([hits[row] for row in rows.tolist()]), manifest.table["group"].to_numpy()[rows])
 
 
-def comparable(sides: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
+def is_comparable(sides: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
     """For each plain way, whether the interval of its test accuracy meets ours; else it was not the same job. Pure."""
     low, high = sides[OURS]["interval"]
     return {name: side["interval"][0] <= high and low <= side["interval"][1]
@@ -118,17 +118,17 @@ def _row(what: str, unit: str, values: dict[str, float]) -> dict[str, Any]:
     return {"what": what, "unit": unit, "values": values, "ratios": ratios}
 
 
-def plain_table(report: Mapping[str, Any]) -> list[str]:
+def comparison_table(report: Mapping[str, Any]) -> list[str]:
     """The comparison as lines of text."""
     sides = report["sides"]
     others = [name for name in sides if name != OURS]
     lines = []
     for row in report["rows"]:
         digits = 1 if row["unit"] else 0
-        values = [number(row["values"].get(name), digits) for name in sides]
-        lines.append([row["what"], row["unit"], *values, *(times(row["ratios"].get(name)) for name in others)])
+        values = [format_number(row["values"].get(name), digits) for name in sides]
+        lines.append([row["what"], row["unit"], *values, *(format_ratio(row["ratios"].get(name)) for name in others)])
     for name, rate in sides[OURS]["kept_per_s"].items():
-        lines.append([f"{name}: kept activations read", "images/s", *("—" for _ in others), number(rate),
+        lines.append([f"{name}: kept activations read", "images/s", *("—" for _ in others), format_number(rate),
                       *("—" for _ in others)])  # fmt: skip
     shown = ["{:.3f} ({:.3f}-{:.3f})".format(side["test_accuracy"], *side["interval"]) for side in sides.values()]
     marks = ["equal" if report["comparable"][name] else "NOT EQUAL" for name in others]

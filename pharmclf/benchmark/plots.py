@@ -11,7 +11,7 @@ _TITLES = {"plain": "plain Keras", "cached": "plain Keras, cache()", "ours": "th
 Report = Mapping[str, Any]
 
 
-def picture(name: str, report: Report) -> bytes | None:
+def plot_report(name: str, report: Report) -> bytes | None:
     """The PNG of a report; None where the benchmark draws its own, or has nothing to draw.
 
     Args:

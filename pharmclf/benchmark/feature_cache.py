@@ -23,10 +23,10 @@ from pharmclf.models.devices import configure_devices_for
 _BATCH = 16  # pictures of a timed pass through a prefix
 _TIMES = 3
 _ROUNDS = 7
-_LEAST_GAIN = 1.05
+_MIN_GAIN = 1.05
 
 
-def benchmark_activations(config: RunConfig, say: Say) -> dict[str, Any]:
+def benchmark_feature_cache(config: RunConfig, say: Say) -> dict[str, Any]:
     """Measure whole runs with and without kept activations, and what each cut of the backbone costs to keep.
 
     Args:
@@ -126,7 +126,7 @@ def _cuts(config: RunConfig, say: Say) -> list[dict[str, Any]]:
             {"depth": depth, "shape": list(values.shape[1:]), "bytes": values[0].nbytes, "compute_ms": compute_ms,
              "write_ms": write_ms, "read_ms": read_ms, "gain": gain}
         )  # fmt: skip
-        verdict = f"{gain:.2f}x" if gain >= _LEAST_GAIN else f"{gain:.2f}x: does not pay"
+        verdict = f"{gain:.2f}x" if gain >= _MIN_GAIN else f"{gain:.2f}x: does not pay"
         say(
             f"{depth:>2} blocks trained: {values[0].nbytes / 1e3:7.1f} kB  compute {compute_ms:6.2f}  "
             f"write {write_ms:5.2f}  read {read_ms:5.2f} ms a picture  {config.phase2.epochs} epochs {verdict}"

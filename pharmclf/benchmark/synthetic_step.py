@@ -20,14 +20,14 @@ _CLASSES = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class NoiseStep:
+class SyntheticStep:
     """A training step of one phase, again and again on the same batch of noise."""
 
     model: TrainStep
     batch: Batch
 
     @staticmethod
-    def of(config: RunConfig, phase: Phase, precision: str) -> NoiseStep:
+    def of(config: RunConfig, phase: Phase, precision: str) -> SyntheticStep:
         """The step of a phase as this process alone takes it, on random weights; nothing is traced yet."""
         nobody = np.zeros(0, np.int64)
         job = TrainingContext(
@@ -43,7 +43,7 @@ class NoiseStep:
         workers = collectives.single_worker()
         networks = trainer.build_networks(job, workers, precision)
         model = TrainStep(job.config, workers, *networks, phase.unfreeze_blocks, precision)
-        return NoiseStep(model, synthetic_batch(config, config.batch_size))
+        return SyntheticStep(model, synthetic_batch(config, config.batch_size))
 
     def __call__(self) -> Any:
         """Take a step and wait for it -> loss sum, correct, stop votes."""

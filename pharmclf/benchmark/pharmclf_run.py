@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from pharmclf import pipeline, storage
-from pharmclf.benchmark.timing import Parts, pace
+from pharmclf.benchmark.timing import Stopwatch, throughput
 from pharmclf.config import RunConfig
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.prepare import split_manifest
@@ -26,14 +26,14 @@ _INPUT_EPOCHS = 1000  # more than are read; the stream must not come to its end
 _TESTS = "testing the saved model"  # how the line begins that a run says when it has trained
 
 
-def our_side(config: RunConfig, input_s: float, began: float) -> dict[str, Any]:
+def run_pharmclf(config: RunConfig, input_s: float, began: float) -> dict[str, Any]:
     """A run as jobs/train.py does it, in a storage of its own that holds nothing yet.
 
     Returns:
-        As `plain_side.plain_side`, whole_s to the written report; kept_per_s: images/s of reading what is
+        As `keras_run.run_keras`, whole_s to the written report; kept_per_s: images/s of reading what is
         kept, by phase.
     """
-    parts = Parts(began)
+    parts = Stopwatch(began)
     parts.end("start")
 
     def say(line: str) -> None:
@@ -104,6 +104,6 @@ def _read(job: TrainingContext, phase: Phase, input_s: float) -> float:
 
     batches = device_batches(job, phase, plan, 0)
     try:
-        return pace(sizes(batches), plan.train_steps, input_s)
+        return throughput(sizes(batches), plan.train_steps, input_s)
     finally:
         batches.close()

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from pharmclf.benchmark.timing import Parts, pace
+from pharmclf.benchmark.timing import Stopwatch, throughput
 from pharmclf.config import RunConfig
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.models.devices import configure_devices
 
 
-def plain_side(
+def run_keras(
     config: RunConfig, folder: str, num_classes: int, cached: bool, input_s: float, began: float
 ) -> dict[str, Any]:
     """The plain way.
@@ -33,26 +33,26 @@ def plain_side(
         seconds, epochs and images/s of each; hits: row -> whether the model is right; input_per_s: images/s of reading
         and augmenting alone, behind the first epoch.
     """
-    parts = Parts(began)
+    parts = Stopwatch(began)
     with suppress_native_stderr():
-        from pharmclf.benchmark import plain_keras
+        from pharmclf.benchmark import keras_baseline
 
         configure_devices(deterministic=False, gpus=config.accelerator != "cpu")
         parts.end("start")
         place = Path(folder)
-        data = plain_keras.datasets(config, place, cached=cached)
+        data = keras_baseline.datasets(config, place, cached=cached)
         counts = [len(list(each.iterdir())) for each in sorted((place / "train").iterdir())]
-        model = plain_keras.build_plain(config, num_classes)
+        model = keras_baseline.build_baseline(config, num_classes)
         parts.end("build")
-        phases = plain_keras.train_plain(model, config, data, np.array(counts))
+        phases = keras_baseline.train_baseline(model, config, data, np.array(counts))
         parts.end("train")
-        tested = plain_keras.predict_plain(model, data, place)
+        tested = keras_baseline.predict_baseline(model, data, place)
         with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as own:
-            plain_keras.save_plain(model, Path(own) / "model.keras")
+            keras_baseline.save_baseline(model, Path(own) / "model.keras")
         parts.end("test")
         whole_s = time.time() - began
         batches = (len(images) for images, _ in data["train"].repeat())
-        rate = pace(batches, -(-sum(counts) // config.batch_size), input_s)
+        rate = throughput(batches, -(-sum(counts) // config.batch_size), input_s)
     seconds = parts.seconds
     split = {name: phase["seconds"] for name, phase in phases.items()}
     seconds |= {"build": seconds["build"] + seconds.pop("train") - sum(split.values())}

@@ -25,7 +25,7 @@ from pharmclf.training.phases import Phase, build_phases
 _TUNED = tf.data.AUTOTUNE
 
 
-class PlainModel(keras.Model):
+class BaselineModel(keras.Model):
     """Backbone and head; the backbone runs in inference mode whatever `fit` asks for, as its normalisation must."""
 
     def __init__(self, backbone: keras.Model, head: keras.Model) -> None:
@@ -102,15 +102,15 @@ def datasets(config: RunConfig, folder: Path, *, cached: bool) -> dict[str, tf.d
     return {split: data.prefetch(_TUNED) for split, data in found.items()}
 
 
-def build_plain(config: RunConfig, num_classes: int) -> PlainModel:
+def build_baseline(config: RunConfig, num_classes: int) -> BaselineModel:
     """The model of a run, its weights the same as there."""
     keras.config.set_dtype_policy(resolve_precision(config.precision, gpu_compute_capability()))
     keras.utils.set_random_seed(config.seed)
     backbone = build_backbone(config.backbone, config.image_size, config.weights)
-    return PlainModel(backbone, build_head(config.head, backbone.output.shape[-1], num_classes, config.seed))
+    return BaselineModel(backbone, build_head(config.head, backbone.output.shape[-1], num_classes, config.seed))
 
 
-def compile_phase(model: PlainModel, config: RunConfig, phase: Phase, steps: int) -> None:
+def compile_phase(model: BaselineModel, config: RunConfig, phase: Phase, steps: int) -> None:
     """Choose what a phase trains, and how.
 
     Args:
@@ -137,8 +137,8 @@ def compile_phase(model: PlainModel, config: RunConfig, phase: Phase, steps: int
     model.compile(optimizer=adam, loss=loss, metrics=["accuracy"], jit_compile=config.xla)
 
 
-def train_plain(
-    model: PlainModel, config: RunConfig, data: dict[str, tf.data.Dataset], counts: np.ndarray
+def train_baseline(
+    model: BaselineModel, config: RunConfig, data: dict[str, tf.data.Dataset], counts: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """Both phases with `fit`, each left with its best weights.
 
@@ -183,7 +183,9 @@ def _callbacks(config: RunConfig, phase: Phase) -> Iterator[keras.callbacks.Call
         )
 
 
-def predict_plain(model: PlainModel, data: dict[str, tf.data.Dataset], folder: Path) -> dict[str, dict[int, bool]]:
+def predict_baseline(
+    model: BaselineModel, data: dict[str, tf.data.Dataset], folder: Path
+) -> dict[str, dict[int, bool]]:
     """Predict the test images -> `hits`: for each row of the manifest, whether the model is right."""
     found = model.predict(data["test"], verbose=0).argmax(axis=1)
     files = sorted((folder / "test").glob("*/*"), key=lambda path: (path.parent.name, path.name))
@@ -192,6 +194,6 @@ def predict_plain(model: PlainModel, data: dict[str, tf.data.Dataset], folder: P
     }
 
 
-def save_plain(model: PlainModel, location: Path) -> None:
+def save_baseline(model: BaselineModel, location: Path) -> None:
     """Write the trained model, as a run does."""
     build_inference_model(model.backbone, model.head).save(location)

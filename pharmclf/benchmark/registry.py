@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.benchmark.child import in_child
 from pharmclf.benchmark.options import MeasureOptions
-from pharmclf.benchmark.pictures import picture
+from pharmclf.benchmark.plots import plot_report
 from pharmclf.benchmark.scaling_model import ScalingOptions
+from pharmclf.benchmark.subprocess_call import run_in_subprocess
 from pharmclf.benchmark.tables import machine
 from pharmclf.config import RunConfig
 from pharmclf.core.console import print_line
@@ -26,7 +26,7 @@ _QUICK = MeasureOptions(sides=("plain",), seconds=2.0)
 
 
 @dataclass(frozen=True)
-class Part:
+class Benchmark:
     """One benchmark."""
 
     work: str
@@ -39,16 +39,16 @@ class Part:
     """What else it takes there; given the folder of the project."""
 
 
-PARTS = {
-    "plain": Part("plain:benchmark_plain", "lookalikes-quick.yaml", MeasureOptions()),
-    "stages": Part("stages:benchmark", extra=lambda _: BACKBONES),
-    "devices": Part("devices:benchmark_devices", options=MeasureOptions()),
-    "monitor": Part("monitor_cost:benchmark_monitor", options=MeasureOptions()),
-    "activations": Part("activations:benchmark_activations"),
-    "scaling": Part("scaling:benchmark_scaling", "scaling.yaml", ScalingOptions()),
-    "sweep": Part("sweep:benchmark_sweep", extra=lambda home: home / "tune" / "space.yaml"),
-    "storage": Part("remote:benchmark_storage"),
-    "predict": Part("inference:benchmark_inference"),
+BENCHMARKS = {
+    "plain": Benchmark("vs_keras:benchmark_vs_keras", "lookalikes-quick.yaml", MeasureOptions()),
+    "stages": Benchmark("stages:benchmark_stages", extra=lambda _: BACKBONES),
+    "devices": Benchmark("devices:benchmark_devices", options=MeasureOptions()),
+    "monitor": Benchmark("monitor_cost:benchmark_monitor", options=MeasureOptions()),
+    "activations": Benchmark("feature_cache:benchmark_feature_cache"),
+    "scaling": Benchmark("scaling:benchmark_scaling", "scaling.yaml", ScalingOptions()),
+    "sweep": Benchmark("sweep:benchmark_sweep", extra=lambda home: home / "tune" / "space.yaml"),
+    "storage": Benchmark("storage_throughput:benchmark_storage"),
+    "predict": Benchmark("inference:benchmark_inference"),
 }
 ALL = ("plain", "stages", "devices", "monitor", "activations", "scaling", "sweep")
 """Those that run where none is named."""
@@ -56,16 +56,16 @@ QUICK = ("plain", "devices")
 """Those of --quick."""
 
 
-def part_of(name: str, *, quick: bool) -> Part:
+def get_benchmark(name: str, *, quick: bool) -> Benchmark:
     """A benchmark by its name, with --quick on few small images."""
-    part = PARTS[name]
+    part = BENCHMARKS[name]
     if not quick:
         return part
     options = _QUICK if isinstance(part.options, MeasureOptions) else part.options
     return dataclasses.replace(part, file=QUICK_FILE, options=options)
 
 
-def run_part(name: str, config: RunConfig, options: Any, home: Path) -> dict[str, Any]:
+def run_benchmark(name: str, config: RunConfig, options: Any, home: Path) -> dict[str, Any]:
     """Run a benchmark; its report and picture are written below the storage.
 
     Args:
@@ -74,7 +74,7 @@ def run_part(name: str, config: RunConfig, options: Any, home: Path) -> dict[str
         options: of its own; None where it has none.
         home: folder of the project.
     """
-    part = PARTS[name]
+    part = BENCHMARKS[name]
     check_destination("--storage", storage.absolute(config.storage))
     module, function = part.work.split(":")
     arguments = [options] if part.options is not None else [part.extra(home)] if part.extra else []
@@ -82,13 +82,13 @@ def run_part(name: str, config: RunConfig, options: Any, home: Path) -> dict[str
     report: dict[str, Any] = {"benchmark": name, "machine": machine()} | work(config, *arguments, print_line)
     place = storage.absolute(config.storage)
     storage.write_json(storage.join(place, f"benchmark-{name}.json"), report)
-    if drawn := picture(name, report):
+    if drawn := plot_report(name, report):
         storage.write_bytes(storage.join(place, f"benchmark-{name}.png"), drawn)
     print_line(f"{name}: {len(report['rows'])} rows, written to {storage.join(place, f'benchmark-{name}.json')}")
     return report
 
 
-def run_parts(names: tuple[str, ...], configs: dict[str, tuple[Any, RunConfig]], home: Path) -> dict[str, Any]:
+def run_benchmarks(names: tuple[str, ...], configs: dict[str, tuple[Any, RunConfig]], home: Path) -> dict[str, Any]:
     """Run several, each in a fresh process; one that fails is named, and the others go on -> name -> report.
 
     Args:
@@ -101,7 +101,7 @@ def run_parts(names: tuple[str, ...], configs: dict[str, tuple[Any, RunConfig]],
         print_line(f"=== {name}")
         options, config = configs[name]
         try:
-            reports[name] = in_child(run_part, name, config, options, home)
+            reports[name] = run_in_subprocess(run_benchmark, name, config, options, home)
         except Exception as error:
             print_line(f"{name} failed: {format_error(error)}")
             reports[name] = {"benchmark": name, "rows": [], "failed": format_error(error), "holds": False}
