@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -176,29 +175,29 @@ def test_the_limit_of_an_upload_is_that_of_the_job_server():
 
 
 def test_the_loop_of_a_pipeline_calls_back_and_waits_as_it_is_asked_to(shared_ray: None):
-    """Seen in a pipeline that runs: many steps, each shorter than with the wait that Ray has by itself."""
+    """Seen in a pipeline that runs: with a short wait it takes many more steps than with a long one."""
     import ray
     from ray.data._internal.execution import streaming_executor_state
-
-    steps: list[float] = []
-    dataset = ray.data.range(4, override_num_blocks=4)
-    dataset.context.enable_progress_bars = False
-    compat.call_at_each_step(dataset.context, lambda: lambda: steps.append(time.perf_counter()))
-    before = streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
 
     def rest(block: dict[str, Any]) -> dict[str, Any]:
         time.sleep(0.3)
         return block
 
-    try:
-        compat.set_data_poll_interval(0.01)
+    def count_steps(wait_s: float) -> int:
+        steps: list[float] = []
+        dataset = ray.data.range(4, override_num_blocks=4)
+        dataset.context.enable_progress_bars = False
+        compat.call_at_each_step(dataset.context, lambda: lambda: steps.append(time.perf_counter()))
+        compat.set_data_poll_interval(wait_s)
         assert sorted(dataset.map_batches(rest).take_all(), key=lambda row: row["id"]) == [{"id": n} for n in range(4)]
+        return len(steps)
+
+    before = streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
+    try:
+        few, many = count_steps(0.3), count_steps(0.01)
     finally:
         compat.set_data_poll_interval(before)
-    assert before == 0.1
-    waits = sorted(second - first for first, second in itertools.pairwise(steps))
-    assert len(waits) >= 10
-    assert waits[len(waits) // 2] < before / 2
+    assert many > 2 * few > 0
 
 
 def test_errors_of_workers_come_out_of_their_wrappers():
