@@ -37,7 +37,9 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
     """Whatever the process is at."""
     kill = "os.kill(os.getpid(), signal.SIGTERM)"
     body = f"{kill}; {kill}; time.sleep(50)"
-    code = f"import os, signal, time; from pharmclf.core.signals import StopSignal\nwith StopSignal(): {body}"
+    code = (
+        f"import os, signal, time; from pharmclf.core.signals import GracefulShutdown\nwith GracefulShutdown(): {body}"
+    )
     assert _run(code) == 143
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounting import Mounted
+from memory_mounts import Mounted
 
 
 @pytest.fixture

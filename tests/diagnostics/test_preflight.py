@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mounting import Mounted
+from memory_mounts import Mounted
 from s3server import Gateway
 
 from pharmclf.config import ConfigError, RunConfig
@@ -72,7 +72,7 @@ def test_the_checks_of_one_machine_import_neither_tensorflow_nor_ray(tmp_path: P
     """So they take no time that a run does not take anyway."""
     code = (
         "import sys; from pharmclf.config import RunConfig; from pharmclf.diagnostics.preflight import run_preflight\n"
-        f"quick_checks(RunConfig(storage={str(tmp_path)!r}), print)\n"
+        f"run_preflight(RunConfig(storage={str(tmp_path)!r}), print)\n"
         "print(*{'ray', 'tensorflow', 'keras'} & set(sys.modules))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -128,10 +128,10 @@ def test_a_cluster_that_does_not_answer_is_bad_input(tmp_path: Path) -> None:
     """Before an image is read, and by the name of the variable; in a process that has joined no cluster."""
     code = (
         "import sys; from pharmclf.config import ConfigError, RunConfig\n"
-        "from pharmclf.diagnostics.preflight import run_preflight; from pharmclf.training import ray_address\n"
-        "ray_address._PATIENCE_S = 0.5\n"
+        "from pharmclf.diagnostics.preflight import run_preflight; from pharmclf.distributed import ray_address\n"
+        "ray_address._TIMEOUT_S = 0.5\n"
         "try:\n"
-        f"    quick_checks(RunConfig(storage={str(tmp_path)!r}), print)\n"
+        f"    run_preflight(RunConfig(storage={str(tmp_path)!r}), print)\n"
         "except ConfigError as error:\n"
         "    sys.exit(f'refused: {error}')\n"
     )

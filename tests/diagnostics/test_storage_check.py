@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mounting import Mounted
+from memory_mounts import Mounted
 from s3proxy import Fault, Request, Through
 from s3server import Gateway
 

@@ -206,7 +206,7 @@ def test_table_is_aligned(scored):
     assert [line.split()[0] for line in lines[2:5]] == ["ibuprofen", "amoxil", "zocor"]
     short = ev.classification_table(scored[2], worst=2)
     assert "3 more are in report.txt" in short
-    worst = min(scored[2].classes, key=lambda result: (not result.occurs, result.f1.value))
+    worst = min(scored[2].classes, key=lambda result: (not result.has_examples, result.f1.value))
     assert short.splitlines()[2].startswith(worst.name)
 
 

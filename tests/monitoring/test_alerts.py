@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
-from hardware_rows import BEGAN_S, GIB, gpu, loop, played, row, steady
 from hypothesis import given
 from hypothesis import strategies as st
+from node_samples import BEGAN_S, GIB, gpu, loop, played, row, steady
 
 from pharmclf.monitoring.alerts import QUIET_S, REPEAT_AFTER_S, AlertTracker, HardwareAlert
 from pharmclf.monitoring.bottleneck import RunContext

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hardware_rows import gpu, loop, played, row, steady, trace
+from node_samples import gpu, loop, played, row, steady, trace
 
 from pharmclf.monitoring import (
     HARDWARE,

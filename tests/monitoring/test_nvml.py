@@ -11,7 +11,7 @@ from typing import Any
 import pynvml
 import pytest
 from fake_nvml import FakeNvml
-from hardware_rows import TRACES, trace
+from node_samples import TRACES, trace
 
 from pharmclf.monitoring.nvml import HARMFUL, REASONS, DriverNvml, NvmlUnavailableError
 from pharmclf.monitoring.samples import GpuProcess, GpuReading

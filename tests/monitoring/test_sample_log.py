@@ -9,9 +9,9 @@ import math
 from typing import Any
 
 import pytest
-from hardware_rows import BEGAN_S, STEP_S, gpu, loop, played, row, steady
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from node_samples import BEGAN_S, STEP_S, gpu, loop, played, row, steady
 
 from pharmclf import storage
 from pharmclf.monitoring import sample_log

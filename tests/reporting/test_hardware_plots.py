@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hardware_rows import BEGAN_S, GIB, gpu, loop, played, row, steady
 from matplotlib.axes import Axes
 from matplotlib.text import Text
+from node_samples import BEGAN_S, GIB, gpu, loop, played, row, steady
 from PIL import Image
 
 from pharmclf.monitoring.alerts import AlertTracker, HardwareAlert

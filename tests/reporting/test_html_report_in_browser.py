@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from chromium import Browser, browser, missing_browser
-from report_facts import HOSTILE, LONG, alone, make_decision, make_facts
+from report_examples import HOSTILE, LONG, alone, make_decision, make_facts
 
 from pharmclf.reporting.html_report import page_html
 

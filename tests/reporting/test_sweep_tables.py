@@ -268,7 +268,7 @@ def test_importances_of_any_trials_are_shares(trials):
     assert all(-1e-9 <= share <= 1 + 1e-9 for share in shares.values())
 
 
-@pytest.mark.parametrize("module", ["sweep", "sweep_plots"])
+@pytest.mark.parametrize("module", ["sweep_tables", "sweep_plots"])
 def test_reports_of_sweeps_load_without_ray_tensorflow_and_optuna(module):
     """Optuna is loaded when importances are asked for, and pyplot never."""
     code = (

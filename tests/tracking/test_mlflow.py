@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_reading import artifacts, client, points, runs
+from mlflow_reader import artifacts, client, points, runs
 from tracked_runs import (
     ACCURACY,
     RESULT,

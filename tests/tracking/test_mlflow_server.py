@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from mlflow_reading import artifacts, points, runs
+from mlflow_reader import artifacts, points, runs
 from tracked_runs import ACCURACY, RESULT, history, record_of, run_config, sweep_record, trial, trial_home, write_end
 
 from pharmclf import storage
