@@ -43,7 +43,7 @@ def row_ranges(layouts: Sequence[ShardLayout], missing: Sequence[Sequence[tuple[
         for section, shards in zip(sections, missing, strict=True):
             for name, shard in shards:
                 if name == section.name:
-                    needed[slice(*section.span(shard))] = True
+                    needed[slice(*section.row_range(shard))] = True
         step = max(section.rows_per_shard for section in sections)
         for first in range(0, sections[0].rows, step):
             places = first + np.flatnonzero(needed[first : first + step])

@@ -242,7 +242,7 @@ def test_a_storage_that_refuses_ends_the_job(
     monkeypatch.setenv("PHARMCLF_STORAGE_PATIENCE_S", "0.5")
     good = str(min(images.rglob("*.jpg")))
     found = read_images(ImageSet.of_paths([good, "s3://bucket/image.jpg"]), SIZE)
-    assert found["error"][0].startswith("StorageUnavailable: s3://bucket/image.jpg: no connection")
+    assert found["error"][0].startswith("StorageUnavailableError: s3://bucket/image.jpg: no connection")
 
 
 def test_several_models_in_a_process_are_no_retracing(model: Path, caplog: pytest.LogCaptureFixture):

@@ -60,7 +60,7 @@ def trained(
         shape = (model.suffix or model.head).input.shape[1:]
         batch = batch._replace(inputs=tf.constant(draws.random((ROWS, *shape)), tf.float32))
     before = [variable.numpy() for variable in model.trained]
-    sums = [model.train_step(batch._replace(ordinal=tf.constant(step, tf.int64)), tf.constant(0.0)).numpy()
+    sums = [model.train_step(batch._replace(global_step=tf.constant(step, tf.int64)), tf.constant(0.0)).numpy()
             for step in range(2)]  # fmt: skip
     if not cached:
         sums.append(model.validation_step(batch).numpy())

@@ -286,7 +286,7 @@ def test_smoothing_clipping_class_weights_and_dense_layers_train(make_job: Any, 
     chosen = best_phase(outcome["monitors"])
     epoch = outcome["monitors"][chosen]["best_epoch"]
     best = next(r for r in outcome["history"] if (r["phase"], r["epoch"]) == (chosen, epoch))
-    found, _ = predict([storage.join(job.folder, MODEL_FILE)], job.images.take(job.validation_rows), 64, actors=0)
+    found, _ = predict([storage.join(job.folder, MODEL_FILE)], job.images.select(job.validation_rows), 64, actors=0)
     labels = job.labels[job.validation_rows]
     hits = found[:, 0].argmax(axis=1) == labels
     recalls = [hits[labels == label].mean() for label in np.unique(labels)]
