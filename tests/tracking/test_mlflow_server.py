@@ -116,7 +116,7 @@ def test_a_server_shows_a_run_and_a_sweep_and_may_go_away_meanwhile(
     assert time.monotonic() - before < 1  # a refused connection alone takes longer
     while not caplog.records:
         time.sleep(0.1)
-    assert "the run goes on" in caplog.text
+    assert "the run continues" in caplog.text
     server.start()
     wait_for(4)
     tell(4)
