@@ -12,7 +12,7 @@ import pytest
 
 BEGIN = "import tensorflow as tf; from pharmclf.models.devices import configure_devices; "
 COMPUTE = "tf.zeros(1).numpy(); "
-PREPARE = "prepare_device(deterministic=False, gpus=%s); "
+PREPARE = "configure_devices(deterministic=False, gpus=%s); "
 
 
 def run(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
