@@ -61,11 +61,8 @@ from pharmclf.training.context import Callback, TrainingContext
 from pharmclf.training.feasible import batch_warning, check_feasible
 from pharmclf.training.phases import build_phases
 
-_RESOLVED_FIELDS = (
-    "precision",
-    "microbatch",
-    "activations",
-)  # of a record, see `resolve_auto_settings` and `train_with_feature_cache`
+# of a record, see `resolve_auto_settings` and `train_with_feature_cache`
+_RESOLVED_FIELDS = ("precision", "microbatch", "activations")
 Lost = Callable[[Mapping[int, str]], None]
 """Takes rows of the manifest whose images are not what it says, with the reasons."""
 _MAX_REPAIRS = 2  # times that damaged activations are mended within a run

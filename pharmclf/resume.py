@@ -36,10 +36,8 @@ from pharmclf.training.checkpoint_manager import staging_dir
 from pharmclf.training.context import MODEL_FILE
 from pharmclf.training.phases import Position
 
-_TRAINED_STATES = (
-    "trained",
-    "complete",
-)  # states in which there is a model, whether its checkpoints are still there or not
+# states in which there is a model, whether its checkpoints are still there or not
+_TRAINED_STATES = ("trained", "complete")
 _START_FILES = (STATUS_FILE, ID_FILE)  # what a run that has trained nothing leaves to the next one of its name
 
 

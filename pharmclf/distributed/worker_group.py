@@ -39,6 +39,7 @@ SETTINGS = {
 
 _START_TIMEOUT_S = 600.0  # for the first batch of an attempt
 _STACK_DUMP_TIMEOUT_S = 15.0  # for the stack dumps of all workers, before they are killed
+# errors of a worker that a caller knows
 _USER_ERRORS = (
     ConfigError,
     TrainingDivergedError,
@@ -46,7 +47,7 @@ _USER_ERRORS = (
     FeatureCacheCorruptedError,
     FeatureCacheUnavailableError,
     storage.StorageUnavailableError,
-)  # errors of a worker that a caller knows
+)
 
 
 class WorkerGroupError(RunError):

@@ -36,7 +36,7 @@ __all__ = [
     "report_text",
     "to_dict",
     "write_evaluation",
-]  # fmt: skip
+]
 
 _TOP_K = (3, 5)
 

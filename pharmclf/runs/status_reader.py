@@ -183,9 +183,8 @@ def _run_status(look: _FolderSnapshot) -> RunStatus:
     if recorded != _RUNNING:
         state = recorded
     elif held:
-        state = (
-            told if told in ACTIVE_STATES else "starting" if about else _RUNNING
-        )  # what is told is of a driver before
+        # a state that is not active is that of a driver before
+        state = told if told in ACTIVE_STATES else "starting" if about else _RUNNING
     elif told in STATES and told not in ACTIVE_STATES and about_s >= look.record_s:
         state = told  # run.json could not be written any more
     else:

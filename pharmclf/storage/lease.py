@@ -28,7 +28,7 @@ class LeaseHeldError(RunError):
     """Another process that lives holds the lease."""
 
 
-class LeaseLostError(RuntimeError):
+class LeaseLostError(RunError):
     """Another process has taken over the folder, since the lease could not be renewed."""
 
 

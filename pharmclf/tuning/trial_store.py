@@ -24,11 +24,8 @@ from pharmclf.tuning.space import Space, Value
 
 HISTORY_FILE = "history.json"
 _MAX_HEADS = 32  # of one program
-_SCORED_STATES: tuple[TrialState, ...] = (
-    "trained",
-    "stopped",
-    "diverged",
-)  # a failure says nothing of a trial's values
+# a failure says nothing of a trial's values
+_SCORED_STATES: tuple[TrialState, ...] = ("trained", "stopped", "diverged")
 _MAX_PROPOSED_AHEAD = 8  # heads that are chosen together where the choice could learn from each
 
 
