@@ -10,8 +10,8 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
-from s3proxy import Fault, Proxy, Request, Through
-from s3server import Gateway, missing_programs
+from support.s3proxy import Fault, Proxy, Request, Through
+from support.s3server import Gateway, missing_programs
 
 from pharmclf.config import AugmentConfig, HeadConfig, PhaseConfig, RunConfig
 from pharmclf.models import devices

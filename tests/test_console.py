@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recorder import Recorder
+from support.recorder import Recorder
 
 from pharmclf.console import ConsoleLogger
 from pharmclf.core.signals import GracefulShutdown

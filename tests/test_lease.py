@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from s3server import Gateway
+from support.s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.storage import lease

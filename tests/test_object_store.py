@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from s3proxy import CUT, EXPIRED, HOLD, LOST, RESET, SLOW_DOWN, Fault, Proxy, Request, Through
-from s3server import Gateway
+from support.s3proxy import CUT, EXPIRED, HOLD, LOST, RESET, SLOW_DOWN, Fault, Proxy, Request, Through
+from support.s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.storage import objects, s3

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_folders import small_config, write_record
+from support.run_folders import small_config, write_record
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, PhaseConfig, RunConfig

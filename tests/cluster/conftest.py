@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from namespaces import Cluster, missing_rights
-from s3server import Gateway, missing_programs
+from support.s3server import Gateway, missing_programs
 
 from pharmclf.storage import objects
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
-from s3server import end
+from support.s3server import end
 
 REPOSITORY = Path(__file__).parents[2]
 NODES = ("one", "two")

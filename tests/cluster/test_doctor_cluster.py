@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from namespaces import GCS_PORT, REPOSITORY, Cluster, Job, Node, _ip, missing_rights
-from s3server import Gateway
+from support.s3server import Gateway
 
 from pharmclf import storage
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from namespaces import Cluster, Job, Node, kill
 from psutil import wait_procs
-from s3server import Gateway
+from support.s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.training.checkpoint import Checkpoint, list_checkpoints, newest_checkpoint

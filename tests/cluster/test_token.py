@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from heads import Head, running_head
 from namespaces import Refused, ask
+from support.ray_head import Head, running_head
 
 pytestmark = pytest.mark.ray
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recorder import Recorder
-from worker_pair import Scene, train_as_pair
+from support.recorder import Recorder
+from support.worker_pair import Scene, train_as_pair
 
 from pharmclf.config import AugmentConfig, HeadConfig, OptimizerConfig, PhaseConfig
 from pharmclf.feature_cache.cache_policy import PhaseDemand

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from calling_jobs import PROGRAMS, ROOT, call_job
 from goldens import GOLDENS, check_golden
+from support.calling_jobs import PROGRAMS, ROOT, call_job
 
 from pharmclf.benchmark.registry import BENCHMARKS
 

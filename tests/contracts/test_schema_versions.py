@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from run_folders import complete_run, incomplete_run
+from support.run_folders import complete_run, incomplete_run
 
 from pharmclf.config import ConfigError
 from pharmclf.data.manifest import Manifest

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from s3server import Gateway
+from support.s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig, SplitConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from memory_mounts import Mounted
-from s3server import Gateway
+from support.s3server import Gateway
 
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.diagnostics.preflight import PreflightError, run_preflight

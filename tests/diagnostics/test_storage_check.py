@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from memory_mounts import Mounted
-from s3proxy import Fault, Request, Through
-from s3server import Gateway
+from support.s3proxy import Fault, Request, Through
+from support.s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.diagnostics.results import Finding

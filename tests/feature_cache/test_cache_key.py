@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from config_fields import changed, leaves
+from support.config_fields import changed, leaves
 
 from pharmclf.config import AugmentConfig, RunConfig, to_dict
 from pharmclf.data.manifest import Manifest

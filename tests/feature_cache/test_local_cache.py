@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3proxy import RESET, Fault, Request, Through
+from support.s3proxy import RESET, Fault, Request, Through
 
 from pharmclf import storage
 from pharmclf.config import ConfigError

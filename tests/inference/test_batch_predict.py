@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_model import save_small_model
+from support.small_model import save_small_model
 
 from pharmclf import storage
 from pharmclf.config import ConfigError

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_examples import make_decision
+from support.report_examples import make_decision
 
 from pharmclf import storage
 from pharmclf.config import ConfigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from heads import Head, running_head
+from support.ray_head import Head, running_head
 
 
 @pytest.fixture(scope="module")

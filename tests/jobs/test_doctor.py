@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from running import finish
+from support.programs import finish
 
 pytestmark = pytest.mark.tf
 

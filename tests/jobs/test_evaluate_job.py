@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from running import SMALL, finish
+from support.programs import SMALL, finish
 
 from pharmclf.evaluation.abstention_policy import read_policy
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import running
 from PIL import Image
+from support import programs
 
 from pharmclf.data.image_decoding import decode
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy, read_policy, write_policy
 from pharmclf.evaluation.metrics import Estimate, apply_temperature
 
-export = partial(running.finish, program="jobs/export.py")
+export = partial(programs.finish, program="jobs/export.py")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_the_script_of_the_readme_gives_the_models_answer(run: Path, tmp_path: P
     """With onnxruntime, Pillow and numpy alone: label and confidence of the Keras model, or that a human must look."""
     import keras
 
-    text = (running.REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = (programs.REPOSITORY / "README.md").read_text(encoding="utf-8")
     [script] = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "onnxruntime" in block]
     model = keras.saving.load_model(run / "model" / "model.keras", compile=False)
     labels = json.loads((run / "model" / "labels.json").read_text())
@@ -137,8 +137,8 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path):
         file.writestr("config.json", json.dumps({"config": {"layers": [{"config": {"batch_shape": [None, 8, 8, 3]}}]}}))
     Image.new("RGB", (8, 8)).save(model / "image.png")  # TensorFlow, which comes next, takes seconds to load
     flags = [f"--model={model}", f"--images={model}", f"--out={tmp_path}/out", "--format=savedmodel"]
-    process = running.start(*flags, program="jobs/export.py")
-    running.wait_for(process, lambda: any(path.name.startswith(".out.") for path in tmp_path.iterdir()))
+    process = programs.start(*flags, program="jobs/export.py")
+    programs.wait_for(process, lambda: any(path.name.startswith(".out.") for path in tmp_path.iterdir()))
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import SMALL, final, finish, kill_tree, start, wait_for
+from support.programs import SMALL, final, finish, kill_tree, start, wait_for
 
 from pharmclf import storage
 

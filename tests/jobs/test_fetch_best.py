@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import running
+from support import programs
 
 from pharmclf.config import load_yaml
 from pharmclf.core.hashing import sha256_file
@@ -31,21 +31,21 @@ class Storages(NamedTuple):
     complete: Path
 
 
-fetch = partial(running.finish, program="jobs/fetch_best.py", timeout=300)
+fetch = partial(programs.finish, program="jobs/fetch_best.py", timeout=300)
 
 
 @pytest.fixture(scope="module")
 def storages(drawn_images: str, tmp_path_factory: pytest.TempPathFactory) -> Storages:
     root = tmp_path_factory.mktemp("fetched")
     found = Storages(root / "interrupted", root / "complete")
-    arguments = [f"--data={drawn_images}", f"--storage={found.complete}", "--name=run", "--workers=0", *running.SMALL]
-    process = running.start(*arguments)
-    running.wait_for(process, running.in_the_middle_of(found.complete / "run", 1))
+    arguments = [f"--data={drawn_images}", f"--storage={found.complete}", "--name=run", "--workers=0", *programs.SMALL]
+    process = programs.start(*arguments)
+    programs.wait_for(process, programs.in_the_middle_of(found.complete / "run", 1))
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     shutil.copytree(found.complete, found.interrupted)
-    ended = running.finish(*arguments)
+    ended = programs.finish(*arguments)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return found
 
@@ -157,8 +157,8 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, number: signal.Si
         (run / f"{name}.json").write_text(json.dumps(value))
     with open(run / "model" / "model.keras", "wb") as file:
         file.truncate(40 << 30)  # holes, which take no room and minutes to read
-    process = running.start(f"--storage={tmp_path}/runs", f"--out={tmp_path}/out", program="jobs/fetch_best.py")
-    running.wait_for(process, _downloading(tmp_path))
+    process = programs.start(f"--storage={tmp_path}/runs", f"--out={tmp_path}/out", program="jobs/fetch_best.py")
+    programs.wait_for(process, _downloading(tmp_path))
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output

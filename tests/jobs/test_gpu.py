@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import running
-from running import SMALL
+from support import programs
+from support.programs import SMALL
 
 FAST = [*SMALL, "--phase1.epochs=1", "--phase2.epochs=1", "--augment.views=2", "--activations=always"]
-finish = partial(running.finish, timeout=800)
+finish = partial(programs.finish, timeout=800)
 real = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="there is no NVIDIA GPU here")
 
 

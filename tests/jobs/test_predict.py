@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import running
-from small_model import save_small_model
+from support import programs
+from support.small_model import save_small_model
 
 from pharmclf.inference.job import predict_images
 from pharmclf.inference.options import PredictOptions
 
-predicted = partial(running.finish, program="jobs/predict.py", timeout=300)
-start = partial(running.start, program="jobs/predict.py")
+predicted = partial(programs.finish, program="jobs/predict.py", timeout=300)
+start = partial(programs.start, program="jobs/predict.py")
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +58,17 @@ def test_a_killed_job_goes_on_without_predicting_its_parts_again(images: Path, m
     output, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
     arguments = [f"--model={model}", f"--input={images}", f"--output={output}", "--part-size=20", "--workers=0"]
     process = start(*arguments)
-    running.wait_for(process, standing(parts, 9))
+    programs.wait_for(process, standing(parts, 9))
     process.send_signal(signal.SIGSTOP)
     second = predicted(*arguments)
     assert second.returncode == 2, second.stdout
     assert f"is being written by process {process.pid} on " in second.stderr
-    running.kill_tree(process)
+    programs.kill_tree(process)
     first = states(parts)
     assert 9 <= len(first) < COUNT // 20
 
     process = start(*arguments)
-    running.wait_for(process, standing(parts, len(first) + 5))
+    programs.wait_for(process, standing(parts, len(first) + 5))
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 143, said
@@ -108,15 +108,15 @@ def test_a_job_on_ray_ends_on_a_signal_and_goes_on(
     output, parts = tmp_path / "out.csv", tmp_path / "out.csv.parts"
     arguments = [f"--model={model}", f"--input={images}", f"--output={output}", "--part-size=20", "--workers=2"]
     process = start(*arguments)
-    running.wait_for(process, (parts / "lease.json").exists)
+    programs.wait_for(process, (parts / "lease.json").exists)
     process.send_signal(number)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == code, said
     assert not list(tmp_path.glob("out*"))
 
     process = start(*arguments)
-    running.wait_for(process, standing(parts, 9))
-    running.kill_tree(process)
+    programs.wait_for(process, standing(parts, 9))
+    programs.kill_tree(process)
     first = states(parts)
     assert len(first) < COUNT // 20
     ended = predicted(*arguments)

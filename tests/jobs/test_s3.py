@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import SMALL, final, finish, in_the_middle_of, kill_tree, start, wait_for
-from s3server import Gateway
+from support.programs import SMALL, final, finish, in_the_middle_of, kill_tree, start, wait_for
+from support.s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.data.manifest import build_manifest

@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 import pytest
-from run_folders import incomplete_run, write_record
-from running import REPOSITORY, SMALL, environment, finish, kill_tree, start, wait_for
+from support.programs import REPOSITORY, SMALL, environment, finish, kill_tree, start, wait_for
+from support.run_folders import incomplete_run, write_record
 
 from pharmclf import storage
 from pharmclf.storage.lease import Lease

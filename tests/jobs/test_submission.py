@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from heads import Head, running_head
-from running import SMALL, in_the_middle_of
-from s3server import Gateway
+from support.programs import SMALL, in_the_middle_of
+from support.ray_head import Head, running_head
+from support.s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.distributed.cluster_auth import _local_addresses

@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
-import running
 import yaml
-from running import kill_tree, wait_for
+from support import programs
+from support.programs import kill_tree, wait_for
 
 from pharmclf import storage
 
@@ -26,8 +26,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-start = partial(running.start, *SMALL, program="tune/sweep.py")
-finish = partial(running.finish, *SMALL, program="tune/sweep.py")
+start = partial(programs.start, *SMALL, program="tune/sweep.py")
+finish = partial(programs.finish, *SMALL, program="tune/sweep.py")
 
 
 def write_space(folder: Path, **parameters: Any) -> str:
@@ -134,7 +134,7 @@ def test_killed_drivers_dead_workers_and_diverging_trials_do_not_end_a_sweep(dra
     assert again.returncode == 0
     assert "complete already" in again.stdout
     out = tmp_path / "best"
-    fetched = running.finish(
+    fetched = programs.finish(
         f"--storage={tmp_path}", "--experiment=sweep", f"--out={out}", program="jobs/fetch_best.py", timeout=300
     )
     assert fetched.returncode == 0, fetched.stdout + fetched.stderr

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import SMALL, final, finish, in_the_middle_of, kill_tree, start, wait_for
+from support.programs import SMALL, final, finish, in_the_middle_of, kill_tree, start, wait_for
 
 from pharmclf.config import RunConfig, SplitConfig
 from pharmclf.data.prepare import split_manifest

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from node_samples import BEGAN_S, GIB, gpu, loop, played, row, steady
+from support.node_samples import BEGAN_S, GIB, gpu, loop, played, row, steady
 
 from pharmclf.monitoring.alerts import QUIET_S, REPEAT_AFTER_S, AlertTracker, HardwareAlert
 from pharmclf.monitoring.bottleneck import RunContext

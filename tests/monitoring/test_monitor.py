@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_samples import gpu, loop, played, row, steady, trace
+from support.node_samples import gpu, loop, played, row, steady, trace
 
 from pharmclf.monitoring import (
     HARDWARE,

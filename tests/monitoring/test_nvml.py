@@ -10,8 +10,8 @@ from typing import Any
 
 import pynvml
 import pytest
-from fake_nvml import FakeNvml
-from node_samples import TRACES, trace
+from support.fake_nvml import FakeNvml
+from support.node_samples import TRACES, trace
 
 from pharmclf.monitoring.nvml import HARMFUL, REASONS, DriverNvml, NvmlUnavailableError
 from pharmclf.monitoring.samples import GpuProcess, GpuReading

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from node_samples import BEGAN_S, STEP_S, gpu, loop, played, row, steady
+from support.node_samples import BEGAN_S, STEP_S, gpu, loop, played, row, steady
 
 from pharmclf import storage
 from pharmclf.monitoring import sample_log

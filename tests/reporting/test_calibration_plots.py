@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
-from report_examples import make_decision, make_scores
+from support.report_examples import make_decision, make_scores
 
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.results import Evaluation

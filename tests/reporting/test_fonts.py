@@ -14,7 +14,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from PIL import Image
-from report_examples import make_facts, make_scores
+from support.report_examples import make_facts, make_scores
 
 from pharmclf.reporting import fonts, plots
 from pharmclf.reporting.html_report import page_html

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.text import Text
-from node_samples import BEGAN_S, GIB, gpu, loop, played, row, steady
 from PIL import Image
+from support.node_samples import BEGAN_S, GIB, gpu, loop, played, row, steady
 
 from pharmclf.monitoring.alerts import AlertTracker, HardwareAlert
 from pharmclf.monitoring.samples import GpuReading, HostReading, NodeSample

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_examples import HOSTILE, LONG, alone, make_decision, make_facts, make_pictures, make_scores, make_set
+from support.report_examples import (
+    HOSTILE,
+    LONG,
+    alone,
+    make_decision,
+    make_facts,
+    make_pictures,
+    make_scores,
+    make_set,
+)
 
 from pharmclf.evaluation.metrics import Estimate, OperatingPoint, confusion_counts
 from pharmclf.reporting import html_report_images, html_report_tables, text_format

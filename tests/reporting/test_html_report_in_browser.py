@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import Browser, browser, missing_browser
-from report_examples import HOSTILE, LONG, alone, make_decision, make_facts
+from support.chromium import Browser, browser, missing_browser
+from support.report_examples import HOSTILE, LONG, alone, make_decision, make_facts
 
 from pharmclf.reporting.html_report import page_html
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_examples import make_facts
+from support.report_examples import make_facts
 
 from pharmclf.data.image_decoding import decode
 from pharmclf.reporting.load_image_snippet import IMPORTS, load_image_text

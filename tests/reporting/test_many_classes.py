@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from report_examples import make_decision, make_facts, make_scores
+from support.report_examples import make_decision, make_facts, make_scores
 
 from pharmclf.data.prepare import format_split_counts
 from pharmclf.evaluation import metrics

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
-from report_examples import HOSTILE, LONG, alone, make_decision, make_facts, make_scores
+from support.report_examples import HOSTILE, LONG, alone, make_decision, make_facts, make_scores
 
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy, write_policy
 from pharmclf.evaluation.metrics import Estimate

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_folders import MODEL, complete_run, incomplete_run, small_config, write_record
+from support.run_folders import MODEL, complete_run, incomplete_run, small_config, write_record
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig, load_yaml

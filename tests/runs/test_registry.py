@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from run_folders import complete_run, incomplete_run, write_record
+from support.run_folders import complete_run, incomplete_run, write_record
 
 from pharmclf import storage
 from pharmclf.config import ConfigError

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from run_folders import complete_run, incomplete_run, small_config, write_record
-from s3proxy import Fault, Through
+from support.run_folders import complete_run, incomplete_run, small_config, write_record
+from support.s3proxy import Fault, Through
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, PhaseConfig, RunConfig, to_dict

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from s3server import Gateway
+from support.s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.config import ConfigError

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from changed_files import with_changed
-from recorder import Recorder
+from support.changed_files import with_changed
+from support.recorder import Recorder
 
 from pharmclf.config import AugmentConfig, HeadConfig, PhaseConfig
 from pharmclf.core.signals import StopRequested

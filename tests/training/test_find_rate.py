@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from recorder import Recorder
+from support.recorder import Recorder
 
 from pharmclf import storage
 from pharmclf.config import AugmentConfig, ConfigError, PhaseConfig, RunConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recorder import Recorder
+from support.recorder import Recorder
 
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, RunConfig, load_yaml
 from pharmclf.core.signals import StopRequested

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from config_fields import changed, leaves
+from support.config_fields import changed, leaves
 
 from pharmclf.config import AugmentConfig, PhaseConfig, RunConfig, to_dict
 from pharmclf.training.grouping import PER_HEAD_SETTINGS, group_key

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recorder import Recorder
+from support.recorder import Recorder
 
 from pharmclf import storage
 from pharmclf.config import AugmentConfig, HeadConfig, OptimizerConfig, PhaseConfig

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from recorder import Recorder
+from support.recorder import Recorder
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, PhaseConfig, RunConfig, StoppingConfig

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from changed_files import CHANGED, with_changed
-from recorder import Recorder
+from support.changed_files import CHANGED, with_changed
+from support.recorder import Recorder
 
 from pharmclf import storage
 from pharmclf.config import AugmentConfig, ConfigError, HeadConfig, OptimizerConfig, PhaseConfig, StoppingConfig

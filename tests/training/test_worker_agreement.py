@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worker_pair import Scene, train_as_pair
+from support.worker_pair import Scene, train_as_pair
 
 from pharmclf.config import AugmentConfig, OptimizerConfig, PhaseConfig
 from pharmclf.data.manifest import Manifest

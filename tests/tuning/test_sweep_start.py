@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import small_config, write_record
+from support.run_folders import small_config, write_record
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, to_dict

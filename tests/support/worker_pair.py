@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heads import free_port
-from recorder import Recorder
-
 from pharmclf.training.context import TrainingContext
+from support.ray_head import free_port
+from support.recorder import Recorder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ def train_as_pair(scenes: Sequence[Scene], folder: Path, timeout_s: float = 400)
     """
     (folder / "scenes").write_bytes(pickle.dumps(list(scenes)))
     ports = f"{free_port()},{free_port()}"
-    roots = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    roots = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, str(rank), ports, str(folder)],

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fake_nvml import FakeNvml
-
 from pharmclf.monitoring.samples import GpuReading, HostReading, LoopReading, NodeSample
+from support.fake_nvml import FakeNvml
 
-TRACES = Path(__file__).parent / "monitoring" / "traces"
+TRACES = Path(__file__).parents[1] / "monitoring" / "traces"
 STEP_S = 5.0
 BEGAN_S = 1_795_000_000.0
 GIB = 1 << 30

@@ -1,0 +1,1 @@
+"""What tests of several packages share: programs that they start, servers, fakes, small inputs."""
