@@ -18,12 +18,13 @@ from pharmclf.data.quarantine import Quarantine
 from pharmclf.distributed.controller import connect, with_loader_cpus
 from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.models.devices import configure_devices_for
-from pharmclf.pipeline import build_training_context, describe_data, feature_request
+from pharmclf.pipeline import describe_data
 from pharmclf.reporting.lr_finder_plot import lr_finder_png
 from pharmclf.runs.record import resolve_weights_path
 from pharmclf.training.feasible import check_feasible
 from pharmclf.training.lr_finder import LrCurve, LrSuggestion, suggest_lr
 from pharmclf.training.phases import build_phases
+from pharmclf.training_run import build_training_context, feature_request
 
 
 def find_learning_rates(config: RunConfig, say: Say) -> int:

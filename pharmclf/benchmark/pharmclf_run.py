@@ -20,6 +20,7 @@ from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.feature_cache.shards import INDEX_FILE
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import Phase, build_phases
+from pharmclf.training_run import build_training_context, feature_request
 
 NAME = "ours"
 _INPUT_EPOCHS = 1000  # more than are read; the stream must not come to its end
@@ -71,8 +72,8 @@ def run_pharmclf(config: RunConfig, input_s: float, began: float) -> dict[str, A
 def _our_input(config: RunConfig, folder: str, input_s: float) -> dict[str, Any]:
     """Images/s of the stream with its augmentation, and of the kept activations of each phase."""
     manifest = split_manifest(config, folder)
-    job = with_loader_cpus(pipeline.build_training_context(config, folder, manifest))
-    kept = get_or_compute(pipeline.feature_request(job, manifest, 0, lambda _: None, lambda: False, lambda _: None))
+    job = with_loader_cpus(build_training_context(config, folder, manifest))
+    kept = get_or_compute(feature_request(job, manifest, 0, lambda _: None, lambda: False, lambda _: None))
     phases = build_phases(config)
     found = {name: _read(dataclasses.replace(job, activations={name: kept[name]}), phase, input_s)
              for phase in phases if (name := phase.name) in kept}  # fmt: skip

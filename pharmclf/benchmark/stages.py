@@ -18,9 +18,9 @@ from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.ray_loader import load_batches, load_images
 from pharmclf.distributed.controller import connect, with_loader_cpus
 from pharmclf.models.devices import configure_devices_for, device_name, gpu_compute_capability, resolve_precision
-from pharmclf.pipeline import build_training_context
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import Phase, build_phases
+from pharmclf.training_run import build_training_context
 
 _LOOP_EPOCHS = 3  # of each phase; the first one traces the graphs and is left out
 _PLANNED_EPOCHS = 60  # so many that the stream runs ahead until it must wait, as in a real run

@@ -13,8 +13,8 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.feature_cache import extract
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
-from pharmclf.pipeline import Lost
 from pharmclf.training.feasible import BLOCKS
+from pharmclf.training_run import Lost
 from pharmclf.tuning.space import STRENGTH, Space
 from pharmclf.tuning.trial_store import feature_cache_settings
 

@@ -29,10 +29,10 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.feature_cache.manager import delete_corrupted, get_or_compute
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
-from pharmclf.pipeline import build_training_context, feature_request, quarantine_reporter, train_with_feature_cache
 from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseHeldError
 from pharmclf.training.context import TrainingContext, TrainingDivergedError
 from pharmclf.training.phases import build_phases, with_epoch_index
+from pharmclf.training_run import build_training_context, feature_request, quarantine_reporter, train_with_feature_cache
 
 _LEASE_RETRY_S = 2.0
 _STOP_POLL_INTERVAL_S = 0.5

@@ -20,9 +20,9 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.distributed.controller import train_on_workers
 from pharmclf.feature_cache.shards import CachedFeatures, ShardLayout, write_shard
 from pharmclf.models.devices import min_compute_capability, resolve_precision
-from pharmclf.pipeline import resolve_auto_settings
 from pharmclf.training.checkpoint import list_checkpoints, read_checkpoint
 from pharmclf.training.context import TrainingContext
+from pharmclf.training_run import resolve_auto_settings
 
 WIDTH, OVERFLOWING_STEP = 1280, 2
 ORDINARY, OVERFLOWING = 1.0, 3e4  # of a feature; its gradient times 2^15 is beyond float16 with the second only
