@@ -1,4 +1,4 @@
-"""A whole run: images -> manifest -> splits -> training -> predictions -> metrics -> report."""
+"""Runs a training from images to a report: prepare -> services -> train -> evaluate."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from typing import Any
 
 from pharmclf import storage
 from pharmclf.cli import EXIT_FAILED, EXIT_OK, scan_progress
@@ -30,21 +32,23 @@ from pharmclf.evaluation.datasets import external_datasets
 from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring import HardwareMonitor, RunContext
-from pharmclf.resume import inspect_run_folder, reopen_complete_run, run_manifest
+from pharmclf.resume import RunStart, inspect_run_folder, reopen_complete_run, run_manifest
 from pharmclf.runs.final_evaluation import run_final_evaluation
 from pharmclf.runs.prometheus import PrometheusExporter
 from pharmclf.runs.record import (
-    RUN_FILE,
+    RecordState,
+    ResolvedSettings,
+    RunRecord,
     clear_folder,
-    finalize_record,
     resolve_weights_path,
     result_settings,
     run_fingerprints,
     run_lock,
     versions,
+    write_final_record,
 )
 from pharmclf.runs.status_writer import StatusWriter
-from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
+from pharmclf.storage.lease import Lease
 from pharmclf.tracking import Tracker, check_tracking
 from pharmclf.training.feasible import batch_warning, check_feasible
 from pharmclf.training_run import (
@@ -54,20 +58,17 @@ from pharmclf.training_run import (
     train_with_feature_cache,
 )
 
-# of a record, see `resolve_auto_settings` and `train_with_feature_cache`
-_RESOLVED_FIELDS = ("precision", "microbatch", "activations")
-
 
 def run(
     config: RunConfig, say: Say, folder: str = "", *, overwrite: bool = False, manifest: Manifest | None = None
 ) -> int:
-    """Do a whole run, or resume it, or say that it is complete.
+    """Train and evaluate a run, or resume it, or report that it is complete.
 
     Args:
         config: the run.
         say: takes lines for the console.
         folder: of the run; "": the one of its name below the storage.
-        overwrite: delete the run that is there, and begin again.
+        overwrite: delete the existing run of this name, and begin again.
         manifest: with splits, for a run that begins; None: it is made from the images.
 
     Returns:
@@ -75,122 +76,200 @@ def run(
 
     Raises:
         ConfigError: bad input; nothing has been trained or changed.
-        PreflightError: the machines or the storage are in a state in which it would fail; nothing has been changed.
+        PreflightError: the machines or the storage would make the run fail; nothing has been changed.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     config = resolve_weights_path(config)
     folder = folder or storage.join(storage.absolute(config.storage), config.run_name)
     warnings = [*check_feasible(config), *destination_warnings(folder)]
     check_storage(config)
     check_tracking(config)
-    start, settings = inspect_run_folder(config, folder, say, overwrite=overwrite), result_settings(config)
-    record = start.record
-    if record is not None and start.is_complete:
-        return reopen_complete_run(config, folder, record, say)
+    start = inspect_run_folder(config, folder, say, overwrite=overwrite)
+    if start.record is not None and start.is_complete:
+        return reopen_complete_run(config, folder, start.record, say)
     for warning in warnings:
         say(f"warning: {warning}")
     if not config.skip_checks:
         run_preflight(config, say)
     with GracefulShutdown() as stop:
-        if manifest is None or record is not None:
-            manifest = run_manifest(config, folder, record, say)
-        for note in manifest.notes:
-            say(f"note: {note}")
-        describe_data(manifest, folder, say)
-        if warning := batch_warning(config, len(manifest.rows("train"))):
-            say(f"warning: {warning}")
-        expected = record["fingerprints"] if record else run_fingerprints(config, manifest)
-        for images in external_datasets(config, manifest, scan_progress(say)):
-            say(f"{images.name}: {len(images.rows):,} images to test on, {'; '.join(images.notes) or 'all usable'}")
+        manifest = prepare(config, folder, start.record, manifest, say)
         if stop.received is not None:
             return stop.exit_code
         with run_lock(folder) as lease:
-            if start.clears is not None:
-                clear_folder(folder, start.clears)
-            if start.grown:  # of the shorter run; the checkpoints know more from now on
-                storage.delete_file(storage.join(folder, "history.json"))
-            write_manifest(manifest, folder)
-            # what was decided when the run began goes for its restarts too, or it would take other steps
-            decided = {name: record[name] for name in _RESOLVED_FIELDS if name in record} if record else {}
-            before, earlier = record["seconds"] if record else 0.0, decided.get("activations")
-            record = {SCHEMA_KEY: SCHEMA_VERSION} | decided
-            record |= {"name": config.run_name, "settings": settings, "config": to_dict(config)}
-            record |= {
-                "fingerprints": expected,
-                "versions": versions(),
-                "command": shlex.join(sys.argv),
-                "state": "running",
-                "seconds": before,
-            }
-            storage.write_json(storage.join(folder, RUN_FILE), record)
-            with contextlib.ExitStack() as behind:
-                sizes = {split: len(manifest.rows(split)) for split in ("train", "validation", "test")}
-                board = StatusWriter(folder, config, sizes, lambda: lease.is_lost)
-                behind.callback(board.close)
-                tracker = Tracker(config, folder, record, lambda: lease.is_lost, say)
-                behind.callback(lambda: tracker.close(str(record["state"])))
-                reason = ""
-                try:
-                    connect(allow_open=config.allow_open_cluster)
-                    behind.callback(PrometheusExporter(config.run_name, board.now).close)
-                    hardware = HardwareMonitor(
-                        folder,
-                        node=node_address(),
-                        every_s=config.hardware_every_s,
-                        tell=lambda kind, **values: console.event(kind, **values),
-                        lost=lambda: lease.is_lost,
-                        setting=RunContext(
-                            remote_data=storage.is_remote(config.data), wants_gpus=config.accelerator != "cpu"
-                        ),
-                    )
-                    behind.callback(hardware.close)
-                    location = storage.join(folder, QUARANTINE_FILE)
-                    quarantine = Quarantine(manifest, config.max_bad_share, lambda text: console.say(text), location)
-                    behind.callback(quarantine.write)
-                    num_classes, listeners = len(manifest.class_names), (board, tracker, hardware)
-                    console = ConsoleLogger(stop, lease, quarantine, listeners, say, num_classes=num_classes)
-                    job = build_training_context(config, folder, manifest, expected)
-                    job = dataclasses.replace(job, hardware_every_s=config.hardware_every_s)
-                    behind.enter_context(autoscaling_request(config))
-                    try:
-                        job = resolve_auto_settings(job, console, record)
-                        with console.explain_divergence():
-                            outcome = train_with_feature_cache(job, manifest, console, record, earlier)
-                    except StopRequested:
-                        quarantine.check()  # too many bad images request a stop too
-                        raise
-                    quarantine.check()
-                    record["state"] = "trained"
-                    if line := hardware.line():
-                        say(line)
-                    console.event("test")
-                    hardware.flush()
-                    record["device"] = outcome["device"]
-                    so_far = record | {"seconds": before + time.monotonic() - began}
-                    stopped = console.should_stop
-                    run_final_evaluation(
-                        config, folder, manifest, outcome, so_far, say, quarantine, stop_requested=stopped
-                    )
-                    record["state"] = "complete"
-                except StopRequested:
-                    if record["state"] == "trained":
-                        say("stopped on request; the model is trained and saved, the same command tests it")
-                    record["state"] = "interrupted"
-                except BaseException as error:
-                    record["state"], reason = "failed", format_error(error)
-                    raise
-                finally:
-                    record["seconds"] = before + time.monotonic() - began
-                    board.event("end", state=record["state"], reason=reason)
-                    finalize_record(folder, record, lease)
-    return EXIT_OK if record["state"] == "complete" else stop.exit_code
+            record = begin_record(config, folder, start, manifest)
+            record.seconds += time.monotonic() - started
+            _ActiveRun(config, folder, manifest, record, stop, lease, say).train_and_evaluate()
+    return EXIT_OK if record.state is RecordState.COMPLETE else stop.exit_code
+
+
+def prepare(config: RunConfig, folder: str, record: RunRecord | None, manifest: Manifest | None, say: Say) -> Manifest:
+    """Make or read the manifest of a run, check all data that it needs, and describe them.
+
+    Args:
+        config: the run.
+        folder: of the run.
+        record: of the run that is resumed; None: it begins.
+        manifest: with splits, for a run that begins; None: it is made from the images.
+        say: takes lines for the console.
+
+    Raises:
+        ConfigError: data that cannot be used, or that differ from those of the run that is resumed.
+    """
+    if manifest is None or record is not None:
+        manifest = run_manifest(config, folder, record.fingerprints["data"] if record else None, say)
+    for note in manifest.notes:
+        say(f"note: {note}")
+    describe_data(manifest, folder, say)
+    if warning := batch_warning(config, len(manifest.rows("train"))):
+        say(f"warning: {warning}")
+    for images in external_datasets(config, manifest, scan_progress(say)):
+        say(f"{images.name}: {len(images.rows):,} images to test on, {'; '.join(images.notes) or 'all usable'}")
+    return manifest
+
+
+def begin_record(config: RunConfig, folder: str, start: RunStart, manifest: Manifest) -> RunRecord:
+    """Write the record of a run that begins or is resumed, and its manifest. (holder of the lease)
+
+    Args:
+        config: the run.
+        folder: of the run.
+        start: how it begins.
+        manifest: with splits.
+    """
+    if start.clears is not None:
+        clear_folder(folder, start.clears)
+    if start.grown:  # it is that of the shorter run; the checkpoints hold the history
+        storage.delete_file(storage.join(folder, "history.json"))
+    write_manifest(manifest, folder)
+    previous = start.record
+    record = RunRecord(
+        name=config.run_name,
+        settings=result_settings(config),
+        config=to_dict(config),
+        fingerprints=previous.fingerprints if previous else run_fingerprints(config, manifest),
+        versions=versions(),
+        command=shlex.join(sys.argv),
+        seconds=previous.seconds if previous else 0.0,
+        resolved=previous.resolved if previous else ResolvedSettings(),
+    )
+    record.write(folder)
+    return record
+
+
+@dataclasses.dataclass
+class _ActiveRun:
+    """A run that holds the lease of its folder, with the services that accompany it."""
+
+    config: RunConfig
+    folder: str
+    manifest: Manifest
+    record: RunRecord
+    stop: GracefulShutdown
+    lease: Lease
+    say: Say
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic() - self.record.seconds
+        self.services = contextlib.ExitStack()
+        location = storage.join(self.folder, QUARANTINE_FILE)
+        # the console exists before the first image is read
+        self.quarantine = Quarantine(
+            self.manifest, self.config.max_bad_share, lambda text: self.console.say(text), location
+        )
+
+    def train_and_evaluate(self) -> None:
+        """Train, test the trained models, and record how it ended.
+
+        Raises:
+            RunError, ConfigError, OSError: the run failed; the record says so.
+        """
+        with self.services:
+            sizes = {split: len(self.manifest.rows(split)) for split in ("train", "validation", "test")}
+            self.status = StatusWriter(self.folder, self.config, sizes, lambda: self.lease.is_lost)
+            self.services.callback(self.status.close)
+            tracker = Tracker(self.config, self.folder, self.record, lambda: self.lease.is_lost, self.say)
+            self.services.callback(lambda: tracker.close(self.record.state))
+            with self._record_end():
+                self._start_services(tracker)
+                self._evaluate(self._train())
+
+    def _start_services(self, tracker: Tracker) -> None:
+        """Connect to Ray; start metrics, hardware monitoring and the console."""
+        config = self.config
+        connect(allow_open=config.allow_open_cluster)
+        self.services.callback(PrometheusExporter(config.run_name, self.status.now).close)
+        self.hardware = HardwareMonitor(
+            self.folder,
+            node=node_address(),
+            every_s=config.hardware_every_s,
+            tell=lambda kind, **values: self.console.event(kind, **values),
+            lost=lambda: self.lease.is_lost,
+            setting=RunContext(remote_data=storage.is_remote(config.data), wants_gpus=config.accelerator != "cpu"),
+        )
+        self.services.callback(self.hardware.close)
+        self.services.callback(self.quarantine.write)
+        listeners, num_classes = (self.status, tracker, self.hardware), len(self.manifest.class_names)
+        self.console = ConsoleLogger(
+            self.stop, self.lease, self.quarantine, listeners, self.say, num_classes=num_classes
+        )
+        self.services.enter_context(autoscaling_request(config))
+
+    def _train(self) -> dict[str, Any]:
+        context = build_training_context(self.config, self.folder, self.manifest, self.record.fingerprints)
+        context = dataclasses.replace(context, hardware_every_s=self.config.hardware_every_s)
+        try:
+            context = resolve_auto_settings(context, self.console, self.record)
+            with self.console.explain_divergence():
+                result = train_with_feature_cache(context, self.manifest, self.console, self.record)
+        except StopRequested:
+            self.quarantine.check()  # too many invalid images request a stop too
+            raise
+        self.quarantine.check()
+        self.record.state, self.record.device = RecordState.TRAINED, result["device"]
+        return result
+
+    def _evaluate(self, result: dict[str, Any]) -> None:
+        if line := self.hardware.line():
+            self.say(line)
+        self.console.event("test")
+        self.hardware.flush()
+        self.record.seconds = time.monotonic() - self.started
+        run_final_evaluation(
+            self.config,
+            self.folder,
+            self.manifest,
+            result,
+            self.record,
+            self.say,
+            self.quarantine,
+            stop_requested=self.console.should_stop,
+        )
+        self.record.state = RecordState.COMPLETE
+
+    @contextlib.contextmanager
+    def _record_end(self) -> Iterator[None]:
+        """Record how the block ended; a requested stop is no error."""
+        reason = ""
+        try:
+            yield
+        except StopRequested:
+            if self.record.state is RecordState.TRAINED:
+                self.say("stopped on request; the model is trained and saved, the same command tests it")
+            self.record.state = RecordState.INTERRUPTED
+        except BaseException as error:
+            self.record.state, reason = RecordState.FAILED, format_error(error)
+            raise
+        finally:
+            self.record.seconds = time.monotonic() - self.started
+            self.status.event("end", state=self.record.state, reason=reason)
+            write_final_record(self.folder, self.record, self.lease)
 
 
 def precompute_features(config: RunConfig, folder: str, manifest: Manifest, say: Say) -> int:
-    """Compute the activations that a run of this configuration could train on, ahead of it.
+    """Compute the feature cache of a run before it begins.
 
     Returns:
-        The exit code: 0; 1 where they cannot be kept; 130 and 143 after a signal, and what is computed by then stays.
+        The exit code: 0; 1 if the features cannot be cached; 130 and 143 after a signal, with the computed shards kept.
 
     Raises:
         ConfigError: bad input.
@@ -205,17 +284,17 @@ def precompute_features(config: RunConfig, folder: str, manifest: Manifest, say:
 
         job = build_training_context(config, folder, manifest)
         try:
-            found = get_or_compute(feature_request(job, manifest, 0, say, stopped, quarantine.add))
+            caches = get_or_compute(feature_request(job, manifest, 0, say, stopped, quarantine.add))
         except StopRequested:
             quarantine.check()
             return stop.exit_code
-    for name, kept in found.items():
-        say(f"{name}: {kept.location}, {format_size(kept.layout.num_bytes)}")
-    return EXIT_OK if found else EXIT_FAILED
+    for phase, cache in caches.items():
+        say(f"{phase}: {cache.location}, {format_size(cache.layout.num_bytes)}")
+    return EXIT_OK if caches else EXIT_FAILED
 
 
 def dry_run(config: RunConfig, say: Say) -> int:
-    """Say what a run would train, on which data, and end; nothing is kept.
+    """Describe the model and the data of a run without training; nothing is written.
 
     Raises:
         ConfigError: bad input.
@@ -232,7 +311,7 @@ def dry_run(config: RunConfig, say: Say) -> int:
 
 
 def describe_data(manifest: Manifest, folder: str, say: Say) -> None:
-    """Say how many images there are, and how many cannot be used; `folder` holds their list, if given."""
+    """Report the numbers of usable and quarantined images; `folder`, if not empty, holds the list of the latter."""
     counts = manifest.ok["split"].value_counts()
     parts = ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "validation", "test"))
     say(f"data: {len(manifest.ok):,} images of {len(manifest.class_names)} classes: {parts}")

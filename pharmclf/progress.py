@@ -1,4 +1,4 @@
-"""Lines that tell how far a long work is."""
+"""Progress lines of long tasks."""
 
 from __future__ import annotations
 

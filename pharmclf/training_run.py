@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.console import Console
 from pharmclf.core.console import Say
@@ -24,14 +23,14 @@ from pharmclf.feature_cache.manager import FeatureRequest, delete_corrupted, fal
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCacheUnavailableError
 from pharmclf.models.devices import with_precision
 from pharmclf.models.precision import run_precision
-from pharmclf.runs.record import RUN_FILE, run_fingerprints
+from pharmclf.runs.record import RunRecord, run_fingerprints
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.context import Callback, TrainingContext
 from pharmclf.training.phases import build_phases
 
 Lost = Callable[[Mapping[int, str]], None]
-"""Takes rows of the manifest whose images are not what it says, with the reasons."""
-_MAX_REPAIRS = 2  # times that damaged activations are mended within a run
+"""Takes rows of the manifest whose images differ from it, with the reasons."""
+_MAX_REPAIRS = 2  # times that a run computes a corrupted feature cache again
 
 
 def build_training_context(
@@ -66,39 +65,34 @@ def build_training_context(
     )
 
 
-def resolve_auto_settings(job: TrainingContext, console: Callback, record: dict[str, Any]) -> TrainingContext:
-    """The job with what is decided once for a run, which goes into its record.
+def resolve_auto_settings(job: TrainingContext, console: Callback, record: RunRecord) -> TrainingContext:
+    """Decide the precision and the micro-batches, once for a run and its restarts; they are added to its record.
 
     Raises:
         StopRequested: a stop was requested.
     """
-    if "precision" not in record:
+    precision = record.resolved.precision
+    if precision is None:
         if job.config.worker_range[1]:
             wait_for_workers(job.config, console)
-        record["precision"] = run_precision(job.config)
-    job = dataclasses.replace(job, config=with_precision(job.config, record["precision"]))
-    fitted = resolve_microbatches(job, console, record.get("microbatch"))
-    record["microbatch"] = fitted
-    return dataclasses.replace(job, microbatches=fitted["rows"])
+        precision = run_precision(job.config)
+    job = dataclasses.replace(job, config=with_precision(job.config, precision))
+    microbatch = resolve_microbatches(job, console, record.resolved.microbatch)
+    record.resolved = dataclasses.replace(record.resolved, precision=precision, microbatch=microbatch)
+    return dataclasses.replace(job, microbatches=microbatch["rows"])
 
 
 def train_with_feature_cache(
-    job: TrainingContext,
-    manifest: Manifest,
-    console: Console,
-    record: dict[str, Any],
-    earlier: Sequence[str] | None,
-    *,
-    share: float = 1.0,
+    job: TrainingContext, manifest: Manifest, console: Console, record: RunRecord, *, share: float = 1.0
 ) -> dict[str, Any]:
-    """Provide the activations and train; activations that are lost meanwhile are mended, and the run goes on.
+    """Find or compute the feature cache, and train; a cache that gets lost is computed again, and training resumes.
 
     Args:
-        job: without activations.
+        job: without a feature cache.
         manifest: with splits.
         console: shows what happens.
-        record: of the run; which phases train on activations is written into it.
-        earlier: the phases that did so before the run was interrupted; None: it begins.
+        record: of the run; it names the phases that trained on cached features before an interruption, and takes those
+            that do so now.
         share: of the cluster that it may use, 0..1.
 
     Returns:
@@ -108,41 +102,57 @@ def train_with_feature_cache(
         As `train_on_workers` and `get_or_compute`.
     """
     checkpoints = list_checkpoints(job.checkpoints)
-    at = checkpoints[-1].position.phase if checkpoints else 0
-    wish = feature_request(job, manifest, at, console.say, console.should_stop, quarantine_reporter(console))
+    phase = checkpoints[-1].position.phase if checkpoints else 0
+    request = feature_request(job, manifest, phase, console.say, console.should_stop, quarantine_reporter(console))
     repairs = 0
     while True:
-        job = dataclasses.replace(job, activations=get_or_compute(wish, earlier=earlier))
-        record["activations"] = earlier = sorted({*job.activations, *(name for name in earlier or () if at)})
-        storage.write_json(storage.join(job.folder, RUN_FILE), record)
-        console.event("activations", phases=sorted(job.activations))
+        earlier = record.resolved.cached_phases
+        job = dataclasses.replace(job, activations=get_or_compute(request, earlier=earlier))
+        ended = (earlier or ()) if phase else ()
+        _record_cached_phases(job, record, console, sorted({*job.activations, *ended}))
         try:
             return train_on_workers(job, console, share=share)
         except FeatureCacheCorruptedError as error:
             if repairs == _MAX_REPAIRS:
                 raise
             repairs += 1
-            console.say(f"warning: {error}; it is computed again, and the run goes on from its newest checkpoint")
+            console.say(f"warning: {error}; it is computed again, and training resumes from the newest checkpoint")
             delete_corrupted(job.activations.values())
         except FeatureCacheUnavailableError as error:
             console.say(fallback_message(error))
-            record["activations"] = []  # a resumed run goes on in the same way
-            storage.write_json(storage.join(job.folder, RUN_FILE), record)
-            console.event("activations", phases=[])
-            return train_on_workers(dataclasses.replace(job, activations={}), console, share=share)
+            job = dataclasses.replace(job, activations={})
+            _record_cached_phases(job, record, console, [])  # a resumed run continues in the same way
+            return train_on_workers(job, console, share=share)
+
+
+def _record_cached_phases(
+    job: TrainingContext, record: RunRecord, console: Console, cached_phases: Sequence[str]
+) -> None:
+    record.resolved = dataclasses.replace(record.resolved, cached_phases=tuple(cached_phases))
+    record.write(job.folder)
+    console.event("activations", phases=sorted(job.activations))
 
 
 def feature_request(
-    job: TrainingContext, manifest: Manifest, at: int, say: Say, stopped: Callable[[], bool], lost: Lost
+    job: TrainingContext, manifest: Manifest, first: int, say: Say, stop_requested: Callable[[], bool], lost: Lost
 ) -> FeatureRequest:
-    """The activations that a run could train its phases on, from phase number `at` on."""
-    phases = [phase for phase in build_phases(job.config) if phase.number >= at]
-    works = [PhaseDemand(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases]
-    return FeatureRequest(job.config, manifest, job.fingerprints["weights"], works, say, stopped, lost)
+    """Build the request for the features of a run's phases.
+
+    Args:
+        job: the training.
+        manifest: with splits.
+        first: number of the first phase that needs features.
+        say: takes lines for the console.
+        stop_requested: whether to give up.
+        lost: takes the images that differ from the manifest.
+    """
+    phases = [phase for phase in build_phases(job.config) if phase.number >= first]
+    demands = [PhaseDemand(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases]
+    return FeatureRequest(job.config, manifest, job.fingerprints["weights"], demands, say, stop_requested, lost)
 
 
 def quarantine_reporter(observer: Callback) -> Lost:
-    """Tells a run's observer of images that are lost where activations are computed."""
+    """Make a function that reports images which the feature extraction has lost as an event of the run."""
 
     def lost(reasons: Mapping[int, str]) -> None:
         observer.event(QUARANTINED, rows=list(reasons), reasons=list(reasons.values()))

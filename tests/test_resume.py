@@ -12,7 +12,7 @@ from support.run_folders import small_config, write_record
 from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, PhaseConfig, RunConfig
 from pharmclf.resume import RunStart, inspect_run_folder, reopen_complete_run
-from pharmclf.runs.record import clear_folder, result_settings
+from pharmclf.runs.record import clear_folder, read_record, result_settings
 from pharmclf.runs.reevaluation import untested_datasets
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position
@@ -94,7 +94,9 @@ def test_a_setting_that_an_earlier_version_did_not_know_has_its_default(tmp_path
     record = storage.read_json(f"{folder}/run.json")
     del record["settings"]["augment"]["vertical_flip"], record["settings"]["optimizer"]
     storage.write_json(f"{folder}/run.json", record)
-    assert _look(folder)[0].record == record
+    start = _look(folder)[0]
+    assert start.record is not None
+    assert start.record == read_record(folder)
     changed = dataclasses.replace(RunConfig().augment, vertical_flip=True)
     with pytest.raises(ConfigError, match=r"augment\.vertical_flip: False there, True now"):
         _look(folder, augment=changed)
@@ -161,18 +163,14 @@ def test_a_complete_run_says_so_whatever_has_become_of_its_images(tmp_path):
     config = small_config(**BEGAN, data=gone)
     start = inspect_run_folder(config, folder, print, overwrite=False)
     assert start.is_complete
+    assert start.record is not None
     said: list[str] = []
-    assert (
-        reopen_complete_run(dataclasses.replace(config, max_error="5%"), folder, dict(start.record or {}), said.append)
-        == 0
-    )
+    assert reopen_complete_run(dataclasses.replace(config, max_error="5%"), folder, start.record, said.append) == 0
     assert said.pop(0) == "note: the threshold of the run stays that of --max-error 1%; 5% is not used"
     assert "test accuracy 0.750" in said[0]
     assert said[1] == f"the run {folder} is complete already; give another --name, or --overwrite, to train again"
     with pytest.raises(ConfigError, match=r"lost its manifest.*jobs/evaluate\.py"):
-        reopen_complete_run(
-            dataclasses.replace(config, extra_test=(f"lamp={gone}",)), folder, dict(start.record or {}), print
-        )
+        reopen_complete_run(dataclasses.replace(config, extra_test=(f"lamp={gone}",)), folder, start.record, print)
 
 
 def test_a_set_that_was_tested_is_known_by_name_and_place(tmp_path):

@@ -35,6 +35,7 @@ from pharmclf.reporting.report_data import ReportData
 from pharmclf.reporting.report_inputs import build_dataset_report, describe_machine
 from pharmclf.reporting.run_summary import PhaseSummary, RunSummary, build_result, summary_text
 from pharmclf.reporting.sample_images import build_set_report, write_scored_dataset
+from pharmclf.runs.record import RunRecord
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
 from pharmclf.training.context import LABELS_FILE, MODEL_FILE, phase_model_file
 from pharmclf.training.lr_schedule import best_phase
@@ -47,7 +48,7 @@ def run_final_evaluation(
     folder: str,
     manifest: Manifest,
     outcome: Mapping[str, Any],
-    record: Mapping[str, Any],
+    record: RunRecord,
     say: Say,
     quarantine: Quarantine,
     *,
@@ -61,7 +62,7 @@ def run_final_evaluation(
         folder: its folder.
         manifest: with splits.
         outcome: what `train_on_workers` returned.
-        record: of the run: versions, fingerprints, the command, and the seconds that it has taken so far.
+        record: of the run, with the seconds that it has taken so far.
         say: takes lines for the console.
         quarantine: takes the images of the data set that are not what the manifest says.
         actors: processes on Ray that predict; 0: this one; None: as many as trained.
@@ -127,7 +128,7 @@ def run_final_evaluation(
         backbone=config.backbone,
         workers=outcome["workers"],
         train_images=len(manifest.rows("train")) - len(quarantine.rows & set(manifest.rows("train").tolist())),
-        seconds_total=record["seconds"] + time.monotonic() - began,
+        seconds_total=record.seconds + time.monotonic() - began,
         best_checkpoint=storage.join(folder, "checkpoints", outcome["best"][chosen]),
     )
     phases = [_phase_summary(name, history, outcome, phase_tests.get(name)) for name in outcome["best"]]
@@ -144,11 +145,11 @@ def run_final_evaluation(
         sets=shown,
         data=build_dataset_report(quarantine.manifest),
         config_yaml=to_yaml(config),
-        versions=record["versions"],
-        fingerprints=record["fingerprints"],
+        versions=record.versions,
+        fingerprints=record.fingerprints,
         hardware=[*describe_machine(outcome["device"], outcome["workers"]), *hardware_lines(rows, findings)],
         hardware_curves=hardware_curves(rows, findings),
-        command=record.get("command"),
+        command=record.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     if quarantine.rows:
@@ -162,11 +163,9 @@ def run_final_evaluation(
     say(summary_text(summary, folder))
 
 
-def _number_formats(
-    config: RunConfig, outcome: Mapping[str, Any], record: Mapping[str, Any], phase: str
-) -> tuple[str, ...]:
+def _number_formats(config: RunConfig, outcome: Mapping[str, Any], record: RunRecord, phase: str) -> tuple[str, ...]:
     """The number formats in which a phase was validated."""
-    kept = [config.activations_dtype] if phase in (record.get("activations") or ()) else []
+    kept = [config.activations_dtype] if phase in (record.resolved.cached_phases or ()) else []
     tensor_cores = [] if outcome["device"] == "CPU" else ["float16"]  # float32 products are of TensorFloat-32 there
     return (outcome["precision"], *kept, *tensor_cores)
 

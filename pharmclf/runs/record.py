@@ -1,4 +1,4 @@
-"""What a run writes of itself, run.json: its settings, fingerprints and state; and the lease of its folder."""
+"""run.json, the record of a run: its settings, fingerprints and state; and the lease of its folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
 
 from pharmclf import storage
 from pharmclf.config import RunConfig, to_dict
@@ -15,7 +17,7 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import fingerprint, sha256_bytes
 from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.data.manifest import Manifest
-from pharmclf.schema_version import check_schema_version
+from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 from pharmclf.storage.lease import LEASE_FILE, Lease, LeaseHeldError
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.checkpoint_manager import staging_dir
@@ -53,38 +55,93 @@ _WEIGHT_NAMES = ("imagenet", "none")
 _PACKAGES = ("pharmclf", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "simplejpeg")
 
 
-@contextlib.contextmanager
-def run_lock(folder: str) -> Iterator[Lease]:
-    """Hold the lease of a run's folder.
+class RecordState(StrEnum):
+    """State of a run in its record; the status file says more of one that runs."""
 
-    Raises:
-        ConfigError: another process that lives is writing it.
-    """
-    try:
-        lease = Lease.acquire(folder)
-    except LeaseHeldError as error:
-        raise ConfigError(f"run {error}. Wait for it, or give another --name") from error
-    with lease:
-        yield lease
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    """A trial that others have beaten."""
+    TRAINED = "trained"
+    """The model is saved and not tested yet."""
+    COMPLETE = "complete"
 
 
-def finalize_record(folder: str, record: dict[str, Any], lease: Lease) -> None:
-    """Write how a run has ended; an error of its own must not hide how.
+@dataclass(frozen=True)
+class ResolvedSettings:
+    """Values that `auto` became when the run began; its restarts keep them, or they would take other steps."""
 
-    Raises:
-        LeaseLostError: another process has taken the run over.
-    """
-    lease.check()
-    location = storage.join(folder, RUN_FILE)
-    if record["state"] != "failed":
-        storage.write_json(location, record)
-        return
-    with contextlib.suppress(OSError), storage.timeout(FINAL_STORAGE_S):
-        storage.write_json(location, record)
+    precision: str | None = None
+    microbatch: dict[str, Any] | None = None
+    """As `resolve_microbatches` returns it."""
+    cached_phases: tuple[str, ...] | None = None
+    """Names of the phases that train on cached features; None: not decided yet."""
 
 
-def read_record(folder: str) -> dict[str, Any] | None:
-    """The record of a run; None where there is none.
+@dataclass(kw_only=True)
+class RunRecord:
+    """Content of run.json."""
+
+    name: str
+    settings: dict[str, Any]
+    """The settings that decide the result, nested."""
+    config: dict[str, Any]
+    """The configuration, as plain values."""
+    fingerprints: dict[str, str]
+    """Of the data, the settings and the initial weights."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of Python and the packages."""
+    command: str | None = None
+    state: RecordState = RecordState.RUNNING
+    seconds: float = 0.0
+    """Duration so far, over all starts."""
+    resolved: ResolvedSettings = ResolvedSettings()
+    device: str | None = None
+    trial: dict[str, Any] | None = None
+    """Of a trial of a sweep: its number, values and use of resources."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "resolved"}
+        phases = self.resolved.cached_phases
+        values |= {"precision": self.resolved.precision, "microbatch": self.resolved.microbatch}
+        values["activations"] = None if phases is None else list(phases)
+        return {SCHEMA_KEY: SCHEMA_VERSION} | {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` returned.
+
+        Raises:
+            LookupError, ValueError: it is no record of a run.
+        """
+        phases = values.get("activations")
+        return cls(
+            name=str(values.get("name", "")),
+            settings=dict(values["settings"]),
+            config=dict(values.get("config", {})),
+            fingerprints=dict(values["fingerprints"]),
+            versions=dict(values.get("versions", {})),
+            command=values.get("command"),
+            state=RecordState(values["state"]),
+            seconds=float(values["seconds"]),
+            resolved=ResolvedSettings(
+                precision=values.get("precision"),
+                microbatch=values.get("microbatch"),
+                cached_phases=None if phases is None else tuple(phases),
+            ),
+            device=values.get("device"),
+            trial=values.get("trial"),
+        )
+
+    def write(self, folder: str) -> None:
+        """Write it into the folder of the run."""
+        storage.write_json(storage.join(folder, RUN_FILE), self.to_dict())
+
+
+def read_record(folder: str) -> RunRecord | None:
+    """Read the record of a run; None where there is none, or a file of another program.
 
     Raises:
         ConfigError: it is damaged, or of another version.
@@ -93,15 +150,43 @@ def read_record(folder: str) -> dict[str, Any] | None:
     if not storage.is_file(location):
         return None
     try:
-        record = storage.read_json(location)
+        values = storage.read_json(location)
     except ValueError as error:
         raise ConfigError(
             f"{location}: not JSON ({error}). Delete it to let the run resume from its checkpoints"
         ) from error
-    check_schema_version(record, location)
-    return (
-        record if isinstance(record, dict) and {"settings", "fingerprints", "state", "seconds"} <= set(record) else None
-    )
+    check_schema_version(values, location)
+    required = {"settings", "fingerprints", "state", "seconds"}
+    return RunRecord.from_dict(values) if isinstance(values, dict) and required <= set(values) else None
+
+
+def write_final_record(folder: str, record: RunRecord, lease: Lease) -> None:
+    """Write how a run has ended; where it failed, no other error hides the first.
+
+    Raises:
+        LeaseLostError: another process has taken the run over.
+    """
+    lease.check()
+    if record.state is not RecordState.FAILED:
+        record.write(folder)
+        return
+    with contextlib.suppress(OSError), storage.timeout(FINAL_STORAGE_S):
+        record.write(folder)
+
+
+@contextlib.contextmanager
+def run_lock(folder: str) -> Iterator[Lease]:
+    """Hold the lease of a run's folder.
+
+    Raises:
+        ConfigError: another live process holds it.
+    """
+    try:
+        lease = Lease.acquire(folder)
+    except LeaseHeldError as error:
+        raise ConfigError(f"run {error}. Wait for it, or use another --name") from error
+    with lease:
+        yield lease
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.runs.final_evaluation import run_final_evaluation
+from pharmclf.runs.record import RunRecord
 
 
 def untested_datasets(config: RunConfig, result: Mapping[str, Any]) -> dict[str, str]:
@@ -35,7 +36,7 @@ def rerun_final_evaluation(
     manifest: Manifest,
     state: Mapping[str, Any],
     result: Mapping[str, Any],
-    record: Mapping[str, Any],
+    record: RunRecord,
     say: Say,
 ) -> None:
     """Test the saved models of a complete run on all its sets, in this process, and renew what `run_final_evaluation`
@@ -47,15 +48,15 @@ def rerun_final_evaluation(
         manifest: with splits.
         state: of its last checkpoint: history, monitors and best.
         result: the content of its result.json.
-        record: its run.json.
+        record: of the run.
         say: takes lines for the console.
 
     Raises:
         ConfigError: a set has nothing to score, or too many images are quarantined.
     """
     outcome = {name: state[name] for name in ("history", "monitors", "best")}
-    outcome |= {"workers": result["workers"], "device": record.get("device", "not known")}
-    outcome["precision"] = record.get("precision", "float32")
+    outcome |= {"workers": result["workers"], "device": record.device or "not known"}
+    outcome["precision"] = record.resolved.precision or "float32"
     quarantine = Quarantine(manifest, config.max_bad_share, say, storage.join(folder, QUARANTINE_FILE))
     try:
         run_final_evaluation(config, folder, manifest, outcome, record, say, quarantine, actors=0)

@@ -78,7 +78,7 @@ class _MlflowSweepState:
     def __init__(self, uri: str, story: SweepSnapshot) -> None:
         self._identity = run_identity(story.folder)
         self._runs = MlflowExperiment(uri, story.name)
-        tags = {"kind": "sweep", **run_tags(story.folder, story.record)}
+        tags = {"kind": "sweep", **run_tags(story.folder, story.record["fingerprints"], story.record["versions"])}
         self._sweep = self._runs.open(self._identity, story.name, tags)
         self._sweep.reopen()
         self._sweep.add_params(flatten(story.record["settings"]["plain"]))

@@ -161,11 +161,10 @@ def visible_files(folder: str) -> dict[str, str]:
     return found
 
 
-def run_tags(folder: str, record: Mapping[str, Any]) -> dict[str, str]:
-    """What run.json or sweep.json tells beside the settings: the folder, fingerprints and versions."""
-    tags = {"folder": folder}
-    tags |= {f"fingerprint.{name}": str(value) for name, value in record["fingerprints"].items()}
-    return tags | {f"version.{name}": str(value) for name, value in record["versions"].items()}
+def run_tags(folder: str, fingerprints: Mapping[str, str], versions: Mapping[str, str]) -> dict[str, str]:
+    """Tags of a run or sweep: its folder, fingerprints and versions."""
+    tags = {"folder": folder} | {f"fingerprint.{name}": value for name, value in fingerprints.items()}
+    return tags | {f"version.{name}": value for name, value in versions.items()}
 
 
 def outcome_text(result: Mapping[str, Any], folder: str) -> str:

@@ -16,7 +16,7 @@ from pharmclf.core.background import BackgroundTask
 from pharmclf.core.console import Say
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.reporting.sweep_tables import TrialInfo
-from pharmclf.runs.record import flatten
+from pharmclf.runs.record import RunRecord, flatten
 from pharmclf.tracking import tensorboard
 from pharmclf.tracking.mlflow_client import check_mlflow
 from pharmclf.tracking.mlflow_logger import EXPERIMENT, MlflowRunLogger, MlflowSweepLogger
@@ -101,23 +101,23 @@ class _Broadcaster(Generic[T]):
 class Tracker:
     """Tracks a run; no event waits for a server or a disk, and none fails by it."""
 
-    def __init__(self, config: RunConfig, folder: str, record: Mapping[str, Any], lost: Lost, say: Say) -> None:
+    def __init__(self, config: RunConfig, folder: str, record: RunRecord, lost: Lost, say: Say) -> None:
         """Begin, or go on with what was tracked of the run before.
 
         Args:
             config: the run.
             folder: of the run.
-            record: the content of its run.json.
+            record: of the run.
             lost: whether the lease of the folder has been lost; then nothing is told any more.
             say: takes a line for the console: where the page on the MLflow server is.
         """
         self._config = config
         story = RunSnapshot(
-            name=record["name"],
+            name=record.name,
             folder=folder,
             config=config,
-            settings=flatten(record["settings"]),
-            tags=run_tags(folder, record),
+            settings=flatten(record.settings),
+            tags=run_tags(folder, record.fingerprints, record.versions),
             epochs=_previous_epochs(config, folder),
         )
         self._telling = _Broadcaster(story, lost)
@@ -148,7 +148,7 @@ class Tracker:
         self._telling.close()
 
 
-def track_complete(config: RunConfig, folder: str, record: Mapping[str, Any], say: Say) -> None:
+def track_complete(config: RunConfig, folder: str, record: RunRecord, say: Say) -> None:
     """Tell MLflow of a run that is complete already; what it knows stays as it is."""
     if config.mlflow:
         Tracker(dataclasses.replace(config, tensorboard=False), folder, record, lambda: None, say).close("complete")

@@ -18,8 +18,8 @@ from pharmclf.data.quarantine import Quarantine
 from pharmclf.distributed.cluster import device_kind
 from pharmclf.models.devices import configure_devices
 from pharmclf.runs.final_evaluation import run_final_evaluation
-from pharmclf.runs.record import RUN_FILE
-from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
+from pharmclf.runs.record import RUN_FILE, RecordState, RunRecord
+from pharmclf.schema_version import load_record
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.train_state import TrainState, finalize_best
 from pharmclf.tuning.trial_store import Trial
@@ -59,13 +59,12 @@ def evaluate_best_trial(
     outcome = {name: state[name] for name in ("history", "monitors", "best")}
     outcome |= {"workers": workers, "device": device_kind(), "precision": precision}
     write_manifest(manifest, trial.folder)
-    location = storage.join(trial.folder, RUN_FILE)
-    record = {SCHEMA_KEY: SCHEMA_VERSION} | load_record(location)
-    so_far = record | {"seconds": trial.used.get("seconds", 0.0)}
+    record = RunRecord.from_dict(load_record(storage.join(trial.folder, RUN_FILE)))
     run_final_evaluation(
-        trial.config, trial.folder, manifest, outcome, so_far, say, quarantine, stop_requested=stop_requested
+        trial.config, trial.folder, manifest, outcome, record, say, quarantine, stop_requested=stop_requested
     )
-    storage.write_json(location, record | {"state": "complete"})
+    record.state = RecordState.COMPLETE
+    record.write(trial.folder)
     return trial.folder
 
 

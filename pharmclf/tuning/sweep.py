@@ -111,7 +111,7 @@ def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say
     if not base.skip_checks:
         run_preflight(base, say)
     with GracefulShutdown() as stop:
-        manifest = run_manifest(base, folder, record, say)
+        manifest = run_manifest(base, folder, record["fingerprints"]["data"] if record else None, say)
         describe_data(manifest, folder, say)
         if warning := batch_warning(base, len(manifest.rows("train"))):
             say(f"warning: {warning}")

@@ -9,7 +9,7 @@ from pharmclf.cli import EXIT_OK
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
-from pharmclf.resume import check_data_location, evaluate_further_datasets, find_record
+from pharmclf.resume import check_data_location, evaluate_further_datasets, has_record
 from pharmclf.runs.record import has_trained, read_record
 from pharmclf.schema_version import check_schema_version, load_record
 
@@ -30,12 +30,14 @@ def inspect_sweep_folder(folder: str, say: Say, *, overwrite: bool) -> tuple[dic
     Raises:
         ConfigError: its record is damaged.
     """
-    record = find_record(folder, _read_sweep, overwrite=overwrite)
-    if record is None:
-        return None, False
     if overwrite:
+        if not has_record(folder, _read_sweep):
+            return None, False
         say(f"note: --overwrite: the sweep in {folder} is deleted with its trials, and a new one begins")
         return None, True
+    record = _read_sweep(folder)
+    if record is None:
+        return None, False
     home = storage.join(folder, "trials")
     trained = any(has_trained(storage.join(home, name)) for name in storage.list_folders(home))
     if record["state"] != "complete" and not trained:
@@ -59,7 +61,7 @@ def reopen_complete_sweep(base: RunConfig, folder: str, record: dict[str, Any], 
     Raises:
         ConfigError: other images, or a set that cannot be tested.
     """
-    check_data_location(base, folder, record, say)
+    check_data_location(base, folder, record["config"], record["fingerprints"]["data"], say)
     winner = storage.join(folder, "trials", str(record["winner_folder"]).rsplit("/", 1)[-1])
     of_winner = read_record(winner) if base.extra_test else None
     if of_winner is not None and evaluate_further_datasets(base, winner, of_winner, say):

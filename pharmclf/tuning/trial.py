@@ -29,6 +29,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.feature_cache.manager import delete_corrupted, get_or_compute
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
+from pharmclf.runs.record import RunRecord
 from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseHeldError
 from pharmclf.training.context import TrainingContext, TrainingDivergedError
 from pharmclf.training.phases import build_phases, with_epoch_index
@@ -106,7 +107,9 @@ def _train_one(
     names = [phase.name for phase in build_phases(config) if phase.unfreeze_blocks in group["depths"]]
     try:
         job = _trial_context(config, member, shared)
-        outcome = train_with_feature_cache(job, shared.manifest, observer, member["record"], names, share=shared.share)
+        record = RunRecord.from_dict(member["record"])
+        record.resolved = replace(record.resolved, cached_phases=tuple(names))
+        outcome = train_with_feature_cache(job, shared.manifest, observer, record, share=shared.share)
     except TrainingDivergedError as error:
         return [{"state": "diverged", "reason": str(error), "history": None}]
     except StopRequested:  # by the sweep; what is read of it is in its checkpoints

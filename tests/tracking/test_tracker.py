@@ -149,7 +149,7 @@ def test_a_package_that_cannot_be_loaded_does_not_fail_the_run(
 def test_each_trial_of_a_sweep_has_its_file_once(root: str) -> None:
     """With its parameters for the table; none without an epoch, and none again under the next driver."""
     config = run_config(root, name="search")
-    record = record_of(config) | {"state": "interrupted"}
+    record = record_of(config).to_dict() | {"state": "interrupted"}
     homes = [f"{root}/search/trials/{number:04d}" for number in range(3)]
     facts = [trial(0), trial(1, "stopped", 3, "not among the best"), trial(2, "diverged", 0, "the loss")]
     written = []

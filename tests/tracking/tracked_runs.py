@@ -15,7 +15,7 @@ from tensorboardX.record_writer import masked_crc32c
 from pharmclf import storage
 from pharmclf.config import PhaseConfig, RunConfig, to_dict
 from pharmclf.reporting.sweep_tables import TrialInfo, TrialState
-from pharmclf.runs.record import result_settings
+from pharmclf.runs.record import RunRecord, result_settings
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position
 
@@ -44,10 +44,15 @@ def run_config(root: str, **settings: Any) -> RunConfig:
     return RunConfig(**{"storage": root, "name": "tablets"} | phases | settings)
 
 
-def record_of(config: RunConfig) -> dict[str, Any]:
-    """The content of run.json."""
-    about = {"fingerprints": {"data": "d", "weights": "imagenet"}, "versions": {"python": "3"}}
-    return {"name": config.run_name, "settings": result_settings(config), "config": to_dict(config), **about}
+def record_of(config: RunConfig) -> RunRecord:
+    """The record of a run that begins."""
+    return RunRecord(
+        name=config.run_name,
+        settings=result_settings(config),
+        config=to_dict(config),
+        fingerprints={"data": "d", "weights": "imagenet"},
+        versions={"python": "3"},
+    )
 
 
 def epoch(phase: int, number: int, accuracy: float) -> dict[str, Any]:
@@ -136,7 +141,7 @@ def tags(events: list[Event]) -> set[str]:
 
 
 def sweep_record(config: RunConfig, state: str, **more: Any) -> dict[str, Any]:
-    plain = record_of(config)
+    plain = record_of(config).to_dict()
     options = {"trials": more.get("trials", 3), "search": "tpe"}
     return plain | {"settings": {"plain": plain["settings"]}, "options": options, "state": state} | more
 

@@ -20,6 +20,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.distributed.controller import train_on_workers
 from pharmclf.feature_cache.shards import CachedFeatures, ShardLayout, write_shard
 from pharmclf.models.devices import min_compute_capability, resolve_precision
+from pharmclf.runs.record import ResolvedSettings, RunRecord
 from pharmclf.training.checkpoint import list_checkpoints, read_checkpoint
 from pharmclf.training.context import TrainingContext
 from pharmclf.training_run import resolve_auto_settings
@@ -100,7 +101,9 @@ def test_a_gradient_that_is_not_finite_on_one_worker_skips_the_step_on_all(
 def test_a_resumed_run_keeps_the_precision_that_it_began_with(make_job: Any, tmp_path: Path, workers: str) -> None:
     """Begun where GPUs were fast at bfloat16, it goes on so on processors; one that begins here takes float32."""
     job = make_job(str(tmp_path), workers=workers)
-    for record, expected in (({}, "float32"), ({"precision": "mixed_bfloat16"}, "mixed_bfloat16")):
+    for before, expected in ((None, "float32"), ("mixed_bfloat16", "mixed_bfloat16")):
+        resolved = ResolvedSettings(precision=before)
+        record = RunRecord(name="run", settings={}, config={}, fingerprints={}, resolved=resolved)
         decided = resolve_auto_settings(job, Recorder(), record)
-        assert decided.config.precision == record["precision"] == expected
+        assert decided.config.precision == record.resolved.precision == expected
         assert decided.fingerprints == job.fingerprints
