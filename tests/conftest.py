@@ -21,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 hypothesis.settings.register_profile("any machine", deadline=None)  # a slow machine is no fault
 hypothesis.settings.load_profile("any machine")
-devices._configured = True  # tests share this process, in which TensorFlow is long at work
+devices.keep_devices()  # tests share this process, in which TensorFlow may be at work before a run starts
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,11 +54,11 @@ def through(bucket: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> I
         def start(choose: Callable[[Request], Fault | None]) -> Proxy:
             proxy = stack.enter_context(Proxy(gateway.bind, gateway.port, choose))
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-            objects._object_store.cache_clear()
+            objects.reset_connections()
             return proxy
 
         yield start
-    objects._object_store.cache_clear()
+    objects.reset_connections()
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])

@@ -48,7 +48,7 @@ def full_bucket(gateway: Gateway) -> str:
         gateway.use(patch)
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(lambda number: storage.write_bytes(f"{root}/{number:04}", b"x"), range(3000)))
-    objects._object_store.cache_clear()
+    objects.reset_connections()
     return root
 
 
@@ -129,7 +129,7 @@ def test_what_is_not_allowed_is_refused(bucket: str, gateway: Gateway, monkeypat
     storage.write_bytes(f"{bucket}/folder/file", b"for all")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    objects._object_store.cache_clear()
+    objects.reset_connections()
     for operation in OPERATIONS.values():
         with pytest.raises(PermissionError):
             operation(f"{bucket}/folder")

@@ -125,6 +125,12 @@ def configure_devices(*, deterministic: bool, gpus: bool = True) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
+def keep_devices() -> None:
+    """Make later calls of `configure_devices` leave the devices as they are, in a process that already computes."""
+    global _configured
+    _configured = True
+
+
 def reset_keras_settings() -> None:
     """Give Keras its own defaults, whatever `keras.json` in KERAS_HOME, the environment or other code has set.
 

@@ -85,6 +85,11 @@ def _object_store(root: str, patience_s: float) -> ObjectStore:
     return ObjectStore(root, patience_s)
 
 
+def reset_connections() -> None:
+    """Drop all connections, so that the next request reads endpoint and credentials from the environment again."""
+    _object_store.cache_clear()
+
+
 class _NoBucketError(FileNotFoundError):
     """Not even the bucket is there."""
 

@@ -84,8 +84,8 @@ def cluster_gateway(cluster: Cluster) -> Iterator[Gateway]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             server.use(patch)
-            objects._object_store.cache_clear()
+            objects.reset_connections()
             yield server
     finally:
-        objects._object_store.cache_clear()
+        objects.reset_connections()
         server.stop()

@@ -59,11 +59,11 @@ def test_a_store_that_may_not_be_used_is_bad_input(
     bucket: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    objects._object_store.cache_clear()
+    objects.reset_connections()
     with pytest.raises(ConfigError, match="wrong credentials: could not write: access denied at http://"):
         run_preflight(RunConfig(storage=f"{bucket}/runs"), lambda _: None)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", gateway.secret_key)
-    objects._object_store.cache_clear()
+    objects.reset_connections()
     with pytest.raises(ConfigError, match="no bucket"):
         run_preflight(RunConfig(storage=f"{bucket}-gone/runs"), lambda _: None)
 

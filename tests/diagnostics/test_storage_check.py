@@ -105,7 +105,7 @@ def test_each_refusal_of_a_store_has_its_own_name(
     told = []
 
     def kind(location: str = bucket) -> str | None:
-        objects._object_store.cache_clear()
+        objects.reset_connections()
         facts = probe_storage(location)
         told.append(str(facts))
         return facts.kind
@@ -146,7 +146,7 @@ def test_a_key_without_rights_is_told_from_one_that_may_only_read(
         if rules:
             policy = {"Version": "2012-10-17", "Statement": rules}
             gateway.client.put_bucket_policy(Bucket=name, Policy=json.dumps(policy))
-        objects._object_store.cache_clear()
+        objects.reset_connections()
         return probe_storage(bucket)
 
     assert allow().kind == "no rights"
@@ -178,12 +178,12 @@ def test_a_store_that_cannot_be_reached_is_given_up_in_time(
             facts = probe_storage(bucket)
         assert facts.kind == "not reachable", fault
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    objects._object_store.cache_clear()
+    objects.reset_connections()
     with storage.timeout(1.0):
         facts = probe_storage(bucket)
     assert facts.kind == "not reachable"
     assert "http://127.0.0.1:9" in judged(facts).text
-    objects._object_store.cache_clear()
+    objects.reset_connections()
 
 
 @pytest.mark.parametrize(
