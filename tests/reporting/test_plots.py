@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from support.report_examples import make_history
 
 from pharmclf.evaluation.evaluate import evaluate
 from pharmclf.reporting import plots
@@ -21,25 +22,6 @@ def make_evaluation(names, count=300, seed=0):
     labels = np.array(names, object)
     table = pd.DataFrame({"row": np.arange(count), "path": "p", "label": labels[truth], "predicted": labels[predicted]})
     return evaluate(table.assign(confidence=0.5), names, groups=table["row"], resamples=5)
-
-
-def make_history(phase1=4, phase2=3):
-    """Made-up epochs of two phases."""
-    epochs = [("phase1", number + 1) for number in range(phase1)] + [("phase2", number + 1) for number in range(phase2)]
-    return [
-        {
-            "phase": phase,
-            "epoch": epoch,
-            "train_loss": 2 / (index + 1),
-            "train_accuracy": 1 - 0.5 / (index + 1),
-            "val_loss": 2.2 / (index + 1),
-            "val_accuracy": 0.95 - 0.5 / (index + 1),
-            "learning_rate": 1e-4 if phase == "phase1" else 1e-5,
-            "seconds": 3.0,
-            "images_per_second": 40.0,
-        }
-        for index, (phase, epoch) in enumerate(epochs)
-    ]
 
 
 def opened(png):
@@ -134,7 +116,7 @@ def test_best_epoch_is_that_of_the_highest_validation_accuracy():
     for entry, accuracy, loss in zip(history, (0.9, 0.9, None), (0.4, 0.3, 0.1), strict=True):
         entry.update(val_accuracy=accuracy, val_loss=loss)
     assert plots.best_epoch(history) == 1
-    assert opened(plots.learning_curves_png(history, best=("phase1", 3)))
+    assert opened(plots.learning_curves_png(history, best=("phase1", 2)))
     with pytest.raises(ValueError, match="expected the phase and epoch of an entry"):
         plots.learning_curves_png(history, best=("phase2", 1))
     with pytest.raises(ValueError, match="no epochs"):
