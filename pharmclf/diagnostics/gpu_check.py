@@ -13,7 +13,7 @@ import psutil
 from pharmclf.core.units import format_memory
 from pharmclf.diagnostics.machine_check import RayNodeInfo
 from pharmclf.diagnostics.results import Finding, fail, ok, warn
-from pharmclf.monitoring.nvml import DriverNvml, NvmlUnavailableError
+from pharmclf.monitoring.gpu import DriverNvml, NvmlUnavailableError
 
 _FIELDS = ("index", "name", "driver_version", "compute_cap", "memory.used", "memory.total")
 _COMMAND = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]

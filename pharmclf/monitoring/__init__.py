@@ -7,8 +7,8 @@ rows in the run's folder (`sample_log`). Neither TensorFlow nor Ray is imported,
 
 from pharmclf.monitoring.alerts import HardwareAlert
 from pharmclf.monitoring.bottleneck import RunContext
+from pharmclf.monitoring.gpu import DriverNvml, Nvml, NvmlUnavailableError
 from pharmclf.monitoring.monitor import WARNINGS, HardwareMonitor
-from pharmclf.monitoring.nvml import DriverNvml, Nvml, NvmlUnavailableError
 from pharmclf.monitoring.sample_log import read_alerts, read_samples
 from pharmclf.monitoring.sampler import HARDWARE, LOOP, sampling
 from pharmclf.monitoring.samples import GpuProcess, GpuReading, HostReading, LoopReading, NodeSample

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pharmclf.core.units import format_memory, format_size
 from pharmclf.monitoring.bottleneck import RunContext, find_bottleneck
-from pharmclf.monitoring.nvml import HARMFUL
+from pharmclf.monitoring.gpu import HARMFUL
 from pharmclf.monitoring.samples import GpuReading, NodeSample
 from pharmclf.monitoring.thresholds import BOUND, Measurement
 

@@ -15,8 +15,8 @@ from typing import Protocol
 
 from pharmclf.core.background import BackgroundTask
 from pharmclf.core.errors import format_error
+from pharmclf.monitoring.gpu import DriverNvml, Nvml, NvmlUnavailableError
 from pharmclf.monitoring.host import HostSampler
-from pharmclf.monitoring.nvml import DriverNvml, Nvml, NvmlUnavailableError
 from pharmclf.monitoring.samples import GpuReading, LoopReading, NodeSample
 
 HARDWARE, LOOP = "hardware", "loop"

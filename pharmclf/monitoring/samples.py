@@ -47,7 +47,7 @@ class GpuReading:
     sm_clock_mhz: float | None = _kept("mean")
     memory_clock_mhz: float | None = _kept("mean")
     throttle: Mapping[str, float] = field(default_factory=dict, metadata={"merge": "shares"})
-    """Share of the time, 0..1, by the reason that held the clocks down, in words (see `nvml.REASONS`)."""
+    """Share of the time, 0..1, by the reason that held the clocks down, in words (see `gpu.REASONS`)."""
     ecc_errors: int | None = _kept("most")
     """Errors of the memory that could not be corrected, since the driver was loaded."""
     lost: bool = _kept("most", False)

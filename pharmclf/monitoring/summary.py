@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pharmclf.core.units import format_count
-from pharmclf.monitoring.nvml import HARMFUL
+from pharmclf.monitoring.gpu import HARMFUL
 from pharmclf.monitoring.samples import GpuReading, NodeSample
 
 Value = TypeVar("Value")
@@ -28,7 +28,7 @@ class GpuSummary:
     mean_utilisation_percent: float | None
     """While steps were taken, if any were."""
     throttled_s: Mapping[str, float]
-    """Seconds by reason, those of `nvml.HARMFUL` alone."""
+    """Seconds by reason, those of `gpu.HARMFUL` alone."""
     energy_kwh: float | None
 
     @property

@@ -14,7 +14,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pharmclf.monitoring.nvml import decode_reasons
+from pharmclf.monitoring.gpu import decode_reasons
 from pharmclf.monitoring.samples import GpuProcess, GpuReading
 
 _MIB = 1 << 20

@@ -13,7 +13,7 @@ import pytest
 from support.fake_nvml import FakeNvml
 from support.node_samples import TRACES, trace
 
-from pharmclf.monitoring.nvml import HARMFUL, REASONS, DriverNvml, NvmlUnavailableError
+from pharmclf.monitoring.gpu import HARMFUL, REASONS, DriverNvml, NvmlUnavailableError
 from pharmclf.monitoring.samples import GpuProcess, GpuReading
 
 
@@ -181,7 +181,7 @@ def test_a_machine_without_gpus_or_with_a_broken_driver_says_why(library: Librar
 def test_a_machine_without_a_driver_or_the_package_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library is looked for in a fresh process; here there is none, or else this test says nothing."""
     code = (
-        "from pharmclf.monitoring.nvml import *\ntry:\n    DriverNvml()\nexcept NvmlUnavailableError as error:\n  "
+        "from pharmclf.monitoring.gpu import *\ntry:\n    DriverNvml()\nexcept NvmlUnavailableError as error:\n  "
         "  print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
