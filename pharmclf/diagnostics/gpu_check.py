@@ -88,7 +88,7 @@ def parse_nvidia_smi(text: str) -> DriverInfo:
 def _gpu_processes(index: int) -> tuple[str, ...]:
     """Who holds the memory of a GPU, as far as NVML tells."""
     try:
-        holders = DriverNvml().holders(index)
+        holders = DriverNvml().processes(index)
     except NvmlUnavailableError:
         return ()
     found = []

@@ -86,8 +86,8 @@ def _gpu_memory(rows: Sequence[NodeSample], _setting: RunContext) -> Iterator[Me
         if gpu.memory_percent is None or gpu.memory_used_bytes is None or gpu.memory_total_bytes is None:
             continue
         held = [
-            f"process {holder.pid}" + (f" {format_memory(holder.used_bytes)}" if holder.used_bytes else "")
-            for holder in gpu.holders[:3]
+            f"process {process.pid}" + (f" {format_memory(process.used_bytes)}" if process.used_bytes else "")
+            for process in gpu.processes[:3]
         ]
         used, total = format_memory(gpu.memory_used_bytes), format_memory(gpu.memory_total_bytes)
         yield Measurement(

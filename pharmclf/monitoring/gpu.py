@@ -1,10 +1,11 @@
-"""NVIDIA GPUs through NVML, the library behind nvidia-smi, in an interface so small that a recording can stand for it.
+"""NVIDIA GPUs through NVML, the library behind nvidia-smi, in an interface that a test can replay from a recording.
 
-The package nvidia-ml-py and the driver are looked for when they are needed, and may be missing.
+The package nvidia-ml-py and the driver are loaded when they are needed, and may be missing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -24,9 +25,17 @@ REASONS = {
     0x200: "board limit",
     0x400: "reliability",
 }
-"""What may hold a GPU's clocks down, by the bit of NVML's clocks event reasons."""
+"""What may limit a GPU's clocks, by the bit of NVML's clocks event reasons."""
 HARMFUL = ("hardware slowdown", "thermal slowdown (driver)", "thermal slowdown (hardware)", "power brake")
-"""Those that tell of too much heat or too weak a power supply. The power cap is where a busy card works all day."""
+"""Those that indicate overheating or a weak power supply. A busy card is at its power cap all day."""
+
+
+class NvmlUnavailableError(RuntimeError):
+    """No GPU can be read; the text says why."""
+
+
+class _GpuLostError(Exception):
+    """The driver cannot reach the GPU."""
 
 
 class Nvml(Protocol):
@@ -37,29 +46,41 @@ class Nvml(Protocol):
         """How many there are."""
 
     def read(self, index: int) -> GpuReading:
-        """One GPU now; what it does not tell is None, and none of it raises."""
+        """One GPU now, without its processes; what it does not report is None. Never raises."""
 
-    def holders(self, index: int) -> Sequence[GpuProcess]:
-        """The processes that hold memory of a GPU, the largest first."""
+    def processes(self, index: int) -> Sequence[GpuProcess]:
+        """The processes that use memory of a GPU, the largest first."""
 
 
-class NvmlUnavailableError(RuntimeError):
-    """There is no GPU that could be asked; the text says why."""
+def read_gpus(nvml: Nvml, processes_from_percent: float = 0.0) -> tuple[GpuReading, ...]:
+    """All GPUs of a node now.
+
+    Args:
+        nvml: the GPUs.
+        processes_from_percent: the processes of a GPU are listed where at least so much of its memory is in use.
+    """
+    readings = []
+    for index in range(nvml.num_gpus):
+        reading = nvml.read(index)
+        if (reading.memory_percent or 0.0) >= processes_from_percent:
+            reading = dataclasses.replace(reading, processes=tuple(nvml.processes(index)))
+        readings.append(reading)
+    return tuple(readings)
 
 
 def decode_reasons(reasons: int) -> dict[str, float]:
-    """The bits of NVML's clocks event reasons as words, each with its share of this moment."""
+    """Names of the set bits of NVML's clocks event reasons, each with its share of this moment, 1."""
     return {word: 1.0 for bit, word in REASONS.items() if reasons & bit}
 
 
 class DriverNvml:
-    """The GPUs that the driver of this machine, or what a container sees of it, tells of."""
+    """The GPUs that the driver of this machine reports; in a container, those that it was given."""
 
     def __init__(self) -> None:
         """Open the driver's library.
 
         Raises:
-            NvmlUnavailableError: there is no driver, no GPU, or no package to ask them with.
+            NvmlUnavailableError: the driver, a GPU, or the package nvidia-ml-py is missing.
         """
         try:
             self._nvml: Any = importlib.import_module("pynvml")
@@ -70,59 +91,68 @@ class DriverNvml:
             self._handles = [self._handle(index) for index in range(self._nvml.nvmlDeviceGetCount())]
         except self._nvml.NVMLError as error:
             missing = error.value == self._nvml.NVML_ERROR_LIBRARY_NOT_FOUND
-            reason = "no NVIDIA driver" if missing else f"the NVIDIA driver says: {error}"
+            reason = "no NVIDIA driver" if missing else f"the NVIDIA driver reports: {error}"
             raise NvmlUnavailableError(reason) from error
         if not self._handles:
-            raise NvmlUnavailableError("the NVIDIA driver knows of no GPU")
-        self._names = [self._name(handle) for handle in self._handles]
+            raise NvmlUnavailableError("the NVIDIA driver reports no GPU")
+        self._names = [str(self._try(index, "nvmlDeviceGetName") or "") for index in range(self.num_gpus)]
 
     @property
     def num_gpus(self) -> int:
         """How many there are."""
         return len(self._handles)
 
-    def read(self, index: int) -> GpuReading:
-        """One GPU now."""
-        nvml, handle = self._nvml, self._handles[index]
-
-        def ask(*names: str, arguments: Sequence[Any] = (), unit: float = 1.0) -> float | None:
-            value = self._ask(handle, *names, arguments=arguments)
-            return None if value is None else value / unit
-
+    @property
+    def driver_version(self) -> str:
+        """Such as 550.54.15; "" where the driver does not report it."""
         try:
-            memory, used = (
-                self._ask(handle, "nvmlDeviceGetMemoryInfo"),
-                self._ask(handle, "nvmlDeviceGetUtilizationRates"),
-            )
-            errors = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
-            names = "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"
-            return GpuReading(
-                index=index,
-                name=self._names[index],
-                utilisation_percent=None if used is None else float(used.gpu),
-                memory_used_bytes=None if memory is None else int(memory.used),
-                memory_total_bytes=None if memory is None else int(memory.total),
-                temperature_c=ask(
-                    "nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature", arguments=[nvml.NVML_TEMPERATURE_GPU]
-                ),
-                power_w=ask("nvmlDeviceGetPowerUsage", unit=1000.0),
-                power_limit_w=ask("nvmlDeviceGetEnforcedPowerLimit", unit=1000.0),
-                sm_clock_mhz=ask("nvmlDeviceGetClockInfo", arguments=[nvml.NVML_CLOCK_SM]),
-                memory_clock_mhz=ask("nvmlDeviceGetClockInfo", arguments=[nvml.NVML_CLOCK_MEM]),
-                throttle=decode_reasons(int(self._ask(handle, *names) or 0)),
-                ecc_errors=self._ask(handle, "nvmlDeviceGetTotalEccErrors", arguments=errors),
-            )
+            return str(self._nvml.nvmlSystemGetDriverVersion())
+        except self._nvml.NVMLError:
+            return ""
+
+    def compute_capability(self, index: int) -> tuple[int, int] | None:
+        """Of a GPU, as (8, 0); None where it does not report it."""
+        capability = self._try(index, "nvmlDeviceGetCudaComputeCapability")
+        return None if capability is None else (int(capability[0]), int(capability[1]))
+
+    def read(self, index: int) -> GpuReading:
+        """One GPU now, without its processes."""
+        try:
+            return self._read(index)
         except _GpuLostError:
             return GpuReading(index=index, name=self._names[index], lost=True)
 
-    def holders(self, index: int) -> Sequence[GpuProcess]:
+    def processes(self, index: int) -> Sequence[GpuProcess]:
         """The processes that compute on a GPU, the largest first."""
-        try:
-            found = self._ask(self._handles[index], "nvmlDeviceGetComputeRunningProcesses") or []
-        except _GpuLostError:
-            return ()
-        holders = [GpuProcess(pid=int(process.pid), used_bytes=process.usedGpuMemory) for process in found]
-        return sorted(holders, key=lambda holder: -(holder.used_bytes or 0))
+        running = self._try(index, "nvmlDeviceGetComputeRunningProcesses") or ()
+        processes = [GpuProcess(pid=int(process.pid), used_bytes=process.usedGpuMemory) for process in running]
+        return tuple(sorted(processes, key=lambda process: -(process.used_bytes or 0)))
+
+    def _read(self, index: int) -> GpuReading:
+        nvml = self._nvml
+        memory = self._query(index, "nvmlDeviceGetMemoryInfo")
+        utilisation = self._query(index, "nvmlDeviceGetUtilizationRates")
+        celsius = "nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"
+        reasons = "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"
+        uncorrected = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+        return GpuReading(
+            index=index,
+            name=self._names[index],
+            utilisation_percent=None if utilisation is None else float(utilisation.gpu),
+            memory_used_bytes=None if memory is None else int(memory.used),
+            memory_total_bytes=None if memory is None else int(memory.total),
+            temperature_c=self._number(index, *celsius, arguments=[nvml.NVML_TEMPERATURE_GPU]),
+            power_w=self._number(index, "nvmlDeviceGetPowerUsage", unit=1000.0),
+            power_limit_w=self._number(index, "nvmlDeviceGetEnforcedPowerLimit", unit=1000.0),
+            sm_clock_mhz=self._number(index, "nvmlDeviceGetClockInfo", arguments=[nvml.NVML_CLOCK_SM]),
+            memory_clock_mhz=self._number(index, "nvmlDeviceGetClockInfo", arguments=[nvml.NVML_CLOCK_MEM]),
+            throttle=decode_reasons(int(self._query(index, *reasons) or 0)),
+            ecc_errors=self._query(index, "nvmlDeviceGetTotalEccErrors", arguments=uncorrected),
+        )
+
+    def _number(self, index: int, *functions: str, arguments: Sequence[object] = (), unit: float = 1.0) -> float | None:
+        value = self._query(index, *functions, arguments=arguments)
+        return None if value is None else float(value / unit)
 
     def _handle(self, index: int) -> Any:
         """Of a GPU; None where it is lost already."""
@@ -131,23 +161,23 @@ class DriverNvml:
         except self._nvml.NVMLError:
             return None
 
-    def _name(self, handle: Any) -> str:
-        """Of a GPU; "" where it is lost already."""
+    def _try(self, index: int, function: str) -> Any:
+        """As `_query`, but None where the GPU is lost."""
         try:
-            return str(self._ask(handle, "nvmlDeviceGetName") or "")
+            return self._query(index, function)
         except _GpuLostError:
-            return ""
+            return None
 
-    def _ask(self, handle: Any, *names: str, arguments: Sequence[Any] = ()) -> Any:
-        """Call the first of these functions that package and driver both know -> None where the card does not tell.
+    def _query(self, index: int, *functions: str, arguments: Sequence[object] = ()) -> Any:
+        """Call the first of these functions that package and driver both have -> None where the GPU does not report it.
 
         Raises:
-            _GpuLostError: the card does not answer any more.
+            _GpuLostError: the GPU does not answer any more.
         """
-        nvml = self._nvml
+        nvml, handle = self._nvml, self._handles[index]
         if handle is None:
             raise _GpuLostError
-        for name in names:
+        for name in functions:
             function: Callable[..., Any] | None = getattr(nvml, name, None)
             if function is None:
                 continue
@@ -159,7 +189,3 @@ class DriverNvml:
                 if error.value != nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
                     return None
         return None
-
-
-class _GpuLostError(Exception):
-    """The driver cannot reach the GPU."""

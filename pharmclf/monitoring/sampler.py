@@ -15,13 +15,13 @@ from typing import Protocol
 
 from pharmclf.core.background import BackgroundTask
 from pharmclf.core.errors import format_error
-from pharmclf.monitoring.gpu import DriverNvml, Nvml, NvmlUnavailableError
+from pharmclf.monitoring.gpu import DriverNvml, Nvml, NvmlUnavailableError, read_gpus
 from pharmclf.monitoring.host import HostSampler
 from pharmclf.monitoring.samples import GpuReading, LoopReading, NodeSample
 
 HARDWARE, LOOP = "hardware", "loop"
 """Kinds of the events: a row of a node; what a worker's loop does, with its node."""
-_LIST_PROCESSES_PERCENT = 90.0  # of a GPU's memory in use, from which its holders are asked for
+_LIST_PROCESSES_PERCENT = 90.0  # of a GPU's memory in use, from which its processes are listed
 _SHUTDOWN_TIMEOUT_S = 2.0  # for a reading under way, at the end
 _log = logging.getLogger(__name__)
 
@@ -90,19 +90,13 @@ class NodeSampler:
         )
 
     def _gpus(self) -> tuple[tuple[GpuReading, ...], str]:
-        """The GPUs, with those who hold their memory where little of it is left; or why there are none."""
+        """The GPUs, or why there are none."""
         if self._nvml is None:
             return (), self._no_gpus
-        found = []
         try:
-            for index in range(self._nvml.num_gpus):
-                reading = self._nvml.read(index)
-                if (reading.memory_percent or 0.0) >= _LIST_PROCESSES_PERCENT:
-                    reading = reading.with_holders(self._nvml.holders(index))
-                found.append(reading)
-        except Exception as error:  # of the host there is something to tell all the same
-            return (), f"the driver cannot be asked any more: {format_error(error)}"
-        return tuple(found), ""
+            return read_gpus(self._nvml, _LIST_PROCESSES_PERCENT), ""
+        except Exception as error:  # the host is sampled all the same
+            return (), f"the driver cannot be queried any more: {format_error(error)}"
 
 
 class LoopSampler:

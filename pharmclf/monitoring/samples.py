@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -52,8 +52,8 @@ class GpuReading:
     """Errors of the memory that could not be corrected, since the driver was loaded."""
     lost: bool = _kept("most", False)
     """Whether the driver cannot reach it any more."""
-    holders: tuple[GpuProcess, ...] = _kept("dropped", ())
-    """Who holds its memory, the largest first; asked for only where it is nearly full, and not written to files."""
+    processes: tuple[GpuProcess, ...] = _kept("dropped", ())
+    """Those that use its memory, the largest first; listed only where it is nearly full, and not written to files."""
 
     @property
     def memory_percent(self) -> float | None:
@@ -61,10 +61,6 @@ class GpuReading:
         if self.memory_used_bytes is None or not self.memory_total_bytes:
             return None
         return 100.0 * self.memory_used_bytes / self.memory_total_bytes
-
-    def with_holders(self, holders: Sequence[GpuProcess]) -> GpuReading:
-        """The same with those who hold its memory."""
-        return dataclasses.replace(self, holders=tuple(holders))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +183,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def _read(kind: type[Reading], content: Mapping[str, Any]) -> Reading:
-    known = {item.name for item in dataclasses.fields(kind)} - {"holders"}
+    known = {item.name for item in dataclasses.fields(kind)} - {"processes"}
     return kind(**{name: value for name, value in content.items() if name in known})
 
 

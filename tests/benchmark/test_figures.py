@@ -110,7 +110,7 @@ class Card:
     def read(self, index: int) -> GpuReading:
         return GpuReading(index=index, name="card", power_w=200.0)
 
-    def holders(self, index: int) -> list[Any]:  # noqa: ARG002
+    def processes(self, index: int) -> list[Any]:  # noqa: ARG002
         return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -70,9 +71,8 @@ def test_a_full_card_is_an_alarm_that_names_who_holds_its_memory() -> None:
     """From 95 % on; the holders come from the reading."""
     rows = played("full")
     assert rules(said(rows)) == [("alarm", "gpu memory")]
-    full = (
-        rows[-1].gpus[0].with_holders([GpuProcess(pid=4711, used_bytes=20 * GIB), GpuProcess(pid=12, used_bytes=None)])
-    )
+    processes = (GpuProcess(pid=4711, used_bytes=20 * GIB), GpuProcess(pid=12, used_bytes=None))
+    full = dataclasses.replace(rows[-1].gpus[0], processes=processes)
     (found,) = said([row(gpus=(full,))])
     assert (
         "97 % of its memory in use (limit 95 %), 21.9 GiB of 22.5 GiB (held by process 4711 20.0 GiB, process 12)"

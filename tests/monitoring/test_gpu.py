@@ -13,7 +13,7 @@ import pytest
 from support.fake_nvml import FakeNvml
 from support.node_samples import TRACES, trace
 
-from pharmclf.monitoring.gpu import HARMFUL, REASONS, DriverNvml, NvmlUnavailableError
+from pharmclf.monitoring.gpu import HARMFUL, REASONS, DriverNvml, NvmlUnavailableError, read_gpus
 from pharmclf.monitoring.samples import GpuProcess, GpuReading
 
 
@@ -38,6 +38,12 @@ class Library:
     def do_nvmlInitWithFlags(self, _flags: int) -> None: ...
     def do_nvmlErrorString(self, _code: int) -> bytes:
         return b"an error"
+
+    def do_nvmlSystemGetDriverVersion(self, version: Any, _length: Any) -> None:
+        version.value = b"550.54.15"
+
+    def do_nvmlDeviceGetCudaComputeCapability(self, _handle: Any, major: Any, minor: Any) -> None:
+        major._obj.value, minor._obj.value = 8, 9
 
     def do_nvmlDeviceGetCount(self, count: Any) -> None:
         count._obj.value = self.count
@@ -153,7 +159,7 @@ def test_a_card_that_is_lost_on_the_way_says_so(library: Library, code: int) -> 
     nvml = DriverNvml()
     library.broken = {"nvmlDeviceGetMemoryInfo": code, "nvmlDeviceGetComputeRunningProcesses_v3": code}
     assert nvml.read(0) == GpuReading(index=0, name="NVIDIA L4", lost=True)
-    assert nvml.holders(0) == ()
+    assert nvml.processes(0) == ()
 
 
 def test_a_card_that_is_lost_from_the_start_hides_no_other(library: Library) -> None:
@@ -161,20 +167,35 @@ def test_a_card_that_is_lost_from_the_start_hides_no_other(library: Library) -> 
     nvml = DriverNvml()
     assert nvml.num_gpus == 2
     assert nvml.read(0).lost
-    assert nvml.holders(0) == ()
+    assert nvml.processes(0) == ()
 
 
 def test_the_holders_of_memory_come_the_largest_first(library: Library) -> None:
-    found = DriverNvml().holders(0)
+    found = list(DriverNvml().processes(0))
     assert found == [GpuProcess(pid=12, used_bytes=30 << 30), GpuProcess(pid=4711, used_bytes=5 << 30)]
+
+
+def test_the_driver_reports_its_version_and_what_its_gpus_can_compute(library: Library) -> None:
+    nvml = DriverNvml()
+    assert (nvml.driver_version, nvml.compute_capability(0)) == ("550.54.15", (8, 9))
+    unknown = pynvml.NVML_ERROR_UNKNOWN
+    library.broken = dict.fromkeys(("nvmlSystemGetDriverVersion", "nvmlDeviceGetCudaComputeCapability"), unknown)
+    assert (nvml.driver_version, nvml.compute_capability(0)) == ("", None)
+
+
+def test_processes_are_listed_from_a_share_of_the_memory_on(library: Library) -> None:
+    """20 of 24 GiB are in use, 83 %."""
+    nvml = DriverNvml()
+    assert [len(gpu.processes) for gpu in read_gpus(nvml)] == [2, 2]
+    assert [len(gpu.processes) for gpu in read_gpus(nvml, 90.0)] == [0, 0]
 
 
 def test_a_machine_without_gpus_or_with_a_broken_driver_says_why(library: Library) -> None:
     library.count = 0
-    with pytest.raises(NvmlUnavailableError, match="knows of no GPU"):
+    with pytest.raises(NvmlUnavailableError, match="no GPU"):
         DriverNvml()
     library.broken = {"nvmlInitWithFlags": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}
-    with pytest.raises(NvmlUnavailableError, match="the NVIDIA driver says: Driver Not Loaded"):
+    with pytest.raises(NvmlUnavailableError, match="Driver Not Loaded"):
         DriverNvml()
 
 

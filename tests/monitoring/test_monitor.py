@@ -74,7 +74,7 @@ class Stub:
     def read(self, _index: int) -> GpuReading:
         return self._act()
 
-    def holders(self, _index: int) -> Sequence[GpuProcess]:
+    def processes(self, _index: int) -> Sequence[GpuProcess]:
         return [GpuProcess(pid=99, used_bytes=1 << 30)]
 
 
@@ -306,8 +306,8 @@ def test_the_gpu_of_a_process_is_the_one_it_was_given(
 def test_who_holds_the_memory_is_asked_where_it_is_nearly_full() -> None:
     used = [gpu(memory_used_bytes=23 << 30), gpu(memory_used_bytes=10 << 30)]
     reader = NodeSampler(NODE, nvml=Stub(lambda: used.pop(0)))
-    assert reader.read(5.0).gpus[0].holders == (GpuProcess(pid=99, used_bytes=1 << 30),)
-    assert reader.read(5.0).gpus[0].holders == ()
+    assert reader.read(5.0).gpus[0].processes == (GpuProcess(pid=99, used_bytes=1 << 30),)
+    assert reader.read(5.0).gpus[0].processes == ()
 
 
 def test_a_driver_that_breaks_costs_its_gpus_and_nothing_else() -> None:
@@ -318,7 +318,7 @@ def test_a_driver_that_breaks_costs_its_gpus_and_nothing_else() -> None:
 
     found = NodeSampler(NODE, nvml=Stub(broken)).read(5.0)
     assert found.gpus == ()
-    assert found.no_gpus == "the driver cannot be asked any more: RuntimeError: the driver is gone"
+    assert found.no_gpus == "the driver cannot be queried any more: RuntimeError: the driver is gone"
     assert found.host.memory_total_bytes is not None
 
 
@@ -401,7 +401,7 @@ def test_a_row_costs_less_than_a_hundredth_of_its_time(monitor: Any) -> None:
         def read(self, index: int) -> GpuReading:
             return cards.read(index % 2)
 
-        def holders(self, _index: int) -> Sequence[GpuProcess]:
+        def processes(self, _index: int) -> Sequence[GpuProcess]:
             return ()
 
     watching, _ = monitor()

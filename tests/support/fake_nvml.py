@@ -25,18 +25,18 @@ _LOST = "[GPU is lost]"
 class FakeNvml:
     """The GPUs of a recording; each reading of a GPU takes its next line, and the last one stays."""
 
-    def __init__(self, text: str, holders: Mapping[int, Sequence[GpuProcess]] | None = None) -> None:
+    def __init__(self, text: str, processes: Mapping[int, Sequence[GpuProcess]] | None = None) -> None:
         """Begin at the first line.
 
         Args:
             text: of the recording, with its heading.
-            holders: who holds the memory of a GPU, by its index; nvidia-smi does not write that beside the rest.
+            processes: those that use the memory of a GPU, by its index; nvidia-smi writes them separately.
 
         Raises:
             ValueError: no recording.
         """
         self._lines: dict[int, list[GpuReading]] = {}
-        self._holders = holders or {}
+        self._processes = processes or {}
         for line in csv.DictReader(io.StringIO(text), skipinitialspace=True):
             reading = _reading({name.partition(" [")[0]: (value or "").strip() for name, value in line.items()})
             self._lines.setdefault(reading.index, []).append(reading)
@@ -60,9 +60,9 @@ class FakeNvml:
         self._next[index] = min(place + 1, len(lines) - 1)
         return lines[place]
 
-    def holders(self, index: int) -> Sequence[GpuProcess]:
-        """Who holds its memory."""
-        return self._holders.get(index, ())
+    def processes(self, index: int) -> Sequence[GpuProcess]:
+        """Those that use its memory."""
+        return self._processes.get(index, ())
 
 
 def _reading(line: Mapping[str, str]) -> GpuReading:
