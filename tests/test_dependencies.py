@@ -39,7 +39,7 @@ TESTS = _names(EXTRAS["test"])
 def _imported(*folders: str) -> dict[str, set[str]]:
     """The distributions that the code in some folders imports, each with the files that do."""
     known = importlib.metadata.packages_distributions()
-    helpers = {path.stem for folder in ("cluster", "tests") for path in (ROOT / folder).rglob("*.py")}
+    helpers = {path.stem for folder in ("cluster", "tests") for path in (ROOT / folder).rglob("*.py")} | {"support"}
     found: dict[str, set[str]] = {}
     for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         for module in _modules(ast.parse(path.read_text("utf-8"))) - helpers - sys.stdlib_module_names - {"pharmclf"}:
