@@ -21,8 +21,8 @@ PURE = [
     "evaluation.evaluate", "models.backbone_split", "models.devices", "runs.best_model", "feature_cache.cache_key",
     "feature_cache.cache_policy", "feature_cache.shards", "feature_cache.reader", "feature_cache.inventory",
     "feature_cache.local_cache", "training.grouping", "distributed.cluster_auth", "training.proxy",
-    "distributed.ray_address", "distributed.scaling_policy", "training.fitting", "training.lr_finder",
-    "training.fit_batch", "training.loop_progress", "distributed.failure_policy", "runs.status", "runs.status_format",
+    "distributed.ray_address", "distributed.scaling_policy", "training.lr_finder",
+    "training.microbatch", "training.loop_progress", "distributed.failure_policy", "runs.status", "runs.status_format",
     "runs.status_reader", "runs.status_writer", "tuning.space", "tuning.search", "tuning.asha", "tuning.options",
     "tuning.trial_store",
 ]  # fmt: skip

@@ -17,8 +17,7 @@ from pharmclf.distributed.controller import connect, wait_for_workers
 from pharmclf.distributed.scaling_policy import ClusterNode, WorkerGroupSpec
 from pharmclf.models.devices import memory_limit_mb
 from pharmclf.training.context import Callback, TrainingContext
-from pharmclf.training.fit_batch import find_max_microbatch
-from pharmclf.training.fitting import MicrobatchSearchError, format_result, min_over_nodes
+from pharmclf.training.microbatch import MicrobatchSearchError, find_max_microbatch, format_result, min_over_nodes
 
 _POLL_INTERVAL_S = 0.5
 

@@ -16,8 +16,8 @@ from pharmclf.data.augment import apply_transforms
 from pharmclf.models.backbone_split import split_backbone
 from pharmclf.models.head import apply_head, dropout_shapes
 from pharmclf.training.collectives import Workers
-from pharmclf.training.fitting import even_microbatch_size
 from pharmclf.training.gradient_accumulation import accumulate_gradients
+from pharmclf.training.microbatch import even_microbatch_size
 
 _INITIAL_LOSS_SCALE = 2.0**15
 _LOSS_SCALE_GROWTH_STEPS = 2000  # finite steps after which the loss scale doubles

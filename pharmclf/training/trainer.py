@@ -28,7 +28,7 @@ from pharmclf.training.lr_schedule import (
     learning_rate,
     selection_score,
 )
-from pharmclf.training.memory import oom_as_user_error
+from pharmclf.training.oom import oom_as_user_error
 from pharmclf.training.phases import Phase, Position, build_phases
 from pharmclf.training.resume import best_weights, resume_training, verify_agreement
 from pharmclf.training.save_model import save_final_models

@@ -111,7 +111,7 @@ def test_a_run_in_pieces_has_the_history_of_the_whole(make_job: Any, tmp_path: P
 def test_what_fits_grows_with_the_memory(monkeypatch: pytest.MonkeyPatch):
     """Child processes that are given little memory find few rows or none, with more memory the whole share; this
     process lives on whatever happens there."""
-    from pharmclf.training.fit_batch import find_max_microbatch
+    from pharmclf.training.microbatch import find_max_microbatch
 
     config = dataclasses.replace(CONFIG, image_size=96, batch_size=64, accelerator="cpu")
     found = []
@@ -126,7 +126,7 @@ def test_what_fits_grows_with_the_memory(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_device_that_holds_the_share_is_asked_once(monkeypatch: pytest.MonkeyPatch):
     """Enough memory: the whole share of each phase, in one process that lives from try to try."""
-    from pharmclf.training.fit_batch import find_max_microbatch
+    from pharmclf.training.microbatch import find_max_microbatch
 
     monkeypatch.setenv(MEMORY_VARIABLE, "2000")
     found = find_max_microbatch(dataclasses.replace(CONFIG, accelerator="cpu"), 4, 10, 1, lambda: False)
@@ -134,7 +134,7 @@ def test_a_device_that_holds_the_share_is_asked_once(monkeypatch: pytest.MonkeyP
 
 
 def test_a_search_ends_when_it_is_asked_to():
-    from pharmclf.training.fit_batch import find_max_microbatch
+    from pharmclf.training.microbatch import find_max_microbatch
 
     with pytest.raises(StopRequested):
         find_max_microbatch(CONFIG, 4, 10, 1, lambda: True)
@@ -170,7 +170,7 @@ def test_memory_that_runs_out_in_training_is_told_with_the_remedy():
     import tensorflow as tf
 
     from pharmclf.training.context import DeviceOutOfMemoryError
-    from pharmclf.training.memory import oom_as_user_error
+    from pharmclf.training.oom import oom_as_user_error
 
     phase = list(build_phases(CONFIG))[1]
     with pytest.raises(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pharmclf.training.fitting import (
+from pharmclf.training.microbatch import (
     MARGIN,
     candidate_sizes,
     classify_exit,

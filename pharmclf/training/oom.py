@@ -10,7 +10,7 @@ import tensorflow as tf
 from pharmclf.config import RunConfig
 from pharmclf.models.devices import device_name
 from pharmclf.training.context import DeviceOutOfMemoryError
-from pharmclf.training.fitting import even_microbatch_size, is_oom_message
+from pharmclf.training.microbatch import even_microbatch_size, is_oom_message
 from pharmclf.training.phases import Phase
 
 

@@ -37,8 +37,8 @@ from pharmclf.models.head import build_head
 from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
 from pharmclf.monitoring.sampler import visible_gpu
 from pharmclf.training.collectives import single_worker
-from pharmclf.training.fitting import with_safety_margin
-from pharmclf.training.memory import is_oom_error
+from pharmclf.training.microbatch import with_safety_margin
+from pharmclf.training.oom import is_oom_error
 from pharmclf.training.phases import Phase, build_phases
 from pharmclf.training.synthetic_batch import synthetic_batch
 from pharmclf.training.train_step import TrainStep
