@@ -1,10 +1,23 @@
-"""Finds how many rows a worker's device computes at once, where the workers will be; the smallest device decides."""
+"""Searches for the largest micro-batch that fits, on every node that a worker may run on.
+
+Sizes are tried in a child process of each node, because the kernel may kill it when memory runs out.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import TypedDict
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -16,26 +29,52 @@ from pharmclf.distributed.cluster import usable_nodes
 from pharmclf.distributed.controller import connect, wait_for_workers
 from pharmclf.distributed.scaling_policy import ClusterNode, WorkerGroupSpec
 from pharmclf.models.devices import memory_limit_mb
+from pharmclf.monitoring.cgroup import ControlGroup
 from pharmclf.training.context import Callback, TrainingContext
-from pharmclf.training.microbatch import MicrobatchSearchError, find_max_microbatch, format_result, min_over_nodes
+from pharmclf.training.microbatch import (
+    MicrobatchLimits,
+    MicrobatchSearchError,
+    ProbeDevice,
+    classify_exit,
+    extrapolate_max_rows,
+    format_result,
+    largest_that_fits,
+    max_candidate_rows,
+    min_over_nodes,
+)
+from pharmclf.training.phases import Phase, build_phases
 
-_POLL_INTERVAL_S = 0.5
+_CPU_SHARE = 0.8  # of a machine's free memory, for its workers without a GPU; Ray Data decodes images there too
+_PROBE_TIMEOUT_S = 900.0  # for one probe, including the start of the process
+_POLL_S = 0.5
+_STDERR_TAIL_BYTES = 20_000
 
 
-def resolve_microbatches(job: TrainingContext, observer: Callback, earlier: dict[str, Any] | None) -> dict[str, Any]:
-    """The micro-batches of a run: those that are asked for, those that it has found before, or now by trying.
+class MicrobatchRecord(TypedDict):
+    """The micro-batches of a run in `run.json`."""
+
+    found: bool
+    """Whether a search has found them."""
+    memory_limit_mb: int
+    """PHARMCLF_DEVICE_MEMORY_MB at the time; 0: none."""
+    rows: dict[str, int]
+    """By name of the phase; a phase that computes a worker's share at once is left out."""
+
+
+def resolve_microbatches(
+    job: TrainingContext, observer: Callback, earlier: MicrobatchRecord | None
+) -> MicrobatchRecord:
+    """The micro-batches of a run: as configured, as found before under the same memory limit, or by a search now.
 
     Args:
-        job: of the run.
-        observer: as `find_microbatches`.
-        earlier: what this returned when the run was started before; what was found goes for the same limit of memory.
-
-    Returns:
-        rows: by name of the phase, none where each worker computes its share at once; found: whether by trying;
-        memory_limit_mb: under which.
+        observer: gets notes; polled for a stop request.
+        earlier: the record of the run when it was started before.
 
     Raises:
-        As `find_microbatches`.
+        ConfigError: bad input, or not even one image fits.
+        NodesUnavailableError: the cluster had no room for the workers in time.
+        MicrobatchSearchError: an error other than out of memory.
+        StopRequested: a stop was requested.
     """
     limit = memory_limit_mb()
     if job.config.microbatch_rows is not None:
@@ -44,104 +83,198 @@ def resolve_microbatches(job: TrainingContext, observer: Callback, earlier: dict
         rows = ", ".join(f"{phase} {rows}" for phase, rows in earlier["rows"].items())
         observer.event("note", text=f"microbatch auto: as found before, {rows}")
         return earlier
-    return {"found": True, "memory_limit_mb": limit, "rows": find_microbatches(job, observer)}
+    return {"found": True, "memory_limit_mb": limit, "rows": _search(job, observer)}
 
 
-def find_microbatches(job: TrainingContext, observer: Callback) -> dict[str, int]:
-    """The most rows of each phase that every device computes at once, found by trying; says what it finds.
-
-    Args:
-        job: of the run.
-        observer: gets notes; asked whether to give up.
-
-    Returns:
-        Rows by name of the phase.
-
-    Raises:
-        ConfigError: bad input, or not even one image fits.
-        NodesUnavailableError: the cluster had no room for the workers in time.
-        MicrobatchSearchError: an error that is none of memory.
-        StopRequested: a stop was requested.
-    """
-    config = job.config
+def _search(job: TrainingContext, observer: Callback) -> dict[str, int]:
+    """The largest micro-batch of each phase that fits on every device; notes say what is found."""
+    config, num_classes = job.config, len(job.class_names)
     connect(allow_open=config.allow_open_cluster)
-    where, share = "in a process of its own", config.batch_size
+    text = "microbatch auto: searching for the largest micro-batch that fits (minutes on a GPU), "
     if config.worker_range[1] == 0:
-        _note(observer, where)
-        found = [find_max_microbatch(config, len(job.class_names), share, 1, observer.should_stop)]
+        share = config.batch_size
+        observer.event("note", text=f"{text}in a child process")
+        limits = find_max_microbatch(config, num_classes, share, 1, observer.should_stop)
     else:
-        team = wait_for_workers(config, observer)
-        nodes = _candidate_nodes(team)
-        share = -(-config.batch_size // team.size)
-        _note(observer, f"on {', '.join(node.address for node in nodes)}")
-        found = _find_on_nodes(config, len(job.class_names), team, nodes, observer.should_stop)
-    rows, cap = min_over_nodes([one["rows"] for one in found]), min(one["cap"] for one in found)
-    devices = ", ".join(sorted({one["device"] for one in found}))
-    for phase, most in rows.items():
-        if most == 0:
+        workers = wait_for_workers(config, observer)
+        share, nodes = -(-config.batch_size // workers.size), _candidate_nodes(workers)
+        observer.event("note", text=f"{text}on {', '.join(node.address for node in nodes)}")
+        limits = _search_on_nodes(config, num_classes, workers, nodes, observer.should_stop)
+    for phase, rows in limits.rows.items():
+        if rows == 0:
             raise ConfigError(
-                f"microbatch: {phase}: the memory of {devices} does not hold one image of {config.image_size} pixels "
-                f"with {config.backbone}. Give a smaller --image-size, fewer --unfreeze-blocks or another --backbone"
+                f"microbatch: {phase}: the memory of {limits.device} does not hold one image of {config.image_size} "
+                f"pixels with {config.backbone}. Give a smaller --image-size, fewer --unfreeze-blocks or another "
+                "--backbone"
             )
-        observer.event("note", text=f"{format_result(phase, most, share, cap)} ({devices})")
-    return rows
+        observer.event("note", text=f"{format_result(phase, rows, share, limits.cap)} ({limits.device})")
+    return limits.rows
 
 
-def _note(observer: Callback, where: str) -> None:
-    observer.event("note", text=f"microbatch auto: trying what the device holds, {where}; on a GPU this takes minutes")
-
-
-def _candidate_nodes(team: WorkerGroupSpec) -> list[ClusterNode]:
-    """The nodes that a worker may be given: those with room for one now, or, where none has, all that are large enough.
-
-    A node may have smaller devices than another, so each is tried.
-    """
-    nodes = usable_nodes()
-    places = [n for n in nodes if n.gpus >= team.each.gpus and n.cpus >= team.each.cpus]
-    free = free_resources_by_node()
+def _candidate_nodes(workers: WorkerGroupSpec) -> list[ClusterNode]:
+    """The nodes with room for a worker now, or, if there is none, all that are large enough."""
+    nodes, each, free = usable_nodes(), workers.each, free_resources_by_node()
 
     def has_room(node: ClusterNode) -> bool:
         left = free.get(node.id, {})
-        return left.get("GPU", 0.0) >= team.each.gpus and left.get("CPU", 0.0) >= team.each.cpus
+        return left.get("GPU", 0.0) >= each.gpus and left.get("CPU", 0.0) >= each.cpus
 
-    return [node for node in places if has_room(node)] or places or nodes
+    large = [node for node in nodes if node.gpus >= each.gpus and node.cpus >= each.cpus]
+    return [node for node in large if has_room(node)] or large or nodes
 
 
-def _find_on_nodes(
-    config: RunConfig, num_classes: int, team: WorkerGroupSpec, nodes: list[ClusterNode], stopped: Callable[[], bool]
-) -> list[dict[str, Any]]:
-    """What is found on each node, at the same time, with what a worker will hold there."""
-    share, beside = -(-config.batch_size // team.size), -(-team.size // len(nodes))
-    task = ray.remote(num_cpus=team.each.cpus, num_gpus=team.each.gpus, max_retries=0)(_find_on_this_node)
-    running = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
-            config, num_classes, share, beside
+def _search_on_nodes(
+    config: RunConfig,
+    num_classes: int,
+    workers: WorkerGroupSpec,
+    nodes: list[ClusterNode],
+    should_stop: Callable[[], bool],
+) -> MicrobatchLimits:
+    """Search on all nodes at the same time, each with the resources of a worker; the smallest device decides."""
+    share, workers_per_node = -(-config.batch_size // workers.size), -(-workers.size // len(nodes))
+    search = ray.remote(num_cpus=workers.each.cpus, num_gpus=workers.each.gpus, max_retries=0)(find_max_microbatch)
+    tasks = [
+        search.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
+            config, num_classes, share, workers_per_node, lambda: False
         )
         for node in nodes
     ]
-    left = running
+    pending = tasks
     try:
-        while left:
-            left = ray.wait(left, num_returns=len(left), timeout=_POLL_INTERVAL_S)[1]
-            if stopped():
+        while pending:
+            pending = ray.wait(pending, num_returns=len(pending), timeout=_POLL_S)[1]
+            if should_stop():
                 raise StopRequested
     finally:
-        for reference in left:
-            ray.cancel(reference, force=True)
-    found = ray.get(running)
-    for one in found:
-        if "input" in one:
-            raise ConfigError(one["input"])
-        if "error" in one:
-            raise MicrobatchSearchError(one["error"])
-    return found
+        for task in pending:
+            ray.cancel(task, force=True)
+    limits = []
+    for node, task in zip(nodes, tasks, strict=True):
+        try:
+            limits.append(ray.get(task))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, MicrobatchSearchError):
+                raise MicrobatchSearchError(f"{node.address}: {error.cause}") from error
+            raise error.cause from error
+    return min_over_nodes(limits)
 
 
-def _find_on_this_node(config: RunConfig, num_classes: int, share: int, workers_here: int) -> dict[str, Any]:
-    """As `find_max_microbatch`, with errors in words: Ray would hide their type."""
-    try:
-        return find_max_microbatch(config, num_classes, share, workers_here, lambda: False)
-    except ConfigError as error:
-        return {"input": str(error)}
-    except MicrobatchSearchError as error:
-        return {"error": f"{ray.util.get_node_ip_address()}: {error}"}
+def find_max_microbatch(
+    config: RunConfig, num_classes: int, share: int, workers_here: int, should_stop: Callable[[], bool]
+) -> MicrobatchLimits:
+    """Find the largest micro-batch of each phase that fits on a device of this machine.
+
+    Probes compute a tenth more rows than the size that they try (`MARGIN`), and always on images: a phase on the
+    feature cache needs less memory.
+
+    Args:
+        share: rows of one worker.
+        workers_here: workers that share this machine's memory, if it has no GPU.
+        should_stop: polled every half second.
+
+    Raises:
+        ConfigError: bad input that only building the networks reveals.
+        MicrobatchSearchError: an error other than out of memory.
+        StopRequested: a stop was requested.
+    """
+    setup = config, num_classes, _cpu_memory_bytes(workers_here)
+    with contextlib.closing(_ProbeProcess(setup, should_stop)) as process:
+        device = process.ask(())
+        if not isinstance(device, ProbeDevice):
+            raise MicrobatchSearchError("the memory of the device does not hold the networks alone")
+        process.is_bounded = not device.gpu
+        cap, limits = max_candidate_rows(share, config.batch_size, gpu=device.gpu), {}
+        for phase in build_phases(config):
+            taken: dict[int, int] = {}
+
+            def fits(rows: int, phase: Phase = phase, taken: dict[int, int] = taken) -> bool:
+                answer = process.ask((phase, rows, share))
+                if isinstance(answer, int):
+                    taken[rows] = answer
+                return answer is not None
+
+            predict = partial(extrapolate_max_rows, taken, device.memory_bytes) if device.memory_bytes else None
+            limits[phase.name] = largest_that_fits(share, cap, fits, predict)
+    return MicrobatchLimits(device.name, cap, limits)
+
+
+def _cpu_memory_bytes(workers_here: int) -> int:
+    """Memory that a worker without a GPU may use in addition to TensorFlow and its networks."""
+    if limit := memory_limit_mb():
+        return limit << 20
+    free = psutil.virtual_memory().available
+    if group := ControlGroup().memory():
+        free = min(free, group[1] - group[0])
+    return int(max(0, free) * _CPU_SHARE / workers_here)
+
+
+class _ProbeProcess:
+    """A process of `microbatch_probe`; a new one after each in which memory ran out."""
+
+    is_bounded = False
+    """Whether its memory is limited."""
+
+    def __init__(self, setup: tuple[RunConfig, int, int], should_stop: Callable[[], bool]) -> None:
+        self._setup, self._should_stop = setup, should_stop
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
+
+    def ask(self, request: tuple[Phase, int, int] | tuple[()]) -> ProbeDevice | int | None:
+        """The answer to a request, see `microbatch_probe`; None: memory ran out.
+
+        Raises:
+            As `find_max_microbatch`.
+        """
+        messages = (request,) if self._process else (self._setup, request)
+        process = self._process or self._start()
+        with contextlib.suppress(ConnectionError):  # the process is dead, which `recv` notices
+            for message in messages:
+                self._pipe.send(message)
+        deadline = time.monotonic() + _PROBE_TIMEOUT_S
+        while not self._pipe.poll(_POLL_S):
+            if self._should_stop():
+                raise StopRequested
+            if time.monotonic() > deadline:
+                raise MicrobatchSearchError(f"a probe did not end within {_PROBE_TIMEOUT_S:.0f} s. Give --microbatch N")
+        answer: ProbeDevice | int | Exception | None = None
+        try:
+            answer = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self._output.seek(max(0, self._output.seek(0, os.SEEK_END) - _STDERR_TAIL_BYTES))
+            stderr = self._output.read().decode(errors="replace")
+            if reason := classify_exit(process.wait(), stderr, bounded=self.is_bounded):
+                raise MicrobatchSearchError(f"the probe process died: {reason}") from None
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is None:
+            self._end()
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._end()
+        self._output.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._output.seek(0)
+        self._output.truncate()
+        self._pipe, theirs = multiprocessing.Pipe()
+        path = os.pathsep.join(filter(None, sys.path))
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pharmclf.training.microbatch_probe", str(theirs.fileno())],
+                stdout=self._output,
+                stderr=self._output,
+                env=os.environ | {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C goes to the run, which ends this process
+            )
+        return self._process
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            self._pipe.close()

@@ -1,9 +1,9 @@
-"""Tries how many rows fit on a device: a program of its own, for memory that runs out may kill it.
+"""Tries micro-batch sizes on a device; a program for a child process of `microbatch`, which the kernel may kill.
 
-The first line of its input is what to try with, as JSON: config, classes, memory_bytes (that a processor may take from
-then on; 0: no bound). It answers with the device, and the free memory of a GPU. Then each line is a try: phase, rows,
-share. The answer is fits, true or false, and the memory of a GPU that it took; or an error, and whether it is one of
-the input.
+It talks through a `multiprocessing` connection, whose file descriptor is its argument. First comes the setup: (config,
+number of classes, bytes of memory that a CPU may use from then on). The answer to the request () is a `ProbeDevice`, to
+(phase, rows, share) the peak memory of the GPU in bytes, 0 without one. Any answer is None if memory runs out, and an
+exception for another error.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import json
-import os
 import resource
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import keras
 import tensorflow as tf
 
-from pharmclf.config import RunConfig, from_dict
+from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError, format_error
 from pharmclf.models.backbones import build_backbone
 from pharmclf.models.devices import (
@@ -37,92 +35,82 @@ from pharmclf.models.head import build_head
 from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
 from pharmclf.monitoring.sampler import visible_gpu
 from pharmclf.training.collectives import single_worker
-from pharmclf.training.microbatch import with_safety_margin
+from pharmclf.training.microbatch import MicrobatchSearchError, ProbeDevice, with_safety_margin
 from pharmclf.training.oom import is_oom_error
-from pharmclf.training.phases import Phase, build_phases
+from pharmclf.training.phases import Phase
 from pharmclf.training.synthetic_batch import synthetic_batch
 from pharmclf.training.train_step import TrainStep
 
 _STEPS = 2  # the second one finds what the first has left
-_EXTRA_STEPS = 2  # shares that lie on the device while one is computed
+_PREFETCHED_SHARES = 2  # on the device while one is computed
 _MAX_ROWS = 65536  # of a batch
 
 
 def main() -> None:
-    """Read what to try with, and try until the input ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what others print is no answer
-    with contextlib.suppress(OSError):  # where memory runs out this process goes first
+    """Answer requests until the connection ends."""
+    with contextlib.suppress(OSError):  # the kernel's first choice when memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-
-    def answer(**values: Any) -> None:
-        print(json.dumps(values), file=answers, flush=True)
-
-    tries = None
-    for line in sys.stdin:
-        asked = json.loads(line)
-        try:
-            if tries is None:
-                tries = _MicrobatchProbe(from_dict(asked["config"]), asked["classes"], asked["memory_bytes"])
-                gpu = gpu_compute_capability() is not None
-                answer(device=device_name(), gpu=gpu, memory_bytes=_free_bytes() if gpu else 0)
-            else:
-                answer(fits=True, taken_bytes=tries.run(asked["phase"], asked["rows"], asked["share"]))
-        except ConfigError as error:
-            answer(error=str(error), input=True)
-        except Exception as error:
-            # oneDNN says no more than that it could not run, where the system refused it memory
-            refused = tries is not None and tries.bounded and isinstance(error, tf.errors.AbortedError)
-            if is_oom_error(error) or refused:
-                answer(fits=False)
-            else:
-                answer(error=format_error(error), input=False)
+    pipe, probe = Connection(int(sys.argv[1])), None
+    with contextlib.suppress(EOFError):
+        setup = pipe.recv()
+        while True:
+            request = pipe.recv()
+            try:
+                probe = probe or _MicrobatchProbe(*setup)
+                pipe.send(probe.run(*request) if request else probe.device)
+            except ConfigError as error:
+                pipe.send(error)
+            except Exception as error:
+                # oneDNN only says that it could not run, if the system refused it memory
+                refused = probe is not None and not probe.device.gpu and isinstance(error, tf.errors.AbortedError)
+                out_of_memory = is_oom_error(error) or refused
+                pipe.send(None if out_of_memory else MicrobatchSearchError(format_error(error)))
 
 
 class _MicrobatchProbe:
     """The networks of a run, without its weights, and steps with them."""
 
-    def __init__(self, config: RunConfig, num_classes: int, memory_bytes: int) -> None:
+    def __init__(self, config: RunConfig, num_classes: int, cpu_memory_bytes: int) -> None:
         configure_devices_for(config)
         self._config = config
-        self._precision = resolve_precision(config.precision, gpu_compute_capability())
+        gpu = gpu_compute_capability()
+        self._precision = resolve_precision(config.precision, gpu)
         keras.config.set_dtype_policy(self._precision)
         backbone = build_backbone(config.backbone, config.image_size, "none")
         for variable in backbone.variables:  # random ones may overflow a float16, and such a step would be skipped
             variable.assign(tf.zeros(variable.shape, variable.dtype))
         self._networks = backbone, build_head(config.head, backbone.output.shape[-1], num_classes, config.seed)
-        self.bounded = memory_bytes > 0 and gpu_compute_capability() is None
-        """Whether the system refuses this process memory beyond a bound."""
-        if self.bounded:
-            _bound_memory(memory_bytes)
+        if gpu is None:
+            _limit_memory(cpu_memory_bytes)
+        self.device = ProbeDevice(device_name(), gpu is not None, _free_gpu_bytes() if gpu else 0)
 
-    def run(self, phase_name: str, rows: int, share: int) -> int:
-        """Take the steps of a phase with so many rows at once, and some more for safety -> bytes of a GPU, else 0.
+    def run(self, phase: Phase, rows: int, share: int) -> int:
+        """Take steps of a phase with a micro-batch and its safety margin -> peak memory of the GPU in bytes, else 0.
 
         Raises:
-            ResourceExhaustedError, MemoryError: they do not fit; others do too that tell of memory.
+            ResourceExhaustedError, MemoryError: it does not fit; see `is_oom_error` for others.
         """
-        (phase,) = (phase for phase in build_phases(self._config) if phase.name == phase_name)
         reset_peak_memory()
-        self._steps(phase, min(with_safety_margin(rows), _MAX_ROWS), share, in_pieces=rows < share)
+        self._take_steps(phase, min(with_safety_margin(rows), _MAX_ROWS), share, accumulates=rows < share)
         gc.collect()  # graphs hold each other
         return peak_memory_bytes()
 
-    def _steps(self, phase: Phase, piece: int, share: int, *, in_pieces: bool) -> None:
-        local = min(2 * piece, _MAX_ROWS) if in_pieces else piece
+    def _take_steps(self, phase: Phase, microbatch: int, share: int, *, accumulates: bool) -> None:
+        local = min(2 * microbatch, _MAX_ROWS) if accumulates else microbatch
         config = dataclasses.replace(self._config, batch_size=local)
         model = TrainStep(
-            config, single_worker(), *self._networks, phase.unfreeze_blocks, self._precision, microbatch=piece
+            config, single_worker(), *self._networks, phase.unfreeze_blocks, self._precision, microbatch=microbatch
         )
-        batch, ahead = synthetic_batch(config, local), [synthetic_batch(config, share) for _ in range(_EXTRA_STEPS)]
+        batch = synthetic_batch(config, local)
+        prefetched = [synthetic_batch(config, share) for _ in range(_PREFETCHED_SHARES)]
         for _ in range(_STEPS):
             model.train_step(batch, tf.constant(0.0)).numpy()
         model.validation_step(batch).numpy()
-        del ahead
+        del prefetched
 
 
-def _free_bytes() -> int:
-    """Of the first GPU that this process sees; 0: not known."""
+def _free_gpu_bytes() -> int:
+    """Free memory of the first GPU that this process sees; 0: unknown."""
     if limit := memory_limit_mb():
         return limit << 20
     try:
@@ -134,8 +122,8 @@ def _free_bytes() -> int:
     return int(gpu.memory_total_bytes - gpu.memory_used_bytes)
 
 
-def _bound_memory(num_bytes: int) -> None:
-    """Let this process take no more than so many bytes from now on; where the system cannot, nothing happens."""
+def _limit_memory(num_bytes: int) -> None:
+    """Limit the memory that this process may use in addition to what it holds, where the system can."""
     with contextlib.suppress(OSError, ValueError):
         status = Path("/proc/self/status").read_text(encoding="ascii")
         (used,) = (int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmData:"))

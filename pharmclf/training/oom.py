@@ -1,4 +1,4 @@
-"""Tells of a device's memory that ran out, in words that help."""
+"""Out-of-memory errors of a device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pharmclf.training.phases import Phase
 
 
 def is_oom_error(error: BaseException) -> bool:
-    """Whether an error of TensorFlow or of Python says that memory ran out; cuDNN's and XLA's come as other kinds."""
+    """Whether memory ran out; the errors of cuDNN and XLA are recognized by their message."""
     if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
         return True
     return isinstance(error, tf.errors.OpError) and is_oom_message(str(error))
@@ -23,11 +23,9 @@ def is_oom_error(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def oom_as_user_error(config: RunConfig, phase: Phase, share: int, microbatch: int) -> Iterator[None]:
-    """Within, a phase is trained. (all ranks)
+    """Turn an out-of-memory error of the block, which trains a phase, into an error with advice. (all ranks)
 
     Args:
-        config: of the run.
-        phase: it.
         share: rows of this worker.
         microbatch: most rows that it computes at once; 0: all.
 
@@ -40,8 +38,8 @@ def oom_as_user_error(config: RunConfig, phase: Phase, share: int, microbatch: i
         if not is_oom_error(error):
             raise
         rows = even_microbatch_size(share, microbatch)
-        smaller = "--batch-size auto, which computes a batch in pieces that fit and takes the same steps, "
         raise DeviceOutOfMemoryError(
             f"{phase.name}: the memory of {device_name()} does not hold {rows} images of {config.image_size} pixels at "
-            f"once. Give {smaller}--microbatch {max(1, rows // 2)}, or a smaller --image-size in a run of another name"
+            "once. Give --batch-size auto, which splits a batch into micro-batches that fit and takes the same steps, "
+            f"--microbatch {max(1, rows // 2)}, or a smaller --image-size in a run of another name"
         ) from error

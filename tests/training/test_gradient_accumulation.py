@@ -13,6 +13,7 @@ from support.recorder import Recorder
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, RunConfig, load_yaml
 from pharmclf.core.signals import StopRequested
 from pharmclf.models.devices import MEMORY_VARIABLE
+from pharmclf.training.microbatch import MicrobatchLimits
 from pharmclf.training.phases import build_phases
 
 pytestmark = pytest.mark.tf
@@ -111,13 +112,13 @@ def test_a_run_in_pieces_has_the_history_of_the_whole(make_job: Any, tmp_path: P
 def test_what_fits_grows_with_the_memory(monkeypatch: pytest.MonkeyPatch):
     """Child processes that are given little memory find few rows or none, with more memory the whole share; this
     process lives on whatever happens there."""
-    from pharmclf.training.microbatch import find_max_microbatch
+    from pharmclf.distributed.microbatch_search import find_max_microbatch
 
     config = dataclasses.replace(CONFIG, image_size=96, batch_size=64, accelerator="cpu")
     found = []
     for limit in (1, 120, 2000):
         monkeypatch.setenv(MEMORY_VARIABLE, str(limit))
-        found.append(find_max_microbatch(config, 4, 64, 1, lambda: False)["rows"])
+        found.append(find_max_microbatch(config, 4, 64, 1, lambda: False).rows)
     assert found[0] == {"phase1": 0, "phase2": 0}
     assert 1 <= found[1]["phase1"] < 64
     assert found[1]["phase2"] <= found[1]["phase1"]
@@ -126,15 +127,15 @@ def test_what_fits_grows_with_the_memory(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_device_that_holds_the_share_is_asked_once(monkeypatch: pytest.MonkeyPatch):
     """Enough memory: the whole share of each phase, in one process that lives from try to try."""
-    from pharmclf.training.microbatch import find_max_microbatch
+    from pharmclf.distributed.microbatch_search import find_max_microbatch
 
     monkeypatch.setenv(MEMORY_VARIABLE, "2000")
     found = find_max_microbatch(dataclasses.replace(CONFIG, accelerator="cpu"), 4, 10, 1, lambda: False)
-    assert found == {"device": "CPU", "cap": 10, "rows": {"phase1": 10, "phase2": 10}}
+    assert found == MicrobatchLimits("CPU", 10, {"phase1": 10, "phase2": 10})
 
 
 def test_a_search_ends_when_it_is_asked_to():
-    from pharmclf.training.microbatch import find_max_microbatch
+    from pharmclf.distributed.microbatch_search import find_max_microbatch
 
     with pytest.raises(StopRequested):
         find_max_microbatch(CONFIG, 4, 10, 1, lambda: True)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pharmclf.training.microbatch import (
     MARGIN,
+    MicrobatchLimits,
     candidate_sizes,
     classify_exit,
     even_microbatch_size,
@@ -17,7 +18,6 @@ from pharmclf.training.microbatch import (
     format_result,
     is_oom_message,
     largest_that_fits,
-    largest_that_fits_by_memory,
     max_candidate_rows,
     min_over_nodes,
     with_safety_margin,
@@ -96,7 +96,7 @@ def measured(share: int, cap: int, limit: int, fixed: int, each: int) -> tuple[i
             taken[rows] = fixed + each * with_safety_margin(rows)
         return rows <= limit
 
-    found = largest_that_fits_by_memory(share, cap, fits, lambda: extrapolate_max_rows(taken, budget))
+    found = largest_that_fits(share, cap, fits, lambda: extrapolate_max_rows(taken, budget))
     return found, tried, sum(rows > limit for rows in tried)
 
 
@@ -130,7 +130,7 @@ def test_memory_that_deceives_ends_in_the_search_by_halves():
     assert extrapolate_max_rows({8: 100, 16: 100}, 1000) is None
     assert extrapolate_max_rows({8: 100}, 1000) is None
     assert extrapolate_max_rows({8: 100, 16: 2000}, 100) == 8
-    assert largest_that_fits_by_memory(64, 256, lambda rows: rows <= 40, lambda: 1000) == 32
+    assert largest_that_fits(64, 256, lambda rows: rows <= 40, lambda: 1000) == 32
 
 
 @given(st.integers(1, 5000), st.integers(0, 6000))
@@ -161,12 +161,15 @@ def test_only_a_gpu_is_asked_what_it_could_take():
 
 
 def test_what_is_found_is_said_in_one_line():
-    """The whole share, the whole share and more, and pieces."""
-    assert format_result("phase1", 64, 64, 64) == "phase1: 64 images fit the device at once"
-    assert format_result("phase1", 192, 64, 256).endswith("at once; the device could take 192")
-    assert format_result("phase1", 256, 64, 256).endswith("the device could take 256 or more")
-    line = "phase2: of 64 images a device holds 22 at once: computed in 3 pieces of 22, the same steps"
-    assert format_result("phase2", 22, 64, 64) == line
+    """The whole share, the whole share and more, and micro-batches."""
+    whole = format_result("phase1", 64, 64, 64)
+    assert whole.startswith("phase1: 64 images")
+    assert format_result("phase1", 192, 64, 256).startswith(whole)
+    assert format_result("phase1", 192, 64, 256).endswith(" 192")
+    assert format_result("phase1", 256, 64, 256).endswith(" 256 or more")
+    line = format_result("phase2", 22, 64, 64)
+    assert line.startswith("phase2: 22 of 64 images")
+    assert "3 micro-batches of 22" in line
 
 
 @pytest.mark.parametrize(
@@ -200,4 +203,8 @@ def test_other_deaths_are_told():
 
 def test_of_several_nodes_the_smallest_decides():
     """For each phase by itself."""
-    assert min_over_nodes([{"phase1": 64, "phase2": 16}, {"phase1": 32, "phase2": 22}]) == {"phase1": 32, "phase2": 16}
+    limits = [
+        MicrobatchLimits("A100", 256, {"phase1": 64, "phase2": 16}),
+        MicrobatchLimits("T4", 64, {"phase1": 32, "phase2": 22}),
+    ]
+    assert min_over_nodes(limits) == MicrobatchLimits("A100, T4", 64, {"phase1": 32, "phase2": 16})
