@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pharmclf.training.lr_finder import BETA, Smoothing, candidate_lrs, smooth, stop_reason, suggest_lr
+from pharmclf.training.lr_finder import BETA, candidate_lrs, measure_curve, smooth, suggest_lr
 
 
 def curve(
@@ -43,18 +43,20 @@ def test_the_smoothed_loss_of_a_constant_is_that_constant_from_the_first_step() 
     """Corrected for its start: the first mean is the first loss, not a tenth of it."""
     assert np.allclose(smooth([2.0] * 5), 2.0)
     assert smooth([1.0, 3.0])[1] == pytest.approx((BETA * 1.0 + 3.0) / (BETA + 1.0))
-    smoothing = Smoothing()
-    for loss in (3.0, 1.0, 9.0):
-        smoothing.add(loss)
-    assert smoothing.lowest == pytest.approx(smooth([3.0, 1.0])[1])
+    assert smooth([3.0, 1.0, 9.0]).min() == pytest.approx(smooth([3.0, 1.0])[1])
 
 
 def test_a_test_ends_when_the_loss_has_broken_down() -> None:
-    """Not finite, or above four times the lowest smoothed loss; a loss that is merely bad goes on."""
-    assert "not finite" in stop_reason(math.nan, 1.0, 1.0)
-    assert "not finite" in stop_reason(math.inf, 1.0, 1.0)
-    assert "4 times" in stop_reason(9.0, 4.1, 1.0)
-    assert stop_reason(9.0, 3.9, 1.0) == ""
+    """Not finite, or a smoothed loss above four times its lowest; a loss that is merely bad goes on."""
+    for broken in (math.nan, math.inf):
+        found = measure_curve("phase1", [(1e-3, 1.0), (1e-2, broken), (1e-1, 1.0)])
+        assert (found.rates, found.losses) == ([1e-3], [1.0])
+        assert found.ended == "the loss is not finite at a rate of 0.01"
+    limit = 4.0 + 3.0 * BETA  # the second loss, at which the mean of both is four times the first
+    high = measure_curve("phase1", [(1e-3, 1.0), (1e-2, limit + 0.1), (1e-1, 1.0)])
+    assert (high.rates, "4 times" in high.ended) == ([1e-3, 1e-2], True)
+    bad = measure_curve("phase1", [(1e-3, 1.0), (1e-2, limit - 0.1), (1e-1, 1.0)])
+    assert (bad.rates, bad.ended) == ([1e-3, 1e-2, 1e-1], "")
 
 
 @pytest.mark.parametrize("fall_at", [1e-5, 1e-3, 1e-2])
