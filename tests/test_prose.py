@@ -64,7 +64,6 @@ PENDING = (
     "pharmclf/distributed",
     "pharmclf/evaluation",
     "pharmclf/export",
-    "pharmclf/feature_cache",
     "pharmclf/find_rate.py",
     "pharmclf/inference",
     "pharmclf/models",

@@ -25,6 +25,8 @@ from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.image_decoding import InvalidImageError
 from pharmclf.data.image_set import ImageSet
 
+Block = dict[str, np.ndarray]
+"""Columns of equal length, as Ray Data gives them to its tasks."""
 _BLOCK_BYTES = 16 << 20  # pixels decoded by one Ray task: 111 images of 224 px
 _AHEAD_BYTES = 512 << 20  # decoded pixels that may wait for one worker; without a bound Ray decodes a phase ahead
 _SECTION_BLOCKS = 1000  # of one pipeline; Ray needs a millisecond for each before the first block comes
@@ -67,7 +69,7 @@ def load_images(files: ImageSet, image_size: int) -> tuple[np.ndarray, np.ndarra
     return images, np.array(bad, str)
 
 
-def load_block(files: ImageSet, image_size: int) -> dict[str, np.ndarray]:
+def load_block(files: ImageSet, image_size: int) -> Block:
     """As `load_images`, for a Ray task: columns `image`, `bad`, and `error`, so that it travels to its place.
 
     Left to itself, Ray Data ends the whole pipeline at once, and keeps of the error only its text.
@@ -85,7 +87,7 @@ def encode_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def raise_block_error(batch: dict[str, np.ndarray], *kinds: type[Exception]) -> dict[str, np.ndarray]:
+def raise_block_error(batch: Block, *kinds: type[Exception]) -> Block:
     """A block, or the error that stands in its column `error`.
 
     Args:
@@ -126,7 +128,7 @@ def load_batches(
     shared = ray.put((plan, images))
 
     def batches(steps: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        def decode_steps(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        def decode_steps(block: Block) -> Block:
             plan, images = ray.get(shared)
             rows = np.concatenate([plan.step(steps[index]).rows for index in block["id"]])
             return load_block(images.select(rows), image_size)

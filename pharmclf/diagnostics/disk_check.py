@@ -56,7 +56,7 @@ def paths_written_by(config: RunConfig, ray_folder: str = "") -> dict[str, str]:
     if storage.is_remote(config.storage):
         found["checkpoints that wait for their upload"] = str(Path(staging_dir("")).parent)
         if config.activations != "never":
-            found["the cache of activations"] = str(local_cache._folder())
+            found["the cache of activations"] = str(local_cache.default_folder())
     return found
 
 

@@ -1,9 +1,9 @@
-"""Which activations are the same: the parts of the key, and what follows from it."""
+"""The key of a feature cache: what decides the values of cached features, and the folder that follows from it."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
@@ -12,24 +12,42 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import MAX_VALUE
 
 SPLITS = ("train", "validation")
-"""What is kept, in this order. The test split is not: the final model is tested from images, and nothing else may."""
+"""The splits that are cached, in this order. The final model is tested on images, so the test split is not cached."""
 _VERSION = 1  # of the shards' format, and of how images become tensors
 
 
-def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, precision: str) -> dict[str, Any]:
-    """Everything that decides the activations at a cut, as plain values.
+class KeyParts(TypedDict):
+    """What decides the features at a cut, as values for JSON."""
+
+    version: int
+    images: str
+    image_size: int
+    backbone: str
+    weights: str
+    cut: int
+    """Blocks of the backbone above the cut."""
+    dtype: str
+    precision: str
+    augment: dict[str, Any] | None
+    """The settings of the augmentation; None where it changes no pixel, since all seeds then give the same images."""
+    seed: int | None
+    white_level: NotRequired[int]
+
+
+def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, precision: str) -> KeyParts:
+    """Collect what decides the features at a cut.
 
     Args:
         config: the run.
-        manifest: with splits; of it the contents of the images, their row numbers and their splits count.
-        depth: blocks of the backbone behind the cut.
+        manifest: with splits; the contents of the images, their row numbers and their splits count.
+        depth: blocks of the backbone above the cut.
         weights: "imagenet", "none", or the sha256 of a file of weights.
-        precision: that the prefix computes in: float32, mixed_float16 or mixed_bfloat16.
+        precision: of the prefix: float32, mixed_float16 or mixed_bfloat16.
     """
     sums = manifest.table["sha256"].to_numpy()
     rows = {split: manifest.rows(split) for split in SPLITS}
-    augment = dataclasses.asdict(config.augment) | {"views": config.views}
-    parts = {
+    is_augmented = config.augment.is_enabled
+    parts: KeyParts = {
         "version": _VERSION,
         "images": fingerprint([[rows[split].tolist(), sums[rows[split]].tolist()] for split in SPLITS]),
         "image_size": config.image_size,
@@ -38,18 +56,19 @@ def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, p
         "cut": depth,
         "dtype": config.activations_dtype,
         "precision": precision,
-        # a picture that no transform moves is the same for every seed
-        "augment": augment if config.augment.is_enabled else None,
-        "seed": config.seed if config.augment.is_enabled else None,
+        "augment": dataclasses.asdict(config.augment) | {"views": config.views} if is_augmented else None,
+        "seed": config.seed if is_augmented else None,
     }
-    return parts if manifest.white_level == MAX_VALUE else parts | {"white_level": manifest.white_level}
+    if manifest.white_level != MAX_VALUE:
+        parts["white_level"] = manifest.white_level
+    return parts
 
 
-def cache_location(storage_location: str, parts: dict[str, Any]) -> str:
-    """Folder of the activations with these parts."""
+def cache_location(storage_location: str, parts: KeyParts) -> str:
+    """Folder of the cache with this key."""
     return storage.join(cache_root(storage_location), fingerprint(parts))
 
 
 def cache_root(storage_location: str) -> str:
-    """Folder of all activations in a storage."""
+    """Folder of all feature caches in a storage."""
     return storage.join(storage.absolute(storage_location), "activations")

@@ -1,41 +1,29 @@
-"""The activations that a storage keeps: what they are, when they were used last, which can go, and their deletion."""
+"""The feature caches in a storage: what they hold, when they were last used, which to delete, and their deletion."""
 
 from __future__ import annotations
 
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from pharmclf import storage
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_age, format_size
 from pharmclf.feature_cache.cache_key import cache_root
-from pharmclf.feature_cache.shards import INDEX_FILE, USED_FILE, ShardLayout, read_index
+from pharmclf.feature_cache.shards import INDEX_FILE, USED_FILE, read_index
 from pharmclf.storage.lease import Lease, LeaseHeldError
 
-_KEY = re.compile(r"[0-9a-f]{32}")  # a folder of another name is somebody else's
+_KEY = re.compile(r"[0-9a-f]{32}")  # folders of other names are not feature caches
 _READERS = 16  # concurrent readers of folders
-_HEADING: tuple[str, ...] = (
-    "key",
-    "backbone",
-    "image size",
-    "cut",
-    "views",
-    "dtype",
-    "size",
-    "last used",
-    "run",
-    "state",
-)
+_HEADING = ("key", "backbone", "image size", "cut", "views", "dtype", "size", "last used", "run", "state")
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """The activations of one cut, as they lie in storage; what only their index tells is empty where none stands."""
+    """The cache of one cut; fields from its index are empty where it has none."""
 
     key: str
     """Name of the folder."""
@@ -43,24 +31,24 @@ class CacheEntry:
     size_bytes: int
     """Of all files."""
     complete: bool
-    """Their index stands; else they are being computed, or the computation was interrupted."""
+    """Whether it has an index; without one it is being computed, or its computation was interrupted."""
     used_s: float
     """Time of the last use, seconds since 1970; of the last change where no use is recorded."""
     run: str = ""
-    """Name of the run that used them last; "": not known."""
+    """Name of the run that used it last; "": unknown."""
     backbone: str = ""
     image_size: int | None = None
     cut: int | None = None
-    """Blocks of the backbone behind the cut."""
+    """Blocks of the backbone above the cut."""
     dtype: str = ""
     views: int | None = None
-    """Different pictures of a training image."""
+    """Augmented views of a training image."""
     pictures: int | None = None
-    """Pictures whose activations are kept, all views of them."""
+    """Cached views of all images."""
 
 
 def list_entries(storage_location: str) -> list[CacheEntry]:
-    """The activations below a storage, the most recently used first; none where nothing stands.
+    """List the feature caches in a storage, the most recently used first.
 
     Raises:
         OSError: no such bucket, no right to read it, or no answer.
@@ -68,38 +56,38 @@ def list_entries(storage_location: str) -> list[CacheEntry]:
     root = cache_root(storage_location)
     keys = [name for name in storage.list_folders(root) if _KEY.fullmatch(name)]
     with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(functools.partial(_read_entry, root), keys)
-        return sorted((kept for kept in found if kept), key=lambda kept: (-kept.used_s, kept.key))
+        entries = [entry for entry in pool.map(functools.partial(_read_entry, root), keys) if entry]
+    return sorted(entries, key=lambda entry: (-entry.used_s, entry.key))
 
 
 def select_for_eviction(
-    kept: Iterable[CacheEntry], now_s: float, older_than_s: float | None, down_to_bytes: float | None
+    entries: Iterable[CacheEntry], now_s: float, older_than_s: float | None, down_to_bytes: float | None
 ) -> list[CacheEntry]:
-    """Choose what goes, the least recently used first. Pure.
+    """Choose the caches to delete, the least recently used first. Pure.
 
     Args:
-        kept: everything that is there.
+        entries: all caches.
         now_s: seconds since 1970.
-        older_than_s: all that was not used for so long goes; None: nothing for its age.
-        down_to_bytes: as many more go as are needed until the rest is this large at most; None: none for its size.
+        older_than_s: delete what was not used for so long; None: nothing because of its age.
+        down_to_bytes: delete more until the others take at most so many bytes; None: nothing because of its size.
     """
-    oldest_first = sorted(kept, key=lambda entry: (entry.used_s, entry.key))
-    rest = sum(entry.size_bytes for entry in oldest_first)
+    oldest_first = sorted(entries, key=lambda entry: (entry.used_s, entry.key))
+    total = sum(entry.size_bytes for entry in oldest_first)
     chosen = []
     for entry in oldest_first:
         age_s = max(0.0, now_s - entry.used_s)  # the storage's clock may be ahead of ours
-        old = older_than_s is not None and age_s >= older_than_s
-        if old or (down_to_bytes is not None and rest > down_to_bytes):
+        is_old = older_than_s is not None and age_s >= older_than_s
+        if is_old or (down_to_bytes is not None and total > down_to_bytes):
             chosen.append(entry)
-            rest -= entry.size_bytes
+            total -= entry.size_bytes
     return chosen
 
 
 def delete_entries(entries: Iterable[CacheEntry]) -> tuple[list[CacheEntry], list[str]]:
-    """Delete activations, but not those that are being computed, and not those of others.
+    """Delete caches, except those that are being computed and those of other users.
 
     Returns:
-        What was deleted, and why what was not stays: a line for each, with its folder.
+        The deleted caches; and for each other one a line with its folder and the reason.
 
     Raises:
         OSError: the storage does not answer.
@@ -109,7 +97,7 @@ def delete_entries(entries: Iterable[CacheEntry]) -> tuple[list[CacheEntry], lis
         try:
             # released before the folder is deleted: a renewal would leave its files behind
             with Lease.acquire(entry.location):
-                # the index first: without it, the rest of an interrupted deletion does not exist
+                # the index first: without it, what an interrupted deletion leaves does not count as a cache
                 storage.delete_file(storage.join(entry.location, INDEX_FILE))
             storage.delete_folder(entry.location)
             deleted.append(entry)
@@ -118,61 +106,50 @@ def delete_entries(entries: Iterable[CacheEntry]) -> tuple[list[CacheEntry], lis
     return deleted, skipped
 
 
-def entries_table(kept: Sequence[CacheEntry], now_s: float) -> str:
-    """Activations as aligned lines under a heading, in their order, and a last line with their sum."""
-    rows = [_HEADING]
-    for entry in kept:
+def entries_table(entries: Sequence[CacheEntry], now_s: float) -> str:
+    """Caches as aligned lines below a heading, in their order, and a last line with their sum."""
+    rows: list[tuple[str, ...]] = [_HEADING]
+    for entry in entries:
         state, used = "complete" if entry.complete else "incomplete", format_age(now_s - entry.used_s)
-        about = (entry.backbone, entry.image_size, entry.cut, entry.views, entry.dtype)
-        texts = ("-" if value in ("", None) else str(value) for value in about)
+        fields = (entry.backbone, entry.image_size, entry.cut, entry.views, entry.dtype)
+        texts = ("-" if value in ("", None) else str(value) for value in fields)
         rows.append((entry.key, *texts, format_size(entry.size_bytes), used, entry.run or "-", state))
-    return "\n".join(
-        [*align_columns(rows), f"{len(kept)} in all, {format_size(sum(entry.size_bytes for entry in kept))}"]
-    )
+    total = format_size(sum(entry.size_bytes for entry in entries))
+    return "\n".join([*align_columns(rows), f"{len(entries)} in all, {total}"])
 
 
 def _read_entry(root: str, key: str) -> CacheEntry | None:
-    """What lies in one folder; None where it has gone meanwhile."""
+    """The cache in a folder; None where another process has deleted it."""
     location = storage.join(root, key)
-    files = _list_files(location)
-    if files is None:
-        return None
-    used = _read_last_use(location)
-    newest = max((entry.mtime_ns for entry in files), default=0) / 1e9
-    size, used_s, run = sum(entry.size_bytes for entry in files), used.get("used_s", newest), used.get("run", "")
     try:
-        about = _index_summary(read_index(location) or {})
-    except (LookupError, TypeError, AttributeError, ValueError):  # another version's, or damaged
-        return CacheEntry(key, location, size, complete=False, used_s=used_s, run=run)
-    return CacheEntry(key, location, size, complete=True, used_s=used_s, run=run, **about)
-
-
-def _list_files(location: str) -> list[storage.FileEntry] | None:
-    """The files of a folder; None where it is gone."""
-    try:
-        return list(storage.list_files(location))
+        files = list(storage.list_files(location))
     except FileNotFoundError:
         return None
-
-
-def _read_last_use(location: str) -> dict[str, Any]:
-    """Time and run of the last use; {} where none is recorded."""
+    used_s, run = _read_last_use(location) or (max((file.mtime_ns for file in files), default=0) / 1e9, "")
+    entry = CacheEntry(key, location, sum(file.size_bytes for file in files), complete=False, used_s=used_s, run=run)
     try:
-        value = storage.read_json(storage.join(location, USED_FILE))
-        used_s = float(value["used_s"])
-        return {"used_s": used_s, "run": str(value.get("run", ""))} if math.isfinite(used_s) else {}
+        if (index := read_index(location)) is None:
+            return entry
+        parts = index.parts
+        return replace(
+            entry,
+            complete=True,
+            backbone=parts["backbone"],
+            image_size=parts["image_size"],
+            cut=parts["cut"],
+            dtype=parts["dtype"],
+            views=parts["augment"]["views"] if parts["augment"] else 1,
+            pictures=sum(section.rows * section.views for section in index.layout.sections),
+        )
+    except (LookupError, TypeError, ValueError):  # of another version, or damaged
+        return entry
+
+
+def _read_last_use(location: str) -> tuple[float, str] | None:
+    """Time and run of the last use; None where there is no readable record."""
+    try:
+        record = storage.read_json(storage.join(location, USED_FILE))
+        used_s = float(record["used_s"])
+        return (used_s, str(record.get("run", ""))) if math.isfinite(used_s) else None
     except (FileNotFoundError, LookupError, TypeError, AttributeError, ValueError):
-        return {}
-
-
-def _index_summary(index: Mapping[str, Any]) -> dict[str, Any]:
-    """What an index tells of its activations."""
-    parts, layout = index["parts"], ShardLayout.from_dict(index["layout"])
-    return {
-        "backbone": str(parts["backbone"]),
-        "image_size": int(parts["image_size"]),
-        "cut": int(parts["cut"]),
-        "dtype": str(parts["dtype"]),
-        "views": int(parts["augment"]["views"]) if parts["augment"] else 1,
-        "pictures": sum(section.rows * section.views for section in layout.sections),
-    }
+        return None

@@ -1,6 +1,6 @@
-"""A bounded cache of remote shards on each node's own disk: least recently used out first.
+"""A bounded cache of remote shards on each node's local disk, which evicts the least recently used.
 
-`PHARMCLF_STORAGE_CACHE` names its folder, `PHARMCLF_STORAGE_CACHE_GB` its bound; all processes of a node share it.
+`PHARMCLF_STORAGE_CACHE` names its folder, `PHARMCLF_STORAGE_CACHE_GB` its bound. All processes of a node share it.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ _FREE_SHARE = 0.5  # of the free space, where no bound is given
 
 
 class LocalCache:
-    """Copies of remote files by the name of their last part, which must tell their content."""
+    """Copies of remote files. The last part of a file's location is its name here, and must identify its content."""
 
     def __init__(self, folder: Path | None = None, limit_bytes: float | None = None) -> None:
         """Open the cache.
 
         Args:
-            folder: on local disk; None: as the environment says.
-            limit_bytes: bytes that it may hold; None: as the environment says, or half of what is free.
+            folder: on local disk; None: from the environment.
+            limit_bytes: bytes that it may hold; None: from the environment, or half of the free space.
 
         Raises:
             ConfigError: the bound in the environment is not a number.
         """
-        self.folder = folder or _folder()
+        self.folder = folder or default_folder()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self._lock("room"):  # copies do not come and go while they are counted
+        with self._lock("room"):  # no copy comes or goes while they are counted
             self.limit_bytes = _limit_bytes(self.folder) if limit_bytes is None else limit_bytes
 
     def open(self, location: str, opener: Callable[[Path], T]) -> T:
-        """Open the local copy of a file, fetched if it is not there; it is not evicted before `opener` has returned.
+        """Open the local copy of a file, which is fetched if needed, and not evicted before `opener` has returned.
 
-        What is open by then can be read to its end, whatever happens to its name.
+        A file that is open by then stays readable after its eviction.
 
         Raises:
             OSError: the file cannot be read.
             FeatureCacheUnavailableError: the disk is full.
         """
-        path = self.folder / location.rsplit("/", 1)[-1]
-        with self._lock(f"{sum(path.name.encode()) % 64}"):  # of two processes that want a file, one fetches it
+        path = self._copy_path(location)
+        with self._lock(f"{sum(path.name.encode()) % 64}"):  # of two processes that need a file, one fetches it
             with self._lock("room", fcntl.LOCK_SH):
                 if path.exists():
                     os.utime(path)
@@ -61,7 +61,7 @@ class LocalCache:
             try:
                 storage.download(location, temporary)
                 with self._lock("room"):
-                    self._evict(temporary.stat().st_size)
+                    self._make_room(temporary.stat().st_size)
                     temporary.replace(path)
                     return opener(path)
             except OSError as error:
@@ -74,19 +74,22 @@ class LocalCache:
                 temporary.unlink(missing_ok=True)
 
     def evict(self, location: str) -> None:
-        """Forget the copy of a file, since it is damaged."""
+        """Delete the copy of a file."""
         with self._lock("room"):
-            (self.folder / location.rsplit("/", 1)[-1]).unlink(missing_ok=True)
+            self._copy_path(location).unlink(missing_ok=True)
 
-    def _evict(self, size: int) -> None:
-        """Delete what was used least recently, until a file of this size fits; it stays even where it is larger."""
+    def _copy_path(self, location: str) -> Path:
+        return self.folder / location.rsplit("/", 1)[-1]
+
+    def _make_room(self, size: int) -> None:
+        """Evict the least recently used files until a file of this size fits; a larger one is stored nevertheless."""
         files = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.npy"))
-        held = sum(file_size for _, file_size, _ in files)
+        total = sum(file_size for _, file_size, _ in files)
         for _, file_size, path in files:
-            if held + size <= self.limit_bytes:
+            if total + size <= self.limit_bytes:
                 return
             path.unlink()
-            held -= file_size
+            total -= file_size
 
     @contextlib.contextmanager
     def _lock(self, name: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
@@ -95,7 +98,8 @@ class LocalCache:
             yield
 
 
-def _folder() -> Path:
+def default_folder() -> Path:
+    """The folder that the environment names, else one for this user among the temporary files."""
     given = os.environ.get("PHARMCLF_STORAGE_CACHE")
     return Path(given).expanduser() if given else Path(tempfile.gettempdir()) / f"pharmclf-activations-{os.getuid()}"
 
@@ -103,8 +107,8 @@ def _folder() -> Path:
 def _limit_bytes(folder: Path) -> float:
     given = os.environ.get("PHARMCLF_STORAGE_CACHE_GB", "")
     if not given:
-        held = sum(path.stat().st_size for path in folder.glob("*.npy"))
-        return _FREE_SHARE * (shutil.disk_usage(folder).free + held)
+        cached = sum(path.stat().st_size for path in folder.glob("*.npy"))
+        return _FREE_SHARE * (shutil.disk_usage(folder).free + cached)
     try:
         limit = float(given)
     except ValueError:

@@ -1,4 +1,7 @@
-"""Gives a run its activations: chooses what is kept, finds it, computes what is missing, once for all who want it."""
+"""Returns the feature caches of a run: decides which phases use one, reuses existing shards, computes missing ones.
+
+A lease makes one process compute a cache while the others that need it wait.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,29 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.core.console import Say
 from pharmclf.core.hashing import sha256_file
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.units import format_size
 from pharmclf.data.manifest import Manifest
 from pharmclf.feature_cache import extract
-from pharmclf.feature_cache.cache_key import SPLITS, cache_location, cache_root, key_parts
+from pharmclf.feature_cache.cache_key import KeyParts, cache_location, cache_root, key_parts
 from pharmclf.feature_cache.cache_policy import PhaseDemand, decide_caching
 from pharmclf.feature_cache.row_ranges import CacheTarget
 from pharmclf.feature_cache.shards import (
     USED_FILE,
     CachedFeatures,
     FeatureCacheUnavailableError,
+    ShardId,
     ShardLayout,
     existing_shards,
+    files_by_split,
     missing_shards,
     open_features,
     sha256_in_name,
-    shard_files,
     write_index,
 )
 from pharmclf.models.backbone_split import SplitCost, check_depth
@@ -44,261 +48,253 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 @dataclass(frozen=True)
 class FeatureRequest:
-    """Whose activations are wanted, and what the run does meanwhile."""
+    """The features that a run needs, and its callbacks."""
 
     config: RunConfig
     manifest: Manifest
     weights: str
     """"imagenet", "none", or the sha256 of a file of weights."""
     phases: Sequence[PhaseDemand]
-    say: Callable[[str], None]
-    stopped: Callable[[], bool]
-    """Whether the run was asked to stop."""
-    lost: Callable[[Mapping[int, str]], None]
-    """Is given rows of the manifest whose images are not what it says, with the reasons; their rows become NaN."""
+    say: Say
+    should_stop: Callable[[], bool]
+    """Whether a stop of the run was requested."""
+    on_lost: Callable[[Mapping[int, str]], None]
+    """Called with rows of the manifest whose files differ from it, and the reasons; their features are NaN."""
 
 
-def get_or_compute(wish: FeatureRequest, *, earlier: Sequence[str] | None = None) -> dict[str, CachedFeatures]:
-    """The activations that the phases of a run train on, computed where they are not kept yet.
+def get_or_compute(request: FeatureRequest, *, earlier: Sequence[str] | None = None) -> dict[str, CachedFeatures]:
+    """Return the cached features that the phases of a run train on, and compute those that are missing.
 
     Args:
-        wish: of the run.
-        earlier: the phases that the run trained on activations before it was interrupted; None: it begins.
+        request: of the run.
+        earlier: the phases that used the cache before the run was interrupted; None: a new run.
 
     Returns:
-        Activations by name of the phase; a phase that is not among them streams the images.
+        Features by name of the phase; the other phases stream the images.
 
     Raises:
-        ConfigError: weights that cannot be had, or more blocks than there are.
-        StopRequested: the run was asked to stop.
-        PermissionError, StorageUnavailableError: the storage gives nothing at all.
+        ConfigError: weights that cannot be loaded, or more blocks than the backbone has.
+        StopRequested: a stop of the run was requested.
+        PermissionError, StorageUnavailableError: the images cannot be read.
     """
-    if wish.config.activations == "never":
+    config = request.config
+    if config.activations == "never":
+        return {}
+    if config.views == 0:
+        request.say("feature cache: not used, since augment.views is 0: every epoch sees new views")
         return {}
     try:
-        return _get_or_compute(wish, earlier)
+        return _get_or_compute(request, earlier)
     except FeatureCacheUnavailableError as error:
-        wish.say(fallback_message(error))
+        request.say(fallback_message(error))
         return {}
 
 
 def fallback_message(error: FeatureCacheUnavailableError) -> str:
-    """What a run says when it goes on without activations."""
-    return f"warning: activations cannot be kept, the images are streamed instead: {error}"
+    """The warning of a run that continues without its feature cache."""
+    return f"warning: features cannot be cached, the images are streamed instead: {error}"
 
 
-def _get_or_compute(wish: FeatureRequest, earlier: Sequence[str] | None) -> dict[str, CachedFeatures]:
-    config = wish.config
-    if config.views == 0:
-        wish.say("activations: not kept, since augment.views is 0: every epoch sees new pictures")
-        return {}
+def _get_or_compute(request: FeatureRequest, earlier: Sequence[str] | None) -> dict[str, CachedFeatures]:
+    config = request.config
     precision = run_precision(config)
-    cuts = {}
-    for depth in {phase.depth for phase in wish.phases}:
-        parts = key_parts(config, wish.manifest, depth, wish.weights, precision)
-        cuts[depth] = _CacheLocation(depth, cache_location(config.storage, parts), parts)
-    standing = {depth: kept for depth, cut in cuts.items() if (kept := open_features(cut.location, wish.manifest))}
+    keys = {
+        depth: key_parts(config, request.manifest, depth, request.weights, precision)
+        for depth in {phase.depth for phase in request.phases}
+    }
+    existing = _open_all(request, keys.values())
     costs: list[SplitCost] = []
-    names: Sequence[str] = [phase.name for phase in wish.phases]
-    if earlier is not None and config.activations == "auto":  # a resumed run goes on as it began, bit for bit
+    names: Sequence[str] = [phase.name for phase in request.phases]
+    if earlier is not None and config.activations == "auto":  # a resumed run keeps its choice: equal to the last bit
         names = earlier
-    elif len(standing) < len(cuts):
+    elif len(existing) < len(keys):
         costs = extract.measure_costs(config)
-        names = _choose_phases(wish, costs, standing)
-    chosen = [phase for phase in wish.phases if phase.name in names]
-    wanted = [cuts[depth] for depth in sorted({phase.depth for phase in chosen})]
-    if chosen and all(cut.depth in standing for cut in wanted):
-        wish.say(f"activations: those of {' and '.join(names)} are there already")
-    found = _get_or_compute_splits(wish, wanted, standing, costs, precision)
-    return {phase.name: found[phase.depth] for phase in chosen}
+        names = _choose_phases(request, costs, existing)
+    chosen = [phase for phase in request.phases if phase.name in names]
+    needed = [keys[depth] for depth in sorted({phase.depth for phase in chosen})]
+    if chosen and all(key["cut"] in existing for key in needed):
+        request.say(f"feature cache: the features of {' and '.join(names)} exist")
+    features = _wait_or_compute(request, needed, existing, costs, precision)
+    return {phase.name: features[phase.depth] for phase in chosen}
 
 
-def _choose_phases(wish: FeatureRequest, costs: Sequence[SplitCost], standing: Collection[int]) -> Sequence[str]:
-    """Names of the phases that shall train on activations."""
-    config = wish.config
-    for phase in wish.phases:
+def _open_all(request: FeatureRequest, keys: Iterable[KeyParts]) -> dict[int, CachedFeatures]:
+    """The complete caches among those with these keys, by depth."""
+    locations = {key["cut"]: cache_location(request.config.storage, key) for key in keys}
+    opened = ((depth, open_features(location, request.manifest)) for depth, location in locations.items())
+    return {depth: features for depth, features in opened if features}
+
+
+def _choose_phases(request: FeatureRequest, costs: Sequence[SplitCost], existing: Collection[int]) -> Sequence[str]:
+    """Names of the phases that train on cached features."""
+    config = request.config
+    for phase in request.phases:
         check_depth(config.backbone, len(costs) - 1, phase.depth)
     if config.activations == "always":
-        return [phase.name for phase in wish.phases if costs[phase.depth].work > 0]
-    rows = (len(wish.manifest.rows("train")), len(wish.manifest.rows("validation")))
+        return [phase.name for phase in request.phases if costs[phase.depth].work > 0]
+    rows = (len(request.manifest.rows("train")), len(request.manifest.rows("validation")))
     machines = extract.estimate_throughput(cache_root(config.storage))
-    choice = decide_caching(wish.phases, costs, rows, config.views, config.activations_dtype, machines, standing)
-    wish.say(f"activations: {choice.reason}")
-    return choice.phases
+    decision = decide_caching(request.phases, costs, rows, config.views, config.activations_dtype, machines, existing)
+    request.say(f"feature cache: {decision.reason}")
+    return decision.phases
 
 
-def _get_or_compute_splits(
-    wish: FeatureRequest,
-    cuts: Sequence[_CacheLocation],
-    standing: Mapping[int, CachedFeatures],
+def _wait_or_compute(
+    request: FeatureRequest,
+    keys: Sequence[KeyParts],
+    existing: Mapping[int, CachedFeatures],
     costs: Sequence[SplitCost],
     precision: str,
 ) -> dict[int, CachedFeatures]:
-    """The activations at some cuts, by depth: computed here, or waited for where another process computes them.
+    """Compute the missing caches, or wait for the process that computes them -> features by depth.
 
     Args:
-        standing: those that are there already, by depth.
-        costs: of all cuts; empty where they have not been asked for yet.
+        keys: of the caches.
+        existing: complete caches by depth.
+        costs: of all cuts; empty: not measured yet.
     """
-    whole, told = dict(standing), -math.inf
-    while missing := [cut for cut in cuts if cut.depth not in whole]:
-        with _LeaseGroup(missing) as leases:
-            if not leases.taken:
-                whole |= _compute_missing(wish, leases, costs or extract.measure_costs(wish.config), precision)
-        if leases.taken:
-            if wish.stopped():
+    features, reported_at = dict(existing), -math.inf
+    while missing := [key for key in keys if key["cut"] not in features]:
+        with _LeaseGroup(cache_location(request.config.storage, key) for key in missing) as leases:
+            if not leases.held_by:
+                costs = costs or extract.measure_costs(request.config)
+                targets = [_target(request, key, costs) for key in missing]
+                features |= _compute_missing(request, targets, leases, precision)
+        if leases.held_by:
+            if request.should_stop():
                 raise StopRequested
-            if time.monotonic() - told > _WAIT_NOTE_S:
-                told = time.monotonic()
-                wish.say(f"activations: waiting, {leases.taken}")
+            if time.monotonic() - reported_at > _WAIT_NOTE_S:
+                reported_at = time.monotonic()
+                request.say(f"feature cache: waiting, {leases.held_by}")
             time.sleep(_WAIT_S)
-        for cut in missing:
-            if kept := open_features(cut.location, wish.manifest):
-                whole[cut.depth] = kept
-    for cut in cuts:
-        with contextlib.suppress(OSError):  # it is for the listing only
-            used = {"used_s": time.time(), "run": wish.config.run_name}
-            storage.write_json(storage.join(cut.location, USED_FILE), used)
-    return whole
+        features |= _open_all(request, missing)
+    for key in keys:
+        with contextlib.suppress(OSError):  # for the inventory only
+            used = {"used_s": time.time(), "run": request.config.run_name}
+            storage.write_json(storage.join(cache_location(request.config.storage, key), USED_FILE), used)
+    return features
+
+
+def _target(request: FeatureRequest, key: KeyParts, costs: Sequence[SplitCost]) -> CacheTarget:
+    layout = ShardLayout.of(request.config, request.manifest, costs[key["cut"]].shape)
+    return CacheTarget(cache_location(request.config.storage, key), key, layout)
 
 
 def _compute_missing(
-    wish: FeatureRequest, leases: _LeaseGroup, costs: Sequence[SplitCost], precision: str
+    request: FeatureRequest, targets: Sequence[CacheTarget], leases: _LeaseGroup, precision: str
 ) -> dict[int, CachedFeatures]:
-    """Compute what is missing of the cuts whose leases are held, and write their indexes.
+    """Compute the missing shards of caches whose leases are held, and write the indexes.
 
     Returns:
-        Activations by depth that lack rows, since the images of these are not what the manifest says. They are this
-        run's alone: they have no index, and another run, or this one when it is resumed, computes what is incomplete
-        again.
+        By depth the features that lack rows, since the files of these differ from the manifest. Only this run uses
+        them: they have no index, so that the next run, or this one when resumed, computes incomplete shards again.
     """
-    config, manifest, began, computed = wish.config, wish.manifest, time.monotonic(), 0
-    tell = progress_reporter(wish.say, "activations")
+    started, num_views = time.monotonic(), 0
+    report = progress_reporter(request.say, "feature cache")
 
     def progress(done: int, total: int) -> None:
-        nonlocal computed
-        computed = done
-        if wish.stopped():
+        nonlocal num_views
+        num_views = done
+        if request.should_stop():
             raise StopRequested
         leases.check()
-        tell(done, total)
+        report(done, total)
 
-    targets = [
-        CacheTarget(cut.location, cut.depth, ShardLayout.of(config, manifest, costs[cut.depth].shape))
-        for cut in leases.cuts
-    ]
     try:
-        incomplete = extract.extract_features(config, manifest, targets, precision, progress, wish.lost)
+        incomplete = extract.extract_features(
+            request.config, request.manifest, targets, precision, progress, request.on_lost
+        )
         lacking = {}
-        for cut, target, names in zip(leases.cuts, targets, incomplete, strict=True):
-            if kept := _finalize(cut, target.layout, time.monotonic() - began, names, manifest):
-                lacking[cut.depth] = kept
-    except LeaseLostError:  # the other process continues with it
+        for target, names in zip(targets, incomplete, strict=True):
+            if files := _finalize(target, time.monotonic() - started, names):
+                features = CachedFeatures.of(target.location, target.layout, request.manifest, files)
+                lacking[target.depth] = features
+    except LeaseLostError:  # the other process continues
         return {}
     except (FeatureCacheUnavailableError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _DISK_FULL:
             raise
-        leases.release()  # first: a renewal would leave its files behind
-        for cut in leases.cuts:
-            with contextlib.suppress(OSError):  # another process may be writing there by now
-                storage.delete_folder(cut.location)
+        leases.close()  # first: a renewal would leave its files behind
+        for target in targets:
+            with contextlib.suppress(OSError):  # another process may write there now
+                storage.delete_folder(target.location)
         raise FeatureCacheUnavailableError(str(error)) from error
     size = format_size(sum(target.layout.num_bytes for target in targets))
-    wish.say(f"activations: {computed:,} pictures in {time.monotonic() - began:.0f} s, {size} kept")
+    request.say(f"feature cache: {num_views:,} views computed in {time.monotonic() - started:.0f} s, {size} written")
     if lacking:
         count = sum(map(len, incomplete))
-        wish.say(f"activations: {count:,} shards lack quarantined images; this run alone uses them")
+        request.say(f"feature cache: {count:,} shards lack quarantined images; only this run uses them")
     return lacking
 
 
-def _finalize(
-    cut: _CacheLocation,
-    layout: ShardLayout,
-    seconds: float,
-    incomplete: Mapping[tuple[str, int], str],
-    manifest: Manifest,
-) -> CachedFeatures | None:
-    """Write the index of a cut whose shards are all complete; a shard that stands twice is deleted once.
+def _finalize(target: CacheTarget, seconds: float, incomplete: Mapping[ShardId, str]) -> dict[str, list[str]]:
+    """Write the index of a cache whose shards are all complete, and delete duplicate and incomplete files.
 
     Args:
-        cut: whose shards they are.
-        layout: of them.
-        seconds: that their computation took.
-        incomplete: names of those that this run has computed without all of their images.
-        manifest: of the images.
+        target: the cache.
+        seconds: duration of the computation.
+        incomplete: files of shards that this run has computed without all of their images.
 
     Returns:
-        The activations of a cut that has incomplete shards; None for a complete one.
+        The files by split of a cache that has incomplete shards; {} for a complete one.
     """
-    standing = existing_shards(cut.location, layout)
-    found = {(section, shard): name for section, shard, name in standing}
-    if missing_shards(layout, found):
-        if missing_shards(layout, {**incomplete, **found}):
-            return None  # somebody has cleared it: it is computed again
-        rows = {split: manifest.rows(split) for split in SPLITS}
-        return CachedFeatures(cut.location, layout, rows, shard_files(layout, {**incomplete, **found}))
-    write_index(cut.location, layout, cut.parts, found, seconds)
-    replaced = [name for section, shard, name in standing if found[section, shard] != name]
-    replaced += [name for _, _, name in existing_shards(cut.location, layout, complete=False)]
+    layout = target.layout
+    existing = existing_shards(target.location, layout)
+    names = {(split, shard): name for split, shard, name in existing}
+    if missing_shards(layout, names):
+        usable = {**incomplete, **names}
+        # where another process has deleted shards, the cache is computed again
+        return {} if missing_shards(layout, usable) else files_by_split(layout, usable)
+    write_index(target.location, layout, target.key, names, seconds)
+    replaced = [name for split, shard, name in existing if names[split, shard] != name]
+    replaced += [name for _, _, name in existing_shards(target.location, layout, complete=False)]
     for name in replaced:
-        storage.delete_file(storage.join(cut.location, name))
-    return None
+        storage.delete_file(storage.join(target.location, name))
+    return {}
 
 
-def delete_corrupted(activations: Iterable[CachedFeatures]) -> int:
-    """Delete the shards whose content is not what their names say, so that `get_or_compute` computes them anew -> how
-    many."""
-    dropped = 0
-    for kept in activations:
-        for _, _, name in existing_shards(kept.location, kept.layout):
-            location = storage.join(kept.location, name)
+def delete_corrupted(caches: Iterable[CachedFeatures]) -> int:
+    """Delete the shards whose content does not have the sha256 in their names -> their number.
+
+    `get_or_compute` computes them again.
+    """
+    num_deleted = 0
+    for cache in caches:
+        for _, _, name in existing_shards(cache.location, cache.layout):
+            location = storage.join(cache.location, name)
             with storage.local_file(location) as path:
-                damaged = sha256_file(path) != sha256_in_name(name)
-            if damaged:
+                is_damaged = sha256_file(path) != sha256_in_name(name)
+            if is_damaged:
                 storage.delete_file(location)
-                dropped += 1
-    return dropped
+                num_deleted += 1
+    return num_deleted
 
 
-@dataclass(frozen=True)
-class _CacheLocation:
-    depth: int
-    location: str
-    parts: Mapping[str, Any]
+class _LeaseGroup(contextlib.ExitStack):
+    """The leases of some caches, all or none, so that one of two processes with the same request computes them all."""
 
-
-class _LeaseGroup:
-    """The leases of some cuts, all or none: of two processes that want the same ones, one computes them all."""
-
-    def __init__(self, cuts: Sequence[_CacheLocation]) -> None:
-        self.cuts = sorted(cuts, key=lambda cut: cut.location)  # in one order everywhere, so that one of two is first
-        self.taken = ""
-        """Who holds one of them, "" where all are ours."""
+    def __init__(self, locations: Iterable[str]) -> None:
+        super().__init__()
+        self._locations = sorted(locations)  # in the same order in every process
+        self.held_by = ""
+        """Which process holds one of the leases; "" where this process holds all."""
         self._leases: list[Lease] = []
 
     def __enter__(self) -> _LeaseGroup:
         try:
-            for cut in self.cuts:
-                self._leases.append(Lease.acquire(cut.location))
+            for location in self._locations:
+                self._leases.append(self.enter_context(Lease.acquire(location)))
         except LeaseHeldError as error:
-            self.taken = str(error)
-            self.release()
+            self.held_by = str(error)
+            self.close()
         except OSError as error:
-            self.release()
+            self.close()
             if isinstance(error, PermissionError) or error.errno in _DISK_FULL:
                 raise FeatureCacheUnavailableError(str(error)) from error
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Give all of them back."""
-        while self._leases:
-            self._leases.pop().release()
-
     def check(self) -> None:
-        """Raise LeaseLostError if another process holds one of them by now."""
+        """Raise LeaseLostError if another process has taken over one of the leases."""
         for lease in self._leases:
             lease.check()

@@ -1,43 +1,53 @@
-"""What is computed in one pass: the shards that some targets lack, as spans of neighbouring rows; pure."""
+"""Which rows one pass over the images computes: the missing shards of some caches as ranges of rows. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pharmclf.feature_cache.shards import ShardLayout
+from pharmclf.feature_cache.cache_key import KeyParts
+from pharmclf.feature_cache.shards import ShardId, ShardLayout
 
 
 @dataclass(frozen=True)
 class CacheTarget:
-    """Activations that are to be computed."""
+    """A cache that is computed."""
 
     location: str
-    depth: int
-    """Blocks of the backbone behind the cut."""
+    key: KeyParts
     layout: ShardLayout
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the backbone above the cut."""
+        return self.key["cut"]
 
 
 @dataclass(frozen=True)
 class RowRange:
-    """Neighbouring rows of a section that are computed together: some shards of each target."""
+    """Consecutive rows of a split that are computed together: some shards of each target."""
 
     section: str
     first: int
     last: int
-    """Behind the last row's place."""
+    """Exclusive."""
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return self.last - self.first
 
 
-def row_ranges(layouts: Sequence[ShardLayout], missing: Sequence[Sequence[tuple[str, int]]]) -> list[RowRange]:
-    """The rows that must be computed for the missing shards of several targets, in pieces of one shard at most. Pure.
+def row_ranges(layouts: Sequence[ShardLayout], missing: Sequence[Collection[ShardId]]) -> list[RowRange]:
+    """The rows that must be computed for the missing shards of several targets, in ranges of one shard at most.
 
     Args:
         layouts: of the targets, over the same rows.
-        missing: section and number of each target's missing shards.
+        missing: the missing shards of each target.
     """
-    found = []
+    ranges = []
     for sections in zip(*(layout.sections for layout in layouts), strict=True):
         needed = np.zeros(sections[0].rows, bool)
         for section, shards in zip(sections, missing, strict=True):
@@ -46,7 +56,7 @@ def row_ranges(layouts: Sequence[ShardLayout], missing: Sequence[Sequence[tuple[
                     needed[slice(*section.row_range(shard))] = True
         step = max(section.rows_per_shard for section in sections)
         for first in range(0, sections[0].rows, step):
-            places = first + np.flatnonzero(needed[first : first + step])
-            if len(places):
-                found.append(RowRange(sections[0].name, int(places[0]), int(places[-1]) + 1))
-    return found
+            indexes = first + np.flatnonzero(needed[first : first + step])
+            if len(indexes):
+                ranges.append(RowRange(sections[0].name, int(indexes[0]), int(indexes[-1]) + 1))
+    return ranges

@@ -1,9 +1,9 @@
-"""The shards of kept activations: their layout, their names, the index, and what is still missing.
+"""The shards of a feature cache: layout, file names, the index, and which shards are missing.
 
-A shard is a `.npy` file of shape (rows, views, *cut) that can be memory-mapped; its name carries the sha256 of its
-content, so that an interrupted computation goes on without reading back what it has written. Where an image of its
-rows is not what the manifest says, a shard is incomplete: the row is NaN, the name says so, and the shard serves only
-the run that has computed it. For every other one it is missing.
+A shard is a `.npy` file of shape (rows, views, *cut) that can be memory-mapped. Its name contains the sha256 of its
+content, so an interrupted computation resumes without reading what it has written. Where the file of an image differs
+from the manifest, the image's row is NaN and the name marks the shard as incomplete. An incomplete shard is used by the
+run that has computed it, and counts as missing for every other run.
 """
 
 from __future__ import annotations
@@ -23,61 +23,64 @@ from pharmclf.config import RunConfig
 from pharmclf.core.errors import RunError
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.manifest import Manifest
-from pharmclf.feature_cache.cache_key import SPLITS
+from pharmclf.feature_cache.cache_key import SPLITS, KeyParts
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 
 INDEX_FILE = "index.json"
 USED_FILE = "used.json"
-"""Time and run of the last use, for the listing."""
+"""Time and run of the last use, for the inventory."""
+ShardId = tuple[str, int]
+"""Split and number of a shard."""
 _SHARD_BYTES = 16 << 20
 _PIXEL_BYTES = 64 << 20  # decoded images of one shard's rows, which travel as one block
-_MAX_ROWS = 256  # of a shard: what an interruption may cost
+_MAX_ROWS = 256  # of a shard: the work that an interruption may lose
 _HEADER_BYTES = 128  # of a .npy file
 _INCOMPLETE = ".incomplete"
 _NAME = re.compile(rf"([a-z]+)-(\d{{6}})\.([0-9a-f]{{64}})({re.escape(_INCOMPLETE)})?\.npy")
 
 
 class FeatureCacheCorruptedError(RunError):
-    """A shard is damaged or gone; the activations must be computed anew, or done without."""
+    """A shard is damaged or missing: compute it again, or stream the images."""
 
 
 class FeatureCacheUnavailableError(RunError):
-    """They cannot be written or do not fit their number format; training must stream the images."""
+    """The features cannot be written, or exceed their number format: training must stream the images."""
 
 
 @dataclass(frozen=True)
 class SplitShards:
-    """The activations of one split."""
+    """The shards of one split."""
 
     name: str
     rows: int
     views: int
-    """Different pictures of each row."""
+    """Augmented views of each row."""
     rows_per_shard: int
     """A power of two."""
 
     @property
     def num_shards(self) -> int:
-        """Shards of the section; the last one may hold fewer rows."""
+        """Shards of the split; the last one may hold fewer rows."""
         return -(-self.rows // self.rows_per_shard)
 
     def row_range(self, shard: int) -> tuple[int, int]:
-        """First and last (exclusive) place of a shard's rows within the split."""
+        """First and last (exclusive) index of a shard's rows in the split."""
         return shard * self.rows_per_shard, min(self.rows, (shard + 1) * self.rows_per_shard)
 
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """Shape and division of the activations at one cut."""
+    """Shape and division of the features at one cut."""
 
     shape: tuple[int, ...]
-    """Of the tensor at the cut, for one picture."""
+    """Of the tensor at the cut, for one view of an image."""
     dtype: str
     sections: tuple[SplitShards, ...]
+    """One for each split."""
 
     @staticmethod
     def of(config: RunConfig, manifest: Manifest, shape: tuple[int, ...]) -> ShardLayout:
-        """The layout of a run's activations at a cut of this shape."""
+        """The layout of a run's features at a cut of this shape."""
         item_bytes = math.prod(shape) * np.dtype(config.activations_dtype).itemsize
         image_bytes = 3 * config.image_size**2
 
@@ -90,16 +93,21 @@ class ShardLayout:
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of one picture's activations."""
+        """Bytes of the features of one view of an image."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all of them."""
+        """Bytes of all features."""
         return sum(section.rows * section.views for section in self.sections) * self.item_bytes
 
+    @property
+    def shards(self) -> list[ShardId]:
+        """All shards, in order."""
+        return [(section.name, shard) for section in self.sections for shard in range(section.num_shards)]
+
     def section(self, name: str) -> SplitShards:
-        """The section of a split."""
+        """The shards of a split."""
         return next(section for section in self.sections if section.name == name)
 
     def shard_bytes(self, section: SplitShards, shard: int) -> int:
@@ -107,28 +115,44 @@ class ShardLayout:
         first, last = section.row_range(shard)
         return _HEADER_BYTES + (last - first) * section.views * self.item_bytes
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+    def to_dict(self) -> dict[str, object]:
+        """The layout as values for JSON."""
         return {"shape": list(self.shape), "dtype": self.dtype, "sections": [vars(item) for item in self.sections]}
 
     @staticmethod
-    def from_dict(value: Mapping[str, Any]) -> ShardLayout:
-        """What `to_dict` gave."""
-        return ShardLayout(
-            tuple(value["shape"]), value["dtype"], tuple(SplitShards(**item) for item in value["sections"])
-        )
+    def from_dict(record: Mapping[str, Any]) -> ShardLayout:
+        """The layout that `to_dict` returned."""
+        sections = tuple(SplitShards(**item) for item in record["sections"])
+        return ShardLayout(tuple(record["shape"]), record["dtype"], sections)
+
+
+@dataclass(frozen=True)
+class CacheIndex:
+    """The content of `INDEX_FILE`."""
+
+    parts: KeyParts
+    layout: ShardLayout
+    files: Mapping[str, Sequence[str]]
+    """Names of the shards by split, in order."""
 
 
 @dataclass(frozen=True, eq=False)
 class CachedFeatures:
-    """The whole activations of one cut, as a worker is given them."""
+    """All features of one cut, as a worker receives them."""
 
     location: str
     layout: ShardLayout
     rows: Mapping[str, NDArray[np.int64]]
-    """Row numbers of the manifest, by section, in the order in which they are kept."""
+    """Row numbers of the manifest by split, in the order of the shards."""
     files: Mapping[str, Sequence[str]]
-    """Names of the shards, by section, in order."""
+    """Names of the shards by split, in order."""
+
+    @staticmethod
+    def of(
+        location: str, layout: ShardLayout, manifest: Manifest, files: Mapping[str, Sequence[str]]
+    ) -> CachedFeatures:
+        """The features of a manifest's rows."""
+        return CachedFeatures(location, layout, {split: manifest.rows(split) for split in SPLITS}, files)
 
 
 def shard_name(section: str, shard: int, sha256: str, *, complete: bool = True) -> str:
@@ -136,19 +160,24 @@ def shard_name(section: str, shard: int, sha256: str, *, complete: bool = True) 
     return f"{section}-{shard:06d}.{sha256}{'' if complete else _INCOMPLETE}.npy"
 
 
-def missing_rows(values: np.ndarray) -> NDArray[np.bool_]:
-    """Which rows have no activations: (rows, ...) -> (rows,)."""
-    return np.isnan(values.reshape(len(values), -1)[:, 0])
+def sha256_in_name(name: str) -> str:
+    """The sha256 in the name of a shard's file."""
+    return name.split(".")[1]
 
 
-def write_shard(location: str, section: str, shard: int, values: np.ndarray) -> str:
-    """Write a shard -> the name of its file.
+def missing_rows(values: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which rows have no features: (rows, ...) -> (rows,)."""
+    return np.asarray(np.isnan(values.reshape(len(values), -1)[:, 0]))
+
+
+def write_shard(location: str, section: str, shard: int, values: NDArray[np.floating]) -> str:
+    """Write a shard and return the name of its file.
 
     Args:
-        location: the folder.
-        section: of the shard.
-        shard: its number.
-        values: (rows, views, *cut); a row that has none is NaN, and the shard is incomplete.
+        location: folder of the cache.
+        section: the split.
+        shard: the number.
+        values: (rows, views, *cut); a row without features is NaN, and makes the shard incomplete.
     """
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
@@ -158,18 +187,13 @@ def write_shard(location: str, section: str, shard: int, values: np.ndarray) -> 
     return name
 
 
-def sha256_in_name(name: str) -> str:
-    """The sha256 that stands in the name of a shard's file."""
-    return name.split(".")[1]
-
-
 def existing_shards(location: str, layout: ShardLayout, *, complete: bool = True) -> list[tuple[str, int, str]]:
-    """The complete shards of the right size in a folder, or the others: section, number, and name of the file."""
-    standing = []
+    """List the shards of the right size in a folder, the complete or the incomplete ones: split, number, file name."""
+    existing = []
     sections = {section.name: section for section in layout.sections}
     try:
         entries = list(storage.list_files(location))
-    except FileNotFoundError:  # nothing has been written yet
+    except FileNotFoundError:  # nothing is written yet
         return []
     for entry in entries:
         name = entry.location.rsplit("/", 1)[-1]
@@ -178,74 +202,74 @@ def existing_shards(location: str, layout: ShardLayout, *, complete: bool = True
         if match and section and int(match[2]) < section.num_shards and complete == (match[4] is None):
             shard = int(match[2])
             if entry.size_bytes == layout.shard_bytes(section, shard):
-                standing.append((section.name, shard, name))
-    return standing
+                existing.append((section.name, shard, name))
+    return existing
 
 
-def missing_shards(layout: ShardLayout, found: Mapping[tuple[str, int], str]) -> list[tuple[str, int]]:
-    """The shards that do not stand there, in order."""
-    every = [(section.name, shard) for section in layout.sections for shard in range(section.num_shards)]
-    return [shard for shard in every if shard not in found]
+def missing_shards(layout: ShardLayout, names: Mapping[ShardId, str]) -> list[ShardId]:
+    """The shards that have no file, in order."""
+    return [shard for shard in layout.shards if shard not in names]
 
 
-def shard_files(layout: ShardLayout, found: Mapping[tuple[str, int], str]) -> dict[str, list[str]]:
-    """Names of the shards by section, in order, of those by section and number."""
+def files_by_split(layout: ShardLayout, names: Mapping[ShardId, str]) -> dict[str, list[str]]:
+    """File names of all shards by split, in order."""
     return {
-        section.name: [found[section.name, shard] for shard in range(section.num_shards)] for section in layout.sections
+        section.name: [names[section.name, shard] for shard in range(section.num_shards)] for section in layout.sections
     }
 
 
 def write_index(
-    location: str, layout: ShardLayout, parts: Mapping[str, Any], found: Mapping[tuple[str, int], str], seconds: float
+    location: str, layout: ShardLayout, parts: KeyParts, names: Mapping[ShardId, str], seconds: float
 ) -> None:
-    """Write the index of a folder whose shards are complete; without it the activations do not exist.
+    """Write the index of a folder whose shards are complete; a cache without an index does not exist.
 
     Args:
-        location: the folder.
-        layout: of its shards.
+        location: folder of the cache.
+        layout: of the shards.
         parts: of the key.
-        found: names of all shards.
-        seconds: that their computation took.
+        names: files of all shards.
+        seconds: duration of the computation.
     """
-    files = shard_files(layout, found)
-    about = {
+    index = {
         SCHEMA_KEY: SCHEMA_VERSION,
-        "parts": dict(parts),
+        "parts": parts,
         "layout": layout.to_dict(),
         "bytes": layout.num_bytes,
         "seconds": seconds,
+        "files": files_by_split(layout, names),
     }
-    storage.write_json(storage.join(location, INDEX_FILE), about | {"files": files})
+    storage.write_json(storage.join(location, INDEX_FILE), index)
 
 
-def read_index(location: str) -> dict[str, Any] | None:
-    """What `write_index` wrote; None where there is none that can be read.
+def read_index(location: str) -> CacheIndex | None:
+    """Read the index of a folder; None where there is none, or a damaged one.
 
     Raises:
         ConfigError: of another version.
     """
     try:
-        value = storage.read_json(storage.join(location, INDEX_FILE))
+        index = storage.read_json(storage.join(location, INDEX_FILE))
     except (FileNotFoundError, ValueError):
         return None
-    check_schema_version(value, storage.join(location, INDEX_FILE))
-    return value if isinstance(value, dict) and {"parts", "layout", "files", "bytes"} <= set(value) else None
+    check_schema_version(index, storage.join(location, INDEX_FILE))
+    try:
+        layout = ShardLayout.from_dict(index["layout"])
+        files = {section.name: list(index["files"][section.name]) for section in layout.sections}
+        parts: KeyParts = dict(index["parts"])  # type: ignore[assignment]
+        return CacheIndex(parts, layout, files)
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return None
 
 
 def open_features(location: str, manifest: Manifest) -> CachedFeatures | None:
-    """The activations of a folder, if its index stands and all its shards are there in full size.
+    """The features of a folder that has an index and all shards in full size; else None.
 
     The content of a shard is compared with its sha256 when it is first read.
     """
     index = read_index(location)
     if index is None:
         return None
-    try:
-        layout = ShardLayout.from_dict(index["layout"])
-        files = {section.name: list(index["files"][section.name]) for section in layout.sections}
-    except (LookupError, TypeError, AttributeError):  # damaged: what it names is found again by the shards' own names
+    existing = {name for _, _, name in existing_shards(location, index.layout)}
+    if not existing.issuperset(name for names in index.files.values() for name in names):
         return None
-    standing = {name for _, _, name in existing_shards(location, layout)}
-    if not standing.issuperset(name for names in files.values() for name in names):
-        return None
-    return CachedFeatures(location, layout, {split: manifest.rows(split) for split in SPLITS}, files)
+    return CachedFeatures.of(location, index.layout, manifest, index.files)

@@ -47,7 +47,7 @@ def test_the_model_of_the_old_interrupted_run_is_fetched(tmp_path: Path) -> None
 def test_the_old_run_is_resumed_in_the_middle_of_its_epoch(continued: Continued) -> None:
     """From its newest checkpoint to its end, on the frozen features of the folder; the earlier epochs stay."""
     assert f"resumed from {NEWEST}" in continued.run_output
-    assert "activations: those of phase1 and phase2 are there already" in continued.run_output
+    assert "feature cache: the features of phase1 and phase2 exist" in continued.run_output
     run = continued.folder.runs / "tablets"
     before = read(TARGET / "runs" / "tablets" / "checkpoints" / NEWEST / "checkpoint.json")["state"]["history"]
     history = read(run / "history.json")

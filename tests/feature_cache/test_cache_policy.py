@@ -32,13 +32,13 @@ def chosen(
 ) -> CacheDecision:
     choice = decide_caching(phases, COSTS, ROWS, views, dtype, dataclasses.replace(MACHINES, **machines), kept)
     assert "\n" not in choice.reason
-    assert choice.reason.startswith("kept for " if choice.phases else "not kept: ")
+    assert choice.reason.startswith("not ") == (not choice.phases)
     return choice
 
 
 def test_a_wholly_trained_backbone_has_nothing_to_keep():
     """What would be kept is the images; the other phase keeps its own."""
-    assert chosen(PhaseDemand("phase2", 2, 50)) == CacheDecision((), "not kept: the whole backbone is trained")
+    assert chosen(PhaseDemand("phase2", 2, 50)).phases == ()
     assert chosen(HEAD, PhaseDemand("phase2", 2, 10)).phases == ("phase1",)
 
 
@@ -52,7 +52,9 @@ def test_pictures_that_are_never_seen_again_are_not_kept():
 def test_one_epoch_is_streamed():
     """Each picture is computed once either way; the second epoch is the first that saves anything."""
     once = chosen(PhaseDemand("phase1", 0, 1))
-    assert once == CacheDecision((), "not kept: 2.4 MB would not save time (some 0:12 either way)")
+    assert once.phases == ()
+    assert "2.4 MB would not save time" in once.reason
+    assert "0:12" in once.reason
     assert chosen(PhaseDemand("phase1", 0, 2)).phases == ("phase1",)
 
 
@@ -83,9 +85,9 @@ def test_a_slow_storage_does_not_pay():
 
 def test_both_phases_are_kept_where_both_pay():
     """10 epochs of 12 s and of 20 s; with activations 12 s once, nothing, and 10 of 12.8 s."""
-    assert chosen(HEAD, TOP) == CacheDecision(
-        ("phase1", "phase2"), "kept for phase1 and phase2, 26.4 MB: some 2:20 instead of 5:20"
-    )
+    choice = chosen(HEAD, TOP)
+    assert choice.phases == ("phase1", "phase2")
+    assert all(text in choice.reason for text in ("phase1 and phase2", "26.4 MB", "2:20 instead of 5:20"))
 
 
 def test_phases_with_the_same_cut_share_their_activations():
@@ -110,15 +112,14 @@ def test_no_more_than_half_of_the_free_space_is_filled(free_bytes: float, phases
     choice = chosen(HEAD, TOP, free_bytes=free_bytes)
     assert choice.phases == phases
     if not phases:
-        assert choice.reason.startswith("not kept: 26.4 MB would be more than half of the ")
-        assert choice.reason.endswith("B that are free")
+        assert "26.4 MB would fill more than half of the free " in choice.reason
 
 
 def test_a_phase_that_fits_and_hardly_saves_is_not_kept():
     """The first phase is short beside the second, whose activations do not fit."""
     choice = chosen(HEAD, PhaseDemand("phase2", 1, 1000), free_bytes=2 * SMALL)
     assert choice.phases == ()
-    assert "26.4 MB would be more than half of the 4.8 MB" in choice.reason
+    assert "26.4 MB would fill more than half of the free 4.8 MB" in choice.reason
 
 
 def test_more_space_may_change_one_phase_for_another():
@@ -149,7 +150,7 @@ def test_float32_takes_twice_the_bytes():
         assert bytes_per_image(cost, "float32") == 2 * bytes_per_image(cost, "float16")
     assert bytes_per_image(COSTS[1], "float16") == 200
     assert " 2.4 MB:" in chosen(HEAD, free_bytes=2 * SMALL).reason
-    assert "not kept: 4.8 MB would be more than half" in chosen(HEAD, dtype="float32", free_bytes=2 * SMALL).reason
+    assert "4.8 MB would fill more than half" in chosen(HEAD, dtype="float32", free_bytes=2 * SMALL).reason
     assert " 4.8 MB:" in chosen(HEAD, dtype="float32", free_bytes=4 * SMALL).reason
 
 

@@ -75,7 +75,7 @@ def test_kept_activations_are_what_the_prefix_gives(wish: Any, drawn_manifest: M
 
     found = get_or_compute(wish)
     assert set(found) == {"phase1", "phase2"}
-    passes = [text for text in wish.said if "pictures in" in text]
+    passes = [text for text in wish.said if "views computed" in text]
     assert len(passes) == 1
     config = wish.config
     backbone = build_backbone("efficientnet_lite0", 64, "imagenet")
@@ -100,7 +100,7 @@ def test_what_is_there_is_not_computed_again(wish: Any, drawn_manifest: Manifest
     for mode in ("always", "auto"):
         other = made(wish.config.storage, drawn_manifest, batch_size=7, activations=mode)
         assert names(get_or_compute(other)) == names(first)
-        assert other.said == ["activations: those of phase1 and phase2 are there already"]  # type: ignore[attr-defined]
+        assert other.said == ["feature cache: the features of phase1 and phase2 exist"]  # type: ignore[attr-defined]
 
 
 def test_only_missing_shards_are_computed(wish: Any, drawn_manifest: Manifest) -> None:
@@ -191,7 +191,7 @@ def test_two_who_want_the_same_compute_it_once(shared_ray: None, drawn_manifest:
     assert found[0] is not None
     assert found[0] == found[1]
     said = [text for wish in wishes for text in wish.said]  # type: ignore[attr-defined]
-    assert len([text for text in said if "pictures in" in text]) == 1
+    assert len([text for text in said if "views computed" in text]) == 1
     assert [text for text in said if "waiting" in text]
 
 

@@ -106,7 +106,7 @@ def test_a_damaged_shard_is_found_by_its_hash(kept: CachedFeatures):
 def test_a_shard_that_is_gone_is_named(kept: CachedFeatures):
     """As after somebody has cleared the activations below a run."""
     storage.delete_file(storage.join(kept.location, kept.files["validation"][0]))
-    with pytest.raises(FeatureCacheCorruptedError, match=r"validation-000000.*gone"):
+    with pytest.raises(FeatureCacheCorruptedError, match=r"validation-000000.*missing"):
         FeatureReader(kept).read("validation", np.array([0]), 0)
 
 

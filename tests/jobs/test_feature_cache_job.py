@@ -99,5 +99,5 @@ def test_without_views_the_images_are_streamed_and_it_is_said(drawn_images: str,
     wait_for(process, lambda: (tmp_path / "run" / "checkpoints").is_dir())
     process.terminate()
     output, _ = process.communicate(timeout=120)
-    assert len([line for line in output.splitlines() if line.startswith("activations: not kept")]) == 1
+    assert len([line for line in output.splitlines() if line.startswith("feature cache: not used")]) == 1
     assert json.loads((tmp_path / "run" / "run.json").read_text())["activations"] == []

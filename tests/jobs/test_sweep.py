@@ -156,7 +156,7 @@ def test_two_sweeps_at_once_on_s3_share_activations(drawn_images: str, bucket: s
     processes = [start(*flags, f"--name=sweep{number}") for number in (1, 2)]
     outputs = [process.communicate(timeout=500)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    computed = [re.search(r"activations: [\d,]+ pictures in", output) is not None for output in outputs]
+    computed = [re.search(r"feature cache: [\d,]+ views computed", output) is not None for output in outputs]
     assert sum(computed) == 1, outputs
     scores = []
     for number in (1, 2):
