@@ -13,10 +13,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import tyro
-
 from pharmclf import storage
-from pharmclf.cli import help_text, run_job
+from pharmclf.cli import parse_options, run_job
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_size, parse_duration, parse_size
 from pharmclf.data.prepare import storage_errors_as_config_errors
@@ -37,7 +35,7 @@ class Options:
 
 def main() -> int:
     """Parse, list, delete what is asked for."""
-    options = tyro.cli(Options, description=help_text(__doc__))
+    options = parse_options(__doc__ or "", Options)
     age, size = options.delete_older_than, options.delete_down_to
     older_than_s = parse_duration(age, "--delete-older-than") if age else None
     down_to_bytes = parse_size(size, "--delete-down-to") if size else None

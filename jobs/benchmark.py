@@ -15,33 +15,71 @@ python jobs/benchmark.py scaling --link-gbit 25 100               one and two wo
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from pharmclf import storage
-from pharmclf.benchmark.registry import ALL, BENCHMARKS, QUICK, get_benchmark, run_benchmark, run_benchmarks
-from pharmclf.cli import parse_config, parse_options, run_job, take_command, take_switch
+from pharmclf.benchmark.registry import ALL, BENCHMARKS, QUICK, Benchmark, get_benchmark, run_benchmark, run_benchmarks
+from pharmclf.cli import Switch, parse_run, run_job
 from pharmclf.config import RunConfig
+from pharmclf.core.errors import ConfigError, did_you_mean
 
 _HOME = Path(__file__).resolve().parents[1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """Of a benchmark that has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which benchmark runs, and how."""
+
+    benchmark: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BENCHMARK")] = ""
+    """Which one. Nothing: all of them."""
+    quick: Switch = False
+    """On a few small images."""
+    own: Annotated[object, tyro.conf.arg(name="")] = NoOptions()
+    """Options of the benchmark."""
+
+
+def parse_benchmark(benchmark: Benchmark, own: object) -> tuple[Options, RunConfig]:
+    """Parse the flags, with the default configuration of a benchmark.
+
+    Raises:
+        ConfigError: the command line names an unknown benchmark, or names it after other flags.
+    """
+    file = _HOME / "jobs" / "configs" / benchmark.file
+    options, config = parse_run(__doc__ or "", file, Options(own=own))
+    if (name := options.benchmark) not in ("", *BENCHMARKS):
+        raise ConfigError(f"benchmark: received {name!r}; {did_you_mean(name, BENCHMARKS)}")
+    if name not in ("", _first_word()):
+        raise ConfigError(f"benchmark: received {name} after other flags, expected it before them. Give it first")
+    return options, config
+
+
+def _first_word() -> str:
+    return next((argument for argument in sys.argv[1:] if argument != "--quick"), "")
+
+
 def main() -> int:
-    """Parse, measure, write the figures and their pictures into the storage."""
-    quick = take_switch("--quick")
-    asked = take_command(BENCHMARKS)
-    if asked:
-        part = get_benchmark(asked, quick=quick)
-        default, options = _HOME / "jobs" / "configs" / part.file, part.options
-        if options is None:
-            config = parse_config(__doc__ or "", default)
-        else:
-            options, config = parse_options(__doc__ or "", default, options)
-        return 0 if run_benchmark(asked, config, options, _HOME).get("holds", True) else 1
+    """Parse the flags, measure, and write the figures and their plots into the storage."""
+    quick, name = "--quick" in sys.argv[1:], _first_word()
+    if name in BENCHMARKS:
+        benchmark = get_benchmark(name, quick=quick)
+        own = NoOptions() if benchmark.options is None else benchmark.options
+        options, config = parse_benchmark(benchmark, own)
+        given = None if benchmark.options is None else options.own
+        return 0 if run_benchmark(name, config, given, _HOME).get("holds", True) else 1
 
     def settings(name: str) -> tuple[Any, RunConfig]:
-        part = get_benchmark(name, quick=quick)
-        return part.options, parse_config(__doc__ or "", _HOME / "jobs" / "configs" / part.file)
+        benchmark = get_benchmark(name, quick=quick)
+        return benchmark.options, parse_benchmark(benchmark, NoOptions())[1]
 
     names = QUICK if quick else ALL
     configs = {name: settings(name) for name in names}

@@ -9,16 +9,14 @@ Images that the model was trained on are found and left out; labels that it does
 
 from __future__ import annotations
 
-import tyro
-
-from pharmclf.cli import help_text, run_job
+from pharmclf.cli import parse_options, run_job
 from pharmclf.core.console import print_line
 from pharmclf.runs.evaluate_model import EvaluationOptions, evaluate_saved_model
 
 
 def main() -> int:
     """Parse, test."""
-    options = tyro.cli(EvaluationOptions, description=help_text(__doc__), config=(tyro.conf.FlagConversionOff,))
+    options = parse_options(__doc__ or "", EvaluationOptions)
     return evaluate_saved_model(options, print_line)
 
 

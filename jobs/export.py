@@ -15,9 +15,7 @@ formats), load_image.py, and export.json: inputs, outputs, sha256 of every file,
 
 from __future__ import annotations
 
-import tyro
-
-from pharmclf.cli import help_text, run_job
+from pharmclf.cli import parse_options, run_job
 from pharmclf.core.console import print_line
 from pharmclf.core.signals import exit_on_sigterm
 from pharmclf.export.export_model import ExportOptions, export_model
@@ -26,7 +24,7 @@ from pharmclf.export.export_model import ExportOptions, export_model
 def main() -> int:
     """Parse, then export."""
     exit_on_sigterm()  # what is half written is deleted
-    options = tyro.cli(ExportOptions, description=help_text(__doc__))
+    options = parse_options(__doc__ or "", ExportOptions)
     export_model(options, print_line)
     print(f"exported: {', '.join(dict.fromkeys(options.format))} into {options.out}")
     return 0

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pharmclf.cli import help_text, run_job
+from pharmclf.cli import parse_options, run_job
 from pharmclf.core.console import print_line
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import exit_on_sigterm
@@ -44,7 +44,7 @@ class Options:
 def main() -> int:
     """Parse, then list or fetch."""
     exit_on_sigterm()  # what is half fetched is deleted
-    options = tyro.cli(Options, description=help_text(__doc__), config=(tyro.conf.FlagCreatePairsOff,))
+    options = parse_options(__doc__ or "", Options)
     if options.show:
         runs = list_runs(options.storage, name=options.name, experiment=options.experiment)
         print(runs_table(rank_runs(runs, options.metric)))

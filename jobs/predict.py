@@ -15,9 +15,7 @@ What is interrupted goes on with the same command: finished parts wait in FILE.p
 
 from __future__ import annotations
 
-import tyro
-
-from pharmclf.cli import help_text, run_job
+from pharmclf.cli import parse_options, run_job
 from pharmclf.core.console import print_line
 from pharmclf.inference.job import predict_images
 from pharmclf.inference.options import PredictOptions
@@ -25,7 +23,7 @@ from pharmclf.inference.options import PredictOptions
 
 def main() -> int:
     """Parse, predict."""
-    options = tyro.cli(PredictOptions, description=help_text(__doc__), config=(tyro.conf.FlagCreatePairsOff,))
+    options = parse_options(__doc__ or "", PredictOptions)
     return predict_images(options, print_line)
 
 

@@ -1,40 +1,49 @@
-"""Look at a data set before training: the manifest, the splits, and the list of images that cannot be used.
+"""Examine a data set before training: the manifest, the splits, and the list of images that cannot be used.
 
-python jobs/prepare.py --data DIR                  writes <storage>/<name>/manifest.parquet and quarantine.csv
-python jobs/prepare.py --data DIR --max-bad 1%     exit code 2 where more than 1 % of the images are bad
-python jobs/prepare.py --data DIR --activations    and compute the activations that training would keep, ahead of it
+python jobs/prepare.py --data DIR                          writes <storage>/<name>/manifest.parquet and quarantine.csv
+python jobs/prepare.py --data DIR --max-bad 1%             exit code 2 if more than 1 % of the images are invalid
+python jobs/prepare.py --data DIR --precompute-features    also fills the feature cache that training would use
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from pharmclf import storage
-from pharmclf.cli import parse_config, run_job, scan_progress, take_bare_flag
+from pharmclf.cli import Switch, parse_run, run_job, scan_progress
 from pharmclf.core.console import print_line
-from pharmclf.data.prepare import MANIFEST_FILE, format_split_counts, prepare_manifest, split_counts
 
-_SHOWN = 20
+_MAX_LISTED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is done besides the manifest."""
+
+    precompute_features: Switch = False
+    """Compute the cached features that training would use."""
 
 
 def main() -> int:
-    """Parse, build the configuration, prepare, tell."""
-    fill = take_bare_flag("--activations")
-    config = parse_config(__doc__ or "", Path(__file__).parent / "configs" / "demo.yaml")
+    """Parse the flags, prepare, and print a summary."""
+    options, config = parse_run(__doc__ or "", Path(__file__).parent / "configs" / "demo.yaml", Options())
+    from pharmclf import storage
+    from pharmclf.data.prepare import MANIFEST_FILE, format_split_counts, prepare_manifest, split_counts
+
     folder = storage.join(storage.absolute(config.storage), config.run_name)
     manifest = prepare_manifest(config, folder, scan_progress(print))
     print("\n".join(format_split_counts(split_counts(manifest), storage.join(folder, MANIFEST_FILE))))
-    bad = manifest.quarantined
-    for path, status in zip(bad["path"].head(_SHOWN), bad["status"], strict=False):
+    invalid = manifest.quarantined
+    for path, status in zip(invalid["path"].head(_MAX_LISTED), invalid["status"], strict=False):
         print(f"quarantined: {path}: {status}")
-    if len(bad) > _SHOWN:
-        print(f"quarantined: and {len(bad) - _SHOWN} more, see {storage.join(folder, 'quarantine.csv')}")
+    if len(invalid) > _MAX_LISTED:
+        print(f"quarantined: and {len(invalid) - _MAX_LISTED} more, see {storage.join(folder, 'quarantine.csv')}")
     for note in manifest.notes:
         print(f"note: {note}")
     print(f"{len(manifest.ok):,} usable images of {len(manifest.table):,}; written to {folder}", flush=True)
-    if not fill:
+    if not options.precompute_features:
         return 0
-    from pharmclf.pipeline import precompute_features  # Ray is wanted here alone
+    from pharmclf.pipeline import precompute_features
 
     return precompute_features(config, folder, manifest, print_line)
 

@@ -19,7 +19,7 @@ from typing import Annotated
 import tyro
 
 from pharmclf import storage
-from pharmclf.cli import help_text, run_job
+from pharmclf.cli import parse_options, run_job
 from pharmclf.runs.status_format import status_details, status_table
 from pharmclf.runs.status_reader import RunStatus, list_status
 
@@ -44,7 +44,7 @@ class Options:
 
 def main() -> int:
     """Parse, read, show."""
-    options = tyro.cli(Options, description=help_text(__doc__), config=(tyro.conf.FlagCreatePairsOff,))
+    options = parse_options(__doc__ or "", Options)
     while True:
         with storage.timeout(_PATIENCE_S):
             found = list_status(options.storage, options.name)

@@ -1,30 +1,54 @@
-"""Train a classifier of product images: both phases, tested, with a report.
+"""Train a classifier of product images: both phases, final evaluation, report.
 
 python jobs/train.py                                          the demo, in minutes
 python jobs/train.py --data DIR --name NAME                   your own images, one folder per product
 ray job submit --working-dir . -- python jobs/train.py ...    the same on a cluster
-python jobs/train.py --dry-run ...                            the layers, frozen and trained, with their parameters
-python jobs/train.py --find-lr ...                            learning rates tried out, their curves, and a proposal
-python jobs/train.py --overwrite ...                          delete the run of this name, and begin again
+
+The same command again resumes the run, or reports that it is complete.
 """
 
 from __future__ import annotations
 
-import functools
+from dataclasses import dataclass
 from pathlib import Path
 
-from pharmclf.cli import parse_config, run_job, take_switch
+from pharmclf.cli import Switch, parse_run, run_job
 from pharmclf.core.console import print_line
-from pharmclf.find_rate import find_learning_rates
-from pharmclf.pipeline import dry_run, run
+from pharmclf.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is done with the run configuration."""
+
+    overwrite: Switch = False
+    """Delete the run of this name, and start a new one."""
+    dry_run: Switch = False
+    """Print the layers, frozen and trained, with their parameters, and end."""
+    find_lr: Switch = False
+    """Run a learning rate range test of each phase, plot it and suggest learning rates, and end."""
+
+    def __post_init__(self) -> None:
+        given = [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value]
+        if len(given) > 1:
+            raise ConfigError(f"received {' and '.join(given)}, expected at most one of them. Give one at a time")
 
 
 def main() -> int:
-    """Parse, build the configuration, train."""
-    whole = functools.partial(run, overwrite=take_switch("--overwrite"))
-    work = dry_run if take_switch("--dry-run") else find_learning_rates if take_switch("--find-lr") else whole
-    config = parse_config(__doc__ or "", Path(__file__).parent / "configs" / "demo.yaml")
-    return work(config, print_line)
+    """Parse the flags, then train."""
+    options, config = parse_run(__doc__ or "", Path(__file__).parent / "configs" / "demo.yaml", Options())
+    # imported after the flags are parsed, so that --help and a bad flag answer at once
+    if options.dry_run:
+        from pharmclf.pipeline import dry_run
+
+        return dry_run(config, print_line)
+    if options.find_lr:
+        from pharmclf.find_rate import find_learning_rates
+
+        return find_learning_rates(config, print_line)
+    from pharmclf.pipeline import run
+
+    return run(config, print_line, overwrite=options.overwrite)
 
 
 if __name__ == "__main__":

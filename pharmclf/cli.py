@@ -1,120 +1,137 @@
-"""What every job shares: flags from the configuration's types, errors without tracebacks, exit codes."""
+"""The command line of every job: one parser for all flags, errors without tracebacks, exit codes."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import itertools
 import logging
 import os
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from pharmclf.config import AUTO, RunConfig, load_yaml
+from pharmclf.config import RunConfig, check_batch_word, load_yaml
 from pharmclf.core.console import Say, make_output_robust
-from pharmclf.core.errors import ConfigError, UserError, format_error
+from pharmclf.core.errors import UserError, format_error
 from pharmclf.progress import progress_reporter
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
 T = TypeVar("T")
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""A flag without a value and without a `--no-` form, for what is off unless it is given."""
+_FLATTEN = tyro.conf.arg(name="")
+_REPEATABLE = "--extra-test"
+_CONFIG_HELP = "A YAML file of the settings below; flags override it."
 
 
-def parse_config(description: str, default: Path, arguments: Sequence[str] | None = None) -> RunConfig:
-    """Build the configuration: the file of `--config` (or the default one), then the other flags over it.
+def parse_options(description: str, options: type[T], arguments: Sequence[str] | None = None) -> T:
+    """Parse the flags of a job that has no run configuration.
 
     Args:
-        description: what the job does, for `--help`.
-        default: the configuration file that stands where `--config` is not given.
-        arguments: the command line without the program's name; None: this process's own.
+        description: text of `--help`.
+        options: a dataclass whose fields become flags.
+        arguments: the command line without the program's name; None: that of this process.
+
+    Raises:
+        ConfigError: a bad value. An unknown flag ends the process with exit code 2.
+    """
+    given = _modernize(sys.argv[1:] if arguments is None else arguments, _switches(options))
+    pairs_off = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(options, description=_paragraphs(description), args=given, config=pairs_off)
+
+
+def parse_run(
+    description: str, default: Path, options: T, arguments: Sequence[str] | None = None
+) -> tuple[T, RunConfig]:
+    """Parse the flags of a job that has options and a run configuration: the file of `--config`, then the flags.
+
+    Args:
+        description: text of `--help`.
+        default: the configuration file if `--config` is not given.
+        options: a dataclass with the job's options and their defaults.
+        arguments: the command line without the program's name; None: that of this process.
 
     Raises:
         ConfigError: a bad file or value. An unknown flag ends the process with exit code 2.
     """
-    base, about, rest = _load_base_config(description, default, arguments)
-    return tyro.cli(RunConfig, description=about, default=base, args=rest, config=(tyro.conf.FlagConversionOff,))
-
-
-def parse_options(
-    description: str, default: Path, options: T, arguments: Sequence[str] | None = None
-) -> tuple[T, RunConfig]:
-    """As `parse_config`, for a job with options of its own beside the configuration.
-
-    Args:
-        options: a dataclass with their default values; its fields become flags.
-    """
-    base, about, rest = _load_base_config(description, default, arguments)
-    part = tyro.conf.arg(name="")
-    both: Any = dataclasses.make_dataclass(
-        "Both", [("options", Annotated[type(options), part]), ("run", Annotated[RunConfig, part])], frozen=True
-    )
-    parsed = tyro.cli(
-        both, description=about, default=both(options, base), args=rest, config=(tyro.conf.FlagConversionOff,)
-    )
+    switches = _switches(type(options)) | _switches(RunConfig)
+    given = _modernize(sys.argv[1:] if arguments is None else arguments, switches)
+    base = load_yaml(_value_of("--config", given) or default)
+    file = tyro.conf.arg(metavar="FILE", help=_CONFIG_HELP, help_behavior_hint=f"(default: {default.name})")
+    fields = [
+        ("options", Annotated[type(options), _FLATTEN]),
+        ("config", Annotated[str, file]),
+        ("run", Annotated[RunConfig, _FLATTEN]),
+    ]
+    flags: Any = dataclasses.make_dataclass("Flags", fields, frozen=True)
+    parsed = tyro.cli(flags, description=_paragraphs(description), default=flags(options, "", base), args=given)
     return parsed.options, parsed.run
 
 
-def _load_base_config(
-    description: str, default: Path, arguments: Sequence[str] | None
-) -> tuple[RunConfig, str, list[str]]:
-    """The configuration of `--config`, the text for `--help`, and the arguments that are left."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config")
-    finder.add_argument("--batch-size", "--batch_size")  # a number, or a word that stands for another setting
-    finder.add_argument("--extra-test", action="append", nargs="+")  # tyro lets a later one replace those before
-    known, rest = finder.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
-    about = help_text(f"{description}\n--config FILE: a YAML file of these settings; flags stand over it.")
-    base = load_yaml(known.config or default)
-    if known.batch_size is not None:
-        base = _parse_batch_size(base, known.batch_size)
-    if known.extra_test:
-        base = dataclasses.replace(base, extra_test=tuple(itertools.chain(*known.extra_test)))
-    return base, about, rest
-
-
-def _parse_batch_size(base: RunConfig, text: str) -> RunConfig:
-    if text == AUTO:
-        return dataclasses.replace(base, microbatch=AUTO)
-    try:
-        return dataclasses.replace(base, batch_size=int(text))
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(
-            f"--batch-size: received {text!r}, expected a number of images, or auto. auto leaves the global batch as "
-            "it is, and finds how much of it a device computes at once"
-        ) from error
-
-
-def help_text(description: str | None) -> str:
+def _paragraphs(description: str) -> str:
     """A job's docstring for `--help`, which keeps only paragraphs apart: each line becomes one."""
-    return "\n\n".join(line for line in (description or "").strip().splitlines() if line)
+    return "\n\n".join(line for line in description.strip().splitlines() if line)
 
 
-def take_switch(name: str) -> bool:
-    """Whether a switch that is no setting of a run, such as --dry-run, is given; it is taken off the command line."""
-    given = name in sys.argv[1:]
-    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != name]
-    return given
+def _value_of(flag: str, arguments: Sequence[str]) -> str:
+    """The last value of a flag; "" where it is not given."""
+    places = [place for place, argument in enumerate(arguments[:-1]) if argument == flag]
+    return arguments[places[-1] + 1] if places else ""
 
 
-def take_command(names: Collection[str]) -> str:
-    """The first argument, where it is one of these words, or ""; it is taken off, whatever else the line says."""
-    return sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in names else ""
+def _switches(cls: Any, prefix: str = "--") -> set[str]:
+    """The flags of a dataclass that take no value."""
+    found: set[str] = set()
+    for name, hint in typing.get_type_hints(cls).items():
+        flag = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            found |= _switches(hint, f"{flag}.")
+        elif hint is bool:
+            found.add(flag)
+    return found
 
 
-def take_bare_flag(name: str) -> bool:
-    """As `take_switch`, for a flag that is a setting where a value follows it: given without one, it is a switch."""
-    for place, argument in enumerate(sys.argv[1:], start=1):
-        if argument == name and (place + 1 == len(sys.argv) or sys.argv[place + 1].startswith("-")):
-            del sys.argv[place]
-            return True
-    return False
+def _modernize(arguments: Sequence[str], switches: Collection[str]) -> list[str]:
+    """Rewrite what tyro does not read: earlier spellings, `--batch-size auto`, a flag with several values given twice.
+
+    Args:
+        arguments: the command line without the program's name.
+        switches: flags that take no value; earlier versions wanted True or False.
+    """
+    groups: list[list[str]] = [[]]  # a flag and its values; first what is before all flags
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag, equals, value = argument.partition("=")
+            groups.append([flag.replace("_", "-"), *([value] if equals else [])])
+        else:
+            groups[-1].append(argument)
+    modern: list[list[str]] = []
+    for group in groups:
+        flag, values = group[0] if group else "", group[1:]
+        if flag in switches and values[:1] in (["True"], ["False"]):
+            section, _, name = flag.removeprefix("--").rpartition(".")
+            negative = f"--{section}.no-{name}" if section else f"--no-{name}"
+            group = [flag if values[0] == "True" else negative, *values[1:]]
+        elif flag == "--batch-size" and values and not values[0].lstrip("+-").isdecimal():
+            check_batch_word(flag, values[0])
+            group = ["--microbatch", *values]
+        elif flag == "--activations" and not values:
+            group = [_rename(flag, "--precompute-features")]
+        elif flag == _REPEATABLE and (earlier := next((other for other in modern if other[:1] == [flag]), None)):
+            earlier += values
+            continue
+        modern.append(group)
+    return [argument for group in modern for argument in group]
+
+
+def _rename(old: str, new: str) -> str:
+    print(f"note: {old} is now {new}", file=sys.stderr)  # noqa: T201
+    return new
 
 
 def scan_progress(say: Say) -> Callable[[int, int], None]:
@@ -126,7 +143,7 @@ def run_job(main: Callable[[], int]) -> None:
     """Run a job's main function and end the process with its exit code.
 
     Bad input ends with 2, other failures with 1, each with one line on standard error; PHARMCLF_DEBUG=1 shows the
-    traceback. An interrupt ends with 130. Output that nobody takes, as behind `| head`, ends nothing.
+    traceback. An interrupt ends with 130. A closed output, as behind `| head`, does not end the job.
     """
     make_output_robust()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

@@ -148,7 +148,7 @@ def begin_record(config: RunConfig, folder: str, start: RunStart, manifest: Mani
         config=to_dict(config),
         fingerprints=previous.fingerprints if previous else run_fingerprints(config, manifest),
         versions=versions(),
-        command=shlex.join(sys.argv),
+        command=shlex.join(argument for argument in sys.argv if argument != "--overwrite"),
         seconds=previous.seconds if previous else 0.0,
         resolved=previous.resolved if previous else ResolvedSettings(),
     )

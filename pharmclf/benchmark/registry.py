@@ -11,7 +11,6 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.benchmark.options import MeasureOptions
-from pharmclf.benchmark.plots import plot_report
 from pharmclf.benchmark.scaling_model import ScalingOptions
 from pharmclf.benchmark.subprocess_call import run_in_subprocess
 from pharmclf.benchmark.tables import machine
@@ -80,6 +79,8 @@ def run_benchmark(name: str, config: RunConfig, options: Any, home: Path) -> dic
     arguments = [options] if part.options is not None else [part.extra(home)] if part.extra else []
     work = getattr(importlib.import_module(f"pharmclf.benchmark.{module}"), function)
     report: dict[str, Any] = {"benchmark": name, "machine": machine()} | work(config, *arguments, print_line)
+    from pharmclf.benchmark.plots import plot_report  # Matplotlib takes a second to import
+
     place = storage.absolute(config.storage)
     storage.write_json(storage.join(place, f"benchmark-{name}.json"), report)
     if drawn := plot_report(name, report):

@@ -2,6 +2,7 @@
 
 from pharmclf.config.parsing import (
     AUTO,
+    check_batch_word,
     check_location,
     has_credentials,
     parse_data_sets,
@@ -27,7 +28,7 @@ from pharmclf.core.errors import ConfigError
 
 __all__ = [
     "AUTO", "DEMO", "AugmentConfig", "BackboneName", "ConfigError", "DemoConfig", "HeadConfig", "OptimizerConfig",
-    "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "check_location", "from_dict", "has_credentials",
-    "load_yaml", "parse_data_sets", "parse_microbatch", "parse_workers", "refuse_auto",
+    "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "check_batch_word", "check_location", "from_dict",
+    "has_credentials", "load_yaml", "parse_data_sets", "parse_microbatch", "parse_workers", "refuse_auto",
     "refuse_credentials", "to_dict", "to_yaml",
 ]  # fmt: skip

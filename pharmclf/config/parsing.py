@@ -46,6 +46,23 @@ def parse_microbatch(text: str) -> int | None:
     )
 
 
+def check_batch_word(source: str, text: str) -> None:
+    """Check a batch size that is not a number: the word auto leaves it as it is, and asks for `microbatch: auto`.
+
+    Args:
+        source: the flag, or the file and key, that an error names.
+        text: what the user wrote.
+
+    Raises:
+        ConfigError: another word.
+    """
+    if text != AUTO:
+        raise ConfigError(
+            f"{source}: received {text!r}, expected a number of images, or auto. auto leaves the global batch as "
+            "it is, and finds how much of it a device computes at once"
+        )
+
+
 def refuse_auto(microbatch: str, who: str) -> None:
     """Refuse what only a run finds out.
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from pharmclf.config.parsing import AUTO
+from pharmclf.config.parsing import AUTO, check_batch_word
 from pharmclf.config.schema import RunConfig
 from pharmclf.core.errors import ConfigError, did_you_mean, first_line
 
@@ -39,11 +39,7 @@ def from_dict(mapping: dict[str, Any], *, source: str = "config") -> RunConfig:
         ConfigError: an unknown key (the nearest known one is named) or a value of a wrong type.
     """
     if isinstance(mapping, dict) and isinstance(size := mapping.get("batch_size"), str):
-        if size != AUTO:
-            raise ConfigError(
-                f"{source}: batch_size: received {size!r}, expected a number of images, or auto. "
-                "auto leaves the global batch as it is, and finds how much of it a device computes at once"
-            )
+        check_batch_word(f"{source}: batch_size", size)
         rest = {key: value for key, value in mapping.items() if key != "batch_size"}
         mapping = {"microbatch": AUTO} | rest
     return _build(RunConfig, mapping, source, "")

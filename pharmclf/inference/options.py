@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import tyro
-
 from pharmclf import storage
 from pharmclf.config import check_location
 from pharmclf.core.errors import ConfigError
@@ -34,7 +32,7 @@ class PredictOptions:
     """Images of a part, the most that a kill costs. A job goes on only with parts of the size that it is given."""
     overwrite: bool = False
     """Replace a table that is there already, once the new one is whole."""
-    allow_open_cluster: tyro.conf.FlagConversionOff[bool] = False  # as in the other jobs, where True stands behind it
+    allow_open_cluster: bool = False
     """Join a cluster whose job server takes jobs from anyone who reaches it."""
 
     def __post_init__(self) -> None:

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_memory
-from pharmclf.tuning.search import SearchName
+
+SearchName = Literal["tpe", "random", "grid"]
 
 
 @dataclass(frozen=True, kw_only=True)

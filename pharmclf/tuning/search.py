@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -18,9 +18,9 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState, create_trial
 
 from pharmclf.core.errors import ConfigError
+from pharmclf.tuning.options import SearchName
 from pharmclf.tuning.space import Parameter, Space, Value
 
-SearchName = Literal["tpe", "random", "grid"]
 STARTUP = 10
 """Trials that TPE draws at random before it begins to learn."""
 
