@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import TypedDict
 
 import psutil
 import ray
@@ -33,6 +32,7 @@ from pharmclf.monitoring.cgroup import ControlGroup
 from pharmclf.training.context import Callback, TrainingContext
 from pharmclf.training.microbatch import (
     MicrobatchLimits,
+    MicrobatchRecord,
     MicrobatchSearchError,
     ProbeDevice,
     classify_exit,
@@ -48,17 +48,6 @@ _CPU_SHARE = 0.8  # of a machine's free memory, for its workers without a GPU; R
 _PROBE_TIMEOUT_S = 900.0  # for one probe, including the start of the process
 _POLL_S = 0.5
 _STDERR_TAIL_BYTES = 20_000
-
-
-class MicrobatchRecord(TypedDict):
-    """The micro-batches of a run in `run.json`."""
-
-    found: bool
-    """Whether a search has found them."""
-    memory_limit_mb: int
-    """PHARMCLF_DEVICE_MEMORY_MB at the time; 0: none."""
-    rows: dict[str, int]
-    """By name of the phase; a phase that computes a worker's share at once is left out."""
 
 
 def resolve_microbatches(

@@ -21,6 +21,7 @@ from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_ver
 from pharmclf.storage.lease import LEASE_FILE, Lease, LeaseHeldError
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.checkpoint_manager import staging_dir
+from pharmclf.training.microbatch import MicrobatchRecord
 
 RUN_FILE = "run.json"
 # settings that may differ when a run is resumed: they change where and how it runs, not what it computes
@@ -73,8 +74,7 @@ class ResolvedSettings:
     """Values that `auto` became when the run began; its restarts keep them, or they would take other steps."""
 
     precision: str | None = None
-    microbatch: dict[str, Any] | None = None
-    """As `resolve_microbatches` returns it."""
+    microbatch: MicrobatchRecord | None = None
     cached_phases: tuple[str, ...] | None = None
     """Names of the phases that train on cached features; None: not decided yet."""
 

@@ -8,6 +8,7 @@ import signal
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from pharmclf.core.errors import RunError, describe_exit
 
@@ -27,6 +28,17 @@ _OOM = re.compile(
 
 class MicrobatchSearchError(RunError):
     """The search failed for another reason than memory."""
+
+
+class MicrobatchRecord(TypedDict):
+    """The micro-batches of a run in `run.json`."""
+
+    found: bool
+    """Whether a search has found them."""
+    memory_limit_mb: int
+    """PHARMCLF_DEVICE_MEMORY_MB at the time; 0: none."""
+    rows: dict[str, int]
+    """By name of the phase; a phase that computes a worker's share at once is left out."""
 
 
 @dataclass(frozen=True)
