@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from pharmclf.core.console import Say
+from pharmclf.core.events import (
+    Callback,
+    CallbackList,
+    EpochEnd,
+    Event,
+    Note,
+    RunCallback,
+    StepEnd,
+    Waiting,
+)
 from pharmclf.core.signals import GracefulShutdown
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.reporting.run_summary import progress_line
 from pharmclf.storage.lease import Lease
-from pharmclf.training.context import Callback, Listener, TrainingDivergedError
-from pharmclf.training.lr_schedule import BALANCED, chance_loss, has_diverged
+from pharmclf.training.context import TrainingDivergedError
+from pharmclf.training.lr_schedule import chance_loss, has_diverged
 
 
-class Console(Callback, Protocol):
+class Console(RunCallback, Protocol):
     """Who watches a run, may stop it, and shows what it says."""
 
     def say(self, text: str, /) -> None:
@@ -30,7 +40,7 @@ class ConsoleLogger:
         stop: GracefulShutdown,
         lease: Lease,
         quarantine: Quarantine,
-        listeners: Sequence[Listener],
+        callbacks: Sequence[Callback],
         say: Say,
         *,
         num_classes: int,
@@ -41,47 +51,47 @@ class ConsoleLogger:
             stop: the signal that may have come.
             lease: of the run's folder; a run that has lost it stops.
             quarantine: takes the images that are lost on the way; a run that has lost too many stops.
-            listeners: are told of each event first.
+            callbacks: handle each event first.
             say: takes lines for the console.
             num_classes: of the run, which decide what loss a guess has.
         """
         self._stop, self._lease, self._quarantine, self._say = stop, lease, quarantine, say
-        self._listeners = (quarantine, *listeners)
+        self._callbacks = CallbackList([quarantine, *callbacks])
         self._num_classes = num_classes
         self._diverged: dict[str, float] = {}  # phase -> its first validation loss that was beyond reason
 
     def say(self, text: str, /) -> None:
         """As `Console.say`."""
-        for listener in self._listeners:
-            listener.event("note", text=text)
-        self._say(text)
+        self.on_event(Note(text=text))
 
-    def event(self, kind: str, **values: Any) -> None:
-        """As `Callback.event`."""
-        for listener in self._listeners:
-            listener.event(kind, **values)
-        if kind in ("note", "waiting"):
-            self._say(values["text"])
-        elif kind == "step":
-            place = (values["epoch"] + 1, values["epochs"]), (values["step"], values["steps"])
-            names = ("loss", "accuracy", "images_per_second", "eta_s")
-            self._say(progress_line(values["phase"], *place, **{name: values[name] for name in names}))
-        elif kind == "epoch":
-            diverged = has_diverged(values["val_loss"], self._num_classes)
-            best = "  best so far" if values["best"] and not diverged else ""
-            balanced = f" balanced {values[BALANCED]:.4f}" if BALANCED in values else ""
-            self._say(
-                f"{values['phase']} epoch {values['epoch'] + 1}/{values['epochs']}: "
-                f"train loss {values['train_loss']:.4f} accuracy {values['train_accuracy']:.4f}, "
-                f"validation loss {values['val_loss']:.4f} accuracy {values['val_accuracy']:.4f}{balanced}, "
-                f"{values['images_per_second']:.1f} images/s, {values['seconds']:.0f} s{best}"
+    def on_event(self, event: Event, /) -> None:
+        """As `Callback.on_event`."""
+        self._callbacks.on_event(event)
+        match event:
+            case Note(text=text) | Waiting(text=text):
+                self._say(text)
+            case StepEnd():
+                self._say(progress_line(event))
+            case EpochEnd():
+                self._show_epoch(event)
+
+    def _show_epoch(self, event: EpochEnd) -> None:
+        record = event.record
+        diverged = has_diverged(record.val_loss, self._num_classes)
+        best = "  best so far" if event.is_best and not diverged else ""
+        balanced = "" if record.val_balanced_accuracy is None else f" balanced {record.val_balanced_accuracy:.4f}"
+        self._say(
+            f"{record.phase} epoch {record.epoch + 1}/{event.epochs}: "
+            f"train loss {record.train_loss:.4f} accuracy {record.train_accuracy:.4f}, "
+            f"validation loss {record.val_loss:.4f} accuracy {record.val_accuracy:.4f}{balanced}, "
+            f"{record.images_per_second:.1f} images/s, {record.seconds:.0f} s{best}"
+        )
+        if diverged and record.phase not in self._diverged:
+            self._diverged[record.phase] = record.val_loss
+            self.say(
+                f"warning: {record.phase} has diverged: its validation loss is {record.val_loss:.3g}, and a "
+                f"guess has {chance_loss(self._num_classes):.3g}. Lower {record.phase}.learning_rate"
             )
-            if diverged and values["phase"] not in self._diverged:
-                self._diverged[values["phase"]] = values["val_loss"]
-                self.say(
-                    f"warning: {values['phase']} has diverged: its validation loss is {values['val_loss']:.3g}, and a "
-                    f"guess has {chance_loss(self._num_classes):.3g}. Lower {values['phase']}.learning_rate"
-                )
 
     @contextlib.contextmanager
     def explain_divergence(self) -> Iterator[None]:
@@ -98,5 +108,5 @@ class ConsoleLogger:
             ) from error
 
     def should_stop(self) -> bool:
-        """As `Callback.should_stop`."""
+        """As `RunCallback.should_stop`."""
         return self._stop.received is not None or bool(self._lease.is_lost) or self._quarantine.exceeds_limit

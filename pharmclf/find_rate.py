@@ -12,6 +12,7 @@ from pharmclf import storage
 from pharmclf.cli import EXIT_OK, scan_progress
 from pharmclf.config import RunConfig, refuse_auto
 from pharmclf.core.console import Say
+from pharmclf.core.events import Callback
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.tables import align_columns
@@ -24,7 +25,7 @@ from pharmclf.models.devices import configure_devices_for, gpu_compute_capabilit
 from pharmclf.pipeline import describe_data
 from pharmclf.reporting.lr_finder_plot import lr_finder_png
 from pharmclf.runs.record import resolve_weights_path
-from pharmclf.training.context import Listener, TrainingContext, TrainingDivergedError
+from pharmclf.training.context import TrainingContext, TrainingDivergedError
 from pharmclf.training.feasible import check_feasible
 from pharmclf.training.lr_finder import LrCurve, LrSuggestion, candidate_lrs, measure_curve
 from pharmclf.training.lr_schedule import has_diverged
@@ -107,7 +108,7 @@ def range_test(
     say: Say,
     rate_of: Callable[[LrCurve], float],
     should_stop: Callable[[], bool],
-    listener: Listener,
+    listener: Callback,
 ) -> list[LrCurve]:
     """Take the steps of a range test of each phase; the head is trained before phase 2, as in a run.
 

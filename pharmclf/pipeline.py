@@ -17,6 +17,7 @@ from pharmclf.config import RunConfig, to_dict
 from pharmclf.console import ConsoleLogger
 from pharmclf.core.console import Say
 from pharmclf.core.errors import format_error
+from pharmclf.core.events import FinalEvaluationStarted, RunEnd
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_size
@@ -202,15 +203,15 @@ class _ActiveRun:
             self.folder,
             node=node_address(),
             every_s=config.hardware_every_s,
-            tell=lambda kind, **values: self.console.event(kind, **values),
+            tell=lambda event: self.console.on_event(event),
             lost=lambda: self.lease.is_lost,
             setting=RunContext(remote_data=storage.is_remote(config.data), wants_gpus=config.accelerator != "cpu"),
         )
         self.services.callback(self.hardware.close)
         self.services.callback(self.quarantine.write)
-        listeners, num_classes = (self.status, tracker, self.hardware), len(self.manifest.class_names)
+        callbacks, num_classes = (self.status, tracker, self.hardware), len(self.manifest.class_names)
         self.console = ConsoleLogger(
-            self.stop, self.lease, self.quarantine, listeners, self.say, num_classes=num_classes
+            self.stop, self.lease, self.quarantine, callbacks, self.say, num_classes=num_classes
         )
         self.services.enter_context(autoscaling_request(config))
 
@@ -231,7 +232,7 @@ class _ActiveRun:
     def _evaluate(self, result: dict[str, Any]) -> None:
         if line := self.hardware.line():
             self.say(line)
-        self.console.event("test")
+        self.console.on_event(FinalEvaluationStarted())
         self.hardware.flush()
         self.record.seconds = time.monotonic() - self.started
         run_final_evaluation(
@@ -261,7 +262,7 @@ class _ActiveRun:
             raise
         finally:
             self.record.seconds = time.monotonic() - self.started
-            self.status.event("end", state=self.record.state, reason=reason)
+            self.status.on_event(RunEnd(state=self.record.state, reason=reason))
             write_final_record(self.folder, self.record, self.lease)
 
 

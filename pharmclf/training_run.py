@@ -11,11 +11,11 @@ import numpy as np
 from pharmclf.config import RunConfig
 from pharmclf.console import Console
 from pharmclf.core.console import Say
+from pharmclf.core.events import Callback, FeatureCacheReady, ImagesQuarantined, RunCallback
 from pharmclf.data.batch_sampler import effective_batch_size
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import prepare_manifest
-from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.distributed.controller import train_on_workers, wait_for_workers
 from pharmclf.distributed.microbatch_search import resolve_microbatches
 from pharmclf.feature_cache.cache_policy import PhaseDemand
@@ -25,7 +25,7 @@ from pharmclf.models.devices import with_precision
 from pharmclf.models.precision import run_precision
 from pharmclf.runs.record import RunRecord, run_fingerprints
 from pharmclf.training.checkpoint import list_checkpoints
-from pharmclf.training.context import Callback, TrainingContext
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import build_phases
 
 Lost = Callable[[Mapping[int, str]], None]
@@ -65,7 +65,7 @@ def build_training_context(
     )
 
 
-def resolve_auto_settings(job: TrainingContext, console: Callback, record: RunRecord) -> TrainingContext:
+def resolve_auto_settings(job: TrainingContext, console: RunCallback, record: RunRecord) -> TrainingContext:
     """Decide the precision and the micro-batches, once for a run and its restarts; they are added to its record.
 
     Raises:
@@ -130,7 +130,7 @@ def _record_cached_phases(
 ) -> None:
     record.resolved = dataclasses.replace(record.resolved, cached_phases=tuple(cached_phases))
     record.write(job.folder)
-    console.event("activations", phases=sorted(job.activations))
+    console.on_event(FeatureCacheReady(phases=tuple(sorted(job.activations))))
 
 
 def feature_request(
@@ -155,6 +155,6 @@ def quarantine_reporter(observer: Callback) -> Lost:
     """Make a function that reports images which the feature extraction has lost as an event of the run."""
 
     def lost(reasons: Mapping[int, str]) -> None:
-        observer.event(QUARANTINED, rows=list(reasons), reasons=list(reasons.values()))
+        observer.on_event(ImagesQuarantined(reasons=dict(reasons)))
 
     return lost

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.epoch_records import epoch_record
 from support.recorder import Recorder
 
 from pharmclf.console import ConsoleLogger
+from pharmclf.core.events import EpochEnd
 from pharmclf.core.signals import GracefulShutdown
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import Quarantine
@@ -26,26 +28,23 @@ def shown(tmp_path: Path, drawn_manifest: Manifest) -> Iterator[tuple[ConsoleLog
     lease.release()
 
 
-def _epoch(phase: str, number: int, loss: float, *, best: bool) -> dict[str, Any]:
-    return {
-        "phase": phase, "epoch": number, "epochs": 2, "train_loss": loss, "train_accuracy": 0.5, "val_loss": loss,
-        "val_accuracy": 0.5, "images_per_second": 9.0, "seconds": 1.0, "best": best,
-    }  # fmt: skip
+def _epoch(phase: str, number: int, loss: float, *, best: bool) -> EpochEnd:
+    return EpochEnd(record=epoch_record(phase, number, train_loss=loss, val_loss=loss), epochs=2, is_best=best)
 
 
 def test_the_best_epoch_is_called_so_and_a_loss_beyond_reason_never_is(shown: Any):
     """A guess among ten classes has a loss of ln 10 = 2.30; a hundred times that is no model, and is said once."""
     console, said, listener = shown
-    console.event("epoch", **_epoch("phase1", 0, 229.0, best=True))
+    console.on_event(_epoch("phase1", 0, 229.0, best=True))
     assert said[-1].endswith("1 s  best so far")
-    console.event("epoch", **_epoch("phase1", 1, 1.2e7, best=True))
+    console.on_event(_epoch("phase1", 1, 1.2e7, best=True))
     warning = (
         "warning: phase1 has diverged: its validation loss is 1.2e+07, and a guess has 2.3. Lower phase1.learning_rate"
     )
     assert said[1].endswith("1 s")
     assert said[2:] == [warning]
-    assert listener.of("note") == [{"text": warning}]
-    console.event("epoch", **_epoch("phase1", 1, 1.3e7, best=False))
+    assert listener.notes == [warning]
+    console.on_event(_epoch("phase1", 1, 1.3e7, best=False))
     assert len(said) == 4
 
 
@@ -55,7 +54,7 @@ def test_the_phase_that_diverged_first_is_named(shown: Any):
     with pytest.raises(TrainingDivergedError) as caught, console.explain_divergence():
         raise TrainingDivergedError("the loss is nan in phase2, epoch 1, step 4")
     assert str(caught.value) == "the loss is nan in phase2, epoch 1, step 4"
-    console.event("epoch", **_epoch("phase1", 0, 5e5, best=True))
+    console.on_event(_epoch("phase1", 0, 5e5, best=True))
     with pytest.raises(
         TrainingDivergedError, match=r"in phase2.*phase1 had diverged before, to a validation loss of 5e\+05"
     ):

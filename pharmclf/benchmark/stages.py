@@ -13,6 +13,7 @@ from pharmclf import storage
 from pharmclf.config import PhaseConfig, RunConfig, StoppingConfig, refuse_auto
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
+from pharmclf.core.events import EpochEnd, Event
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.ray_loader import load_batches, load_images
@@ -34,9 +35,9 @@ class _StopAfter:
     def __init__(self) -> None:
         self.epochs = 0
 
-    def event(self, kind: str, **_: Any) -> None:
+    def on_event(self, event: Event, /) -> None:
         """Count the epochs."""
-        self.epochs += kind == "epoch"
+        self.epochs += isinstance(event, EpochEnd)
 
     def should_stop(self) -> bool:
         """Whether enough has been measured."""
@@ -159,7 +160,7 @@ def loop_rate(job: TrainingContext, phase: Phase) -> float:
     alone = dataclasses.replace(job.config, **{other: PhaseConfig(epochs=0)})  # type: ignore[arg-type]
     job = dataclasses.replace(job, config=alone, folder=storage.join(job.folder, phase.name))
     history = trainer.train(job, collectives.single_worker(), _StopAfter())["history"]
-    return float(np.median([record["images_per_second"] for record in history[1:]]))
+    return float(np.median([record.images_per_second for record in history[1:]]))
 
 
 def _line(row: dict[str, Any]) -> str:

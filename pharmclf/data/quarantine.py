@@ -5,16 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError
+from pharmclf.core.events import Event, ImagesQuarantined
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.core.units import format_examples
 from pharmclf.data.manifest import Manifest
 
-QUARANTINED = "quarantined"
-"""Kind of the event that names such images: `rows` of the manifest, and the `reasons`."""
 _MAX_NAMED = 5  # said one by one; the others are counted
 _WRITE_INTERVAL_S = 10.0  # at most so often the list is written, and the count is said
 
@@ -42,10 +40,10 @@ class Quarantine:
         self._reported = 0
         self._written_at = -_WRITE_INTERVAL_S
 
-    def event(self, kind: str, **values: Any) -> None:
-        """Take an event of the run, as `Callback.event`; only `QUARANTINED` counts."""
-        if kind == QUARANTINED:
-            self.add(dict(zip(values["rows"], values["reasons"], strict=True)))
+    def on_event(self, event: Event, /) -> None:
+        """As `Callback.on_event`."""
+        if isinstance(event, ImagesQuarantined):
+            self.add(event.reasons)
 
     def add(self, reasons: Mapping[int, str]) -> None:
         """Quarantine rows of the manifest; those that are quarantined already are passed over."""

@@ -21,6 +21,7 @@ from pharmclf.core.compat.ray import (
     submitted_runtime_env,
 )
 from pharmclf.core.errors import ConfigError, RunError
+from pharmclf.core.events import Note, RunCallback, Waiting, WorkerFailure
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.image_decoding import MAX_PIXELS_VARIABLE
@@ -47,7 +48,7 @@ from pharmclf.distributed.worker_group import SETTINGS, ResourcesUnavailableErro
 from pharmclf.models.devices import MEMORY_VARIABLE, configure_devices_for
 from pharmclf.monitoring import sampling
 from pharmclf.monitoring.cores import ray_cpus
-from pharmclf.training.context import Callback, TrainingContext
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.proxy import reach_directly
 
 _WORKER_ENVIRONMENT = {
@@ -138,7 +139,7 @@ def autoscaling_request(config: RunConfig) -> contextlib.AbstractContextManager[
     return request_autoscaling(config) if config.worker_range[1] and not _local else contextlib.nullcontext()
 
 
-def train_on_workers(job: TrainingContext, observer: Callback, *, share: float = 1.0) -> dict[str, Any]:
+def train_on_workers(job: TrainingContext, observer: RunCallback, *, share: float = 1.0) -> dict[str, Any]:
     """Train to the end, and return what `trainer.train` returns.
 
     Args:
@@ -171,18 +172,18 @@ def with_loader_cpus(job: TrainingContext, share: float = 1.0) -> TrainingContex
     return dataclasses.replace(job, loader_cpus=max(1.0, share * ray.cluster_resources().get("CPU", 0.0) - 1))
 
 
-def _train_here(job: TrainingContext, observer: Callback) -> dict[str, Any]:
+def _train_here(job: TrainingContext, observer: RunCallback) -> dict[str, Any]:
     with suppress_native_stderr():
         from pharmclf.training import collectives, trainer
 
         configure_devices_for(job.config)
     workers = collectives.single_worker()
-    with sampling(observer.event, node=node_address(), every_s=job.hardware_every_s, clock=workers.progress):
+    with sampling(observer.on_event, node=node_address(), every_s=job.hardware_every_s, clock=workers.progress):
         return trainer.train(job, workers, observer) | {"workers": 0}
 
 
 def wait_for_workers(
-    config: RunConfig, observer: Callback, share: float = 1.0, at_most: int | None = None
+    config: RunConfig, observer: RunCallback, share: float = 1.0, at_most: int | None = None
 ) -> WorkerGroupSpec:
     """Wait for the workers of a run -> those that there is room for.
 
@@ -200,7 +201,7 @@ def wait_for_workers(
         share,
         at_most=config.worker_range[1] if at_most is None else at_most,
         patience_s=0.0 if _local else config.wait_for_nodes_s,
-        say=lambda text: observer.event("waiting", text=text),
+        say=lambda text: observer.on_event(Waiting(text=text)),
         stop_requested=observer.should_stop,
     )
 
@@ -208,7 +209,7 @@ def wait_for_workers(
 class TrainController:
     """The attempts of a run, until one ends it."""
 
-    def __init__(self, job: TrainingContext, observer: Callback, share: float) -> None:
+    def __init__(self, job: TrainingContext, observer: RunCallback, share: float) -> None:
         self._job, self._config, self._observer, self._share = job, job.config, observer, share
         self._recovery = FailurePolicy(job.config.failures)
         self._at_most = job.config.worker_range[1]
@@ -238,7 +239,7 @@ class TrainController:
             return result
 
     def _note(self, text: str) -> None:
-        self._observer.event("note", text=text)
+        self._observer.on_event(Note(text=text))
 
     def _poll(self, attempt: WorkerGroupRun) -> str:
         """Why the workers shall start again, with a checkpoint: a node is about to go, or there is room for more."""
@@ -285,7 +286,7 @@ class TrainController:
             raise NodesUnavailableError(
                 f"no room within --wait-for-nodes {self._config.wait_for_nodes}: {text}"
             ) from error
-        self._observer.event("waiting", text=f"waiting for others to leave room: {text}")
+        self._observer.on_event(Waiting(text=f"waiting for others to leave room: {text}"))
 
     def _handle_exit(self, attempt: WorkerGroupRun, error: WorkerGroupError) -> None:
         """Decide whether another attempt follows.
@@ -295,14 +296,14 @@ class TrainController:
         """
         failure = self._failure(attempt, str(error))
         why = self._recovery.decide(failure)
-        names = ("phase", "epoch", "step")
-        self._observer.event(
-            "failure",
-            reason=failure.reason,
-            cause=failure.kind,
-            place=dict(zip(names, failure.place, strict=True)) if failure.place else None,
-            failures=len(self._recovery.failures),
-            allowed=self._recovery.allowed,
+        self._observer.on_event(
+            WorkerFailure(
+                kind=failure.kind,
+                reason=failure.reason,
+                position=failure.place,
+                num_failures=len(self._recovery.failures),
+                max_failures=self._recovery.allowed,
+            )
         )
         if why:
             raise TrainingFailedError(why) from error

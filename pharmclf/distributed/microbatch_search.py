@@ -23,13 +23,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pharmclf.config import RunConfig
 from pharmclf.core.compat.ray import free_resources_by_node
 from pharmclf.core.errors import ConfigError
+from pharmclf.core.events import Note, RunCallback
 from pharmclf.core.signals import StopRequested
 from pharmclf.distributed.cluster import usable_nodes
 from pharmclf.distributed.controller import connect, wait_for_workers
 from pharmclf.distributed.scaling_policy import ClusterNode, WorkerGroupSpec
 from pharmclf.models.devices import memory_limit_mb
 from pharmclf.monitoring.cgroup import ControlGroup
-from pharmclf.training.context import Callback, TrainingContext
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.microbatch import (
     MicrobatchLimits,
     MicrobatchRecord,
@@ -51,7 +52,7 @@ _STDERR_TAIL_BYTES = 20_000
 
 
 def resolve_microbatches(
-    job: TrainingContext, observer: Callback, earlier: MicrobatchRecord | None
+    job: TrainingContext, observer: RunCallback, earlier: MicrobatchRecord | None
 ) -> MicrobatchRecord:
     """The micro-batches of a run: as configured, as found before under the same memory limit, or by a search now.
 
@@ -70,24 +71,24 @@ def resolve_microbatches(
         return {"found": False, "memory_limit_mb": limit, "rows": dict(job.microbatches)}
     if earlier and earlier["found"] and earlier["memory_limit_mb"] == limit:
         rows = ", ".join(f"{phase} {rows}" for phase, rows in earlier["rows"].items())
-        observer.event("note", text=f"microbatch auto: as found before, {rows}")
+        observer.on_event(Note(text=f"microbatch auto: as found before, {rows}"))
         return earlier
     return {"found": True, "memory_limit_mb": limit, "rows": _search(job, observer)}
 
 
-def _search(job: TrainingContext, observer: Callback) -> dict[str, int]:
+def _search(job: TrainingContext, observer: RunCallback) -> dict[str, int]:
     """The largest micro-batch of each phase that fits on every device; notes say what is found."""
     config, num_classes = job.config, len(job.class_names)
     connect(allow_open=config.allow_open_cluster)
     text = "microbatch auto: searching for the largest micro-batch that fits (minutes on a GPU), "
     if config.worker_range[1] == 0:
         share = config.batch_size
-        observer.event("note", text=f"{text}in a child process")
+        observer.on_event(Note(text=f"{text}in a child process"))
         limits = find_max_microbatch(config, num_classes, share, 1, observer.should_stop)
     else:
         workers = wait_for_workers(config, observer)
         share, nodes = -(-config.batch_size // workers.size), _candidate_nodes(workers)
-        observer.event("note", text=f"{text}on {', '.join(node.address for node in nodes)}")
+        observer.on_event(Note(text=f"{text}on {', '.join(node.address for node in nodes)}"))
         limits = _search_on_nodes(config, num_classes, workers, nodes, observer.should_stop)
     for phase, rows in limits.rows.items():
         if rows == 0:
@@ -96,7 +97,7 @@ def _search(job: TrainingContext, observer: Callback) -> dict[str, int]:
                 f"pixels with {config.backbone}. Give a smaller --image-size, fewer --unfreeze-blocks or another "
                 "--backbone"
             )
-        observer.event("note", text=f"{format_result(phase, rows, share, limits.cap)} ({limits.device})")
+        observer.on_event(Note(text=f"{format_result(phase, rows, share, limits.cap)} ({limits.device})"))
     return limits.rows
 
 

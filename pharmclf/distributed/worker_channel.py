@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from pharmclf import storage
+from pharmclf.core.events import Event
 from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.training.loop_progress import LoopPosition, LoopProgress
 
@@ -25,7 +26,7 @@ class DriverChannel:
     """An actor beside the driver: events one way, orders the other."""
 
     def __init__(self) -> None:
-        self._events: list[tuple[str, dict[str, Any]]] = []
+        self._events: list[Event] = []
         self._order = ""
         self._result: dict[str, Any] | None = None
         self._nodes: dict[int, tuple[str, str]] = {}
@@ -42,9 +43,9 @@ class DriverChannel:
         self._nodes[rank], self._handles[rank] = node, handle
         self._beat_at = time.monotonic()
 
-    def post_event(self, kind: str, values: dict[str, Any]) -> None:
+    def post_event(self, event: Event) -> None:
         """Keep an event for the driver. (chief; of the hardware and of quarantined images, all ranks)"""
-        self._events.append((kind, values))
+        self._events.append(event)
 
     def report(self, rank: int, beats: int, place: LoopPosition | None) -> str:
         """Where a worker's loop is -> what it shall do: "", "stop" (with a checkpoint), or "dump" (its stack)."""
@@ -64,7 +65,7 @@ class DriverChannel:
 
     # ------------------------------------------------------------------ called by the driver
 
-    def poll_events(self) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
+    def poll_events(self) -> tuple[list[Event], dict[str, Any]]:
         """The events since the last call; and the place of the loop, seconds since it moved, and the workers' nodes."""
         events, self._events = self._events, []
         silent = time.monotonic() - self._beat_at
@@ -104,9 +105,9 @@ class WorkerChannel:
         ray.get(relay.join.remote(rank, node, context.current_actor))
         threading.Thread(target=self._heartbeat_loop, name="lifeline", daemon=True).start()
 
-    def event(self, kind: str, **values: Any) -> None:
-        """Pass an event on; from any thread. (chief; of the hardware and of quarantined images, all ranks)"""
-        self._relay.post_event.remote(kind, values)
+    def on_event(self, event: Event, /) -> None:
+        """As `Callback.on_event`: passes the event on to the driver."""
+        self._relay.post_event.remote(event)
 
     def should_stop(self) -> bool:
         """Whether the run shall write a checkpoint and end. (chief only)"""

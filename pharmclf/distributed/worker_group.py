@@ -18,6 +18,7 @@ from pharmclf import storage
 from pharmclf.core.background import run_in_thread
 from pharmclf.core.compat.ray import startup_timeout, worker_errors
 from pharmclf.core.errors import ConfigError, RunError, format_error
+from pharmclf.core.events import Note, RunCallback, WorkersStarted
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.distributed.cluster import node_address
 from pharmclf.distributed.scaling_policy import WorkerGroupSpec
@@ -26,7 +27,7 @@ from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCac
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import sampling
 from pharmclf.monitoring.cores import usable_cores
-from pharmclf.training.context import Callback, DeviceOutOfMemoryError, TrainingContext, TrainingDivergedError
+from pharmclf.training.context import DeviceOutOfMemoryError, TrainingContext, TrainingDivergedError
 from pharmclf.training.loop_progress import LoopPosition, LoopProgress
 
 SETTINGS = {
@@ -62,7 +63,7 @@ class WorkerGroupRun:
     """One start of the workers, from the newest checkpoint to their end."""
 
     def __init__(
-        self, job: TrainingContext, team: WorkerGroupSpec, observer: Callback, number: int, avoided: Sequence[str]
+        self, job: TrainingContext, team: WorkerGroupSpec, observer: RunCallback, number: int, avoided: Sequence[str]
     ) -> None:
         """Nothing is started yet.
 
@@ -129,7 +130,7 @@ class WorkerGroupRun:
             self._request_stop("stop")
         elif not self.restart and self.nodes and (reason := look()):
             self.restart = reason
-            self._observer.event("note", text=f"{reason}: a checkpoint is written, and the workers start again")
+            self._observer.on_event(Note(text=f"{reason}: a checkpoint is written, and the workers start again"))
             self._request_stop("stop")
         limit = self.job.config.hang_after_s
         if limit and self.place is None:  # TensorFlow, the model and its weights come first
@@ -145,13 +146,13 @@ class WorkerGroupRun:
     def _forward_events(self) -> float:
         """Pass the events of the workers on -> seconds since the loop has last come to a batch."""
         events, about = ray.get(self._relay.poll_events.remote())
-        for kind, values in events:
-            self._observer.event(kind, **values)
+        for event in events:
+            self._observer.on_event(event)
         self.place = about["place"] or self.place
         if not self.nodes and len(about["nodes"]) == self.team.size:
             self.nodes = about["nodes"]
-            addresses = sorted({address for _, address in self.nodes.values()})
-            self._observer.event("started", workers=self.team.size, nodes=addresses, attempt=self.number)
+            addresses = tuple(sorted({address for _, address in self.nodes.values()}))
+            self._observer.on_event(WorkersStarted(workers=self.team.size, nodes=addresses, attempt=self.number))
         return float(about["silent_s"])
 
     def _request_stop(self, what: str) -> None:
@@ -245,7 +246,7 @@ def _worker(settings: dict[str, Any]) -> None:
         # one process of each node reads it; the driver reads its own
         reads = context.get_local_rank() == 0 and ray.get_runtime_context().get_node_id() != settings["driver_node"]
         with sampling(
-            lifeline.event,
+            lifeline.on_event,
             node=node_address(),
             every_s=job.hardware_every_s,
             clock=pulse,

@@ -7,11 +7,12 @@ what they explain is no fault, and what is beyond them means that the file is no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from pharmclf.core.events import EpochRecord
 
 _TIES = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.4}
 """Difference of two logits that rounding can turn around: some hundred roundings of logits near ten."""
@@ -46,9 +47,9 @@ def rounding_tolerance(formats: Iterable[str]) -> float:
     return max(_TIES[name.removeprefix("mixed_")] for name in formats)
 
 
-def best_accuracy(history: Sequence[Mapping[str, Any]], phase: str, epoch: int) -> float:
+def best_accuracy(history: Iterable[EpochRecord], phase: str, epoch: int) -> float:
     """Validation accuracy, 0..1, of an epoch of a phase."""
-    return next(float(r["val_accuracy"]) for r in history if r["phase"] == phase and r["epoch"] == epoch)
+    return next(record.val_accuracy for record in history if (record.phase, record.epoch) == (phase, epoch))
 
 
 def accuracy_mismatch(

@@ -7,26 +7,27 @@ rows in the run's folder (`sample_log`). Neither TensorFlow nor Ray is imported,
 
 from pharmclf.monitoring.alerts import HardwareAlert
 from pharmclf.monitoring.bottleneck import RunContext
+from pharmclf.monitoring.events import HardwareAlertsChanged, LoopSampled, NodeSampled
 from pharmclf.monitoring.gpu import DriverNvml, Nvml, NvmlUnavailableError
-from pharmclf.monitoring.monitor import WARNINGS, HardwareMonitor
+from pharmclf.monitoring.monitor import HardwareMonitor
 from pharmclf.monitoring.sample_log import read_alerts, read_samples
-from pharmclf.monitoring.sampler import HARDWARE, LOOP, sampling
+from pharmclf.monitoring.sampler import sampling
 from pharmclf.monitoring.samples import GpuProcess, GpuReading, HostReading, LoopReading, NodeSample
 from pharmclf.monitoring.summary import GpuSummary, NodeSummary, summarise
 
 __all__ = [
-    "HARDWARE",
-    "LOOP",
-    "WARNINGS",
     "DriverNvml",
     "GpuProcess",
     "GpuReading",
     "GpuSummary",
     "HardwareAlert",
+    "HardwareAlertsChanged",
     "HardwareMonitor",
     "HostReading",
     "LoopReading",
+    "LoopSampled",
     "NodeSample",
+    "NodeSampled",
     "NodeSummary",
     "Nvml",
     "NvmlUnavailableError",

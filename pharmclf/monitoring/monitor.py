@@ -12,21 +12,31 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from pharmclf import storage
 from pharmclf.core.background import BackgroundTask
+from pharmclf.core.events import (
+    EpochEnd,
+    Event,
+    FeatureCacheReady,
+    FinalEvaluationStarted,
+    Note,
+    StepEnd,
+    Waiting,
+    WorkerFailure,
+    WorkersStarted,
+)
 from pharmclf.core.timeouts import CLOSE_WRITER_S, OPTIONAL_STORAGE_S
 from pharmclf.monitoring.alerts import AlertTracker, HardwareAlert
 from pharmclf.monitoring.bottleneck import RunContext
+from pharmclf.monitoring.events import HardwareAlertsChanged, LoopSampled, NodeSampled
 from pharmclf.monitoring.sample_log import SampleLog, read_alerts, read_samples, write_alerts, write_samples
-from pharmclf.monitoring.sampler import HARDWARE, LOOP, LogOnce, NodeSampler, Sampler
+from pharmclf.monitoring.sampler import LogOnce, NodeSampler, Sampler
 from pharmclf.monitoring.samples import LoopReading, NodeSample, merge_loops
 from pharmclf.monitoring.summary import summarise, summary_line
 
-WARNINGS = "hardware_warnings"
-"""Kind of the event that tells what is wrong now: `warnings`, as plain values, alarms first; [] where nothing is."""
 _POLL_INTERVAL_S = 2.0
 _WRITE_INTERVAL_S, _MAX_WRITE_INTERVAL_S = 60.0, 600.0
 _WRITE_SHARE = 0.02  # of the time watched so far: a file of days is written anew more seldom
@@ -42,7 +52,7 @@ class HardwareMonitor:
         *,
         node: str,
         every_s: float,
-        tell: Callable[..., None],
+        tell: Callable[[Event], None],
         lost: Callable[[], object] = lambda: False,
         setting: RunContext | None = None,
         machine: Callable[[], NodeSampler] | None = None,
@@ -53,7 +63,7 @@ class HardwareMonitor:
             folder: of the run.
             node: address of this node.
             every_s: seconds between readings; 0: nothing is read or written.
-            tell: takes an event, "note" for the console or `WARNINGS`, as `Callback.event`; from any thread.
+            tell: handles `Note` and `HardwareAlertsChanged`; called from any thread.
             lost: whether the lease of the folder has been lost; then nothing is written any more.
             setting: what is known of the run.
             machine: opens the reader of this node; of its own GPUs and disks if not given.
@@ -64,7 +74,7 @@ class HardwareMonitor:
         self._loops: dict[str, dict[int, LoopReading]] = {}
         self._gpus: dict[str, dict[int, int]] = {}
         self._phase, self._said_no_gpus = "", False
-        self._reported: list[dict[str, Any]] = []
+        self._reported: list[HardwareAlert] = []
         self._lock, self._flushed = threading.Lock(), threading.Event()
         self._flushed.set()
         self._sampler: Sampler | None = None
@@ -72,26 +82,34 @@ class HardwareMonitor:
         if every_s > 0:
             local = [] if storage.is_remote(folder) else [storage.absolute(folder)]
             opened = machine or (lambda: NodeSampler(node, [tempfile.gettempdir(), *local]))
-            self._sampler = Sampler(self.event, node=node, every_s=every_s, machine=opened)
+            self._sampler = Sampler(self.on_event, node=node, every_s=every_s, machine=opened)
             self._writer = BackgroundTask("hardware-log", self._write, every_s=_POLL_INTERVAL_S, attempts_at_close=1)
 
-    def event(self, kind: str, **values: Any) -> None:
-        """Take an event of the run, as `Callback.event`; those that tell nothing of the hardware change nothing."""
+    def on_event(self, event: Event, /) -> None:
+        """As `Callback.on_event`; errors are logged, none is raised."""
         with self._errors.log_errors_once("what a node tells cannot be judged"):
-            self._event(kind, values)
+            self._handle(event)
 
-    def _event(self, kind: str, values: Mapping[str, Any]) -> None:
-        if kind == HARDWARE:
-            self._receive(values["row"])
-        elif kind == LOOP:
-            self._receive_loop(values["node"], values["reading"])
-        elif kind in ("step", "epoch"):
-            self._phase = values["phase"]
-        elif kind == "activations":
-            with self._lock:
-                self._watch.setting = dataclasses.replace(self._watch.setting, kept_phases=frozenset(values["phases"]))
-        elif kind in ("started", "failure", "waiting", "test"):
-            self._mark_idle("test" if kind == "test" else "", values.get("nodes", ()) if kind == "started" else None)
+    def _handle(self, event: Event) -> None:
+        match event:
+            case NodeSampled():
+                self._receive(event.sample)
+            case LoopSampled():
+                self._receive_loop(event.node, event.reading)
+            case StepEnd():
+                self._phase = event.phase
+            case EpochEnd():
+                self._phase = event.record.phase
+            case FeatureCacheReady():
+                with self._lock:
+                    phases = frozenset(event.phases)
+                    self._watch.setting = dataclasses.replace(self._watch.setting, kept_phases=phases)
+            case WorkersStarted():
+                self._mark_idle("", event.nodes)
+            case WorkerFailure() | Waiting():
+                self._mark_idle("", None)
+            case FinalEvaluationStarted():
+                self._mark_idle("test", None)
 
     def line(self) -> str:
         """What the hardware has done so far, in one line for the console; "" where nothing is known."""
@@ -143,16 +161,15 @@ class HardwareMonitor:
             lasting = self._watch.active
             self._files.warnings = [*self._watch.passed, *lasting]
         for text in notes:
-            self._send_event("note", text=text)
+            self._send_event(Note(text=text))
         self._report_ongoing_alerts(lasting)
 
     def _report_ongoing_alerts(self, lasting: list[HardwareAlert]) -> None:
-        told = [found.to_dict() for found in lasting]
-        if told != self._reported:
-            self._reported = told
-            self._send_event(WARNINGS, warnings=told)
+        if lasting != self._reported:
+            self._reported = lasting
+            self._send_event(HardwareAlertsChanged(alerts=tuple(lasting)))
 
-    def _mark_idle(self, phase: str, nodes: Any) -> None:
+    def _mark_idle(self, phase: str, nodes: Collection[str] | None) -> None:
         """No steps are taken now; with `nodes`, workers have started there and nowhere else."""
         with self._lock:
             self._phase = phase

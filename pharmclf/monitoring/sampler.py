@@ -15,18 +15,18 @@ from typing import Protocol
 
 from pharmclf.core.background import BackgroundTask
 from pharmclf.core.errors import format_error
+from pharmclf.core.events import Event
+from pharmclf.monitoring.events import LoopSampled, NodeSampled
 from pharmclf.monitoring.gpu import DriverNvml, Nvml, NvmlUnavailableError, read_gpus
 from pharmclf.monitoring.host import HostSampler
 from pharmclf.monitoring.samples import GpuReading, LoopReading, NodeSample
 
-HARDWARE, LOOP = "hardware", "loop"
-"""Kinds of the events: a row of a node; what a worker's loop does, with its node."""
 _LIST_PROCESSES_PERCENT = 90.0  # of a GPU's memory in use, from which its processes are listed
 _SHUTDOWN_TIMEOUT_S = 2.0  # for a reading under way, at the end
 _log = logging.getLogger(__name__)
 
-Send = Callable[..., None]
-"""Takes the kind of an event and its values, as `Callback.event`; from another thread, and without waiting."""
+Send = Callable[[Event], None]
+"""As `Callback.on_event`; called from another thread, must not wait."""
 
 
 class LogOnce:
@@ -179,10 +179,10 @@ class Sampler:
         if self._loop:
             with self._errors.log_errors_once("the loop cannot be read"):
                 if reading := self._loop.read(seconds):
-                    self._send(LOOP, node=self._node, reading=reading)
+                    self._send(LoopSampled(node=self._node, reading=reading))
         if self._machine:
             with self._errors.log_errors_once(f"the hardware of {self._node} cannot be read"):
-                self._send(HARDWARE, row=self._machine.read(seconds))
+                self._send(NodeSampled(sample=self._machine.read(seconds)))
 
 
 @contextlib.contextmanager

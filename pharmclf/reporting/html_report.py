@@ -76,7 +76,7 @@ def _environment() -> jinja2.Environment:
         "duration": format_duration,
         "heat": html_report_images.heat_overlay,
         "png": html_report_images.png_uri,
-        "phase": lambda name: plots.phase_name({"phase": name}),
+        "phase": plots.phase_name,
         "tail": lambda path: "/".join(str(path).split("/")[-2:]),
     }
     environment.globals |= {"tables": html_report_tables, "words": text_format, "numbered": numbered}
@@ -88,7 +88,7 @@ def _curves(facts: ReportData) -> list[tuple[str, str]]:
     history = facts.history
     if not history:
         return []
-    keys = [(entry["phase"], entry["epoch"]) for entry in history]
+    keys = [(record.phase, record.epoch) for record in history]
     chosen = keys.index(facts.best) if facts.best else plots.best_epoch(history)
     found = []
     with plots.styled():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from pharmclf.core.events import EpochRecord
 from pharmclf.evaluation.evaluate import Evaluation
 from pharmclf.reporting.fonts import FONT, chart_names, fit_fonts, suppress_font_warnings, text_width
 from pharmclf.reporting.fonts import format_names as format_names
@@ -134,24 +135,18 @@ def _confusion_figure(evaluation: Evaluation, title: str) -> Figure:
     return figure
 
 
-def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
+def best_epoch(history: Sequence[EpochRecord]) -> int:
     """Index of the entry with the highest validation accuracy; then the lowest validation loss, then the first."""
-    keys = [(-_value(entry, "val_accuracy"), _value(entry, "val_loss")) for entry in history]
+    keys = [(-record.val_accuracy, record.val_loss) for record in history]
     ranked = [tuple(math.inf if math.isnan(number) else number for number in key) for key in keys]
     return min(range(len(ranked)), key=lambda index: ranked[index])
 
 
-def _value(entry: Mapping[str, Any], key: str) -> float:
-    number = entry.get(key)
-    return math.nan if number is None else float(number)
-
-
-def learning_curves_png(history: Sequence[Mapping[str, Any]], *, best: tuple[str, int] | None = None) -> bytes:
+def learning_curves_png(history: Sequence[EpochRecord], *, best: tuple[str, int] | None = None) -> bytes:
     """Loss, accuracy and learning rate over all epochs, the border between the phases and the chosen epoch marked.
 
     Args:
-        history: one mapping per epoch, in order: phase, epoch, train_loss, train_accuracy, val_loss, val_accuracy,
-            learning_rate; None where a number is unknown.
+        history: one record per epoch, in order; NaN where a number is unknown.
         best: (phase, epoch) of the chosen epoch; if not given, the one with the highest validation accuracy.
 
     Raises:
@@ -161,7 +156,7 @@ def learning_curves_png(history: Sequence[Mapping[str, Any]], *, best: tuple[str
         raise ValueError("history: received no epochs, expected at least one")
     chosen = best_epoch(history)
     if best is not None:
-        found = [index for index, entry in enumerate(history) if (entry["phase"], entry["epoch"]) == tuple(best)]
+        found = [index for index, record in enumerate(history) if (record.phase, record.epoch) == best]
         if not found:
             raise ValueError(f"best: received {best}, expected the phase and epoch of an entry of the history")
         chosen = found[-1]
@@ -169,11 +164,11 @@ def learning_curves_png(history: Sequence[Mapping[str, Any]], *, best: tuple[str
         return png_bytes(_curves_figure(history, chosen))
 
 
-def _curves_figure(history: Sequence[Mapping[str, Any]], chosen: int) -> Figure:
+def _curves_figure(history: Sequence[EpochRecord], chosen: int) -> Figure:
     figure = Figure(figsize=(13.2, 4.7), dpi=DPI)
     best = history[chosen]
-    subtitle = f"chosen: {phase_name(best)}, epoch {chosen + 1} of {len(history)}"
-    write_heading(figure, "Learning curves", f"{subtitle}, validation accuracy {_value(best, 'val_accuracy'):.3f}")
+    subtitle = f"chosen: {phase_name(best.phase)}, epoch {chosen + 1} of {len(history)}"
+    write_heading(figure, "Learning curves", f"{subtitle}, validation accuracy {best.val_accuracy:.3f}")
     panels = figure.subplots(1, 3, gridspec_kw={"wspace": 0.2})
     figure.subplots_adjust(left=0.05, right=0.985, bottom=0.125, top=0.735)
     for axes, title in zip(panels, ("Loss", "Accuracy", "Learning rate"), strict=True):
@@ -184,16 +179,16 @@ def _curves_figure(history: Sequence[Mapping[str, Any]], chosen: int) -> Figure:
     return figure
 
 
-def draw_curves(axes: Axes, title: str, history: Sequence[Mapping[str, Any]], chosen: int) -> None:
+def draw_curves(axes: Axes, title: str, history: Sequence[EpochRecord], chosen: int) -> None:
     """One panel of the learning curves: Loss, Accuracy or Learning rate; `chosen` is the index of the chosen epoch."""
     epochs, name = np.arange(1, len(history) + 1), title.lower()
     look: dict[str, Any] = {"marker": "o" if len(history) <= 40 else "", "markersize": 3, "linewidth": 1.7}
     if title == "Learning rate":
-        rates = [_value(entry, "learning_rate") for entry in history]
+        rates = [record.learning_rate for record in history]
         axes.plot(epochs, rates, color=GREEN, drawstyle="steps-mid", **look)
         _rate_axis(axes, rates)
     else:
-        train, val = ([_value(entry, f"{part}_{name}") for entry in history] for part in ("train", "val"))
+        train, val = ([getattr(record, f"{part}_{name}") for record in history] for part in ("train", "val"))
         star: dict[str, Any] = {"marker": "*", "markersize": 15, "markeredgecolor": "white", "linestyle": ""}
         axes.plot(epochs, train, "--", color=BLUE, label="training", **look)
         axes.plot(epochs, val, "-", color=ORANGE, label="validation", **look)
@@ -209,7 +204,7 @@ def draw_curves(axes: Axes, title: str, history: Sequence[Mapping[str, Any]], ch
     axes.set_xlim(0.5, len(history) + 0.5)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
     axes.axvline(epochs[chosen], color=ORANGE, linewidth=0.9, linestyle=":", zorder=1)
-    mark_phases(axes, [phase_name(entry) for entry in history])
+    mark_phases(axes, [phase_name(record.phase) for record in history])
 
 
 def _rate_axis(axes: Axes, rates: list[float]) -> None:
@@ -236,9 +231,9 @@ def rate_text(rate: float, _: object = None) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def phase_name(entry: Mapping[str, Any]) -> str:
+def phase_name(phase: str) -> str:
     """phase1 -> phase 1."""
-    return str(entry["phase"]).replace("phase", "phase ").replace("  ", " ")
+    return phase.replace("phase", "phase ").replace("  ", " ")
 
 
 def mark_phases(axes: Axes, phases: list[str]) -> None:

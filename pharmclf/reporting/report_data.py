@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pharmclf.core.events import EpochRecord
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.metrics import Estimate
@@ -98,8 +99,8 @@ class ReportData:
     """Scores on the images that temperature and threshold were chosen on."""
     result: Mapping[str, Any] | None = None
     """The content of result.json; None: evaluated without a run."""
-    history: Sequence[Mapping[str, Any]] | None = None
-    """One record per epoch, as in history.json."""
+    history: Sequence[EpochRecord] | None = None
+    """One record per epoch."""
     best: tuple[str, int] | None = None
     """(phase, epoch) of the chosen weights."""
     data: DatasetReport | None = None

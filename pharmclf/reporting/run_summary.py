@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pharmclf import storage
+from pharmclf.core.events import StepEnd
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_duration
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
@@ -220,29 +221,11 @@ def _table(rows: list[list[str]]) -> list[str]:
     return [f"  {line}" for line in align_columns([[row[0].ljust(19), *row[1:]] for row in rows], left=[0])]
 
 
-def progress_line(
-    phase: str,
-    epoch: tuple[int, int],
-    step: tuple[int, int],
-    *,
-    loss: float,
-    accuracy: float,
-    images_per_second: float,
-    eta_s: float | None,
-) -> str:
-    """One line of progress.
-
-    Args:
-        phase: phase1 or phase2.
-        epoch: which epoch, counted from 1, of how many at most.
-        step: which step of the epoch, counted from 1, of how many.
-        loss: mean training loss of the epoch so far.
-        accuracy: training accuracy of the epoch so far, 0..1.
-        images_per_second: over all workers.
-        eta_s: seconds to the end of what is estimated; None: unknown.
-    """
-    speed = f"{images_per_second:.1f}" if images_per_second < 9.95 else f"{images_per_second:,.0f}"
+def progress_line(event: StepEnd) -> str:
+    """One line of progress; epochs are counted from 1."""
+    rate = event.images_per_second
+    speed = f"{rate:.1f}" if rate < 9.95 else f"{rate:,.0f}"
     return (
-        f"{_phase_name(phase)}  epoch {epoch[0]}/{epoch[1]}  step {step[0]}/{step[1]}  loss {loss:.3f}  "
-        f"accuracy {accuracy:.3f}  {speed} images/s  ETA {format_duration(eta_s)}"
+        f"{_phase_name(event.phase)}  epoch {event.epoch + 1}/{event.epochs}  step {event.step}/{event.steps}  "
+        f"loss {event.loss:.3f}  accuracy {event.accuracy:.3f}  {speed} images/s  ETA {format_duration(event.eta_s)}"
     )

@@ -49,7 +49,7 @@ def _figure(rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, float]) -> Fi
         for axes, (batch, title) in zip(line, _TITLES.items(), strict=True):
             mine = [row for row in rows if row["phase"] == phase and row["batch"] == batch]
             _curves(axes, mine, speeds)
-            axes.set_title(f"{phase_name({'phase': phase})}, {size / 1e6:.1f} MB a step, {title}", size=9.5)
+            axes.set_title(f"{phase_name(phase)}, {size / 1e6:.1f} MB a step, {title}", size=9.5)
             axes.set_xscale("log", base=2)
             axes.set_xlim(0.9, 1.1 * numbers[-1])
             axes.set_ylim(0, 1.05)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import ticker
 
+from pharmclf.core.events import EpochRecord
 from pharmclf.reporting.plots import format_names, rate_text
 from pharmclf.reporting.sweep_tables import TrialInfo, best_trial, is_category, short_names
 
@@ -133,7 +134,6 @@ def accuracy_ticks(low: float, high: float) -> list[tuple[float, str]]:
     return [(float(tick), f"{tick:.{digits}f}") for tick in ticks if low <= tick <= min(high, 1.0 + 1e-9)]
 
 
-def accuracy_share(epoch: Mapping[str, Any] | None) -> float:
-    """The validation accuracy of an epoch; not a number where there is none."""
-    value = (epoch or {}).get("val_accuracy")
-    return math.nan if value is None else float(value)
+def accuracy_share(epoch: EpochRecord | None) -> float:
+    """The validation accuracy of an epoch; NaN where there is none."""
+    return math.nan if epoch is None else epoch.val_accuracy

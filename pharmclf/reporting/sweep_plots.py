@@ -79,14 +79,14 @@ def _curves_figure(trials: Sequence[TrialInfo]) -> Figure:
     axes = figure.add_axes((0.075, 0.095, 0.9, 0.66))
     steady = [trial for trial in trials if trial.state != "diverged" or trial is best]
     low, high = sweep_axes.accuracy_range(
-        [accuracy_share(epoch) for trial in steady for epoch in trial.history], cut=False
+        [accuracy_share(epoch) for trial in steady for epoch in trial.history.values()], cut=False
     )
-    last = max((epoch["at"] for trial in trials for epoch in trial.history), default=1)
+    last = max((number for trial in trials for number in trial.history), default=1)
     for trial in trials:
         if not trial.history:
             continue
-        epochs = [epoch["at"] for epoch in trial.history]
-        shares = [accuracy_share(epoch) for epoch in trial.history]
+        epochs = list(trial.history)
+        shares = [accuracy_share(epoch) for epoch in trial.history.values()]
         # A curve that falls out of the picture ends at its lower edge; trained ones are many, so their ends are small.
         end = epochs[-1], low if math.isnan(shares[-1]) else max(low, shares[-1])
         mark = _MARKS[trial.state] | ({"markersize": 4.0} if trial.state == "trained" else {})
@@ -114,8 +114,7 @@ def _curves_figure(trials: Sequence[TrialInfo]) -> Figure:
 
 def _name_best(axes: Axes, trial: TrialInfo, last: int) -> None:
     """A star at the trial's best epoch, and its name above, where no curve is."""
-    record = trial.best or {}
-    place = record["at"], accuracy_share(record)
+    place = trial.best_number or 0, accuracy_share(trial.best)
     axes.plot(*place, zorder=6, clip_on=False, **_MARKS["best"])
     side, shift = ("left", -5) if place[0] < 0.2 * last else ("right", 5) if place[0] > 0.85 * last else ("center", 0)
     axes.annotate(
@@ -135,8 +134,8 @@ def _common_phases(trials: Sequence[TrialInfo]) -> list[str]:
     """The phase of each epoch, where all trials agree on it; else empty."""
     phases: dict[int, str] = {}
     for trial in trials:
-        for epoch in trial.history:
-            if phases.setdefault(epoch["at"], phase_name(epoch)) != phase_name(epoch):
+        for number, epoch in trial.history.items():
+            if phases.setdefault(number, phase_name(epoch.phase)) != phase_name(epoch.phase):
                 return []
     return [phases[at] for at in sorted(phases)] if sorted(phases) == list(range(1, len(phases) + 1)) else []
 

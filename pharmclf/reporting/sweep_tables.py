@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
+from pharmclf.core.events import EpochRecord
 from pharmclf.core.tables import align_columns
 from pharmclf.evaluation.metrics import wilson_interval
 from pharmclf.training.lr_schedule import selection_score
@@ -34,10 +35,8 @@ class TrialInfo:
     """running; trained to its end; stopped by successive halving; diverged: its loss is not finite; failed."""
     reason: str = ""
     """Why it was stopped, diverged or failed; "" where there is nothing to say."""
-    history: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    """A record for each epoch, as in history.json: phase (phase1, phase2), epoch (within the phase, from 0),
-    train_loss, val_loss, train_accuracy, val_accuracy, seconds, images_per_second, and `at`: the epoch's number,
-    from 1, counted over both phases."""
+    history: Mapping[int, EpochRecord] = field(default_factory=dict)
+    """Its epochs in order, by their number from 1, counted over both phases."""
     seconds: float = 0.0
     """Wall-clock time of the trial in its worker; of trials that were trained as one program, its share."""
     cpu_s: float = 0.0
@@ -46,15 +45,19 @@ class TrialInfo:
     """GPU-seconds that it held."""
 
     @property
-    def best(self) -> Mapping[str, Any] | None:
-        """Record of the epoch that its trial has chosen: by `selection_score`, of equals the lowest loss; None:
-        none."""
-        return max(self.history, key=_score, default=None)
+    def best_number(self) -> int | None:
+        """Number of the epoch that the trial has chosen: by `selection_score`, of equals the lowest loss."""
+        return max(self.history, key=lambda number: _score(self.history[number]), default=None)
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """Record of that epoch."""
+        return None if self.best_number is None else self.history[self.best_number]
 
     @property
     def train_s(self) -> float:
         """Seconds of all its epochs."""
-        return sum(epoch["seconds"] for epoch in self.history)
+        return sum(epoch.seconds for epoch in self.history.values())
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
@@ -104,22 +107,24 @@ def trial_frame(
         share: of the cluster that a trial holds, 0..1.
         val_images: images of the validation split.
     """
-    trials, rows = sorted(trials, key=lambda trial: trial.number), []
+    trials, rows = sorted(trials, key=lambda trial: trial.number), list[dict[str, Any]]()
     for trial in trials:
-        best = trial.best or {}
+        best = trial.best
         low, high = _interval(trial, val_images) or (math.nan, math.nan)
         price = _price(trial, price_per_hour, share)
         rows.append(
-            {"number": trial.number, "state": trial.state, "reason": trial.reason}
-            | dict(trial.params)
-            | {
+            {
+                "number": trial.number,
+                "state": trial.state,
+                "reason": trial.reason,
+                **trial.params,
                 "epochs": len(trial.history),
-                "best_phase": best.get("phase"),
-                "best_epoch": best["epoch"] + 1 if best else None,
-                "val_accuracy": float(best.get("val_accuracy", math.nan)),
+                "best_phase": best.phase if best else None,
+                "best_epoch": best.epoch + 1 if best else None,
+                "val_accuracy": best.val_accuracy if best else math.nan,
                 "val_accuracy_low": low,
                 "val_accuracy_high": high,
-                "val_loss": float(best.get("val_loss", math.nan)),
+                "val_loss": best.val_loss if best else math.nan,
                 "train_s": trial.train_s,
                 "overhead_s": trial.seconds - trial.train_s,
                 "seconds": trial.seconds,
@@ -186,7 +191,7 @@ def live_table(trials: Sequence[TrialInfo], eta: str, *, num_trials: int | None 
     names, columns = _parameters(shown)
     rows = [["", "trial", *names, "epochs", "val acc", "last", "state"]]
     for index, trial in enumerate(shown):
-        last = f"{trial.history[-1]['val_accuracy']:.3f}" if trial.history else "-"
+        last = f"{list(trial.history.values())[-1].val_accuracy:.3f}" if trial.history else "-"
         values = [column[index] for column in columns]
         mark = "best" if trial is best else ""
         rows.append([mark, str(trial.number), *values, str(len(trial.history)), _accuracy(trial, 0), last, trial.state])
@@ -223,7 +228,7 @@ def parameter_importances(trials: Iterable[TrialInfo], log_names: Collection[str
         if trial.state == "diverged":
             scores.append((trial, 0.0))
         elif trial.state in ("trained", "stopped") and trial.best is not None:
-            accuracy = float(trial.best["val_accuracy"])
+            accuracy = trial.best.val_accuracy
             scores.append((trial, accuracy if math.isfinite(accuracy) else 0.0))
     if len(scores) < 4 or len({accuracy for _, accuracy in scores}) == 1:
         return {}
@@ -271,9 +276,9 @@ def _fanova(
     return {name: float(found[name]) for name in columns}
 
 
-def _score(epoch: Mapping[str, Any]) -> tuple[float, float]:
+def _score(epoch: EpochRecord) -> tuple[float, float]:
     """(accuracy, -loss) of an epoch, with the worst for what is not a number, so that epochs always have an order."""
-    numbers = selection_score(epoch), -float(epoch["val_loss"])
+    numbers = selection_score(epoch), -epoch.val_loss
     accuracy, gain = (number if math.isfinite(number) else -math.inf for number in numbers)
     return accuracy, gain
 
@@ -284,7 +289,7 @@ def _price(trial: TrialInfo, price_per_hour: float | None, share: float) -> floa
 
 def _interval(trial: TrialInfo, val_images: int) -> tuple[float, float] | None:
     """The 95 % interval of the best validation accuracy; None where there is none."""
-    accuracy = trial.best["val_accuracy"] if trial.best else math.nan
+    accuracy = trial.best.val_accuracy if trial.best else math.nan
     if not math.isfinite(accuracy) or val_images <= 0:
         return None
     estimate = wilson_interval(accuracy * val_images, val_images)
@@ -296,7 +301,7 @@ def _accuracy(trial: TrialInfo, val_images: int) -> str:
     if trial.best is None:
         return "-"
     interval = _interval(trial, val_images)
-    text = f"{trial.best['val_accuracy']:.3f}"
+    text = f"{trial.best.val_accuracy:.3f}"
     return f"{text} ({interval[0]:.3f}-{interval[1]:.3f})" if interval else text
 
 

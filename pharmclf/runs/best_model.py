@@ -91,16 +91,17 @@ def fetch_best(
 
 def _fetch(run: RunInfo, part: Path, metric: str, say: Say) -> None:
     """Fill a folder with the files of a run."""
-    best = run.best or {}
-    say(f"taken: run {run.name}, {run.state}, {metric} {best[metric]:.4f}, checkpoint {run.checkpoint}")
+    assert run.best is not None  # noqa: S101 - ranked runs have one
+    scores = {name: float(getattr(run.best, name)) for name in METRICS}
+    say(f"taken: run {run.name}, {run.state}, {metric} {scores[metric]:.4f}, checkpoint {run.checkpoint}")
     if run.result is not None:
         _copy(run, part, say)
     else:
         _restore(run, part, say)
     text = yaml.safe_dump(run.config, sort_keys=False, width=120)
     (part / "config.yaml").write_text(text, encoding="utf-8")
-    about = {"run": run.name, "state": run.state, "metric": metric, "value": best[metric], "phase": best["phase"]}
-    about |= {"epoch": best["epoch"], "checkpoint": run.checkpoint, **{name: best[name] for name in METRICS}}
+    about = {"run": run.name, "state": run.state, "metric": metric, "value": scores[metric], "phase": run.best.phase}
+    about |= {"epoch": run.best.epoch, "checkpoint": run.checkpoint, **scores}
     about |= {"sha256": sha256_file(part / "model.keras"), **({"result": run.result} if run.result is not None else {})}
     storage.write_json(str(part / "metrics.json"), about)
 
@@ -176,7 +177,7 @@ def _restore(run: RunInfo, part: Path, say: Say) -> None:
             found, expected = sha256_bytes(storage.read_bytes(config.weights)), checkpoint.fingerprints["weights"]
             if found != expected:
                 raise CorruptedRunError(f"weights: {config.weights} has sha256 {found}, expected {expected}")
-        phase = {phase.name: phase for phase in build_phases(config)}[(run.best or {})["phase"]]
+        phase = {phase.name: phase for phase in build_phases(config)}[run.best.phase if run.best else ""]
         say(f"run {run.name} is not complete and has not been tested; its model is restored from the checkpoint")
         _restore_model(config, phase, len(manifest.class_names), checkpoint).save(part / "model.keras")
         storage.write_json(str(part / "labels.json"), list(manifest.class_names))

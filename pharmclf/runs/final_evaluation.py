@@ -12,6 +12,7 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.config import RunConfig, to_yaml
 from pharmclf.core.console import Say
+from pharmclf.core.events import EpochRecord
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.data.manifest import Manifest
@@ -121,7 +122,7 @@ def run_final_evaluation(
     if mismatch:
         say(f"warning: {mismatch.text}")
     best = (chosen, outcome["monitors"][chosen]["best_epoch"])
-    storage.write_json(storage.join(folder, "history.json"), history)
+    storage.write_json(storage.join(folder, "history.json"), [record.to_dict() for record in history])
     storage.write_bytes(storage.join(folder, "learning_curves.png"), plots.learning_curves_png(history, best=best))
     facts = RunSummary(
         name=config.run_name,
@@ -193,15 +194,15 @@ def _accuracy(test: ScoredDataset, probabilities: np.ndarray, class_names: Seque
 
 
 def _phase_summary(
-    name: str, history: Sequence[Mapping[str, Any]], outcome: Mapping[str, Any], test: Estimate | None
+    name: str, history: Sequence[EpochRecord], outcome: Mapping[str, Any], test: Estimate | None
 ) -> PhaseSummary:
-    epochs = [record for record in history if record["phase"] == name]
-    rates = [1.0 / record["images_per_second"] for record in epochs]
+    epochs = [record for record in history if record.phase == name]
+    rates = [1.0 / record.images_per_second for record in epochs]
     return PhaseSummary(
         name=name,
         epochs=len(epochs),
-        seconds=sum(record["seconds"] for record in epochs),
+        seconds=sum(record.seconds for record in epochs),
         images_per_second=len(rates) / sum(rates),
-        val_accuracy=epochs[outcome["monitors"][name]["best_epoch"]]["val_accuracy"],
+        val_accuracy=epochs[outcome["monitors"][name]["best_epoch"]].val_accuracy,
         test_accuracy=test,
     )

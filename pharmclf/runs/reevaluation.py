@@ -8,6 +8,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
+from pharmclf.core.events import EpochRecord
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE
 from pharmclf.data.quarantine import Quarantine
@@ -54,7 +55,8 @@ def rerun_final_evaluation(
     Raises:
         ConfigError: a set has nothing to score, or too many images are quarantined.
     """
-    outcome = {name: state[name] for name in ("history", "monitors", "best")}
+    outcome = {name: state[name] for name in ("monitors", "best")}
+    outcome["history"] = [EpochRecord.from_dict(values) for values in state["history"]]
     outcome |= {"workers": result["workers"], "device": record.device or "not known"}
     outcome["precision"] = record.resolved.precision or "float32"
     quarantine = Quarantine(manifest, config.max_bad_share, say, storage.join(folder, QUARANTINE_FILE))

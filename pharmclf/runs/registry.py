@@ -12,6 +12,7 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError, closest_names
+from pharmclf.core.events import EpochRecord
 from pharmclf.core.tables import align_columns
 from pharmclf.data.prepare import storage_errors_as_config_errors
 from pharmclf.schema_version import load_record
@@ -44,9 +45,8 @@ class RunInfo:
     """Fingerprint of its images and their splits; with different ones, scores cannot be compared."""
     reached: str = "-"
     """The phase and the epoch, counted from 1, that it has come to."""
-    best: dict[str, Any] | None = None
-    """Record of the epoch that gave the best checkpoint, as in history.json: phase, epoch (from 0), val_accuracy,
-    val_loss and more; None: no epoch is finished."""
+    best: EpochRecord | None = None
+    """Of the epoch that gave the best checkpoint; None: no epoch is finished."""
     checkpoint: str = ""
     """Name of that checkpoint."""
     result: dict[str, Any] | None = None
@@ -93,7 +93,7 @@ def rank_runs(runs: Iterable[RunInfo], metric: str) -> list[RunInfo]:
     def place(run: RunInfo) -> tuple[Any, ...]:
         if run.best is None:
             return (True, 0.0, 0.0, True, run.name)
-        scores = -run.best["val_accuracy"], run.best["val_loss"]
+        scores = -run.best.val_accuracy, run.best.val_loss
         return (False, *(scores if metric == "val_accuracy" else scores[::-1]), run.result is None, run.name)
 
     return sorted(runs, key=place)
@@ -103,8 +103,8 @@ def runs_table(runs: Iterable[RunInfo]) -> str:
     """Runs as aligned lines under a heading, in their order; "-" stands for what there is not."""
     rows = [("name", "state", "backbone", "reached", "val_accuracy", "val_loss", "test_accuracy", "checkpoint")]
     for run in runs:
-        best, result = run.best or {}, run.result or {}
-        scores = [best.get("val_accuracy"), best.get("val_loss"), result.get("test_accuracy")]
+        best = [run.best.val_accuracy, run.best.val_loss] if run.best else [None, None]
+        scores = [*best, (run.result or {}).get("test_accuracy")]
         accuracy, loss, test = ("-" if score is None else f"{score:.4f}" for score in scores)
         backbone = str(run.config.get("backbone", "-"))
         rows.append((run.name, run.state, backbone, run.reached, accuracy, loss, test, run.checkpoint or "-"))
@@ -175,8 +175,8 @@ def _read_incomplete(folder: str) -> dict[str, Any]:
     return {"reached": reached, "checkpoint": checkpoint, "best": _epoch_record(checkpoint, state["history"])}
 
 
-def _epoch_record(checkpoint: str, history: list[dict[str, Any]]) -> dict[str, Any]:
+def _epoch_record(checkpoint: str, history: list[dict[str, Any]]) -> EpochRecord:
     """The record of the epoch at whose end a checkpoint was written."""
-    numbers = {epoch["phase"]: int(epoch["phase"].removeprefix("phase")) - 1 for epoch in history}
-    found = {Position(numbers[epoch["phase"]], epoch["epoch"] + 1, 0).label: epoch for epoch in history}[checkpoint]
-    return found | {metric: float(found[metric]) for metric in METRICS}
+    records = [EpochRecord.from_dict(values) for values in history]
+    labels = [Position(int(record.phase.removeprefix("phase")) - 1, record.epoch + 1, 0).label for record in records]
+    return dict(zip(labels, records, strict=True))[checkpoint]

@@ -11,10 +11,24 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import first_line
+from pharmclf.core.events import (
+    CheckpointSaved,
+    EpochEnd,
+    Event,
+    FeatureCacheReady,
+    FinalEvaluationStarted,
+    Note,
+    RunEnd,
+    StepEnd,
+    Waiting,
+    WorkerFailure,
+    WorkersStarted,
+)
+from pharmclf.monitoring.events import HardwareAlertsChanged
 from pharmclf.schema_version import SCHEMA_VERSION
 from pharmclf.training.phases import build_phases
 
@@ -139,75 +153,77 @@ class StatusBuilder:
             place = {name: before[name] for name in ("phase", "epoch", "step")} if before["phase"] else None
             self._add_failure("driver", reason, place, str(before["updated_at"]))
 
-    def handle_event(self, kind: str, values: Mapping[str, Any]) -> bool:
-        """Something has happened -> whether it changes the state or the phase.
-
-        Args:
-            kind: as `Callback.event` is given it; unknown ones change nothing.
-            values: that come with it.
-        """
+    def handle_event(self, event: Event) -> bool:
+        """Update the status -> whether its state or phase has changed; events that it does not show change nothing."""
         earlier = self.status.state, self.status.phase
-        handler = getattr(self, f"_on_{kind}", None)
-        if handler is not None:
-            handler(values)
-            self.status.updated_at = utc_timestamp()
-        return (self.status.state, self.status.phase) != earlier
+        status = self.status
+        match event:
+            case Note():
+                status.says = first_line(event.text, MAX_REASON) or status.says
+            case FeatureCacheReady():
+                self._cached = event.phases
+            case Waiting():
+                self._mark_idle("waiting for nodes", first_line(event.text, MAX_REASON))
+            case WorkersStarted():
+                self._mark_idle("starting", "")
+                status.workers, status.nodes, status.attempt = event.workers, list(event.nodes), event.attempt
+            case WorkerFailure():
+                self._on_failure(event)
+            case HardwareAlertsChanged():
+                status.hardware_warnings = [alert.to_dict() for alert in event.alerts]
+            case CheckpointSaved():
+                status.checkpoint, status.checkpoint_at = event.name, utc_timestamp()
+            case StepEnd():
+                self._on_step(event)
+            case EpochEnd():
+                self._on_epoch(event)
+            case FinalEvaluationStarted():
+                self._mark_idle("running", "")
+                status.phase, status.progress = TEST_PHASE, 1.0
+                status.epoch = status.epochs = status.step = status.steps = 0
+            case RunEnd():
+                self._mark_idle(event.state, first_line(event.reason, MAX_REASON))
+            case _:
+                return False
+        status.updated_at = utc_timestamp()
+        return (status.state, status.phase) != earlier
 
-    def _on_note(self, values: Mapping[str, Any]) -> None:
-        self.status.says = first_line(values["text"], MAX_REASON) or self.status.says
-
-    def _on_activations(self, values: Mapping[str, Any]) -> None:
-        self._cached = values["phases"]
-
-    def _on_waiting(self, values: Mapping[str, Any]) -> None:
-        self._mark_idle("waiting for nodes", first_line(values["text"], MAX_REASON))
-
-    def _on_started(self, values: Mapping[str, Any]) -> None:
+    def _on_failure(self, event: WorkerFailure) -> None:
         self._mark_idle("starting", "")
-        self.status.workers, self.status.nodes = int(values["workers"]), list(values["nodes"])
-        self.status.attempt = int(values["attempt"])
+        place = None
+        if event.position:
+            phase, epoch, step = event.position
+            place = {"phase": phase, "epoch": epoch + 1, "step": step + 1}
+        self._add_failure(event.kind, event.reason, place, utc_timestamp())
+        self.status.failures_here, self.status.failures_allowed = event.num_failures, event.max_failures
 
-    def _on_failure(self, values: Mapping[str, Any]) -> None:
-        self._mark_idle("starting", "")
-        place = values.get("place")
-        counted = {**place, "epoch": place["epoch"] + 1, "step": place["step"] + 1} if place else None
-        self._add_failure(values["cause"], values["reason"], counted, utc_timestamp())
-        self.status.failures_here, self.status.failures_allowed = int(values["failures"]), int(values["allowed"])
+    def _on_step(self, event: StepEnd) -> None:
+        self._set_running(event.phase, event.epoch, event.epochs)
+        self._epochs_done = event.epoch
+        status = self.status
+        status.step, status.steps, status.loss, status.accuracy = event.step, event.steps, event.loss, event.accuracy
+        self._estimate(event.images_per_second, event.step)
 
-    def _on_hardware_warnings(self, values: Mapping[str, Any]) -> None:
-        self.status.hardware_warnings = list(values["warnings"])
+    def _on_epoch(self, event: EpochEnd) -> None:
+        record, status = event.record, self.status
+        self._set_running(record.phase, record.epoch, event.epochs)
+        self._epochs_done = record.epoch + 1
+        status.step = status.steps = math.ceil(self._sizes["train"] / self._batch)
+        status.loss, status.accuracy = record.train_loss, record.train_accuracy
+        status.val_accuracy = record.val_accuracy
+        status.best_val_accuracy = max(record.val_accuracy, status.best_val_accuracy or 0.0)
+        train_s = self._sizes["train"] / record.images_per_second
+        self._validation_s[status.phase] = max(0.0, record.seconds - train_s)
+        self._estimate(record.images_per_second, 0)
 
-    def _on_checkpoint(self, values: Mapping[str, Any]) -> None:
-        self.status.checkpoint, self.status.checkpoint_at = values["name"], utc_timestamp()
+    def _set_running(self, phase: str, epoch: int, epochs: int) -> None:
+        status = self.status
+        status.state, status.reason = "running", ""
+        status.phase, status.epoch, status.epochs = phase, epoch + 1, epochs
 
-    def _on_step(self, values: Mapping[str, Any]) -> None:
-        self._at(values, values["step"], values["epoch"])
-        self.status.steps = values["steps"]
-        self.status.loss, self.status.accuracy = float(values["loss"]), float(values["accuracy"])
-        self._estimate(float(values["images_per_second"]), values["step"])
-
-    def _on_epoch(self, values: Mapping[str, Any]) -> None:
-        steps = math.ceil(self._sizes["train"] / self._batch)
-        self._at(values, steps, values["epoch"] + 1)
-        status, rate, accuracy = self.status, float(values["images_per_second"]), float(values["val_accuracy"])
-        status.steps = steps
-        status.loss, status.accuracy = float(values["train_loss"]), float(values["train_accuracy"])
-        status.val_accuracy = accuracy
-        status.best_val_accuracy = max(accuracy, status.best_val_accuracy or 0.0)
-        self._validation_s[status.phase] = max(0.0, float(values["seconds"]) - self._sizes["train"] / rate)
-        self._estimate(rate, 0)
-
-    def _on_test(self, _values: Mapping[str, Any]) -> None:
-        self._mark_idle("running", "")
-        self.status.phase, self.status.progress = TEST_PHASE, 1.0
-        self.status.epoch = self.status.epochs = self.status.step = self.status.steps = 0
-
-    def _on_end(self, values: Mapping[str, Any]) -> None:
-        self._mark_idle(values["state"], first_line(values.get("reason", ""), MAX_REASON))
-
-    def _mark_idle(self, state: RunState, reason: str) -> None:
+    def _mark_idle(self, state: str, reason: str) -> None:
         """No steps are taken now."""
-        self.status.state, self.status.reason = state, reason
+        self.status.state, self.status.reason = cast(RunState, state), reason
         self.status.eta_s, self.status.eta_whole, self.status.images_per_second = None, False, None
 
     def _add_failure(self, kind: str, reason: str, place: Mapping[str, Any] | None, at: str) -> None:
@@ -219,12 +235,6 @@ class StatusBuilder:
         }
         self.status.failures += 1
         self.status.last_failures = [*self.status.last_failures, told][-_FAILURES:]
-
-    def _at(self, values: Mapping[str, Any], step: int, epochs_done: int) -> None:
-        status = self.status
-        status.state, status.reason = "running", ""
-        status.phase, status.epoch, status.epochs = values["phase"], values["epoch"] + 1, values["epochs"]
-        status.step, self._epochs_done = step, epochs_done
 
     def _estimate(self, rate: float, step: int) -> None:
         """How much is left after `step` training steps of the epoch, at `rate` images per second."""

@@ -227,7 +227,7 @@ def _details_without_status_file(look: _FolderSnapshot) -> dict[str, Any]:
         phase, _, epoch = run.reached.split()
         about |= {"phase": phase, "epoch": int(epoch), "epochs": look.record["config"][phase]["epochs"]}
     if run.best:
-        about |= {"best_val_accuracy": run.best["val_accuracy"], "checkpoint": run.checkpoint}
+        about |= {"best_val_accuracy": run.best.val_accuracy, "checkpoint": run.checkpoint}
     return about
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.background import BackgroundTask
+from pharmclf.core.events import Event
 from pharmclf.core.timeouts import CLOSE_WRITER_S, OPTIONAL_STORAGE_S
 from pharmclf.runs.status import STATUS_FILE, Status, StatusBuilder
 
@@ -42,10 +43,10 @@ class StatusWriter:
             failure=f"{self._location} cannot be written",
         )
 
-    def event(self, kind: str, **values: Any) -> None:
-        """Take an event of the run, as `Callback.event`; also test, and end (state, reason)."""
+    def on_event(self, event: Event, /) -> None:
+        """As `Callback.on_event`."""
         with self._lock:
-            urgent = self._builder.handle_event(kind, values)
+            urgent = self._builder.handle_event(event)
             self._changed = True
         if urgent:
             self._task.notify()

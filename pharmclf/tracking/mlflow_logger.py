@@ -11,6 +11,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import from_dict, to_yaml
 from pharmclf.core.console import Say
+from pharmclf.core.events import EpochRecord
 from pharmclf.runs.record import RUN_FILE, flatten
 from pharmclf.schema_version import load_record
 from pharmclf.tracking.mlflow_client import ID_TAG, PARENT_TAG, MlflowExperiment, MlflowRun, run_identity
@@ -116,7 +117,8 @@ class _MlflowSweepState:
         identity, name, epochs = self._identity_of(number), f"trial {number}", trial.epochs
         if folder != trial.folder:  # its configuration was trained anew
             identity, name = f"{self._identity}-winner", "winner"
-            epochs = metrics_by_step(story.config, storage.read_json(storage.join(folder, "history.json")))
+            history = storage.read_json(storage.join(folder, "history.json"))
+            epochs = metrics_by_step(story.config, map(EpochRecord.from_dict, history))
         winner = self._open(identity, name)
         for other in self._below():
             if _WINNER_TAG in other.data.tags and other.info.run_id != winner.id:  # before there were more trials

@@ -10,14 +10,15 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.core.events import EpochRecord
 from pharmclf.reporting.sweep_tables import TrialInfo
 from pharmclf.schema_version import SCHEMA_KEY, load_record
-from pharmclf.training.lr_schedule import BALANCED
-from pharmclf.training.phases import with_epoch_index
+from pharmclf.training.phases import number_epochs
 
 BEST = "best_val_accuracy"
 _NUMBERS = (
-    "train_loss", "train_accuracy", "val_loss", "val_accuracy", BALANCED, "learning_rate", "images_per_second",
+    "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "learning_rate",
+    "images_per_second",
 )  # fmt: skip
 _VISIBLE_SUFFIXES = (".html", ".md", ".json", ".png", ".csv", ".txt", "sweep.parquet")  # ends of the names of files
 _HIDDEN = ("checkpoints", "tensorboard", "trials", "stacks", "lease.json", "status.json", "mlflow.json")
@@ -93,26 +94,26 @@ class SweepSnapshot:
 
 
 def metrics_by_step(
-    config: RunConfig, history: Iterable[Mapping[str, Any]], *, ended_s: float | None = None, best: float = 0.0
+    config: RunConfig, history: Iterable[EpochRecord], *, ended_s: float | None = None, best: float = 0.0
 ) -> tuple[EpochSnapshot, ...]:
     """Records of epochs as they are tracked.
 
     Args:
         config: of the run.
-        history: records as in history.json, in order.
+        history: in order.
         ended_s: when the last of them ended, seconds since 1970; None: now.
         best: the best validation accuracy before them.
     """
     found: list[EpochSnapshot] = []
-    records = with_epoch_index(config, list(history))
-    left_s = sum(record["seconds"] for record in records)
+    records = number_epochs(config, history)
+    left_s = sum(record.seconds for record in records.values())
     last_s = time.time() if ended_s is None else ended_s
-    for record in records:
-        left_s -= record["seconds"]
-        best = max(best, record["val_accuracy"])
-        numbers = {name: record.get(name) for name in _NUMBERS} | {BEST: best, "epoch_seconds": record["seconds"]}
-        numbers["phase"] = float(record["phase"].removeprefix("phase"))
-        found.append(EpochSnapshot(at=record["at"], ended_s=last_s - left_s, numbers=_finite(numbers)))
+    for at, record in records.items():
+        left_s -= record.seconds
+        best = max(best, record.val_accuracy)
+        numbers = {name: getattr(record, name) for name in _NUMBERS} | {BEST: best, "epoch_seconds": record.seconds}
+        numbers["phase"] = float(record.phase.removeprefix("phase"))
+        found.append(EpochSnapshot(at=at, ended_s=last_s - left_s, numbers=_finite(numbers)))
     return tuple(found)
 
 

@@ -14,6 +14,7 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.background import BackgroundTask
 from pharmclf.core.console import Say
+from pharmclf.core.events import EpochEnd, EpochRecord, Event
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.reporting.sweep_tables import TrialInfo
 from pharmclf.runs.record import RunRecord, flatten
@@ -126,12 +127,12 @@ class Tracker:
         if config.mlflow:
             self._telling.add_backend(f"MLflow at {config.mlflow}", MlflowRunLogger(config.mlflow, say).deliver)
 
-    def event(self, kind: str, **values: Any) -> None:
-        """Take an event of the run, as `Callback.event`; those that nothing is tracked of are passed over."""
-        if kind == "epoch":
-            self._telling.update(lambda story: self._with_epoch(story, values))
+    def on_event(self, event: Event, /) -> None:
+        """As `Callback.on_event`."""
+        if isinstance(event, EpochEnd):
+            self._telling.update(lambda story: self._with_epoch(story, event.record))
 
-    def _with_epoch(self, story: RunSnapshot, record: Mapping[str, Any]) -> RunSnapshot:
+    def _with_epoch(self, story: RunSnapshot, record: EpochRecord) -> RunSnapshot:
         best = story.epochs[-1].numbers.get(BEST, 0.0) if story.epochs else 0.0
         fresh = metrics_by_step(self._config, [record], best=best)
         known = {epoch.at for epoch in story.epochs}  # what is trained again after a loss takes the same steps
@@ -180,7 +181,7 @@ class SweepTracker:
 
     def on_trial_end(self, facts: TrialInfo, folder: str) -> None:
         """A trial has ended, now or under an earlier driver."""
-        trial = TrialSnapshot(facts=facts, folder=folder, epochs=metrics_by_step(self._config, facts.history))
+        trial = TrialSnapshot(facts=facts, folder=folder, epochs=metrics_by_step(self._config, facts.history.values()))
         self._telling.update(lambda story: dataclasses.replace(story, trials={**story.trials, facts.number: trial}))
 
     def close(self, record: Mapping[str, Any]) -> None:
@@ -203,7 +204,7 @@ def _previous_epochs(config: RunConfig, folder: str) -> tuple[EpochSnapshot, ...
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError), storage.timeout(OPTIONAL_STORAGE_S):
         location = storage.join(folder, "history.json")
         if storage.is_file(location):
-            return metrics_by_step(config, storage.read_json(location))
+            return metrics_by_step(config, map(EpochRecord.from_dict, storage.read_json(location)))
         if checkpoints := list_checkpoints(storage.join(folder, "checkpoints")):
-            return metrics_by_step(config, checkpoints[-1].state["history"])
+            return metrics_by_step(config, map(EpochRecord.from_dict, checkpoints[-1].state["history"]))
     return ()

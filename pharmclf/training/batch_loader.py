@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from pharmclf.core.events import Callback, ImagesQuarantined
 from pharmclf.data.augment import identity_transforms, projective_transforms
 from pharmclf.data.batch_sampler import PADDING, BatchPlan, BatchSlice, view_index
-from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.data.ray_loader import load_batches, prefetch
 from pharmclf.feature_cache.reader import FeatureReader
 from pharmclf.feature_cache.shards import missing_rows
 from pharmclf.models.devices import gpu_compute_capability
-from pharmclf.training.context import Listener, TrainingContext
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import Phase
 from pharmclf.training.train_step import Batch
 
 
 def device_batches(
-    job: TrainingContext, phase: Phase, plan: BatchPlan, first: int, observer: Listener | None = None
+    job: TrainingContext, phase: Phase, plan: BatchPlan, first: int, observer: Callback | None = None
 ) -> Any:
     """The batches of a phase from a step on, on the device and ahead of their use.
 
@@ -49,8 +49,8 @@ def device_batches(
         step, inputs, bad = item
         lost = np.flatnonzero(bad != "")
         if observer and len(lost) and kept is None:
-            rows, reasons = step.rows[lost].tolist(), bad[lost].tolist()
-            observer.event(QUARANTINED, rows=rows, reasons=reasons)
+            reasons = dict(zip(step.rows[lost].tolist(), bad[lost].tolist(), strict=True))
+            observer.on_event(ImagesQuarantined(reasons=reasons))
         mask = (step.rows != PADDING).astype(np.float32)
         mask[lost] = 0.0
         labels = np.where(step.rows != PADDING, job.labels[step.rows], 0)

@@ -1,10 +1,10 @@
-"""What the loop is given and who watches it; known to the driver too, so it imports neither Ray nor TensorFlow."""
+"""What the loop is given; known to the driver too, so it imports neither Ray nor TensorFlow."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -68,17 +68,3 @@ class TrainingContext:
     def checkpoints(self) -> str:
         """Folder of the checkpoints."""
         return storage.join(self.folder, "checkpoints")
-
-
-class Listener(Protocol):
-    """Who is told of a run's events."""
-
-    def event(self, kind: str, **values: Any) -> None:
-        """Something happened: note, step, epoch. (chief only; of quarantined images all ranks)"""
-
-
-class Callback(Listener, Protocol):
-    """Who watches a run and may stop it."""
-
-    def should_stop(self) -> bool:
-        """Whether the run shall write a checkpoint and end. (chief only)"""

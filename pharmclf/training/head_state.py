@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,9 +9,9 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.core.events import Callback, EpochRecord, Note
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
 from pharmclf.training.checkpoint_manager import CheckpointManager
-from pharmclf.training.context import Callback
 from pharmclf.training.lr_schedule import EarlyStoppingState, learning_rate, selection_score
 from pharmclf.training.phases import Phase, Position
 from pharmclf.training.stacked import VectorizedHeads
@@ -65,7 +64,7 @@ class HeadState:
             member.checkpoints,
             member.fingerprints,
             member.config.keep_checkpoints,
-            lambda text: observer.event("note", text=f"{member.folder}: {text}"),
+            lambda text: observer.on_event(Note(text=f"{member.folder}: {text}")),
         )
         for checkpoint in list_checkpoints(member.checkpoints):
             check_fingerprints(checkpoint.fingerprints, member.fingerprints, f"checkpoint {checkpoint.location}")
@@ -92,18 +91,17 @@ class HeadState:
         first, scale = epoch * steps, self.monitor.scale
         return [learning_rate(phase.settings, stopping, first + step, total, scale) for step in range(steps)]
 
-    def after_epoch(self, record: dict[str, Any], position: Position) -> bool:
+    def after_epoch(self, record: EpochRecord, position: Position) -> bool:
         """Add an epoch that ends at a position -> whether it is the best of the phase."""
-        stopping, name, epoch = self.member.config.stopping, record["phase"], record["epoch"]
+        stopping, name, epoch = self.member.config.stopping, record.phase, record.epoch
         self.progress.history.append(record)
-        self.monitor = self.monitor.after_epoch(epoch, selection_score(record), record["val_loss"], stopping)
+        self.monitor = self.monitor.after_epoch(epoch, selection_score(record), record.val_loss, stopping)
         self.progress.monitors[name] = self.monitor.to_dict()
         self.progress.epoch_sums = {}
         improved = self.monitor.best_epoch == epoch
         if improved:
             self.progress.best[name] = position.label
-            # what stands in lists and dicts is replaced and never changed
-            self.best = position, {key: copy.copy(value) for key, value in vars(self.progress).items()}
+            self.best = position, self.progress.to_dict()
         return improved
 
     def due(self) -> bool:
@@ -116,7 +114,7 @@ class HeadState:
             at, state = self.best
             self._save(at, state, lambda: heads.state_dict(self.place, best=True))
         if position:
-            self._save(position, vars(self.progress), lambda: heads.state_dict(self.place))
+            self._save(position, self.progress.to_dict(), lambda: heads.state_dict(self.place))
         self.written_at = time.monotonic()
 
     def _save(self, position: Position, state: dict[str, Any], tensors: Callable[[], Any]) -> None:

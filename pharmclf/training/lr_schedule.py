@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pharmclf.config import PhaseConfig, StoppingConfig
+from pharmclf.core.events import EpochRecord
 
 _DIVERGED = 100.0  # times the loss of a guess among all classes, from which a loss is no model's any more
 _PLATEAU_MIN_DELTA = 1e-4  # a validation loss must fall by this to count, as in Keras's ReduceLROnPlateau
@@ -32,16 +33,14 @@ def learning_rate(phase: PhaseConfig, stopping: StoppingConfig, step: int, num_s
     return max(phase.learning_rate * 0.5 * (1 + math.cos(math.pi * progress)), floor)
 
 
-BALANCED = "val_balanced_accuracy"
-"""In the record of an epoch where classes are weighed: the mean of the classes' recalls on validation images."""
 BALANCED_NOTE = (
     "epochs are chosen by balanced accuracy, the mean recall of the classes, because optimizer.class_weights is auto"
 )
 
 
-def selection_score(record: Mapping[str, Any]) -> float:
+def selection_score(record: EpochRecord) -> float:
     """What epochs are chosen by: balanced accuracy where the record of an epoch has it, else validation accuracy."""
-    return float(record.get(BALANCED, record["val_accuracy"]))
+    return record.val_accuracy if record.val_balanced_accuracy is None else record.val_balanced_accuracy
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class EarlyStoppingState:
             scale=self.scale * stopping.plateau_factor if plateau else self.scale,
         )
 
-    def with_best(self, record: Mapping[str, Any] | None) -> EarlyStoppingState:
+    def with_best(self, record: EpochRecord | None) -> EarlyStoppingState:
         """The state with another epoch as the best one, because the checkpoint of the best is damaged.
 
         Args:
@@ -86,8 +85,8 @@ class EarlyStoppingState:
         """
         if record is None:
             return dataclasses.replace(self, best_accuracy=-1.0, best_loss=math.inf, best_epoch=-1)
-        accuracy, loss, epoch = selection_score(record), float(record["val_loss"]), int(record["epoch"])
-        return dataclasses.replace(self, best_accuracy=accuracy, best_loss=loss, best_epoch=epoch)
+        accuracy = selection_score(record)
+        return dataclasses.replace(self, best_accuracy=accuracy, best_loss=record.val_loss, best_epoch=record.epoch)
 
     def should_stop(self, stopping: StoppingConfig) -> bool:
         """Whether early stopping ends the phase now."""

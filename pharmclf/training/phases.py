@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pharmclf.config import PhaseConfig, RunConfig
+from pharmclf.core.events import EpochRecord
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ def build_phases(config: RunConfig) -> tuple[Phase, ...]:
     return tuple(phase for phase in both if phase.settings.epochs > 0)
 
 
-def with_epoch_index(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Records of epochs with `at`, their number from 1, counted over both phases."""
+def number_epochs(config: RunConfig, history: Iterable[EpochRecord]) -> dict[int, EpochRecord]:
+    """Records of epochs by their number from 1, counted over both phases."""
     first = {phase.name: phase.first_epoch for phase in build_phases(config)}
-    return [{**record, "at": first[record["phase"]] + record["epoch"] + 1} for record in history]
+    return {first[record.phase] + record.epoch + 1: record for record in history}
 
 
 @dataclass(frozen=True, order=True)

@@ -61,14 +61,14 @@ def resume_training(
     if workers.is_chief and (found := newest_checkpoint(job.checkpoints)) is not None:
         checkpoint, _ = found
         check_fingerprints(checkpoint.fingerprints, job.fingerprints, f"checkpoint {checkpoint.location}")
-        vars(progress).update(checkpoint.state)
+        progress.load(checkpoint.state)
         replace_corrupted_best(progress, job.checkpoints, checkpoint.position.phase, say)
         say(f"resumed from {checkpoint.name}")
-        found = dataclasses.replace(checkpoint, state=vars(progress)), found[1]
+        found = dataclasses.replace(checkpoint, state=progress.to_dict()), found[1]
     chosen = _broadcast_checkpoint(found and found[0], job, workers)
     if chosen is None:
         return None
-    vars(progress).update(chosen.state)
+    progress.load(chosen.state)
     tensors = found[1] if found else _read_with_retries(chosen, ("weights", "optimizer"), workers)
     return chosen.position, tensors
 
@@ -96,7 +96,7 @@ def best_weights(
         checkpoint = dataclasses.replace(checkpoint, state={"best": progress.best, "monitors": progress.monitors})
     chosen = _broadcast_checkpoint(checkpoint, job, workers)
     assert chosen is not None  # noqa: S101 - the chief has one, or has raised
-    vars(progress).update(chosen.state)
+    progress.load(chosen.state)
     return _read_with_retries(chosen, ("weights",), workers)["weights"]
 
 

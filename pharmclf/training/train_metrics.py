@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from pharmclf.core.events import Callback, StepEnd
 from pharmclf.data.batch_sampler import BatchPlan
-from pharmclf.training.context import Callback, TrainingContext, TrainingDivergedError
-from pharmclf.training.lr_schedule import BALANCED
+from pharmclf.training.context import TrainingContext, TrainingDivergedError
 from pharmclf.training.phases import Phase
 from pharmclf.training.train_step import StepResult
 
@@ -74,12 +74,6 @@ class EpochMetrics:
         return result
 
 
-def validation_scores(sums: EpochMetrics) -> dict[str, float]:
-    """What the record of an epoch says of its validation."""
-    scores = {"val_loss": sums.mean_loss, "val_accuracy": sums.accuracy}
-    return scores if sums.by_class is None else scores | {BALANCED: balanced_accuracy(sums.by_class)}
-
-
 def balanced_accuracy(by_class: np.ndarray) -> float:
     """The mean recall of the classes that have rows; 0 where none has.
 
@@ -109,15 +103,16 @@ class ProgressReporter:
         seconds_per_step = (now - self.began) / (step - self.first_step)
         epochs = self.phase.settings.epochs
         steps_left = (epochs - self.epoch) * self.plan.train_steps - step
-        self.observer.event(
-            "step",
-            phase=self.phase.name,
-            epoch=self.epoch,
-            epochs=epochs,
-            step=step,
-            steps=self.plan.train_steps,
-            loss=sums.mean_loss,
-            accuracy=sums.accuracy,
-            images_per_second=self.plan.batch_size / seconds_per_step,
-            eta_s=steps_left * seconds_per_step,
+        self.observer.on_event(
+            StepEnd(
+                phase=self.phase.name,
+                epoch=self.epoch,
+                epochs=epochs,
+                step=step,
+                steps=self.plan.train_steps,
+                loss=sums.mean_loss,
+                accuracy=sums.accuracy,
+                images_per_second=self.plan.batch_size / seconds_per_step,
+                eta_s=steps_left * seconds_per_step,
+            )
         )

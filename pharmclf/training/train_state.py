@@ -8,6 +8,7 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.core.console import Say
+from pharmclf.core.events import EpochRecord
 from pharmclf.training.checkpoint import CorruptedCheckpointError, read_checkpoint
 from pharmclf.training.lr_schedule import EarlyStoppingState, selection_score
 from pharmclf.training.phases import Position
@@ -19,13 +20,27 @@ _ALL_PHASES = 2  # beyond the number of the last one
 class TrainState:
     """What a run has come to; all of it is in every checkpoint."""
 
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """One record an epoch."""
+    history: list[EpochRecord] = field(default_factory=list)
     monitors: dict[str, dict[str, Any]] = field(default_factory=dict)
     best: dict[str, str] = field(default_factory=dict)
     """Name of each phase's best checkpoint."""
     epoch_sums: dict[str, float] = field(default_factory=dict)
     """Of the epoch under way: loss, correct, images, seconds."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; later changes of the state do not change them."""
+        return {
+            "history": [record.to_dict() for record in self.history],
+            "monitors": dict(self.monitors),
+            "best": dict(self.best),
+            "epoch_sums": dict(self.epoch_sums),
+        }
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Replace the parts that a checkpoint holds, given as by `to_dict`."""
+        vars(self).update(values)
+        if "history" in values:
+            self.history = [EpochRecord.from_dict(record) for record in values["history"]]
 
 
 def replace_corrupted_best(progress: TrainState, folder: str, number: int, say: Say) -> None:
@@ -85,18 +100,18 @@ def _find_damage(location: str) -> str:
     return ""
 
 
-def _best_intact(history: list[dict[str, Any]], phase: str, folder: str) -> dict[str, Any] | None:
+def _best_intact(history: list[EpochRecord], phase: str, folder: str) -> EpochRecord | None:
     """The record of the best epoch of a phase, by the monitor's order, whose checkpoint is whole."""
-    records = [record for record in history if record["phase"] == phase]
-    records.sort(key=lambda record: (-selection_score(record), record["val_loss"], record["epoch"]))
+    records = [record for record in history if record.phase == phase]
+    records.sort(key=lambda record: (-selection_score(record), record.val_loss, record.epoch))
     there = set(storage.list_folders(folder))
     kept = [record for record in records if _checkpoint_name(record) in there]
     return next((record for record in kept if not _find_damage(storage.join(folder, _checkpoint_name(record)))), None)
 
 
-def _checkpoint_name(record: Mapping[str, Any]) -> str:
+def _checkpoint_name(record: EpochRecord) -> str:
     """Name of the checkpoint at the end of an epoch."""
-    return Position(_number(record["phase"]), record["epoch"] + 1, 0).label
+    return Position(_number(record.phase), record.epoch + 1, 0).label
 
 
 def _number(phase: str) -> int:

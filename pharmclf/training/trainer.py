@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from pharmclf import storage
+from pharmclf.core.events import CheckpointSaved, EpochEnd, EpochRecord, Note, RunCallback
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.ray_loader import Prefetcher
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
@@ -19,9 +20,8 @@ from pharmclf.models.head import build_head
 from pharmclf.training.batch_loader import device_batches
 from pharmclf.training.checkpoint_manager import CheckpointManager
 from pharmclf.training.collectives import Workers
-from pharmclf.training.context import Callback, TrainingContext
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.lr_schedule import (
-    BALANCED,
     BALANCED_NOTE,
     EarlyStoppingState,
     is_best_of_run,
@@ -32,7 +32,7 @@ from pharmclf.training.oom import oom_as_user_error
 from pharmclf.training.phases import Phase, Position, build_phases
 from pharmclf.training.resume import best_weights, resume_training, verify_agreement
 from pharmclf.training.save_model import save_final_models
-from pharmclf.training.train_metrics import EpochMetrics, ProgressReporter, validation_scores
+from pharmclf.training.train_metrics import EpochMetrics, ProgressReporter, balanced_accuracy
 from pharmclf.training.train_state import TrainState, finalize_best
 from pharmclf.training.train_step import Batch, StepResult, TrainStep
 
@@ -45,7 +45,7 @@ class _LoopContext:
 
     job: TrainingContext
     workers: Workers
-    observer: Callback
+    observer: RunCallback
     saver: CheckpointManager | None
     """None but for the chief."""
     progress: TrainState
@@ -53,16 +53,16 @@ class _LoopContext:
     def say(self, text: str) -> None:
         """Tell the user. (chief only; nothing happens on the others)"""
         if self.workers.is_chief:
-            self.observer.event("note", text=text)
+            self.observer.on_event(Note(text=text))
 
     def save(self, model: TrainStep, position: Position) -> None:
         """Write a checkpoint. (chief only; nothing happens on the others)"""
         if self.saver:
-            name = self.saver.save(position, model.state_dict(), vars(self.progress))
-            self.observer.event("checkpoint", name=name)
+            name = self.saver.save(position, model.state_dict(), self.progress.to_dict())
+            self.observer.on_event(CheckpointSaved(name=name))
 
 
-def train(job: TrainingContext, workers: Workers, observer: Callback) -> dict[str, Any]:
+def train(job: TrainingContext, workers: Workers, observer: RunCallback) -> dict[str, Any]:
     """Train both phases, from the newest checkpoint if there is one. (all ranks)
 
     Returns:
@@ -81,7 +81,7 @@ def train(job: TrainingContext, workers: Workers, observer: Callback) -> dict[st
     if workers.is_chief:
 
         def say(text: str) -> None:
-            observer.event("note", text=text)
+            observer.on_event(Note(text=text))
 
         saver = CheckpointManager(job.checkpoints, job.fingerprints, config.keep_checkpoints, say)
     run = _LoopContext(job, workers, observer, saver, progress)
@@ -137,7 +137,7 @@ def _train_phases(run: _LoopContext) -> dict[str, Any]:
 
 def _is_balanced(progress: TrainState) -> bool:
     """Whether epochs are chosen by balanced accuracy, where classes are weighed."""
-    return all(BALANCED in record for record in progress.history)
+    return all(record.val_balanced_accuracy is not None for record in progress.history)
 
 
 def build_networks(job: TrainingContext, workers: Workers, precision: str) -> tuple[keras.Model, keras.Model]:
@@ -198,9 +198,9 @@ def _train_phase(run: _LoopContext, phase: Phase, model: TrainStep, start: Posit
             return "stopped"
         record = under_way.record()
         if not _is_balanced(progress):
-            record.pop(BALANCED, None)
+            record = replace(record, val_balanced_accuracy=None)
         progress.history.append(record)
-        monitor = monitor.after_epoch(epoch, selection_score(record), record["val_loss"], stopping)
+        monitor = monitor.after_epoch(epoch, selection_score(record), record.val_loss, stopping)
         progress.monitors[phase.name] = monitor.to_dict()
         progress.epoch_sums = {}
         position = Position(start.phase, epoch + 1, 0)
@@ -210,7 +210,7 @@ def _train_phase(run: _LoopContext, phase: Phase, model: TrainStep, start: Posit
         run.save(model, position)
         if workers.is_chief:
             best = is_best_of_run(progress.monitors, phase.name, epoch)
-            observer.event("epoch", **record, epochs=phase.settings.epochs, best=best)
+            observer.on_event(EpochEnd(record=record, epochs=phase.settings.epochs, is_best=best))
         last_checkpoint = time.monotonic()
         if stopped:
             run.say(f"stopped on request; checkpoint {position.label} is written")
@@ -267,19 +267,21 @@ class _EpochRunner:
         self.validated += 1
         return done.stop_votes > 0
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> EpochRecord:
         """The epoch in the history, behind its last validation step."""
-        sums, seconds = self.sums, self._trained["seconds"]
-        return {
-            "phase": self._phase.name,
-            "epoch": self._epoch,
-            "train_loss": sums.mean_loss,
-            "train_accuracy": sums.accuracy,
-            **validation_scores(self._validation),
-            "learning_rate": float(self._model.optimizer.learning_rate.numpy()),
-            "seconds": seconds + self._validation.seconds,
-            "images_per_second": sums.images / seconds,
-        }
+        sums, validation, seconds = self.sums, self._validation, self._trained["seconds"]
+        return EpochRecord(
+            phase=self._phase.name,
+            epoch=self._epoch,
+            train_loss=sums.mean_loss,
+            train_accuracy=sums.accuracy,
+            val_loss=validation.mean_loss,
+            val_accuracy=validation.accuracy,
+            val_balanced_accuracy=None if validation.by_class is None else balanced_accuracy(validation.by_class),
+            learning_rate=float(self._model.optimizer.learning_rate.numpy()),
+            seconds=seconds + validation.seconds,
+            images_per_second=sums.images / seconds,
+        )
 
     def save_checkpoint(self) -> Position:
         """Write a checkpoint behind the training steps that have been started. (all ranks; the chief writes)

@@ -17,15 +17,15 @@ import numpy as np
 import tensorflow as tf
 
 from pharmclf import storage
+from pharmclf.core.events import EpochRecord, HeadsEpochEnd, RunCallback
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
 from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
 from pharmclf.training.batch_loader import device_batches
 from pharmclf.training.collectives import Workers
-from pharmclf.training.context import Callback, TrainingContext, TrainingDivergedError
+from pharmclf.training.context import TrainingContext, TrainingDivergedError
 from pharmclf.training.grouping import group_key
 from pharmclf.training.head_state import HeadSpec, HeadState
-from pharmclf.training.lr_schedule import BALANCED
 from pharmclf.training.phases import Phase, Position, build_phases
 from pharmclf.training.stacked import VectorizedHeads
 from pharmclf.training.train_metrics import EpochMetrics, balanced_accuracy
@@ -37,7 +37,7 @@ _WRITERS = 8  # checkpoints written at a time: each waits for the disk, or for a
 
 
 def train_heads(
-    job: TrainingContext, members: Sequence[HeadSpec], workers: Workers, observer: Callback
+    job: TrainingContext, members: Sequence[HeadSpec], workers: Workers, observer: RunCallback
 ) -> list[dict[str, Any]]:
     """Train the heads of all members from their beginning, in this process.
 
@@ -50,7 +50,7 @@ def train_heads(
         job: of the first member, with kept pooled features for each phase. Rows, labels and features go for all.
         members: of one `group_key`. One that has been begun before begins anew; `trainer.train` would go on with it.
         workers: this process alone.
-        observer: gets "note", and "heads" once an epoch; asked before each step whether to stop.
+        observer: handles `Note`, and `HeadsEpochEnd` once an epoch; asked before each step whether to stop.
 
     Returns:
         What `trainer.train` returns, for each member in order, with status "complete", "stopped" or "diverged", and
@@ -108,7 +108,7 @@ class _HeadGroup:
         job: TrainingContext,
         trials: Sequence[HeadState],
         heads: VectorizedHeads,
-        observer: Callback,
+        observer: RunCallback,
         pool: ThreadPoolExecutor,
     ) -> None:
         self._job, self._trials, self._heads, self._observer, self._pool = job, trials, heads, observer, pool
@@ -175,9 +175,15 @@ class _HeadGroup:
         if improved.any():
             self._heads.keep_best(improved)
         self._write(writing)
-        best = max((record["val_accuracy"] for record in records.values()), default=0.0)
-        about = {"phase": phase.name, "epoch": epoch.number, "epochs": phase.settings.epochs}
-        self._observer.event("heads", **about, active=len(records), val_accuracy=best)
+        self._observer.on_event(
+            HeadsEpochEnd(
+                phase=phase.name,
+                epoch=epoch.number,
+                epochs=phase.settings.epochs,
+                num_active=len(records),
+                val_accuracy=max((record.val_accuracy for record in records.values()), default=0.0),
+            )
+        )
 
     def _write(self, positions: Mapping[HeadState, Position | None]) -> None:
         list(self._pool.map(lambda item: item[0].write(self._heads, item[1]), positions.items()))
@@ -237,24 +243,23 @@ class _HeadsEpochRunner:
                 trial.progress.epoch_sums = sums
         return Position(self.phases[0].number, self.number, self._steps)
 
-    def record(self, trial: HeadState) -> dict[str, Any]:
+    def record(self, trial: HeadState) -> EpochRecord:
         """The epoch in the member's history; the times are those of all heads together."""
         sums = self._sums[:, :, trial.place]
         train_images, validation_images = np.maximum(1.0, sums[:, 2])  # what is quarantined does not count
         by_class = self._by_class[:, trial.place].reshape(2, -1) if np.ndim(self._by_class) else None
-        balanced = {} if by_class is None else {BALANCED: balanced_accuracy(by_class)}
-        return {
-            "phase": self.phases[0].name,
-            "epoch": self.number,
-            "train_loss": float(sums[0, 0] / train_images),
-            "train_accuracy": float(sums[0, 1] / train_images),
-            "val_loss": float(sums[1, 0] / validation_images),
-            "val_accuracy": float(sums[1, 1] / validation_images),
-            **balanced,
-            "learning_rate": float(self._rates[trial.place, -1]),
-            "seconds": self._seconds,
-            "images_per_second": float(train_images / self._train_seconds),
-        }
+        return EpochRecord(
+            phase=self.phases[0].name,
+            epoch=self.number,
+            train_loss=float(sums[0, 0] / train_images),
+            train_accuracy=float(sums[0, 1] / train_images),
+            val_loss=float(sums[1, 0] / validation_images),
+            val_accuracy=float(sums[1, 1] / validation_images),
+            val_balanced_accuracy=None if by_class is None else balanced_accuracy(by_class),
+            learning_rate=float(self._rates[trial.place, -1]),
+            seconds=self._seconds,
+            images_per_second=float(train_images / self._train_seconds),
+        )
 
     def _start(self, running: Any, section: int, step: int) -> None:
         """A step has been started: read the one before it."""

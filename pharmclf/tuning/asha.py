@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from pharmclf.core.events import EpochRecord
 from pharmclf.training.lr_schedule import selection_score
 
 _MIN_TRIALS = 2  # trials that go on at every rung, however few have come to it
@@ -36,7 +36,7 @@ def default_grace(epochs: tuple[int, int]) -> int:
 
 
 def rung_that_stops(
-    number: int, histories: Mapping[int, Sequence[Mapping[str, Any]]], at_rungs: Sequence[int], factor: int
+    number: int, histories: Mapping[int, Mapping[int, EpochRecord]], at_rungs: Sequence[int], factor: int
 ) -> int | None:
     """The rung at which a trial is not among the best 1 / `factor` of those that have come to it; None: it goes on.
 
@@ -45,14 +45,14 @@ def rung_that_stops(
 
     Args:
         number: of the trial.
-        histories: by number of the trial the records of its epochs, each with `at` and what `selection_score` reads.
+        histories: by number of the trial its epochs, by their number counted over both phases.
         at_rungs: of `rungs`.
         factor: of all at a rung, the best 1 / factor go on, equals among them.
     """
     for rung in at_rungs:
         if _score(histories[number], rung) is None:
             return None
-        mine = max(map(selection_score, histories[number]))
+        mine = max(map(selection_score, histories[number].values()))
         scores = [score for history in histories.values() if (score := _score(history, rung)) is not None]
         better = sum(score > mine for score in scores)
         if better >= max(_MIN_TRIALS, math.ceil(len(scores) / factor)):
@@ -60,8 +60,8 @@ def rung_that_stops(
     return None
 
 
-def _score(history: Sequence[Mapping[str, Any]], rung: int) -> float | None:
+def _score(history: Mapping[int, EpochRecord], rung: int) -> float | None:
     """The best of what epochs are chosen by, up to a rung; None where the trial has not come so far."""
-    if not history or history[-1]["at"] < rung:
+    if max(history, default=0) < rung:
         return None
-    return max((selection_score(epoch) for epoch in history if epoch["at"] <= rung), default=None)
+    return max((selection_score(record) for number, record in history.items() if number <= rung), default=None)

@@ -51,7 +51,8 @@ def evaluate_best_trial(
         StopRequested: it was, before the model was tested.
     """
     checkpoints = storage.join(trial.folder, "checkpoints")
-    progress = TrainState(**list_checkpoints(checkpoints)[-1].state)
+    progress = TrainState()
+    progress.load(list_checkpoints(checkpoints)[-1].state)
     finalize_best(progress, checkpoints, say)
     state = vars(progress)
     task = ray.remote(num_cpus=0.5, max_calls=1)(_save_models)

@@ -16,6 +16,7 @@ from pharmclf.cli import EXIT_OK
 from pharmclf.config import RunConfig, refuse_auto, to_dict
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError, RunError
+from pharmclf.core.events import Event, Note
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest
@@ -164,9 +165,9 @@ class _SweepRun:
     def _hardware(self, lease: Lease) -> HardwareMonitor:
         """Watches the node of the sweep's driver; on one machine that is where all trials are."""
 
-        def tell(kind: str, **values: Any) -> None:
-            if kind == "note":
-                self.say(values["text"])
+        def tell(event: Event) -> None:
+            if isinstance(event, Note):
+                self.say(event.text)
 
         remote, gpus = storage.is_remote(self.base.data), self.base.accelerator != "cpu"
         return HardwareMonitor(

@@ -13,7 +13,7 @@ import queue
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 import psutil
@@ -23,18 +23,20 @@ from ray import tune
 from pharmclf import storage
 from pharmclf.config import RunConfig, from_dict
 from pharmclf.core.errors import first_line, format_error
+from pharmclf.core.events import EpochEnd, Event, HeadsEpochEnd, ImagesQuarantined, Note
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.feature_cache.manager import delete_corrupted, get_or_compute
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
 from pharmclf.runs.record import RunRecord
 from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseHeldError
 from pharmclf.training.context import TrainingContext, TrainingDivergedError
-from pharmclf.training.phases import build_phases, with_epoch_index
+from pharmclf.training.phases import build_phases
 from pharmclf.training_run import build_training_context, feature_request, quarantine_reporter, train_with_feature_cache
 
+QUARANTINED = "quarantined"
+"""In a report: row and reason of each image that no longer matches the manifest."""
 _LEASE_RETRY_S = 2.0
 _STOP_POLL_INTERVAL_S = 0.5
 _FINAL_CHECKPOINT_TIMEOUT_S = 120  # for the checkpoint of a trial that is stopped, before its worker is given the next
@@ -103,7 +105,7 @@ def _train_one(
 ) -> list[dict[str, Any]]:
     (member,) = group["members"]
     config = from_dict(member["config"])
-    observer = _TrialCallback(config, member["number"], used, shared.stop)
+    observer = _TrialCallback(member["number"], used, shared.stop)
     names = [phase.name for phase in build_phases(config) if phase.unfreeze_blocks in group["depths"]]
     try:
         job = _trial_context(config, member, shared)
@@ -116,7 +118,7 @@ def _train_one(
         observer.leave()
     except Exception as error:
         return [_trial_failure(error)]
-    return [{"state": "trained", "reason": "", "history": with_epoch_index(config, outcome["history"])}]
+    return [{"state": "trained", "reason": "", "history": [record.to_dict() for record in outcome["history"]]}]
 
 
 def _train_heads(
@@ -130,7 +132,7 @@ def _train_heads(
 
     members = group["members"]
     configs = [from_dict(member["config"]) for member in members]
-    observer = _TrialCallback(configs[0], None, used, shared.stop)
+    observer = _TrialCallback(None, used, shared.stop)
     try:
         configure_devices_for(configs[0])
         job = _trial_context(configs[0], members[0], shared)
@@ -161,12 +163,9 @@ def _train_heads(
             "state": states[outcome["status"]],
             "reason": outcome["reason"],
             # of the time that all took together, each has its part
-            "history": [
-                record | {"seconds": record["seconds"] / len(members)}
-                for record in with_epoch_index(config, outcome["history"])
-            ],
+            "history": [record.to_dict() | {"seconds": record.seconds / len(members)} for record in outcome["history"]],
         }
-        for config, outcome in zip(configs, outcomes, strict=True)
+        for outcome in outcomes
     ]
 
 
@@ -201,8 +200,8 @@ def _hold_leases(folders: list[str]) -> Iterator[None]:
 class _TrialCallback:
     """Passes epochs on to the sweep, which may end the trial at each."""
 
-    def __init__(self, config: RunConfig, number: int | None, used: Callable[[], dict[str, float]], stop: Any) -> None:
-        self._config, self._number, self._used, self._stopped = config, number, used, False
+    def __init__(self, number: int | None, used: Callable[[], dict[str, float]], stop: Any) -> None:
+        self._number, self._used, self._stopped = number, used, False
         self._lost: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()  # they come from threads
         self._sweep_ends, self._asked_at, self._ends = stop and stop.wait.remote(), 0.0, False
 
@@ -211,17 +210,18 @@ class _TrialCallback:
         if text.startswith("warning"):
             self._report({"note": text})
 
-    def event(self, kind: str, **values: Any) -> None:
+    def on_event(self, event: Event, /) -> None:
         """Report an epoch. (chief only)"""
-        if kind == QUARANTINED:
-            for lost in zip(values["rows"], values["reasons"], strict=True):
-                self._lost.put(lost)
-        elif kind == "note":
-            self.say(values["text"])
-        elif kind == "epoch" and self._number is not None:
-            self._report({"epoch": [self._number, with_epoch_index(self._config, [values])[0], self._used()]})
-        elif kind == "heads":
-            self._report({"heads": values})
+        match event:
+            case ImagesQuarantined():
+                for lost in event.reasons.items():
+                    self._lost.put(lost)
+            case Note():
+                self.say(event.text)
+            case EpochEnd() if self._number is not None:
+                self._report({"epoch": [self._number, event.record.to_dict(), self._used()]})
+            case HeadsEpochEnd():
+                self._report({"heads": asdict(event)})
 
     def should_stop(self) -> bool:
         """Whether the sweep has ended the trial, at an epoch, or ends itself."""

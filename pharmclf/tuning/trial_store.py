@@ -9,6 +9,7 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import RunConfig, to_dict
+from pharmclf.core.events import EpochRecord
 from pharmclf.core.hashing import fingerprint
 from pharmclf.models.devices import with_precision
 from pharmclf.reporting.sweep_tables import TrialInfo, TrialState
@@ -17,7 +18,7 @@ from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.grouping import group_key
 from pharmclf.training.lr_schedule import selection_score
-from pharmclf.training.phases import with_epoch_index
+from pharmclf.training.phases import number_epochs
 from pharmclf.tuning.asha import rung_that_stops
 from pharmclf.tuning.search import ObservedTrial, Search
 from pharmclf.tuning.space import Space, Value
@@ -41,7 +42,7 @@ class Trial:
     state: TrialState | None = None
     """None: it has not begun."""
     reason: str = ""
-    history: dict[int, dict[str, Any]] = field(default_factory=dict)
+    history: dict[int, EpochRecord] = field(default_factory=dict)
     """Records of its epochs, by their number counted over both phases."""
     used: dict[str, float] = field(default_factory=dict)
     """seconds, cpu_s, gpu_s, of all processes that trained it."""
@@ -58,16 +59,16 @@ class Trial:
         return self.state not in (None, "running")
 
     @property
-    def epochs(self) -> list[dict[str, Any]]:
-        """Records of its epochs, in order."""
-        return [self.history[at] for at in sorted(self.history)]
+    def epochs(self) -> dict[int, EpochRecord]:
+        """`history` in order."""
+        return dict(sorted(self.history.items()))
 
     @property
     def score(self) -> float | None:
         """The best of what its epochs are chosen by; 0 where it diverged; None where there is none."""
         if self.state == "diverged":
             return 0.0
-        return max(map(selection_score, self.epochs), default=None)
+        return max(map(selection_score, self.history.values()), default=None)
 
     def add_used(self, used: Mapping[str, float]) -> None:
         """Take what the present process has used so far."""
@@ -221,10 +222,10 @@ class TrialStore:
             )
         return members
 
-    def add_epoch(self, number: int, record: dict[str, Any], used: Mapping[str, float]) -> bool:
+    def add_epoch(self, number: int, record: EpochRecord, used: Mapping[str, float]) -> bool:
         """An epoch of a trial has ended -> whether it goes on."""
         trial = self.trials[number]
-        trial.history[record["at"]] = record
+        trial.history |= number_epochs(trial.config, [record])
         trial.add_used(used)
         histories = {other.number: other.epochs for other in self.trials.values() if other.history}
         rung = rung_that_stops(number, histories, self.plan.rungs, self.plan.factor)
@@ -237,7 +238,7 @@ class TrialStore:
         """A worker has ended a trial; its outcome: state, reason, history (None: as reported) and what was used."""
         trial = self.trials[number]
         if outcome["history"] is not None:
-            trial.history = {record["at"]: dict(record) for record in outcome["history"]}
+            trial.history = number_epochs(trial.config, map(EpochRecord.from_dict, outcome["history"]))
         trial.add_used({name: outcome[name] for name in ("seconds", "cpu_s", "gpu_s")})
         if outcome.get("away"):  # it goes on when the storage is there again
             self.fatal = outcome["reason"]
@@ -278,7 +279,8 @@ class TrialStore:
 
     def _write(self, trial: Trial) -> None:
         if trial.ended:
-            storage.write_json(storage.join(trial.folder, HISTORY_FILE), trial.epochs)
+            records = [record.to_dict() | {"at": number} for number, record in trial.epochs.items()]
+            storage.write_json(storage.join(trial.folder, HISTORY_FILE), records)
         storage.write_json(storage.join(trial.folder, RUN_FILE), self._record(trial))
 
     def _restore_trial(self, trial: Trial, about: Mapping[str, Any]) -> None:
@@ -288,7 +290,7 @@ class TrialStore:
         else:
             checkpoints = list_checkpoints(storage.join(trial.folder, "checkpoints"))
             records = checkpoints[-1].state["history"] if checkpoints else []
-        trial.history = {record["at"]: record for record in with_epoch_index(trial.config, records)}
+        trial.history = number_epochs(trial.config, map(EpochRecord.from_dict, records))
 
     # ------------------------------------------------------------------ for the report
 

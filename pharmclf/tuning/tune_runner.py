@@ -22,12 +22,12 @@ from ray.tune.search import Searcher
 
 from pharmclf.core.background import run_in_thread
 from pharmclf.core.console import Say
+from pharmclf.core.events import EpochRecord
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_duration
-from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.reporting.sweep_tables import live_table, short_names
 from pharmclf.tuning.options import TrialResources
-from pharmclf.tuning.trial import StopFlag, TrialContext, train_group
+from pharmclf.tuning.trial import QUARANTINED, StopFlag, TrialContext, train_group
 from pharmclf.tuning.trial_store import Trial, TrialStore
 
 _MAX_WORKER_FAILURES = 3  # of one trial, after which it counts as failed
@@ -139,7 +139,7 @@ class TuneRunner:
             goes_on = True
             if "epoch" in result:
                 number, record, used = result["epoch"]
-                goes_on = self.ledger.add_epoch(number, record, used)
+                goes_on = self.ledger.add_epoch(number, EpochRecord.from_dict(record), used)
                 if not goes_on:
                     self._print_trial(self.ledger.trials[number])
             return goes_on and not self._stop_requested()

@@ -17,6 +17,7 @@ from support.recorder import Recorder
 from support.worker_pair import Scene, train_as_pair
 
 from pharmclf.config import AugmentConfig, HeadConfig, OptimizerConfig, PhaseConfig
+from pharmclf.core.events import EpochRecord
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
 from pharmclf.training.checkpoint import newest_checkpoint
@@ -109,7 +110,8 @@ def train_by_two(job: TrainingContext, folder: Path) -> Trained:
     """Train by two workers, each a process."""
     folder.mkdir()
     ((line,), _) = train_as_pair([Scene(job=job)], folder)
-    return _trained(job, line["outcome"])
+    history = [EpochRecord.from_dict(record) for record in line["outcome"]["history"]]
+    return _trained(job, line["outcome"] | {"history": history})
 
 
 def train_heads_together(jobs: list[TrainingContext]) -> list[Trained]:
@@ -134,5 +136,5 @@ def _trained(job: TrainingContext, outcome: Mapping[str, Any]) -> Trained:
     assert outcome["status"] == "complete"
     found = newest_checkpoint(job.checkpoints)
     assert found is not None
-    losses = [float(record[name]) for record in outcome["history"] for name in _LOSSES]
+    losses = [float(getattr(record, name)) for record in outcome["history"] for name in _LOSSES]
     return Trained(losses, found[1]["weights"], found[1]["optimizer"])

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pharmclf.config import ConfigError
+from pharmclf.core.events import ImagesQuarantined, Note
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.quarantine import QUARANTINED, Quarantine
+from pharmclf.data.quarantine import Quarantine
 
 
 def test_each_image_is_said_once_a_handful_by_name_and_the_rest_by_count(drawn_manifest: Manifest, tmp_path: Path):
@@ -17,10 +18,10 @@ def test_each_image_is_said_once_a_handful_by_name_and_the_rest_by_count(drawn_m
     said: list[str] = []
     place = tmp_path / "quarantine.csv"
     quarantine = Quarantine(drawn_manifest, 0.1, said.append, str(place))
-    quarantine.event(QUARANTINED, rows=[3, 4], reasons=["not there", "changed"])
-    quarantine.event("epoch", rows=[9])
+    quarantine.on_event(ImagesQuarantined(reasons={3: "not there", 4: "changed"}))
+    quarantine.on_event(Note(text="9"))
     for _ in range(2):  # every epoch meets them again
-        quarantine.event(QUARANTINED, rows=[4, 5, 6, 7, 8, 9, 10], reasons=["changed"] * 7)
+        quarantine.on_event(ImagesQuarantined(reasons=dict.fromkeys(range(4, 11), "changed")))
     quarantine.write()
     paths = drawn_manifest.table["path"]
     assert said[:2] == [f"warning: quarantined: {paths[3]}: not there", f"warning: quarantined: {paths[4]}: changed"]

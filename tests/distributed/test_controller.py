@@ -12,10 +12,10 @@ from support.changed_files import CHANGED, with_changed
 from support.recorder import Recorder
 
 from pharmclf.config import ConfigError, HeadConfig, PhaseConfig
+from pharmclf.core.events import EpochEnd, Event, ImagesQuarantined
 from pharmclf.core.signals import StopRequested
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.distributed.controller import train_on_workers
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
 
@@ -24,12 +24,10 @@ class Silent:
     """Watches, and asks to stop once an epoch of a phase has been reported."""
 
     def __init__(self, stop_in: str | None = None) -> None:
-        self.kinds: list[str] = []
         self.stop_in, self.seen = stop_in, False
 
-    def event(self, kind: str, **values: Any) -> None:
-        self.kinds.append(kind)
-        self.seen |= kind == "epoch" and values["phase"] == self.stop_in
+    def on_event(self, event: Event, /) -> None:
+        self.seen |= isinstance(event, EpochEnd) and event.record.phase == self.stop_in
 
     def should_stop(self) -> bool:
         return self.seen
@@ -72,16 +70,14 @@ def test_two_workers_take_the_steps_of_one(
         job = make_job(str(tmp_path / str(workers)), workers=str(workers), head=head, **RATES)
         observer = Recorder()
         outcomes[workers] = train_on_workers(dataclasses.replace(job, images=images), observer)
-        told = [
-            pair for event in observer.of(QUARANTINED) for pair in zip(event["rows"], event["reasons"], strict=True)
-        ]
+        told = [pair for event in observer.of(ImagesQuarantined) for pair in event.reasons.items()]
         assert dict(told) == dict.fromkeys(changed, CHANGED)
         assert outcomes[workers]["workers"] == workers
     assert largest_difference(weights(str(tmp_path / "1")), weights(str(tmp_path / "2"))) <= 1e-4
     for one, two in zip(outcomes[1]["history"], outcomes[2]["history"], strict=True):
-        assert one["val_accuracy"] == two["val_accuracy"]
-        assert one["val_loss"] == pytest.approx(two["val_loss"], abs=1e-4)
-        assert one["train_loss"] == pytest.approx(two["train_loss"], abs=1e-4)
+        assert one.val_accuracy == two.val_accuracy
+        assert one.val_loss == pytest.approx(two.val_loss, abs=1e-4)
+        assert one.train_loss == pytest.approx(two.train_loss, abs=1e-4)
 
 
 @pytest.mark.ray
@@ -96,7 +92,7 @@ def test_a_run_begun_with_two_workers_ends_with_one(make_job: Any, tmp_path: Pat
     assert position.phase == 1
     resumed = train_on_workers(make_job(folder, workers="1", **settings), Silent())
     whole = train_on_workers(make_job(str(tmp_path / "whole"), workers="1", **settings), Silent())
-    losses = [[record["train_loss"] for record in outcome["history"]] for outcome in (resumed, whole)]
+    losses = [[record.train_loss for record in outcome["history"]] for outcome in (resumed, whole)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert largest_difference(weights(folder), weights(str(tmp_path / "whole"))) <= 1e-4
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -17,31 +17,34 @@ import pytest
 from ray import cloudpickle
 
 from pharmclf.config import PhaseConfig
+from pharmclf.core.events import EpochEnd, Event, WorkerFailure, WorkersStarted
 from pharmclf.distributed.controller import TrainingFailedError, train_on_workers
 from pharmclf.training.checkpoint import newest_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 RATES = {"phase1": PhaseConfig(epochs=3, learning_rate=1e-4), "phase2": PhaseConfig(epochs=2, learning_rate=1e-5)}
 
+E = TypeVar("E", bound=Event)
+
 
 class Watching:
     """Does something once, behind an epoch of a phase."""
 
     def __init__(self, act: Callable[[], None] = lambda: None, phase: str = "phase1") -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.events: list[Event] = []
         self.act, self.phase, self.acted = act, phase, False
 
-    def event(self, kind: str, /, **values: Any) -> None:
-        self.events.append((kind, values))
-        if kind == "epoch" and values["phase"] == self.phase and not self.acted:
+    def on_event(self, event: Event, /) -> None:
+        self.events.append(event)
+        if isinstance(event, EpochEnd) and event.record.phase == self.phase and not self.acted:
             self.acted = True
             self.act()
 
     def should_stop(self) -> bool:
         return False
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [values for name, values in self.events if name == kind]
+    def of(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
 
 
 def training_workers() -> list[psutil.Process]:
@@ -72,10 +75,11 @@ def test_a_run_whose_worker_is_killed_ends_as_if_it_had_not_been(make_job: Any, 
     train_on_workers(make_job(str(tmp_path / "calm"), workers="1", **RATES), calm)
     outcome = train_on_workers(make_job(str(tmp_path / "killed"), workers="1", failures=1, **RATES), disturbed)
     assert outcome["status"] == "complete"
-    assert [event["attempt"] for event in disturbed.of("started")] == [1, 2]
-    (failure,) = disturbed.of("failure")
-    assert (failure["cause"], failure["failures"], failure["allowed"]) == ("crash", 1, 1)
-    assert failure["place"]["phase"] == "phase1"
+    assert [event.attempt for event in disturbed.of(WorkersStarted)] == [1, 2]
+    (failure,) = disturbed.of(WorkerFailure)
+    assert (failure.kind, failure.num_failures, failure.max_failures) == ("crash", 1, 1)
+    assert failure.position is not None
+    assert failure.position[0] == "phase1"
     one, other = weights(tmp_path / "calm"), weights(tmp_path / "killed")
     assert max(float(np.abs(one[name] - other[name]).max()) for name in one) <= 1e-6
 
@@ -88,7 +92,7 @@ def test_a_crash_at_the_same_step_twice_ends_the_run_and_says_where(make_job: An
     watching = Watching()
     with pytest.raises(TrainingFailedError, match=r"a second time in phase1, epoch 1, step \d"):
         train_on_workers(job, watching)
-    assert len(watching.of("failure")) == 2
+    assert len(watching.of(WorkerFailure)) == 2
 
 
 @pytest.mark.slow
@@ -97,9 +101,9 @@ def test_a_worker_that_does_not_answer_is_named_and_ended(make_job: Any, tmp_pat
     watching = Watching(signalled(signal.SIGSTOP))
     job = make_job(str(tmp_path), workers="1", failures=1, hang_after_s=30.0, **RATES)
     assert train_on_workers(job, watching)["status"] == "complete"
-    (failure,) = watching.of("failure")
-    assert failure["cause"] == "hang"
-    assert "no answer from rank 0 on " in failure["reason"]
+    (failure,) = watching.of(WorkerFailure)
+    assert failure.kind == "hang"
+    assert "no answer from rank 0 on " in failure.reason
 
 
 class Sticking:
@@ -127,9 +131,9 @@ def test_a_hung_step_leaves_the_stacks_of_all_workers_and_the_run_goes_on(make_j
     assert (
         train_on_workers(dataclasses.replace(job, labels=Sticking(job.labels, flag)), watching)["status"] == "complete"
     )
-    (failure,) = watching.of("failure")
-    assert failure["cause"] == "hang"
-    assert "stacks of 2 workers" in failure["reason"]
+    (failure,) = watching.of(WorkerFailure)
+    assert failure.kind == "hang"
+    assert "stacks of 2 workers" in failure.reason
     stacks = {path.name: path.read_text() for path in (tmp_path / "run" / "stacks").iterdir()}
     assert sorted(stacks) == ["attempt1-rank0.txt", "attempt1-rank1.txt"]
     assert all("trainer.py" in text for text in stacks.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.epoch_records import epoch_record
 
 from pharmclf.evaluation.accuracy_agreement import accuracy_mismatch, best_accuracy, rounding_tolerance
 
@@ -53,5 +54,5 @@ def test_the_coarsest_format_says_what_a_tie_is():
 
 
 def test_the_best_epoch_is_that_of_its_phase():
-    records = [{"phase": f"phase{p}", "epoch": e, "val_accuracy": p + e / 10} for p in (1, 2) for e in range(3)]
+    records = [epoch_record(f"phase{p}", e, val_accuracy=p + e / 10) for p in (1, 2) for e in range(3)]
     assert best_accuracy(records, "phase2", 1) == 2.1

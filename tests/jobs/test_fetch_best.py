@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support import programs
+from support.epoch_records import epoch_record
 
 from pharmclf.config import load_yaml
 from pharmclf.core.hashing import sha256_file
@@ -150,7 +151,7 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, number: signal.Si
     """SIGINT ends with 130, SIGTERM with 143; what was fetched so far is deleted."""
     run = tmp_path / "runs" / "run"
     (run / "model").mkdir(parents=True)
-    epoch = {"phase": "phase1", "epoch": 0, "val_accuracy": 0.5, "val_loss": 1.0}
+    epoch = epoch_record(val_accuracy=0.5, val_loss=1.0).to_dict()
     record = {"state": "complete", "config": {}, "fingerprints": {"data": ""}}
     result = {"best_checkpoint": "checkpoints/phase1-epoch0001-step000000"}
     for name, value in (("run", record), ("result", result), ("history", [epoch]), ("model/checksums", {})):

@@ -8,16 +8,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from support.node_samples import gpu, loop, played, row, steady, trace
 
+from pharmclf.core.events import (
+    Event,
+    FeatureCacheReady,
+    FinalEvaluationStarted,
+    Note,
+    StepEnd,
+    WorkerFailure,
+    WorkersStarted,
+)
 from pharmclf.monitoring import (
-    HARDWARE,
-    LOOP,
-    WARNINGS,
+    HardwareAlertsChanged,
     HardwareMonitor,
+    LoopSampled,
+    NodeSampled,
     RunContext,
     read_alerts,
     read_samples,
@@ -27,27 +36,35 @@ from pharmclf.monitoring.sampler import LoopSampler, NodeSampler, Sampler, visib
 from pharmclf.monitoring.samples import GpuProcess, GpuReading, NodeSample
 
 NODE = "10.0.0.1"
+E = TypeVar("E", bound=Event)
+FAILURE = WorkerFailure(kind="crash", reason="it crashed", position=None, num_failures=1, max_failures=3)
+
+
+def step(phase: str) -> StepEnd:
+    return StepEnd(
+        phase=phase, epoch=0, epochs=2, step=1, steps=10, loss=1.0, accuracy=0.5, images_per_second=10.0, eta_s=1.0
+    )
 
 
 class Heard:
     """Takes events, and can wait for one."""
 
     def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.events: list[Event] = []
         self.new = threading.Condition()
 
-    def __call__(self, kind: str, **values: Any) -> None:
+    def __call__(self, event: Event) -> None:
         with self.new:
-            self.events.append((kind, values))
+            self.events.append(event)
             self.new.notify_all()
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [values for name, values in self.events if name == kind]
+    def of(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
 
     def texts(self) -> list[str]:
-        return [values["text"] for values in self.of("note")]
+        return [note.text for note in self.of(Note)]
 
-    def wait_for(self, kind: str, count: int = 1) -> list[dict[str, Any]]:
+    def wait_for(self, kind: type[E], count: int = 1) -> list[E]:
         with self.new:
             assert self.new.wait_for(lambda: len(self.of(kind)) >= count, timeout=60.0), kind
         return self.of(kind)
@@ -95,7 +112,7 @@ def monitor(tmp_path: Path) -> Iterator[Callable[..., tuple[HardwareMonitor, Hea
 
 def give(monitor: HardwareMonitor, rows: Sequence[NodeSample]) -> None:
     for one in rows:
-        monitor.event(HARDWARE, row=one)
+        monitor.on_event(NodeSampled(sample=one))
 
 
 # ---------------------------------------------------------------------- the monitor
@@ -110,7 +127,7 @@ def test_warnings_reach_console_status_and_files(monitor: Any, root: str) -> Non
     card = "GPU 0 (NVIDIA A100-SXM4-80GB)"
     assert said[:3] == [f"warning: {card}", f"alarm: {card}", f"alarm: {card}"]
     assert [text.split("%")[0] for text in said[3:]] == ["alarm: node 10.0.0.2 has 98 "]
-    lasting = [[found["rule"] for found in values["warnings"]] for values in heard.of(WARNINGS)]
+    lasting = [[alert.rule for alert in event.alerts] for event in heard.of(HardwareAlertsChanged)]
     assert lasting[0] == ["temperature"]
     assert ["temperature", "throttling"] in lasting or ["throttling", "temperature"] in lasting
     assert lasting[-1] == ["memory"]
@@ -126,13 +143,13 @@ def test_rows_carry_phase_and_loop_and_the_gpus_of_the_workers(monitor: Any, tmp
     watching, _ = monitor()
     cards = (gpu(0), gpu(1), gpu(2))
     give(watching, [row(0, gpus=cards)])
-    watching.event("step", phase="phase1")
-    watching.event(LOOP, node=NODE, reading=loop(0.1, rank=0, gpu=0))
-    watching.event(LOOP, node=NODE, reading=loop(0.5, rank=1, gpu=2))
-    watching.event(LOOP, node=NODE, reading=loop(0.3, rank=1, gpu=2))
-    watching.event(LOOP, node="10.0.0.2", reading=loop(0.9, rank=2, gpu=0))
+    watching.on_event(step("phase1"))
+    watching.on_event(LoopSampled(node=NODE, reading=loop(0.1, rank=0, gpu=0)))
+    watching.on_event(LoopSampled(node=NODE, reading=loop(0.5, rank=1, gpu=2)))
+    watching.on_event(LoopSampled(node=NODE, reading=loop(0.3, rank=1, gpu=2)))
+    watching.on_event(LoopSampled(node="10.0.0.2", reading=loop(0.9, rank=2, gpu=0)))
     give(watching, [row(1, gpus=cards), row(2, gpus=cards)])
-    watching.event("test")
+    watching.on_event(FinalEvaluationStarted())
     give(watching, [row(3, gpus=cards)])
     watching.close()
     first, second, third, last = read_samples(str(tmp_path / "run"))
@@ -158,25 +175,25 @@ def test_a_machine_without_gpus_is_told_of_once(monitor: Any) -> None:
 def test_the_remedy_follows_what_a_phase_trains_on(monitor: Any) -> None:
     """An event tells which phases train on kept activations: then it is not the decoding."""
     watching, heard = monitor(setting=RunContext(remote_data=True))
-    watching.event("activations", phases=["phase2"])
+    watching.on_event(FeatureCacheReady(phases=("phase2",)))
     for place, phase in enumerate(["phase1"] * 12 + ["phase2"] * 36):
-        watching.event("step", phase=phase)
-        watching.event(LOOP, node=NODE, reading=loop(0.4))
+        watching.on_event(step(phase))
+        watching.on_event(LoopSampled(node=NODE, reading=loop(0.4)))
         give(watching, [row(place, gpus=(gpu(),))])
     (text,) = heard.texts()
     assert "the slow stage is the storage (reading images)" in text
-    assert "reading kept activations" in heard.of(WARNINGS)[-1]["warnings"][0]["text"]
+    assert "reading kept activations" in heard.of(HardwareAlertsChanged)[-1].alerts[0].text
 
 
 def test_nodes_that_are_left_take_their_warnings_along(monitor: Any) -> None:
     """Workers start elsewhere after a failure; what was wrong with the lost node is wrong no more."""
     watching, heard = monitor()
     give(watching, [row(0, "10.0.0.2", host_memory_used_bytes=63 << 30)])
-    assert [found["node"] for found in heard.of(WARNINGS)[-1]["warnings"]] == ["10.0.0.2"]
-    watching.event("failure")
-    watching.event("started", nodes=["10.0.0.3"], workers=1, attempt=2)
+    assert [alert.node for alert in heard.of(HardwareAlertsChanged)[-1].alerts] == ["10.0.0.2"]
+    watching.on_event(FAILURE)
+    watching.on_event(WorkersStarted(workers=1, nodes=("10.0.0.3",), attempt=2))
     give(watching, [row(1)])
-    assert heard.of(WARNINGS)[-1]["warnings"] == []
+    assert heard.of(HardwareAlertsChanged)[-1].alerts == ()
 
 
 def test_a_resumed_run_keeps_rows_and_warnings_of_before(monitor: Any, tmp_path: Path) -> None:
@@ -228,7 +245,7 @@ def test_switched_off_nothing_is_read_or_written(tmp_path: Path) -> None:
     """every_s 0; and events change nothing."""
     heard = Heard()
     watching = HardwareMonitor(str(tmp_path / "run"), node=NODE, every_s=0.0, tell=heard)
-    watching.event("step", phase="phase1")
+    watching.on_event(step("phase1"))
     watching.close()
     with sampling(heard, node=NODE, every_s=0.0, whole_node=True):
         pass
@@ -250,7 +267,7 @@ def test_this_machine_is_read_and_the_trace_is_alarmed_of(tmp_path: Path) -> Non
         tell=heard,
         machine=lambda: NodeSampler(NODE, [str(tmp_path)], nvml=trace("overheating")),
     )
-    heard.wait_for("note", 2)
+    heard.wait_for(Note, 2)
     watching.close()
     assert "is at 85 °C" in heard.texts()[1]
     rows = read_samples(str(tmp_path))
@@ -264,18 +281,18 @@ def test_a_worker_tells_of_its_loop_and_of_its_node_if_asked(monkeypatch: pytest
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     heard, clock = Heard(), Clock()
     with sampling(heard, node=NODE, every_s=0.05, clock=clock, rank=5, whole_node=True):
-        heard.wait_for(HARDWARE, 2)
-        assert heard.of(LOOP) == []
+        heard.wait_for(NodeSampled, 2)
+        assert heard.of(LoopSampled) == []
         clock.beats = 7
-        first = heard.wait_for(LOOP)[0]
+        first = heard.wait_for(LoopSampled)[0]
         clock.waited = 1e9
         for _ in range(500):
-            if heard.of(LOOP)[-1]["reading"].wait_share == 1.0:
+            if heard.of(LoopSampled)[-1].reading.wait_share == 1.0:
                 break
             time.sleep(0.01)
-    assert (first["node"], first["reading"].rank, first["reading"].gpu, first["reading"].steps) == (NODE, 5, 3, 7)
-    assert any(values["reading"].wait_share == 1.0 for values in heard.of(LOOP))
-    assert all(values["row"].node == NODE for values in heard.of(HARDWARE))
+    assert (first.node, first.reading.rank, first.reading.gpu, first.reading.steps) == (NODE, 5, 3, 7)
+    assert any(event.reading.wait_share == 1.0 for event in heard.of(LoopSampled))
+    assert all(event.sample.node == NODE for event in heard.of(NodeSampled))
 
 
 def test_a_wait_is_a_share_of_the_time() -> None:
@@ -335,12 +352,12 @@ def test_a_reader_that_raises_is_said_once_and_the_loop_is_told_of_all_the_same(
     clock.beats = 1
     with caplog.at_level(logging.WARNING):
         sampler = Sampler(heard, node=NODE, every_s=0.02, machine=lambda: Broken(NODE), loop=LoopSampler(clock))
-        heard.wait_for(LOOP, 3)
+        heard.wait_for(LoopSampled, 3)
         sampler.close()
     assert caplog.messages == [
         f"the hardware of {NODE} cannot be read, and the run goes on without: RuntimeError: nothing for True"
     ]
-    assert heard.of(HARDWARE) == []
+    assert heard.of(NodeSampled) == []
 
 
 def test_a_row_that_cannot_be_judged_ends_nothing(monitor: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -348,7 +365,7 @@ def test_a_row_that_cannot_be_judged_ends_nothing(monitor: Any, caplog: pytest.L
     watching, heard = monitor()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            watching.event(HARDWARE, row="no row")
+            watching.on_event(NodeSampled(sample="no row"))  # type: ignore[arg-type]
         give(watching, steady(1, host_memory_used_bytes=63 << 30))
     assert len([line for line in caplog.messages if "cannot be judged" in line]) == 1
     assert len(heard.texts()) == 1
@@ -413,6 +430,6 @@ def test_a_row_costs_less_than_a_hundredth_of_its_time(monitor: Any) -> None:
 
     before, count = used(), 60
     for _ in range(count):
-        watching.event(LOOP, node=NODE, reading=loop())
-        watching.event(HARDWARE, row=reader.read(5.0))
+        watching.on_event(LoopSampled(node=NODE, reading=loop()))
+        watching.on_event(NodeSampled(sample=reader.read(5.0)))
     assert (used() - before) / count < 0.01 * 5.0

@@ -37,7 +37,7 @@ def widened(trials):
 
 
 def without_history(trials, state):
-    return [dataclasses.replace(trial, history=[], state=state) for trial in trials]
+    return [dataclasses.replace(trial, history={}, state=state) for trial in trials]
 
 
 def narrowed(trials, *names):

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.epoch_records import epoch_record
 
 from pharmclf.evaluation.metrics import wilson_interval
 from pharmclf.reporting import sweep_tables
@@ -21,20 +22,11 @@ LOG_NAMES = ("phase1.learning_rate",)
 
 def make_history(accuracies, phase1=3):
     """An epoch for each validation accuracy, the first three of them in phase 1; 2 s each."""
-    return [
-        {
-            "phase": "phase1" if index < phase1 else "phase2",
-            "epoch": index if index < phase1 else index - phase1,
-            "at": index + 1,
-            "train_loss": 1.0,
-            "val_loss": 1.0 - accuracy,
-            "train_accuracy": accuracy,
-            "val_accuracy": accuracy,
-            "seconds": 2.0,
-            "images_per_second": 100.0,
-        }
-        for index, accuracy in enumerate(accuracies)
-    ]
+    places = [("phase1", index) if index < phase1 else ("phase2", index - phase1) for index in range(len(accuracies))]
+    return {
+        number: epoch_record(*place, val_loss=1.0 - accuracy, val_accuracy=accuracy, seconds=2.0)
+        for number, (place, accuracy) in enumerate(zip(places, accuracies, strict=True), 1)
+    }
 
 
 def make_trials(count, seed=0, epochs=6):
@@ -85,7 +77,7 @@ def test_rank_is_that_of_the_accuracies_in_whatever_order_trials_come(trials, ra
     assert sorted(trial.number for trial in ranked) == sorted(trial.number for trial in trials)
     known = [trial for trial in ranked if trial.best]
     assert ranked[: len(known)] == known
-    scores = [trial.best["val_accuracy"] for trial in known if not math.isnan(trial.best["val_accuracy"])]
+    scores = [trial.best.val_accuracy for trial in known if not math.isnan(trial.best.val_accuracy)]
     assert scores == sorted(scores, reverse=True)
     again = [trial.number for trial in sweep_tables.rank_trials(random.sample(trials, len(trials)))]
     assert again == [trial.number for trial in ranked]
@@ -94,19 +86,19 @@ def test_rank_is_that_of_the_accuracies_in_whatever_order_trials_come(trials, ra
 def test_equal_accuracies_are_ranked_by_loss_and_then_by_number():
     """So that the best trial of a sweep is the same every time."""
     trials = [dataclasses.replace(trial, history=make_history([0.9])) for trial in make_trials(3)]
-    trials[1] = dataclasses.replace(trials[1], history=[make_history([0.9])[0] | {"val_loss": 0.01}])
+    trials[1] = dataclasses.replace(trials[1], history={1: epoch_record(val_accuracy=0.9, val_loss=0.01)})
     assert [trial.number for trial in sweep_tables.rank_trials(reversed(trials))] == [1, 0, 2]
     assert sweep_tables.best_trial(trials) is trials[1]
-    assert sweep_tables.best_trial([dataclasses.replace(trials[0], history=[])]) is None
+    assert sweep_tables.best_trial([dataclasses.replace(trials[0], history={})]) is None
 
 
 def test_an_epoch_without_a_number_is_never_the_best():
     """A loss or an accuracy that is not finite loses against any finite one, wherever it stands."""
-    epochs = make_history([0.5, 0.7, 0.7, 0.2])
-    epochs[1]["val_loss"] = math.nan
-    epochs[3]["val_accuracy"] = math.nan
+    numbers = [(0.5, 0.5), (0.7, math.nan), (0.7, 0.3), (math.nan, 0.8)]
+    epochs = [epoch_record(val_accuracy=accuracy, val_loss=loss) for accuracy, loss in numbers]
     for order in (epochs, epochs[::-1]):
-        assert TrialInfo(number=0, params={}, state="diverged", history=order).best is epochs[2]
+        history = dict(enumerate(order, 1))
+        assert TrialInfo(number=0, params={}, state="diverged", history=history).best is epochs[2]
 
 
 @given(sweeps)

@@ -200,7 +200,7 @@ def test_a_run_that_goes_on_meanwhile_is_looked_at_again(tmp_path: Path, monkeyp
     fetched, said = _fetch(root, tmp_path / "out")
     assert tried == ["phase1-epoch0001-step000000", "phase1-epoch0002-step000000"]
     assert fetched.best is not None
-    assert fetched.best["val_accuracy"] == 0.8
+    assert fetched.best.val_accuracy == 0.8
     assert "run live has gone on meanwhile and is looked at again" in said
     assert "result" not in json.loads((tmp_path / "out" / "metrics.json").read_text())
 

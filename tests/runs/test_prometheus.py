@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pharmclf.config import PhaseConfig, RunConfig
+from pharmclf.core.events import CheckpointSaved, FinalEvaluationStarted, StepEnd
 from pharmclf.runs.prometheus import GAUGES, status_samples
 from pharmclf.runs.status import STATES, StatusBuilder, utc_timestamp
 
@@ -51,15 +52,15 @@ def test_every_metric_has_a_value_and_one_state_is_the_present_one() -> None:
     assert math.isnan(values["pharmclf_eta_seconds"])
     assert math.isnan(values["pharmclf_seconds_since_checkpoint"])
     place = {"phase": "phase1", "epoch": 0, "epochs": 2, "step": 5, "steps": 10}
-    run.handle_event("step", {**place, "loss": 1.5, "accuracy": 0.5, "images_per_second": 10.0})
-    run.handle_event("checkpoint", {"name": "one"})
+    run.handle_event(StepEnd(**place, loss=1.5, accuracy=0.5, images_per_second=10.0, eta_s=1.0))  # type: ignore[arg-type]
+    run.handle_event(CheckpointSaved(name="one"))
     now = time.time()
     run.status.checkpoint_at = utc_timestamp(now - 60)
     values = {name: value for name, _, value in status_samples(run.status, now)}
     assert values["pharmclf_phase"] == values["pharmclf_epoch"] == 1
     assert (values["pharmclf_step"], values["pharmclf_progress"], values["pharmclf_eta_seconds"]) == (5, 0.25, 19)
     assert values["pharmclf_seconds_since_checkpoint"] == pytest.approx(60, abs=1.1)
-    run.handle_event("test", {})
+    run.handle_event(FinalEvaluationStarted())
     assert {name: value for name, _, value in status_samples(run.status, now)}["pharmclf_phase"] == 3
 
 

@@ -17,11 +17,26 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.epoch_records import epoch_record
 from support.run_folders import complete_run, incomplete_run, small_config, write_record
 from support.s3proxy import Fault, Through
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, PhaseConfig, RunConfig, to_dict
+from pharmclf.core.events import (
+    CheckpointSaved,
+    EpochEnd,
+    Event,
+    FeatureCacheReady,
+    FinalEvaluationStarted,
+    ImagesQuarantined,
+    Note,
+    RunEnd,
+    StepEnd,
+    Waiting,
+    WorkerFailure,
+    WorkersStarted,
+)
 from pharmclf.runs import status_writer
 from pharmclf.runs.status import STATES, StatusBuilder, utc_timestamp
 from pharmclf.runs.status_format import status_details, status_table
@@ -39,19 +54,24 @@ def config(phase1: int = 2, phase2: int = 0, **settings: Any) -> RunConfig:
     return RunConfig(name="run", batch_size=10, **phases | settings)
 
 
-def step(phase: str = "phase1", epoch: int = 0, number: int = 5, rate: float = 10.0) -> dict[str, Any]:
-    place = {"phase": phase, "epoch": epoch, "epochs": 2, "step": number, "steps": 10}
-    return {**place, "loss": 1.5, "accuracy": 0.5, "images_per_second": rate, "eta_s": 1.0}
+def step(phase: str = "phase1", epoch: int = 0, number: int = 5, rate: float = 10.0, loss: float = 1.5) -> StepEnd:
+    return StepEnd(
+        phase=phase, epoch=epoch, epochs=2, step=number, steps=10, loss=loss, accuracy=0.5, images_per_second=rate,
+        eta_s=1.0,
+    )  # fmt: skip
 
 
-def epoch(phase: str = "phase1", number: int = 0, seconds: float = 11.0, rate: float = 10.0) -> dict[str, Any]:
-    scores = {"train_loss": 1.0, "train_accuracy": 0.6, "val_loss": 1.1, "val_accuracy": 0.7, "best": True}
-    return {"phase": phase, "epoch": number, "epochs": 2, "seconds": seconds, "images_per_second": rate, **scores}
+def epoch(phase: str = "phase1", number: int = 0, seconds: float = 11.0, rate: float = 10.0) -> EpochEnd:
+    record = epoch_record(phase, number, val_accuracy=0.7, seconds=seconds, images_per_second=rate)
+    return EpochEnd(record=record, epochs=2, is_best=True)
 
 
-def failure(reason: str = "it crashed", cause: str = "crash", number: int = 1) -> dict[str, Any]:
-    place = {"phase": "phase1", "epoch": 0, "step": 4}
-    return {"reason": reason, "cause": cause, "place": place, "failures": number, "allowed": 3}
+def failure(reason: str = "it crashed", kind: str = "crash", number: int = 1) -> WorkerFailure:
+    return WorkerFailure(kind=kind, reason=reason, position=("phase1", 0, 4), num_failures=number, max_failures=3)
+
+
+def started(*nodes: str, attempt: int = 1) -> WorkersStarted:
+    return WorkersStarted(workers=len(nodes), nodes=nodes, attempt=attempt)
 
 
 # ---------------------------------------------------------------------- made of events
@@ -61,41 +81,41 @@ def test_steps_and_epochs_tell_where_a_run_stands() -> None:
     """Phase, epoch and step from 1, the share of all epochs, and the scores, from the first step on."""
     run = StatusBuilder(config(phase2=2), SIZES)
     assert (run.status.state, run.status.phase, run.status.progress) == ("starting", "", 0.0)
-    assert run.handle_event("step", step())
+    assert run.handle_event(step())
     now = run.status
     assert (now.state, now.phase, now.epoch, now.epochs, now.step, now.steps) == ("running", "phase1", 1, 2, 5, 10)
     assert now.progress == pytest.approx(0.5 / 4)
     assert (now.loss, now.accuracy, now.val_accuracy) == (1.5, 0.5, None)
-    assert not run.handle_event("epoch", epoch())
+    assert not run.handle_event(epoch())
     assert (now.epoch, now.step, now.progress, now.val_accuracy) == (1, 10, 0.25, 0.7)
-    assert run.handle_event("step", step("phase2", 1))
+    assert run.handle_event(step("phase2", 1))
     assert (now.phase, now.epoch, now.progress) == ("phase2", 2, pytest.approx(3.5 / 4))
-    assert run.handle_event("test", {})
+    assert run.handle_event(FinalEvaluationStarted())
     assert (now.state, now.phase, now.progress, now.eta_s) == ("running", "test", 1.0, None)
-    assert run.handle_event("end", {"state": "complete"})
+    assert run.handle_event(RunEnd(state="complete"))
     assert now.state == "complete"
 
 
 def test_the_eta_counts_what_has_been_measured() -> None:
     """100 images at 10 a second and a validation of 1 s are 11 s an epoch; the test is as fast as the validation."""
     run = StatusBuilder(config(), SIZES)
-    run.handle_event("step", step())
+    run.handle_event(step())
     assert run.status.eta_s == pytest.approx(2 * (10 + 2) - 5)
     assert not run.status.eta_whole
-    run.handle_event("epoch", epoch())
+    run.handle_event(epoch())
     assert run.status.eta_s == pytest.approx(11 + 45 / 20)
     assert run.status.eta_whole
-    run.handle_event("step", step(epoch=1, number=10))
+    run.handle_event(step(epoch=1, number=10))
     assert run.status.eta_s == pytest.approx(1 + 45 / 20)
 
 
 def test_the_eta_counts_phases_that_have_not_begun_and_says_that_it_guesses() -> None:
     """They are counted at the present speed; once the last phase has been measured nothing is guessed any more."""
     run = StatusBuilder(config(phase2=3), SIZES)
-    run.handle_event("epoch", epoch())
+    run.handle_event(epoch())
     assert run.status.eta_s == pytest.approx(4 * 11 + 2 * 45 / 20)
     assert not run.status.eta_whole
-    run.handle_event("epoch", epoch("phase2", 0, seconds=24.0, rate=5.0))
+    run.handle_event(epoch("phase2", 0, seconds=24.0, rate=5.0))
     assert run.status.eta_s == pytest.approx(2 * 24 + 2 * 4 * 45 / 20)
     assert run.status.eta_whole
 
@@ -103,28 +123,34 @@ def test_the_eta_counts_phases_that_have_not_begun_and_says_that_it_guesses() ->
 def test_on_kept_activations_the_speed_of_the_test_stays_unknown() -> None:
     """The validation does not read images then, and the test does."""
     run = StatusBuilder(config(), SIZES)
-    run.handle_event("activations", {"phases": ["phase1"]})
-    run.handle_event("epoch", epoch())
+    run.handle_event(FeatureCacheReady(phases=("phase1",)))
+    run.handle_event(epoch())
     assert run.status.eta_s == pytest.approx(11)
     assert not run.status.eta_whole
 
 
-@pytest.mark.parametrize("kind", ["failure", "waiting", "started", "test"])
-def test_while_no_steps_are_taken_the_eta_is_unknown(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("event", "state"),
+    [
+        (failure(), "starting"),
+        (Waiting(text="2 nodes are missing"), "waiting for nodes"),
+        (started("10.0.0.1", attempt=2), "starting"),
+        (FinalEvaluationStarted(), "running"),
+    ],
+)
+def test_while_no_steps_are_taken_the_eta_is_unknown(event: Event, state: str) -> None:
     """After a failure, while nodes are awaited, until the first step of new workers, and in the test."""
     run = StatusBuilder(config(), SIZES)
-    run.handle_event("step", step())
-    values = {"text": "2 nodes are missing", "workers": 2, "nodes": ["10.0.0.1"], "attempt": 2, **failure()}
-    run.handle_event(kind, values)
+    run.handle_event(step())
+    run.handle_event(event)
     assert (run.status.eta_s, run.status.images_per_second) == (None, None)
-    expected = {"failure": "starting", "waiting": "waiting for nodes", "started": "starting", "test": "running"}
-    assert run.status.state == expected[kind]
+    assert run.status.state == state
 
 
 def test_a_speed_of_nothing_leaves_the_eta_unknown() -> None:
     """No division by it."""
     run = StatusBuilder(config(), SIZES)
-    run.handle_event("step", step(rate=0.0))
+    run.handle_event(step(rate=0.0))
     assert run.status.eta_s is None
 
 
@@ -132,7 +158,7 @@ def test_the_newest_failures_are_kept_with_their_reasons() -> None:
     """Seven are counted, five told, each in one line, with the place counted from 1."""
     run = StatusBuilder(config(), SIZES)
     for number in range(1, 8):
-        run.handle_event("failure", failure(f"\nnode {number} was lost\nTraceback ...", "node", number))
+        run.handle_event(failure(f"\nnode {number} was lost\nTraceback ...", "node", number))
     now = run.status
     assert (now.failures, now.failures_here, now.failures_allowed, len(now.last_failures)) == (7, 7, 3, 5)
     assert [told["reason"] for told in now.last_failures] == [f"node {number} was lost" for number in range(3, 8)]
@@ -142,15 +168,15 @@ def test_the_newest_failures_are_kept_with_their_reasons() -> None:
 def test_a_driver_that_died_is_a_failure_that_its_follower_tells() -> None:
     """It carries on the failures and the checkpoint of the one before, and adds that one's end, if it was unclean."""
     first = StatusBuilder(config(), SIZES)
-    first.handle_event("checkpoint", {"name": "phase1-epoch0001-step000000"})
-    first.handle_event("failure", failure())
-    first.handle_event("step", step())
+    first.handle_event(CheckpointSaved(name="phase1-epoch0001-step000000"))
+    first.handle_event(failure())
+    first.handle_event(step())
     second = StatusBuilder(config(), SIZES, first.status.to_dict()).status
     assert (second.failures, second.failures_here) == (2, 0)
     assert [told["kind"] for told in second.last_failures] == ["crash", "driver"]
     assert f"process {os.getpid()} on {socket.gethostname()} ended without a word" in second.last_failures[1]["reason"]
     assert second.checkpoint == "phase1-epoch0001-step000000"
-    first.handle_event("end", {"state": "interrupted"})
+    first.handle_event(RunEnd(state="interrupted"))
     assert StatusBuilder(config(), SIZES, first.status.to_dict()).status.failures == 1
 
 
@@ -163,29 +189,30 @@ def test_a_status_that_cannot_be_understood_is_no_obstacle(before: Any) -> None:
 def test_what_is_not_a_number_becomes_nothing() -> None:
     """JSON knows no NaN."""
     run = StatusBuilder(config(), SIZES)
-    run.handle_event("step", step() | {"loss": math.nan})
+    run.handle_event(step(loss=math.nan))
     assert json.loads(json.dumps(run.status.to_dict(), allow_nan=False))["loss"] is None
 
 
 @given(
     st.lists(
         st.one_of(
-            st.tuples(st.just("step"), st.builds(step, st.sampled_from(["phase1", "phase2"]), st.integers(0, 1),
-                                                 st.integers(0, 10), st.floats(0, 1e6))),
-            st.tuples(st.just("epoch"), st.builds(epoch, st.sampled_from(["phase1", "phase2"]), st.integers(0, 1),
-                                                  st.floats(0, 1e4), st.floats(1e-3, 1e6))),
-            st.tuples(st.just("failure"), st.builds(failure, st.text())),
-            st.tuples(st.sampled_from(["waiting", "note"]), st.fixed_dictionaries({"text": st.text()})),
-            st.tuples(st.sampled_from(["test", "unheard of"]), st.just({})),
+            st.builds(step, st.sampled_from(["phase1", "phase2"]), st.integers(0, 1), st.integers(0, 10),
+                      st.floats(0, 1e6)),
+            st.builds(epoch, st.sampled_from(["phase1", "phase2"]), st.integers(0, 1), st.floats(0, 1e4),
+                      st.floats(1e-3, 1e6)),
+            st.builds(failure, st.text()),
+            st.builds(Waiting, text=st.text()),
+            st.builds(Note, text=st.text()),
+            st.sampled_from([FinalEvaluationStarted(), ImagesQuarantined(reasons={})]),
         )
     )
 )  # fmt: skip
-@example([("step", step("phase1", 0, 1, 2e-313))])  # a time left that is no number
-def test_whatever_happens_a_status_is_sound(events: list[tuple[str, dict[str, Any]]]) -> None:
+@example([step("phase1", 0, 1, 2e-313)])  # a time left that is no number
+def test_whatever_happens_a_status_is_sound(events: list[Event]) -> None:
     """A share in 0..1, no negative time, a known state, one line of reason, and JSON."""
     run = StatusBuilder(config(phase2=2), SIZES)
-    for kind, values in events:
-        run.handle_event(kind, values)
+    for event in events:
+        run.handle_event(event)
         now = run.status
         assert 0 <= now.progress <= 1
         assert now.eta_s is None or now.eta_s >= -1e-6
@@ -226,13 +253,13 @@ def test_a_change_of_state_is_written_at_once(root: str, open_board: Callable[..
     """Long before the next status is due; who writes it, and when, stands there too."""
     mine = open_board(f"{root}/run")
     until(lambda: storage.is_file(f"{root}/run/status.json"))
-    for kind, values, state in (
-        ("waiting", {"text": "one node of two"}, "waiting for nodes"),
-        ("started", {"workers": 2, "nodes": ["10.0.0.1", "10.0.0.2"], "attempt": 1}, "starting"),
-        ("step", step(), "running"),
-        ("end", {"state": "failed", "reason": "no more nodes"}, "failed"),
+    for event, state in (
+        (Waiting(text="one node of two"), "waiting for nodes"),
+        (started("10.0.0.1", "10.0.0.2"), "starting"),
+        (step(), "running"),
+        (RunEnd(state="failed", reason="no more nodes"), "failed"),
     ):
-        mine.event(kind, **values)
+        mine.on_event(event)
         until(lambda state=state: written(f"{root}/run")["state"] == state, seconds=3)  # type: ignore[misc]
     now = written(f"{root}/run")
     assert (now["reason"], now["workers"], now["nodes"]) == ("no more nodes", 2, ["10.0.0.1", "10.0.0.2"])
@@ -245,7 +272,7 @@ def test_many_steps_are_written_once_in_a_while(tmp_path: Path, open_board: Call
     seen: set[int] = set()
     mine = open_board(str(tmp_path))
     for number in range(1000):
-        mine.event("step", **step(number=number % 10))
+        mine.on_event(step(number=number % 10))
         if (tmp_path / "status.json").exists():
             seen.add((tmp_path / "status.json").stat().st_mtime_ns)
     assert len(seen) <= 2
@@ -264,8 +291,8 @@ def test_a_reader_never_meets_half_a_status(
 
     def say() -> None:
         while not ended.is_set():
-            mine.event("note", text="x" * 200)
-            mine.event("step", **step())
+            mine.on_event(Note(text="x" * 200))
+            mine.on_event(step())
 
     speaker = threading.Thread(target=say)
     speaker.start()
@@ -292,7 +319,7 @@ def test_a_storage_that_refuses_the_file_costs_one_warning(
     mine = open_board(str(obstacle))
     began = time.monotonic()
     for number in range(100):
-        mine.event("step", **step(number=number % 10))
+        mine.on_event(step(number=number % 10))
     assert time.monotonic() - began < 1
     time.sleep(0.5)
     warnings = [record.getMessage() for record in caplog.records if "cannot be written" in record.getMessage()]
@@ -315,8 +342,8 @@ def test_a_store_that_hangs_holds_up_nobody(
     until(lambda: proxy.faults["slow"])
     began = time.monotonic()
     for number in range(100):
-        mine.event("step", **step(number=number % 10))
-    mine.event("end", state="complete")
+        mine.on_event(step(number=number % 10))
+    mine.on_event(RunEnd(state="complete"))
     assert time.monotonic() - began < 1
     mine.close()
     assert time.monotonic() - began < 2
@@ -330,7 +357,7 @@ def test_who_has_lost_the_lease_writes_no_more(tmp_path: Path, open_board: Calla
     mine = open_board(root, lambda: lost)
     until(lambda: storage.is_file(f"{root}/status.json"))
     lost.append("process 1 on another-host")
-    mine.event("end", state="failed")
+    mine.on_event(RunEnd(state="failed"))
     mine.close()
     assert written(root)["state"] == "starting"
 
@@ -338,10 +365,10 @@ def test_who_has_lost_the_lease_writes_no_more(tmp_path: Path, open_board: Calla
 # ---------------------------------------------------------------------- read from storage
 
 
-def put_status(folder: str, *events: tuple[str, dict[str, Any]], **changes: Any) -> None:
+def put_status(folder: str, *events: Event, **changes: Any) -> None:
     run = StatusBuilder(config(), SIZES)
-    for kind, values in events:
-        run.handle_event(kind, values)
+    for event in events:
+        run.handle_event(event)
     storage.write_json(f"{folder}/status.json", run.status.to_dict() | changes)
 
 
@@ -365,8 +392,8 @@ def test_a_run_with_a_driver_that_lives_is_running(root: str) -> None:
     """Its state, place and speed, in the table and in full."""
     folder = write_record(root, "run", "running")
     put_lease(folder)
-    started = ("started", {"workers": 2, "nodes": ["10.0.0.1", "10.0.0.2"], "attempt": 2})
-    put_status(folder, ("failure", failure()), started, ("checkpoint", {"name": "phase1-epoch0001"}), ("step", step()))
+    workers = started("10.0.0.1", "10.0.0.2", attempt=2)
+    put_status(folder, failure(), workers, CheckpointSaved(name="phase1-epoch0001"), step())
     found = find(root, "run")
     assert (found.state, found.is_active, found.reason) == ("running", True, "")
     table = status_table([found], time.time())
@@ -388,7 +415,7 @@ def test_a_run_with_a_driver_that_lives_is_running(root: str) -> None:
 def test_a_run_whose_driver_died_is_not_called_running(root: str, dead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process has ended, or its lease was not renewed for too long: the remedy is said."""
     folder = write_record(root, "run", "running")
-    put_status(folder, ("step", step()))
+    put_status(folder, step())
     put_lease(folder, dead=dead)
     if not dead:
         assert find(root, "run").state == "running"
@@ -405,7 +432,7 @@ def test_a_real_lease_is_a_sign_of_life(root: str) -> None:
     """From its taking to its end."""
     folder = write_record(root, "run", "running")
     held = Lease.acquire(folder)
-    put_status(folder, ("step", step()))
+    put_status(folder, step())
     assert find(root, "run").state == "running"
     held.release()
     assert find(root, "run").state == LOST
@@ -416,7 +443,8 @@ def test_a_run_that_has_ended_says_how(tmp_path: Path, state: str) -> None:
     """Also where run.json could not be written any more; of a failure the reason is told."""
     root = str(tmp_path)
     folder = write_record(root, "run", "running")
-    put_status(folder, ("step", step()), ("end", {"state": state, "reason": "the disk is full" * (state == "failed")}))
+    reason = "the disk is full" * (state == "failed")
+    put_status(folder, step(), RunEnd(state=state, reason=reason))
     put_lease(folder, dead=True)
     found = find(root, "run")
     assert (found.state, found.reason) == (state, "the disk is full" if state == "failed" else "")
@@ -428,7 +456,7 @@ def test_a_run_that_is_taken_up_again_is_not_called_what_it_was(tmp_path: Path) 
     """Its new driver has not written a status yet: it is starting; when that driver dies at once, it is dead."""
     root = str(tmp_path)
     folder = write_record(root, "run", "interrupted")
-    put_status(folder, ("step", step()), ("end", {"state": "interrupted"}))
+    put_status(folder, step(), RunEnd(state="interrupted"))
     time.sleep(1.1)  # an object store tells whole seconds
     write_record(root, "run", "running")
     put_lease(folder)
@@ -484,7 +512,7 @@ def test_what_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
 def test_clocks_that_differ_make_no_negative_ages(tmp_path: Path) -> None:
     """The storage's clock is ahead by half a minute."""
     folder = write_record(str(tmp_path), "run", "running")
-    put_status(folder, ("checkpoint", {"name": "c"}), ("step", step()))
+    put_status(folder, CheckpointSaved(name="c"), step())
     put_lease(folder)
     ahead = time.time() + 30
     for file in ("lease.json", "status.json", "run.json"):
@@ -561,7 +589,7 @@ def test_what_is_not_there_is_bad_input(tmp_path: Path, below: str, name: str, w
 def test_as_plain_values_all_is_json(root: str) -> None:
     """For runs with a status and without, and for sweeps."""
     folder = write_record(root, "run", "running")
-    put_status(folder, ("failure", failure()), ("step", step()))
+    put_status(folder, failure(), step())
     incomplete_run(root, "older", [(1, 0, 0.5, 1.0)])
     put_sweep(root, "complete", ["trained"])
     values = {found.name: found.to_dict() for found in list_status(root)}

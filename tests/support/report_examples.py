@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pharmclf.core.events import EpochRecord
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.evaluate import evaluate
 from pharmclf.evaluation.metrics import Estimate
@@ -14,6 +15,7 @@ from pharmclf.evaluation.predictions_table import predictions_table
 from pharmclf.evaluation.results import Evaluation, accuracy_difference, most_confused_pairs
 from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, PredictedThumbnail, ReportData, Thumbnail
 from pharmclf.reporting.run_summary import PhaseSummary, RunSummary, build_result
+from support.epoch_records import epoch_record
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -113,19 +115,19 @@ def make_set(
     )
 
 
-def make_history(phase1: int = 4, phase2: int = 3) -> list[dict[str, Any]]:
+def make_history(phase1: int = 4, phase2: int = 3) -> list[EpochRecord]:
     """Made-up epochs of two phases, numbered from 0 in each."""
     epochs = [("phase1", number) for number in range(phase1)] + [("phase2", number) for number in range(phase2)]
     return [
-        {
-            "phase": phase,
-            "epoch": epoch,
-            "train_loss": 2 / (index + 1),
-            "train_accuracy": 1 - 0.5 / (index + 1),
-            "val_loss": 2.2 / (index + 1),
-            "val_accuracy": 0.95 - 0.5 / (index + 1),
-            "learning_rate": 1e-4 if phase == "phase1" else 1e-5,
-        }
+        epoch_record(
+            phase,
+            epoch,
+            train_loss=2 / (index + 1),
+            train_accuracy=1 - 0.5 / (index + 1),
+            val_loss=2.2 / (index + 1),
+            val_accuracy=0.95 - 0.5 / (index + 1),
+            learning_rate=1e-4 if phase == "phase1" else 1e-5,
+        )
         for index, (phase, epoch) in enumerate(epochs)
     ]
 

@@ -14,6 +14,7 @@ from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.manifest import Manifest
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position
+from support.epoch_records import epoch_record
 
 MODEL = b"a model " * 1000
 Epoch = tuple[int, int, float, float]
@@ -35,7 +36,7 @@ def write_record(root: str, path: str, state: str, data: str = "images", **setti
 
 
 def _history(epochs: list[Epoch]) -> list[dict[str, Any]]:
-    return [{"phase": f"phase{p}", "epoch": e, "val_accuracy": a, "val_loss": loss} for p, e, a, loss in epochs]
+    return [epoch_record(f"phase{p}", e, val_accuracy=a, val_loss=loss).to_dict() for p, e, a, loss in epochs]
 
 
 def _best(epochs: list[Epoch]) -> dict[int, Epoch]:

@@ -86,12 +86,12 @@ def _work(rank: int, ports: str, folder: Path) -> None:
                 threading.Thread(target=_show, args=(job.folder, seen, scene.shown_after_s)).start()
             job = dataclasses.replace(job, folder=seen, config=config)
         try:
-            line = {"outcome": trainer.train(job, workers, recorder)}
+            outcome = trainer.train(job, workers, recorder)
+            line = {"outcome": outcome | {"history": [record.to_dict() for record in outcome["history"]]}}
         except RuntimeError as error:
             line = {"error": f"{type(error).__name__}: {error}"}
         with (folder / str(rank)).open("a") as file:
-            notes = [note["text"] for note in recorder.of("note")]
-            file.write(json.dumps(line | {"polls": recorder.polls, "notes": notes}) + "\n")
+            file.write(json.dumps(line | {"polls": recorder.polls, "notes": recorder.notes}) + "\n")
 
 
 def _show(source: str, target: str, after_s: float) -> None:

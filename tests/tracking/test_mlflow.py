@@ -12,6 +12,7 @@ from mlflow_reader import artifacts, client, points, runs
 from tracked_runs import (
     ACCURACY,
     RESULT,
+    epoch_end,
     history,
     record_of,
     run_config,
@@ -51,7 +52,7 @@ def tracker_of(config: RunConfig, say: Any = print) -> tuple[Tracker, str]:
 
 def tell(tracker: Tracker, records: list[dict[str, Any]], state: str) -> None:
     for record in records:
-        tracker.event("epoch", **record, epochs=4, best=True)
+        tracker.on_event(epoch_end(record))
     tracker.close(state)
 
 

@@ -15,7 +15,18 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow_reader import artifacts, points, runs
-from tracked_runs import ACCURACY, RESULT, history, record_of, run_config, sweep_record, trial, trial_home, write_end
+from tracked_runs import (
+    ACCURACY,
+    RESULT,
+    epoch_end,
+    history,
+    record_of,
+    run_config,
+    sweep_record,
+    trial,
+    trial_home,
+    write_end,
+)
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
@@ -96,7 +107,7 @@ def test_a_server_shows_a_run_and_a_sweep_and_may_go_away_meanwhile(
     tracker = Tracker(config, folder, record_of(config), lambda: None, said.append)
 
     def tell(place: int) -> None:
-        tracker.event("epoch", **history()[place], epochs=4, best=True)
+        tracker.on_event(epoch_end(history()[place]))
 
     def shown() -> int:
         return len(points(server.uri, runs(server.uri)["tablets"], "val_accuracy")) if said else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ def test_epochs_are_counted_over_both_phases() -> None:
 
 def test_epochs_before_this_driver_lie_as_far_back_as_they_took() -> None:
     """Each ends where the next one begins."""
-    records = [record | {"seconds": float(number)} for number, record in enumerate(history(), start=1)]
+    records = [replace(record, seconds=float(number)) for number, record in enumerate(history(), start=1)]
     assert [one.ended_s for one in metrics_by_step(run_config("/r"), records, ended_s=100.0)] == [
         86.0,
         88.0,
@@ -46,7 +47,7 @@ def test_the_best_accuracy_is_that_of_all_epochs_by_then(scores: list[float], be
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])
 def test_what_is_no_number_is_left_out(value: Any) -> None:
     """A server would refuse it, and with it the whole epoch."""
-    (found,) = metrics_by_step(run_config("/r"), [epoch(1, 0, 0.5) | {"train_loss": value}])
+    (found,) = metrics_by_step(run_config("/r"), [replace(epoch(1, 0, 0.5), train_loss=value)])
     assert "train_loss" not in found.numbers
     assert found.numbers["val_loss"] == 2.0
 

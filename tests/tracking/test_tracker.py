@@ -11,6 +11,7 @@ import pytest
 from tracked_runs import (
     ACCURACY,
     dot_png,
+    epoch_end,
     event_files,
     history,
     points,
@@ -25,9 +26,9 @@ from tracked_runs import (
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.core import background
+from pharmclf.core.events import EpochRecord, Note, WorkersStarted
 from pharmclf.tracking import SweepTracker, Tracker, check_tracking
 from pharmclf.tracking.tensorboard import TAGS
-from pharmclf.training.lr_schedule import BALANCED
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +41,10 @@ def tracker_of(config: RunConfig, lost: Any = lambda: None) -> tuple[Tracker, st
     return Tracker(config, folder, record_of(config), lost, print), folder
 
 
-def tell(tracker: Tracker, records: list[dict[str, Any]], state: str) -> None:
+def tell(tracker: Tracker, records: list[EpochRecord], state: str) -> None:
     for record in records:
-        tracker.event("step", phase=record["phase"], loss=1.0)
-        tracker.event("epoch", **record, epochs=4, best=True)
+        tracker.on_event(Note(text="a step"))
+        tracker.on_event(epoch_end(record))
     tracker.close(state)
 
 
@@ -55,7 +56,7 @@ def test_a_run_is_shown_over_both_phases_to_its_end(root: str) -> None:
     (events,) = event_files(f"{folder}/tensorboard")
     assert points(events, "accuracy/validation") == ACCURACY
     assert points(events, "training/phase") == [(1, 1), (2, 1), (3, 1), (5, 2), (6, 2)]
-    assert {*TAGS.values()} - {TAGS[BALANCED]} < tags(events)  # which only runs with class weights have
+    assert {*TAGS.values()} - {TAGS["val_balanced_accuracy"]} < tags(events)  # which only runs with class weights have
     assert points(events, "final/test_accuracy") == [(6, 0.875)]
     assert points(events, "final/other light_accuracy") == [(6, 0.25)]
     shown = [value for event in events for value in event.summary.value]
@@ -94,7 +95,7 @@ def test_an_epoch_that_is_trained_again_has_one_point(tmp_path: Path) -> None:
 def test_a_run_without_an_epoch_leaves_no_file(tmp_path: Path) -> None:
     """There would be nothing to see."""
     tracker, folder = tracker_of(run_config(str(tmp_path)))
-    tracker.event("started", workers=1, nodes=[], attempt=1)
+    tracker.on_event(WorkersStarted(workers=1, nodes=(), attempt=1))
     tracker.close("failed")
     assert not Path(folder).exists()
 

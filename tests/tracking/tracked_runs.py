@@ -14,6 +14,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from pharmclf import storage
 from pharmclf.config import PhaseConfig, RunConfig, to_dict
+from pharmclf.core.events import EpochEnd, EpochRecord
 from pharmclf.reporting.sweep_tables import TrialInfo, TrialState
 from pharmclf.runs.record import RunRecord, result_settings
 from pharmclf.training.checkpoint import write_checkpoint
@@ -55,28 +56,41 @@ def record_of(config: RunConfig) -> RunRecord:
     )
 
 
-def epoch(phase: int, number: int, accuracy: float) -> dict[str, Any]:
+def epoch(phase: int, number: int, accuracy: float) -> EpochRecord:
     """A record as the loop makes it."""
-    losses = {"train_loss": 2 - accuracy, "val_loss": 2.5 - accuracy}
-    scores = {"train_accuracy": accuracy / 2, "val_accuracy": accuracy, "learning_rate": 10.0**-phase}
-    return {"phase": f"phase{phase}", "epoch": number, **losses, **scores, "seconds": 3.0, "images_per_second": 64.0}
+    return EpochRecord(
+        phase=f"phase{phase}",
+        epoch=number,
+        train_loss=2 - accuracy,
+        train_accuracy=accuracy / 2,
+        val_loss=2.5 - accuracy,
+        val_accuracy=accuracy,
+        learning_rate=10.0**-phase,
+        seconds=3.0,
+        images_per_second=64.0,
+    )
 
 
-def history() -> list[dict[str, Any]]:
+def epoch_end(record: EpochRecord) -> EpochEnd:
+    return EpochEnd(record=record, epochs=4, is_best=True)
+
+
+def history() -> list[EpochRecord]:
     """Three epochs of phase 1, which stopped early, and two of phase 2: at 1, 2, 3, 5, 6."""
     places = [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
     return [epoch(*place, score) for place, score in zip(places, SCORES, strict=True)]
 
 
-def write_progress(folder: str, records: list[dict[str, Any]]) -> None:
+def write_progress(folder: str, records: list[EpochRecord]) -> None:
     """A checkpoint behind some epochs."""
     tensors = {"weights": {"w": np.zeros(1, np.float32)}}
-    write_checkpoint(f"{folder}/checkpoints", Position(0, len(records), 0), tensors, {"history": records}, {})
+    state = {"history": [record.to_dict() for record in records]}
+    write_checkpoint(f"{folder}/checkpoints", Position(0, len(records), 0), tensors, state, {})
 
 
 def write_end(folder: str) -> None:
     """What the end of a run leaves for people, and what is not for them."""
-    storage.write_json(f"{folder}/history.json", history())
+    storage.write_json(f"{folder}/history.json", [record.to_dict() for record in history()])
     storage.write_json(f"{folder}/result.json", RESULT)
     for path in (
         "report.html",
@@ -104,7 +118,8 @@ def trial(number: int, state: TrialState = "trained", epochs: int = 5, reason: s
     """What a ledger tells of a trial."""
     params = {"head.dropout": number / 8, "unfreeze_blocks": number}
     used = {"seconds": 15.0, "cpu_s": 30.0, "gpu_s": 0.0}
-    return TrialInfo(number=number, params=params, state=state, reason=reason, history=history()[:epochs], **used)
+    numbered = {at: record for (at, _), record in zip(ACCURACY[:epochs], history(), strict=False)}
+    return TrialInfo(number=number, params=params, state=state, reason=reason, history=numbered, **used)
 
 
 def events_of(content: bytes) -> Iterator[Event]:

@@ -13,10 +13,10 @@ from support.changed_files import with_changed
 from support.recorder import Recorder
 
 from pharmclf.config import AugmentConfig, HeadConfig, PhaseConfig
+from pharmclf.core.events import ImagesQuarantined
 from pharmclf.core.signals import StopRequested
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.distributed.controller import train_on_workers
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
@@ -84,11 +84,11 @@ def test_cached_and_uncached_training_take_the_same_steps(
         observer = Recorder()
         outcome = train_on_workers(job, observer)
         assert outcome["status"] == "complete"
-        lost = [row for event in observer.of(QUARANTINED) for row in event["rows"]]
+        lost = [row for event in observer.of(ImagesQuarantined) for row in event.reasons]
         assert set(lost) == (set(changed) if job is streamed else set())  # the feature pass has named them before
         for record in outcome["history"]:
             for name, rows in (("train_accuracy", job.train_rows), ("val_accuracy", job.validation_rows)):
-                right = record[name] * len(np.setdiff1d(rows, changed))  # a share of the images that are left
+                right = getattr(record, name) * len(np.setdiff1d(rows, changed))  # a share of the images that are left
                 assert right == pytest.approx(round(right), abs=1e-4)
     one, other = losses(streamed), losses(cached)
     steps = -(-len(streamed.train_rows) // 10)

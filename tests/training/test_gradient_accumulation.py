@@ -104,8 +104,8 @@ def test_a_run_in_pieces_has_the_history_of_the_whole(make_job: Any, tmp_path: P
         job = dataclasses.replace(make_job(str(tmp_path / str(number))), microbatches=pieces)
         histories.append(trainer.train(job, collectives.single_worker(), Recorder())["history"])
     for one, other in zip(*histories, strict=True):
-        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
-        assert other["val_loss"] == pytest.approx(one["val_loss"], rel=1e-3)
+        assert other.train_loss == pytest.approx(one.train_loss, rel=1e-4)
+        assert other.val_loss == pytest.approx(one.val_loss, rel=1e-3)
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def test_what_was_found_is_not_sought_again(make_job: Any, tmp_path: Path, monke
     earlier = {"found": True, "memory_limit_mb": 0, "rows": {"phase1": 7, "phase2": 3}}
     recorder = Recorder()
     assert resolve_microbatches(job, recorder, earlier) == earlier
-    assert "phase1 7, phase2 3" in recorder.of("note")[0]["text"]
+    assert "phase1 7, phase2 3" in recorder.notes[0]
     given = dataclasses.replace(make_job(str(tmp_path), microbatch="5"), microbatches={"phase1": 5, "phase2": 5})
     assert resolve_microbatches(given, recorder, earlier) == {
         "found": False, "memory_limit_mb": 0, "rows": {"phase1": 5, "phase2": 5},

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.epoch_records import epoch_record
 
 from pharmclf.config import PhaseConfig, StoppingConfig
 from pharmclf.training.lr_schedule import EarlyStoppingState, best_phase, is_best_of_run, learning_rate, selection_score
@@ -162,8 +163,8 @@ def test_a_monitor_survives_json(epochs: list[tuple[float, float]]):
 
 def test_epochs_are_chosen_by_balanced_accuracy_where_it_is_known():
     """Where classes are weighed the record has it; elsewhere, and in older records, validation accuracy counts."""
-    assert selection_score({"val_accuracy": 0.9, "val_balanced_accuracy": 0.5}) == 0.5
-    assert selection_score({"val_accuracy": 0.9}) == 0.9
+    assert selection_score(epoch_record(val_accuracy=0.9, val_balanced_accuracy=0.5)) == 0.5
+    assert selection_score(epoch_record(val_accuracy=0.9)) == 0.9
 
 
 def test_a_new_monitor_has_infinite_losses():

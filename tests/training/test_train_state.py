@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from support.epoch_records import epoch_record
 
 from pharmclf.config import StoppingConfig
 from pharmclf.training.checkpoint import CorruptedCheckpointError, write_checkpoint
@@ -23,9 +23,9 @@ def trained(folder: Path, phases: dict[str, list[dict[str, float]]], *, keep: in
     for phase, epochs in phases.items():
         monitor, number = EarlyStoppingState(), int(phase[-1]) - 1
         for epoch, scores in enumerate(epochs):
-            record: dict[str, Any] = {"phase": phase, "epoch": epoch, **scores}
+            record = epoch_record(phase, epoch, **scores)
             progress.history.append(record)
-            monitor = monitor.after_epoch(epoch, selection_score(record), record["val_loss"], STOPPING)
+            monitor = monitor.after_epoch(epoch, selection_score(record), record.val_loss, STOPPING)
             progress.monitors[phase] = monitor.to_dict()
             position = Position(number, epoch + 1, 0)
             if monitor.best_epoch == epoch:

@@ -14,6 +14,7 @@ from support.recorder import Recorder
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, OptimizerConfig, PhaseConfig, RunConfig, StoppingConfig
+from pharmclf.core.events import EpochEnd, EpochRecord, Event
 from pharmclf.core.signals import StopRequested
 from pharmclf.data.batch_sampler import effective_batch_size
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
@@ -52,8 +53,8 @@ def same_bits(one: dict[str, dict[str, np.ndarray]], other: dict[str, dict[str, 
     )
 
 
-def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in history]
+def without_times(history: list[EpochRecord]) -> list[EpochRecord]:
+    return [dataclasses.replace(record, seconds=0.0, images_per_second=0.0) for record in history]
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +69,13 @@ def test_a_run_trains_both_phases_and_saves_a_model(unbroken: tuple[TrainingCont
     """Both phases run all their epochs, the loss falls, and model and labels stand in the run folder."""
     job, outcome = unbroken
     assert outcome["status"] == "complete"
-    assert [(r["phase"], r["epoch"]) for r in outcome["history"]] == [
+    assert [(r.phase, r.epoch) for r in outcome["history"]] == [
         ("phase1", 0),
         ("phase1", 1),
         ("phase2", 0),
         ("phase2", 1),
     ]
-    assert outcome["history"][-1]["train_loss"] < outcome["history"][0]["train_loss"]
+    assert outcome["history"][-1].train_loss < outcome["history"][0].train_loss
     assert storage.read_json(storage.join(job.folder, LABELS_FILE)) == list(job.class_names)
     assert storage.is_file(storage.join(job.folder, MODEL_FILE))
     assert storage.read_json(storage.join(job.folder, PIXELS_FILE)) == {"white_level": 4095}
@@ -123,7 +124,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert stopped["status"] == "stopped"
     assert list_checkpoints(job.checkpoints)[-1].position == expected
     resumed, recorder = run(job)
-    assert recorder.of("note")[0]["text"].startswith("resumed from")
+    assert recorder.notes[0].startswith("resumed from")
     assert same_bits(final_tensors(job), final_tensors(unbroken[0]))
     assert without_times(resumed["history"]) == without_times(unbroken[1]["history"])
 
@@ -136,8 +137,8 @@ def test_more_epochs_after_the_end_give_what_the_longer_run_gives(
     assert run(make_job(str(tmp_path), phase2=short))[0]["status"] == "complete"
     job = make_job(str(tmp_path))
     longer, recorder = run(job)
-    assert recorder.of("note")[0]["text"] == "resumed from phase2-epoch0001-step000000"
-    assert [(values["phase"], values["epoch"]) for values in recorder.of("epoch")] == [("phase2", 1)]
+    assert recorder.notes[0] == "resumed from phase2-epoch0001-step000000"
+    assert [(end.record.phase, end.record.epoch) for end in recorder.of(EpochEnd)] == [("phase2", 1)]
     assert same_bits(final_tensors(job), final_tensors(unbroken[0]))
     assert without_times(longer["history"]) == without_times(unbroken[1]["history"])
     assert longer["best"] == unbroken[1]["best"]
@@ -152,7 +153,7 @@ def test_an_epoch_of_one_step_stops_at_once(make_job: Any, tmp_path: Path) -> No
         stopped, recorder = run(job, batches)
         assert stopped["status"] == "stopped"
         assert list_checkpoints(job.checkpoints)[-1].position == position
-        assert recorder.of("note")[-1]["text"] == f"stopped on request; checkpoint {position.label} is written"
+        assert recorder.notes[-1] == f"stopped on request; checkpoint {position.label} is written"
     outcome = run(job)[0]
     assert same_bits(final_tensors(job), final_tensors(whole))
     assert without_times(outcome["history"]) == without_times(expected["history"])
@@ -165,9 +166,9 @@ class Damaging(Recorder):
         super().__init__()
         self.name, self.checkpoints = name, checkpoints
 
-    def event(self, kind: str, **values: Any) -> None:
-        super().event(kind, **values)
-        if kind == "epoch" and values["epoch"] == values["epochs"] - 1:
+    def on_event(self, event: Event, /) -> None:
+        super().on_event(event)
+        if isinstance(event, EpochEnd) and event.record.epoch == event.epochs - 1:
             damage(self.checkpoints, self.name)
 
 
@@ -188,7 +189,7 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_best_whole_one(make_job: Any
     damage(job.checkpoints, names[0])
     recorder = Damaging(names[1], job.checkpoints)
     outcome = trainer.train(job, collectives.single_worker(), recorder)
-    said = [note["text"] for note in recorder.of("note") if note["text"].startswith("warning")]
+    said = [note for note in recorder.notes if note.startswith("warning")]
     assert [f"{name} takes its place" in line for name, line in zip(names[1:], said, strict=True)] == [True, True]
     assert [f"{name}: weights.safetensors has sha256" in line for name, line in zip(names, said, strict=False)] == [
         True,
@@ -250,7 +251,7 @@ def test_early_stopping_ends_a_phase(make_job: Any, tmp_path: Path) -> None:
         stopping=StoppingConfig(early_patience=1),
     )
     history = run(job)[0]["history"]
-    assert [r["phase"] for r in history] == ["phase1", "phase1", "phase2"]
+    assert [r.phase for r in history] == ["phase1", "phase1", "phase2"]
 
 
 def test_mixed_float16_trains_and_skips_what_is_not_finite(make_job: Any, tmp_path: Path) -> None:
@@ -262,7 +263,7 @@ def test_mixed_float16_trains_and_skips_what_is_not_finite(make_job: Any, tmp_pa
         outcome, _ = run(job)
     finally:
         keras.config.set_dtype_policy("float32")
-    assert outcome["history"][-1]["train_loss"] < outcome["history"][0]["train_loss"]
+    assert outcome["history"][-1].train_loss < outcome["history"][0].train_loss
     assert final_tensors(job)["optimizer"]["loss_scale"] <= 2.0**15
 
 
@@ -281,18 +282,18 @@ def test_smoothing_clipping_class_weights_and_dense_layers_train(make_job: Any, 
     # classes of one to three validation images, so that accuracy is not balanced accuracy
     job = dataclasses.replace(job, validation_rows=job.validation_rows[3:])
     outcome, recorder = run(job)
-    assert np.isfinite([record["train_loss"] for record in outcome["history"]]).all()
-    assert BALANCED_NOTE in [note["text"] for note in recorder.of("note")]
+    assert np.isfinite([record.train_loss for record in outcome["history"]]).all()
+    assert BALANCED_NOTE in recorder.notes
     chosen = best_phase(outcome["monitors"])
     epoch = outcome["monitors"][chosen]["best_epoch"]
-    best = next(r for r in outcome["history"] if (r["phase"], r["epoch"]) == (chosen, epoch))
+    best = next(r for r in outcome["history"] if (r.phase, r.epoch) == (chosen, epoch))
     found, _ = predict([storage.join(job.folder, MODEL_FILE)], job.images.select(job.validation_rows), 64, actors=0)
     labels = job.labels[job.validation_rows]
     hits = found[:, 0].argmax(axis=1) == labels
     recalls = [hits[labels == label].mean() for label in np.unique(labels)]
-    assert best["val_loss"] == pytest.approx(-np.log(found[np.arange(len(labels)), 0, labels]).mean(), abs=1e-4)
-    assert best["val_balanced_accuracy"] == pytest.approx(np.mean(recalls), abs=1e-6)
-    assert outcome["monitors"][chosen]["best_accuracy"] == best["val_balanced_accuracy"] != best["val_accuracy"]
+    assert best.val_loss == pytest.approx(-np.log(found[np.arange(len(labels)), 0, labels]).mean(), abs=1e-4)
+    assert best.val_balanced_accuracy == pytest.approx(np.mean(recalls), abs=1e-6)
+    assert outcome["monitors"][chosen]["best_accuracy"] == best.val_balanced_accuracy != best.val_accuracy
 
 
 def test_a_timed_checkpoint_changes_nothing(
@@ -330,5 +331,5 @@ def test_a_batch_beyond_the_data_takes_the_same_steps_on_the_rows_that_there_are
     one, other = final_tensors(padded)["weights"], final_tensors(job)["weights"]
     assert max(float(np.abs(one[name] - other[name]).max()) for name in other) <= 1e-6
     for before, after in zip(outcomes[0]["history"], outcomes[1]["history"], strict=True):
-        assert before["val_accuracy"] == after["val_accuracy"]
-        assert before["train_loss"] == pytest.approx(after["train_loss"], abs=1e-5)
+        assert before.val_accuracy == after.val_accuracy
+        assert before.train_loss == pytest.approx(after.train_loss, abs=1e-5)

@@ -14,6 +14,7 @@ from support.recorder import Recorder
 
 from pharmclf import storage
 from pharmclf.config import AugmentConfig, ConfigError, HeadConfig, OptimizerConfig, PhaseConfig, StoppingConfig
+from pharmclf.core.events import HeadsEpochEnd
 from pharmclf.data.manifest import Manifest
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
@@ -73,8 +74,9 @@ def alone(job: TrainingContext) -> dict[str, Any]:
 def check_equal(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1e-4) -> None:
     """Results of a run: the same epochs, numbers and best checkpoints; times are their own."""
     assert one["best"] == other["best"]
-    assert [(r["phase"], r["epoch"]) for r in one["history"]] == [(r["phase"], r["epoch"]) for r in other["history"]]
+    assert [(r.phase, r.epoch) for r in one["history"]] == [(r.phase, r.epoch) for r in other["history"]]
     for ours, theirs in zip(one["history"], other["history"], strict=True):
+        ours, theirs = ours.to_dict(), theirs.to_dict()
         assert set(ours) == set(theirs)
         for name in set(ours) - {"phase", "epoch", "seconds", "images_per_second"}:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=tolerance), (name, ours, theirs)
@@ -153,11 +155,11 @@ def test_heads_side_by_side_are_the_runs_of_each_alone(
         assert (one["status"], one["reason"]) == ("complete", "")
         check_equal(one, other)
         check_same_end(group, separate, one["best"])
-    first = [r["phase"] for r in theirs[1]["history"]].count("phase1")
+    first = [r.phase for r in theirs[1]["history"]].count("phase1")
     assert first < 5
     assert theirs[2]["monitors"]["phase1"]["scale"] < 1
-    assert len({round(r["learning_rate"], 9) for r in theirs[3]["history"] if r["phase"] == "phase1"}) == 5
-    assert [event["epoch"] for event in observer.of("heads")] == [*range(5), *range(phase2_epochs)]
+    assert len({round(r.learning_rate, 9) for r in theirs[3]["history"] if r.phase == "phase1"}) == 5
+    assert [event.epoch for event in observer.of(HeadsEpochEnd)] == [*range(5), *range(phase2_epochs)]
 
 
 WEIGHED = {"optimizer": OptimizerConfig(class_weights="auto", label_smoothing=0.1)}
@@ -193,7 +195,7 @@ def test_a_head_that_diverges_harms_no_other(make: Make, tmp_path: Path) -> None
     check_equal(sound, alone(make(tmp_path / "alone", **one_phase)))
     assert [r["status"] for r in (sound, at_once, later)] == ["complete", "diverged", "diverged"]
     assert not list_checkpoints(jobs[1].checkpoints)
-    assert [r["phase"] for r in later["history"]] == ["phase1"] * 2
+    assert [r.phase for r in later["history"]] == ["phase1"] * 2
     assert list_checkpoints(jobs[2].checkpoints)[-1].name == "phase1-epoch0002-step000000"
     for result, own in ((at_once, early), (later, late)):
         with pytest.raises(TrainingDivergedError) as told:
@@ -249,7 +251,7 @@ def test_heads_leave_out_the_rows_that_the_features_lack(make: Make, drawn_manif
         check_equal(one, other)
         check_same_end(group, separate, one["best"])
         for record in (*one["history"], *other["history"]):
-            right = record["train_accuracy"] * (len(group.train_rows) - 1)
+            right = record.train_accuracy * (len(group.train_rows) - 1)
             assert right == pytest.approx(round(right), abs=1e-4)
 
 

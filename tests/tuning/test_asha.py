@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.epoch_records import epoch_record
 
+from pharmclf.core.events import EpochRecord
 from pharmclf.tuning.asha import default_grace, rung_that_stops, rungs
 
-Histories = dict[int, list[dict[str, Any]]]
+Histories = dict[int, dict[int, EpochRecord]]
 
 
-def history(*accuracies: float, first: int = 1) -> list[dict[str, Any]]:
-    """Records of epochs with these validation accuracies."""
-    return [{"at": at, "val_accuracy": accuracy} for at, accuracy in enumerate(accuracies, first)]
+def history(*accuracies: float) -> dict[int, EpochRecord]:
+    """Epochs with these validation accuracies."""
+    return {number: epoch_record(val_accuracy=accuracy) for number, accuracy in enumerate(accuracies, 1)}
 
 
 def test_rungs_are_counted_over_both_phases():
@@ -56,9 +57,8 @@ def test_a_grace_is_a_quarter_of_the_last_phase(first: int, second: int):
 
 def test_where_classes_are_weighed_balanced_accuracy_decides():
     """Of three trials with the same accuracy the least balanced is stopped."""
-    trials = {number: history(0.9) for number in range(3)}
-    for number, balanced in enumerate((0.3, 0.5, 0.4)):
-        trials[number][0]["val_balanced_accuracy"] = balanced
+    balanced = {0: 0.3, 1: 0.5, 2: 0.4}
+    trials = {n: {1: epoch_record(val_accuracy=0.9, val_balanced_accuracy=score)} for n, score in balanced.items()}
     assert [rung_that_stops(number, trials, [1], 3) for number in trials] == [1, None, None]
 
 
@@ -90,7 +90,7 @@ def test_equal_accuracies_are_not_stopped():
 
 def test_a_trial_before_a_rung_is_not_judged_by_it():
     """Neither stopped by it, nor counted at it."""
-    trials = {0: history(0.9, 0.9), 1: history(0.8, 0.8), 2: history(0.1), 3: []}
+    trials = {0: history(0.9, 0.9), 1: history(0.8, 0.8), 2: history(0.1), 3: {}}
     assert rung_that_stops(2, trials, [2], 3) is None
     assert rung_that_stops(3, trials, [2], 3) is None
     trials = {0: history(0.9), 1: history(0.8), 2: history(0.1, 0.1)}
@@ -142,7 +142,8 @@ def trained(whole: Histories, order: list[int], at: list[int]) -> tuple[Historie
     for number in order:
         if number in stopped:
             continue
-        shown[number] = whole[number][: len(shown.get(number, ())) + 1]
+        at_epoch = len(shown.get(number, ())) + 1
+        shown[number] = {epoch: whole[number][epoch] for epoch in range(1, at_epoch + 1)}
         if rung := rung_that_stops(number, shown, at, 3):
             stopped[number] = rung
     return shown, stopped
@@ -156,7 +157,7 @@ _many = settings(deadline=None, max_examples=300)
 def test_the_best_of_all_is_never_stopped(sweep: tuple[Histories, list[int], list[int]]):
     """Of all accuracies that were seen, the best ones belong to trials that were trained to their end."""
     shown, stopped = trained(*sweep)
-    best = {number: max(epoch["val_accuracy"] for epoch in epochs) for number, epochs in shown.items()}
+    best = {number: max(epoch.val_accuracy for epoch in epochs.values()) for number, epochs in shown.items()}
     top = [number for number in best if best[number] == max(best.values())]
     assert not set(top) & set(stopped)
     assert len(shown) - len(stopped) >= min(2, len(shown))

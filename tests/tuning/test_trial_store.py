@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.epoch_records import epoch_record
 
 from pharmclf.config import AugmentConfig, PhaseConfig, RunConfig, from_dict
+from pharmclf.core.events import EpochRecord
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position
 from pharmclf.tuning.search import STARTUP, ObservedTrial, Search, SearchName
@@ -50,14 +52,17 @@ def opened(tmp_path: Path) -> Opened:
     return lambda *args, **changes: ledger_at(tmp_path / "sweep", *args, **changes)
 
 
-def epoch(at: int, accuracy: float) -> dict[str, Any]:
-    """A record as a worker reports it: two epochs of phase 1, the others of phase 2."""
+def epoch(at: int, accuracy: float) -> EpochRecord:
+    """Two epochs of phase 1, the others of phase 2."""
     phase, number = ("phase1", at - 1) if at <= 2 else ("phase2", at - 3)
-    return {"at": at, "phase": phase, "epoch": number, "val_accuracy": accuracy, "val_loss": 1.0, "seconds": 1.0}
+    return epoch_record(phase, number, val_accuracy=accuracy)
 
 
-def outcome(state: str = "trained", reason: str = "", history: Any = None, **more: Any) -> dict[str, Any]:
-    return {"state": state, "reason": reason, "history": history} | USED | more
+def outcome(
+    state: str = "trained", reason: str = "", history: Sequence[EpochRecord] | None = None, **more: Any
+) -> dict[str, Any]:
+    records = None if history is None else [record.to_dict() for record in history]
+    return {"state": state, "reason": reason, "history": records} | USED | more
 
 
 def train(ledger: TrialStore, accuracy: float = 0.5) -> list[int]:
@@ -79,9 +84,9 @@ def train_all(ledger: TrialStore) -> list[list[int]]:
     return groups
 
 
-def checkpoint(trial: Trial, *epochs: dict[str, Any]) -> None:
-    """What a trial has written behind some epochs; without `at`, as the loop does."""
-    history = [{key: value for key, value in record.items() if key != "at"} for record in epochs]
+def checkpoint(trial: Trial, *epochs: EpochRecord) -> None:
+    """What a trial has written behind some epochs."""
+    history = [record.to_dict() for record in epochs]
     tensors = {"weights": {"w": np.zeros(1, np.float32)}}
     write_checkpoint(f"{trial.folder}/checkpoints", Position(0, len(epochs), 0), tensors, {"history": history}, {})
 
@@ -324,7 +329,7 @@ def test_a_broken_off_trial_has_the_epochs_of_its_newest_checkpoint(opened: Open
     checkpoint(trial, *epochs[:2])
     checkpoint(trial, *epochs[:3])
     again = opened(NO_HEADS)
-    assert again.trials[0].epochs == epochs[:3]
+    assert list(again.trials[0].epochs.values()) == epochs[:3]
     assert not again.trials[0].ended
 
 
@@ -348,7 +353,7 @@ def test_a_trial_without_a_checkpoint_begins_anew(opened: Opened):
     ledger = opened(NO_HEADS)
     ledger.start(ledger.next_group())
     again = opened(NO_HEADS)
-    assert again.trials[0].epochs == []
+    assert again.trials[0].epochs == {}
     assert [trial.number for trial in again.next_group()] == [0]
 
 
@@ -472,7 +477,7 @@ def test_an_epoch_that_is_trained_again_counts_once(opened: Opened):
     ledger.start(ledger.next_group())
     for at in (1, 2, 3, 3, 4):
         ledger.add_epoch(0, epoch(at, at / 10), USED)
-    assert ledger.trials[0].epochs == [epoch(at, at / 10) for at in range(1, 5)]
+    assert ledger.trials[0].epochs == {at: epoch(at, at / 10) for at in range(1, 5)}
 
 
 def test_a_trial_that_is_not_among_the_best_is_stopped(opened: Opened):
@@ -486,7 +491,7 @@ def test_a_trial_that_is_not_among_the_best_is_stopped(opened: Opened):
     assert ledger.trials[2].reason == "not among the best 1/3 at epoch 3"
     again = opened(NO_HEADS, total=3, rungs=[3])
     assert (again.trials[2].state, again.broken_off) == ("stopped", [0, 1])
-    assert again.trials[2].epochs == [epoch(at, 0.7) for at in (1, 2, 3)]
+    assert again.trials[2].epochs == {at: epoch(at, 0.7) for at in (1, 2, 3)}
 
 
 def test_trials_of_an_earlier_sitting_count_at_the_rungs(opened: Opened):
@@ -509,7 +514,7 @@ def test_the_history_of_an_outcome_replaces_what_was_reported(opened: Opened):
     assert ledger.end(0, outcome(history=[epoch(1, 0.2), epoch(2, 0.3)])).score == 0.3
     ledger.start(ledger.next_group())
     ledger.add_epoch(1, epoch(1, 0.1), USED)
-    assert ledger.end(1, outcome("failed", "no")).epochs == [epoch(1, 0.1)]
+    assert ledger.end(1, outcome("failed", "no")).epochs == {1: epoch(1, 0.1)}
 
 
 def test_a_storage_that_is_away_ends_the_sweep_and_no_trial(opened: Opened):

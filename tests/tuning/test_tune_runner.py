@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.epoch_records import epoch_record
 
 from pharmclf.config import AugmentConfig, PhaseConfig, RunConfig
-from pharmclf.data.quarantine import QUARANTINED
 from pharmclf.tuning.options import TrialResources
 from pharmclf.tuning.search import Search
 from pharmclf.tuning.space import build_space
@@ -47,7 +47,7 @@ def ledger_at(folder: Path) -> TrialStore:
 
 
 def epoch(accuracy: float) -> dict[str, Any]:
-    return {"at": 1, "phase": "phase1", "epoch": 0, "val_accuracy": accuracy, "val_loss": 1.0, "seconds": 1.0}
+    return epoch_record(val_accuracy=accuracy).to_dict()
 
 
 def test_each_trial_that_ends_is_told_once_with_how_it_ended(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_each_trial_that_ends_is_told_once_with_how_it_ended(tmp_path: Path) -> 
     for number, accuracy in ((0, 0.9), (1, 0.8)):
         assert conductor.on_result({"epoch": [number, epoch(accuracy), USED]})
     assert told == []
-    assert conductor.on_result({QUARANTINED: [[7, "not there"]], "heads": {}})
+    assert conductor.on_result({"quarantined": [[7, "not there"]], "heads": {}})
     assert lost == {7: "not there"}
     assert not conductor.on_result({"epoch": [2, epoch(0.1), USED]})
     conductor.on_trial_end("c", error=False)
@@ -108,7 +108,7 @@ def test_a_sweep_that_ends_is_noticed_in_the_middle_of_an_epoch(shared_ray: None
     from pharmclf.tuning.trial import StopFlag, _TrialCallback
 
     flag = ray.remote(num_cpus=0)(StopFlag).remote()
-    observer = _TrialCallback(BASE, 0, dict, flag)
+    observer = _TrialCallback(0, dict, flag)
     assert not observer.should_stop()
     ray.get(flag.set.remote())
     deadline = time.monotonic() + 30
