@@ -62,7 +62,6 @@ PENDING = (
     "pharmclf/data",
     "pharmclf/diagnostics",
     "pharmclf/distributed",
-    "pharmclf/evaluation",
     "pharmclf/export",
     "pharmclf/find_rate.py",
     "pharmclf/inference",

@@ -16,29 +16,28 @@ from pharmclf.evaluation.metrics import Estimate
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 
 DECISION_FILE = "decision.json"
-"""Its name, beside the model."""
+"""File name of the policy, next to the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AbstentionPolicy:
-    """When a model answers by itself, and what that gave on the validation images.
+    """When a model answers by itself, and the coverage and error of that on the validation images.
 
     An image is answered where the confidence after temperature scaling reaches the threshold; the others are left to a
-    human. See `metrics.choose_threshold` for what is promised where `assured`.
+    human. See `metrics.choose_threshold` for the promise of an `assured` threshold.
     """
 
     temperature: float
-    """T of softmax(log p / T), above 0; above 1 the model was too sure of itself."""
+    """T of softmax(log p / T), above 0; above 1 where the model was overconfident."""
     threshold: float
     """Images of at least this confidence are answered; above 1 none is."""
     max_error: float
-    """The share of wrong answers among those given that was asked for at most, 0..1."""
+    """Largest share of wrong answers among those given that was requested, 0..1."""
     assured: bool
     """Whether the validation images show, at 95 % confidence, that the error is at most `max_error`; where not, there
     were too few of them, or too many errors, and the threshold is the best guess."""
     num_validation_images: int
     num_answered: int
-    """Validation images that were answered."""
     coverage: Estimate
     """Share of the validation images that were answered, 0..1."""
     error: Estimate | None
@@ -66,8 +65,8 @@ class AbstentionPolicy:
 def fit_policy(probabilities: np.ndarray, truth: np.ndarray, groups: Any, max_error: float) -> AbstentionPolicy:
     """Fit the temperature and choose the threshold.
 
-    Both come from the same validation images, which have also chosen the epoch of the model: what they promise is a
-    little on the hopeful side, and the test split shows whether it held.
+    Both come from the same validation images, which have also chosen the epoch of the model: the promise is slightly
+    optimistic, and the test split shows whether it holds.
 
     Args:
         probabilities: (n, classes), as the model gives them, of images that it was not trained on.
@@ -104,15 +103,15 @@ def fit_policy(probabilities: np.ndarray, truth: np.ndarray, groups: Any, max_er
 
 
 def write_policy(decision: AbstentionPolicy, location: str) -> None:
-    """Write a decision as JSON, whole or not at all."""
+    """Write a policy as JSON, atomically."""
     storage.write_json(location, {SCHEMA_KEY: SCHEMA_VERSION, **dataclasses.asdict(decision)})
 
 
 def read_policy(location: str) -> AbstentionPolicy:
-    """Read what `write_policy` has written.
+    """Read a file of `write_policy`.
 
     Raises:
-        ConfigError: not there, damaged, or of another version.
+        ConfigError: a missing or damaged file, or one of another version.
         StorageUnavailableError: the storage does not answer.
     """
     remedy = "Take the file from the model's run again"

@@ -1,8 +1,8 @@
-"""Whether a saved model answers the validation images as it did in the epoch that it was saved from.
+"""Compares the validation accuracy of a saved model with that of the epoch that it was saved from.
 
-The two are computed in different ways: in training by several workers, in half precision, or from kept activations.
-An image whose best two classes are nearly equal may so be counted right here and wrong there. Such ties are counted:
-what they explain is no fault, and what is beyond them means that the file is not the model that was chosen.
+The two are computed in different ways: in training by several workers, in half precision, or from cached features.
+An image whose best two classes are nearly equal may be right in one and wrong in the other. Such ties are counted: a
+difference that they explain is no fault, and a larger one means that the file is not the model that was chosen.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import numpy as np
 from pharmclf.core.events import EpochRecord
 
 _TIES = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.4}
-"""Difference of two logits that rounding can turn around: some hundred roundings of logits near ten."""
+"""Difference of two logits that rounding can reverse: some hundred roundings of logits near ten."""
 _SMALLEST = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyMismatch:
-    """Two validation accuracies of what should be one model."""
+    """Two validation accuracies that should be equal."""
 
     best_epoch: float
-    """Accuracy in the epoch that was the best, 0..1."""
+    """Accuracy in the best epoch, 0..1."""
     saved_model: float
     """Of the saved model, 0..1."""
     images: int
     """Images by which they differ."""
     explained: int
-    """Of these, how many rounding and quarantined images can explain at most."""
+    """How many of these rounding and quarantined images can explain at most."""
 
     @property
     def text(self) -> str:
-        """For the console."""
+        """The warning for the console."""
         return (
             f"the saved model's validation accuracy is {self.saved_model:.4f}, that of its best epoch was "
             f"{self.best_epoch:.4f}: {self.images:,} images differ, and rounding explains {self.explained:,} at most. "
@@ -61,7 +61,7 @@ def accuracy_mismatch(
         best_epoch: the accuracy of the epoch, 0..1.
         probabilities: (n, classes) of the saved model on the validation images.
         labels: (n,) class numbers.
-        lost: validation images that were quarantined on the way: they may have counted then.
+        lost: validation images that were quarantined during the run: the epoch may have counted them.
         tie: difference of two logits that may be rounding.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The labelled sets that a model is tested on: the splits of its own data, and sets from another source."""
+"""The labelled sets that a model is tested on: the splits of the run's data, and sets from other sources."""
 
 from __future__ import annotations
 
@@ -28,23 +28,22 @@ class EvalDataset:
     """Labelled images that a model is scored on."""
 
     name: str
-    """Of the split, or as `extra_test` calls it; the folder below evaluation/."""
+    """Of the split, or of the entry in `extra_test`; also the folder below evaluation/."""
     source: str
-    """Where the images come from."""
+    """Location of the images."""
     manifest: Manifest
     rows: np.ndarray
     """(n,) int64 rows of the manifest that are scored."""
     notes: tuple[str, ...] = ()
-    """What a reader of its scores must know, one line each."""
-
+    """Remarks for readers of the scores, one line each."""
     lost: Mapping[int, str] = field(default_factory=dict)
-    """Rows that have been left out since, with the reasons: their files are not what the manifest says."""
+    """Row -> reason, of rows left out because their files differ from the manifest."""
 
     def without(self, reasons: Sequence[str]) -> EvalDataset:
-        """The set without the images that cannot be used.
+        """The set without unusable images.
 
         Args:
-            reasons: of the n images, why it cannot be used; "" where it can.
+            reasons: n texts, why the image cannot be used; "" where it can.
 
         Raises:
             ConfigError: none is left.
@@ -95,21 +94,20 @@ def external_dataset(
     white_level: int = MAX_VALUE,
     progress: ProgressCallback | None = None,
 ) -> EvalDataset:
-    """A set that the model's data set does not hold; images that the model has been trained on are left out.
+    """Load a set from another source; images that the model was trained on are left out.
 
     Args:
-        name: what it is called.
+        name: of the set.
         location: folder, s3:// prefix or list, as `RunConfig.data`.
         class_names: the model's classes; images of others cannot be scored, and are named in a note.
         cache: folder or prefix that keeps manifests.
         max_bad_share: largest share of images that cannot be read, 0..1.
-        known: the data set of the model with its splits; None: not known.
-        white_level: that the model was trained with; a set with larger values, or of a model with the common level, has
-            its own.
+        known: the data set of the model with its splits; None: unknown.
+        white_level: that the model was trained with; it replaces a lower one of the set unless it is the default.
         progress: called with (files done, files) while images are examined.
 
     Raises:
-        ConfigError: nothing to score there.
+        ConfigError: no image to score.
     """
     try:
         reading = LayoutOptions(keep_splits=False, results=cache.rpartition("/")[0], classes=tuple(class_names))
@@ -139,10 +137,10 @@ def external_dataset(
 def external_datasets(
     config: RunConfig, manifest: Manifest, progress: ProgressCallback | None = None
 ) -> list[EvalDataset]:
-    """The sets of `extra_test`.
+    """Load the sets of `extra_test`.
 
     Raises:
-        ConfigError: one of them has nothing to score.
+        ConfigError: one of them has no image to score.
     """
     return [
         external_dataset(

@@ -1,7 +1,10 @@
-"""From predictions to an evaluation: every number with its 95 % interval.
+"""The table of predictions, and its evaluation: every score with its 95 % interval.
 
-The parts stand in modules of their own and are named here too: the table of predictions, what an evaluation holds, its
-text and its files.
+The table has one row per image: `row` (int64, row of the manifest), `path`, `label` (true class, text), `predicted`
+(text) and `confidence` (probability of the predicted class, 0..1, float64). With a decision the confidence is that
+after temperature scaling, and `abstain` (bool) marks the images that are left to a human. Probabilities of all classes
+are a separate array, (images, classes) float32 in the table's order, as the model gives them: a list column would be
+slow and large in memory.
 """
 
 from __future__ import annotations
@@ -16,29 +19,54 @@ from pharmclf.core.units import format_examples
 from pharmclf.evaluation import metrics
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.metrics import Estimate
-from pharmclf.evaluation.predictions_table import ABSTAIN, COLUMNS, predictions_table
-from pharmclf.evaluation.results import ClassResult, ConfusedPair, Evaluation, accuracy_difference, most_confused_pairs
-from pharmclf.evaluation.text import classification_table, console_table, report_text
-from pharmclf.evaluation.write import to_dict, write_evaluation
+from pharmclf.evaluation.results import ClassResult, EvaluationResult
 
-__all__ = [
-    "ABSTAIN",
-    "COLUMNS",
-    "ClassResult",
-    "ConfusedPair",
-    "Evaluation",
-    "accuracy_difference",
-    "classification_table",
-    "console_table",
-    "evaluate",
-    "most_confused_pairs",
-    "predictions_table",
-    "report_text",
-    "to_dict",
-    "write_evaluation",
-]
-
+COLUMNS = ("row", "path", "label", "predicted", "confidence")
+"""The columns of every table of predictions."""
+ABSTAIN = "abstain"
+"""The additional column of a table with a decision."""
 _TOP_K = (3, 5)
+
+
+def predictions_table(
+    rows: np.ndarray,
+    paths: Sequence[str],
+    labels: Sequence[str],
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    decision: AbstentionPolicy | None = None,
+) -> pd.DataFrame:
+    """Build the table of predictions, in the order of the arguments.
+
+    Args:
+        rows: (n,) rows of the manifest.
+        paths: n locations.
+        labels: n true classes.
+        probabilities: (n, classes), as the model gives them.
+        class_names: in the order of the model's outputs.
+        decision: the model's temperature and threshold, if it has them.
+
+    Raises:
+        ValueError: probabilities that do not fit the rows or the classes.
+    """
+    if probabilities.shape != (len(rows), len(class_names)):
+        expected = (len(rows), len(class_names))
+        raise ValueError(f"probabilities: received shape {probabilities.shape}, expected {expected}")
+    best = probabilities.argmax(axis=1) if len(rows) else np.zeros(0, np.int64)
+    if decision:
+        confidence = metrics.most_probable(probabilities, decision.temperature)[1]
+    else:
+        confidence = np.take_along_axis(probabilities, best[:, None], axis=1)[:, 0].astype(np.float64)
+    table = pd.DataFrame(
+        {
+            "row": np.asarray(rows, np.int64),
+            "path": np.asarray(paths, object),
+            "label": np.asarray(labels, object),
+            "predicted": np.asarray(class_names, object)[best],
+            "confidence": confidence,
+        }
+    )
+    return table.assign(**{ABSTAIN: ~decision.accepts(confidence)}) if decision else table
 
 
 def evaluate(
@@ -50,17 +78,16 @@ def evaluate(
     decision: AbstentionPolicy | None = None,
     resamples: int = 1000,
     seed: int = 0,
-) -> Evaluation:
+) -> EvaluationResult:
     """Score predictions.
 
     Args:
-        predictions: one row per image with the columns row, path, label, predicted, confidence; see
-            `predictions_table`.
+        predictions: a table of `predictions_table`, n rows.
         class_names: the classes in the order of the model's outputs; the images need not be of all of them.
         groups: (n,) numbers or texts in the table's order; images of one group are near duplicates.
         probabilities: (n, classes) floats in the table's order, as the model gives them, for the top-k accuracy and the
             calibration before temperature scaling; both are left out without them.
-        decision: the model's temperature, with which the table was made, and its threshold, if it has them.
+        decision: the policy with which the table was made, if there was one.
         resamples: draws of the bootstrap.
         seed: seed of the bootstrap.
 
@@ -80,7 +107,7 @@ def evaluate(
     correct = truth == predicted
     draws: dict[str, Any] = {"groups": codes, "resamples": resamples, "seed": seed}
     raw = probabilities.max(axis=1).astype(np.float64) if decision and probabilities is not None else None
-    return Evaluation(
+    return EvaluationResult(
         num_images=len(predictions),
         num_groups=int(codes.max()) + 1,
         accuracy=metrics.proportion(correct, codes),
@@ -117,17 +144,17 @@ def _calibration(
 def _class_results(
     truth: np.ndarray, predicted: np.ndarray, names: list[str], codes: np.ndarray
 ) -> Iterator[ClassResult]:
-    """Each class from its own rows: all rows for each of 10,000 classes would take minutes."""
+    """Scores of each class from its rows only: a pass over all rows for each of 10,000 classes would take minutes."""
     of_class, given_class = (_rows_of(numbers, len(names)) for numbers in (truth, predicted))
     correct = truth == predicted
-    for number, (name, mine, given) in enumerate(zip(names, of_class, given_class, strict=True)):
-        either = np.union1d(mine, given)
+    for number, (name, rows, given) in enumerate(zip(names, of_class, given_class, strict=True)):
+        either = np.union1d(rows, given)
         yield ClassResult(
             name=name,
-            support=len(mine),
+            support=len(rows),
             predicted=len(given),
             precision=metrics.proportion(correct[given], codes[given]),
-            recall=metrics.proportion(correct[mine], codes[mine]),
+            recall=metrics.proportion(correct[rows], codes[rows]),
             f1=metrics.class_f1(truth[either], predicted[either], number, codes[either]),
         )
 
@@ -144,7 +171,7 @@ def _check(predictions: pd.DataFrame, names: list[str], groups: Any) -> None:
     if predictions.empty:
         raise ValueError("predictions: received no rows, expected at least one image")
     if len(set(names)) != len(names):
-        raise ValueError("class_names: a name stands there twice, expected every class once")
+        raise ValueError("class_names: received a name twice, expected every class once")
     if len(groups) != len(predictions) or pd.isna(np.asarray(groups)).any():
         raise ValueError(f"groups: received {len(groups)}, expected one value for each of {len(predictions)} images")
 
@@ -153,19 +180,18 @@ def _check_probabilities(probabilities: np.ndarray, predicted: np.ndarray, num_c
     expected = (len(predicted), num_classes)
     if probabilities.shape != expected:
         raise ValueError(f"probabilities: received shape {probabilities.shape}, expected {expected}")
-    own = probabilities[np.arange(len(predicted)), predicted]
-    if not (own >= probabilities.max(axis=1) - 1e-3).all():
+    if not (probabilities[np.arange(len(predicted)), predicted] >= probabilities.max(axis=1) - 1e-3).all():
         raise ValueError(
-            "probabilities: not finite, or the largest is not that of `predicted`; give both in one order of rows"
+            "probabilities: not finite, or the largest is not that of `predicted`. Give both in one order of rows"
         )
 
 
 def _check_temperature(probabilities: np.ndarray, confidence: np.ndarray, decision: AbstentionPolicy | None) -> None:
-    """A threshold means nothing for confidences of another temperature."""
+    """Refuse confidences of another temperature: the threshold means nothing for them."""
     if decision and np.abs(metrics.most_probable(probabilities, decision.temperature)[1] - confidence).max() > 1e-3:
         raise ValueError(
-            f"confidence: received values that are not those of temperature {decision.temperature:.6g}; "
-            "make the table with `predictions_table` and the same decision"
+            f"confidence: received values that are not those of temperature {decision.temperature:.6g}. "
+            "Make the table with `predictions_table` and the same decision"
         )
 
 
@@ -175,6 +201,7 @@ def _numbers(column: pd.Series, names: list[str], what: str) -> np.ndarray:
     if (numbers < 0).any():
         unknown = sorted({str(name) for name in column[numbers < 0]})
         raise ValueError(
-            f"{what}: {format_examples(unknown)}: not among the model's {len(names)} classes. Leave these images out"
+            f"{what}: received {format_examples(unknown)}, expected the model's {len(names)} classes. Leave these "
+            "images out"
         )
     return np.asarray(numbers, np.int64)

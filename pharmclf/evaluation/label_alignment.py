@@ -1,4 +1,4 @@
-"""The labels of a set of images against the classes that a model knows."""
+"""Compares the labels of a data set with the classes of a model."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_examples
 
 _NAMED = 20
-"""Labels that a line names; of more it says how many."""
+"""Labels that a line names; the rest is counted."""
 _ALIKE = 0.8
 """Similarity (difflib's ratio, 0..1) from which a known label is suggested for an unknown one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMatch:
-    """Which labels of a set the model knows: the equal ones. The nearest to another is suggested, never taken."""
+    """Which labels of a set are classes of the model; only equal ones are, the nearest to another is suggested."""
 
     known: tuple[str, ...]
     """Classes of the model that the set has images of, in the model's order; at least one."""
     unknown: dict[str, int]
-    """Labels of the set that the model does not know -> images, most images first; these cannot be scored."""
+    """Labels of the set that are no class of the model -> images, most images first; these cannot be scored."""
     lacking: tuple[str, ...]
     """Classes of the model that the set has no image of, in the model's order."""
     suggestions: dict[str, str]
-    """Unknown label -> the class that may be meant; of the first labels only."""
+    """Unknown label -> the class that it may mean; of the first labels only."""
 
     def notes(self) -> list[str]:
-        """What a person should know of the labels, one line each; none where they are those of the model."""
+        """Lines for the user on unknown and missing labels; none where the labels are those of the model."""
         lines = []
         if self.unknown:
             named = [_unknown_label_note(label, count, self.suggestions) for label, count in self.unknown.items()]
@@ -62,8 +62,9 @@ def align_labels(counts: Mapping[str, int], known: Sequence[str]) -> LabelMatch:
     classes = set(known)
     present = {label for label, count in counts.items() if count}
     unknown = {label: counts[label] for label in sorted(present - classes, key=lambda name: (-counts[name], name))}
-    bare = {_normalize_label(name): name for name in reversed(known)}
-    suggestions = {label: near for label in list(unknown)[:_NAMED] if (near := _nearest(_normalize_label(label), bare))}
+    by_normalized = {_normalize_label(name): name for name in reversed(known)}
+    nearest = {label: _nearest(_normalize_label(label), by_normalized) for label in list(unknown)[:_NAMED]}
+    suggestions = {label: name for label, name in nearest.items() if name}
     if not present & classes:
         named = [_unknown_label_note(label, count, suggestions) for label, count in unknown.items()]
         received = format_examples(named, _NAMED) or "none"
@@ -81,13 +82,13 @@ def align_labels(counts: Mapping[str, int], known: Sequence[str]) -> LabelMatch:
 
 
 def _nearest(label: str, classes: Mapping[str, str]) -> str | None:
-    """The class that differs in case, spaces and signs only, or else one spelt much like it; label and classes bare."""
+    """The class with the same normalized label, or else one with a similar spelling."""
     near = [label] if label in classes else difflib.get_close_matches(label, classes, n=1, cutoff=_ALIKE)
     return classes[near[0]] if near else None
 
 
 def _normalize_label(label: str) -> str:
-    """A label without what people write now so, now so: case, spaces, underscores, hyphens, dots."""
+    """A label without case, spaces and punctuation, which people write inconsistently."""
     text = unicodedata.normalize("NFKC", label).casefold()
     return "".join(character for character in text if character.isalnum()) or text
 

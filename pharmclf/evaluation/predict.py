@@ -1,7 +1,7 @@
-"""Predictions of many images in one stream: read and decoded ahead of the models, in this process or on Ray.
+"""Predictions of many images in one stream, in this process or on Ray.
 
-On Ray the images are decoded in tasks and predicted by a pool of actors; in this process by threads, while TensorFlow
-predicts the images before them. Either way the models are loaded once, and every image is read once.
+On Ray the images are decoded in tasks and predicted by a pool of actors; in this process threads decode ahead while
+TensorFlow predicts. Either way the models are loaded once, and every image is read once.
 """
 
 from __future__ import annotations
@@ -27,57 +27,57 @@ from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring.cores import usable_cores
 
 BATCH = 64
-"""Images of one forward pass. One shape makes one graph."""
+"""Images of one forward pass. One shape needs one graph."""
 _BLOCK_BYTES = 32 << 20  # pixels decoded by one Ray task: 192 images of 224 px
-_AHEAD_BYTES = 256 << 20  # decoded pixels that wait in this process, as far as there are cores to decode so many
-_DECODE_CPUS = 0.5  # of a Ray task; with less than a whole one free it still finds its place
+_AHEAD_BYTES = 256 << 20  # most decoded pixels that wait in this process
+_DECODE_CPUS = 0.5  # of a Ray task, so that it also fits where less than one CPU is free
 
 Block = dict[str, np.ndarray]
-"""Columns of some neighbouring images."""
+"""Columns of consecutive images."""
 
 
 def all_probabilities(probabilities: np.ndarray) -> Block:
-    """The columns of a prediction that keeps everything: (n, models, classes) float32."""
+    """The column `probabilities`: (n, models, classes) float32."""
     return {"probabilities": probabilities}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSpec:
-    """What is predicted, and by whom."""
+    """The models of a prediction, and how they are used."""
 
     models: tuple[str, ...]
     """Locations of `.keras` files that map raw 0..255 RGB to probabilities."""
     image_size: int
     """Side of their input, pixels."""
     read: Callable[[ImageSet, int], Block] = load_block
-    """Reads some images, as `load_block` does: columns `image`, `bad` and `error`, and what else goes with them."""
+    """Reads images as `load_block` does: columns `image`, `bad` and `error`, and any others to pass on."""
     columns: Callable[[np.ndarray], Block] = all_probabilities
-    """What is kept of the (n, models, classes) probabilities of some images. A ConfigError of it ends the stream."""
+    """Makes the output columns from (n, models, classes) probabilities. Its ConfigError ends the stream."""
     actors: int = 0
-    """Processes on Ray that predict; 0: this one."""
+    """Ray actors that predict; 0: this process."""
     gpus: bool = True
-    """Whether GPUs may be used, where there are any: one by each actor, the first by this process."""
+    """Whether available GPUs may be used: one by each actor, the first by this process."""
 
 
 class Predictor:
     """Saved models, loaded once."""
 
     def __init__(self, what: PredictSpec) -> None:
-        """Load the models; what hinders it is told with the first block, since of an actor that dies Ray says little.
+        """Load the models; an error is reported with the first block, since Ray hides the cause of an actor's death.
 
         Args:
             what: its models, image size, columns and whether GPUs may be used.
         """
         with suppress_native_stderr():
-            import tensorflow  # noqa: F401 - it chatters when it is imported
+            import tensorflow  # noqa: F401 - its import writes to stderr
 
             configure_devices(deterministic=False, gpus=what.gpus)
-        self._columns, self._refusal = what.columns, ""
+        self._columns, self._error = what.columns, ""
         self._models: list[tuple[Any, Any]] = []
         try:
             self._models = [_load_model(location, what.image_size) for location in what.models]
         except (ConfigError, OSError) as error:
-            self._refusal = encode_error(error)
+            self._error = encode_error(error)
 
     def __call__(self, block: Block) -> Block:
         """Predict a block.
@@ -86,15 +86,15 @@ class Predictor:
             block: `image` (n, S, S, 3) uint8, and other columns.
 
         Returns:
-            The other columns and those of the prediction; an `error` in place of them where there can be none.
+            The other columns and those of the prediction; instead of these an `error` where it fails.
         """
-        kept = {name: column for name, column in block.items() if name != "image"}
-        if not self._refusal:
+        others = {name: column for name, column in block.items() if name != "image"}
+        if not self._error:
             try:
-                return kept | self._columns(self.probabilities(block["image"]))
+                return others | self._columns(self.probabilities(block["image"]))
             except ConfigError as error:
-                self._refusal = encode_error(error)
-        return kept | {"error": np.full(len(block["image"]), self._refusal)}
+                self._error = encode_error(error)
+        return others | {"error": np.full(len(block["image"]), self._error)}
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Predict images: (n, S, S, 3) uint8 -> (n, models, classes) float32."""
@@ -103,16 +103,16 @@ class Predictor:
         if padding:
             images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
         batches = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
-        outputs = [[forward(batch) for _, forward in self._models] for batch in batches]  # a GPU works on meanwhile
+        outputs = [[forward(batch) for _, forward in self._models] for batch in batches]  # queued on a GPU
         return np.concatenate([np.stack([output.numpy() for output in row], axis=1) for row in outputs])[:count]
 
 
 def _load_model(location: str, image_size: int) -> tuple[Any, Any]:
-    """A model, and its forward pass for a batch of uint8 images, which become floats on the device.
+    """A model, and its forward pass for a batch of uint8 images, which are cast to float on the device.
 
     Raises:
-        ConfigError: not there, or nothing that Keras loads.
-        OSError: the storage does not give it.
+        ConfigError: a missing file, or one that Keras cannot load.
+        OSError: the storage cannot be read.
     """
     import keras
     import tensorflow as tf
@@ -120,7 +120,7 @@ def _load_model(location: str, image_size: int) -> tuple[Any, Any]:
     try:
         with storage.local_file(location) as path:
             if not path.is_file():
-                raise FileNotFoundError(location)  # of Keras it would be a ValueError
+                raise FileNotFoundError(location)  # Keras would raise a ValueError
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except FileNotFoundError as error:
         raise ConfigError(
@@ -137,7 +137,7 @@ def _load_model(location: str, image_size: int) -> tuple[Any, Any]:
         return model(tf.cast(images, tf.float32), training=False)
 
     batch = tf.TensorSpec((BATCH, image_size, image_size, 3), tf.uint8)
-    # the concrete function: one graph, and TensorFlow does not take several models for one that is traced too often
+    # a concrete function per model: TensorFlow would warn of one function that is traced too often
     concrete = tf.function(forward, autograph=False).get_concrete_function(batch)
     return model, lambda images: concrete(tf.constant(images))
 
@@ -157,25 +157,25 @@ def predict(
         models: locations of saved models.
         images: n files.
         image_size: S, side of the models' input in pixels.
-        actors: processes on Ray that predict; 0: this one.
-        gpus: whether GPUs may be used, where there are any.
-        check: called before each block; what it raises ends the work.
+        actors: Ray actors that predict; 0: this process.
+        gpus: whether available GPUs may be used.
+        check: called before each block; an exception that it raises ends the prediction.
 
     Returns:
-        (n, models, classes) float32 probabilities, in the order of `images`; and (n,) text: why an image cannot be used
-        any more, so that its probabilities mean nothing, "" where it can.
+        (n, models, classes) float32 probabilities, in the order of `images`; and (n,) text: why an image cannot be
+        used, so that its probabilities mean nothing, or "".
 
     Raises:
         ConfigError: a model cannot be loaded.
-        PermissionError, StorageUnavailableError: the storage gives nothing at all.
+        PermissionError, StorageUnavailableError: the storage cannot be read at all.
     """
     what = PredictSpec(models=tuple(models), image_size=image_size, actors=actors, gpus=gpus)
-    found, bad = [], []
+    probabilities, bad = [], []
     for block in predict_stream(what, images):
         check()
-        found.append(block["probabilities"])
+        probabilities.append(block["probabilities"])
         bad.append(block["bad"])
-    return np.concatenate(found), np.concatenate(bad)
+    return np.concatenate(probabilities), np.concatenate(bad)
 
 
 def predict_stream(what: PredictSpec, images: ImageSet) -> Generator[Block, None, None]:
@@ -186,10 +186,10 @@ def predict_stream(what: PredictSpec, images: ImageSet) -> Generator[Block, None
         images: n files.
 
     Yields:
-        The columns of neighbouring images, in the order of `images`, every image once.
+        The columns of consecutive images, in the order of `images`, every image once.
 
     Raises:
-        ConfigError: a model cannot be loaded, or `what.columns` does not take its probabilities.
+        ConfigError: a model cannot be loaded, or `what.columns` refuses its probabilities.
         ValueError, PermissionError, StorageUnavailableError: as `raise_block_error`.
     """
     if not len(images):
@@ -200,45 +200,45 @@ def predict_stream(what: PredictSpec, images: ImageSet) -> Generator[Block, None
         for block in blocks:
             count = len(raise_block_error(block, ConfigError)["error"])
             if not np.array_equal(block.pop("place"), np.arange(done, done + count)):
-                raise RuntimeError(f"images {done} to {done + count} have come out of order")
+                raise RuntimeError(f"images {done} to {done + count} were returned out of order")
             done += count
             yield block
     if done != len(images):
-        raise RuntimeError(f"{done} of {len(images)} images have come back")
+        raise RuntimeError(f"{done} of {len(images)} images were returned")
 
 
 def _read_span(what: PredictSpec, images: ImageSet, first: int, count: int) -> Block:
-    """Read some images from place `first` on; their places go with them."""
+    """Read images from index `first`, with their indices as the column `place`."""
     span = images.slice(first, count)
     return {"place": np.arange(first, first + len(span))} | what.read(span, what.image_size)
 
 
 def _predict_local(what: PredictSpec, images: ImageSet) -> Generator[Block, None, None]:
-    """In this process: every core decodes a batch ahead, as far as TensorFlow leaves it the time."""
+    """Predict in this process, with one decoding thread per core."""
     threads = max(1, min(usable_cores(), _AHEAD_BYTES // (BATCH * what.image_size**2 * 3)))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     ahead: deque[Future[Block]] = deque()
     firsts = iter(range(0, len(images), BATCH))
 
-    def read_on() -> None:
+    def read_ahead() -> None:
         for first in firsts:
             ahead.append(pool.submit(_read_span, what, images, first, BATCH))
             if len(ahead) > threads:
                 return
 
     try:
-        read_on()  # while TensorFlow is imported
+        read_ahead()  # while TensorFlow is imported
         predictor = Predictor(what)
         while ahead:
             block = ahead.popleft().result()
-            read_on()
+            read_ahead()
             yield predictor(block)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _predict_ray(what: PredictSpec, images: ImageSet) -> Generator[Block, None, None]:
-    """On the cluster that this process has joined."""
+    """Predict on the cluster that this process has joined."""
     batch_bytes = BATCH * what.image_size**2 * 3
     size = BATCH * max(1, min(_BLOCK_BYTES // batch_bytes, -(-len(images) // (BATCH * what.actors))))
     num_blocks = -(-len(images) // size)
@@ -248,16 +248,16 @@ def _predict_ray(what: PredictSpec, images: ImageSet) -> Generator[Block, None, 
         return _read_span(what, ray.get(shared), int(block["id"][0]) * size, size)
 
     resources = ray.cluster_resources()
-    tasks = max(1.0, resources.get("CPU", 1.0) * _DECODE_CPUS)  # as many at a time as there are CPUs
+    tasks = max(1.0, resources.get("CPU", 1.0) * _DECODE_CPUS)  # one per CPU at a time
     source = configure_dataset(ray.data.range(num_blocks, override_num_blocks=num_blocks), tasks)
     predicted = source.map_batches(read_block, batch_size=None, num_cpus=_DECODE_CPUS).map_batches(
         Predictor,
         fn_constructor_args=(what,),
-        batch_size=size,  # that of every block but the last: Ray wants a number where there are GPUs
+        batch_size=size,  # that of every block but the last: Ray requires a number with GPUs
         compute=ray.data.ActorPoolStrategy(size=min(what.actors, num_blocks)),
-        num_cpus=0,  # actors that held all CPUs would wait for ever for one to decode with
+        num_cpus=0,  # actors that held all CPUs would wait forever for a decoding task
         num_gpus=1 if what.gpus and resources.get("GPU") else 0,
     )
     with suppress_native_stderr():
-        # with a block ahead each would wait here for the next, and a killed job would lose it
+        # with prefetching each block would wait for the next, and a killed job would lose it
         yield from predicted.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)

@@ -1,18 +1,19 @@
-"""What an evaluation is: the scores of one model on one set of images, each with its 95 % interval."""
+"""The scores of one model on one set of images, each with its 95 % interval."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from pharmclf.evaluation import metrics
-from pharmclf.evaluation.metrics import Estimate, OperatingPoint, ReliabilityBin, RiskCoverage
+from pharmclf.evaluation.metrics import ConfusionCounts, Estimate, OperatingPoint, ReliabilityBin, RiskCoverage
 
 
 @dataclass(frozen=True)
 class ClassResult:
-    """What was measured for one class."""
+    """Scores of one class."""
 
     name: str
     support: int
@@ -25,7 +26,7 @@ class ClassResult:
 
     @property
     def has_examples(self) -> bool:
-        """Whether an image is of this class or was given it; of others nothing is known."""
+        """Whether an image is of this class or was given it; without examples the scores mean nothing."""
         return self.support + self.predicted > 0
 
 
@@ -38,14 +39,13 @@ class ConfusedPair:
     predicted: str
     """The class given."""
     count: int
-    """Images."""
     share: float
     """Share of the true class's images, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
-    """Scores of one model on one set of images; classes stand in the order of the model's outputs."""
+class EvaluationResult:
+    """Scores of one model on one set of images; classes are in the order of the model's outputs."""
 
     num_images: int
     num_groups: int
@@ -53,20 +53,20 @@ class Evaluation:
     accuracy: Estimate
     macro_f1: Estimate
     """Mean F1 of the classes that occur in truth or predictions."""
-    top_k_accuracy: dict[int, Estimate]
+    top_k_accuracy: Mapping[int, Estimate]
     """k -> share of the images whose class is among the k most probable; only k below the number of classes."""
     calibration_error: Estimate
     """Expected calibration error of the confidences, 0..1; after temperature scaling where there is a decision."""
     raw_calibration_error: Estimate | None
     """The same before temperature scaling; None without a decision, or without probabilities."""
     reliability: tuple[ReliabilityBin, ...]
-    """How often the model was right where it was so sure; the bins that hold images."""
+    """Accuracy by confidence; the bins that hold images."""
     risk_coverage: RiskCoverage
     """The error among answered images for every share of images answered."""
     answered: OperatingPoint | None
     """What happens at the threshold of the decision; None without one."""
     classes: tuple[ClassResult, ...]
-    cells: metrics.ConfusionCounts
+    cells: ConfusionCounts
     """The confusion matrix; of many classes, most of its cells hold no image."""
 
     @property
@@ -80,23 +80,22 @@ class Evaluation:
         return tuple(result.name for result in self.classes)
 
 
-def accuracy_difference(first: Evaluation, second: Evaluation) -> Estimate:
+def accuracy_difference(first: EvaluationResult, second: EvaluationResult) -> Estimate:
     """Accuracy of the second minus that of the first, -1..1, with its 95 % interval; below 0 the second is worse.
 
     Args:
-        first: of the set that is compared with, such as the test split.
-        second: of a set that shares no picture with it, such as photographs under other light.
+        first: of the reference set, such as the test split.
+        second: of a set without copies of the first set's images, such as photographs under other light.
     """
     return metrics.proportion_difference(first.accuracy, second.accuracy)
 
 
-def most_confused_pairs(evaluation: Evaluation, limit: int = 10) -> list[ConfusedPair]:
+def most_confused_pairs(evaluation: EvaluationResult, limit: int = 10) -> list[ConfusedPair]:
     """The pairs (true class, given class) with most images; equal ones by share, then in the order of the classes."""
     cells, names = evaluation.cells, evaluation.class_names
-    pairs = []
-    for label, predicted, count in np.column_stack([cells.truth, cells.predicted, cells.counts]).tolist():
-        if label == predicted:
-            continue
-        support = evaluation.classes[label].support
-        pairs.append(ConfusedPair(names[label], names[predicted], count, count / support))
+    pairs = [
+        ConfusedPair(names[label], names[predicted], count, count / evaluation.classes[label].support)
+        for label, predicted, count in np.column_stack([cells.truth, cells.predicted, cells.counts]).tolist()
+        if label != predicted
+    ]
     return sorted(pairs, key=lambda pair: (-pair.count, -pair.share))[:limit]

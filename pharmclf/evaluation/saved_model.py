@@ -1,11 +1,11 @@
-"""A saved model as others find it: the file, its labels, and when it should not answer. Reads no TensorFlow."""
+"""Finds and verifies a saved model and the files next to it, without TensorFlow."""
 
 from __future__ import annotations
 
 import json
 import zipfile
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError
@@ -19,22 +19,22 @@ _LABELS, _CHECKSUMS, _FETCHED = "labels.json", "checksums.json", "metrics.json"
 
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
-    """A model that is whole: its file has the sha256 that was noted when it was saved, where one was."""
+    """A verified model: its file has the sha256 that was recorded when it was saved, if one was."""
 
     location: str
-    """Of the `.keras` file: raw 0..255 RGB in, probabilities out."""
+    """Of the `.keras` file, which maps raw 0..255 RGB to probabilities."""
     sha256: str
-    """Of that file, hex."""
+    """Of the file, hex."""
     labels: tuple[str, ...]
     """Class names in the order of the outputs."""
     image_size: int
     """Side of the input, pixels."""
     decision: AbstentionPolicy | None
-    """Temperature and threshold; None where the model came without."""
+    """Temperature and threshold; None where the model has none."""
     run_folder: str | None
-    """The run that it lies in; None where it was copied out of one."""
+    """Folder of its run; None where it was copied out of one."""
     white_level: int = MAX_VALUE
-    """That its images were decoded with."""
+    """White level with which its images were decoded."""
 
 
 def load_model_info(where: str, flag: str = "--model") -> SavedModel:
@@ -42,10 +42,10 @@ def load_model_info(where: str, flag: str = "--model") -> SavedModel:
 
     Args:
         where: a run's folder, its `model` folder, a folder of `fetch_best`, or a `.keras` file; local or s3://.
-        flag: how messages name it.
+        flag: the command-line flag that messages name.
 
     Raises:
-        ConfigError: nothing there, no labels, or not what was saved.
+        ConfigError: no model, no labels, or another sha256 than recorded.
         StorageUnavailableError: the storage does not answer.
     """
     location = storage.absolute(where).rstrip("/")
@@ -79,7 +79,7 @@ def _resolve_model(location: str, flag: str, where: str) -> SavedModel:
         run_folder = folder.removesuffix("/model")
     labels = storage.join(folder, _LABELS)
     if not storage.is_file(labels):
-        raise ConfigError(f"{flag} {where}: {labels} is missing. It names the classes: put it beside the model")
+        raise ConfigError(f"{flag} {where}: {labels} is missing. It names the classes: put it next to the model")
     with storage.local_file(model) as path:
         sha256, size = sha256_file(path), _image_size(path, flag, where)
     if (expected := _recorded_sha256(folder, name)) not in (None, sha256):
@@ -97,16 +97,17 @@ def _resolve_model(location: str, flag: str, where: str) -> SavedModel:
 
 
 def _recorded_sha256(folder: str, name: str) -> str | None:
-    """The sha256 that was noted when a model file was saved or fetched."""
-    if storage.is_file(storage.join(folder, _CHECKSUMS)):
-        return storage.read_json(storage.join(folder, _CHECKSUMS)).get(name)
-    if name == "model.keras" and storage.is_file(storage.join(folder, _FETCHED)):
-        return storage.read_json(storage.join(folder, _FETCHED)).get("sha256")
+    """The sha256 that was recorded when a model file was saved or fetched."""
+    sources = [(_CHECKSUMS, name), *([(_FETCHED, "sha256")] if name == "model.keras" else [])]
+    for file, key in sources:
+        if storage.is_file(storage.join(folder, file)):
+            sha256: str | None = storage.read_json(storage.join(folder, file)).get(key)
+            return sha256
     return None
 
 
-def _image_size(path: Any, flag: str, where: str) -> int:
-    """Side of a model's square input, as its file says."""
+def _image_size(path: Path, flag: str, where: str) -> int:
+    """Side of the square input in the configuration of a model file, pixels."""
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))["config"]

@@ -1,4 +1,4 @@
-"""Predictions of labelled sets, scored, and the files that keep them."""
+"""Predicts and scores labelled sets."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import pandas as pd
 from pharmclf.data.image_set import ImageSet
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.datasets import EvalDataset
-from pharmclf.evaluation.evaluate import Evaluation, evaluate, predictions_table
+from pharmclf.evaluation.evaluate import evaluate, predictions_table
 from pharmclf.evaluation.predict import predict
+from pharmclf.evaluation.results import EvaluationResult
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredDataset:
-    """A labelled set with what a model said of it."""
+    """A labelled set with the predictions of a model and their scores."""
 
     images: EvalDataset
     probabilities: np.ndarray
     """(n, classes) float32, as the model gives them."""
     table: pd.DataFrame
     """One row per image: row, path, label, predicted, confidence, abstain."""
-    evaluation: Evaluation
+    evaluation: EvaluationResult
 
 
 def predict_datasets(
@@ -36,19 +37,19 @@ def predict_datasets(
     gpus: bool,
     check: Callable[[], None] = lambda: None,
 ) -> list[tuple[EvalDataset, np.ndarray]]:
-    """Probabilities of all images of some sets, through one pipeline.
+    """Predict all images of some sets in one stream.
 
     Args:
         models: locations of saved models.
-        sets: what they are tested on.
-        image_size: S, side of their input in pixels.
-        actors: processes that predict; 0: this one.
-        gpus: whether each of them takes a GPU.
-        check: called all the time; what it raises ends the work.
+        sets: the sets to predict.
+        image_size: S, side of the models' input in pixels.
+        actors: Ray actors that predict; 0: this process.
+        gpus: whether each of them uses a GPU.
+        check: called before each block; an exception that it raises ends the prediction.
 
     Returns:
-        Each set without the images whose files are not what the manifest says, as its last note tells; and of the
-        others (images, models, classes) float32.
+        Each set without the images whose files differ from the manifest, which its last note names; and the
+        probabilities of the other images, (images, models, classes) float32.
 
     Raises:
         ConfigError: a set has no image left.
@@ -77,5 +78,5 @@ def score_dataset(
 
 
 def evenly_spaced_indices(count: int, most: int) -> np.ndarray:
-    """(at most `most`,) places, evenly over 0..count-1."""
+    """(at most `most`,) indices, evenly over 0..count-1."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.metrics import Estimate
-from pharmclf.evaluation.results import Evaluation
+from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.reporting.plots import (
     BLUE,
     DPI,
@@ -48,7 +48,9 @@ _LOOKS: tuple[tuple[str, dict[str, Any]], ...] = (
 _PERCENT = ticker.FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
 
 
-def reliability_png(evaluation: Evaluation, *, threshold: float | None = None, title: str = "Reliability") -> bytes:
+def reliability_png(
+    evaluation: EvaluationResult, *, threshold: float | None = None, title: str = "Reliability"
+) -> bytes:
     """How often answers of some confidence are right, with 95 % intervals, above how many there are.
 
     Args:
@@ -62,7 +64,7 @@ def reliability_png(evaluation: Evaluation, *, threshold: float | None = None, t
 
 
 def reliability_figure(
-    evaluation: Evaluation, threshold: float | None, *, heading: tuple[str, str] | None = None
+    evaluation: EvaluationResult, threshold: float | None, *, heading: tuple[str, str] | None = None
 ) -> Figure:
     """The figure of `reliability_png`; title and subtitle are left out where none are given."""
     figure, (left, bottom, width, height) = _panel(heading)
@@ -101,7 +103,7 @@ def reliability_figure(
 
 
 def risk_coverage_png(
-    curves: Mapping[str, Evaluation], decision: AbstentionPolicy | None, *, title: str = "Answers and errors"
+    curves: Mapping[str, EvaluationResult], decision: AbstentionPolicy | None, *, title: str = "Answers and errors"
 ) -> bytes:
     """What share of the images can be answered at which error, the surest first, and where the threshold lies.
 
@@ -116,7 +118,7 @@ def risk_coverage_png(
 
 
 def risk_coverage_figure(
-    curves: Mapping[str, Evaluation], decision: AbstentionPolicy | None, *, heading: tuple[str, str] | None = None
+    curves: Mapping[str, EvaluationResult], decision: AbstentionPolicy | None, *, heading: tuple[str, str] | None = None
 ) -> Figure:
     """The figure of `risk_coverage_png`; title and subtitle are left out where none are given."""
     names = {name: format_names(name, 16) for name in curves}
@@ -157,7 +159,7 @@ def _mark(axes: Axes, coverage: Estimate, error: Estimate, marker: str, colour: 
     axes.plot(coverage.value, error.value, marker, color=colour, **look)
 
 
-def _line(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+def _line(evaluation: EvaluationResult) -> tuple[np.ndarray, np.ndarray]:
     """Coverage and error of the curve, at most so many points of each; without its noisy beginning."""
     curve = evaluation.risk_coverage
     kept = np.flatnonzero(curve.coverage * evaluation.num_images >= min(_FEWEST, evaluation.num_images))

@@ -10,8 +10,8 @@ import numpy as np
 
 from pharmclf.core.units import format_count
 from pharmclf.evaluation.metrics import Estimate, OperatingPoint
-from pharmclf.evaluation.results import ClassResult, Evaluation
-from pharmclf.evaluation.text import MAX_OPEN_CLASSES, WEAKEST
+from pharmclf.evaluation.result_files import MAX_OPEN_CLASSES, WEAKEST
+from pharmclf.evaluation.results import ClassResult, EvaluationResult
 from pharmclf.reporting import text_format
 from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, ReportData
 
@@ -111,7 +111,7 @@ def answer_shares(point: OperatingPoint | None) -> AnswerShares | None:
     return AnswerShares(right=coverage * (1 - error), wrong=coverage * error, left=1 - coverage)
 
 
-def sort_by_recall(evaluation: Evaluation) -> tuple[list[ClassResult], list[ClassResult]]:
+def sort_by_recall(evaluation: EvaluationResult) -> tuple[list[ClassResult], list[ClassResult]]:
     """The classes by rising F1, those that do not occur last: what is shown at once, and what is folded.
 
     Together they are all classes, of which the page shows `MAX_ROWS` at most.
@@ -127,7 +127,7 @@ def rarest_counts(data: DatasetReport) -> list[tuple[str, int, int, int]]:
     return sorted(counts, key=lambda row: sum(row[1:]))[:MAX_ROWS] if len(counts) > MAX_ROWS else counts
 
 
-def class_axis(evaluation: Evaluation) -> Axis:
+def class_axis(evaluation: EvaluationResult) -> Axis:
     """The scale of the bars of all classes."""
     seen = [item for item in evaluation.classes if item.support and item.predicted]
     return score_axis(estimate for item in seen for estimate in (item.recall, item.precision, item.f1))
@@ -156,7 +156,7 @@ class Cell:
     """Of the colour, 0..1: the share of the row; of mistakes its root, so that one among many images is seen."""
 
 
-def build_matrix(evaluation: Evaluation, most: int = MAX_MATRIX) -> Matrix:
+def build_matrix(evaluation: EvaluationResult, most: int = MAX_MATRIX) -> Matrix:
     """The confusion matrix of at most so many classes, in the order of the model."""
     cells = evaluation.cells
     mistakes = cells.given + cells.support - 2 * cells.hits

@@ -13,8 +13,8 @@ from pharmclf.core.units import format_count, format_examples
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.abstention_policy import DECISION_FILE, AbstentionPolicy
 from pharmclf.evaluation.metrics import Estimate
-from pharmclf.evaluation.results import ClassResult, Evaluation
-from pharmclf.evaluation.text import MAX_OPEN_CLASSES, WEAKEST
+from pharmclf.evaluation.result_files import MAX_OPEN_CLASSES, WEAKEST
+from pharmclf.evaluation.results import ClassResult, EvaluationResult
 from pharmclf.reporting import load_image_snippet, text_format
 from pharmclf.reporting.html_report_tables import sort_by_recall
 from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, ReportData
@@ -201,7 +201,7 @@ def _notes_section(facts: EvalSetReport) -> list[str]:
     return [f"{escape_markdown(facts.name)}: {escape_markdown(note)}" for note in facts.notes]
 
 
-def _missing_info(scores: Evaluation) -> str:
+def _missing_info(scores: EvaluationResult) -> str:
     """How little is known of single classes."""
     tested = [item for item in scores.classes if item.support]
     vaguest = max(tested, key=lambda item: item.recall.high - item.recall.low)

@@ -21,7 +21,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from pharmclf.core.events import EpochRecord
-from pharmclf.evaluation.evaluate import Evaluation
+from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.reporting.fonts import FONT, chart_names, fit_fonts, suppress_font_warnings, text_width
 from pharmclf.reporting.fonts import format_names as format_names
 
@@ -71,7 +71,7 @@ def write_heading(figure: Figure, title: str, subtitle: str, *, left: float = 0.
     figure.text(left / width, 1 - 0.52 / height, subtitle, size=9, color=SOFT, va="top")
 
 
-def confusion_matrix_png(evaluation: Evaluation, *, title: str = "Confusion matrix") -> bytes:
+def confusion_matrix_png(evaluation: EvaluationResult, *, title: str = "Confusion matrix") -> bytes:
     """True classes as rows, predicted ones as columns: counts as numbers, the share of the row as colour.
 
     Of more than `MAX_CLASSES` classes only those with most mistakes are shown.
@@ -80,7 +80,7 @@ def confusion_matrix_png(evaluation: Evaluation, *, title: str = "Confusion matr
         return png_bytes(_confusion_figure(evaluation, title))
 
 
-def _confusion_figure(evaluation: Evaluation, title: str) -> Figure:
+def _confusion_figure(evaluation: EvaluationResult, title: str) -> Figure:
     cells, total = evaluation.cells, len(evaluation.classes)
     hits, every = cells.hits, cells.support
     mistakes = cells.given + every - 2 * hits

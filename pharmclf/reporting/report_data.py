@@ -12,7 +12,7 @@ from pharmclf.core.events import EpochRecord
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.metrics import Estimate
-from pharmclf.evaluation.results import ConfusedPair, Evaluation
+from pharmclf.evaluation.results import ConfusedPair, EvaluationResult
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,7 +49,7 @@ class EvalSetReport:
     """test, or the name that the user gave to the set."""
     source: str
     """Where its images lie."""
-    evaluation: Evaluation
+    evaluation: EvaluationResult
     samples: Sequence[PredictedThumbnail] = ()
     """Some of its images, right and wrong as they come."""
     worst: Sequence[PredictedThumbnail] = ()
@@ -95,7 +95,7 @@ class ReportData:
     """The test split first, then the extra sets; at least one."""
     decision: AbstentionPolicy | None
     """When the model answers by itself."""
-    validation: Evaluation | None = None
+    validation: EvaluationResult | None = None
     """Scores on the images that temperature and threshold were chosen on."""
     result: Mapping[str, Any] | None = None
     """The content of result.json; None: evaluated without a run."""

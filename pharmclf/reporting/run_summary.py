@@ -13,8 +13,8 @@ from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_duration
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.accuracy_agreement import AccuracyMismatch
-from pharmclf.evaluation.evaluate import Evaluation
 from pharmclf.evaluation.metrics import Estimate
+from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.reporting.report_data import EvalSetReport
 
 
@@ -50,8 +50,8 @@ class PhaseSummary:
 
 def build_result(
     run: RunSummary,
-    validation: Evaluation,
-    test: Evaluation,
+    validation: EvaluationResult,
+    test: EvaluationResult,
     phases: Sequence[PhaseSummary],
     *,
     decision: AbstentionPolicy | None = None,

@@ -8,8 +8,9 @@ import numpy as np
 
 from pharmclf import storage
 from pharmclf.data.ray_loader import load_images
-from pharmclf.evaluation.evaluate import ConfusedPair, accuracy_difference, most_confused_pairs, write_evaluation
-from pharmclf.evaluation.explainer import Explainer
+from pharmclf.evaluation.gradcam import Explainer
+from pharmclf.evaluation.result_files import write_evaluation
+from pharmclf.evaluation.results import ConfusedPair, accuracy_difference, most_confused_pairs
 from pharmclf.evaluation.scoring import ScoredDataset, evenly_spaced_indices
 from pharmclf.reporting import plots
 from pharmclf.reporting.report_data import EvalSetReport, PredictedThumbnail

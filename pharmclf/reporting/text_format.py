@@ -10,7 +10,7 @@ from typing import Literal
 from pharmclf.core.units import format_count
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.metrics import Estimate, OperatingPoint
-from pharmclf.evaluation.results import Evaluation
+from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.reporting.report_data import EvalSetReport, ReportData
 
 THIN = "\u202f"
@@ -203,7 +203,7 @@ def _difference_sentence(drop: Estimate | None, than: str) -> str:
     return f": {size:.1f} points {word} than on {than} ({bounds[0]:.1f}–{bounds[1]:.1f})"
 
 
-def calibration_sentence(scores: Evaluation, temperature: float | None) -> str:
+def calibration_sentence(scores: EvaluationResult, temperature: float | None) -> str:
     """How far confidence and accuracy lie apart, before and after temperature scaling."""
     after, before = scores.calibration_error, scores.raw_calibration_error
     if before is None or temperature is None:

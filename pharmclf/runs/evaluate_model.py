@@ -20,8 +20,8 @@ from pharmclf.data.quarantine import Quarantine
 from pharmclf.distributed.cluster import device_kind
 from pharmclf.distributed.controller import connect
 from pharmclf.evaluation.datasets import EvalDataset, external_dataset, split_dataset
-from pharmclf.evaluation.evaluate import console_table
-from pharmclf.evaluation.explainer import Explainer
+from pharmclf.evaluation.gradcam import Explainer
+from pharmclf.evaluation.result_files import console_table
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
 from pharmclf.evaluation.scoring import predict_datasets, score_dataset
 from pharmclf.reporting.fonts import font_notes

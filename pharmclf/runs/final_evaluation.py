@@ -21,9 +21,10 @@ from pharmclf.data.quarantine import Quarantine
 from pharmclf.evaluation.abstention_policy import DECISION_FILE, fit_policy, write_policy
 from pharmclf.evaluation.accuracy_agreement import accuracy_mismatch, best_accuracy, rounding_tolerance
 from pharmclf.evaluation.datasets import external_datasets, split_dataset
-from pharmclf.evaluation.evaluate import console_table, evaluate, predictions_table
-from pharmclf.evaluation.explainer import Explainer
+from pharmclf.evaluation.evaluate import evaluate, predictions_table
+from pharmclf.evaluation.gradcam import Explainer
 from pharmclf.evaluation.metrics import Estimate
+from pharmclf.evaluation.result_files import console_table
 from pharmclf.evaluation.scoring import ScoredDataset, predict_datasets, score_dataset
 from pharmclf.monitoring import HardwareAlert, NodeSample, read_alerts, read_samples
 from pharmclf.reporting import plots

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 
 from pharmclf import storage
 from pharmclf.evaluation import evaluate as ev
-from pharmclf.evaluation import metrics
+from pharmclf.evaluation import metrics, result_files, results
 from pharmclf.evaluation.abstention_policy import fit_policy
 
 NAMES = ["ibuprofen", "amoxil", "zocor", "never seen", "aspirin"]
@@ -83,7 +83,7 @@ def test_every_class_equals_scikit_learn_on_sets_that_lack_classes(pairs):
         assert result.has_examples == (result.name in {*truth, *predicted})
         assert result.support or (result.recall.low, result.recall.high) == (0, 1)
     assert found.macro_f1.value == pytest.approx(f1_score(truth, predicted, average="macro", zero_division=0))
-    assert ev.report_text(found, table.assign(confidence=0.5))
+    assert result_files.report_text(found, table.assign(confidence=0.5))
 
 
 def test_table_of_predictions_says_what_the_model_said(decided):
@@ -152,11 +152,11 @@ def test_difference_is_that_of_the_accuracies(scored):
     """A set with half of the accuracy: the drop with an interval that holds it; against itself, 0 in the middle."""
     table, _, evaluation = scored
     spoilt = table.assign(label=np.where(table["row"] % 2, "never seen", table["label"]))
-    drop = ev.accuracy_difference(evaluation, ev.evaluate(spoilt, NAMES, groups=table["row"], resamples=5))
+    drop = results.accuracy_difference(evaluation, ev.evaluate(spoilt, NAMES, groups=table["row"], resamples=5))
     expected = (spoilt["label"] == table["predicted"]).mean() - (table["label"] == table["predicted"]).mean()
     assert drop.value == pytest.approx(expected)
     assert drop.low < drop.value < drop.high < 0
-    same = ev.accuracy_difference(evaluation, evaluation)
+    same = results.accuracy_difference(evaluation, evaluation)
     assert (same.value, same.low) == (0, pytest.approx(-same.high))
 
 
@@ -167,7 +167,7 @@ def test_classes_keep_the_order_of_the_model(scored):
     shuffled = table.sample(frac=1, random_state=1)
     again = ev.evaluate(shuffled, NAMES, groups=shuffled["row"], resamples=10)
     np.testing.assert_array_equal(again.confusion, evaluation.confusion)
-    assert ev.most_confused_pairs(again) == ev.most_confused_pairs(evaluation)
+    assert results.most_confused_pairs(again) == results.most_confused_pairs(evaluation)
 
 
 def test_class_without_images_scores_zero_and_knows_nothing(scored):
@@ -184,7 +184,7 @@ def test_groups_widen_the_intervals(scored):
     assert grouped.num_groups == 30
     assert grouped.accuracy.value == evaluation.accuracy.value
     assert grouped.accuracy.low < evaluation.accuracy.low
-    assert "120 images in 30 groups of near duplicates" in ev.report_text(grouped, table)
+    assert "120 images in 30 groups of near duplicates" in result_files.report_text(grouped, table)
 
 
 def test_most_confused_pairs_are_counted_and_sorted():
@@ -193,18 +193,18 @@ def test_most_confused_pairs_are_counted_and_sorted():
     table["label"] = ["a", "a", "a", "b", "b", "c"]
     table["predicted"] = ["b", "b", "a", "a", "b", "c"]
     evaluation = ev.evaluate(table, ["a", "b", "c"], groups=range(6), resamples=10)
-    first, second = ev.most_confused_pairs(evaluation)
+    first, second = results.most_confused_pairs(evaluation)
     assert (first.label, first.predicted, first.count, first.share) == ("a", "b", 2, pytest.approx(2 / 3))
     assert (second.label, second.predicted, second.count, second.share) == ("b", "a", 1, 0.5)
-    assert ev.most_confused_pairs(evaluation, limit=1) == [first]
+    assert results.most_confused_pairs(evaluation, limit=1) == [first]
 
 
 def test_table_is_aligned(scored):
     """Every column ends at the same place, and a short table says what it leaves out, the worst classes first."""
-    lines = ev.classification_table(scored[2]).splitlines()
+    lines = result_files.classification_table(scored[2]).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [line.split()[0] for line in lines[2:5]] == ["ibuprofen", "amoxil", "zocor"]
-    short = ev.classification_table(scored[2], worst=2)
+    short = result_files.classification_table(scored[2], worst=2)
     assert "3 more are in report.txt" in short
     worst = min(scored[2].classes, key=lambda result: (not result.has_examples, result.f1.value))
     assert short.splitlines()[2].startswith(worst.name)
@@ -212,15 +212,17 @@ def test_table_is_aligned(scored):
 
 def test_classes_that_nothing_is_known_of_have_no_score_in_the_text(scored):
     """A class without images is no bad class: it has dashes for numbers, and is not among the worst."""
-    row = next(line for line in ev.classification_table(scored[2]).splitlines() if line.startswith("never seen"))
+    row = next(
+        line for line in result_files.classification_table(scored[2]).splitlines() if line.startswith("never seen")
+    )
     assert row.split()[2:] == ["-", "-", "-", "0"]
-    assert "never seen" not in ev.classification_table(scored[2], worst=4)
+    assert "never seen" not in result_files.classification_table(scored[2], worst=4)
 
 
 def test_report_says_how_sure_and_how_often_it_answers(scored, decided):
     """Calibration before and after, the threshold with its coverage and error, and the error at shares answered."""
     table, _, decision, evaluation = decided
-    report = ev.report_text(evaluation, table)
+    report = result_files.report_text(evaluation, table)
     left = evaluation.num_images - evaluation.answered.num_answered
     for part in (
         f"calibration error             {evaluation.calibration_error}",
@@ -231,7 +233,7 @@ def test_report_says_how_sure_and_how_often_it_answers(scored, decided):
         f"    100.0%   {table['confidence'].min():10.6f}   {1 - evaluation.accuracy.value:.4f}",
     ):
         assert part in report
-    without = ev.report_text(scored[2], scored[0])
+    without = result_files.report_text(scored[2], scored[0])
     assert "temperature" not in without
     assert "left to a human" not in without
     assert "Error among the images it is surest of" in without
@@ -244,8 +246,8 @@ def test_report_says_where_nothing_is_answered():
     table = ev.predictions_table(table["row"], table["path"], table["label"], probabilities, NAMES, decision)
     evaluation = ev.evaluate(table, NAMES, groups=table["row"], decision=decision, resamples=5)
     assert table["abstain"].all()
-    assert "Answered by the model: none; 30 images are left to a human" in ev.report_text(evaluation, table)
-    assert ev.to_dict(evaluation)["answered"]["error"] is None
+    assert "Answered by the model: none; 30 images are left to a human" in result_files.report_text(evaluation, table)
+    assert result_files.to_dict(evaluation)["answered"]["error"] is None
     assert evaluation.raw_calibration_error is None  # without probabilities
 
 
@@ -254,10 +256,10 @@ def test_files_hold_what_was_measured(decided, tmp_path):
     table, probabilities, _, evaluation = decided
     order = np.random.default_rng(0).permutation(len(table))
     location = str(tmp_path / "evaluation" / "test")
-    written = ev.write_evaluation(evaluation, table.iloc[order], location, probabilities=probabilities[order])
+    written = result_files.write_evaluation(evaluation, table.iloc[order], location, probabilities=probabilities[order])
     assert [name.rsplit("/", 1)[-1] for name in written] == ["predictions.parquet", "report.txt", "metrics.json"]
     numbers = storage.read_json(written[2])
-    assert numbers == json.loads(json.dumps(ev.to_dict(evaluation)))
+    assert numbers == json.loads(json.dumps(result_files.to_dict(evaluation)))
     assert numbers["accuracy"]["low"] < numbers["accuracy"]["value"] < numbers["accuracy"]["high"]
     assert numbers["raw_calibration_error"]["value"] > numbers["calibration_error"]["value"]
     assert numbers["answered"]["error"]["value"] == evaluation.answered.error.value
@@ -275,7 +277,7 @@ def test_files_hold_what_was_measured(decided, tmp_path):
 def test_a_long_curve_is_thinned_in_the_file():
     """Of 3,000 confidences at most 200 points are written, the one that answers all among them."""
     table, _ = make_predictions(3000)
-    curve = ev.to_dict(ev.evaluate(table, NAMES, groups=table["row"], resamples=2))["risk_coverage"]
+    curve = result_files.to_dict(ev.evaluate(table, NAMES, groups=table["row"], resamples=2))["risk_coverage"]
     assert 150 < len(curve["coverage"]) <= 200
     assert curve["coverage"][-1] == 1.0
     assert len(curve["thresholds"]) == len(curve["error"]) == len(curve["coverage"])
@@ -284,8 +286,8 @@ def test_a_long_curve_is_thinned_in_the_file():
 def test_same_predictions_give_the_same_bytes(scored, tmp_path):
     """Writing twice, in another order of rows, gives equal files."""
     table, _, evaluation = scored
-    first = ev.write_evaluation(evaluation, table, str(tmp_path / "a"))
-    second = ev.write_evaluation(evaluation, table[::-1], str(tmp_path / "b"))
+    first = result_files.write_evaluation(evaluation, table, str(tmp_path / "a"))
+    second = result_files.write_evaluation(evaluation, table[::-1], str(tmp_path / "b"))
     assert [storage.read_bytes(name) for name in first] == [storage.read_bytes(name) for name in second]
 
 
@@ -295,8 +297,8 @@ def test_bad_input_is_named(scored):
     cases = [
         ("columns \\['path'\\] are missing", table.drop(columns="path"), NAMES, table["row"], None),
         ("no rows", table[:0], NAMES, [], None),
-        ("label: aspirin: not among", table, NAMES[:4], table["row"], None),
-        ("stands there twice", table, ["a", "a"], table["row"], None),
+        ("label: received aspirin, expected the model's 4 classes", table, NAMES[:4], table["row"], None),
+        ("class_names: received a name twice", table, ["a", "a"], table["row"], None),
         ("groups: received 2, expected one value for each of 120", table, NAMES, [1, 2], None),
         ("received shape \\(120, 4\\), expected \\(120, 5\\)", table, NAMES, table["row"], probabilities[:, :4]),
         ("the largest is not that of `predicted`", table, NAMES, table["row"], probabilities[::-1]),

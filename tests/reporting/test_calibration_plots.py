@@ -16,7 +16,7 @@ from PIL import Image
 from support.report_examples import make_decision, make_scores
 
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
-from pharmclf.evaluation.results import Evaluation
+from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.reporting import calibration_plots as drawn
 from pharmclf.reporting.plots import styled
 from pharmclf.reporting.svg import inline_svg
@@ -25,7 +25,7 @@ NAMES = ("a", "b", "c")
 HEADING = ("Title", "and what it is about")
 
 
-def make_curves(decision: AbstentionPolicy, num_extra: int = 1) -> dict[str, Evaluation]:
+def make_curves(decision: AbstentionPolicy, num_extra: int = 1) -> dict[str, EvaluationResult]:
     """Validation, test and extra sets, each worse than the one before."""
     names = ["validation", "test", *(f"another source {number}" for number in range(num_extra))]
     return {

@@ -14,15 +14,9 @@ from support.report_examples import make_decision, make_facts, make_scores
 
 from pharmclf.data.prepare import format_split_counts
 from pharmclf.evaluation import metrics
-from pharmclf.evaluation.evaluate import (
-    classification_table,
-    console_table,
-    evaluate,
-    most_confused_pairs,
-    predictions_table,
-    to_dict,
-    write_evaluation,
-)
+from pharmclf.evaluation.evaluate import evaluate, predictions_table
+from pharmclf.evaluation.result_files import classification_table, console_table, to_dict, write_evaluation
+from pharmclf.evaluation.results import most_confused_pairs
 from pharmclf.reporting.html_report import page_html
 from pharmclf.reporting.model_card import model_card
 
@@ -134,7 +128,7 @@ def test_probabilities_written_in_several_row_groups_are_read_as_one_column(monk
     scores, table = make_scores(MANY[:10], None, per_class=3)
     probabilities = np.random.default_rng(0).random((30, 10), dtype=np.float32)
     write_evaluation(scores, table, str(tmp_path / "one"), probabilities=probabilities)
-    monkeypatch.setattr("pharmclf.evaluation.write._GROUP_NUMBERS", 70)
+    monkeypatch.setattr("pharmclf.evaluation.result_files._GROUP_NUMBERS", 70)
     write_evaluation(scores, table, str(tmp_path / "many"), probabilities=probabilities)
     stored = [pq.ParquetFile(tmp_path / part / "predictions.parquet") for part in ("one", "many")]
     assert [file.num_row_groups for file in stored] == [1, 5]

@@ -9,10 +9,9 @@ import numpy as np
 
 from pharmclf.core.events import EpochRecord
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
-from pharmclf.evaluation.evaluate import evaluate
+from pharmclf.evaluation.evaluate import evaluate, predictions_table
 from pharmclf.evaluation.metrics import Estimate
-from pharmclf.evaluation.predictions_table import predictions_table
-from pharmclf.evaluation.results import Evaluation, accuracy_difference, most_confused_pairs
+from pharmclf.evaluation.results import EvaluationResult, accuracy_difference, most_confused_pairs
 from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, PredictedThumbnail, ReportData, Thumbnail
 from pharmclf.reporting.run_summary import PhaseSummary, RunSummary, build_result
 from support.epoch_records import epoch_record
@@ -51,7 +50,7 @@ def make_decision(threshold: float = 0.8, *, assured: bool = True, max_error: fl
 
 def make_scores(
     names: Sequence[str], decision: AbstentionPolicy | None, *, per_class: int = 20, mistakes: int = 2, surest: int = 0
-) -> tuple[Evaluation, Any]:
+) -> tuple[EvaluationResult, Any]:
     """An evaluation, and its table of predictions.
 
     Args:

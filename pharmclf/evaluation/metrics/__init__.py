@@ -1,6 +1,13 @@
-"""Scores of a classifier and how sure they are: pure numpy, checked against scikit-learn and by simulation."""
+"""Scores of a classifier and their uncertainty: pure numpy, checked against scikit-learn and by simulation."""
 
-from pharmclf.evaluation.metrics.abstention import OperatingPoint, RiskCoverage, operating_point, risk_coverage
+from pharmclf.evaluation.metrics.abstention import (
+    REJECT_ALL,
+    OperatingPoint,
+    RiskCoverage,
+    choose_threshold,
+    operating_point,
+    risk_coverage,
+)  # fmt: skip
 from pharmclf.evaluation.metrics.calibration import (
     ReliabilityBin,
     apply_temperature,
@@ -8,67 +15,24 @@ from pharmclf.evaluation.metrics.calibration import (
     fit_temperature,
     most_probable,
     reliability,
-)
+)  # fmt: skip
 from pharmclf.evaluation.metrics.intervals import (
-    Z95,
     Estimate,
     bootstrap_interval,
     effective_size,
     min_samples_for_guarantee,
     proportion,
     proportion_difference,
-    row_blocks,
-    share_interval,
     tail_probability,
     upper_bound,
     wilson_interval,
-)
-from pharmclf.evaluation.metrics.scores import (
-    ClassScores,
-    ConfusionCounts,
-    accuracy,
-    class_f1,
-    class_scores,
-    confusion_counts,
-    confusion_matrix,
-    macro_f1,
-    top_k_hits,
-)
-from pharmclf.evaluation.metrics.threshold import REJECT_ALL, Threshold, choose_threshold
+)  # fmt: skip
+from pharmclf.evaluation.metrics.scores import ConfusionCounts, class_f1, confusion_counts, macro_f1, top_k_hits
 
 __all__ = [
-    "REJECT_ALL",
-    "Z95",
-    "ClassScores",
-    "ConfusionCounts",
-    "Estimate",
-    "OperatingPoint",
-    "ReliabilityBin",
-    "RiskCoverage",
-    "Threshold",
-    "accuracy",
-    "apply_temperature",
-    "bootstrap_interval",
-    "calibration_error",
-    "choose_threshold",
-    "class_f1",
-    "class_scores",
-    "confusion_counts",
-    "confusion_matrix",
-    "effective_size",
-    "fit_temperature",
-    "macro_f1",
-    "min_samples_for_guarantee",
-    "most_probable",
-    "operating_point",
-    "proportion",
-    "proportion_difference",
-    "reliability",
-    "risk_coverage",
-    "row_blocks",
-    "share_interval",
-    "tail_probability",
-    "top_k_hits",
-    "upper_bound",
-    "wilson_interval",
+    "REJECT_ALL", "ConfusionCounts", "Estimate", "OperatingPoint", "ReliabilityBin", "RiskCoverage",
+    "apply_temperature", "bootstrap_interval", "calibration_error", "choose_threshold", "class_f1", "confusion_counts",
+    "effective_size", "fit_temperature", "macro_f1", "min_samples_for_guarantee", "most_probable", "operating_point",
+    "proportion", "proportion_difference", "reliability", "risk_coverage", "tail_probability", "top_k_hits",
+    "upper_bound", "wilson_interval",
 ]  # fmt: skip

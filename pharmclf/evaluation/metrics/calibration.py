@@ -1,4 +1,4 @@
-"""Whether confidence can be taken at its word, and the one number that mends it: the temperature.
+"""Calibration of confidences: calibration error, reliability bins, and temperature scaling.
 
 Confidence is the probability of the predicted class. It is calibrated when of the images with a confidence of 0.8 eight
 in ten are right.
@@ -17,14 +17,14 @@ TEMPERATURES = (0.1, 10.0)
 _HALVINGS = 30
 """Of the range of temperatures: the fitted one is then known to eight digits."""
 _MAX_TABLE_CELLS = 2**26
-"""Numbers: up to so many logarithms are kept while the temperature is fitted; of more they are computed again."""
+"""Up to so many logarithms are kept while the temperature is fitted; more are computed again in each step."""
 _FLOOR = float(np.finfo(np.float32).tiny)
-"""Probabilities below count as this: where float32 has lost them, their logits are not known any more."""
+"""Probabilities below count as this: float32 cannot hold them, so their logits are unknown."""
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """The images whose confidence lies in one stretch."""
+    """The images whose confidence lies in one interval."""
 
     low: float
     """Lower edge of the bin, which belongs to it, 0..1."""
@@ -69,25 +69,25 @@ def calibration_error(
 def reliability(
     confidence: np.ndarray, correct: np.ndarray, groups: np.ndarray, *, num_bins: int = 15
 ) -> tuple[ReliabilityBin, ...]:
-    """What the reliability curve shows (DeGroot and Fienberg 1983): the bins of `calibration_error`, those with images.
+    """The points of the reliability curve (DeGroot and Fienberg 1983), in the bins of `calibration_error`.
 
     Args:
         confidence: (n,) floats 0..1, probability of the predicted class.
         correct: (n,) booleans.
-        groups: (n,) what tells groups of near duplicates apart.
+        groups: (n,) group of near duplicates of each row.
         num_bins: bins over 0..1.
 
     Returns:
         The bins that hold at least one image, from low to high confidence.
     """
     numbers = _bins(confidence, num_bins)
-    found = []
+    bins = []
     for number in np.unique(numbers).tolist():
-        mine = numbers == number
-        accuracy = proportion(correct[mine], groups[mine])
-        mean = float(confidence[mine].mean())
-        found.append(ReliabilityBin(number / num_bins, (number + 1) / num_bins, int(mine.sum()), mean, accuracy))
-    return tuple(found)
+        rows = numbers == number
+        accuracy = proportion(correct[rows], groups[rows])
+        mean = float(confidence[rows].mean())
+        bins.append(ReliabilityBin(number / num_bins, (number + 1) / num_bins, int(rows.sum()), mean, accuracy))
+    return tuple(bins)
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -98,7 +98,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
         temperature: T > 0.
 
     Returns:
-        (n, classes) float64; rows sum to 1, and the largest stands where it stood, also among equal ones.
+        (n, classes) float64; rows sum to 1, and argmax stays the same, also among equal ones.
 
     Raises:
         ValueError: a temperature that is not a number above 0.
@@ -115,7 +115,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 
 
 def most_probable(probabilities: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """The class that is said of each row, and its probability at a temperature, without the table of all of them.
+    """The predicted class of each row and its probability at a temperature, in blocks of rows to save memory.
 
     Args:
         probabilities: (n, classes) floats 0..1.
@@ -158,18 +158,18 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray, weights: np.nd
         logs -= logs.max(axis=1, keepdims=True)
         return logs
 
-    kept = [logs_of(rows) for rows in blocks] if probabilities.size <= _MAX_TABLE_CELLS else None
+    cached = [logs_of(rows) for rows in blocks] if probabilities.size <= _MAX_TABLE_CELLS else None
     of_truth, expected = np.zeros(len(truth)), np.zeros(len(truth))
-    for rows, logs in zip(blocks, kept or map(logs_of, blocks), strict=True):
+    for rows, logs in zip(blocks, cached or map(logs_of, blocks), strict=True):
         of_truth[rows] = np.take_along_axis(logs, truth[rows, None].astype(np.int64), axis=1)[:, 0]
-    own = float(weights @ of_truth)
+    observed = float(weights @ of_truth)
 
     def slope(beta: float) -> float:
         """Derivative of the objective by β; it rises with β."""
-        for rows, logs in zip(blocks, kept or map(logs_of, blocks), strict=True):
+        for rows, logs in zip(blocks, cached or map(logs_of, blocks), strict=True):
             scaled = np.exp(beta * logs)
             expected[rows] = (scaled * logs).sum(axis=1) / scaled.sum(axis=1)
-        return float(weights @ expected) - own + 1.0 - 1.0 / beta
+        return float(weights @ expected) - observed + 1.0 - 1.0 / beta
 
     low, high = (-np.log(temperature) for temperature in reversed(TEMPERATURES))  # of log β
     for _ in range(_HALVINGS):

@@ -1,7 +1,7 @@
-"""How sure a number is: intervals that hold 95 % and know about groups.
+"""95 % confidence intervals of proportions and other statistics, for samples with groups of near duplicates.
 
-Near duplicates of one picture carry the information of one picture, so every interval is as wide as the effective size
-of its sample says. Fractional counts are welcome everywhere, because effective sizes are fractional.
+Near duplicates of one image carry the information of one image, so intervals use the effective size of the sample.
+All functions accept fractional counts, because effective sizes are fractional.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Z95 = 1.959963984540054
-"""The 97.5 % quantile of the standard normal distribution: 95 % lie within ± this many standard deviations."""
-
+_Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 _BLOCK = 2**20  # numbers of a block of rows
 
 
@@ -32,7 +30,7 @@ class Estimate:
 
 
 def wilson_interval(successes: float, total: float) -> Estimate:
-    """A proportion with its Wilson 95 % interval, which is sound near 0 and 1 and for few images.
+    """A proportion with its Wilson 95 % interval, which is valid near 0 and 1 and for few images.
 
     Source: Wilson 1927; Brown, Cai and DasGupta 2001.
 
@@ -44,17 +42,17 @@ def wilson_interval(successes: float, total: float) -> Estimate:
     if total == 0:
         return Estimate(0.0, 0.0, 1.0)  # nothing is known
     share = successes / total
-    scale = 1.0 + Z95**2 / total
-    centre = (share + Z95**2 / (2 * total)) / scale
-    half = Z95 / scale * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2))
+    scale = 1.0 + _Z95**2 / total
+    centre = (share + _Z95**2 / (2 * total)) / scale
+    half = _Z95 / scale * math.sqrt(share * (1 - share) / total + _Z95**2 / (4 * total**2))
     return Estimate(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
 def effective_size(groups: np.ndarray) -> float:
     """How many independent images a sample is worth: n² / Σ m², m the sizes of its groups (Kish 1965).
 
-    It takes images of one group for repetitions of one picture, which near duplicates are; where they are less alike,
-    intervals come out wider than they need be, never narrower.
+    Images of one group count as repetitions of one image; where they are less alike, intervals are wider than
+    necessary, never narrower.
     """
     sizes = np.unique(groups, return_counts=True)[1].astype(np.float64)
     return float(sizes.sum() ** 2 / np.square(sizes).sum()) if len(sizes) else 0.0
@@ -65,7 +63,7 @@ def proportion(hits: np.ndarray, groups: np.ndarray) -> Estimate:
 
     Args:
         hits: (n,) booleans.
-        groups: (n,) what tells the groups apart; rows of one value are near duplicates.
+        groups: (n,) numbers or texts; rows of one value are near duplicates.
     """
     return share_interval(float(hits.mean()), groups) if len(hits) else wilson_interval(0, 0)
 
@@ -81,7 +79,7 @@ def proportion_difference(first: Estimate, second: Estimate) -> Estimate:
     """Second minus first with its 95 % interval, for proportions of two independent samples.
 
     Source: Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10: the
-    hybrid of the two Wilson intervals. It stays within -1..1 and is no point where both proportions are 0 or 1.
+    hybrid of the two Wilson intervals. It stays within -1..1, and has a width also where both proportions are 0 or 1.
 
     Args:
         first: a proportion with its Wilson interval.
@@ -94,7 +92,7 @@ def proportion_difference(first: Estimate, second: Estimate) -> Estimate:
 
 
 def tail_probability(successes: float | np.ndarray, total: float | np.ndarray, share: float | np.ndarray) -> np.ndarray:
-    """How probable so few successes, or fewer, are if each of `total` images is one with the probability `share`.
+    """Probability of at most so many successes if each of `total` images is one with the probability `share`.
 
     The binomial distribution function, as a beta distribution's, which fractional counts need.
 
@@ -110,7 +108,7 @@ def tail_probability(successes: float | np.ndarray, total: float | np.ndarray, s
 
 
 def upper_bound(successes: float, total: float, *, level: float = 0.95) -> float:
-    """One-sided upper confidence bound of a proportion: the exact one, which holds at least at its level.
+    """Exact one-sided upper confidence bound of a proportion.
 
     Source: Clopper and Pearson 1934. It is the share at which `tail_probability` is 1 - level.
 
@@ -136,7 +134,7 @@ def min_samples_for_guarantee(max_share: float, *, level: float = 0.95) -> int:
 
 
 def row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
-    """Stretches of rows of a large array, a few MB each: what is computed from all rows at once takes many times it."""
+    """Row ranges of a large array, a few MB each, so that intermediate results of a computation stay small."""
     step = max(1, _BLOCK // max(1, num_columns))
     return (slice(start, start + step) for start in range(0, num_rows, step))
 
@@ -148,7 +146,7 @@ def bootstrap_interval(
 
     Args:
         statistic: gets (n,) float64 row weights, how often each row was drawn, and returns a finite number.
-        groups: (n,) what tells the groups apart.
+        groups: (n,) group of each row.
         resamples: number of draws.
         seed: the same seed gives the same interval.
 

@@ -1,7 +1,6 @@
-"""Scores of a classifier, checked against scikit-learn.
+"""Confusion counts, top-k accuracy and F1 of a classifier, equal to those of scikit-learn.
 
-Everything starts from counts: a confusion matrix, or row weights that say how often each image counts. Undefined ratios
-(0/0) are 0, as with scikit-learn's `zero_division=0`.
+Undefined ratios (0/0) are 0, as with scikit-learn's `zero_division=0`.
 """
 
 from __future__ import annotations
@@ -11,45 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from pharmclf.evaluation.metrics.intervals import Estimate, bootstrap_interval, proportion, row_blocks, share_interval
-
-
-@dataclass(frozen=True, eq=False)
-class ClassScores:
-    """Scores of every class, each an array of shape (classes,)."""
-
-    precision: np.ndarray
-    """Share of the images given this class that are of it, 0..1."""
-    recall: np.ndarray
-    """Share of the images of this class that were given it, 0..1."""
-    f1: np.ndarray
-    """Harmonic mean of precision and recall, 0..1."""
-    support: np.ndarray
-    """Images of this class."""
-    predicted: np.ndarray
-    """Images given this class."""
-
-    @property
-    def macro_f1(self) -> float:
-        """Mean F1 of the classes that occur in truth or predictions, each class counting the same (as scikit-learn)."""
-        seen = (self.support + self.predicted) > 0
-        return float(self.f1[seen].mean()) if seen.any() else 0.0
-
-
-def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count pairs of true and predicted class.
-
-    Args:
-        truth: (n,) integers, class numbers from 0.
-        predicted: (n,) integers, likewise.
-        num_classes: number of classes.
-
-    Returns:
-        (num_classes, num_classes) int64; row: true class, column: predicted class.
-
-    Raises:
-        ValueError: arrays of different length, or a class number outside 0..num_classes-1.
-    """
-    return confusion_counts(truth, predicted, num_classes).matrix()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,37 +34,49 @@ class ConfusionCounts:
         places = np.full(self.num_classes, -1)
         places[shown] = np.arange(len(shown))
         rows, columns = places[self.truth], places[self.predicted]
-        kept = (rows >= 0) & (columns >= 0)
-        found = np.zeros((len(shown), len(shown)), np.int64)
-        found[rows[kept], columns[kept]] = self.counts[kept]
-        return found
+        visible = (rows >= 0) & (columns >= 0)
+        table = np.zeros((len(shown), len(shown)), np.int64)
+        table[rows[visible], columns[visible]] = self.counts[visible]
+        return table
 
     @property
     def hits(self) -> np.ndarray:
         """(classes,) int64 images of each class that were given it."""
         right = self.truth == self.predicted
-        found = np.zeros(self.num_classes, np.int64)
-        found[self.truth[right]] = self.counts[right]
-        return found
+        return self._sums(self.truth[right], self.counts[right])
 
     @property
     def support(self) -> np.ndarray:
         """(classes,) int64 images of each class."""
-        return self._sums(self.truth)
+        return self._sums(self.truth, self.counts)
 
     @property
     def given(self) -> np.ndarray:
         """(classes,) int64 images that were given each class."""
-        return self._sums(self.predicted)
+        return self._sums(self.predicted, self.counts)
 
-    def _sums(self, numbers: np.ndarray) -> np.ndarray:
-        found = np.zeros(self.num_classes, np.int64)
-        np.add.at(found, numbers, self.counts)
-        return found
+    @property
+    def mistakes(self) -> np.ndarray:
+        """(classes,) int64 images of each class that were given another, and of others that were given it."""
+        return np.asarray(self.given + self.support - 2 * self.hits)
+
+    def _sums(self, numbers: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        sums = np.zeros(self.num_classes, np.int64)
+        np.add.at(sums, numbers, counts)
+        return sums
 
 
 def confusion_counts(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> ConfusionCounts:
-    """As `confusion_matrix`, but only the cells that hold images."""
+    """Count pairs of true and predicted class.
+
+    Args:
+        truth: (n,) integers, class numbers from 0.
+        predicted: (n,) integers, likewise.
+        num_classes: number of classes.
+
+    Raises:
+        ValueError: arrays of different length, or a class number outside 0..num_classes-1.
+    """
     if truth.shape != predicted.shape or truth.ndim != 1:
         raise ValueError(f"received shapes {truth.shape} and {predicted.shape}, expected two arrays of one length")
     for name, numbers in (("truth", truth), ("predicted", predicted)):
@@ -114,31 +86,6 @@ def confusion_counts(truth: np.ndarray, predicted: np.ndarray, num_classes: int)
     return ConfusionCounts(
         num_classes=num_classes, truth=cells // num_classes, predicted=cells % num_classes, counts=counts
     )
-
-
-def accuracy(confusion: np.ndarray) -> float:
-    """Share of the images on the diagonal of a confusion matrix, 0..1; 0 without images."""
-    total = confusion.sum()
-    return float(np.trace(confusion) / total) if total else 0.0
-
-
-def class_scores(confusion: np.ndarray) -> ClassScores:
-    """Scores of every class from a (classes, classes) confusion matrix."""
-    return _scores(np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
-
-
-def _scores(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> ClassScores:
-    return ClassScores(
-        precision=_ratio(hits, predicted),
-        recall=_ratio(hits, support),
-        f1=_ratio(2 * hits, support + predicted),
-        support=support,
-        predicted=predicted,
-    )
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
 
 
 def top_k_hits(truth: np.ndarray, probabilities: np.ndarray, k: int) -> np.ndarray:
@@ -154,10 +101,10 @@ def top_k_hits(truth: np.ndarray, probabilities: np.ndarray, k: int) -> np.ndarr
     """
     hits = np.zeros(len(truth), bool)
     for rows in row_blocks(*probabilities.shape):
-        given, numbers = probabilities[rows], truth[rows, None].astype(np.int64)
-        own = np.take_along_axis(given, numbers, axis=1)
+        block, numbers = probabilities[rows], truth[rows, None].astype(np.int64)
+        of_truth = np.take_along_axis(block, numbers, axis=1)
         before = np.arange(probabilities.shape[1])[None, :] < numbers
-        hits[rows] = ((given > own) | ((given == own) & before)).sum(axis=1) < k
+        hits[rows] = ((block > of_truth) | ((block == of_truth) & before)).sum(axis=1) < k
     return hits
 
 
@@ -181,20 +128,26 @@ def macro_f1(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """Macro F1 with its interval from a bootstrap over groups.
+    """Mean F1 of the classes that occur in truth or predictions, with its interval from a bootstrap over groups.
 
-    Draws from a sample without mistakes have none; there the Wilson interval at the effective size stands in.
+    All draws from a sample without mistakes are equal; the interval is then the Wilson interval at the effective size.
     """
     correct = truth == predicted
 
     def statistic(weights: np.ndarray) -> float:
         hits = np.bincount(truth, weights=weights * correct, minlength=num_classes)
         support = np.bincount(truth, weights=weights, minlength=num_classes)
-        return _scores(hits, support, np.bincount(predicted, weights=weights, minlength=num_classes)).macro_f1
+        return _mean_f1(hits, support + np.bincount(predicted, weights=weights, minlength=num_classes))
 
     cells = confusion_counts(truth, predicted, num_classes)
-    value = _scores(cells.hits, cells.support, cells.given).macro_f1
+    value = _mean_f1(cells.hits, cells.support + cells.given)
     low, high = bootstrap_interval(statistic, groups, resamples=resamples, seed=seed)
     if low == high:
         return share_interval(value, groups)
     return Estimate(value, min(low, value), max(high, value))
+
+
+def _mean_f1(hits: np.ndarray, totals: np.ndarray) -> float:
+    """Mean over the classes with images, where totals are those of the class plus those that were given it."""
+    seen = totals > 0
+    return float((2 * hits[seen] / totals[seen]).mean()) if seen.any() else 0.0
