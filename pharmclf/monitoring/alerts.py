@@ -1,4 +1,4 @@
-"""Says each warning once: when it comes, when it gets worse, and again after an hour in which it has lasted; pure."""
+"""De-duplicates alerts: reported at the start, when they get worse, and every hour while they are active; pure."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pharmclf.monitoring.alert_rules import WINDOW_S, measure_all, newest_rows
+from pharmclf.monitoring.alert_rules import LIMIT, WINDOW_S, Measurement, measure_all, newest_samples
 from pharmclf.monitoring.bottleneck import RunContext
 from pharmclf.monitoring.samples import NodeSample
-from pharmclf.monitoring.thresholds import BOUND, THRESHOLDS, AlertLevel, Measurement, Threshold
+from pharmclf.monitoring.thresholds import THRESHOLDS, AlertLevel, Threshold
 
 REPEAT_AFTER_S = 3600.0
-"""A warning that lasts is said again after so long."""
+"""An active alert is reported again after so long."""
 QUIET_S = 600.0
-"""One that comes back sooner than this after it was said is not said again, unless it is worse."""
-_MAX_ALERTS = 200  # warnings that have passed
+"""One that returns sooner than this after its last report is not reported again, unless it is worse."""
+_MAX_ALERTS = 200  # that have passed
 _Key = tuple[str, str, str]  # node, rule, device
 
 
@@ -27,7 +27,7 @@ class HardwareAlert:
     rule: str
     """A key of `thresholds.THRESHOLDS`."""
     level: AlertLevel
-    """The worst that it has come to."""
+    """The worst so far."""
     node: str
     """Address of the node."""
     device: str
@@ -36,11 +36,11 @@ class HardwareAlert:
     """The worst so far, in the unit of the limit."""
     limit: float
     text: str
-    """All of it in a line, with the remedy; as it was last."""
+    """One line with the latest value and the remedy."""
     at_s: float
-    """Since when, seconds since 1970 by the clock of the node."""
+    """Start, seconds since 1970 by the clock of the node."""
     until_s: float | None = None
-    """When it had passed; None: it lasts."""
+    """End; None: it is active."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -48,115 +48,115 @@ class HardwareAlert:
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> HardwareAlert:
-        """The finding again.
+        """Restore an alert.
 
         Raises:
-            LookupError, TypeError: not a finding.
+            LookupError, TypeError, ValueError: not an alert.
         """
-        return HardwareAlert(**{item.name: content[item.name] for item in dataclasses.fields(HardwareAlert)})
+        values = {item.name: content[item.name] for item in dataclasses.fields(HardwareAlert)}
+        return HardwareAlert(**values | {"level": AlertLevel(values["level"])})
 
 
 @dataclass
-class _State:
-    """Of a rule on a device."""
-
-    finding: HardwareAlert
+class _ActiveAlert:
+    alert: HardwareAlert
     level: AlertLevel
-    """Of now."""
+    """Now."""
     seen_at_s: float
 
 
 @dataclass
 class AlertTracker:
-    """What is wrong with the nodes of a run, made of their rows."""
+    """The alerts of the nodes of a run."""
 
-    setting: RunContext = field(default_factory=RunContext)
-    """What is known of the run; may change on its way."""
+    context: RunContext = field(default_factory=RunContext)
+    """Of the run; may change while it runs."""
     passed: list[HardwareAlert] = field(default_factory=list)
-    """Those that do not last any more, the oldest first."""
-    _rows: dict[str, list[NodeSample]] = field(default_factory=dict)
-    _states: dict[_Key, _State] = field(default_factory=dict)
-    _said: dict[_Key, tuple[AlertLevel, float]] = field(default_factory=dict)
+    """Those that are not active any more, the oldest first."""
+    _samples: dict[str, list[NodeSample]] = field(default_factory=dict)
+    _active: dict[_Key, _ActiveAlert] = field(default_factory=dict)
+    _reports: dict[_Key, tuple[AlertLevel, float]] = field(default_factory=dict)
 
     @property
     def active(self) -> list[HardwareAlert]:
-        """What is wrong now, alarms first."""
-        return sorted((state.finding for state in self._states.values()), key=lambda found: (found.level, found.at_s))
+        """Active alerts, alarms first."""
+        return sorted((state.alert for state in self._active.values()), key=lambda alert: (alert.level, alert.at_s))
 
-    def update(self, row: NodeSample) -> list[HardwareAlert]:
-        """Take the next row of a node -> what is to be said now.
+    def update(self, sample: NodeSample) -> list[HardwareAlert]:
+        """Add the next sample of a node -> the alerts to report now.
 
         Args:
-            row: newer than those of its node before it.
+            sample: newer than those of its node before it.
         """
-        rows = self._rows[row.node] = newest_rows([*self._rows.get(row.node, ()), row], WINDOW_S)
-        said = [found for measure in measure_all(rows, self.setting) if (found := self._assess(measure, row))]
-        for key, state in list(self._states.items()):
+        node = sample.node
+        self._samples[node] = newest_samples([*self._samples.get(node, ()), sample], WINDOW_S)
+        measurements = measure_all(self._samples[node], self.context)
+        alerts = [alert for measurement in measurements if (alert := self._assess(measurement, sample))]
+        for key, state in list(self._active.items()):
             # what could not be measured for a moment has not passed
-            if key[0] == row.node and row.at_s - state.seen_at_s > WINDOW_S:
-                self._end(key, row.at_s)
-        return said
+            if key[0] == node and sample.at_s - state.seen_at_s > WINDOW_S:
+                self._end(key, sample.at_s)
+        return alerts
 
     def reset(self, at_s: float, but: Collection[str] = ()) -> None:
-        """Nodes are read no more, all but these; what was wrong with them has passed."""
-        for node in [node for node in self._rows if node not in but]:
-            del self._rows[node]
-        for key in [key for key in self._states if key[0] not in but]:
+        """Forget all nodes but these, and end their alerts."""
+        for node in [node for node in self._samples if node not in but]:
+            del self._samples[node]
+        for key in [key for key in self._active if key[0] not in but]:
             self._end(key, at_s)
 
-    def _assess(self, measure: Measurement, row: NodeSample) -> HardwareAlert | None:
-        """Keep what a measure means after what was before -> what is to be said of it."""
-        key, limit = (row.node, measure.rule, measure.device), THRESHOLDS[measure.rule]
-        state = self._states.get(key)
-        level = limit.level(measure.value, state.level if state else "")
+    def _assess(self, measurement: Measurement, sample: NodeSample) -> HardwareAlert | None:
+        """Start, update or end the alert of a measurement -> the alert if it is to be reported."""
+        key, threshold = (sample.node, measurement.rule, measurement.device), THRESHOLDS[measurement.rule]
+        state = self._active.get(key)
+        level = threshold.level(measurement.value, state.level if state else AlertLevel.NONE)
         if not level:
-            self._end(key, row.at_s)
+            self._end(key, sample.at_s)
             return None
-        before = state.finding if state else None
-        worst = min if limit.below else max
-        finding = HardwareAlert(
-            rule=measure.rule,
-            level="alarm" if before and before.level == "alarm" else level,
-            node=row.node,
-            device=measure.device,
-            value=worst(measure.value, before.value) if before else measure.value,
-            limit=limit.of(level) or 0.0,
-            text=_text(measure, level, row.node),
-            at_s=before.at_s if before else row.at_s,
+        before = state.alert if state else None
+        worst = min if threshold.below else max
+        alert = HardwareAlert(
+            rule=measurement.rule,
+            level=AlertLevel.ALARM if before and before.level == AlertLevel.ALARM else level,
+            node=sample.node,
+            device=measurement.device,
+            value=worst(measurement.value, before.value) if before else measurement.value,
+            limit=threshold.limit(level) or 0.0,
+            text=_alert_text(measurement, level, sample.node),
+            at_s=before.at_s if before else sample.at_s,
         )
-        self._states[key] = _State(finding, level, row.at_s)
-        if not _should_notify(level, self._said.get(key), limit, row.at_s, lasted=state is not None):
+        self._active[key] = _ActiveAlert(alert, level, sample.at_s)
+        if not _should_report(level, self._reports.get(key), threshold, sample.at_s, was_active=state is not None):
             return None
-        self._said[key] = level, row.at_s
-        return finding
+        self._reports[key] = level, sample.at_s
+        return alert
 
     def _end(self, key: _Key, now_s: float) -> None:
-        state = self._states.pop(key, None)
-        if state:
-            self.passed = [*self.passed, dataclasses.replace(state.finding, until_s=now_s)][-_MAX_ALERTS:]
+        if state := self._active.pop(key, None):
+            self.passed = [*self.passed, dataclasses.replace(state.alert, until_s=now_s)][-_MAX_ALERTS:]
 
 
-def _should_notify(
-    level: AlertLevel, said: tuple[AlertLevel, float] | None, limit: Threshold, now_s: float, *, lasted: bool
+def _should_report(
+    level: AlertLevel, last: tuple[AlertLevel, float] | None, threshold: Threshold, now_s: float, *, was_active: bool
 ) -> bool:
-    """Whether something is to be said.
+    """Whether an alert is to be reported now.
 
     Args:
-        level: how bad it is.
-        said: how bad it was when it was said last, and when; None: never.
-        limit: of its rule.
+        level: now.
+        last: level and time of its last report; None: never reported.
+        threshold: of its rule.
         now_s: the time.
-        lasted: whether it has not passed since it was seen last.
+        was_active: whether it was active before this sample.
     """
-    if said is None or (level == "alarm" and said[0] == "warning"):
+    if last is None or (level == AlertLevel.ALARM and last[0] == AlertLevel.WARNING):
         return True
-    if lasted and not limit.repeats:
+    if was_active and not threshold.repeats:
         return False
-    return now_s - said[1] >= (REPEAT_AFTER_S if lasted else QUIET_S)
+    return now_s - last[1] >= (REPEAT_AFTER_S if was_active else QUIET_S)
 
 
-def _text(measure: Measurement, level: AlertLevel, node: str) -> str:
-    limit = THRESHOLDS[measure.rule]
-    who = f"{measure.subject} on {node}" if measure.subject else f"node {node}"
-    shown = f" (limit {limit.of(level):g}{limit.unit})" if limit.unit else ""
-    return f"{level}: {who} {measure.what.replace(BOUND, shown)}. {measure.remedy}"
+def _alert_text(measurement: Measurement, level: AlertLevel, node: str) -> str:
+    threshold = THRESHOLDS[measurement.rule]
+    subject = f"{measurement.subject} on {node}" if measurement.subject else f"node {node}"
+    limit = f" (limit {threshold.limit(level):g}{threshold.unit})" if threshold.unit else ""
+    return f"{level}: {subject} {measurement.text.replace(LIMIT, limit)}. {measurement.remedy}"

@@ -1,23 +1,22 @@
-"""Which stage of the way from storage to device is the slow one, told by what else a node does meanwhile; pure.
+"""Finds the slowest stage between storage and device from the counters of a node; pure.
 
-Told by signs, in this order, and each names its own: a disk or a network at its end shows in its counters, decoding in
-the processors, the hand-over in the one process that does it. Where nothing is at its end, something is waited for:
-the answers of a storage, or processors that the pipeline was not given.
+Stages are checked in this order: processors (decoding), network, disk, the worker's process (transfer to the device).
+Where none is saturated, the node waits for the storage, or its input pipeline has too few CPUs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pharmclf.core.units import format_size
-from pharmclf.monitoring.samples import NodeSample
+from pharmclf.monitoring.samples import NodeSample, time_weighted_mean
 
 _FULL_CPU_PERCENT = 85.0  # of all CPUs; the rest are moments between tasks
-_OURS_PERCENT = 50.0  # of the busy CPUs: below it others have them
-_FULL_LINK = 0.8  # of what a network card can do; protocols take their part
+_OURS_PERCENT = 50.0  # of the busy CPUs: below it other processes use them
+_FULL_LINK = 0.8  # of the speed of a network card; protocols take their part
 _IOWAIT_PERCENT = 15.0
-_FULL_WORKER_PERCENT = 90.0  # of one CPU, by the worker's own process
+_FULL_WORKER_PERCENT = 90.0  # of one CPU, by the worker's process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,92 +24,97 @@ class RunContext:
     """What the rules must know of a run."""
 
     remote_data: bool = False
-    """Whether the images lie in an object store."""
-    kept_phases: frozenset[str] = frozenset()
-    """Phases that train on kept activations and so neither read nor decode images."""
+    """Whether the images are in an object store."""
+    cached_phases: frozenset[str] = frozenset()
+    """Phases that train on cached features and so neither read nor decode images."""
     wants_gpus: bool = True
-    """Whether GPUs shall be used where there are some."""
+    """Whether GPUs should be used where there are some."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bottleneck:
     """The stage that the others wait for."""
 
-    name: str
-    sign: str
-    """What it is told by, in words."""
+    stage: str
+    evidence: str
+    """What its counters show."""
     remedy: str
     """What a person can do."""
 
 
-def find_bottleneck(rows: Sequence[NodeSample], setting: RunContext) -> Bottleneck:
-    """The slow stage of a node whose device waits for data.
+def find_bottleneck(samples: Sequence[NodeSample], context: RunContext) -> Bottleneck:
+    """The slowest stage of a node whose device waits for data.
 
     Args:
-        rows: of the while in which it waits.
-        setting: what is known of the run.
+        samples: of the time in which it waits.
+        context: of the run.
     """
-    kept = rows[-1].phase in setting.kept_phases
-    cpu, tree = _mean(rows, lambda row: row.host.cpu_percent), _mean(rows, lambda row: row.host.tree_cpu_percent)
+    is_cached = samples[-1].phase in context.cached_phases
+    reading = "reading cached features" if is_cached else "reading images"
+    cpu = time_weighted_mean(samples, lambda sample: sample.host.cpu_percent)
     if cpu is not None and cpu >= _FULL_CPU_PERCENT:
-        if tree is not None and tree < cpu * _OURS_PERCENT / 100.0:
-            sign = f"since other processes take the processors ({cpu:.0f} % busy, {tree:.0f} % by this run)"
-            return Bottleneck(name="the processors", sign=sign, remedy="End them, or give the run a node of its own")
-        sign = f"processors {cpu:.0f} % busy"
-        if kept:
-            remedy = "Give more CPUs to each device"
-            return Bottleneck(name="reading kept activations", sign=sign, remedy=remedy)
+        return _cpu_bottleneck(samples, cpu, is_cached)
+    busy = "" if cpu is None else f", processors {cpu:.0f} % busy"
+    if saturated := _io_bottleneck(samples, reading, is_cached, busy):
+        return saturated
+    worker = time_weighted_mean(samples, lambda sample: sample.loop.cpu_percent if sample.loop else None)
+    if worker is not None and worker >= _FULL_WORKER_PERCENT and samples[-1].gpus:
         return Bottleneck(
-            name="decoding",
-            sign=sign,
-            remedy="Decode each image once (--augment.views 4), give more CPUs to each device, or store smaller images",
+            stage="the transfer to the device",
+            evidence=f"the worker's process uses {worker / 100.0:.1f} CPUs{busy}",
+            remedy="Use more workers with fewer images each, or cached features (--augment.views 4)",
         )
-    return _feed(rows, setting, kept, cpu)
-
-
-def _feed(rows: Sequence[NodeSample], setting: RunContext, kept: bool, cpu: float | None) -> Bottleneck:
-    """Of a node whose processors have time."""
-    idle = "" if cpu is None else f", processors {cpu:.0f} % busy"
-    what = "reading kept activations" if kept else "reading images"
-    taken, link = _mean(rows, lambda row: row.host.network_in_bytes_per_s), rows[-1].host.network_link_bytes_per_s
-    if taken is not None and link and taken >= _FULL_LINK * link:
+    if context.remote_data and not is_cached:
+        received = time_weighted_mean(samples, lambda sample: sample.host.network_in_bytes_per_s) or 0.0
         return Bottleneck(
-            name=f"the network ({what})",
-            sign=f"{format_size(taken)}/s of {format_size(link)}/s{idle}",
-            remedy="Take nodes with a faster network, or put a copy of the data onto their disks",
-        )
-    waits = _mean(rows, lambda row: row.host.iowait_percent)
-    if waits is not None and waits >= _IOWAIT_PERCENT:
-        read = _mean(rows, lambda row: row.host.disk_read_bytes_per_s) or 0.0
-        return Bottleneck(
-            name=f"the disk ({what})",
-            sign=f"processors wait for it {waits:.0f} % of the time, it gives {format_size(read)}/s",
-            remedy="Put the data onto a faster disk (NVMe)"
-            + (", and the cache there with PHARMCLF_STORAGE_CACHE" if kept else ""),
-        )
-    worker = _mean(rows, lambda row: row.loop.cpu_percent if row.loop else None)
-    if worker is not None and worker >= _FULL_WORKER_PERCENT and rows[-1].gpus:
-        return Bottleneck(
-            name="the hand-over to the device",
-            sign=f"the worker's process uses {worker / 100.0:.1f} CPUs{idle}",
-            remedy="More workers with fewer images each, or kept activations (--augment.views 4)",
-        )
-    if setting.remote_data and not kept:
-        return Bottleneck(
-            name="the storage (reading images)",
-            sign=f"{format_size(taken or 0.0)}/s come in{idle}",
-            remedy="Use a bucket in the region of the nodes, give more CPUs (each reads 16 images at a time), or put a "
-            "copy onto their disks",
+            stage="the storage (reading images)",
+            evidence=f"{format_size(received)}/s are received{busy}",
+            remedy="Use a bucket in the region of the nodes, give more CPUs (each reads 16 images at a time), or copy "
+            "the data to their disks",
         )
     return Bottleneck(
-        name=what,
-        sign=f"neither processors, disk nor network are at their end{idle}",
+        stage=reading,
+        evidence=f"neither processors, disk nor network are saturated{busy}",
         remedy="Give the pipeline more CPUs: fewer workers on a node, or nodes with more CPUs for each device",
     )
 
 
-def _mean(rows: Sequence[NodeSample], value: Callable[[NodeSample], float | None]) -> float | None:
-    """Mean over the rows where it is known, weighted by their length."""
-    known = [(found, row.seconds) for row in rows if (found := value(row)) is not None]
-    seconds = sum(weight for _, weight in known)
-    return sum(found * weight for found, weight in known) / seconds if seconds > 0 else None
+def _cpu_bottleneck(samples: Sequence[NodeSample], cpu_percent: float, is_cached: bool) -> Bottleneck:
+    """Of a node whose processors are all busy."""
+    tree = time_weighted_mean(samples, lambda sample: sample.host.tree_cpu_percent)
+    if tree is not None and tree < cpu_percent * _OURS_PERCENT / 100.0:
+        return Bottleneck(
+            stage="the processors",
+            evidence=f"since other processes use them ({cpu_percent:.0f} % busy, {tree:.0f} % by this run)",
+            remedy="End those processes, or give the run a separate node",
+        )
+    evidence = f"processors {cpu_percent:.0f} % busy"
+    if is_cached:
+        return Bottleneck(stage="reading cached features", evidence=evidence, remedy="Give more CPUs to each device")
+    return Bottleneck(
+        stage="decoding",
+        evidence=evidence,
+        remedy="Decode each image once (--augment.views 4), give more CPUs to each device, or store smaller images",
+    )
+
+
+def _io_bottleneck(samples: Sequence[NodeSample], reading: str, is_cached: bool, busy: str) -> Bottleneck | None:
+    """A network or a disk at its limit."""
+    received = time_weighted_mean(samples, lambda sample: sample.host.network_in_bytes_per_s)
+    link = samples[-1].host.network_link_bytes_per_s
+    if received is not None and link and received >= _FULL_LINK * link:
+        return Bottleneck(
+            stage=f"the network ({reading})",
+            evidence=f"{format_size(received)}/s of {format_size(link)}/s{busy}",
+            remedy="Use nodes with a faster network, or copy the data to their disks",
+        )
+    iowait = time_weighted_mean(samples, lambda sample: sample.host.iowait_percent)
+    if iowait is not None and iowait >= _IOWAIT_PERCENT:
+        read = time_weighted_mean(samples, lambda sample: sample.host.disk_read_bytes_per_s) or 0.0
+        cache = ", and the cache there with PHARMCLF_STORAGE_CACHE" if is_cached else ""
+        return Bottleneck(
+            stage=f"the disk ({reading})",
+            evidence=f"processors wait for it {iowait:.0f} % of the time, it reads {format_size(read)}/s",
+            remedy=f"Put the data on a faster disk (NVMe){cache}",
+        )
+    return None

@@ -103,7 +103,7 @@ class HardwareMonitor:
             case FeatureCacheReady():
                 with self._lock:
                     phases = frozenset(event.phases)
-                    self._watch.setting = dataclasses.replace(self._watch.setting, kept_phases=phases)
+                    self._watch.context = dataclasses.replace(self._watch.context, cached_phases=phases)
             case WorkersStarted():
                 self._mark_idle("", event.nodes)
             case WorkerFailure() | Waiting():

@@ -27,7 +27,7 @@ def hardware_lines(rows: Iterable[NodeSample], findings: Iterable[HardwareAlert]
     facts = [("GPUs", _all_gpus([row.watched_gpus for row in last.values()]))]
     facts += _gpu_lines(gpus, len(nodes) > 1) if gpus else []
     facts += _node_lines(nodes)
-    told = [found.level for found in findings]
+    told: list[str] = [found.level for found in findings]
     counts = [format_count(told.count(level), level) for level in ("alarm", "warning")]
     facts.append(("warnings", ", ".join(text for text in counts if text[0] != "0") or "none"))
     return facts

@@ -182,7 +182,7 @@ def test_the_remedy_follows_what_a_phase_trains_on(monitor: Any) -> None:
         give(watching, [row(place, gpus=(gpu(),))])
     (text,) = heard.texts()
     assert "the slow stage is the storage (reading images)" in text
-    assert "reading kept activations" in heard.of(HardwareAlertsChanged)[-1].alerts[0].text
+    assert "reading cached features" in heard.of(HardwareAlertsChanged)[-1].alerts[0].text
 
 
 def test_nodes_that_are_left_take_their_warnings_along(monitor: Any) -> None:
