@@ -1,6 +1,6 @@
-"""What a container may use of its machine: the limits of its control group on processors and memory, both versions.
+"""Limits of a container on CPUs and memory, from its control groups of version 1 or 2.
 
-In a container the system tells of the whole machine, and a process dies at the limit of its group all the same.
+In a container the system reports the whole machine, but a process is killed at the memory limit of its group.
 """
 
 from __future__ import annotations
@@ -8,94 +8,100 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 _UNLIMITED_BYTES = 1 << 60  # version 1 writes a number near 2**63 where there is no limit
 
 
+class _MemoryFiles(NamedTuple):
+    limit: str
+    used: str
+    cached_key: str
+    """In memory.stat: file pages that the kernel can free at once."""
+
+
+_MEMORY_V2 = _MemoryFiles("memory.max", "memory.current", "inactive_file")
+_MEMORY_V1 = _MemoryFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
 class ControlGroup:
-    """The tightest limits that stand over a process; where there are none, everything is None."""
+    """The tightest limits on a process; where there are none, everything is None."""
 
     def __init__(self, root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> None:
-        """Find them.
+        """Find the limits.
 
         Args:
             root: where the control groups are mounted.
-            membership: file that says which ones the process is in.
+            membership: file that lists the groups of the process.
         """
         self.num_cpus: float | None = None
         """CPUs' worth of time that it may use."""
-        self._memory: tuple[Path, bool] | None = None  # folder; whether it is one of version 2
-        self._cpu: tuple[Path, bool] | None = None
+        self._cpu_folder = root
+        self._memory: tuple[Path, _MemoryFiles] | None = None
         lowest = float(_UNLIMITED_BYTES)
-        for folder in _folders(root, membership, "memory"):
-            for name, second in (("memory.max", True), ("memory.limit_in_bytes", False)):
-                limit = _number(folder / name)
+        for folder in _group_folders(root, membership, "memory"):
+            for files in (_MEMORY_V2, _MEMORY_V1):
+                limit = _read_number(folder / files.limit)
                 if limit is not None and limit < lowest:
-                    lowest, self._memory = limit, (folder, second)
-        for folder in _folders(root, membership, "cpu"):
-            for quota, second in ((_quota(folder), True), (_quota_v1(folder), False)):
-                if quota is not None and (self.num_cpus is None or quota < self.num_cpus):
-                    self.num_cpus, self._cpu = quota, (folder, second)
+                    lowest, self._memory = limit, (folder, files)
+        for folder in _group_folders(root, membership, "cpu"):
+            quota = _read_quota(folder)
+            if quota is not None and (self.num_cpus is None or quota < self.num_cpus):
+                self.num_cpus, self._cpu_folder = quota, folder
 
     def memory(self) -> tuple[int, int] | None:
-        """Bytes in use and at most; what could be given back at once, of files that were read, is not in use."""
+        """Bytes in use and at most; cached files that the kernel can free at once are not in use."""
         if self._memory is None:
             return None
-        folder, second = self._memory
-        names = ("memory.max", "memory.current") if second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        limit, used = (_number(folder / name) for name in names)
+        folder, files = self._memory
+        limit, used = _read_number(folder / files.limit), _read_number(folder / files.used)
         if limit is None or used is None:
             return None
-        cached = _value_of(folder / "memory.stat", "inactive_file" if second else "total_inactive_file") or 0.0
+        cached = _read_value(folder / "memory.stat", files.cached_key) or 0.0
         return int(max(0.0, used - cached)), int(limit)
 
     def cpu_seconds(self) -> float | None:
-        """Processor time that all processes of the limited group have used."""
-        if self._cpu is None:
+        """CPU time that all processes of the limited group have used."""
+        if self.num_cpus is None:
             return None
-        folder, second = self._cpu
-        if second:
-            used = _value_of(folder / "cpu.stat", "usage_usec")
-            return None if used is None else used / 1e6
-        used = _number(folder / "cpuacct.usage")
-        return None if used is None else used / 1e9
+        microseconds = _read_value(self._cpu_folder / "cpu.stat", "usage_usec")
+        if microseconds is not None:
+            return microseconds / 1e6
+        nanoseconds = _read_number(self._cpu_folder / "cpuacct.usage")
+        return None if nanoseconds is None else nanoseconds / 1e9
 
 
-def _folders(root: Path, membership: Path, controller: str) -> Iterator[Path]:
-    """The folders of the groups of a process, from its own up to the root, as far as they are seen here."""
+def _group_folders(root: Path, membership: Path, controller: str) -> Iterator[Path]:
+    """Folders of the groups of a process, from the innermost up to the root, as far as they are visible here."""
     with contextlib.suppress(OSError):
         for line in membership.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and controller not in controllers.split(","):
                 continue
             top = root / controller if controllers else root
-            own = top / path.strip("/")
-            yield from (folder for folder in (own, *own.parents) if folder == top or top in folder.parents)
+            innermost = top / path.strip("/")
+            yield from (folder for folder in (innermost, *innermost.parents) if folder.is_relative_to(top))
 
 
-def _number(file: Path) -> float | None:
+def _read_number(file: Path) -> float | None:
     with contextlib.suppress(OSError, ValueError):
         return float(file.read_text(encoding="utf-8"))  # "max" is no number
     return None
 
 
-def _value_of(file: Path, name: str) -> float | None:
-    """The number behind a name."""
+def _read_value(file: Path, key: str) -> float | None:
     with contextlib.suppress(OSError, ValueError):
         for line in file.read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(" ")
-            if key == name:
+            name, _, value = line.partition(" ")
+            if name == key:
                 return float(value)
     return None
 
 
-def _quota(folder: Path) -> float | None:
+def _read_quota(folder: Path) -> float | None:
+    """CPUs that a group may use."""
     with contextlib.suppress(OSError, ValueError):
         quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
         return float(quota) / float(period)
-    return None
-
-
-def _quota_v1(folder: Path) -> float | None:
-    quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
-    return quota / period if quota and period and quota > 0 else None
+    quota_us, period_us = _read_number(folder / "cpu.cfs_quota_us"), _read_number(folder / "cpu.cfs_period_us")
+    return quota_us / period_us if quota_us and period_us and quota_us > 0 else None

@@ -1,4 +1,4 @@
-"""How many cores a process may keep busy; a host's own number says little in a container or in a job of Slurm."""
+"""Number of cores that a process may use; in a container or a Slurm job the host has more."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def schedulable_cores() -> int:
 
 
 def usable_cores(group: ControlGroup | None = None, environment: Mapping[str, str] = os.environ) -> int:
-    """The cores that this process and its children can keep busy: the least that any limit allows, 1 or more.
+    """The cores that this process and its children can keep busy: the tightest of all limits, 1 or more.
 
     Args:
-        group: the limits of this container; found out if not given.
-        environment: that Slurm has written the size of its job to.
+        group: the limits of this container; None: they are read.
+        environment: has the size of the job where Slurm started this process.
     """
     quota = (group or ControlGroup()).num_cpus
     limits = [float(schedulable_cores()), *([] if quota is None else [quota]), *_slurm_cores(environment)]
@@ -28,12 +28,12 @@ def usable_cores(group: ControlGroup | None = None, environment: Mapping[str, st
 
 
 def ray_cpus() -> int:
-    """The CPUs that a Ray of our own counts on this machine."""
+    """CPUs of a Ray that is started on this machine."""
     return max(_RAY_MIN_CPUS, usable_cores())
 
 
 def _slurm_cores(environment: Mapping[str, str]) -> Iterator[float]:
-    """What Slurm has given to this process: to its task inside a step of srun, else to the job on this node."""
+    """Cores that Slurm gave to this process: to its task inside a step of srun, else to the job on this node."""
     if "SLURM_JOB_ID" not in environment:
         return
     names = ("SLURM_CPUS_ON_NODE", "SLURM_CPUS_PER_TASK")

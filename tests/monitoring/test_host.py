@@ -62,7 +62,7 @@ def test_the_work_of_processes_below_this_one_is_counted() -> None:
         process = psutil.Process(worker.pid)
         while sum(process.cpu_times()[:2]) < 0.5:
             time.sleep(0.05)
-        reader._tree._count = 0  # the turn to look for new processes
+        reader._tree._num_readings = 0  # the turn to look for new processes
         reading = reader.read()
         seconds = time.monotonic() - began
         worker.communicate(b"\n")
