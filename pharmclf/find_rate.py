@@ -19,7 +19,8 @@ from pharmclf.core.tables import align_columns
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.prepare import check_storage, split_manifest
 from pharmclf.data.quarantine import Quarantine
-from pharmclf.distributed.controller import connect, with_loader_cpus
+from pharmclf.distributed.cluster import connect
+from pharmclf.distributed.controller import with_loader_cpus
 from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.models.devices import configure_devices_for, gpu_compute_capability, resolve_precision
 from pharmclf.pipeline import describe_data

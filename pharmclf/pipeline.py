@@ -27,8 +27,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, split_manifest, write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.diagnostics.preflight import run_preflight
-from pharmclf.distributed.cluster import node_address
-from pharmclf.distributed.controller import autoscaling_request, connect
+from pharmclf.distributed.cluster import autoscaling_request, connect, node_address
 from pharmclf.evaluation.datasets import external_datasets
 from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.models.devices import configure_devices

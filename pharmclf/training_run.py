@@ -16,7 +16,8 @@ from pharmclf.data.batch_sampler import effective_batch_size
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import prepare_manifest
-from pharmclf.distributed.controller import train_on_workers, wait_for_workers
+from pharmclf.distributed.cluster import wait_for_workers
+from pharmclf.distributed.controller import train_on_workers
 from pharmclf.distributed.microbatch_search import resolve_microbatches
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, delete_corrupted, fallback_message, get_or_compute

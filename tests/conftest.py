@@ -76,7 +76,7 @@ def shared_ray() -> Iterator[None]:
     """One Ray for all tests, with the settings that a run has."""
     import ray
 
-    from pharmclf.distributed.controller import connect
+    from pharmclf.distributed.cluster import connect
 
     # a proxy where nobody listens, which gRPC alone would ask: workers must reach each other without it
     with pytest.MonkeyPatch.context() as patch:

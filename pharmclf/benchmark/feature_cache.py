@@ -16,7 +16,7 @@ from pharmclf.config import RunConfig, StoppingConfig
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.prepare import data_location
-from pharmclf.distributed.controller import connect
+from pharmclf.distributed.cluster import connect
 from pharmclf.feature_cache.shards import INDEX_FILE
 from pharmclf.models.devices import configure_devices_for
 

@@ -16,7 +16,7 @@ from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.prepare import data_location
-from pharmclf.distributed.controller import connect
+from pharmclf.distributed.cluster import connect
 from pharmclf.evaluation.predict import BATCH, Predictor, PredictSpec, predict_stream
 from pharmclf.inference.image_listing import list_images
 from pharmclf.inference.output_table import TopKOutput

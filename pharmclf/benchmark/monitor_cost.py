@@ -12,7 +12,7 @@ from pharmclf.benchmark.subprocess_call import run_in_subprocess
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import suppress_native_stderr
-from pharmclf.distributed.controller import connect
+from pharmclf.distributed.cluster import connect
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import HardwareMonitor
 from pharmclf.monitoring.sampler import NodeSampler

@@ -17,7 +17,8 @@ from pharmclf.core.events import EpochEnd, Event
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.ray_loader import load_batches, load_images
-from pharmclf.distributed.controller import connect, with_loader_cpus
+from pharmclf.distributed.cluster import connect
+from pharmclf.distributed.controller import with_loader_cpus
 from pharmclf.models.devices import configure_devices_for, device_name, gpu_compute_capability, resolve_precision
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import Phase, build_phases

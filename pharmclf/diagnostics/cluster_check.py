@@ -19,9 +19,8 @@ from pharmclf.diagnostics.machine_check import RayNodeInfo
 from pharmclf.diagnostics.network_check import WORKERS, Endpoint, PortListener, try_connect
 from pharmclf.diagnostics.node_check import NodeInfo, NodeRequest, inspect_node
 from pharmclf.diagnostics.package_check import Packages, inspect_packages
-from pharmclf.distributed.cluster import partition_reachable
+from pharmclf.distributed.cluster import connect, partition_reachable
 from pharmclf.distributed.cluster_auth import require_cluster_auth
-from pharmclf.distributed.controller import connect
 from pharmclf.distributed.scaling_policy import ClusterNode
 
 _START_TIMEOUT_S = 60.0  # for a process of Ray's on a node; measured: up to 20 s on two busy cores

@@ -99,7 +99,7 @@ def _line(section: Section, finding: Finding) -> str:
 def _check_nodes(request: NodeRequest) -> Iterator[tuple[Section, NodeInfo | None]]:
     """What is found on each node of the cluster."""
     from pharmclf.diagnostics.cluster_check import ClusterNodes, NodeResponse  # Ray is wanted here alone
-    from pharmclf.distributed.controller import connect
+    from pharmclf.distributed.cluster import connect
 
     connect(allow_open=request.config.allow_open_cluster)
     own, titles, same = inspect_packages(), dict[str, str](), []

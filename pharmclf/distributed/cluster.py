@@ -3,27 +3,129 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import ray
 from ray.autoscaler.sdk import request_resources
 
+from pharmclf import storage
 from pharmclf.config import RunConfig
-from pharmclf.core.compat.ray import draining_nodes, free_resources_by_node
+from pharmclf.core.compat.ray import (
+    draining_nodes,
+    free_resources_by_node,
+    local_cluster_address,
+    mute_token_notice,
+    preserve_signal_handlers,
+    submitted_runtime_env,
+)
 from pharmclf.core.errors import ConfigError, RunError
+from pharmclf.core.events import RunCallback, Waiting
 from pharmclf.core.signals import StopRequested
+from pharmclf.data.image_decoding import MAX_PIXELS_VARIABLE
+from pharmclf.distributed.cluster_auth import require_cluster_auth
+from pharmclf.distributed.ray_address import (
+    FIND_LOCAL,
+    VARIABLE,
+    check_address,
+    cluster_not_found_error,
+    requested_address,
+)
 from pharmclf.distributed.scaling_policy import ClusterNode, WorkerGroupSpec, format_capacity, plan_worker_group
+from pharmclf.models.devices import MEMORY_VARIABLE
+from pharmclf.monitoring.cores import ray_cpus
+from pharmclf.training.proxy import reach_directly
 
+_WORKER_ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default of a later Ray; silences its notice
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of the workers is noticed sooner
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # the room has been seen before; others may have taken it
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it would keep the workers until the node is gone
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
 _POLL_INTERVAL_S = 1.0
 _NOTE_INTERVAL_S = 30.0
 _ANSWER_TIMEOUT_S = 2.0  # for a raylet to take a connection
 
 
+_is_own_ray = False
+"""Whether the Ray that this process uses is its own: no node will join it."""
+
+
 class NodesUnavailableError(RunError):
     """The nodes that a run needs did not come in time."""
+
+
+def connect(*, allow_open: bool = False) -> None:
+    """Join the cluster that RAY_ADDRESS names, as in a submitted job, or start Ray on this machine.
+
+    Args:
+        allow_open: join a cluster that takes jobs from anyone who reaches it.
+
+    Raises:
+        ConfigError: the cluster is such a one, and may not be joined; or none answers at RAY_ADDRESS.
+    """
+    global _is_own_ray
+    for name, value in _WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        return
+    # Ray refuses what the submission has set already, and would print both sides, secrets included
+    submitted = submitted_runtime_env()
+    passed_on = (*_WORKER_ENVIRONMENT, MEMORY_VARIABLE, MAX_PIXELS_VARIABLE, "KERAS_BACKEND")
+    variables = {name: os.environ[name] for name in passed_on if name in os.environ}
+    variables |= storage.environment()
+    variables = {name: value for name, value in variables.items() if name not in submitted.get("env_vars", {})}
+    address = requested_address()
+    _is_own_ray = not address
+    local = {"include_dashboard": False, "num_cpus": ray_cpus(), "address": "local"} if _is_own_ray else {}
+    if not _is_own_ray:
+        _check_answer(address)
+    reach_directly([node_address()])
+    mute_token_notice()
+    with preserve_signal_handlers():
+        try:
+            context = ray.init(
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                configure_logging=False,
+                runtime_env={"env_vars": variables},
+                **local,
+            )
+        except ConnectionError as error:
+            if _is_own_ray:
+                raise
+            raise ConfigError(
+                f"{VARIABLE}: received {address!r}, which answers and cannot be joined: {error}. Give its token "
+                f"(RAY_AUTH_MODE=token, ~/.ray/auth_token), or `unset {VARIABLE}` to start Ray on this machine alone"
+            ) from error
+    if not _is_own_ray:
+        reach_directly(node["NodeManagerAddress"] for node in ray.nodes())
+        try:
+            require_cluster_auth(context.address_info, allow_open)
+        except BaseException:
+            ray.shutdown()
+            raise
+
+
+def _check_answer(address: str) -> None:
+    """See whether a cluster answers at RAY_ADDRESS.
+
+    Raises:
+        ConfigError: none does.
+    """
+    found = ""
+    if address == FIND_LOCAL:
+        try:
+            found = local_cluster_address()
+        except ConnectionError as error:
+            raise cluster_not_found_error() from error
+    check_address(address, resolved=found)
 
 
 def usable_nodes() -> list[ClusterNode]:
@@ -84,11 +186,14 @@ def count_free_slots(size: int, team: WorkerGroupSpec, nodes: Collection[str]) -
 
 
 @contextlib.contextmanager
-def request_autoscaling(config: RunConfig) -> Iterator[None]:
-    """Within, the cluster's autoscaler, where there is one, is asked for nodes for all workers."""
+def autoscaling_request(config: RunConfig) -> Iterator[None]:
+    """Ask the autoscaler of the cluster, if it has one, for the nodes of all workers inside the block."""
     high = config.worker_range[1]
-    bundle = {"CPU": 1.0} | ({"GPU": 1.0} if config.accelerator == "gpu" or _has_gpus(config) else {})
-    request_resources(bundles=[bundle] * high)
+    if _is_own_ray or high == 0:
+        yield
+        return
+    needs_gpus = config.accelerator == "gpu" or (config.accelerator == "auto" and device_kind() == "GPU")
+    request_resources(bundles=[{"CPU": 1.0} | ({"GPU": 1.0} if needs_gpus else {})] * high)
     try:
         yield
     finally:
@@ -106,52 +211,44 @@ def device_kind() -> str:
     return "GPU" if ray.cluster_resources().get("GPU", 0.0) > 0 else "CPU"
 
 
-def _has_gpus(config: RunConfig) -> bool:
-    return config.accelerator == "auto" and ray.cluster_resources().get("GPU", 0.0) > 0
-
-
-def wait_for_capacity(
-    config: RunConfig,
-    share: float,
-    *,
-    at_most: int,
-    patience_s: float,
-    say: Callable[[str], None],
-    stop_requested: Callable[[], bool],
+def wait_for_workers(
+    config: RunConfig, callback: RunCallback, share: float = 1.0, max_workers: int | None = None
 ) -> WorkerGroupSpec:
-    """Wait until the cluster has room for the fewest workers -> those it has room for.
+    """Wait until the cluster has room for the minimum number of workers -> the workers that it has room for.
 
     Args:
         config: of the run.
-        share: of the cluster that it may use, 0..1.
-        at_most: workers, no fewer than the fewest of the run.
-        patience_s: seconds to wait.
-        say: takes lines for the console.
-        stop_requested: whether to give up.
+        callback: gets what is missing as `Waiting`; may stop the wait.
+        share: of the cluster that the run may use, 0..1.
+        max_workers: at least the minimum of the run; None: the maximum of the run.
 
     Raises:
-        ConfigError: there is no room, and waiting was not wanted.
-        NodesUnavailableError: there was none all the time.
+        ConfigError: there is no room, and no node can join this Ray.
+        NodesUnavailableError: there was none until the timeout.
         StopRequested: a stop was requested.
     """
-    low = config.worker_range[0]
-    began = said = time.monotonic()
-    while not stop_requested():
+    low, high = config.worker_range
+    timeout_s = 0.0 if _is_own_ray else config.wait_for_nodes_s
+    started = noted = time.monotonic()
+    while not callback.should_stop():
         nodes = usable_nodes()
         try:
-            return plan_worker_group(nodes, low, at_most, config.accelerator, share)
+            return plan_worker_group(
+                nodes, low, high if max_workers is None else max_workers, config.accelerator, share
+            )
         except ConfigError as error:
-            waited = time.monotonic() - began
-            if patience_s <= 0:
+            now = time.monotonic()
+            if timeout_s <= 0:
                 raise
-            if waited >= patience_s:
+            if now - started >= timeout_s:
                 raise NodesUnavailableError(
-                    f"no room for the workers within --wait-for-nodes {config.wait_for_nodes}: asked for {low}, "
-                    f"there are {format_capacity(nodes)}. {error}"
+                    f"no room for the workers within --wait-for-nodes {config.wait_for_nodes}: requested {low}, "
+                    f"available {format_capacity(nodes)}. {error}"
                 ) from error
-            if said == began or time.monotonic() - said > _NOTE_INTERVAL_S:
-                said = time.monotonic()
-                left = f"{patience_s - waited:.0f} s more"
-                say(f"waiting for nodes, {left}: {low} workers asked for, there are {format_capacity(nodes)}")
+            if noted == started or now - noted > _NOTE_INTERVAL_S:
+                noted = now
+                left = f"{timeout_s - (now - started):.0f} s more"
+                text = f"waiting for nodes, {left}: {low} workers requested, available {format_capacity(nodes)}"
+                callback.on_event(Waiting(text=text))
         time.sleep(_POLL_INTERVAL_S)
     raise StopRequested

@@ -2,141 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
-import os
 import time
 from typing import Any
 
 import ray
 
-from pharmclf import storage
-from pharmclf.config import RunConfig
 from pharmclf.core.compat.ray import (
     draining_nodes,
-    local_cluster_address,
-    mute_token_notice,
-    preserve_signal_handlers,
-    submitted_runtime_env,
 )
-from pharmclf.core.errors import ConfigError, RunError
+from pharmclf.core.errors import RunError
 from pharmclf.core.events import Note, RunCallback, Waiting, WorkerFailure
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
-from pharmclf.data.image_decoding import MAX_PIXELS_VARIABLE
 from pharmclf.distributed.cluster import (
     NodesUnavailableError,
+    connect,
     count_free_slots,
     node_address,
     partition_reachable,
-    request_autoscaling,
     usable_nodes,
-    wait_for_capacity,
+    wait_for_workers,
 )
-from pharmclf.distributed.cluster_auth import require_cluster_auth
 from pharmclf.distributed.failure_policy import Failure, FailurePolicy, format_position
-from pharmclf.distributed.ray_address import (
-    FIND_LOCAL,
-    VARIABLE,
-    check_address,
-    cluster_not_found_error,
-    requested_address,
-)
 from pharmclf.distributed.scaling_policy import WorkerGroupSpec, format_capacity
-from pharmclf.distributed.worker_group import SETTINGS, ResourcesUnavailableError, WorkerGroupError, WorkerGroupRun
-from pharmclf.models.devices import MEMORY_VARIABLE, configure_devices_for
+from pharmclf.distributed.worker_group import ResourcesUnavailableError, WorkerGroupError, WorkerGroupRun
+from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import sampling
-from pharmclf.monitoring.cores import ray_cpus
 from pharmclf.training.context import TrainingContext
-from pharmclf.training.proxy import reach_directly
 
-_WORKER_ENVIRONMENT = {
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default of a later Ray; silences its notice
-    **SETTINGS,
-}
 _POLL_INTERVAL_S = 2.0
 _SCALE_UP_DELAY_S = 20.0  # that new room must last before a run grows into it
-
-_local = False
-"""Whether the Ray that this process uses is its own: no node will join it."""
 
 
 class TrainingFailedError(RunError):
     """The workers failed, and not through bad input."""
-
-
-def connect(*, allow_open: bool = False) -> None:
-    """Join the cluster that RAY_ADDRESS names, as in a submitted job, or start Ray on this machine.
-
-    Args:
-        allow_open: join a cluster that takes jobs from anyone who reaches it.
-
-    Raises:
-        ConfigError: the cluster is such a one, and may not be joined; or none answers at RAY_ADDRESS.
-    """
-    global _local
-    for name, value in _WORKER_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if ray.is_initialized():
-        return
-    # Ray refuses what the submission has set already, and would print both sides, secrets included
-    submitted = submitted_runtime_env()
-    passed_on = (*_WORKER_ENVIRONMENT, MEMORY_VARIABLE, MAX_PIXELS_VARIABLE, "KERAS_BACKEND")
-    variables = {name: os.environ[name] for name in passed_on if name in os.environ}
-    variables |= storage.environment()
-    variables = {name: value for name, value in variables.items() if name not in submitted.get("env_vars", {})}
-    address = requested_address()
-    _local = not address
-    local = {"include_dashboard": False, "num_cpus": ray_cpus(), "address": "local"} if _local else {}
-    if not _local:
-        _check_answer(address)
-    reach_directly([node_address()])
-    mute_token_notice()
-    with preserve_signal_handlers():
-        try:
-            context = ray.init(
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                configure_logging=False,
-                runtime_env={"env_vars": variables},
-                **local,
-            )
-        except ConnectionError as error:
-            if _local:
-                raise
-            raise ConfigError(
-                f"{VARIABLE}: received {address!r}, which answers and cannot be joined: {error}. Give its token "
-                f"(RAY_AUTH_MODE=token, ~/.ray/auth_token), or `unset {VARIABLE}` to start Ray on this machine alone"
-            ) from error
-    if not _local:
-        reach_directly(node["NodeManagerAddress"] for node in ray.nodes())
-        try:
-            require_cluster_auth(context.address_info, allow_open)
-        except BaseException:
-            ray.shutdown()
-            raise
-
-
-def _check_answer(address: str) -> None:
-    """See whether a cluster answers at RAY_ADDRESS.
-
-    Raises:
-        ConfigError: none does.
-    """
-    found = ""
-    if address == FIND_LOCAL:
-        try:
-            found = local_cluster_address()
-        except ConnectionError as error:
-            raise cluster_not_found_error() from error
-    check_address(address, resolved=found)
-
-
-def autoscaling_request(config: RunConfig) -> contextlib.AbstractContextManager[None]:
-    """Within, the autoscaler of the cluster that was joined, where it has one, is asked for nodes for all workers."""
-    return request_autoscaling(config) if config.worker_range[1] and not _local else contextlib.nullcontext()
 
 
 def train_on_workers(job: TrainingContext, observer: RunCallback, *, share: float = 1.0) -> dict[str, Any]:
@@ -180,30 +80,6 @@ def _train_here(job: TrainingContext, observer: RunCallback) -> dict[str, Any]:
     workers = collectives.single_worker()
     with sampling(observer.on_event, node=node_address(), every_s=job.hardware_every_s, clock=workers.progress):
         return trainer.train(job, workers, observer) | {"workers": 0}
-
-
-def wait_for_workers(
-    config: RunConfig, observer: RunCallback, share: float = 1.0, at_most: int | None = None
-) -> WorkerGroupSpec:
-    """Wait for the workers of a run -> those that there is room for.
-
-    Args:
-        config: of the run.
-        observer: is told what is waited for.
-        share: of the cluster that it may use, 0..1.
-        at_most: workers; None: as many as the run may have.
-
-    Raises:
-        ConfigError, NodesUnavailableError, StopRequested: as `wait_for_capacity`.
-    """
-    return wait_for_capacity(
-        config,
-        share,
-        at_most=config.worker_range[1] if at_most is None else at_most,
-        patience_s=0.0 if _local else config.wait_for_nodes_s,
-        say=lambda text: observer.on_event(Waiting(text=text)),
-        stop_requested=observer.should_stop,
-    )
 
 
 class TrainController:

@@ -25,8 +25,7 @@ from pharmclf.core.compat.ray import free_resources_by_node
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.events import Note, RunCallback
 from pharmclf.core.signals import StopRequested
-from pharmclf.distributed.cluster import usable_nodes
-from pharmclf.distributed.controller import connect, wait_for_workers
+from pharmclf.distributed.cluster import connect, usable_nodes, wait_for_workers
 from pharmclf.distributed.scaling_policy import ClusterNode, WorkerGroupSpec
 from pharmclf.models.devices import memory_limit_mb
 from pharmclf.monitoring.cgroup import ControlGroup

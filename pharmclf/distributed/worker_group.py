@@ -30,14 +30,6 @@ from pharmclf.monitoring.cores import usable_cores
 from pharmclf.training.context import DeviceOutOfMemoryError, TrainingContext, TrainingDivergedError
 from pharmclf.training.loop_progress import LoopPosition, LoopProgress
 
-SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of the workers is noticed sooner
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # the room has been seen before; others may have taken it
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it would keep the workers until the node is gone
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-}
-"""Variables of Ray Train that an attempt counts on; in the driver's environment before it starts."""
-
 _START_TIMEOUT_S = 600.0  # for the first batch of an attempt
 _STACK_DUMP_TIMEOUT_S = 15.0  # for the stack dumps of all workers, before they are killed
 # errors of a worker that a caller knows

@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 from pharmclf import storage
 from pharmclf.core.console import Say
 from pharmclf.data.image_set import ImageSet
-from pharmclf.distributed.cluster import usable_nodes
-from pharmclf.distributed.controller import connect
+from pharmclf.distributed.cluster import connect, usable_nodes
 from pharmclf.distributed.ray_address import requested_address
 from pharmclf.evaluation.predict import PredictSpec, predict_stream
 from pharmclf.inference.interruptible import interruptible

@@ -17,8 +17,7 @@ from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, manifest_cache
 from pharmclf.data.quarantine import Quarantine
-from pharmclf.distributed.cluster import device_kind
-from pharmclf.distributed.controller import connect
+from pharmclf.distributed.cluster import connect, device_kind
 from pharmclf.evaluation.datasets import EvalDataset, external_dataset, split_dataset
 from pharmclf.evaluation.gradcam import Explainer
 from pharmclf.evaluation.result_files import console_table

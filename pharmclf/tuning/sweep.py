@@ -23,8 +23,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.diagnostics.preflight import run_preflight
-from pharmclf.distributed.cluster import node_address
-from pharmclf.distributed.controller import connect
+from pharmclf.distributed.cluster import connect, node_address
 from pharmclf.distributed.scaling_policy import resources_per_worker
 from pharmclf.feature_cache import extract
 from pharmclf.models.devices import with_precision
