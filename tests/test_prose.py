@@ -61,7 +61,6 @@ PENDING = (
     "pharmclf/core",
     "pharmclf/data",
     "pharmclf/diagnostics",
-    "pharmclf/distributed",
     "pharmclf/export",
     "pharmclf/find_rate.py",
     "pharmclf/inference",

@@ -59,7 +59,7 @@ def probe_allreduce(
 
     own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")
     settings = {"gpus": gpus, "began": time.time()}
-    trainer = build_trainer(_worker, settings, team, own, placement="SPREAD", avoided=avoided)
+    trainer = build_trainer(_worker, settings, team, own, placement="SPREAD", excluded=avoided)
 
     def fit() -> AllreduceInfo:
         try:

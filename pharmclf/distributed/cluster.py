@@ -1,4 +1,4 @@
-"""The nodes of the cluster: which can be used, which are about to go, and waiting for those that are missing."""
+"""Joins a Ray cluster or starts one; finds usable nodes, and waits for missing ones."""
 
 from __future__ import annotations
 
@@ -42,43 +42,43 @@ from pharmclf.training.proxy import reach_directly
 
 _WORKER_ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default of a later Ray; silences its notice
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of the workers is noticed sooner
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # the room has been seen before; others may have taken it
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it would keep the workers until the node is gone
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default of later versions of Ray; avoids a warning
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # detects the end of the workers sooner
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # the resources were free before; others may hold them now
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it would keep the workers until the node is lost
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
 _POLL_INTERVAL_S = 1.0
 _NOTE_INTERVAL_S = 30.0
-_ANSWER_TIMEOUT_S = 2.0  # for a raylet to take a connection
+_ANSWER_TIMEOUT_S = 2.0  # for a raylet to accept a connection
 
 
 _is_own_ray = False
-"""Whether the Ray that this process uses is its own: no node will join it."""
+"""Whether this process has started the Ray that it uses, so that no node joins it."""
 
 
 class NodesUnavailableError(RunError):
-    """The nodes that a run needs did not come in time."""
+    """The nodes that a run needs did not join in time."""
 
 
 def connect(*, allow_open: bool = False) -> None:
-    """Join the cluster that RAY_ADDRESS names, as in a submitted job, or start Ray on this machine.
+    """Join the cluster of RAY_ADDRESS, as in a submitted job, or start Ray on this machine.
 
     Args:
-        allow_open: join a cluster that takes jobs from anyone who reaches it.
+        allow_open: whether to join a cluster without authentication.
 
     Raises:
-        ConfigError: the cluster is such a one, and may not be joined; or none answers at RAY_ADDRESS.
+        ConfigError: the cluster has no authentication, or none answers at RAY_ADDRESS.
     """
     global _is_own_ray
     for name, value in _WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
-    # Ray refuses what the submission has set already, and would print both sides, secrets included
+    # Ray refuses variables of the submission, and would print both values, secrets included
     submitted = submitted_runtime_env()
-    passed_on = (*_WORKER_ENVIRONMENT, MEMORY_VARIABLE, MAX_PIXELS_VARIABLE, "KERAS_BACKEND")
-    variables = {name: os.environ[name] for name in passed_on if name in os.environ}
+    names = (*_WORKER_ENVIRONMENT, MEMORY_VARIABLE, MAX_PIXELS_VARIABLE, "KERAS_BACKEND")
+    variables = {name: os.environ[name] for name in names if name in os.environ}
     variables |= storage.environment()
     variables = {name: value for name, value in variables.items() if name not in submitted.get("env_vars", {})}
     address = requested_address()
@@ -101,7 +101,7 @@ def connect(*, allow_open: bool = False) -> None:
             if _is_own_ray:
                 raise
             raise ConfigError(
-                f"{VARIABLE}: received {address!r}, which answers and cannot be joined: {error}. Give its token "
+                f"{VARIABLE}: received {address!r}, which answers but refuses to be joined: {error}. Give its token "
                 f"(RAY_AUTH_MODE=token, ~/.ray/auth_token), or `unset {VARIABLE}` to start Ray on this machine alone"
             ) from error
     if not _is_own_ray:
@@ -114,10 +114,10 @@ def connect(*, allow_open: bool = False) -> None:
 
 
 def _check_answer(address: str) -> None:
-    """See whether a cluster answers at RAY_ADDRESS.
+    """Check that a cluster answers at RAY_ADDRESS.
 
     Raises:
-        ConfigError: none does.
+        ConfigError: none answers.
     """
     found = ""
     if address == FIND_LOCAL:
@@ -129,17 +129,17 @@ def _check_answer(address: str) -> None:
 
 
 def usable_nodes() -> list[ClusterNode]:
-    """The nodes that live, answer, and are not about to be taken away."""
+    """The nodes that are alive, answer, and are not draining."""
     return partition_reachable()[0]
 
 
 def partition_reachable() -> tuple[list[ClusterNode], list[ClusterNode]]:
-    """The nodes that Ray takes for living and that are not about to be taken away: those that answer, and the others.
+    """The nodes that are alive for Ray and not draining: those that answer, and the others.
 
-    Ray needs some ten seconds to notice that a node is gone; whether its raylet takes a connection is known at once.
+    Ray needs some ten seconds to notice that a node is lost; a connection to its raylet fails at once.
     """
-    leaving = draining_nodes()
-    found = [
+    draining = draining_nodes()
+    nodes = [
         ClusterNode(
             id=entry["NodeID"],
             address=entry["NodeManagerAddress"],
@@ -148,14 +148,14 @@ def partition_reachable() -> tuple[list[ClusterNode], list[ClusterNode]]:
             gpus=entry["Resources"].get("GPU", 0.0),
         )
         for entry in ray.nodes()
-        if entry["Alive"] and entry["NodeID"] not in leaving
+        if entry["Alive"] and entry["NodeID"] not in draining
     ]
-    if len(found) < 2:
-        return found, []
-    with ThreadPoolExecutor(min(32, len(found))) as pool:
-        answers = list(pool.map(_is_reachable, found))
-    usable = [node for node, answered in zip(found, answers, strict=True) if answered]
-    return usable, [node for node, answered in zip(found, answers, strict=True) if not answered]
+    if len(nodes) < 2:
+        return nodes, []
+    with ThreadPoolExecutor(min(32, len(nodes))) as pool:
+        answers = list(pool.map(_is_reachable, nodes))
+    usable = [node for node, answered in zip(nodes, answers, strict=True) if answered]
+    return usable, [node for node, answered in zip(nodes, answers, strict=True) if not answered]
 
 
 def _is_reachable(node: ClusterNode) -> bool:
@@ -166,23 +166,23 @@ def _is_reachable(node: ClusterNode) -> bool:
         return False
 
 
-def count_free_slots(size: int, team: WorkerGroupSpec, nodes: Collection[str]) -> int:
-    """Places for further workers, up to `size`, that nobody holds on nodes that this run does not use.
+def count_free_slots(size: int, group: WorkerGroupSpec, nodes: Collection[str]) -> int:
+    """Count the free slots for further workers, up to `size`.
 
     Args:
-        size: most places that are asked for.
-        team: that trains now.
-        nodes: ids of those that it uses.
+        size: maximum of slots.
+        group: the current workers.
+        nodes: ids of the nodes of the current workers.
     """
     free = free_resources_by_node()
-    places = 0
+    slots = 0
     for node in usable_nodes():
         left = free.get(node.id, {})
-        if team.each.gpus:
-            places += int(min(left.get("GPU", 0.0) / team.each.gpus, left.get("CPU", 0.0) / team.each.cpus))
+        if group.each.gpus:
+            slots += int(min(left.get("GPU", 0.0) / group.each.gpus, left.get("CPU", 0.0) / group.each.cpus))
         elif node.id not in nodes and left.get("CPU", 0.0) >= 1:
-            places += 1
-    return min(size, places)
+            slots += 1
+    return min(size, slots)
 
 
 @contextlib.contextmanager
@@ -202,7 +202,7 @@ def autoscaling_request(config: RunConfig) -> Iterator[None]:
 
 
 def node_address() -> str:
-    """Address of this node."""
+    """IP address of this node."""
     return str(ray.util.get_node_ip_address())
 
 

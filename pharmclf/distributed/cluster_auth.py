@@ -1,4 +1,4 @@
-"""Who may use a cluster: one that takes jobs from anyone who reaches it runs anyone's code, and is not joined."""
+"""Refuses Ray clusters without token authentication: anyone who reaches them could run code on them."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from pharmclf.core.errors import ConfigError
 _TIMEOUT_S = 2.0
 _SERVER, _AGENT = "/api/jobs/", "/api/job_agent/jobs/none/logs"
 _OPEN_STATUS = {_SERVER: {200}, _AGENT: {200, 404}}
-"""How each of Ray's two doors for jobs answers a request without a token that it would serve: the agent of a node knows
-no job of that name."""
+"""Status codes of Ray's two endpoints for jobs when they serve a request without a token; the agent of a node knows no
+job of that name."""
 
 
 def require_cluster_auth(cluster: Mapping[str, Any], allow: bool) -> None:
-    """Leave a cluster where a stranger on the network could submit a job: it has no token authentication.
+    """Refuse a cluster that accepts jobs without a token from other machines.
 
-    Jobs are taken by the job server, which is the dashboard, and by the agent of every node, which listens on the
-    node's own address even where the dashboard is bound to 127.0.0.1. Both are asked without a token; one that cannot
-    be reached from here is no objection.
+    The job server, which is the dashboard, accepts jobs, and so does the agent of every node, which listens on the
+    address of the node even if the dashboard is bound to 127.0.0.1. Both get a request without a token. One that
+    cannot be reached from here is ignored.
 
     Args:
         cluster: `address_info` of what `ray.init` returns.
-        allow: join it all the same.
+        allow: whether such a cluster is accepted.
 
     Raises:
-        ConfigError: it is open to others.
+        ConfigError: it accepts jobs without a token.
     """
     if allow:
         return
-    for door in _job_urls(cluster):
-        if is_open(door):
+    for url in _job_urls(cluster):
+        if is_open(url):
             raise ConfigError(
-                f"cluster: received one that takes jobs from anyone who reaches {door}, expected token "
+                f"cluster: received one that accepts jobs without a token at {url}, expected token "
                 "authentication. Start it with RAY_AUTH_MODE=token and one token on all nodes (`ray get-auth-token "
                 "--generate`), as README.md describes under On a cluster; or give --allow-open-cluster True where "
-                "nobody else can reach this network"
+                "this network is private"
             )
 
 
 def _job_urls(cluster: Mapping[str, Any]) -> Sequence[str]:
-    """URLs that others can reach, and that would answer a stranger if the cluster had no token."""
+    """URLs that other machines can reach and that accept jobs."""
     found = []
     if server := cluster.get("webui_url"):
         parts = urlsplit(server if "://" in server else f"http://{server}")
-        # bound to all addresses of a head whose own is 127.0.0.1, it is told as 127.0.0.1
+        # Ray reports 127.0.0.1 also for a dashboard that listens on all addresses
         hosts = _local_addresses() if is_loopback(parts.hostname or "") else [parts.hostname or ""]
         found += [f"{parts.scheme}://{_in_url(host)}:{parts.port or 80}{_SERVER}" for host in hosts]
     host, port = cluster.get("node_ip_address"), cluster.get("dashboard_agent_listen_port")
@@ -60,10 +60,10 @@ def _job_urls(cluster: Mapping[str, Any]) -> Sequence[str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address can be reached from its own machine alone; pure.
+    """Whether a host name or address is reachable only from its own machine; pure.
 
     Args:
-        host: without a port. Any name but localhost counts as reachable, and so do 0.0.0.0 and ::.
+        host: without a port. Names other than localhost count as reachable, and so do 0.0.0.0 and ::.
     """
     try:
         address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
@@ -74,10 +74,10 @@ def is_loopback(host: str) -> bool:
 
 
 def is_open(url: str) -> bool:
-    """Whether a door for jobs serves a request without a token; False too where nothing answers."""
+    """Whether a URL serves a request without a token; False also if nothing answers."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)  # asks no proxy, follows no redirection
+    connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)  # without proxy and redirection
     try:
         connection.request("GET", parts.path)
         return connection.getresponse().status in _OPEN_STATUS[parts.path]
@@ -88,13 +88,13 @@ def is_open(url: str) -> bool:
 
 
 def _local_addresses() -> list[str]:
-    """Addresses of this machine that others can reach."""
+    """Addresses of this machine that other machines can reach."""
     found = [entry.address for entries in psutil.net_if_addrs().values() for entry in entries]
     return [address for address in found if _is_address(address) and not is_loopback(address)]
 
 
 def _is_address(text: str) -> bool:
-    """Whether it is an IP address, and not a hardware or a link's own one."""
+    """Whether a text is an IP address other than a link-local one; psutil lists hardware addresses too."""
     try:
         return not ipaddress.ip_address(text.partition("%")[0]).is_link_local
     except ValueError:

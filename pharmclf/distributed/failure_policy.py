@@ -1,4 +1,4 @@
-"""Whether a run goes on after its workers have failed; pure."""
+"""Decides whether a run restarts after its workers have failed; pure."""
 
 from __future__ import annotations
 
@@ -12,43 +12,47 @@ FailureKind = Literal["crash", "node", "hang"]
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended the workers of an attempt."""
+    """Why the workers of an attempt ended."""
 
     kind: FailureKind
-    """crash: a worker ended on a node that lives; node: a node was lost; hang: no step for too long."""
+    """crash: a worker died on a live node; node: a node was lost; hang: no step within the timeout."""
     reason: str
-    place: LoopPosition | None
-    """Where the loop was last seen; None: before its first batch."""
+    position: LoopPosition | None
+    """Last known position of the loop; None: before its first batch."""
 
 
-def format_position(place: LoopPosition | None) -> str:
-    """A place in words, counted from 1."""
-    if place is None:
+def format_position(position: LoopPosition | None) -> str:
+    """Format a position, counted from 1."""
+    if position is None:
         return "before the first step"
-    phase, epoch, step = place
+    phase, epoch, step = position
     return f"in {phase}, epoch {epoch + 1}, step {step + 1}"
 
 
 @dataclass
 class FailurePolicy:
-    """Counts the failures of a run."""
+    """Counts the failures of a run, and decides."""
 
-    allowed: int
-    """Failures after which the run goes on."""
+    max_failures: int
+    """Number of failures after which the run still restarts."""
     failures: list[Failure] = field(default_factory=list)
 
     def decide(self, failure: Failure) -> str:
-        """Add a failure -> why the run ends; "" where it goes on.
+        """Add a failure -> the reason to end the run; "": it restarts.
 
-        A crash where the one before it was is no accident: another try would end there too. The loss of a node says
-        nothing of the step it came in.
+        A second crash or hang at the same position is deterministic, so that a restart would not help. The loss of a
+        node does not depend on the position.
         """
-        before = self.failures[-1] if self.failures else None
+        previous = self.failures[-1] if self.failures else None
         self.failures.append(failure)
-        count = len(self.failures)
-        if failure.kind != "node" and before and (before.kind, before.place) == (failure.kind, failure.place):
-            what = "crashed" if failure.kind == "crash" else "hung"
-            return f"the workers {what} a second time {format_position(failure.place)}: {failure.reason}"
-        if count > self.allowed:
-            return f"{failure.reason} ({format_position(failure.place)}; failure {count}, --failures {self.allowed})"
+        count, where = len(self.failures), format_position(failure.position)
+        if (
+            failure.kind != "node"
+            and previous
+            and (previous.kind, previous.position) == (failure.kind, failure.position)
+        ):
+            verb = "crashed" if failure.kind == "crash" else "hung"
+            return f"the workers {verb} a second time {where}: {failure.reason}"
+        if count > self.max_failures:
+            return f"{failure.reason} ({where}; failure {count}, --failures {self.max_failures})"
         return ""

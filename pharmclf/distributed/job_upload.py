@@ -1,8 +1,8 @@
-"""What `ray job submit --working-dir DIR` would upload, and whether Ray takes it.
+"""Lists what `ray job submit --working-dir DIR` uploads, and checks it against Ray's limit.
 
-python -m pharmclf.distributed.job_upload [DIR]                            lists it; exit code 2 where it is too large
-export RAY_JOB_SUBMIT_HOOK=pharmclf.distributed.job_upload.before_submit   `ray job submit` looks by itself, before it
-uploads
+python -m pharmclf.distributed.job_upload [DIR]                            list; exit code 2 if it is too large
+export RAY_JOB_SUBMIT_HOOK=pharmclf.distributed.job_upload.before_submit   `ray job submit` checks
+before it uploads
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_size
 
 _ENTRY_BYTES, _END_BYTES = 76, 22
-"""Of Ray's archive, a ZIP without compression: the two headers of a file, which hold its name as well, and the end."""
+"""Of an uncompressed ZIP archive: the two headers of a file, without its name, and the end."""
 _SHOWN = 8
 
 
 def list_uploaded_files(folder: Path, excludes: Sequence[str] = ()) -> dict[str, int]:
-    """The files that Ray would upload from a folder, by Ray's own rules, and their sizes in bytes.
+    """The files that Ray uploads from a folder, and their sizes in bytes.
 
     Args:
         folder: the working directory; its .gitignore and .rayignore count, and those of the folders in it.
@@ -42,7 +42,7 @@ def upload_bytes(files: dict[str, int]) -> int:
 
 
 def largest_entries(files: dict[str, int]) -> list[tuple[str, int]]:
-    """What is large: the top folders and files of an upload with their sizes, largest first, as far as they count."""
+    """The largest top-level folders and files of an upload with their sizes, largest first."""
     sizes: Counter[str] = Counter()
     for name, size in files.items():
         top, _, below = name.partition("/")
@@ -51,10 +51,10 @@ def largest_entries(files: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def check_upload(folder: Path, files: dict[str, int]) -> None:
-    """See whether Ray takes an upload.
+    """Compare an upload with Ray's limit.
 
     Raises:
-        ConfigError: it is larger than Ray's limit; the message names the largest parts and files.
+        ConfigError: it is too large; the message names its largest parts and files.
     """
     size, limit = upload_bytes(files), upload_limit()
     if size < limit:
@@ -64,30 +64,30 @@ def check_upload(folder: Path, files: dict[str, int]) -> None:
     raise ConfigError(
         f"--working-dir {folder}: received {len(files):,} files of {format_size(size)}, expected less than Ray's limit "
         f"of {format_size(limit)}. Large are {parts}; its largest files are {single}. Data, results and environments "
-        "need not travel: name them in .rayignore, and give --data and --storage a shared folder or s3://"
+        "need no upload: name them in .rayignore, and give --data and --storage a shared folder or s3://"
     )
 
 
 def before_submit(*, working_dir: str | None, runtime_env: str | None, runtime_env_json: str | None, **_: Any) -> None:
-    """Ray's hook RAY_JOB_SUBMIT_HOOK: end `ray job submit` with exit code 2 where its upload is too large.
+    """Hook of RAY_JOB_SUBMIT_HOOK: ends `ray job submit` with exit code 2 if its upload is too large.
 
     Args:
         working_dir: of `ray job submit`.
         runtime_env: the path of a YAML file.
         runtime_env_json: the same as text.
     """
-    wanted = runtime_env_of_submission(runtime_env, runtime_env_json, working_dir)
-    folder = Path(wanted.get("working_dir") or "")
-    if wanted.get("working_dir") and folder.is_dir():  # others are archives and URIs
+    environment = runtime_env_of_submission(runtime_env, runtime_env_json, working_dir)
+    folder = Path(environment.get("working_dir") or "")
+    if environment.get("working_dir") and folder.is_dir():  # else an archive or a URI
         try:
-            check_upload(folder, list_uploaded_files(folder, wanted.get("excludes") or ()))
+            check_upload(folder, list_uploaded_files(folder, environment.get("excludes") or ()))
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
             sys.exit(2)
 
 
 def main() -> int:
-    """List what would be uploaded from the folder on the command line."""
+    """List what Ray uploads from the folder on the command line."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     if not folder.is_dir():
         raise ConfigError(f"received {str(folder)!r}, expected the folder that is given as --working-dir")

@@ -1,4 +1,4 @@
-"""Whether a Ray cluster answers at RAY_ADDRESS; asked without Ray, which would try for a quarter of an hour."""
+"""Checks that a Ray cluster answers at RAY_ADDRESS, without Ray, which would retry for 15 minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIND_LOCAL = "auto"
 _TIMEOUT_S = 12.0
 _CONNECT_TIMEOUT_S = 4.0
 _RETRY_S = 0.5
-# what an HTTP/2 client sends first, with an empty frame of settings; a gRPC server answers with its own settings
+# the preface of an HTTP/2 client with an empty frame of settings; a gRPC server answers with its settings
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _HEADER_BYTES, _TYPE_AT, _SETTINGS = 9, 3, 4
 _REMEDY = (
@@ -24,21 +24,21 @@ _REMEDY = (
 
 
 def requested_address() -> str:
-    """The cluster that RAY_ADDRESS names; "" where this process starts a Ray of its own."""
+    """The value of RAY_ADDRESS; "": this process starts Ray."""
     address = os.environ.get(VARIABLE, "").strip()
     return "" if address == "local" else address
 
 
-def check_address(address: str, *, resolved: str = "", patience_s: float | None = None) -> None:
-    """See whether a cluster answers, before Ray is asked to join it.
+def check_address(address: str, *, resolved: str = "", timeout_s: float | None = None) -> None:
+    """Check that a cluster answers, before Ray joins it.
 
     Args:
-        address: as RAY_ADDRESS gives it.
-        resolved: HOST:PORT that Ray has found for `auto`.
-        patience_s: seconds to wait for an answer; None: twelve.
+        address: value of RAY_ADDRESS.
+        resolved: HOST:PORT that Ray found for `auto`.
+        timeout_s: for an answer; None: twelve seconds.
 
     Raises:
-        ConfigError: nothing that speaks gRPC answers, or the address has a form that a run cannot use.
+        ConfigError: nothing that speaks gRPC answers, or the address has an unsupported form.
     """
     if "://" in address:
         raise ConfigError(
@@ -47,7 +47,7 @@ def check_address(address: str, *, resolved: str = "", patience_s: float | None 
             f"submit --address http://HEAD:8265 --working-dir . -- python …`), or `unset {VARIABLE}` to start Ray on "
             "this machine alone"
         )
-    if reason := _unreachable_reason(resolved or address, _TIMEOUT_S if patience_s is None else patience_s):
+    if reason := _unreachable_reason(resolved or address, _TIMEOUT_S if timeout_s is None else timeout_s):
         found = f" ({resolved})" if resolved else ""
         raise ConfigError(
             f"{VARIABLE}: received {address!r}, but no Ray cluster answers there{found}: {reason}. {_REMEDY}"
@@ -55,12 +55,12 @@ def check_address(address: str, *, resolved: str = "", patience_s: float | None 
 
 
 def cluster_not_found_error() -> ConfigError:
-    """The error for `auto` where Ray finds no cluster on this machine."""
+    """The error for `auto` if no Ray runs on this machine."""
     return ConfigError(f"{VARIABLE}: received {FIND_LOCAL!r}, but no Ray runs on this machine. {_REMEDY}")
 
 
-def _unreachable_reason(address: str, patience_s: float) -> str:
-    """Why no gRPC server answers at HOST:PORT; "" where one does."""
+def _unreachable_reason(address: str, timeout_s: float) -> str:
+    """Why no gRPC server answers at HOST:PORT; "": one answers."""
     try:
         parts = urlsplit(f"//{address}")
         host, port = parts.hostname, parts.port
@@ -68,7 +68,7 @@ def _unreachable_reason(address: str, patience_s: float) -> str:
         host, port = None, None
     if not host or not port:
         return "it is not of the form HOST:PORT"
-    until = time.monotonic() + patience_s
+    until = time.monotonic() + timeout_s
     while True:
         began = time.monotonic()
         reason = _try_connect(host, port, min(_CONNECT_TIMEOUT_S, max(0.1, until - began)))

@@ -1,4 +1,4 @@
-"""How a cluster is divided among the workers of a run; pure."""
+"""Divides the resources of a cluster among the workers of a run; pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ClusterNode:
 
 @dataclass(frozen=True)
 class Resources:
-    """What each worker reserves, and what it leaves to its pipeline."""
+    """Resources that each worker reserves, and the CPUs of its loader."""
 
     cpus: float
     gpus: float
@@ -39,15 +39,15 @@ class WorkerGroupSpec:
 
 
 def resources_per_worker(low: int, high: int, total_cpus: float, total_gpus: float) -> Resources:
-    """Divide a cluster among workers so that Ray Data can always decode.
+    """Divide a cluster among workers so that Ray Data always has CPUs to decode.
 
-    A worker reserves one CPU where there are plenty and a fraction where there are not: half of the CPUs stay free.
+    A worker reserves one CPU, or less if the workers would reserve more than half of all CPUs.
 
     Args:
-        low: fewest workers, which must find their place now.
-        high: most workers.
+        low: minimum number of workers, which must fit now.
+        high: maximum number of workers.
         total_cpus: CPUs of the cluster.
-        total_gpus: GPUs of the cluster; where there are some, a worker drives one.
+        total_gpus: GPUs of the cluster; if there are any, a worker drives one.
 
     Raises:
         ConfigError: more workers than GPUs on a cluster that has some, or no CPU left.
@@ -71,20 +71,20 @@ def resources_per_worker(low: int, high: int, total_cpus: float, total_gpus: flo
 def plan_worker_group(
     nodes: Sequence[ClusterNode], low: int, high: int, accelerator: str, share: float = 1.0
 ) -> WorkerGroupSpec:
-    """The workers that a cluster has room for.
+    """Plan the workers that fit on a cluster.
 
-    With GPUs there is one worker for each. Without, a worker uses all cores of its node, so that there is one for each
-    node; a fixed number finds its place on fewer nodes too.
+    A worker drives one GPU. Without GPUs a worker uses all cores of its node, so that each node gets one; a fixed
+    number of workers also fits on fewer nodes.
 
     Args:
-        nodes: that can be used.
-        low: fewest workers.
-        high: most workers.
+        nodes: usable ones.
+        low: minimum number of workers.
+        high: maximum number of workers.
         accelerator: as in RunConfig.
         share: of the cluster, 0..1.
 
     Raises:
-        ConfigError: there is no room for the fewest.
+        ConfigError: the minimum does not fit.
     """
     cpus, gpus = share * sum(node.cpus for node in nodes), share * sum(node.gpus for node in nodes)
     if accelerator == "gpu" and gpus < low:
@@ -98,19 +98,19 @@ def plan_worker_group(
     each = resources_per_worker(size, size, cpus, gpus)
     hosts = [node.cpus for node in nodes if node.cpus > 0]
     if not gpus and share == 1.0 and size >= len(hosts):  # Ray Data needs a whole CPU on one node
-        beside, most = -(-size // len(hosts)), max(hosts)
-        if most <= 1:
+        per_host, most_cpus = -(-size // len(hosts)), max(hosts)
+        if most_cpus <= 1:
             raise ConfigError(
-                f"workers: received {size}, but no node has more than {most:g} CPU, and reading the images needs a "
-                "whole one beside a worker. Add a node with 2 CPUs or more"
+                f"workers: received {size}, but no node has more than {most_cpus:g} CPU, and reading the images needs "
+                "one more CPU than the worker. Add a node with 2 CPUs or more"
             )
-        if each.cpus * beside > most - 1:
-            each = Resources(int((most - 1) / beside * 100) / 100, 0.0, each.loader_cpus)
+        if each.cpus * per_host > most_cpus - 1:
+            each = Resources(int((most_cpus - 1) / per_host * 100) / 100, 0.0, each.loader_cpus)
     return WorkerGroupSpec(size, each)
 
 
 def format_capacity(nodes: Sequence[ClusterNode]) -> str:
-    """What a cluster has, in words."""
+    """Format the resources of nodes."""
     if not nodes:
         return "no node"
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)

@@ -1,4 +1,4 @@
-"""One start of the workers on Ray Train, watched from the driver: their events, the wish to stop, a hung step."""
+"""Runs one worker group on Ray Train; forwards events, stop requests and commands, and detects hung steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pharmclf.core.events import Note, RunCallback, WorkersStarted
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.distributed.cluster import node_address
 from pharmclf.distributed.scaling_policy import WorkerGroupSpec
-from pharmclf.distributed.worker_channel import DriverChannel, WorkerChannel
+from pharmclf.distributed.worker_channel import ChannelState, DriverChannel, WorkerChannel
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCacheUnavailableError
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import sampling
@@ -30,9 +30,9 @@ from pharmclf.monitoring.cores import usable_cores
 from pharmclf.training.context import DeviceOutOfMemoryError, TrainingContext, TrainingDivergedError
 from pharmclf.training.loop_progress import LoopPosition, LoopProgress
 
-_START_TIMEOUT_S = 600.0  # for the first batch of an attempt
+_START_TIMEOUT_S = 600.0  # to the first batch of an attempt
 _STACK_DUMP_TIMEOUT_S = 15.0  # for the stack dumps of all workers, before they are killed
-# errors of a worker that a caller knows
+# raised to the caller as they are
 _USER_ERRORS = (
     ConfigError,
     TrainingDivergedError,
@@ -44,117 +44,115 @@ _USER_ERRORS = (
 
 
 class WorkerGroupError(RunError):
-    """The workers failed, and not through bad input; another attempt may fare better."""
+    """Retryable failure of the workers."""
 
 
 class ResourcesUnavailableError(RunError):
-    """Others hold the resources that the workers asked for."""
+    """Others hold the resources that the workers requested."""
 
 
 class WorkerGroupRun:
-    """One start of the workers, from the newest checkpoint to their end."""
+    """One attempt: the workers from their start, at the newest checkpoint, to their end."""
 
     def __init__(
-        self, job: TrainingContext, team: WorkerGroupSpec, observer: RunCallback, number: int, avoided: Sequence[str]
+        self, job: TrainingContext, group: WorkerGroupSpec, callback: RunCallback, number: int, excluded: Sequence[str]
     ) -> None:
-        """Nothing is started yet.
+        """Describe an attempt; `run` starts it.
 
         Args:
-            job: what is trained.
-            team: the workers.
-            observer: watches the run.
+            job: the training.
+            group: the workers.
+            callback: gets the events; may stop the run.
             number: of the attempt, from 1.
-            avoided: ids of nodes that Ray takes for living and that do not answer.
+            excluded: ids of nodes that are alive for Ray and do not answer.
         """
-        self.job, self.team, self.number = job, team, number
+        self.job, self.group, self.number = job, group, number
         self.nodes: dict[int, tuple[str, str]] = {}
         """Id and address of each worker's node, by rank; complete when all have started."""
-        self.place: LoopPosition | None = None
-        """Where the loop was last seen."""
+        self.position: LoopPosition | None = None
+        """Last known position of the loop."""
         self.hung = ""
-        """What is known of a hung step; "" where there was none."""
+        """Description of a hung step; "": there was none."""
         self.restart = ""
-        """Why the workers were asked to end with a checkpoint and start again; "" where they were not."""
-        self._observer, self._avoided = observer, avoided
-        self._relay: Any = None
-        self._ordered: set[str] = set()
+        """Why the workers were stopped, with a checkpoint, to start again; "": they were not."""
+        self._callback, self._excluded = callback, excluded
+        self._channel: Any = None
+        self._commands: set[str] = set()
         self._dumps_until = 0.0
 
-    def run(self, look: Callable[[], str]) -> dict[str, Any]:
-        """Train until the end, a stop, or a failure -> what `trainer.train` returns.
+    def run(self, restart_reason: Callable[[], str]) -> dict[str, Any]:
+        """Train until the end, a stop, or a failure -> as `trainer.train`.
 
         Args:
-            look: asked every half second why the workers shall start again; "": they shall not.
+            restart_reason: called every half second; returns why the workers must restart, or "".
 
         Raises:
             ConfigError, TrainingDivergedError, DeviceOutOfMemoryError, FeatureCacheCorruptedError,
-            FeatureCacheUnavailableError,
-            StorageUnavailableError:
-                as a worker raised them.
-            ResourcesUnavailableError: the workers did not find their places.
-            WorkerGroupError: they died or raised something else.
+            FeatureCacheUnavailableError, StorageUnavailableError: as a worker raised them.
+            ResourcesUnavailableError: the workers were not scheduled.
+            WorkerGroupError: they died or raised another error.
         """
         node = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(node, soft=False)
-        self._relay = ray.remote(num_cpus=0)(DriverChannel).options(scheduling_strategy=here).remote()
-        own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")  # Ray's own notes; checkpoints are ours
-        job = dataclasses.replace(self.job, loader_cpus=self.team.each.loader_cpus)
-        settings = {"job": job, "relay": self._relay, "number": self.number, "driver_node": node}
-        # GPUs of one node exchange gradients faster; without GPUs a node's cores are what a worker needs
-        placement = "PACK" if self.team.each.gpus else "SPREAD"
-        trainer = build_trainer(_worker, settings, self.team, own, placement=placement, avoided=self._avoided)
+        self._channel = ray.remote(num_cpus=0)(DriverChannel).options(scheduling_strategy=here).remote()
+        folder = tempfile.mkdtemp(prefix="pharmclf-ray-train-")  # for the files of Ray Train; it gets no checkpoints
+        job = dataclasses.replace(self.job, loader_cpus=self.group.each.loader_cpus)
+        settings = {"job": job, "channel": self._channel, "number": self.number, "driver_node": node}
+        # GPUs of one node exchange gradients faster; without GPUs a worker needs the cores of a node
+        placement = "PACK" if self.group.each.gpus else "SPREAD"
+        trainer = build_trainer(_worker, settings, self.group, folder, placement=placement, excluded=self._excluded)
         try:
-            run_in_thread(trainer.fit, lambda: self._monitor_loop(look))
+            run_in_thread(trainer.fit, lambda: self._monitor_loop(restart_reason))
         except Exception as error:
             raise self._to_user_error(error) from error
         finally:
             self._forward_events()
-            shutil.rmtree(own, ignore_errors=True)
-        result: dict[str, Any] | None = ray.get(self._relay.result.remote())
+            shutil.rmtree(folder, ignore_errors=True)
+        result: dict[str, Any] | None = ray.get(self._channel.result.remote())
         if result is None:
             raise WorkerGroupError("the workers ended without a result")
         return result
 
-    def _monitor_loop(self, look: Callable[[], str]) -> None:
-        """Every half second, in the driver's main thread."""
-        silent = self._forward_events()
-        if self._observer.should_stop():
-            self._request_stop("stop")
-        elif not self.restart and self.nodes and (reason := look()):
+    def _monitor_loop(self, restart_reason: Callable[[], str]) -> None:
+        """One poll, every half second in the main thread of the driver."""
+        silent_s = self._forward_events()
+        if self._callback.should_stop():
+            self._send_command("stop")
+        elif not self.restart and self.nodes and (reason := restart_reason()):
             self.restart = reason
-            self._observer.on_event(Note(text=f"{reason}: a checkpoint is written, and the workers start again"))
-            self._request_stop("stop")
+            self._callback.on_event(Note(text=f"{reason}: the workers write a checkpoint and restart"))
+            self._send_command("stop")
         limit = self.job.config.hang_after_s
-        if limit and self.place is None:  # TensorFlow, the model and its weights come first
+        if limit and self.position is None:  # TensorFlow, the model and its weights come first
             limit = max(limit, _START_TIMEOUT_S)
-        if 0 < limit <= silent and not self.hung:
-            self.hung = f"no step for {silent:.0f} s"
-            self._request_stop("dump")
+        if 0 < limit <= silent_s and not self.hung:
+            self.hung = f"no step for {silent_s:.0f} s"
+            self._send_command("dump")
             self._dumps_until = time.monotonic() + _STACK_DUMP_TIMEOUT_S
         if self._dumps_until and time.monotonic() > self._dumps_until:
             self._dumps_until = 0.0
             self._kill_hung_workers()
 
     def _forward_events(self) -> float:
-        """Pass the events of the workers on -> seconds since the loop has last come to a batch."""
-        events, about = ray.get(self._relay.poll_events.remote())
-        for event in events:
-            self._observer.on_event(event)
-        self.place = about["place"] or self.place
-        if not self.nodes and len(about["nodes"]) == self.team.size:
-            self.nodes = about["nodes"]
+        """Pass the events of the workers to the callback -> seconds since the loop moved."""
+        state: ChannelState = ray.get(self._channel.poll.remote())
+        for event in state.events:
+            self._callback.on_event(event)
+        self.position = state.position or self.position
+        if not self.nodes and len(state.nodes) == self.group.size:
+            self.nodes = state.nodes
             addresses = tuple(sorted({address for _, address in self.nodes.values()}))
-            self._observer.on_event(WorkersStarted(workers=self.team.size, nodes=addresses, attempt=self.number))
-        return float(about["silent_s"])
+            self._callback.on_event(WorkersStarted(workers=self.group.size, nodes=addresses, attempt=self.number))
+        return state.silent_s
 
-    def _request_stop(self, what: str) -> None:
-        if what not in self._ordered:
-            self._ordered.add(what)
-            ray.get(self._relay.send_command.remote(what))
+    def _send_command(self, command: str) -> None:
+        if command not in self._commands:
+            self._commands.add(command)
+            ray.get(self._channel.send_command.remote(command))
 
     def _kill_hung_workers(self) -> None:
-        """Kill the workers of a hung step, those that answer and those that do not."""
-        dumped, handles = ray.get(self._relay.get_stack_dumps.remote())
+        """Kill all workers of a hung step."""
+        dumped, handles = ray.get(self._channel.get_stack_dumps.remote())
         names = ", ".join(
             f"rank {rank} on {address}" for rank, (_, address) in self.nodes.items() if rank not in dumped
         )
@@ -165,7 +163,7 @@ class WorkerGroupRun:
             ray.kill(handle)
 
     def _to_user_error(self, error: BaseException) -> BaseException:
-        """What to tell the caller: an error that a worker raised for them, or the last line of what went wrong."""
+        """The error for the caller: as a worker raised it, or a `WorkerGroupError` with the reason."""
         if self.hung:
             return WorkerGroupError(self.hung)
         if not self.nodes and (cause := startup_timeout(error)):
@@ -181,39 +179,39 @@ class WorkerGroupRun:
 def build_trainer(
     function: Callable[[dict[str, Any]], Any],
     settings: dict[str, Any],
-    team: WorkerGroupSpec,
+    group: WorkerGroupSpec,
     folder: str,
     *,
     placement: str,
-    avoided: Sequence[str] = (),
+    excluded: Sequence[str] = (),
 ) -> Any:
-    """A TensorflowTrainer that starts its workers once: neither a failure nor a lack of room is tried again.
+    """Build a TensorflowTrainer that starts its workers once, without retries.
 
     Args:
-        function: what each worker calls with the settings.
-        settings: for it.
-        team: the workers.
-        folder: for Ray's own notes.
+        function: is called by each worker with the settings.
+        settings: its argument.
+        group: the workers.
+        folder: for the files of Ray Train.
         placement: Ray's strategy, PACK or SPREAD.
-        avoided: ids of nodes that are not used.
+        excluded: ids of nodes that get no worker.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     with suppress_native_stderr():
         from ray.train.tensorflow import TensorflowTrainer
 
-    each = team.each
+    each = group.each
     return TensorflowTrainer(
         function,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=team.size,
+            num_workers=group.size,
             use_gpu=each.gpus > 0,
             resources_per_worker={"CPU": each.cpus} | ({"GPU": each.gpus} if each.gpus else {}),
             placement_strategy=placement,
-            label_selector={"ray.io/node-id": f"!in({','.join(avoided)})"} if avoided else None,
+            label_selector={"ray.io/node-id": f"!in({','.join(excluded)})"} if excluded else None,
         ),
-        # a name of its own each time: Ray resumes the same name silently, and what to resume is ours to decide
+        # a unique name: Ray would resume a known one silently
         run_config=RunConfig(
             name=uuid.uuid4().hex[:12],
             storage_path=folder,
@@ -227,27 +225,29 @@ def _worker(settings: dict[str, Any]) -> None:
     job: TrainingContext = settings["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_local_world_size()
-    pulse = LoopProgress()
-    lifeline = WorkerChannel(settings["relay"], rank, pulse, job.folder, settings["number"])
+    progress = LoopProgress()
+    channel = WorkerChannel(settings["channel"], rank, progress, job.folder, settings["number"])
     try:
         from pharmclf.training import collectives, trainer
 
         configure_devices_for(job.config)
         threads = max(1, usable_cores() // world) if world > 1 else None
-        workers = dataclasses.replace(collectives.init_distributed(threads), progress=pulse)
-        # one process of each node reads it; the driver reads its own
-        reads = context.get_local_rank() == 0 and ray.get_runtime_context().get_node_id() != settings["driver_node"]
+        workers = dataclasses.replace(collectives.init_distributed(threads), progress=progress)
+        # one process samples each node; the driver samples its own
+        samples_node = (
+            context.get_local_rank() == 0 and ray.get_runtime_context().get_node_id() != settings["driver_node"]
+        )
         with sampling(
-            lifeline.on_event,
+            channel.on_event,
             node=node_address(),
             every_s=job.hardware_every_s,
-            clock=pulse,
+            clock=progress,
             rank=rank,
-            whole_node=reads,
+            whole_node=samples_node,
             folders=[tempfile.gettempdir()],
         ):
-            result = trainer.train(job, workers, lifeline)
+            result = trainer.train(job, workers, channel)
         if workers.is_chief:
-            ray.get(settings["relay"].finish.remote(result))
+            ray.get(settings["channel"].finish.remote(result))
     finally:
-        lifeline.end()
+        channel.end()

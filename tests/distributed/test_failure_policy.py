@@ -12,7 +12,7 @@ def failure(kind: FailureKind = "crash", place: LoopPosition | None = ("phase1",
 
 def test_a_run_goes_on_after_as_many_failures_as_are_allowed() -> None:
     """Three allowed at different steps; the fourth ends the run and is said with its place."""
-    recovery = FailurePolicy(allowed=3)
+    recovery = FailurePolicy(max_failures=3)
     for step in range(3):
         assert recovery.decide(failure(place=("phase1", 0, step))) == ""
     assert recovery.decide(failure(place=("phase2", 0, 4))) == (
@@ -23,7 +23,7 @@ def test_a_run_goes_on_after_as_many_failures_as_are_allowed() -> None:
 def test_a_crash_that_repeats_at_the_same_step_ends_the_run() -> None:
     """However many failures are allowed; a hang counts likewise."""
     for kind, verb in (("crash", "crashed"), ("hang", "hung")):
-        recovery = FailurePolicy(allowed=100)
+        recovery = FailurePolicy(max_failures=100)
         assert recovery.decide(failure(kind)) == ""  # type: ignore[arg-type]
         assert recovery.decide(failure(kind)).startswith(  # type: ignore[arg-type]
             f"the workers {verb} a second time in phase1, epoch 3, step 8"
@@ -32,14 +32,14 @@ def test_a_crash_that_repeats_at_the_same_step_ends_the_run() -> None:
 
 def test_a_crash_that_repeats_before_the_first_step_ends_the_run() -> None:
     """What fails at the start fails at every start."""
-    recovery = FailurePolicy(allowed=100)
+    recovery = FailurePolicy(max_failures=100)
     assert recovery.decide(failure(place=None)) == ""
     assert "a second time before the first step" in recovery.decide(failure(place=None))
 
 
 def test_the_loss_of_nodes_says_nothing_of_the_step() -> None:
     """Two nodes lost in one step, or a node lost where a worker has crashed: the run goes on."""
-    recovery = FailurePolicy(allowed=100)
+    recovery = FailurePolicy(max_failures=100)
     assert recovery.decide(failure("node")) == ""
     assert recovery.decide(failure("node")) == ""
     assert recovery.decide(failure("crash")) == ""
@@ -48,7 +48,7 @@ def test_the_loss_of_nodes_says_nothing_of_the_step() -> None:
 
 def test_no_failure_is_survived_where_none_is_allowed() -> None:
     """--failures 0."""
-    assert "--failures 0" in FailurePolicy(allowed=0).decide(failure("node"))
+    assert "--failures 0" in FailurePolicy(max_failures=0).decide(failure("node"))
 
 
 def test_places_are_told_as_people_count() -> None:

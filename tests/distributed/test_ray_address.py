@@ -48,12 +48,12 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def refused(address: str, patience_s: float = 1.0) -> str:
+def refused(address: str, timeout_s: float = 1.0) -> str:
     """The error of an address that does not answer; it comes in time."""
     began = time.monotonic()
     with pytest.raises(ConfigError) as error:
-        check_address(address, patience_s=patience_s)
-    assert time.monotonic() - began < patience_s + 1.0
+        check_address(address, timeout_s=timeout_s)
+    assert time.monotonic() - began < timeout_s + 1.0
     return str(error.value)
 
 
@@ -100,7 +100,7 @@ def test_a_cluster_that_is_about_to_start_is_waited_for() -> None:
     timer = threading.Timer(1.0, server.start)
     timer.start()
     try:
-        check_address(f"127.0.0.1:{port}", patience_s=10)
+        check_address(f"127.0.0.1:{port}", timeout_s=10)
     finally:
         timer.join()
         server.stop(None).wait()
