@@ -202,9 +202,9 @@ class _ActiveRun:
             self.folder,
             node=node_address(),
             every_s=config.hardware_every_s,
-            tell=lambda event: self.console.on_event(event),
-            lost=lambda: self.lease.is_lost,
-            setting=RunContext(remote_data=storage.is_remote(config.data), wants_gpus=config.accelerator != "cpu"),
+            send=lambda event: self.console.on_event(event),
+            is_lost=lambda: self.lease.is_lost,
+            context=RunContext(remote_data=storage.is_remote(config.data), wants_gpus=config.accelerator != "cpu"),
         )
         self.services.callback(self.hardware.close)
         self.services.callback(self.quarantine.write)

@@ -100,5 +100,5 @@ def _processor_s(folder: str, seconds: float) -> tuple[float, float]:
 
 
 def _monitor(folder: str, every_s: float, reader: NodeSampler | None = None) -> HardwareMonitor:
-    machine = (lambda: reader) if reader else None
-    return HardwareMonitor(folder, node="127.0.0.1", every_s=every_s, tell=lambda *_, **__: None, machine=machine)
+    open_node = (lambda: reader) if reader else None
+    return HardwareMonitor(folder, node="127.0.0.1", every_s=every_s, send=lambda _: None, open_node=open_node)

@@ -11,14 +11,14 @@ from pharmclf.monitoring.samples import LoopReading, NodeSample
 
 @dataclass(frozen=True, kw_only=True)
 class NodeSampled(Event):
-    """A node has been read. (one process per node)"""
+    """A node has been sampled. (one process per node)"""
 
     sample: NodeSample
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSampled(Event):
-    """The training loop of a worker has been read. (all ranks)"""
+    """The training loop of a worker has been sampled. (all ranks)"""
 
     node: str
     """Address of the worker's node."""

@@ -1,22 +1,21 @@
-"""The driver's side: takes what the nodes of a run tell, says what is wrong, and writes it all into the run's folder.
+"""The driver's part: collects the samples of all nodes, reports alerts, and writes both to the run's folder.
 
-One process writes, the one that holds the lease of the folder; nodes send their rows to it with their other events. No
-event waits for the storage, and none fails by it.
+Only the process that holds the lease of the folder writes. No event waits for the storage, and none fails by it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from pharmclf import storage
 from pharmclf.core.background import BackgroundTask
+from pharmclf.core.errors import format_error
 from pharmclf.core.events import (
     EpochEnd,
     Event,
@@ -33,18 +32,18 @@ from pharmclf.monitoring.alerts import AlertTracker, HardwareAlert
 from pharmclf.monitoring.bottleneck import RunContext
 from pharmclf.monitoring.events import HardwareAlertsChanged, LoopSampled, NodeSampled
 from pharmclf.monitoring.sample_log import SampleLog, read_alerts, read_samples, write_alerts, write_samples
-from pharmclf.monitoring.sampler import LogOnce, NodeSampler, Sampler
+from pharmclf.monitoring.sampler import NodeSampler, Sampler, Send
 from pharmclf.monitoring.samples import LoopReading, NodeSample, merge_loops
 from pharmclf.monitoring.summary import summarise, summary_line
 
 _POLL_INTERVAL_S = 2.0
 _WRITE_INTERVAL_S, _MAX_WRITE_INTERVAL_S = 60.0, 600.0
-_WRITE_SHARE = 0.02  # of the time watched so far: a file of days is written anew more seldom
+_WRITE_SHARE = 0.02  # of the time sampled so far: each write is of the complete file
 _log = logging.getLogger(__name__)
 
 
 class HardwareMonitor:
-    """Watches this node, and takes the rows of the others, from its beginning to `close`."""
+    """Samples this node, and receives the samples of the others, until `close`."""
 
     def __init__(
         self,
@@ -52,50 +51,59 @@ class HardwareMonitor:
         *,
         node: str,
         every_s: float,
-        tell: Callable[[Event], None],
-        lost: Callable[[], object] = lambda: False,
-        setting: RunContext | None = None,
-        machine: Callable[[], NodeSampler] | None = None,
+        send: Send,
+        is_lost: Callable[[], object] = lambda: False,
+        context: RunContext | None = None,
+        open_node: Callable[[], NodeSampler] | None = None,
     ) -> None:
-        """Begin.
+        """Start to sample.
 
         Args:
             folder: of the run.
             node: address of this node.
-            every_s: seconds between readings; 0: nothing is read or written.
-            tell: handles `Note` and `HardwareAlertsChanged`; called from any thread.
-            lost: whether the lease of the folder has been lost; then nothing is written any more.
-            setting: what is known of the run.
-            machine: opens the reader of this node; of its own GPUs and disks if not given.
+            every_s: seconds between samples; 0: nothing is sampled or written.
+            send: receives `Note` and `HardwareAlertsChanged`; called from any thread.
+            is_lost: whether the lease of the folder has been lost; then nothing is written any more.
+            context: of the run.
+            open_node: opens the sampler of this node; None: one of its GPUs and of the run's local disks.
         """
-        self._node, self._send_event, self._watch = node, tell, AlertTracker(setting or RunContext())
-        self._errors = LogOnce(_log)
-        self._files = _Files(folder, lost, self._errors)
-        self._loops: dict[str, dict[int, LoopReading]] = {}
-        self._gpus: dict[str, dict[int, int]] = {}
-        self._phase, self._said_no_gpus = "", False
+        self._node, self._send, self._tracker = node, send, AlertTracker(context or RunContext())
+        self._files = _RunFiles(folder, is_lost)
+        self._loops: dict[str, dict[int, LoopReading]] = {}  # by node and rank, since the last sample of the node
+        self._gpus: dict[str, dict[int, int]] = {}  # by node and rank
+        self._phase, self._has_reported_no_gpus, self._has_failed = "", False, False
         self._reported: list[HardwareAlert] = []
         self._lock, self._flushed = threading.Lock(), threading.Event()
         self._flushed.set()
         self._sampler: Sampler | None = None
         self._writer: BackgroundTask | None = None
         if every_s > 0:
-            local = [] if storage.is_remote(folder) else [storage.absolute(folder)]
-            opened = machine or (lambda: NodeSampler(node, [tempfile.gettempdir(), *local]))
-            self._sampler = Sampler(self.on_event, node=node, every_s=every_s, machine=opened)
-            self._writer = BackgroundTask("hardware-log", self._write, every_s=_POLL_INTERVAL_S, attempts_at_close=1)
+            folders = [tempfile.gettempdir(), *([] if storage.is_remote(folder) else [storage.absolute(folder)])]
+            open_node = open_node or partial(NodeSampler, node, folders)
+            self._sampler = Sampler(self.on_event, node=node, every_s=every_s, open_node=open_node)
+            self._writer = BackgroundTask(
+                "hardware-log",
+                self._write,
+                every_s=_POLL_INTERVAL_S,
+                attempts_at_close=1,
+                failure="the samples of the hardware cannot be written",
+            )
 
     def on_event(self, event: Event, /) -> None:
-        """As `Callback.on_event`; errors are logged, none is raised."""
-        with self._errors.log_errors_once("what a node tells cannot be judged"):
+        """As `Callback.on_event`; raises nothing."""
+        try:
             self._handle(event)
+        except Exception as error:
+            if not self._has_failed:
+                _log.warning("a sample of the hardware cannot be evaluated and is skipped: %s", format_error(error))
+            self._has_failed = True
 
     def _handle(self, event: Event) -> None:
         match event:
             case NodeSampled():
-                self._receive(event.sample)
+                self._add_sample(event.sample)
             case LoopSampled():
-                self._receive_loop(event.node, event.reading)
+                self._add_reading(event.node, event.reading)
             case StepEnd():
                 self._phase = event.phase
             case EpochEnd():
@@ -103,159 +111,168 @@ class HardwareMonitor:
             case FeatureCacheReady():
                 with self._lock:
                     phases = frozenset(event.phases)
-                    self._watch.context = dataclasses.replace(self._watch.context, cached_phases=phases)
+                    self._tracker.context = dataclasses.replace(self._tracker.context, cached_phases=phases)
             case WorkersStarted():
                 self._mark_idle("", event.nodes)
             case WorkerFailure() | Waiting():
                 self._mark_idle("", None)
             case FinalEvaluationStarted():
-                self._mark_idle("test", None)
+                self._mark_idle("test", ())
 
     def line(self) -> str:
-        """What the hardware has done so far, in one line for the console; "" where nothing is known."""
-        with self._lock:
-            return summary_line(summarise(self._files.rows()))
+        """Summary of the hardware so far, in one line for the console; "" where nothing is known."""
+        return summary_line(summarise(self._files.samples()))
 
     def flush(self) -> None:
-        """Write what is not written yet, for those who read it now; the storage is waited for some seconds."""
+        """Write all that is not written yet; wait some seconds for the storage."""
         if self._writer:
             self._flushed.clear()
             self._writer.notify()
             self._flushed.wait(CLOSE_WRITER_S)
 
     def close(self) -> None:
-        """End, and write what is not written yet; a storage that does not answer is waited for some seconds."""
+        """Stop, and write all that is not written yet; wait some seconds for the storage."""
         if self._sampler and self._writer:
             self._sampler.close()
             with self._lock:
-                self._watch.reset(time.time())
-                self._files.warnings = self._watch.passed
-            self._report_ongoing_alerts([])
+                self._tracker.reset(time.time())
+                self._files.set_alerts(self._tracker.passed)
+            self._report_alerts([])
             self._flushed.clear()
             self._writer.close(CLOSE_WRITER_S)
 
-    def _receive_loop(self, node: str, reading: LoopReading) -> None:
+    def _add_reading(self, node: str, reading: LoopReading) -> None:
         with self._lock:
             loops = self._loops.setdefault(node, {})
-            before = loops.get(reading.rank)
-            loops[reading.rank] = merge_loops(before, reading) or reading
+            loops[reading.rank] = merge_loops(loops.get(reading.rank), reading) or reading
             if reading.gpu is not None:
                 self._gpus.setdefault(node, {})[reading.rank] = reading.gpu
 
-    def _receive(self, row: NodeSample) -> None:
-        """Complete a row by what its workers have told meanwhile, judge and keep it."""
+    def _add_sample(self, sample: NodeSample) -> None:
+        """Complete a sample by the readings of its workers, evaluate and store it."""
         notes: list[str] = []
         with self._lock:
-            loops = self._loops.pop(row.node, {})
-            row = dataclasses.replace(
-                row,
+            loops = self._loops.pop(sample.node, {})
+            sample = dataclasses.replace(
+                sample,
                 phase=self._phase,
                 loop=max(loops.values(), key=lambda loop: loop.wait_share, default=None),
-                ours=tuple(sorted({*self._gpus.get(row.node, {}).values()})),
+                ours=tuple(sorted({*self._gpus.get(sample.node, {}).values()})),
             )
-            if row.no_gpus and not self._said_no_gpus:
-                self._said_no_gpus = True
-                notes.append(f"hardware: no GPU on {row.node} ({row.no_gpus}); the rest of the machine is watched")
-            notes += [found.text for found in self._watch.update(row)]
-            self._files.add(row)
-            lasting = self._watch.active
-            self._files.warnings = [*self._watch.passed, *lasting]
+            if sample.no_gpus and not self._has_reported_no_gpus:
+                self._has_reported_no_gpus = True
+                notes.append(f"hardware: no GPU on {sample.node} ({sample.no_gpus}); the rest of the node is monitored")
+            notes += [alert.text for alert in self._tracker.update(sample)]
+            active = self._tracker.active
+            self._files.add(sample)
+            self._files.set_alerts([*self._tracker.passed, *active])
         for text in notes:
-            self._send_event(Note(text=text))
-        self._report_ongoing_alerts(lasting)
+            self._send(Note(text=text))
+        self._report_alerts(active)
 
-    def _report_ongoing_alerts(self, lasting: list[HardwareAlert]) -> None:
-        if lasting != self._reported:
-            self._reported = lasting
-            self._send_event(HardwareAlertsChanged(alerts=tuple(lasting)))
+    def _report_alerts(self, active: list[HardwareAlert]) -> None:
+        if active != self._reported:
+            self._reported = active
+            self._send(HardwareAlertsChanged(alerts=tuple(active)))
 
     def _mark_idle(self, phase: str, nodes: Collection[str] | None) -> None:
-        """No steps are taken now; with `nodes`, workers have started there and nowhere else."""
+        """No steps are taken now; with `nodes`, workers run on these only, and the others are not sampled any more."""
         with self._lock:
             self._phase = phase
             self._loops.clear()
             self._gpus.clear()
-            if nodes is not None or phase:
-                self._watch.reset(time.time(), but={self._node, *(nodes or ())})
+            if nodes is not None:
+                self._tracker.reset(time.time(), but={self._node, *nodes})
 
     def _write(self) -> None:
-        flushing = not self._flushed.is_set()
-        with self._lock:
-            due = self._files.due(flushing)
-        for node in due:
-            self._files.write(node, self._lock)
-        self._files.write_alerts(self._lock)
-        if flushing:
-            self._flushed.set()
+        is_flush = not self._flushed.is_set()
+        try:
+            self._files.write(all_nodes=is_flush)
+        finally:
+            if is_flush:
+                self._flushed.set()
 
 
-class _Files:
-    """What is kept of a run in its folder; locked by the monitor, but for the time that the storage takes."""
+class _RunFiles:
+    """Samples and alerts of a run, in memory and in its folder; from any thread."""
 
-    def __init__(self, folder: str, lost: Callable[[], object], errors: LogOnce) -> None:
-        self.warnings: list[HardwareAlert] = []
-        """Those of this process, the oldest first."""
-        self._folder, self._lost, self._errors = folder, lost, errors
+    def __init__(self, folder: str, is_lost: Callable[[], object]) -> None:
+        self._folder, self._is_lost, self._lock = folder, is_lost, threading.Lock()
         self._logs: dict[str, SampleLog] = {}
-        self._read: set[str] = set()  # nodes whose rows of earlier processes have been read
+        self._restored: set[str] = set()  # nodes whose samples of earlier processes have been read
         self._written_at: dict[str, float] = {}
         self._began = time.monotonic()
-        self._earlier: list[HardwareAlert] | None = None  # warnings of earlier processes; None: not read yet
-        self._written: list[Any] = []
+        self._alerts: Sequence[HardwareAlert] = ()
+        self._earlier: list[HardwareAlert] | None = None  # alerts of earlier processes; None: not read yet
+        self._written_alerts: list[HardwareAlert] = []
 
-    def rows(self) -> list[NodeSample]:
-        """All rows, by node."""
-        return [row for log in self._logs.values() for row in log.rows]
+    def samples(self) -> list[NodeSample]:
+        """All samples, by node."""
+        with self._lock:
+            return [sample for log in self._logs.values() for sample in log.samples]
 
-    def add(self, row: NodeSample) -> None:
-        """Add a row of a node."""
-        self._logs.setdefault(row.node, SampleLog()).append(row)
+    def add(self, sample: NodeSample) -> None:
+        """Add a sample."""
+        with self._lock:
+            self._logs.setdefault(sample.node, SampleLog()).append(sample)
 
-    def due(self, every: bool) -> list[str]:
-        """The nodes whose file is to be written now; with `every`, all of them."""
+    def set_alerts(self, alerts: Sequence[HardwareAlert]) -> None:
+        """Replace the alerts of this process, the oldest first."""
+        with self._lock:
+            self._alerts = alerts
+
+    def write(self, *, all_nodes: bool = False) -> None:
+        """Write the samples of the nodes that are due, or of all, and the alerts.
+
+        Raises:
+            Exception: of the first file that could not be written; the others are written all the same.
+        """
+        if self._is_lost():
+            return
+        calls: list[Callable[[], None]] = [partial(self._write_samples, node) for node in self._due_nodes(all_nodes)]
+        errors = []
+        for call in [*calls, self._write_alerts]:
+            try:
+                with storage.timeout(OPTIONAL_STORAGE_S):
+                    call()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _due_nodes(self, all_nodes: bool) -> list[str]:
         now = time.monotonic()
-        return [
-            node
-            for node, log in self._logs.items()
-            if every
-            or now - self._written_at.get(node, self._began)
-            >= min(_MAX_WRITE_INTERVAL_S, max(_WRITE_INTERVAL_S, _WRITE_SHARE * log.seconds))
-        ]
+        with self._lock:
+            return [
+                node
+                for node, log in self._logs.items()
+                if all_nodes
+                or now - self._written_at.get(node, self._began)
+                >= min(_MAX_WRITE_INTERVAL_S, max(_WRITE_INTERVAL_S, _WRITE_SHARE * log.seconds))
+            ]
 
-    def write(self, node: str, lock: threading.Lock) -> None:
-        """Write the rows of a node, behind those of earlier processes."""
-        if self._lost():
-            return
+    def _write_samples(self, node: str) -> None:
+        """Write the samples of a node, after those of earlier processes."""
         self._written_at[node] = time.monotonic()
-        with self._tolerate_storage_errors():
-            if node not in self._read:  # or what stands there would be lost
-                earlier = read_samples(self._folder, node)
-                with lock:
-                    self._logs[node] = SampleLog([*earlier, *self._logs[node].rows])
-                self._read.add(node)
-            with lock:
-                rows = self._logs[node].rows
-            write_samples(self._folder, node, rows)
+        if node not in self._restored:  # otherwise the samples of earlier processes would be lost
+            earlier = read_samples(self._folder, node)
+            with self._lock:
+                self._logs[node] = SampleLog([*earlier, *self._logs[node].samples])
+            self._restored.add(node)
+        with self._lock:
+            samples = self._logs[node].samples
+        write_samples(self._folder, node, samples)
 
-    def write_alerts(self, lock: threading.Lock) -> None:
-        """Write the warnings of all processes, if there are others, or worse ones, than were written last."""
-        with lock:
-            warnings = list(self.warnings)
-        known = [(one.node, one.rule, one.device, one.level, one.at_s, one.until_s) for one in warnings]
-        if known == self._written or self._lost():
+    def _write_alerts(self) -> None:
+        """Write the alerts of all processes, unless only values and texts have changed since they were written."""
+        with self._lock:
+            alerts = [*self._alerts]
+        identities = [dataclasses.replace(alert, value=0.0, limit=0.0, text="") for alert in alerts]
+        if identities == self._written_alerts:
             return
-        with self._tolerate_storage_errors():
-            if self._earlier is None:
-                found = read_alerts(self._folder)
-                # what lasted when an earlier process ended has ended with it, as far as is known
-                self._earlier = [dataclasses.replace(one, until_s=one.until_s or one.at_s) for one in found]
-            write_alerts(self._folder, [*self._earlier, *warnings])
-            self._written = known
-
-    @contextlib.contextmanager
-    def _tolerate_storage_errors(self) -> Iterator[None]:
-        with (
-            self._errors.log_errors_once("the readings of the hardware cannot be written"),
-            storage.timeout(OPTIONAL_STORAGE_S),
-        ):
-            yield
+        if self._earlier is None:
+            # an alert that was active when an earlier process ended has ended with it, as far as is known
+            earlier = read_alerts(self._folder)
+            self._earlier = [dataclasses.replace(alert, until_s=alert.until_s or alert.at_s) for alert in earlier]
+        write_alerts(self._folder, [*self._earlier, *alerts])
+        self._written_alerts = identities

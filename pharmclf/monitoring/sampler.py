@@ -1,13 +1,12 @@
-"""Reads a node, and the loop of a worker, every few seconds in a thread of its own.
+"""Samples a node, and the training loop of a worker, every few seconds in a thread.
 
-What is read is handed on as events: on a worker they travel to the driver with its other events. Nothing here can fail
-or hold up a run: what raises is said once in the log, and the next reading follows.
+Samples are sent as events; those of a worker reach the driver with its other events. Nothing here can fail or delay a
+run: an error is logged, and the next sample follows.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,54 +21,32 @@ from pharmclf.monitoring.host import HostSampler
 from pharmclf.monitoring.samples import GpuReading, LoopReading, NodeSample
 
 _LIST_PROCESSES_PERCENT = 90.0  # of a GPU's memory in use, from which its processes are listed
-_SHUTDOWN_TIMEOUT_S = 2.0  # for a reading under way, at the end
-_log = logging.getLogger(__name__)
+_SHUTDOWN_TIMEOUT_S = 2.0  # for a running reading, at the end
 
 Send = Callable[[Event], None]
 """As `Callback.on_event`; called from another thread, must not wait."""
 
 
-class LogOnce:
-    """Lets errors pass that must not end a run, and says each once in the log."""
-
-    def __init__(self, log: logging.Logger) -> None:
-        self._log, self._said = log, set[str]()
-
-    @contextlib.contextmanager
-    def log_errors_once(self, what: str) -> Iterator[None]:
-        """Within, an error ends what is within, and nothing else.
-
-        Args:
-            what: cannot be done then, in words.
-        """
-        try:
-            yield
-        except Exception as error:
-            if what not in self._said:
-                self._log.warning("%s, and the run goes on without: %s", what, format_error(error))
-            self._said.add(what)
-
-
 class LoopClock(Protocol):
-    """What a training loop says of itself to other threads."""
+    """Counters of a training loop that other threads may read."""
 
     beats: int
-    """Batches that it has come to."""
+    """Batches that it has received."""
 
     def waited_s(self) -> float:
-        """Seconds so far in which its device waited for a batch, those of a wait under way included."""
+        """Seconds so far in which its device waited for a batch, a current wait included."""
 
 
 class NodeSampler:
     """This node: its host, and its GPUs where there are some."""
 
     def __init__(self, node: str, folders: Sequence[str] = (), nvml: Nvml | None = None) -> None:
-        """Open the driver's library and begin to count.
+        """Open the driver's library and start to count.
 
         Args:
             node: address of this node.
             folders: local ones, whose disks are watched.
-            nvml: its GPUs; the driver is asked if not given.
+            nvml: its GPUs; None: those of the driver.
         """
         self._node, self._host, self._nvml, self._no_gpus = node, HostSampler(folders), nvml, ""
         if nvml is None:
@@ -84,12 +61,12 @@ class NodeSampler:
         Args:
             seconds: since the last reading.
         """
-        gpus, no_gpus = self._gpus()
+        gpus, no_gpus = self._read_gpus()
         return NodeSample(
             at_s=time.time(), seconds=seconds, node=self._node, host=self._host.read(), gpus=gpus, no_gpus=no_gpus
         )
 
-    def _gpus(self) -> tuple[tuple[GpuReading, ...], str]:
+    def _read_gpus(self) -> tuple[tuple[GpuReading, ...], str]:
         """The GPUs, or why there are none."""
         if self._nvml is None:
             return (), self._no_gpus
@@ -103,7 +80,7 @@ class LoopSampler:
     """The training loop of this process."""
 
     def __init__(self, clock: LoopClock, rank: int = 0, gpu: int | None = None) -> None:
-        """Begin to count.
+        """Start to count.
 
         Args:
             clock: of the loop.
@@ -114,13 +91,13 @@ class LoopSampler:
         self._beats, self._waited_s, self._cpu_s = clock.beats, clock.waited_s(), time.process_time()
 
     def read(self, seconds: float) -> LoopReading | None:
-        """What it has done since the last reading; None: it has not come to its first batch.
+        """Work since the last reading; None before the first batch.
 
         Args:
-            seconds: since then.
+            seconds: since the last reading.
         """
         beats, waited_s, cpu_s = self._clock.beats, self._clock.waited_s(), time.process_time()
-        came, waited, used = beats - self._beats, waited_s - self._waited_s, cpu_s - self._cpu_s
+        steps, wait_s, used_s = beats - self._beats, waited_s - self._waited_s, cpu_s - self._cpu_s
         self._beats, self._waited_s, self._cpu_s = beats, waited_s, cpu_s
         if seconds <= 0 or beats == 0:
             return None
@@ -128,14 +105,14 @@ class LoopSampler:
             rank=self._rank,
             gpu=self._gpu,
             seconds=seconds,
-            steps=came,
-            wait_share=min(1.0, max(0.0, waited / seconds)),
-            cpu_percent=100.0 * used / seconds,
+            steps=steps,
+            wait_share=min(1.0, max(0.0, wait_s / seconds)),
+            cpu_percent=100.0 * used_s / seconds,
         )
 
 
 class Sampler:
-    """Reads every few seconds, from its beginning to `close`."""
+    """Samples every few seconds until `close`."""
 
     def __init__(
         self,
@@ -143,46 +120,39 @@ class Sampler:
         *,
         node: str,
         every_s: float,
-        machine: Callable[[], NodeSampler] | None = None,
+        open_node: Callable[[], NodeSampler] | None = None,
         loop: LoopSampler | None = None,
     ) -> None:
-        """Begin, in a thread of its own.
+        """Start the thread.
 
         Args:
-            send: takes the events.
+            send: receives the events.
             node: address of this node.
-            every_s: seconds between readings.
-            machine: opens the reader of the node, in that thread; None: another process of this node reads it.
+            every_s: seconds between samples.
+            open_node: opens the node, in that thread; None: another process of this node samples it.
             loop: of this process; None: it trains nothing.
         """
-        self._send, self._node, self._open, self._loop = send, node, machine, loop
-        self._machine: NodeSampler | None = None
-        self._errors = LogOnce(_log)
-        self._last_s: float | None = None  # of the latest reading, monotonic; None: the node is not opened yet
-        self._task = BackgroundTask("hardware", self._read_next, every_s=every_s, at_start=True)
+        self._send, self._node, self._open_node, self._loop = send, node, open_node, loop
+        self._node_sampler: NodeSampler | None = None
+        self._last_s: float | None = None  # of the latest sample, monotonic; None: the node is not opened yet
+        failure = f"the hardware of {node} cannot be read"
+        self._task = BackgroundTask("hardware", self._sample, every_s=every_s, at_start=True, failure=failure)
 
     def close(self) -> None:
-        """End; a reading under way is waited for a moment."""
+        """Stop; wait a moment for a running reading."""
         self._task.close(_SHUTDOWN_TIMEOUT_S)
 
-    def _read_next(self) -> None:
-        if self._last_s is None:
-            with self._errors.log_errors_once(f"the hardware of {self._node} cannot be opened"):
-                self._machine = self._open() if self._open else None
+    def _sample(self) -> None:
+        before, self._last_s = self._last_s, time.monotonic()
+        if before is None:
+            self._node_sampler = self._open_node() if self._open_node else None
             self._last_s = time.monotonic()
             return
-        now = time.monotonic()
-        self._read(now - self._last_s)
-        self._last_s = now
-
-    def _read(self, seconds: float) -> None:
-        if self._loop:
-            with self._errors.log_errors_once("the loop cannot be read"):
-                if reading := self._loop.read(seconds):
-                    self._send(LoopSampled(node=self._node, reading=reading))
-        if self._machine:
-            with self._errors.log_errors_once(f"the hardware of {self._node} cannot be read"):
-                self._send(NodeSampled(sample=self._machine.read(seconds)))
+        seconds = self._last_s - before
+        if self._loop and (reading := self._loop.read(seconds)):
+            self._send(LoopSampled(node=self._node, reading=reading))
+        if self._node_sampler:
+            self._send(NodeSampled(sample=self._node_sampler.read(seconds)))
 
 
 @contextlib.contextmanager
@@ -196,15 +166,15 @@ def sampling(
     whole_node: bool = False,
     folders: Sequence[str] = (),
 ) -> Iterator[None]:
-    """Within, this process tells of its loop and, where it is asked to, of its node. (all ranks)
+    """Sample this process's loop, and its node if requested, inside the block. (all ranks)
 
     Args:
-        send: takes the events.
+        send: receives the events.
         node: address of this node.
-        every_s: seconds between readings; 0: nothing is read.
+        every_s: seconds between samples; 0: nothing is sampled.
         clock: of the loop of this process.
         rank: of this worker.
-        whole_node: whether the node is read too; one process of each node does.
+        whole_node: whether this process also samples the node; one process of each node does.
         folders: local ones, whose disks are watched then.
     """
     if every_s <= 0:
@@ -214,7 +184,7 @@ def sampling(
         send,
         node=node,
         every_s=every_s,
-        machine=(lambda: NodeSampler(node, folders)) if whole_node else None,
+        open_node=(lambda: NodeSampler(node, folders)) if whole_node else None,
         loop=LoopSampler(clock, rank, visible_gpu()) if clock else None,
     )
     try:
@@ -224,6 +194,6 @@ def sampling(
 
 
 def visible_gpu() -> int | None:
-    """Index of the one GPU that this process was given; None where it was given none, several, or one by its name."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return int(given[0]) if len(given) == 1 and given[0].strip().isdigit() else None
+    """Index of the one GPU that this process was given; None where it has none, several, or one given by its name."""
+    indices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return int(indices[0]) if len(indices) == 1 and indices[0].strip().isdigit() else None

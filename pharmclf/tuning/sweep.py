@@ -173,9 +173,9 @@ class _SweepRun:
             self.folder,
             node=node_address(),
             every_s=self.base.hardware_every_s,
-            tell=tell,
-            lost=lambda: lease.is_lost,
-            setting=RunContext(remote_data=remote, wants_gpus=gpus),
+            send=tell,
+            is_lost=lambda: lease.is_lost,
+            context=RunContext(remote_data=remote, wants_gpus=gpus),
         )
 
     def _run(self, stop: GracefulShutdown, lease: Lease, tracker: SweepTracker) -> int:

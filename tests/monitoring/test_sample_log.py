@@ -104,15 +104,15 @@ def test_a_log_never_grows_beyond_its_bound(places: list[tuple[float, bool]], mo
         made = row(gpus=(gpu(temperature_c=float(number)),), loop=loop(pause_s / 20.0), phase=f"phase{1 + second}")
         rows.append(dataclasses.replace(made, at_s=at_s))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample_log, "MAX_ROWS", most)
+        patch.setattr(sample_log, "MAX_SAMPLES", most)
         kept = SampleLog()
         for one in rows:
             kept.append(one)
-            assert 1 <= len(kept.rows) <= most
-        found = totals(kept.rows)
+            assert 1 <= len(kept.samples) <= most
+        found = totals(kept.samples)
         assert found == pytest.approx(totals(rows))
         assert kept.seconds == pytest.approx(found["seconds"])
-        assert [row.at_s for row in kept.rows] == sorted(row.at_s for row in kept.rows)
+        assert [row.at_s for row in kept.samples] == sorted(row.at_s for row in kept.samples)
 
 
 def test_two_days_are_as_many_rows_as_an_hour_and_even() -> None:
@@ -120,8 +120,8 @@ def test_two_days_are_as_many_rows_as_an_hour_and_even() -> None:
     kept = SampleLog()
     for one in steady(2 * 24 * 120, [gpu()], seconds=30.0):
         kept.append(one)
-    lengths = [row.seconds for row in kept.rows]
-    assert sample_log.MAX_ROWS / 2 <= len(lengths) <= sample_log.MAX_ROWS
+    lengths = [row.seconds for row in kept.samples]
+    assert sample_log.MAX_SAMPLES / 2 <= len(lengths) <= sample_log.MAX_SAMPLES
     assert max(lengths) <= 2 * min(lengths[:-1])
     assert sum(lengths) == pytest.approx(2 * 24 * 3600.0)
 
@@ -134,7 +134,7 @@ def test_borders_of_phases_and_pauses_are_kept_while_rows_are_merged() -> None:
     resumed = [dataclasses.replace(one, at_s=one.at_s + 2002 * STEP_S + 3600.0) for one in second]
     for one in (*first, *later, *resumed):
         kept.append(one)
-    rows = kept.rows
+    rows = kept.samples
     assert sum(row.seconds for row in rows if row.phase == "phase1") == pytest.approx(1001 * STEP_S)
     pauses = [one for one, other in itertools.pairwise(rows) if sample_log.has_pause(one, other)]
     assert len(pauses) == 1
@@ -195,7 +195,7 @@ def test_a_summary_tells_peaks_means_sums_and_the_waited_time() -> None:
     """Of the trace that overheats: from the rows as they are, and from a tenth of them."""
     rows = played("overheating", loop=loop(0.2), phase="phase1")
     slowed = [one for one in rows if {"hardware slowdown", "thermal slowdown (driver)"} & set(one.gpus[0].throttle)]
-    for some in (rows, SampleLog(rows).rows):
+    for some in (rows, SampleLog(rows).samples):
         (node,) = summarise(some)
         (card,) = node.gpus
         assert card.peak_temperature_c == max(one.gpus[0].temperature_c or 0 for one in rows)
