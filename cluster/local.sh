@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# A Ray head on this machine alone, with token authentication, to submit jobs to. The job server is bound to 127.0.0.1;
-# Ray's GCS and raylet listen on all addresses whatever they are told, and answer nobody without the token.
+# A Ray head on this machine only, with token authentication, to submit jobs to. The job server is bound to 127.0.0.1.
+# Ray's GCS and raylet always listen on all addresses, and answer no request without the token.
 #
 # Costs      nothing beyond this machine.
 # Start      cluster/local.sh start
 # Submit     cluster/local.sh submit -- python jobs/train.py --workers 1 --storage "$PWD/runs" --name demo
-# Watch      cluster/local.sh status;  cluster/local.sh logs JOB;  http://127.0.0.1:8265 (asks for the token)
+# Watch      cluster/local.sh status;  cluster/local.sh logs JOB;  http://127.0.0.1:8265 (requires the token)
 # Fetch      python jobs/fetch_best.py --storage runs --out best/
 # Tear down  cluster/local.sh halt JOB     ends one job; its run writes a checkpoint first
-#            cluster/local.sh stop         ends this Ray and what runs on it; no other Ray on the machine is touched
+#            cluster/local.sh stop         ends this Ray and its jobs; other Rays on the machine continue
 #
-# The token lies in ~/.ray/auth_token, for your user alone, and is made where there is none; RAY_AUTH_TOKEN or
-# RAY_AUTH_TOKEN_PATH stand over it. Ports and folder: PHARMCLF_RAY_PORT (6379), PHARMCLF_DASHBOARD_PORT (8265),
-# PHARMCLF_RAY_DIR (/tmp/ray-pharmclf-UID: Ray's logs and what it spills). CPUs and GPUs are those of the machine.
+# The token is in ~/.ray/auth_token, readable by your user only, and is created if it does not exist; RAY_AUTH_TOKEN and
+# RAY_AUTH_TOKEN_PATH override it. Ports and folder: PHARMCLF_RAY_PORT (6379), PHARMCLF_DASHBOARD_PORT (8265),
+# PHARMCLF_RAY_DIR (/tmp/ray-pharmclf-UID: Ray's logs and spilled objects). CPUs and GPUs are those of the machine.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
-# a submitted `python …` is looked for on the PATH that Ray was started with
+# Ray finds the `python` of a submitted job on the PATH that it was started with
 [ -x "$root/.venv/bin/ray" ] && PATH="$root/.venv/bin:$PATH"
 
 gcs_port=${PHARMCLF_RAY_PORT:-6379}
@@ -25,14 +25,14 @@ dashboard_port=${PHARMCLF_DASHBOARD_PORT:-8265}
 folder=${PHARMCLF_RAY_DIR:-/tmp/ray-pharmclf-$(id -u)}
 address=http://127.0.0.1:$dashboard_port
 pid_file=$folder/head.pid
-patience_s=180
+timeout_s=180
 
 export RAY_AUTH_MODE=token PATH
-# a node that does not answer counts as lost after three times 3 + 1 seconds
+# a node that does not answer is considered lost after 3 x (3 + 1) seconds
 export RAY_health_check_initial_delay_ms=5000 RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3
 unset RAY_ADDRESS RAY_API_SERVER_ADDRESS
-# the job server is on this machine: `ray job` would ask a proxy for it
+# the job server is on this machine: without this, `ray job` would use a proxy
 no_proxy=${no_proxy:-${NO_PROXY:-}}
 [ "$no_proxy" = "*" ] || no_proxy=${no_proxy:+$no_proxy,}localhost,127.0.0.1
 export no_proxy NO_PROXY="$no_proxy"
@@ -43,14 +43,14 @@ fail() {
 }
 
 alive() {
-  # the number may belong to another process by now: it must be the one that was started for this folder
+  # another process may have got the id: it must be the one that was started for this folder
   [ -f "$pid_file" ] && tr '\0' ' ' <"/proc/$(cat "$pid_file")/cmdline" 2>/dev/null | grep -qF -- "--temp-dir=$folder"
 }
 
 make_token() {
   [ -n "${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-}" ] && return
-  # --generate makes one only where there is none
-  (umask 077 && ray get-auth-token --generate) >/dev/null 2>&1 || fail "no token could be made in ~/.ray/auth_token"
+  # --generate keeps an existing token
+  (umask 077 && ray get-auth-token --generate) >/dev/null 2>&1 || fail "cannot create a token in ~/.ray/auth_token"
   chmod 600 ~/.ray/auth_token
 }
 
@@ -62,13 +62,13 @@ start() {
     --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" --dashboard-agent-listen-port=0 \
     --temp-dir="$folder" --disable-usage-stats "$@" </dev/null >"$folder/head.log" 2>&1 &
   echo $! >"$pid_file"
-  local end=$((SECONDS + patience_s))
+  local end=$((SECONDS + timeout_s))
   until ray job list --address "$address" >/dev/null 2>&1; do
-    alive || { tail -n 20 "$folder/head.log" >&2; fail "Ray ended; the whole log: $folder/head.log"; }
-    [ "$SECONDS" -lt "$end" ] || fail "Ray takes no jobs after $patience_s s; its log: $folder/head.log"
+    alive || { tail -n 20 "$folder/head.log" >&2; fail "Ray ended; its log: $folder/head.log"; }
+    [ "$SECONDS" -lt "$end" ] || fail "Ray accepts no jobs after $timeout_s s; its log: $folder/head.log"
     sleep 1
   done
-  echo "Ray takes jobs at $address, with the token that \`ray get-auth-token\` prints"
+  echo "Ray accepts jobs at $address, with the token that \`ray get-auth-token\` prints"
 }
 
 stop() {
