@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import gzip
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -15,7 +17,8 @@ import jsonschema
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
-CRDS = REPOSITORY.parent / "shared" / "data" / "kuberay-crds"
+SCHEMAS = Path(__file__).with_name("kuberay")
+"""The schemas of KubeRay 1.7 (github.com/ray-project/kuberay, Apache-2.0), without their descriptions."""
 HEADER = ("Costs", "Start", "Submit", "Watch", "Fetch", "Tear down")
 _HEALTH = {f"RAY_health_check_{name}" for name in ("initial_delay_ms", "period_ms", "timeout_ms", "failure_threshold")}
 _NOTICED_S = 15.0  # in which a lost node must be noticed: threshold x (period + time-out)
@@ -129,7 +132,7 @@ def _as_ray_reads(config: dict[str, Any]) -> Iterator[str]:
     try:
         prepared = prepare_config(copy.deepcopy(config))
         validate_config(prepared)
-        read = AutoscalingConfig(prepared)
+        read = AutoscalingConfig(prepared, skip_content_hash=True)  # of files that only their user has
         for name in read.get_node_type_configs():
             read.get_docker_config(name)
     except jsonschema.ValidationError as error:
@@ -241,7 +244,7 @@ def _kuberay(documents: list[dict[str, Any]]) -> Iterator[str]:
         if kind not in kinds:
             yield f"{kind}: not expected here; services to the outside and secrets stay out of the file"
         elif kind in ("RayCluster", "RayJob"):
-            yield from (f"{kind}: {problem}" for problem in _against_crd(document))
+            yield from (f"{kind}: {problem}" for problem in _against_schema(document))
     yield from _network(documents)
     accounts = {item["metadata"]["name"] for item in documents if item.get("kind") == "ServiceAccount"}
     for document in documents:
@@ -256,15 +259,10 @@ def _kuberay(documents: list[dict[str, Any]]) -> Iterator[str]:
 
 
 @functools.cache
-def _crd(kind: str) -> jsonschema.Draft202012Validator | None:
-    """KubeRay's definition, where it is there, without room for fields that it does not know."""
-    path = CRDS / {"RayCluster": "ray.io_rayclusters.yaml", "RayJob": "ray.io_rayjobs.yaml"}[kind]
-    if not path.exists():
-        return None
-    with path.open() as file:
-        versions = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]["versions"]
-    schema = next(version for version in versions if version["storage"])["schema"]["openAPIV3Schema"]
-    return jsonschema.Draft202012Validator(_strict(schema))
+def _kuberay_schema(kind: str) -> jsonschema.Draft202012Validator:
+    """KubeRay's definition, without room for fields that it does not know."""
+    with gzip.open(SCHEMAS / f"{kind.lower()}.json.gz") as file:
+        return jsonschema.Draft202012Validator(_strict(json.load(file)))
 
 
 def _strict(schema: Any) -> Any:
@@ -282,9 +280,8 @@ def _strict(schema: Any) -> Any:
     return result
 
 
-def _against_crd(document: dict[str, Any]) -> Iterator[str]:
-    validator = _crd(document["kind"])
-    for error in validator.iter_errors(document) if validator else ():
+def _against_schema(document: dict[str, Any]) -> Iterator[str]:
+    for error in _kuberay_schema(document["kind"]).iter_errors(document):
         yield f"KubeRay's schema: {'/'.join(map(str, error.absolute_path))}: {error.message}"
 
 
