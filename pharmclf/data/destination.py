@@ -86,11 +86,11 @@ def atomic_folder(flag: str, target: Path) -> Iterator[Path]:
         ConfigError: the target cannot be written, or is taken by now.
     """
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"{flag}: {target}: {error.strerror}. Give a folder that can be written") from error
-    try:
+    try:  # from before the folder is made, so that a signal leaves nothing
+        try:
+            part.mkdir(parents=True)
+        except OSError as error:
+            raise ConfigError(f"{flag}: {target}: {error.strerror}. Give a folder that can be written") from error
         yield part
         for path in part.rglob("*"):
             if path.is_file():
