@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from support.s3proxy import Fault, Proxy, Request, Through
 from support.s3server import Gateway, missing_programs
+from support.sharing import make_once
+from support.trained_runs import TrainedRuns, trained_runs
 
 from pharmclf.config import AugmentConfig, HeadConfig, PhaseConfig, RunConfig
 from pharmclf.models import devices
@@ -91,7 +93,14 @@ def drawn_images(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder of drawn images, ten classes of eight."""
     from pharmclf.data.demo import write_demo
 
-    return str(write_demo(tmp_path_factory.mktemp("demo") / "images", seed=0, images_per_class=8))
+    home = make_once(tmp_path_factory, "demo", lambda home: write_demo(home / "images", seed=0, images_per_class=8))
+    return str(home / "images")
+
+
+@pytest.fixture(scope="session")
+def trained(shared_ray: None, drawn_images: str, tmp_path_factory: pytest.TempPathFactory) -> TrainedRuns:
+    """A run that was killed, interrupted and completed, and the same run unbroken; no test may change them."""
+    return trained_runs(tmp_path_factory, drawn_images)
 
 
 @pytest.fixture(scope="session")

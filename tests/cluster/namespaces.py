@@ -20,14 +20,13 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from support.ray_head import ask
 
 REPOSITORY = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -417,29 +416,6 @@ class Job:
             if last:
                 return
             self._ended.wait(0.05)
-
-
-class Refused(OSError):
-    """An answer that is not 2xx: its status and its text."""
-
-
-def ask(url: str, method: str = "GET", body: Any = None, token: str | None = None) -> Any:
-    """A request with JSON both ways.
-
-    Raises:
-        Refused: the server says no.
-        OSError: it does not answer.
-    """
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, headers, method=method)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=30) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            raise Refused(error.code, error.read().decode("utf-8", "replace")) from error
 
 
 def kill(processes: Sequence[psutil.Process]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support.calling_jobs import call_job
+from support.programs import call_job
 from write_run_v1 import SWEEP, TARGET, TRAIN
 
 

@@ -10,7 +10,7 @@ from file_shapes import json_shape, parquet_shape, tensor_shape, with_free_keys
 from goldens import check_golden
 from old_folder import Continued, copy_old_folder, read
 from shown_names import mlflow_names, mlflow_runs, tensorboard_tags
-from support.calling_jobs import call_job
+from support.programs import call_job
 from write_run_v1 import TARGET
 
 from pharmclf.feature_cache.shards import ShardLayout, write_index

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from goldens import GOLDENS, check_golden
-from support.calling_jobs import PROGRAMS, ROOT, call_job
+from support.programs import PROGRAMS, REPOSITORY, call_job
 
 from pharmclf.benchmark.registry import BENCHMARKS
 
@@ -29,7 +29,7 @@ def test_the_help_of_a_job_is_its_golden_text(program: str, request: pytest.Fixt
 
 def test_the_options_of_each_benchmark_are_their_golden_text(request: pytest.FixtureRequest) -> None:
     """Those that jobs/benchmark.py does not have without the name of a part."""
-    config, texts = f"--config={ROOT}/jobs/configs/benchmark.yaml", []  # so that all have the same defaults
+    config, texts = f"--config={REPOSITORY}/jobs/configs/benchmark.yaml", []  # so that all have the same defaults
     shared = set(help_of("jobs/benchmark.py", config).splitlines())
     for part in sorted(BENCHMARKS):
         lines = help_of("jobs/benchmark.py", part, config).splitlines()

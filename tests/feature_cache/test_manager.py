@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.changed_files import with_copied_files
 
 from pharmclf import storage
 from pharmclf.config import AugmentConfig, ConfigError, RunConfig
@@ -133,29 +134,27 @@ def test_only_missing_shards_are_computed(wish: Any, drawn_manifest: Manifest) -
 
 
 def test_a_shard_without_one_of_its_images_serves_the_run_that_computed_it_alone(
-    wish: Any, drawn_manifest: Manifest
+    shared_ray: None, drawn_manifest: Manifest, tmp_path: Path
 ) -> None:
     """A file that is gone: its row is NaN and said, the others are as ever. The next run computes that shard again,
     lacks the row again while the file is gone, and has the whole once it is back."""
-    row = int(drawn_manifest.rows("train")[3])
-    path = Path(drawn_manifest.table["path"][row])
+    manifest = with_copied_files(drawn_manifest, tmp_path / "images")
+    row = int(manifest.rows("train")[3])
+    path = Path(manifest.table["path"][row])
     content = path.read_bytes()
-    try:
-        path.unlink()
-        first = get_or_compute(wish)
-        assert wish.taken == {row: "not there"}
-        again = get_or_compute(other := made(wish.config.storage, drawn_manifest))
-        assert names(again) == names(first)
-        assert other.taken == {row: "not there"}  # type: ignore[attr-defined]
-    finally:
-        path.write_bytes(content)
+    path.unlink()
+    wishes = [made(str(tmp_path), manifest) for _ in range(2)]
+    first, again = (get_or_compute(wish) for wish in wishes)
+    assert names(again) == names(first)
+    assert [wish.taken for wish in wishes] == [{row: "not there"}] * 2  # type: ignore[attr-defined]
+    path.write_bytes(content)
     found = first["phase2"]
     assert [".incomplete" in name for name in found.files["train"]].count(True) == 1
     assert not list(Path(found.location).glob("index.json"))
-    values = FeatureReader(found).read("train", drawn_manifest.rows("train"), 1)
-    whole = get_or_compute(made(wish.config.storage, drawn_manifest))
+    values = FeatureReader(found).read("train", manifest.rows("train"), 1)
+    whole = get_or_compute(made(str(tmp_path), manifest))
     assert not list(Path(found.location).glob("*.incomplete.npy"))
-    expected = FeatureReader(whole["phase2"]).read("train", drawn_manifest.rows("train"), 1)
+    expected = FeatureReader(whole["phase2"]).read("train", manifest.rows("train"), 1)
     assert np.isfinite(expected).all()
     assert np.isnan(values[3]).all()
     np.testing.assert_array_equal(np.delete(values, 3, axis=0), np.delete(expected, 3, axis=0))

@@ -7,17 +7,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.programs import finish
+from support.programs import call, finish
 
 pytestmark = pytest.mark.tf
-
-
-doctor = partial(finish, program="jobs/doctor.py", timeout=300)
+doctor = partial(call, program="jobs/doctor.py")
 
 
 def test_a_machine_that_is_well_can_train(drawn_images: str, tmp_path: Path) -> None:
     """A line for each check, the verdict last, nothing on standard error, and nothing left in the storage."""
-    done = doctor(f"--data={drawn_images}", f"--storage={tmp_path}")
+    done = finish(f"--data={drawn_images}", f"--storage={tmp_path}", program="jobs/doctor.py", timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()

@@ -10,46 +10,22 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from support.programs import SMALL, finish
+from support.programs import call, finish
+from support.trained_runs import NUM_OTHER, TrainedRuns
 
 from pharmclf.evaluation.abstention_policy import read_policy
 
-QUICK = [*SMALL, "--phase1.epochs=2", "--phase2.epochs=1", "--max-error=10%"]
-
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
+evaluate = partial(call, program="jobs/evaluate.py")
 
 
-evaluate = partial(finish, program="jobs/evaluate.py", timeout=300)
-
-
-@pytest.fixture(scope="module")
-def other(drawn_images: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight other images of the same kind, of nine of the products and of one unknown product."""
-    from pharmclf.data.demo import write_demo
-
-    folder = Path(write_demo(tmp_path_factory.mktemp("other") / "images", seed=7, images_per_class=5))
-    first = min(path for path in folder.iterdir() if path.is_dir())
-    first.rename(folder / "Unknown")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(drawn_images: str, other: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A finished run tested on another set too, and what it said."""
-    folder = tmp_path_factory.mktemp("runs")
-    flags = [f"--data={drawn_images}", f"--storage={folder}", "--name=run", "--workers=0", *QUICK]
-    ended = finish(*flags, f"--extra-test=lamp={other}", "--extra-test", f"day={other}")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return folder / "run", ended.stdout
-
-
-def test_a_run_is_tested_on_sets_from_another_source(run: tuple[Path, str]):
+def test_a_run_is_tested_on_sets_from_another_source(trained: TrainedRuns):
     """Each has its folder, its numbers with the difference, and its line; the unknown product is named."""
-    folder, said = run
+    folder, said = trained.complete / "run", trained.output("complete")
     result = json.loads((folder / "result.json").read_text())
     assert [extra["name"] for extra in result["extra_tests"]] == ["lamp", "day"]
     for extra in result["extra_tests"]:
-        assert extra["images"] == 45
+        assert extra["images"] == NUM_OTHER
         low, high = extra["difference_interval"]
         assert low <= extra["difference"] <= high
         assert extra["difference"] == pytest.approx(extra["accuracy"] - result["test_accuracy"])
@@ -58,9 +34,9 @@ def test_a_run_is_tested_on_sets_from_another_source(run: tuple[Path, str]):
     assert "lamp accuracy" in said
 
 
-def test_a_run_leaves_a_decision_a_report_and_a_model_card(run: tuple[Path, str]):
+def test_a_run_leaves_a_decision_a_report_and_a_model_card(trained: TrainedRuns):
     """The decision stands beside the model; predictions say which images are left to people, by its threshold."""
-    folder, _ = run
+    folder = trained.complete / "run"
     decision = read_policy(str(folder / "model" / "decision.json"))
     assert decision.max_error == 0.1
     table = pd.read_parquet(folder / "evaluation" / "test" / "predictions.parquet")
@@ -71,9 +47,10 @@ def test_a_run_leaves_a_decision_a_report_and_a_model_card(run: tuple[Path, str]
     assert "lamp" in (folder / "model" / "README.md").read_text()
 
 
-def test_the_test_split_evaluated_again_gives_the_numbers_of_the_run(run: tuple[Path, str], tmp_path: Path):
-    folder, _ = run
-    ended = evaluate(f"--model={folder}", f"--out={tmp_path}/again", "--data=test")
+def test_the_test_split_evaluated_again_gives_the_numbers_of_the_run(trained: TrainedRuns, tmp_path: Path):
+    folder = trained.complete / "run"
+    flags = [f"--model={folder}", f"--out={tmp_path}/again", "--data=test"]
+    ended = finish(*flags, program="jobs/evaluate.py", timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     before, again = (
         json.loads((place / "metrics.json").read_text())
@@ -83,35 +60,33 @@ def test_the_test_split_evaluated_again_gives_the_numbers_of_the_run(run: tuple[
     assert (tmp_path / "again" / "report.html").stat().st_size > 10_000
 
 
-def test_images_from_elsewhere_are_tested_without_those_of_the_training(
-    run: tuple[Path, str], other: Path, drawn_images: str, tmp_path: Path
-):
+def test_images_from_elsewhere_are_tested_without_those_of_the_training(trained: TrainedRuns, tmp_path: Path):
     """The run's own images among others are found; the result goes to the run's folder, under the set's name."""
-    folder, _ = run
-    mixed = tmp_path / "mixed"
-    shutil.copytree(other, mixed)
+    trained.copy(tmp_path / "copy")
+    folder, mixed = tmp_path / "copy" / "run", tmp_path / "mixed"
+    shutil.copytree(trained.other, mixed)
     manifest = pd.read_parquet(folder / "manifest.parquet")
-    trained: Any = manifest[manifest["split"] == "train"].iloc[0]
-    (mixed / trained["label"]).mkdir(exist_ok=True)
-    shutil.copy(trained["path"], mixed / trained["label"] / "trained.jpg")
+    image: Any = manifest[manifest["split"] == "train"].iloc[0]
+    (mixed / image["label"]).mkdir(exist_ok=True)
+    shutil.copy(image["path"], mixed / image["label"] / "trained.jpg")
     ended = evaluate(f"--model={folder}", f"--data={mixed}", f"--storage={tmp_path}/lists")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "1 images are copies of images that the model was trained on" in ended.stdout
     table = pd.read_parquet(folder / "evaluation" / "mixed" / "predictions.parquet")
-    assert len(table) == 45
+    assert len(table) == NUM_OTHER
     assert not table["path"].str.endswith("trained.jpg").any()
     page = (folder / "evaluation" / "mixed" / "report.html").read_text()
     assert "51 images of 11 classes, 45 of them tested." in " ".join(page.split())
 
 
-def test_a_complete_run_is_tested_on_a_further_set(run: tuple[Path, str], drawn_images: str, other: Path):
+def test_a_complete_run_is_tested_on_a_further_set(trained: TrainedRuns, tmp_path: Path):
     """The command with one set more: that set is tested, the others keep their numbers, report and card are renewed."""
-    folder, _ = run
-    flags = [f"--data={drawn_images}", f"--storage={folder.parent}", "--name=run", "--workers=0", *QUICK]
+    flags = trained.copy(tmp_path / "copy")
+    folder = tmp_path / "copy" / "run"
     before = json.loads((folder / "result.json").read_text())
     weights = (folder / "model" / "model.keras").read_bytes()
     for words in (["it is tested on night now", "night accuracy"], []):
-        ended = finish(*flags, f"--extra-test=night={other}")
+        ended = call(*flags, f"--extra-test=night={trained.other}")
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert all(word in ended.stdout for word in [*words, "is complete already"])
         assert ("it is tested on" in ended.stdout) == bool(words)
@@ -119,7 +94,8 @@ def test_a_complete_run_is_tested_on_a_further_set(run: tuple[Path, str], drawn_
     lamp, day, night = after.pop("extra_tests")
     assert [lamp, day] == before.pop("extra_tests")
     assert (night["name"], night["accuracy"]) == ("night", lamp["accuracy"])
-    assert {**after, "seconds_total": 0} == {**before, "seconds_total": 0}
+    other = {"seconds_total": 0, "best_checkpoint": ""}  # a copy has paths of its own
+    assert after | other == before | other
     assert (folder / "model" / "model.keras").read_bytes() == weights
     assert "night" in (folder / "model" / "README.md").read_text()
     assert "night" in (folder / "report.html").read_text()
@@ -134,8 +110,8 @@ def test_a_complete_run_is_tested_on_a_further_set(run: tuple[Path, str], drawn_
         (["--model={run}/model/model.keras", "--workers=two"], "workers: received 'two'"),
     ],
 )
-def test_bad_input_ends_with_2_and_no_traceback(run: tuple[Path, str], arguments: list[str], words: str):
-    ended = evaluate(*(argument.format(run=run[0]) for argument in arguments))
+def test_bad_input_ends_with_2_and_no_traceback(trained: TrainedRuns, arguments: list[str], words: str):
+    ended = evaluate(*(argument.format(run=trained.complete / "run") for argument in arguments))
     assert ended.returncode == 2
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr

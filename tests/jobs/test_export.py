@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support import programs
+from support.programs import REPOSITORY, call, finish, start, wait_for
 
 from pharmclf.data.image_decoding import decode
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy, read_policy, write_policy
 from pharmclf.evaluation.metrics import Estimate, apply_temperature
 
-export = partial(programs.finish, program="jobs/export.py")
+export = partial(call, program="jobs/export.py")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,8 @@ def run(drawn_images: str, drawn_manifest: Any, tmp_path_factory: pytest.TempPat
     write_policy(decision, str(folder / "model" / "decision.json"))
     for number, content in enumerate(pictures):
         (folder.parent / f"{number}.jpg").write_bytes(content)
-    done = export(f"--model={folder}", f"--out={folder.parent}/exported", "--format=onnx")
+    flags = [f"--model={folder}", f"--out={folder.parent}/exported", "--format=onnx"]
+    done = finish(*flags, program="jobs/export.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     (folder.parent / "said.txt").write_text(done.stdout)
@@ -83,7 +84,7 @@ def test_the_script_of_the_readme_gives_the_models_answer(run: Path, tmp_path: P
     """With onnxruntime, Pillow and numpy alone: label and confidence of the Keras model, or that a human must look."""
     import keras
 
-    text = (programs.REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     [script] = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "onnxruntime" in block]
     model = keras.saving.load_model(run / "model" / "model.keras", compile=False)
     labels = json.loads((run / "model" / "labels.json").read_text())
@@ -137,8 +138,8 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path):
         file.writestr("config.json", json.dumps({"config": {"layers": [{"config": {"batch_shape": [None, 8, 8, 3]}}]}}))
     Image.new("RGB", (8, 8)).save(model / "image.png")  # TensorFlow, which comes next, takes seconds to load
     flags = [f"--model={model}", f"--images={model}", f"--out={tmp_path}/out", "--format=savedmodel"]
-    process = programs.start(*flags, program="jobs/export.py")
-    programs.wait_for(process, lambda: any(path.name.startswith(".out.") for path in tmp_path.iterdir()))
+    process = start(*flags, program="jobs/export.py")
+    wait_for(process, lambda: any(path.name.startswith(".out.") for path in tmp_path.iterdir()))
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output

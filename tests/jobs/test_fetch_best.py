@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from support import programs
 from support.epoch_records import epoch_record
+from support.programs import call, finish, start, wait_for
+from support.trained_runs import TrainedRuns
 
 from pharmclf.config import load_yaml
 from pharmclf.core.hashing import sha256_file
@@ -25,30 +25,7 @@ FILES = ["config.yaml", "labels.json", "metrics.json", "model.keras"]
 OF_A_TESTED_MODEL = sorted([*FILES, "decision.json", "README.md"])
 
 
-class Storages(NamedTuple):
-    """The same run twice: as an interrupt in phase 2 has left it, and finished."""
-
-    interrupted: Path
-    complete: Path
-
-
-fetch = partial(programs.finish, program="jobs/fetch_best.py", timeout=300)
-
-
-@pytest.fixture(scope="module")
-def storages(drawn_images: str, tmp_path_factory: pytest.TempPathFactory) -> Storages:
-    root = tmp_path_factory.mktemp("fetched")
-    found = Storages(root / "interrupted", root / "complete")
-    arguments = [f"--data={drawn_images}", f"--storage={found.complete}", "--name=run", "--workers=0", *programs.SMALL]
-    process = programs.start(*arguments)
-    programs.wait_for(process, programs.in_the_middle_of(found.complete / "run", 1))
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
-    shutil.copytree(found.complete, found.interrupted)
-    ended = programs.finish(*arguments)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return found
+fetch = partial(call, program="jobs/fetch_best.py")
 
 
 def load(out: Path) -> Any:
@@ -59,14 +36,14 @@ def load(out: Path) -> Any:
 
 @pytest.mark.ray
 @pytest.mark.tf
-def test_the_fetched_model_predicts_what_the_run_has_reported(storages: Storages, tmp_path: Path):
+def test_the_fetched_model_predicts_what_the_run_has_reported(trained: TrainedRuns, tmp_path: Path):
     """The probabilities of every test image are those that the run's evaluation stored, class by class."""
     out = tmp_path / "out"
-    done = fetch(f"--storage={storages.complete}", f"--out={out}")
+    done = finish(f"--storage={trained.complete}", f"--out={out}", program="jobs/fetch_best.py", timeout=300)
     assert done.returncode == 0, done.stderr
     assert "model.keras: 100 % of " in done.stdout
     assert sorted(path.name for path in out.iterdir()) == OF_A_TESTED_MODEL
-    run = storages.complete / "run"
+    run = trained.complete / "run"
     result = json.loads((run / "result.json").read_text())
     about = json.loads((out / "metrics.json").read_text())
     assert about["result"] == result
@@ -85,10 +62,10 @@ def test_the_fetched_model_predicts_what_the_run_has_reported(storages: Storages
 
 @pytest.mark.ray
 @pytest.mark.tf
-def test_an_interrupted_run_gives_the_weights_of_its_best_checkpoint(storages: Storages, tmp_path: Path):
+def test_an_interrupted_run_gives_the_weights_of_its_best_checkpoint(trained: TrainedRuns, tmp_path: Path):
     """Every tensor of the checkpoint is in the restored model, bit for bit; the console says that it is untested."""
     out = tmp_path / "out"
-    done = fetch(f"--storage={storages.interrupted}", "--name=run", f"--out={out}")
+    done = fetch(f"--storage={trained.interrupted}", "--name=run", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert "run run is not complete and has not been tested" in done.stdout
     assert done.stderr == ""
@@ -96,27 +73,27 @@ def test_an_interrupted_run_gives_the_weights_of_its_best_checkpoint(storages: S
     about = json.loads((out / "metrics.json").read_text())
     assert about["state"] == "interrupted"
     assert "result" not in about
-    checkpoint = read_checkpoint(str(storages.interrupted / "run" / "checkpoints" / about["checkpoint"]))
+    checkpoint = read_checkpoint(str(trained.interrupted / "run" / "checkpoints" / about["checkpoint"]))
     weights = checkpoint.tensors("weights")
     variables = {"/".join(v.path.split("/")[-2:]): v.numpy() for v in load(out).variables}
     assert len(weights) >= 2
     for name, array in weights.items():
         assert np.array_equal(variables["/".join(name.split("/")[-2:])], array), name
     assert json.loads((out / "labels.json").read_text()) == json.loads(
-        (storages.complete / "run" / "model" / "labels.json").read_text()
+        (trained.complete / "run" / "model" / "labels.json").read_text()
     )
 
 
 @pytest.mark.ray
 @pytest.mark.tf
-def test_the_list_shows_states_and_scores(storages: Storages):
+def test_the_list_shows_states_and_scores(trained: TrainedRuns):
     """A test accuracy where the run is complete, "-" where it is not; nothing is written."""
-    shown = [fetch(f"--storage={storage}", "--list") for storage in storages]
+    shown = [fetch(f"--storage={storage}", "--list") for storage in (trained.interrupted, trained.complete)]
     assert [done.returncode for done in shown] == [0, 0]
     interrupted, complete = (done.stdout.splitlines()[1].split() for done in shown)
     assert interrupted[:4] == ["run", "interrupted", "efficientnet_lite0", "phase2"]
     assert interrupted[-2] == "-"
-    result = json.loads((storages.complete / "run" / "result.json").read_text())
+    result = json.loads((trained.complete / "run" / "result.json").read_text())
     assert complete[:2] == ["run", "complete"]
     assert complete[-2:] == [f"{result['test_accuracy']:.4f}", result["best_checkpoint"].rsplit("/", 1)[-1]]
 
@@ -158,8 +135,8 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, number: signal.Si
         (run / f"{name}.json").write_text(json.dumps(value))
     with open(run / "model" / "model.keras", "wb") as file:
         file.truncate(40 << 30)  # holes, which take no room and minutes to read
-    process = programs.start(f"--storage={tmp_path}/runs", f"--out={tmp_path}/out", program="jobs/fetch_best.py")
-    programs.wait_for(process, _downloading(tmp_path))
+    process = start(f"--storage={tmp_path}/runs", f"--out={tmp_path}/out", program="jobs/fetch_best.py")
+    wait_for(process, _downloading(tmp_path))
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from support import programs
+from support.programs import call, finish, kill_tree, signal_when, start, wait_for
 from support.small_model import save_small_model
 
 from pharmclf.inference.job import predict_images
 from pharmclf.inference.options import PredictOptions
 
-predicted = partial(programs.finish, program="jobs/predict.py", timeout=300)
-start = partial(programs.start, program="jobs/predict.py")
+PREDICT = "jobs/predict.py"
+predicted = partial(call, program=PREDICT)
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +57,20 @@ def test_a_killed_job_goes_on_without_predicting_its_parts_again(images: Path, m
     """
     output, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
     arguments = [f"--model={model}", f"--input={images}", f"--output={output}", "--part-size=20", "--workers=0"]
-    process = start(*arguments)
-    programs.wait_for(process, standing(parts, 9))
+    process = start(*arguments, program=PREDICT)
+    wait_for(process, standing(parts, 9))
     process.send_signal(signal.SIGSTOP)
     second = predicted(*arguments)
     assert second.returncode == 2, second.stdout
     assert f"is being written by process {process.pid} on " in second.stderr
-    programs.kill_tree(process)
+    kill_tree(process)
     first = states(parts)
     assert 9 <= len(first) < COUNT // 20
 
-    process = start(*arguments)
-    programs.wait_for(process, standing(parts, len(first) + 5))
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 143, said
+    with signal_when(standing(parts, len(first) + 5), signal.SIGTERM):
+        ended = predicted(*arguments)
+    said = ended.stdout
+    assert ended.returncode == 143, said + ended.stderr
     assert f"{len(first)} of 100 parts are there already" in said
     assert f"predicting {COUNT - 20 * len(first):,} images in this process" in said
     assert "stopping" in said
@@ -107,19 +106,19 @@ def test_a_job_on_ray_ends_on_a_signal_and_goes_on(
     """While Ray starts, and in the middle, where SIGKILL follows for driver and workers; then it ends as unbroken."""
     output, parts = tmp_path / "out.csv", tmp_path / "out.csv.parts"
     arguments = [f"--model={model}", f"--input={images}", f"--output={output}", "--part-size=20", "--workers=2"]
-    process = start(*arguments)
-    programs.wait_for(process, (parts / "lease.json").exists)
+    process = start(*arguments, program=PREDICT)
+    wait_for(process, (parts / "lease.json").exists)
     process.send_signal(number)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == code, said
     assert not list(tmp_path.glob("out*"))
 
-    process = start(*arguments)
-    programs.wait_for(process, standing(parts, 9))
-    programs.kill_tree(process)
+    process = start(*arguments, program=PREDICT)
+    wait_for(process, standing(parts, 9))
+    kill_tree(process)
     first = states(parts)
     assert len(first) < COUNT // 20
-    ended = predicted(*arguments)
+    ended = finish(*arguments, program=PREDICT, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert f"{len(first)} of 100 parts are there already" in ended.stdout
     assert output.read_text().count("\n") == COUNT + 1

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.programs import SMALL, final, finish, in_the_middle_of, kill_tree, start, wait_for
+from support.programs import SMALL, call, final, finish, in_the_middle_of, kill_tree, start, wait_for
 from support.s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.data.manifest import build_manifest
+from pharmclf.storage import objects
 from pharmclf.training.checkpoint import list_checkpoints
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.tf]
@@ -39,20 +40,40 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     return max(float(np.abs(one["weights"][name] - other["weights"][name]).max()) for name in other["weights"])
 
 
-def test_two_workers_killed_between_bucket_and_bucket_resume_and_the_best_is_fetched(
-    remote: list[str], bucket: str, tmp_path: Path, undisturbed: dict[str, Any]
+def test_a_run_of_two_workers_goes_from_bucket_to_bucket_and_the_best_is_fetched(
+    remote: list[str],
+    bucket: str,
+    gateway: Gateway,
+    drawn_images: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shared_ray: None,
 ):
-    """SIGKILL in the middle; the same command ends as the local run does, and the fetched model predicts the same."""
-    process = start("--workers=2", *remote)
-    wait_for(process, in_the_middle_of(f"{bucket}/runs/run", 1))
-    kill_tree(process)
-    ended = finish("--workers=2", *remote)
+    """It ends as a run of one process on local disk does; features are read through the node's cache; no secret stands
+    in anything that was written or printed; and the fetched model predicts what the run has reported."""
+    monkeypatch.setenv("PHARMCLF_STORAGE_CACHE", str(tmp_path / "cache"))
+    keep = ["--activations=always", "--augment.views=2", "--phase1.epochs=2", "--phase2.epochs=2"]
+    ended = finish("--workers=2", *remote, *keep)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "resumed from phase" in ended.stdout
-    assert largest_difference(final(f"{bucket}/runs/run"), undisturbed) < 2e-3
-    out = tmp_path / "best"
-    fetched = finish(f"--storage={bucket}/runs", f"--out={out}", program="jobs/fetch_best.py", timeout=300)
+    local = call(f"--data={drawn_images}", f"--storage={tmp_path}/runs", "--name=run", "--workers=0", *SMALL, *keep)
+    assert local.returncode == 0, local.stdout + local.stderr
+    assert largest_difference(final(f"{bucket}/runs/run"), final(tmp_path / "runs" / "run")) < 2e-3
+    cached = {path.name for path in (tmp_path / "cache").glob("*.npy")}
+    assert cached
+    assert cached <= {Path(entry.location).name for entry in storage.list_files(f"{bucket}/runs/activations")}
+
+    secret = gateway.environment()["AWS_SECRET_ACCESS_KEY"]
+    written = [entry.location for entry in storage.list_files(f"{bucket}/runs")]
+    assert any(name.endswith("run.json") for name in written)
+    assert secret not in ended.stdout + ended.stderr
+    assert not [name for name in written if secret.encode() in storage.read_bytes(name)]
+
+    fetched = call(f"--storage={bucket}/runs", f"--out={tmp_path}/best", program="jobs/fetch_best.py")
     assert fetched.returncode == 0, fetched.stderr
+    check_predictions(bucket, tmp_path / "best")
+
+
+def check_predictions(bucket: str, fetched: Path) -> None:
     import pyarrow.parquet as pq
 
     from pharmclf.data.image_set import ImageSet
@@ -60,10 +81,25 @@ def test_two_workers_killed_between_bucket_and_bucket_resume_and_the_best_is_fet
 
     with storage.local_file(f"{bucket}/runs/run/evaluation/test/predictions.parquet") as path:
         stored = pq.read_table(path).to_pydict()
-    found = predict([str(out / "model.keras")], ImageSet.of_paths(stored["path"]), 64, actors=0)[0][:, 0]
+    found = predict([str(fetched / "model.keras")], ImageSet.of_paths(stored["path"]), 64, actors=0)[0][:, 0]
     np.testing.assert_allclose(found, np.array(stored["probabilities"]), atol=1e-5)
 
 
+@pytest.mark.slow
+def test_two_workers_killed_between_bucket_and_bucket_resume(
+    remote: list[str], bucket: str, undisturbed: dict[str, Any]
+):
+    """SIGKILL in the middle; the same command ends as the local run does."""
+    process = start("--workers=2", *remote)
+    wait_for(process, in_the_middle_of(f"{bucket}/runs/run", 1))
+    kill_tree(process)
+    ended = finish("--workers=2", *remote)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "resumed from phase" in ended.stdout
+    assert largest_difference(final(f"{bucket}/runs/run"), undisturbed) < 2e-3
+
+
+@pytest.mark.slow
 def test_an_outage_of_twenty_seconds_changes_nothing(
     remote: list[str], bucket: str, gateway: Gateway, undisturbed: dict[str, Any]
 ):
@@ -88,6 +124,7 @@ def test_an_outage_of_twenty_seconds_changes_nothing(
     assert all(np.array_equal(ended["weights"][name], array) for name, array in undisturbed["weights"].items())
 
 
+@pytest.mark.slow
 def test_a_storage_gone_for_good_ends_the_run_with_its_last_checkpoint_in_the_spool(
     remote: list[str],
     bucket: str,
@@ -127,7 +164,8 @@ def test_refusals_of_the_storage_are_bad_input(
     flags = {"--data": drawn_images, "--storage": str(tmp_path)}
 
     def refused(location: str) -> str:
-        ended = finish(*(f"{name}={value}" for name, value in (flags | {where: location}).items()), "--workers=0")
+        objects.reset_connections()
+        ended = call(*(f"{name}={value}" for name, value in (flags | {where: location}).items()), "--workers=0")
         assert ended.returncode == 2, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
         return ended.stderr
@@ -138,17 +176,6 @@ def test_refusals_of_the_storage_are_bad_input(
     assert "access denied" in message
     assert "AWS_SECRET_ACCESS_KEY" in message
     assert "wrong-secret-0123" not in message
-
-
-def test_no_secret_stands_in_anything_that_a_run_writes(remote: list[str], bucket: str, gateway: Gateway):
-    """Neither in the bucket's files, checkpoints and configuration among them, nor in the output."""
-    ended = finish("--workers=0", *remote, "--phase1.epochs=1", "--phase2.epochs=0")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    secret = gateway.environment()["AWS_SECRET_ACCESS_KEY"]
-    written = [entry.location for entry in storage.list_files(f"{bucket}/runs")]
-    assert any(name.endswith("run.json") for name in written)
-    assert secret not in ended.stdout + ended.stderr
-    assert not [name for name in written if secret.encode() in storage.read_bytes(name)]
 
 
 def test_a_truncated_object_is_quarantined_by_name(bucket: str, drawn_images: str):
@@ -164,7 +191,7 @@ def test_a_truncated_object_is_quarantined_by_name(bucket: str, drawn_images: st
 
 def test_uris_with_credentials_are_refused(drawn_images: str):
     """They would stand in run.json and in logs."""
-    ended = finish(f"--data={drawn_images}", "--storage=s3://key:secret@bucket/x")
+    ended = call(f"--data={drawn_images}", "--storage=s3://key:secret@bucket/x")
     assert ended.returncode == 2
     assert "URI with credentials" in ended.stderr
     assert "secret@" not in ended.stderr

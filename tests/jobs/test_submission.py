@@ -2,22 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 import pytest
 from support.programs import SMALL, in_the_middle_of
-from support.ray_head import Head, running_head
+from support.ray_head import Head, Refused, ask, running_head
 from support.s3server import Gateway
 
 from pharmclf import storage
 from pharmclf.distributed.cluster_auth import _local_addresses
 from pharmclf.training.checkpoint import list_checkpoints
 
-pytestmark = [pytest.mark.ray, pytest.mark.tf, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.tf]
 
 
+def test_a_job_without_the_token_is_refused(ray_head: Head) -> None:
+    """None and a wrong one: refused, and no job is there; `ray job submit` says what is missing."""
+    url, token = f"{ray_head.address}/api/jobs/", ray_head.environment["RAY_AUTH_TOKEN"]
+    before = ask(url, token=token)
+    for given, status in ((None, 401), ("0" * 64, 403)):
+        with pytest.raises(Refused) as refused:
+            ask(url, "POST", {"entrypoint": "true"}, given)
+        assert refused.value.args[0] == status
+    stranger = dataclasses.replace(ray_head, environment=ray_head.environment | {"RAY_AUTH_MODE": "disabled"})
+    ended = stranger.job("submit", "--", "true")
+    assert ended.returncode != 0
+    assert "Missing authentication token" in ended.stdout + ended.stderr
+    assert ask(url, token=token) == before
+
+
+def test_a_submitted_job_ends_with_the_summary(drawn_images: str, tmp_path: Path, ray_head: Head) -> None:
+    """`ray job submit --working-dir . -- python jobs/train.py` takes the same flags and prints the summary last.
+
+    Variables that the submission sets and the job would set itself are no conflict, and stay the submission's. A sweep
+    without --storage is refused, since its winner would be deleted with the copy of the working directory.
+    """
+    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=job", *SMALL]
+    submitted = ray_head.submit("python", "jobs/train.py", *flags, AWS_REGION="eu-west-1", TF_CPP_MIN_LOG_LEVEL="2")
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert "job: test accuracy" in submitted.stdout
+    assert json.loads((tmp_path / "job" / "result.json").read_text())["workers"] == 1
+    lost = ray_head.submit("python", "tune/sweep.py", f"--data={drawn_images}", "--name=search", "--trials=2")
+    assert "failed with exit code 2" in lost.stdout
+    assert re.search(
+        r"error: --storage: received /\S+/runs, which is in Ray's copy of the working directory", lost.stdout
+    )
+
+
+@pytest.mark.slow
 def test_a_stopped_job_leaves_its_checkpoint_and_goes_on_when_it_is_submitted_again(
     drawn_images: str, tmp_path: Path, ray_head: Head
 ) -> None:
@@ -48,6 +83,7 @@ def test_a_stopped_job_leaves_its_checkpoint_and_goes_on_when_it_is_submitted_ag
     assert "is complete already" in again.stdout
 
 
+@pytest.mark.slow
 def test_bad_input_fails_the_job_and_is_its_last_line(tmp_path: Path, ray_head: Head) -> None:
     """Ray's state of the job names the exit code; `ray job submit` itself ends with 1."""
     refused = ray_head.submit("python", "jobs/train.py", "--data=/nowhere/at/all", f"--storage={tmp_path}")
@@ -59,6 +95,7 @@ def test_bad_input_fails_the_job_and_is_its_last_line(tmp_path: Path, ray_head: 
     assert "/nowhere/at/all" in last
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_a_submitted_run_goes_from_bucket_to_bucket(
     drawn_images: str, bucket: str, gateway: Gateway, ray_head: Head
@@ -77,6 +114,7 @@ def test_a_submitted_run_goes_from_bucket_to_bucket(
     assert variables["AWS_SECRET_ACCESS_KEY"] not in ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
 def test_a_submitted_sweep_ends_with_its_winner(drawn_images: str, tmp_path: Path, ray_head: Head) -> None:
     """Exit code 0, both trials ended, and the winner tested."""
     flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=search", "--trials=2", *SMALL]
@@ -93,6 +131,7 @@ ASK = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dashboard_host", ["0.0.0.0", "127.0.0.1"])
 def test_a_cluster_without_tokens_is_refused_and_one_with_them_is_not(
     drawn_images: str, tmp_path: Path, dashboard_host: str

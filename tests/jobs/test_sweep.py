@@ -28,6 +28,7 @@ SMALL = [
 
 start = partial(programs.start, *SMALL, program="tune/sweep.py")
 finish = partial(programs.finish, *SMALL, program="tune/sweep.py")
+sweep = partial(programs.call, *SMALL, program="tune/sweep.py")
 
 
 def write_space(folder: Path, **parameters: Any) -> str:
@@ -72,6 +73,67 @@ def worker_of(process: subprocess.Popen[str]) -> psutil.Process:
     return found[0]
 
 
+def test_a_sweep_shares_features_and_tests_only_its_winner(shared_ray: None, drawn_images: str, tmp_path: Path) -> None:
+    """All trials read features that were computed once; one that diverges says so; the winner is tested and fetched.
+
+    The same command again says that all is done, and with another space it is refused, with the field that differs.
+    """
+    parameters = {"unfreeze_blocks": {"values": [1, 2]}, "phase2__learning_rate": {"values": [1e-4, 3e38]}}
+    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=sweep", "--search=grid", "--trials=5"]
+    home = tmp_path / "sweep"
+    done = sweep(*flags, write_space(tmp_path, **parameters))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"feature cache: [\d,]+ views computed", done.stdout)) == 1
+    check_records(records(home), num_trials=5)
+    tested = check_winner(home, num_trials=5)
+    assert list(home.glob("hardware/*.jsonl")), "nothing was read of the machine"
+    assert "hardware: " in done.stdout
+
+    again = sweep(*flags, write_space(tmp_path, **parameters))
+    assert again.returncode == 0
+    assert "complete already" in again.stdout
+    before = (home / "sweep.json").read_bytes()
+    refused = sweep(*flags, write_space(tmp_path, **parameters | {"phase2__learning_rate": {"values": [1e-4, 3e-4]}}))
+    assert refused.returncode == 2
+    assert "space.phase2.learning_rate.values" in refused.stderr
+    assert (home / "sweep.json").read_bytes() == before
+
+    out = tmp_path / "best"
+    fetched = programs.call(f"--storage={tmp_path}", "--experiment=sweep", f"--out={out}", program="jobs/fetch_best.py")
+    assert fetched.returncode == 0, fetched.stdout + fetched.stderr
+    assert (out / "model.keras").read_bytes() == (home / "trials" / tested / "model" / "model.keras").read_bytes()
+
+
+def check_records(found: dict[int, dict[str, Any]], num_trials: int) -> None:
+    """All trials have ended, those with rates beyond use as diverged; the first has the settings of the command."""
+    assert sorted(found) == list(range(num_trials))
+    rates = {number: record["trial"]["values"]["phase2.learning_rate"] for number, record in found.items()}
+    states = {number: record["trial"]["state"] for number, record in found.items()}
+    assert set(states.values()) == {"trained", "diverged"}
+    assert all(states[number] == "trained" for number in states if rates[number] < 1)
+    assert all(states[number] == "diverged" for number in states if rates[number] > 1e30)
+    assert "phase2.learning_rate" in next(r["trial"]["reason"] for r in found.values() if r["trial"]["reason"])
+    plain = found[0]["config"]
+    assert (plain["unfreeze_blocks"], plain["head"]["dropout"]) == (2, 0.2)
+
+
+def check_winner(home: Path, num_trials: int) -> str:
+    """The best trial alone has seen the test split -> its folder's name."""
+    table = pd.read_parquet(home / "sweep.parquet")
+    assert list(table["number"]) == list(range(num_trials))
+    best = table.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]
+    assert best["val_accuracy"] >= table.set_index("number").loc[0, "val_accuracy"]
+    (tested,) = [path.parent.name for path in home.glob("trials/*/evaluation")]
+    assert tested == f"{best['number']:04d}"
+    summary = json.loads((home / "sweep.json").read_text())
+    assert summary["winner"] == best["number"]
+    assert len(summary["result"]["test_accuracy_interval"]) == 2
+    for picture in ("trial_curves", "parameters", "parallel_coordinates"):
+        assert (home / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    return tested
+
+
+@pytest.mark.slow
 def test_killed_drivers_dead_workers_and_diverging_trials_do_not_end_a_sweep(drawn_images: str, tmp_path: Path) -> None:
     """SIGKILL of everything after a third of the trials, then of the worker in the middle of one, and rates beyond use.
 
@@ -102,45 +164,14 @@ def test_killed_drivers_dead_workers_and_diverging_trials_do_not_end_a_sweep(dra
     assert f"resumed: {len(before)} trials have ended" in output
 
     after = records(home)
-    assert sorted(after) == list(range(7))
+    check_records(after, num_trials=7)
     untouched = [number for number in before if after[number]["state"] != "complete"]  # the winner is tested
     assert all(run_file(home, number).stat().st_mtime_ns == written[number] for number in untouched)
-    states = {number: record["trial"]["state"] for number, record in after.items()}
-    rates = {number: record["trial"]["values"]["phase2.learning_rate"] for number, record in after.items()}
-    assert set(states.values()) <= {"trained", "diverged"}
-    assert all(states[number] == "trained" for number in states if rates[number] < 1)
-    assert all(states[number] == "diverged" for number in states if rates[number] > 1e30)
-    assert 1e6 in rates.values()
-    assert "phase2.learning_rate" in next(r["trial"]["reason"] for r in after.values() if r["trial"]["reason"])
-    plain = after[0]["config"]
-    assert (plain["unfreeze_blocks"], plain["head"]["dropout"]) == (2, 0.2)
-
-    table = pd.read_parquet(home / "sweep.parquet")
-    assert list(table["number"]) == list(range(7))
-    best = table.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]
-    assert best["val_accuracy"] >= table.set_index("number").loc[0, "val_accuracy"]
-    tested = [path.parent.name for path in home.glob("trials/*/evaluation")]
-    assert tested == [f"{best['number']:04d}"]
-    summary = json.loads((home / "sweep.json").read_text())
-    assert summary["winner"] == best["number"]
-    assert len(summary["result"]["test_accuracy_interval"]) == 2
-    for picture in ("trial_curves", "parameters", "parallel_coordinates"):
-        assert (home / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
-
-    assert list(home.glob("hardware/*.jsonl")), "nothing was read of the machine"
-    assert "hardware: " in output
-
-    again = finish(*flags)
-    assert again.returncode == 0
-    assert "complete already" in again.stdout
-    out = tmp_path / "best"
-    fetched = programs.finish(
-        f"--storage={tmp_path}", "--experiment=sweep", f"--out={out}", program="jobs/fetch_best.py", timeout=300
-    )
-    assert fetched.returncode == 0, fetched.stdout + fetched.stderr
-    assert (out / "model.keras").read_bytes() == (home / "trials" / tested[0] / "model" / "model.keras").read_bytes()
+    assert 1e6 in [record["trial"]["values"]["phase2.learning_rate"] for record in after.values()]
+    check_winner(home, num_trials=7)
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_two_sweeps_at_once_on_s3_share_activations(drawn_images: str, bucket: str, tmp_path: Path) -> None:
     """Two sweeps of one bucket, started together: both end, and the images have gone through the backbone once."""
@@ -204,23 +235,8 @@ def test_a_bad_space_ends_with_2_and_the_remedy(
 ) -> None:
     """A misspelt key, an empty range, a depth beyond the backbone: one line, no traceback, no trial."""
     space = write_space(tmp_path, **about)
-    done = finish(f"--data={drawn_images}", f"--storage={tmp_path}", "--name=sweep", space)
+    done = sweep(f"--data={drawn_images}", f"--storage={tmp_path}", "--name=sweep", space)
     assert done.returncode == 2, done.stdout + done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "sweep" / "trials").exists()
-
-
-def test_another_space_is_refused_where_a_sweep_stands(drawn_images: str, tmp_path: Path) -> None:
-    """The field that differs is named, and the sweep is left as it is."""
-    home = tmp_path / "sweep"
-    home.mkdir()
-    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=sweep"]
-    process = start(*flags, write_space(tmp_path, head__dropout={"low": 0.0, "high": 0.5}))
-    wait_for(process, lambda: any(home.glob("trials/*/checkpoints/*/checkpoint.json")))  # before, it begins again
-    kill_tree(process)
-    before = (home / "sweep.json").read_bytes()
-    refused = finish(*flags, write_space(tmp_path, head__dropout={"low": 0.0, "high": 0.4}))
-    assert refused.returncode == 2
-    assert "space.head.dropout.high: 0.5 there, 0.4 now" in refused.stderr
-    assert (home / "sweep.json").read_bytes() == before

@@ -1,22 +1,31 @@
-"""Runs the programs as a user does: each a process of its own that can be watched, killed and interrupted."""
+"""The programs of jobs/ and tune/: as processes that can be watched and killed, or called in this process, which is
+quicker, since TensorFlow is imported and Ray may be running."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import psutil
 
+from pharmclf.cli import run_job
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
+PROGRAMS = sorted(
+    str(path.relative_to(REPOSITORY)) for path in [*REPOSITORY.glob("jobs/*.py"), REPOSITORY / "tune" / "sweep.py"]
+)
 SMALL = [
     "--image-size=64", "--batch-size=10", "--unfreeze-blocks=2", "--checkpoint-every-s=0.3",
     "--phase1.epochs=4", "--phase2.epochs=4", "--split.test=0.25", "--split.validation=0.25",
@@ -52,6 +61,62 @@ def finish(
         env=environment() | variables,
         timeout=timeout,
     )
+
+
+def main_of(program: str) -> Callable[[], int]:
+    """The main function of a program, such as jobs/train.py."""
+    name = f"program_{Path(program).stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, REPOSITORY / program)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    main: Callable[[], int] = sys.modules[name].main
+    return main
+
+
+def call(*arguments: str, program: str = "jobs/train.py") -> subprocess.CompletedProcess[str]:
+    """A program that has ended, called in this process with a command line; it runs on the Ray of this process."""
+    command, output, errors = [program, *arguments], io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with mock.patch.object(sys, "argv", command):
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+                run_job(main_of(program))
+    except SystemExit as end:
+        return subprocess.CompletedProcess(command, int(end.code or 0), output.getvalue(), errors.getvalue())
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    raise AssertionError("run_job ends with an exit code")
+
+
+def call_job(program: str, *arguments: str) -> str:
+    """What a program prints that is called in this process; its exit code must be 0."""
+    ended = call(*arguments, program=program)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@contextlib.contextmanager
+def signal_when(happened: Callable[[], bool], number: signal.Signals = signal.SIGINT) -> Iterator[None]:
+    """Within, this process gets a signal once something has happened, if it handles it then."""
+    over, before = threading.Event(), signal.getsignal(number)
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            if happened() and signal.getsignal(number) is not before:
+                os.kill(os.getpid(), number)
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:

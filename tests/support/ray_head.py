@@ -11,9 +11,12 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,3 +130,26 @@ def running_head(*, with_token: bool, dashboard_host: str = "127.0.0.1") -> Iter
             psutil.wait_procs(alive, timeout=10)
             head.wait(timeout=10)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class Refused(OSError):
+    """An answer that is not 2xx: its status and its text."""
+
+
+def ask(url: str, method: str = "GET", body: Any = None, token: str | None = None) -> Any:
+    """A request with JSON both ways.
+
+    Raises:
+        Refused: the server says no.
+        OSError: it does not answer.
+    """
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, headers, method=method)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=30) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise Refused(error.code, error.read().decode("utf-8", "replace")) from error
