@@ -26,9 +26,35 @@ hypothesis.settings.load_profile("any machine")
 devices.keep_devices()  # tests share this process, in which TensorFlow may be at work before a run starts
 
 
+# measured; a file that is not here takes less, or is new
+_LONGEST = (
+    "jobs/test_train.py",
+    "training/test_gradient_accumulation.py",
+    "training/test_trainer.py",
+    "contracts/test_frozen_files.py",
+)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--renew-goldens writes tests/goldens/ anew; read the difference before it is committed."""
     parser.addoption("--renew-goldens", action="store_true", help="write the golden texts of the named configs anew")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that use Ray or TensorFlow come first, those that take longest before all others.
+
+    Two processes take file after file (`--dist loadfile`), and the short ones level out when the long ones end.
+    """
+
+    def rank(item: pytest.Item) -> int:
+        name = item.nodeid.partition("::")[0].removeprefix("tests/")
+        if name in _LONGEST:
+            return _LONGEST.index(name)
+        return len(_LONGEST) + (name not in heavy)
+
+    marked = [item for item in items if item.get_closest_marker("ray") or item.get_closest_marker("tf")]
+    heavy = {item.nodeid.partition("::")[0].removeprefix("tests/") for item in marked}
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
