@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ ROWS = 10
 Outcome = tuple[list[Any], list[np.ndarray], list[np.ndarray]]
 
 
+@functools.cache
 def trained(
     microbatch: int, phase_number: int, *, cached: bool, count: float = 9.0
 ) -> tuple[list[Any], list[np.ndarray], list[np.ndarray]]:
@@ -68,14 +70,14 @@ def trained(
     return sums, before, [variable.numpy() for variable in model.trained]
 
 
-@pytest.mark.parametrize(("phase", "cached"), [(0, False), (1, False), (1, True)])
-def test_a_share_in_pieces_takes_the_steps_of_the_whole(phase: int, cached: bool):
+@pytest.mark.parametrize(("phase", "cached", "sizes"), [(0, False, [4]), (1, False, [4]), (1, True, [4, 1])])
+def test_a_share_in_pieces_takes_the_steps_of_the_whole(phase: int, cached: bool, sizes: list[int]):
     """Pieces of 4 with two rows of padding behind, and single rows: with dropout, class weights, a padded row of the
     batch, and a clipped gradient the sums and the weights are the same but for rounding."""
     whole = trained(0, phase, cached=cached)
     moved = np.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in zip(whole[1], whole[2], strict=True)))
     assert moved > 0.01
-    for microbatch in (4, 1):
+    for microbatch in sizes:
         sums, _, weights = trained(microbatch, phase, cached=cached)
         np.testing.assert_allclose(sums, whole[0], rtol=1e-4)
         apart = np.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in zip(weights, whole[2], strict=True)))
