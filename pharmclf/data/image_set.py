@@ -14,7 +14,8 @@ from pharmclf import storage
 from pharmclf.core.errors import error_reason
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.batch_sampler import PADDING
-from pharmclf.data.image_decoding import InvalidImageError, Pixels, decode
+from pharmclf.data.decoded_image import InvalidImageError, Pixels
+from pharmclf.data.image_decoding import decode
 from pharmclf.data.pixel_depth import MAX_VALUE
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""How many of their 16 bits the images of a set use: cameras store 10, 12 or 14 bits in files of 16."""
+"""Scales images of 16 bits per channel to 8 by the bits that they use: cameras store 10 to 14 bits in such files."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L
 
 
 def find_white_level(largest: int) -> int:
-    """The white level of a set by the largest value of its files of 16 bits; one dark image says nothing."""
+    """The white level of a set by the largest value of all its files of 16 bits."""
     return next((level for level in _LEVELS if 0 < largest <= level), MAX_VALUE)
 
 
 def scale_grey(image: Image.Image, white_level: int) -> tuple[NDArray[np.uint8], int]:
-    """Bring a grey image of 16 or 32 bits to 8.
+    """Scale a grey image of 16 or 32 bits to 8.
 
-    Values of 32 bits are scaled by the range they keep to: 0..1, 0..255, or that of 16 bits.
+    The range of values of 32 bits decides their scale: 0..1, 0..255, or 16 bits.
 
     Returns:
-        (h, w) uint8, and the largest value; 0 where the range is another than that of 16 bits.
+        (h, w) uint8, and the largest value; 0 where the range is not that of 16 bits.
 
     Raises:
-        ValueError: values that are in none of the ranges.
+        ValueError: values outside of these ranges.
     """
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
@@ -43,17 +43,17 @@ def scale_grey(image: Image.Image, white_level: int) -> tuple[NDArray[np.uint8],
 
 
 def is_wide_colour(image: Image.Image) -> bool:
-    """Whether a file that is not loaded yet has 16 bits per channel of a mode of which Pillow keeps the upper 8."""
+    """Whether an image that is not loaded yet has 16 bits per channel, of which Pillow keeps the upper 8."""
     return image.mode in ("RGB", "RGBA") and ";16" in _rawmode(image)
 
 
 def scale_colour(image: Image.Image, content: bytes, white_level: int) -> tuple[Image.Image, int]:
-    """Bring a colour image of 16 bits per channel to 8.
+    """Scale a colour image of 16 bits per channel to 8.
 
     Args:
         image: loaded; its bytes are the upper ones of each value.
         content: the file.
-        white_level: at `MAX_VALUE` the image stays what Pillow has made of it.
+        white_level: at `MAX_VALUE` the image stays as Pillow has loaded it.
 
     Returns:
         The image, and the largest value of its colours, or one above every level where it uses more than 14 bits.
@@ -71,7 +71,7 @@ def scale_colour(image: Image.Image, content: bytes, white_level: int) -> tuple[
 
 
 def _low_bytes(content: bytes, kind: str) -> NDArray[np.uint8]:
-    """(h, w, channels) lower bytes of each value: what Pillow keeps when it is given the other order of bytes."""
+    """(h, w, channels) lower bytes of each value, which Pillow keeps when it is given the other byte order."""
     with Image.open(io.BytesIO(content), formats=(kind,)) as image:
         rawmode = _rawmode(image)
         other = rawmode[:-1] + _OTHER_BYTE[rawmode[-1]]
@@ -79,7 +79,7 @@ def _low_bytes(content: bytes, kind: str) -> NDArray[np.uint8]:
         for tile in image.tile:
             args = other if isinstance(tile.args, str) else (other, *tile.args[1:])
             tiles.append(tile._replace(args=args))
-        if rawmode.startswith("LA"):  # Pillow has no such mode for the other order
+        if rawmode.startswith("LA"):  # Pillow has no such mode for the other byte order
             return np.full((image.height, image.width, 3), 255, np.uint8)
         image.tile = tiles
         return np.asarray(image)

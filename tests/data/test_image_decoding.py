@@ -12,8 +12,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from pharmclf.config import ConfigError
-from pharmclf.data import image_decoding
+from pharmclf.data import decoded_image
 from pharmclf.data.image_decoding import InvalidImageError, decode, read_image_info
+from pharmclf.data.pillow_decoder import PillowWarningFilter
 
 RNG = np.random.default_rng(0)
 
@@ -221,7 +222,7 @@ def test_a_jpeg_is_judged_by_the_size_that_is_decoded(monkeypatch):
 def test_pillow_scales_the_jpegs_that_it_decodes_and_that_are_too_large(monkeypatch):
     """CMYK of twelve megapixels under a bound of one: red all over, and not a bomb for Pillow's own bound either."""
     content = encode(Image.new("RGB", (4000, 3000), (220, 30, 30)).convert("CMYK"), "JPEG", quality=95)
-    monkeypatch.setattr(image_decoding, "MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr(decoded_image, "MAX_PIXELS", 1_000_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     assert np.abs(decode(content, 32).astype(int) - [220, 30, 30]).max() <= 6
     assert Image.MAX_IMAGE_PIXELS == 1_000_000
@@ -317,7 +318,7 @@ def test_pillows_warnings_are_silenced_and_others_are_not():
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == before
-    with image_decoding._PillowWarningFilter(), pytest.warns(UserWarning, match="ours"):
+    with PillowWarningFilter(), pytest.warns(UserWarning, match="ours"):
         warnings.warn("ours", stacklevel=1)
 
 

@@ -1,4 +1,4 @@
-"""What the bytes of an image file say before any pixel is decoded: its kind, whether it is cut, how a JPEG is coded."""
+"""Decodes JPEG with libjpeg-turbo, and reads from its markers how it is coded and whether it is complete."""
 
 from __future__ import annotations
 
@@ -7,51 +7,54 @@ from collections.abc import Iterator
 
 import simplejpeg
 
+from pharmclf.core.errors import ConfigError
+from pharmclf.data.decoded_image import DecodedImage, InvalidImageError, check_size
+from pharmclf.data.pillow_decoder import header_orientation
+
 END_MARKER = b"\xff\xd9"
 """The last two bytes of a JPEG."""
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)  # within a scan, FF00 and FFD0 to FFD7 are data
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)  # inside a scan, FF00 and FFD0 to FFD7 are data
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _SCAN, _STANDALONE = 0xDA, frozenset({0x01, 0xD8, 0xD9})
-_HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
-_AVIF = frozenset({b"avif", b"avis"})
-_HEIC_OR_AVIF = frozenset({b"mif1", b"msf1"})
 _COEFFICIENTS = 64
+_EXIF_WITHIN_BYTES = 1 << 18
 
 
-def heif_kind(content: bytes) -> str | None:
-    """HEIF or AVIF, by the brands of an ISO base media file; None: another kind of it, such as a video."""
-    major, size = content[8:12], int.from_bytes(content[:4], "big")
-    brands = {major, *(content[start : start + 4] for start in range(16, min(size, len(content), 1024), 4))}
-    if major in _AVIF or (major not in _HEIC and brands & _AVIF):
-        return "AVIF"
-    return "HEIF" if brands & (_HEIC | _HEIC_OR_AVIF) else None
+def decode_jpeg(content: bytes, least_side: int) -> DecodedImage | None:
+    """Decode a JPEG at the smallest DCT scale whose sides are at least so long; None where Pillow must decide.
+
+    Pillow decides on CMYK, and on any file that is not quite in order.
+
+    Raises:
+        InvalidImageError: too many pixels.
+    """
+    try:
+        height, width, colourspace, _ = simplejpeg.decode_jpeg_header(content)
+        if colourspace not in ("YCbCr", "Gray", "RGB"):
+            return None
+        least = least_side if min(width, height) > least_side else 0
+        check_size(width, height, _scaled_pixels(content, width, height, least))
+        pixels = simplejpeg.decode_jpeg(content, min_height=least, min_width=least)
+    except (InvalidImageError, ConfigError):
+        raise
+    except (ValueError, TypeError):
+        return None
+    has_exif = content.find(b"Exif\0\0", 0, _EXIF_WITHIN_BYTES) >= 0
+    return DecodedImage(pixels, width, height, header_orientation(content) if has_exif else 1)
 
 
-def is_truncated(content: bytes, kind: str) -> bool:
-    """Whether a file is shorter than its own lengths say; False where the kind has none."""
-    if kind == "WEBP":
-        return int.from_bytes(content[4:8], "little") + 8 > len(content)
-    if kind not in ("HEIF", "AVIF"):
-        return False
-    place = 0
-    while place + 8 <= len(content):  # box by box
-        size = int.from_bytes(content[place : place + 4], "big")
-        if size == 1:
-            size = int.from_bytes(content[place + 8 : place + 16], "big")
-        if size == 0:  # up to the end of the file
-            return False
-        place += max(size, 8)
-    return place > len(content)
-
-
-def is_progressive(content: bytes) -> bool:
-    """Whether a JPEG is coded in refinements of the whole image, all of which a decoder holds at once."""
-    return any(code in _PROGRESSIVE for code, _ in _segments(content, frame_only=True))
+def _scaled_pixels(content: bytes, width: int, height: int, least: int) -> int:
+    """Pixels that libjpeg-turbo holds of a JPEG whose scaled sides are at least so long; 0: no scaling."""
+    eighths = next((k for k in range(1, 9) if least and min(width, height) * k >= 8 * least), 8)
+    scaled = -(-width * eighths // 8) * -(-height * eighths // 8)
+    # coded in refinements: it holds the coefficients of the full image, two bytes each, and mostly 1.5 for each pixel
+    is_progressive = any(code in _PROGRESSIVE for code, _ in _segments(content, frame_only=True))
+    return max(scaled, width * height // 2) if is_progressive else scaled
 
 
 def misses_only_end_marker(content: bytes) -> bool:
-    """Whether a JPEG that does not decode would with an end mark behind it, every pixel being there."""
+    """Whether a JPEG that does not decode has every pixel, and would decode with an end marker."""
     if content.endswith(END_MARKER):
         return False
     try:
@@ -62,7 +65,7 @@ def misses_only_end_marker(content: bytes) -> bool:
     else:
         return False
     try:
-        _decode_small(content + END_MARKER)  # data that are missing are an error here
+        _decode_small(content + END_MARKER)  # missing data are an error here
     except (ValueError, TypeError):
         return False
     return _has_all_scans(content)
