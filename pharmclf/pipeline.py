@@ -21,10 +21,15 @@ from pharmclf.core.events import FinalEvaluationStarted, RunEnd
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_size
-from pharmclf.data.class_balance import imbalance_note
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, split_manifest, write_manifest
+from pharmclf.data.prepare import (
+    QUARANTINE_FILE,
+    check_storage,
+    imbalance_note,
+    split_manifest,
+    write_manifest,
+)
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.diagnostics.preflight import run_preflight
 from pharmclf.distributed.cluster import autoscaling_request, connect, node_address

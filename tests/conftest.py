@@ -132,7 +132,8 @@ def trained(shared_ray: None, drawn_images: str, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="session")
 def drawn_manifest(drawn_images: str) -> Any:
     """The manifest of the drawn images, with splits."""
-    from pharmclf.data.manifest import build_manifest
+    from support.manifests import build_manifest
+
     from pharmclf.data.splits import split_rows
 
     manifest = build_manifest(drawn_images)

@@ -1,37 +1,40 @@
-"""From a configuration to a manifest with splits: draw the demo if it is asked for, scan once, split, write."""
+"""Prepares the manifest of a run: draw the demo if requested, scan images once, split, write."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from pharmclf import storage
 from pharmclf.config import DEMO, RunConfig
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_examples
+from pharmclf.data.build_manifest import scan_listing
 from pharmclf.data.dataset_listing import list_dataset
 from pharmclf.data.destination import check_destination
 from pharmclf.data.folder_layouts import DEFAULT_LAYOUT_OPTIONS, LayoutOptions
-from pharmclf.data.manifest import Manifest, check_invalid_share, scan_listing
-from pharmclf.data.scan import NOT_READ
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.scan import NOT_READ, ProgressCallback
 from pharmclf.data.splits import SPLITS, TRAIN, rare_classes, split_rows
 
 MANIFEST_FILE = "manifest.parquet"
 QUARANTINE_FILE = "quarantine.csv"
-_MAX_CLASS_LINES, _RAREST = 30, 20  # up to so many classes a terminal lists all; of more, these few
+_MAX_CLASS_LINES, _RAREST = 30, 20  # more classes than the first are not all printed, but the second number of them
+_UNBALANCED = 3.0  # ratio of the largest to the smallest class from which a run notes it
 
 
-def prepare_manifest(config: RunConfig, folder: str, progress: Callable[[int, int], None] | None = None) -> Manifest:
+def prepare_manifest(config: RunConfig, folder: str, progress: ProgressCallback | None = None) -> Manifest:
     """Make the manifest of a run, with splits, and write it and the list of quarantined images to a folder.
 
     Args:
         config: its data, storage, max_bad, seed, split and demo decide the result.
-        folder: where `manifest.parquet` and `quarantine.csv` go; local or a URI.
+        folder: of `manifest.parquet` and `quarantine.csv`; local or a URI.
         progress: called with (files done, files) while images are scanned.
 
     Raises:
@@ -49,13 +52,13 @@ def write_manifest(manifest: Manifest, folder: str) -> None:
 
 
 def check_storage(config: RunConfig) -> None:
-    """See whether the storage of a run can be reached, and lasts, before anything is done.
+    """Check that the storage of a run can be reached, and outlives the job.
 
     Raises:
         ConfigError: no such bucket, no right to it, or a folder that is deleted with the job.
         StorageUnavailableError: it does not answer.
     """
-    if config.data != DEMO:  # whose results nobody misses
+    if config.data != DEMO:  # results of the demo may be lost
         check_destination("--storage", storage.absolute(config.storage))
     with storage_errors_as_config_errors(config.storage):
         storage.list_folders(storage.absolute(config.storage))
@@ -63,15 +66,15 @@ def check_storage(config: RunConfig) -> None:
 
 @contextlib.contextmanager
 def storage_errors_as_config_errors(location: str) -> Iterator[None]:
-    """Within, a storage that is not there or not ours to read is bad input."""
+    """Raise a ConfigError where the block finds that the storage is missing or may not be read."""
     try:
         yield
     except (FileNotFoundError, PermissionError) as error:
         raise ConfigError(f"--storage {location}: {error}") from error
 
 
-def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int], None] | None = None) -> Manifest:
-    """Make the manifest of a run, with splits; only where there are too many bad images is their list written.
+def split_manifest(config: RunConfig, folder: str, progress: ProgressCallback | None = None) -> Manifest:
+    """Make the manifest of a run, with splits; write the list of bad images only where there are too many.
 
     Args and Raises: as `prepare_manifest`.
     """
@@ -99,7 +102,7 @@ def split_manifest(config: RunConfig, folder: str, progress: Callable[[int, int]
     manifest = manifest.with_splits(splits)
     if num_torn:
         manifest.notes.append(
-            f"{num_torn} images have copies in several splits, as the data gives them: scores will flatter"
+            f"{num_torn} images have copies in several splits, as given by the data: scores will be too high"
         )
     if (given != "").all():
         for name in sorted(set(SPLITS) - set(given)):
@@ -119,30 +122,32 @@ def _exclude_rare_classes(manifest: Manifest, config: RunConfig) -> Manifest:
     if not rare:
         return manifest
     sizes = rows["label"].value_counts()
-    named = [
-        f"{name} ({count})"
-        if sizes[name] == count
-        else f"{name} ({sizes[name]} images, which count as copies of {count})"
-        for name, count in rare.items()
-    ]
-    few, text = f"fewer than {config.min_images} different images", format_examples(named)
+    examples = format_examples(
+        [
+            f"{name} ({count})"
+            if sizes[name] == count
+            else f"{name} ({sizes[name]} images, which count as copies of {count})"
+            for name, count in rare.items()
+        ]
+    )
     hint = ""
     if any(sizes[name] != count for name, count in rare.items()):
         hint = (
-            "where images that count as copies show different things, as those of a fixed camera, give a list with the "
-            "columns path, label, and group or split, which decides the division itself"
+            "where images that count as copies show different objects, as those of a fixed camera, give a list with "
+            "the columns path, label, and group or split, which decides the division itself"
         )
     if len(manifest.class_names) - len(rare) < 2:
         raise ConfigError(
             f"--data {config.data}: fewer than two classes have {config.min_images} different images or more "
-            f"(--min-images); the others: {text}. Add images of them{f', or, {hint}' if hint else ''}"
+            f"(--min-images); the others: {examples}. Add images of them{f', or, {hint}' if hint else ''}"
         )
-    note = f"classes left out, {few} (--min-images {config.min_images}): {text}{f'; {hint}' if hint else ''}"
-    return manifest.exclude_classes(rare, few, note)
+    reason = f"fewer than {config.min_images} different images"
+    note = f"classes left out, {reason} (--min-images {config.min_images}): {examples}{f'; {hint}' if hint else ''}"
+    return manifest.exclude_classes(rare, reason, note)
 
 
 def _exclude_untrained_classes(manifest: Manifest, config: RunConfig) -> Manifest:
-    """Leave out the classes without a row in train: no model can learn them.
+    """Leave out the classes without a training image.
 
     Raises:
         ConfigError: fewer than two classes are left, or a split without rows.
@@ -156,9 +161,9 @@ def _exclude_untrained_classes(manifest: Manifest, config: RunConfig) -> Manifes
     manifest = manifest.exclude_classes(
         untrained, "no training image of its label", f"{text}; left out with {count} images"
     )
-    lost = [name for name in SPLITS if not len(manifest.rows(name))]
-    if len(manifest.class_names) < 2 or lost:
-        left = "fewer than two labels are left" if len(manifest.class_names) < 2 else f"{' and '.join(lost)} loses all"
+    empty = [name for name in SPLITS if not len(manifest.rows(name))]
+    if len(manifest.class_names) < 2 or empty:
+        left = "fewer than two labels are left" if len(manifest.class_names) < 2 else f"{' and '.join(empty)} loses all"
         raise ConfigError(f"--data {config.data}: {text}; without them {left}. Give some of their rows to train")
     return manifest
 
@@ -173,15 +178,15 @@ def layout_options(config: RunConfig) -> LayoutOptions:
 
 
 def manifest_cache(location: str) -> str:
-    """Where a storage keeps the manifests of all data sets."""
+    """Folder of the manifests of all data sets in a storage."""
     return storage.join(storage.absolute(location), "manifests")
 
 
 def data_location(config: RunConfig) -> str:
-    """Where the images of a run lie; the demo's are drawn first, below the storage."""
+    """Location of the images of a run; those of the demo are drawn first, below the storage."""
     if config.data != DEMO:
         return config.data
-    from pharmclf.data.demo import MARKER, write_demo  # the drawing code is wanted by the demo alone
+    from pharmclf.data.demo import MARKER, write_demo  # only the demo needs the drawing code
 
     name = f"demo-data-{config.seed}-{config.demo.images_per_class}"
     location = storage.join(storage.absolute(config.storage), name)
@@ -199,50 +204,77 @@ def cached_manifest(
     cache_location: str,
     *,
     max_bad_share: float = 1.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
     quarantine: str = "",
     min_classes: int = 2,
     reading: LayoutOptions = DEFAULT_LAYOUT_OPTIONS,
 ) -> Manifest:
-    """As `build_manifest`, but a data set whose files kept their names, sizes and times is not scanned again.
+    """Scan a data set, or read its manifest from a cache where names, sizes and times of its files are the same.
 
     Args:
-        data: folder, prefix or list, as in `build_manifest`.
+        data: folder or prefix with one folder per class, at any depth, or a CSV or Parquet list: path, label[, group,
+            split], paths relative to the list's folder.
         cache_location: folder or prefix of the cache, one Parquet file per data set.
         max_bad_share: largest share of quarantined images, 0..1.
-        progress: called with (files done, files), not at all if nothing is scanned.
-        quarantine: where the list of quarantined images goes when there are too many of them; "": nowhere.
-        min_classes: fewer with usable images are refused.
+        progress: called with (files done, files) if images are scanned.
+        quarantine: where the list of quarantined images is written if there are too many; "": nowhere.
+        min_classes: fewer classes with usable images are refused.
         reading: which folders are labels and splits.
 
     Raises:
-        ConfigError: as `build_manifest`.
+        ConfigError: nothing there, no image, too few classes, or too many bad images.
     """
     listing = list_dataset(data, reading)
     location = storage.join(cache_location, f"{listing.key}.parquet")
-    manifest = _read_cache(location)
+    manifest = None
+    if storage.is_file(location):
+        with contextlib.suppress(ConfigError):  # damaged, or of another version
+            manifest = Manifest.read(location)
     if manifest is None or len(manifest.class_names) < min_classes:
         manifest = scan_listing(listing, progress, min_classes)
         if not manifest.table["status"].str.startswith(NOT_READ).any():  # storage may give those the next time
             manifest.write(location)
-    return check_invalid_share(manifest, max_bad_share, quarantine)
+    _check_bad_share(manifest, max_bad_share, quarantine)
+    return manifest
 
 
-def _read_cache(location: str) -> Manifest | None:
-    """A manifest scanned before; None where there is none, or where it is damaged or of another version."""
-    if not storage.is_file(location):
-        return None
-    try:
-        return Manifest.read(location)
-    except ConfigError:
-        return None
+def _check_bad_share(manifest: Manifest, max_bad_share: float, quarantine: str) -> None:
+    bad = manifest.quarantined
+    share = len(bad) / max(1, len(manifest.table))
+    if share <= max_bad_share:
+        return
+    if quarantine:
+        manifest.write_quarantine(quarantine)
+    first = format_examples([f"{row.path}: {row.status}" for row in bad.itertuples()], separator="; ")
+    where = f", the full list is in {quarantine}" if quarantine else ""
+    raise ConfigError(
+        f"{len(bad)} of {len(manifest.table)} images are bad ({share:.1%}), expected at most {max_bad_share:.1%}: "
+        f"{first}{where}. Repair or remove them, or accept more with --max-bad"
+    )
+
+
+def imbalance_note(labels: Iterable[str]) -> str:
+    """A note on classes that differ much in size; "" where they do not.
+
+    Args:
+        labels: of the training images.
+    """
+    counts = pd.Series(list(labels), dtype=object).value_counts(sort=False).sort_index()
+    if counts.empty or counts.max() < _UNBALANCED * counts.min():
+        return ""
+    most, fewest = counts.idxmax(), counts.idxmin()
+    return (
+        f"note: unbalanced classes: {counts.max():,} training images of {most}, {counts.min():,} of {fewest}. Accuracy "
+        "says little of small classes; with optimizer.class_weights auto all classes weigh alike, and epochs are "
+        "chosen by balanced accuracy"
+    )
 
 
 def format_split_counts(counts: Sequence[tuple[str, int, int, int]], more_in: str) -> list[str]:
-    """A `split_counts` as aligned text; of many classes the rarest only, and where the others are.
+    """The result of `split_counts` as aligned text; of many classes only the rarest.
 
     Args:
-        counts: what `split_counts` returns.
+        counts: from `split_counts`.
         more_in: the file that has all classes.
     """
     classes, total = list(counts[:-1]), counts[-1]

@@ -1,4 +1,4 @@
-"""Reads every file of a data set once, on all cores: its hash, its size in pixels, or why it cannot be used."""
+"""Reads every file of a data set once, on all cores: its hash and properties, or why it cannot be used."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.monitoring.cores import usable_cores
 
 NOT_READ = "not read"
-"""How the status of a file begins that storage did not give; another attempt may succeed."""
-_MIN_FILES_FOR_PROCESSES = 500  # fewer files are done sooner than processes start
+"""Beginning of the status of a file that storage could not read; another attempt may succeed."""
+ProgressCallback = Callable[[int, int], None]
+"""Called with the number of files done and of all files."""
+_MIN_FILES_FOR_PROCESSES = 500  # fewer files take less time than the start of processes
 _CHUNK_FILES = 64
 _REMOTE_THREADS = 8
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """One file as the manifest sees it."""
+    """The result for one file."""
 
     status: str
     """"ok", or why the image cannot be used."""
     size_bytes: int = 0
     sha256: str = ""
-    """Of the content, also of an image that cannot be used; "" where it could not be read."""
-    probe: ImageInfo | None = None
+    """Of the content, also of an unusable image; "" where it could not be read."""
+    info: ImageInfo | None = None
 
 
 def scan_file(location: str, white_level: int = MAX_VALUE) -> ScanResult:
-    """Read, hash and probe one file; the status tells a bad one.
+    """Read, hash and describe one file.
 
     Raises:
         StorageUnavailableError: the storage does not answer, which says nothing about the file.
@@ -56,12 +58,16 @@ def scan_file(location: str, white_level: int = MAX_VALUE) -> ScanResult:
 
 
 def scan_files(
-    locations: list[str], progress: Callable[[int, int], None] | None = None, white_level: int = MAX_VALUE
+    locations: list[str], progress: ProgressCallback | None = None, white_level: int = MAX_VALUE
 ) -> Iterator[ScanResult]:
-    """Scan files on all cores, in order: in processes where there are many, in threads where there are few.
+    """Scan files on all cores, in order: many files in processes, few in threads.
 
-    `progress` is called with (files done, files); what waits in memory does not grow with the number of files.
-    `white_level` is that of `image_decoding.decode`.
+    Memory does not grow with the number of files.
+
+    Args:
+        locations: of the files.
+        progress: called with (files done, files).
+        white_level: as in `image_decoding.decode`.
     """
     cores = usable_cores()
     many = len(locations) > _MIN_FILES_FOR_PROCESSES
@@ -70,7 +76,7 @@ def scan_files(
     executor: Executor = ThreadPoolExecutor(cores)
     if many:
         spawn = multiprocessing.get_context("spawn")
-        ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+        ignore = (signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
         executor = ProcessPoolExecutor(cores, spawn, initializer=signal.signal, initargs=ignore)
     try:
         done, waiting = 0, deque[Future[list[ScanResult]]]()

@@ -26,7 +26,7 @@ from pharmclf.core.compat.ray import (
 from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.events import RunCallback, Waiting
 from pharmclf.core.signals import StopRequested
-from pharmclf.data.image_decoding import MAX_PIXELS_VARIABLE
+from pharmclf.data.decoded_image import MAX_PIXELS_VARIABLE
 from pharmclf.distributed.cluster_auth import require_cluster_auth
 from pharmclf.distributed.ray_address import (
     FIND_LOCAL,

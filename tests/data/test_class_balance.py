@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pharmclf.data.class_balance import imbalance_note
+from pharmclf.data.prepare import imbalance_note
 
 
 def test_classes_of_very_different_size_are_named():

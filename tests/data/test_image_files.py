@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.manifests import build_manifest
 from PIL import Image
 from support.s3server import Gateway
 
@@ -16,7 +17,7 @@ from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig, SplitConfig
 from pharmclf.data.dataset_listing import list_dataset
 from pharmclf.data.image_files import find_images
-from pharmclf.data.manifest import Manifest, build_manifest
+from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import prepare_manifest
 from pharmclf.evaluation.datasets import external_dataset
 from pharmclf.inference.image_listing import list_images

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.manifests import build_manifest
 from PIL import Image, ImageOps
 
 from pharmclf.data.leakage import find_leaked_images
-from pharmclf.data.manifest import Manifest, build_manifest
+from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import cached_manifest
 
 

@@ -8,12 +8,13 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
+from support.manifests import build_manifest
 from PIL import Image
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.data import duplicates, manifest, prepare, scan
-from pharmclf.data.manifest import Manifest, build_manifest
+from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import cached_manifest
 from pharmclf.data.splits import split_rows
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.manifests import build_manifest
 from PIL import Image
 
 from pharmclf.config import RunConfig
 from pharmclf.data.batch_sampler import PADDING
 from pharmclf.data.image_decoding import InvalidImageError, decode, read_image_info
 from pharmclf.data.image_set import ImageSet
-from pharmclf.data.manifest import Manifest, build_manifest
+from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import find_white_level
 from pharmclf.evaluation.datasets import external_dataset
 from pharmclf.feature_cache.cache_key import key_parts

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from support.manifests import build_manifest
 from PIL import Image
 
 from pharmclf.core.hashing import sha256_file
 from pharmclf.data.image_decoding import decode
-from pharmclf.data.manifest import Manifest, build_manifest
+from pharmclf.data.manifest import Manifest
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy, fit_policy, read_policy, write_policy
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.export.compare import ExportError

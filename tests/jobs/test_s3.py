@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.manifests import build_manifest
 from support.programs import SMALL, call, final, finish, in_the_middle_of, kill_tree, start, wait_for
 from support.s3server import Gateway
 
 from pharmclf import storage
-from pharmclf.data.manifest import build_manifest
 from pharmclf.storage import objects
 from pharmclf.training.checkpoint import list_checkpoints
 
