@@ -1,6 +1,6 @@
 """Augmentation: one projective transform per image, a pure function of (seed, view, row).
 
-The numbers come from a counter-based hash, so a row gets the same picture in any batch, on any worker and after any
+The numbers come from a counter-based hash, so a row gets the same view in any batch, on any worker and after any
 resume. They are drawn here in numpy; the pixels move on the device, a batch at a time.
 """
 
@@ -19,7 +19,7 @@ _NUM_DRAWS = 8  # angle, shift x, shift y, shear, zoom x, zoom y, horizontal fli
 
 
 def projective_transforms(config: AugmentConfig, image_size: int, seed: int, view: int, rows: np.ndarray) -> np.ndarray:
-    """The transform of each row's picture, from an output pixel to the input pixel that it shows.
+    """The transform of each row's image, from an output pixel to the input pixel that it shows.
 
     Args:
         config: the ranges; every draw is uniform within its range.
@@ -59,12 +59,12 @@ def apply_transforms(images: Any, transforms: Any, fill: str) -> Any:
     Args:
         images: (n, S, S, 3) float tensor.
         transforms: (n, 8) float32 tensor, see `projective_transforms`.
-        fill: what stands beyond the edge: "nearest", "reflect" or "constant" (black).
+        fill: pixels beyond the edge: "nearest", "reflect" or "constant" (black).
 
     Returns:
         (n, S, S, 3), bilinear, of the type of `image_decoding`.
     """
-    import tensorflow as tf  # here, so that what only plans the augmentation need not wait for TensorFlow
+    import tensorflow as tf  # slow to import, and planning does not need it
 
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,

@@ -1,6 +1,6 @@
-"""The plan of a phase: which row stands where in which batch, as a pure function of (seed, epoch).
+"""Deterministic batch sampler: maps (seed, epoch, step, rank) to rows of the data set. Pure.
 
-Global batch b of an epoch is rows b·G … (b+1)·G of the epoch's order, whatever the number of workers. Each worker takes
+Global batch b of an epoch is rows b·G … (b+1)·G of the epoch's order, for any number of workers. Each worker takes
 its slice of every batch; a short slice is padded with row -1, so that every step has the same shape. An epoch is its
 training steps followed by its validation steps: one sequence, so that one pipeline serves the phase.
 """
@@ -18,9 +18,9 @@ PADDING = -1
 
 
 def effective_batch_size(batch_size: int, num_train: int, num_validation: int) -> int:
-    """The global batch that is computed: no larger than the rows that an epoch has for it; pure.
+    """The global batch that is computed: no larger than the rows of an epoch. Pure.
 
-    The steps stay those of the larger batch, since no step of either kind has more rows.
+    The steps equal those of the larger batch, since no step has more rows.
     """
     return min(batch_size, max(num_train, num_validation, 1))
 
@@ -34,7 +34,7 @@ class BatchSlice:
     number: int
     """Number of the step within the epoch's training or validation steps, from 0."""
     training: bool
-    """Whether it trains or validates."""
+    """Whether it trains; else it validates."""
     rows: np.ndarray
     """(local batch,) int64 row numbers of the manifest, `PADDING` where the slice is short."""
     count: int
@@ -84,23 +84,20 @@ class BatchPlan:
         return self.epochs * self.steps_per_epoch
 
     def index(self, epoch: int, number: int) -> int:
-        """Place of training step `number` of an epoch in the sequence of the phase."""
+        """Index of training step `number` of an epoch in the phase."""
         return epoch * self.steps_per_epoch + number
 
     def step(self, index: int) -> BatchSlice:
-        """The step at a place of the sequence, 0 <= index < num_steps."""
+        """The step at an index, 0 <= index < num_steps."""
         epoch, place = divmod(index, self.steps_per_epoch)
         training = place < self.train_steps
         number = place if training else place - self.train_steps
-        order = self._epoch_order(epoch) if training else self.validation_rows
+        order = _epoch_order(self, self.first_epoch + epoch) if training else self.validation_rows
         batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-        mine = batch[self.rank * self.local_batch : (self.rank + 1) * self.local_batch]
+        own = batch[self.rank * self.local_batch : (self.rank + 1) * self.local_batch]
         rows = np.full(self.local_batch, PADDING, np.int64)
-        rows[: len(mine)] = mine
+        rows[: len(own)] = own
         return BatchSlice(epoch, number, training, rows, len(batch))
-
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        return _epoch_order(self, self.first_epoch + epoch)
 
 
 @functools.lru_cache(maxsize=4)
@@ -109,5 +106,5 @@ def _epoch_order(plan: BatchPlan, epoch: int) -> np.ndarray:
 
 
 def view_index(epoch: int, views: int) -> int:
-    """The view that an epoch of the run sees: epoch mod views, or one of its own where views is 0."""
+    """The view of an epoch of the run: epoch mod views, or a new one for each epoch where views is 0."""
     return epoch % views if views else epoch

@@ -1,4 +1,4 @@
-"""Where a job writes its results: not into the copy of the working directory that Ray deletes with the job."""
+"""Checks the location of a job's results, and creates folders atomically."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ALLOWED = "PHARMCLF_RESULTS_IN_UPLOAD"
 
 
 def is_in_uploaded_working_dir(location: str) -> bool:
-    """Whether a location is in the copy of the working directory that a submitted job runs in."""
+    """Whether a location is in Ray's copy of the working directory, which is deleted with a submitted job."""
     if not submitted_runtime_env().get("working_dir") or storage.is_remote(location):
         return False
     return Path(location).resolve().is_relative_to(Path.cwd().resolve())
 
 
 def check_destination(flag: str, location: str) -> None:
-    """See whether results last where a job writes them.
+    """Check that results outlive the job.
 
     Args:
         flag: that names the location, such as --storage.
@@ -37,53 +37,53 @@ def check_destination(flag: str, location: str) -> None:
         raise ConfigError(
             f"{flag}: received {location}, which is in Ray's copy of the working directory and is deleted after the "
             f"job. Give {flag} s3://BUCKET/PREFIX or the absolute path of a folder that all nodes share; "
-            f"{ALLOWED}=1 in the job's environment writes there all the same"
+            f"{ALLOWED}=1 in the job's environment allows it"
         )
 
 
 def destination_warnings(location: str) -> list[str]:
-    """What is said of results that are written there all the same: those of the demo, and those asked for."""
+    """Warnings on results that are deleted with the job: of the demo, or where the user allows it."""
     if not is_in_uploaded_working_dir(location):
         return []
     return [f"{location} is in Ray's copy of the working directory and is deleted after the job; give --storage"]
 
 
 def check_new_folder(flag: str, out: str) -> Path:
-    """The local folder that a job creates: it is not there yet, or empty.
+    """The local folder that a job creates; it must be missing or empty.
 
     Raises:
-        ConfigError: it is something else, or would be deleted with a submitted job.
+        ConfigError: it is anything else, or would be deleted with a submitted job.
     """
     check_destination(flag, storage.absolute(out))
-    target, found = Path(storage.absolute(out)).resolve(), ""
+    target, problem = Path(storage.absolute(out)).resolve(), ""
     try:
         if not out:
-            found = "no name"
+            problem = "no name"
         elif storage.is_remote(out):
-            found = "a remote location"
+            problem = "a remote location"
         elif target.is_dir() and any(target.iterdir()):
-            found = "a folder that is not empty; it is left as it is"
+            problem = "a folder that is not empty; it is left as it is"
         elif target.exists() and not target.is_dir():
-            found = "a file; it is left as it is"
+            problem = "a file; it is left as it is"
         elif os.path.ismount(target):
-            found = "the root of a mounted disk"
+            problem = "the root of a mounted disk"
     except PermissionError as error:
-        found = f"a place that cannot be read ({error.strerror})"
-    if found:
-        raise ConfigError(f"{flag}: received {out!r}, {found}. Give a local folder that is not there yet")
+        problem = f"a place that cannot be read ({error.strerror})"
+    if problem:
+        raise ConfigError(f"{flag}: received {out!r}, {problem}. Give a local folder that does not exist yet")
     return target
 
 
 @contextlib.contextmanager
 def atomic_folder(flag: str, target: Path) -> Iterator[Path]:
-    """A folder to fill, which is renamed to the target after the block and deleted if the block fails.
+    """A temporary folder that is renamed to the target after the block, and deleted if the block fails.
 
     Args:
         flag: that names the target, such as --out.
         target: as `check_new_folder` returns it.
 
     Raises:
-        ConfigError: the target cannot be written, or is taken by now.
+        ConfigError: the target cannot be written, or exists now.
     """
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:  # from before the folder is made, so that a signal leaves nothing
@@ -99,6 +99,6 @@ def atomic_folder(flag: str, target: Path) -> Iterator[Path]:
         try:
             part.rename(target)
         except OSError as error:
-            raise ConfigError(f"{flag}: {target}: {error.strerror}. Give a folder that is not there yet") from error
+            raise ConfigError(f"{flag}: {target}: {error.strerror}. Give a folder that does not exist yet") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -1,12 +1,12 @@
-"""The files of some images, with what the manifest says of them: whoever decodes files is given this."""
+"""The files of some images, with the properties from the manifest that decoding needs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
@@ -16,27 +16,23 @@ from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.batch_sampler import PADDING
 from pharmclf.data.decoded_image import InvalidImageError, Pixels
 from pharmclf.data.image_decoding import decode
+from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import MAX_VALUE
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from pharmclf.data.manifest import Manifest
-
 CHANGED = "changed since the data set was listed"
-"""Why a file whose content is another than the manifest says is not used."""
+"""Why a file whose content differs from the manifest is not used."""
 
 
 def read_verified(location: str, sha256: str) -> bytes:
-    """The content of a file that is what it was when the manifest was made.
+    """Read a file, and check that its content is the one of the manifest.
 
     Args:
         location: of the file.
-        sha256: of its content then; "" where it is not known.
+        sha256: of its content in the manifest; "": unknown.
 
     Raises:
-        InvalidImageError: it has changed or gone, or its medium does not give it.
-        PermissionError, StorageUnavailableError: the storage gives nothing at all, which says nothing about the file.
+        InvalidImageError: it has changed, is missing, or cannot be read.
+        PermissionError, StorageUnavailableError: the storage cannot be read, which says nothing about the file.
     """
     try:
         content = storage.read_bytes(location)
@@ -56,11 +52,11 @@ class ImageSet:
     """The files of n images; of a manifest, one entry per row."""
 
     paths: pa.Array
-    """(n,) text: location of each file; "" stands for a black image, as padding is."""
+    """(n,) text: location of each file; "": a black image, as for padding."""
     sha256: pa.Array
-    """(n,) text: of each file's content when the manifest was made; "" where it is not known."""
+    """(n,) text: of each file's content in the manifest; "": unknown."""
     white_level: pa.Array
-    """(n,) integers: the value that is white in each file, if it is one of 16 bits per channel."""
+    """(n,) integers: the white value of each file, if it has 16 bits per channel."""
 
     @staticmethod
     def of(manifest: Manifest) -> ImageSet:
@@ -69,19 +65,19 @@ class ImageSet:
 
     @staticmethod
     def of_rows(table: pd.DataFrame, white_level: int) -> ImageSet:
-        """The files of some rows of a manifest's table, in their order; the white level is the manifest's."""
+        """The files of some rows of a manifest's table, in their order, with the manifest's white level."""
         paths, sums = (pa.array(table[name].tolist(), pa.string()) for name in ("path", "sha256"))
         return ImageSet(paths, sums, pa.repeat(white_level, len(paths)))
 
     @staticmethod
     def of_paths(paths: pa.Array | Iterable[str], white_level: int = MAX_VALUE) -> ImageSet:
-        """Files of which nothing but the location is known."""
+        """Files of which only the location is known."""
         paths = paths if isinstance(paths, pa.Array) else pa.array(paths, pa.string())
         return ImageSet(paths, pa.array([""] * len(paths), pa.string()), pa.repeat(white_level, len(paths)))
 
     @staticmethod
     def join(sets: Sequence[ImageSet]) -> ImageSet:
-        """The images of some sets, one set after the other."""
+        """Concatenate sets."""
         columns = ("paths", "sha256", "white_level")
         return ImageSet(*(pa.concat_arrays([getattr(images, name) for images in sets]) for name in columns))
 
@@ -96,15 +92,14 @@ class ImageSet:
         return ImageSet(*(column.take(places).fill_null(absent) for column, absent in columns))
 
     def content(self, place: int) -> bytes:
-        """The content of a file, as `read_verified` gives it."""
+        """Read a file as `read_verified` does."""
         return read_verified(self.paths[place].as_py(), self.sha256[place].as_py())
 
     def decode(self, place: int, image_size: int) -> Pixels:
-        """The image of a file, (S, S, 3) uint8, S the side in pixels: what `content` gives, by
-        `image_decoding.decode`."""
+        """Read and decode a file: (image_size, image_size, 3) uint8."""
         return decode(self.content(place), image_size, self.white_level[place].as_py())
 
     def slice(self, first: int, count: int) -> ImageSet:
-        """The `count` images from place `first` on, or as many as there are."""
+        """The `count` images from index `first` on, or fewer at the end."""
         columns = (self.paths, self.sha256, self.white_level)
         return ImageSet(*(column.slice(first, count) for column in columns))

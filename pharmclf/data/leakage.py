@@ -1,4 +1,4 @@
-"""Copies across data sets: images of a set from another source that the model has been trained on."""
+"""Data leakage: images of an evaluation set that are copies of training images."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ _THREADS = 8
 
 
 def find_leaked_images(manifest: Manifest, known: Manifest, splits: tuple[str, ...]) -> NDArray[np.int64]:
-    """Usable rows of a data set that are copies of images in splits of another: byte for byte, or near duplicates.
+    """Find usable rows of a data set that are copies of images in splits of another, exact or near duplicates.
 
     Args:
-        manifest: the set that is looked through.
+        manifest: the set to search.
         known: the data set with splits.
-        splits: those of its splits that count.
+        splits: the splits to compare with.
 
     Returns:
         (n,) row numbers of `manifest`, sorted.
     """
-    mine, theirs = manifest.ok, known.ok[known.ok["split"].isin(splits)]
-    equal = mine.index[mine["sha256"].isin(set(theirs["sha256"]))].to_numpy(np.int64)
-    mine = mine[~mine.index.isin(equal)]
-    if not len(mine) or not len(theirs):
+    searched, others = manifest.ok, known.ok[known.ok["split"].isin(splits)]
+    equal = searched.index[searched["sha256"].isin(set(others["sha256"]))].to_numpy(np.int64)
+    searched = searched[~searched.index.isin(equal)]
+    if not len(searched) or not len(others):
         return equal
-    hashes = np.array([int(text, 16) for text in [*mine["phash"], *theirs["phash"]]], dtype=np.uint64)
-    sides = ((mine, manifest), (theirs, known))
-    files = ImageSet.join([ImageSet.of_rows(rows, whole.white_level) for rows, whole in sides])
+    hashes = np.array([int(text, 16) for text in [*searched["phash"], *others["phash"]]], dtype=np.uint64)
+    sides = ((searched, manifest), (others, known))
+    files = ImageSet.join([ImageSet.of_rows(rows, source.white_level) for rows, source in sides])
     pairs = duplicates.near_pairs(
         hashes,
         _thumbnails(files),
         lambda place: files.decode(place, duplicates.CHECK_SIDE),
-        sides=np.arange(len(hashes)) < len(mine),
+        sides=np.arange(len(hashes)) < len(searched),
     )
-    rows = mine.index.to_numpy(np.int64)
+    rows = searched.index.to_numpy(np.int64)
     return np.sort(np.concatenate([equal, rows[sorted({one for one, _ in pairs})]]))
 
 
 def _thumbnails(files: ImageSet) -> NDArray[np.uint8]:
-    """(n, 32, 32) grey thumbnails; black where a file has changed or gone, which no picture is like."""
+    """(n, 32, 32) grey thumbnails; black where a file is changed or missing, which matches no image."""
 
     def thumbnail(place: int) -> NDArray[np.uint8]:
         try:

@@ -1,32 +1,31 @@
-"""The images that a run leaves out on its way: their files are no longer what the manifest says."""
+"""Quarantines images during a run whose files have changed since the manifest was made."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from pharmclf import storage
+from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.events import Event, ImagesQuarantined
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.core.units import format_examples
 from pharmclf.data.manifest import Manifest
 
-_MAX_NAMED = 5  # said one by one; the others are counted
-_WRITE_INTERVAL_S = 10.0  # at most so often the list is written, and the count is said
+_MAX_NAMED = 5  # reported one by one; the others are counted
+_WRITE_INTERVAL_S = 10.0  # between two writes of the list
 
 
 class Quarantine:
-    """Collects such images from all who decode files, says each once, and judges whether there are too many.
+    """Collects such images from all decoders, reports each once, and decides whether there are too many.
 
-    Those that the manifest has quarantined count too. It is called from any thread.
+    Images that the manifest has quarantined count too. Thread-safe.
     """
 
-    def __init__(
-        self, manifest: Manifest, max_bad_share: float, say: Callable[[str], None], location: str = ""
-    ) -> None:
-        """Nothing is quarantined beside what the manifest has quarantined.
+    def __init__(self, manifest: Manifest, max_bad_share: float, say: Say, location: str = "") -> None:
+        """Start without further quarantined images.
 
         Args:
             manifest: of the images.
@@ -46,7 +45,7 @@ class Quarantine:
             self.add(event.reasons)
 
     def add(self, reasons: Mapping[int, str]) -> None:
-        """Quarantine rows of the manifest; those that are quarantined already are passed over."""
+        """Quarantine rows of the manifest; those that are quarantined already are ignored."""
         with self._lock:
             new = {row: reason for row, reason in reasons.items() if row not in self._lost}
             if not new:
@@ -62,7 +61,7 @@ class Quarantine:
             self.write()
 
     def write(self) -> None:
-        """Write the list, and say how many images have joined it unnamed."""
+        """Write the list, and report the number of further images."""
         with self._lock:
             self._written_at, count = time.monotonic(), len(self._lost)
             more, self._reported = count - self._reported, count
@@ -70,7 +69,7 @@ class Quarantine:
             return
         where = ""
         if self._location:
-            try:  # the run does not wait for a list
+            try:  # the run does not wait for the list
                 with storage.timeout(OPTIONAL_STORAGE_S):
                     self.manifest.write_quarantine(self._location)
                 where = f", listed in {self._location}"
@@ -81,28 +80,28 @@ class Quarantine:
 
     @property
     def rows(self) -> frozenset[int]:
-        """Rows of the manifest that are quarantined here."""
+        """Rows of the manifest that were quarantined during the run."""
         with self._lock:
             return frozenset(self._lost)
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest in which these images are quarantined as well; its splits and classes stay."""
+        """The manifest with these images quarantined; splits and classes stay."""
         with self._lock:
             return self._manifest.with_status(self._lost)
 
     @property
     def exceeds_limit(self) -> bool:
-        """Whether more images are quarantined than the run may lose."""
+        """Whether more images are quarantined than allowed."""
         with self._lock:
             bad = len(self._manifest.quarantined) + len(self._lost)
             return bool(self._lost) and bad > self._share * len(self._manifest.table)
 
     def check(self) -> None:
-        """Raise where it is full.
+        """Raise where too many images are quarantined.
 
         Raises:
-            ConfigError: more than `max_bad_share` of the images are quarantined; it names some.
+            ConfigError: more than `max_bad_share` of the images are quarantined; the message names some.
         """
         if not self.exceeds_limit:
             return
@@ -112,16 +111,16 @@ class Quarantine:
         paths, total = self._manifest.table["path"], len(self._manifest.table)
         bad = len(self._manifest.quarantined) + len(lost)
         first = format_examples([f"{paths[row]}: {reason}" for row, reason in lost.items()], _MAX_NAMED, "; ")
-        where = f", the whole list is in {self._location}" if self._location else ""
+        where = f", the full list is in {self._location}" if self._location else ""
         raise ConfigError(
             f"{bad:,} of {total:,} images are bad ({bad / total:.1%}), expected at most {self._share:.1%}; "
-            f"{len(lost):,} of them are not what they were when the data set was listed: {first}{where}. "
+            f"{len(lost):,} of them have changed since the data set was listed: {first}{where}. "
             "Restore them, or accept more with --max-bad, and give the same command again"
         )
 
 
 def quarantine_note(manifest: Manifest, rows: Mapping[int, str]) -> str:
-    """A note on images that are left out of a set: how many, and some of them by name.
+    """A note on images that are left out of a set: their number, and the names of some.
 
     Args:
         manifest: of the set.
@@ -129,4 +128,4 @@ def quarantine_note(manifest: Manifest, rows: Mapping[int, str]) -> str:
     """
     paths = manifest.table["path"]
     first = format_examples([f"{paths[row]}: {reason}" for row, reason in rows.items()], _MAX_NAMED, "; ")
-    return f"left out, since the file is not what it was when the set was listed: {len(rows):,} images ({first})"
+    return f"left out, since the file has changed since the set was listed: {len(rows):,} images ({first})"

@@ -1,17 +1,19 @@
-"""The manifest that a run began with, compared with the images as they are now; the run keeps it."""
+"""Compares the manifest of a run with its images when the run is resumed; the run keeps the manifest."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
 from pharmclf.data.dataset_listing import list_dataset
+from pharmclf.data.folder_layouts import label_key
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, cached_manifest, data_location, layout_options, manifest_cache
+from pharmclf.data.scan import ProgressCallback
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,13 @@ class DatasetChanges:
     """How a data set differs from the manifest of a run; relative paths, sorted."""
 
     added: Sequence[str] = ()
-    """Files that the manifest does not know."""
+    """Files that are not in the manifest."""
     missing: Sequence[str] = ()
-    """Usable rows of the manifest whose files are gone."""
+    """Files of usable rows that do not exist."""
     changed: Sequence[str] = ()
-    """Usable rows of the manifest whose files have another size or content."""
+    """Files of usable rows that have another size or content."""
     relabelled: Sequence[str] = ()
-    """Usable rows of the manifest whose files have another label now."""
+    """Files of usable rows that have another label."""
 
     def text(self) -> str:
         """The changes as one line; "" where there are none."""
@@ -46,11 +48,11 @@ def _format_part(paths: Sequence[str], one: str, several: str, state: str) -> st
 
 
 def read_run_manifest(folder: str, fingerprint: str) -> Manifest | None:
-    """The manifest that a run has written into its folder; None where it is not there, or is not the run's.
+    """Read the manifest from a run's folder; None where it is missing, or of other data.
 
     Args:
         folder: of the run.
-        fingerprint: of its data, as its record says.
+        fingerprint: of the run's data, from its record.
     """
     location = storage.join(folder, MANIFEST_FILE)
     if not storage.is_file(location):
@@ -66,20 +68,20 @@ def update_run_manifest(
     config: RunConfig,
     folder: str,
     kept: Manifest,
-    say: Callable[[str], None],
-    progress: Callable[[int, int], None] | None = None,
+    say: Say,
+    progress: ProgressCallback | None = None,
 ) -> Manifest:
-    """The manifest of a run with its images where they are now; what differs from the manifest is said.
+    """The manifest of a run with the present locations of its images; report how the images differ from it.
 
-    Where the data set is at its old place, names and sizes are compared, and nothing is read. At another place every
-    file is read once, and compared by its sha256.
+    At the same location, names and sizes are compared, and no file is read. At another location every file is read
+    once, and compared by its sha256.
 
     Args:
-        config: the run, as it is resumed.
+        config: the resumed run.
         folder: of the run.
         kept: its manifest.
         say: takes lines for the console.
-        progress: called with (files done, files) while images at another place are read.
+        progress: called with (files done, files) while images at another location are read.
 
     Raises:
         ConfigError: no images there, or more of the run's are missing or changed than `max_bad` accepts.
@@ -100,12 +102,12 @@ def update_run_manifest(
     share = (lost + len(kept.quarantined)) / max(1, len(kept.table))
     if lost and share > config.max_bad_share:
         raise ConfigError(
-            f"run {folder} has begun with other images than {config.data} has now: of its {len(kept.table):,}, "
+            f"run {folder} started with other images than {config.data} has now: of its {len(kept.table):,}, "
             f"{changes.text()}; {share:.1%} are bad, expected at most {config.max_bad_share:.1%}. Restore the files, "
             "accept more with --max-bad, or give a new --name"
         )
     if text := changes.text():
-        say(f"note: the run keeps the images that it began with: {text}")
+        say(f"note: the run keeps the images that it started with: {text}")
     return kept
 
 
@@ -116,32 +118,27 @@ def compare_files(
 
     Args:
         kept: the manifest.
-        found: location -> size in bytes, or sha256; of the files that are listed.
+        found: location -> size in bytes, or sha256; of the listed files.
         labels: location -> label, of the same files.
-        by: the column of the manifest that `found` is compared with.
+        by: the column of the manifest to compare with `found`.
     """
     rows, prefix, known = kept.ok, kept.root.rstrip("/") + "/", set(kept.table["path"])
     missing, changed, relabelled = [], [], []
     for path, value, label in zip(rows["path"], rows[by], rows["label"], strict=True):
         relative = path.removeprefix(prefix)
-        if not found.get(path):  # a file that is no longer listed may still be there
+        if not found.get(path):  # a file that is not listed may exist
             if storage.is_remote(path) or not storage.is_file(path):
                 missing.append(relative)
         elif found[path] != value:
             changed.append(relative)
-        elif _normalize_label(labels[path]) != _normalize_label(label):
+        elif label_key(labels[path]) != label_key(label):
             relabelled.append(relative)
     added = sorted(path.removeprefix(prefix) for path in found if path not in known)
     return DatasetChanges(added, missing, changed, relabelled)
 
 
-def _normalize_label(label: str) -> str:
-    """A label without what makes no difference to a reader."""
-    return " ".join(unicodedata.normalize("NFC", label).casefold().split())
-
-
 def _relocate(kept: Manifest, root: str) -> Manifest:
-    """The manifest with its files below another folder."""
+    """A copy with the files below another folder."""
     prefix = kept.root.rstrip("/") + "/"
     table = kept.table.copy()
     table["path"] = [

@@ -1,7 +1,7 @@
-"""Stateless random numbers: pure functions of what they are for, the same on every machine and version.
+"""Stateless random numbers: pure functions of (seed, stream, row), the same on every machine and version.
 
 numpy's generators promise no stable stream across versions and need a state that a resume would have to carry; a
-counter-based hash needs neither.
+counter-based hash has neither problem.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import numpy as np
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): uint64 -> uint64, a bijection that looks random."""
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): uint64 -> uint64, a pseudo-random bijection."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def _row_keys(seed: int, stream: int, rows: np.ndarray) -> np.ndarray:
@@ -26,7 +27,7 @@ def uniforms(seed: int, stream: int, rows: np.ndarray, num_draws: int) -> np.nda
     """Numbers in [0, 1) that depend on (seed, stream, row, draw) alone.
 
     Args:
-        stream: what the numbers are for, an epoch or a view.
+        stream: an epoch or a view.
         rows: (n,) row numbers.
 
     Returns:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.manifests import build_manifest
 from PIL import Image
+from support.manifests import build_manifest
 from support.s3server import Gateway
 
 from pharmclf import storage

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.manifests import build_manifest
 from PIL import Image, ImageOps
+from support.manifests import build_manifest
 
 from pharmclf.data.leakage import find_leaked_images
 from pharmclf.data.manifest import Manifest

@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
-from support.manifests import build_manifest
 from PIL import Image
+from support.manifests import build_manifest
 
 from pharmclf import storage
 from pharmclf.config import ConfigError

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.manifests import build_manifest
 from PIL import Image
+from support.manifests import build_manifest
 
 from pharmclf.config import RunConfig
 from pharmclf.data.batch_sampler import PADDING

@@ -56,7 +56,7 @@ def test_files_that_came_went_or_changed_are_named_and_the_rows_stay(began):
     assert again.class_names == ("a", "b")
     assert (again.rows("train") == made.rows("train")).all()
     assert said == [
-        "note: the run keeps the images that it began with: 2 new files are not used (the first is a/98.png); "
+        "note: the run keeps the images that it started with: 2 new files are not used (the first is a/98.png); "
         "1 file is gone (a/00.png); 1 file has changed (b/01.png)"
     ]
 
@@ -105,7 +105,7 @@ def test_the_same_images_at_another_place_are_used_there_and_other_images_are_re
     ]
     for number in range(20):
         _draw(tmp_path / "other" / "ab"[number % 2] / f"{number:02d}.png", 100 + number)
-    with pytest.raises(ConfigError, match=r"has begun with other images than .*: of its 20, 20 files have changed"):
+    with pytest.raises(ConfigError, match=r"started with other images than .*: of its 20, 20 files have changed"):
         update_run_manifest(RunConfig(data=str(tmp_path / "other"), storage=config.storage), folder, made, print)
 
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from support.manifests import build_manifest
 from PIL import Image
+from support.manifests import build_manifest
 
 from pharmclf.core.hashing import sha256_file
 from pharmclf.data.image_decoding import decode
