@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import psutil
 
 from pharmclf.core.units import format_memory
 from pharmclf.diagnostics.machine_check import RayNodeInfo
 from pharmclf.diagnostics.results import Finding, fail, ok, warn
-from pharmclf.monitoring.gpu import DriverNvml, NvmlUnavailableError
+from pharmclf.monitoring import DriverNvml, GpuProcess, NvmlUnavailableError
 
-_FIELDS = ("index", "name", "driver_version", "compute_cap", "memory.used", "memory.total")
-_COMMAND = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
-_TIMEOUT_S = 10.0
-_MIB = 1 << 20
 _MIN_BYTES = 2 << 30  # free, for a small network at a small batch
 _HELD_SHARE = 0.1  # of the memory; a desktop takes less
 _MIXED_CAPABILITY = {"mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}
@@ -53,52 +46,31 @@ class DriverInfo:
 def inspect_driver() -> DriverInfo:
     """Ask the driver of this node."""
     try:
-        asked = subprocess.run(_COMMAND, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    except FileNotFoundError:
-        return DriverInfo(missing="no NVIDIA driver (there is no nvidia-smi)")
-    except (OSError, subprocess.SubprocessError) as error:
-        return DriverInfo(missing=f"nvidia-smi does not answer: {error}")
-    if asked.returncode:
-        said = " ".join((asked.stdout + asked.stderr).split())[:200]
-        return DriverInfo(missing=f"nvidia-smi ended with {asked.returncode}: {said}")
-    found = parse_nvidia_smi(asked.stdout)
-    return replace(found, gpus=tuple(replace(gpu, holders=_gpu_processes(gpu.index)) for gpu in found.gpus))
+        nvml = DriverNvml()
+    except NvmlUnavailableError as error:
+        return DriverInfo(missing=str(error))
+    gpus = tuple(_inspect_gpu(nvml, index) for index in range(nvml.num_gpus))
+    return DriverInfo(gpus=gpus, version=nvml.driver_version)
 
 
-def parse_nvidia_smi(text: str) -> DriverInfo:
-    """What nvidia-smi has said."""
-    gpus, version = [], ""
-    for row in csv.reader(io.StringIO(text), skipinitialspace=True):
-        if len(row) != len(_FIELDS) or not row[0].strip().isdigit():
-            continue
-        index, name, version, capability, used, total = (cell.strip() for cell in row)
-        major, _, minor = capability.partition(".")
-        gpus.append(
-            Gpu(
-                index=int(index),
-                name=name,
-                capability=(int(major), int(minor)) if major.isdigit() and minor.isdigit() else None,
-                used_bytes=int(used) * _MIB if used.isdigit() else None,
-                total_bytes=int(total) * _MIB if total.isdigit() else None,
-            )
-        )
-    return DriverInfo(gpus=tuple(gpus), version=version, missing="" if gpus else "the driver knows of no GPU")
+def _inspect_gpu(nvml: DriverNvml, index: int) -> Gpu:
+    reading = nvml.read(index)
+    return Gpu(
+        index=index,
+        name=reading.name,
+        capability=nvml.compute_capability(index),
+        used_bytes=reading.memory_used_bytes,
+        total_bytes=reading.memory_total_bytes,
+        holders=tuple(map(_describe_process, nvml.processes(index))),
+    )
 
 
-def _gpu_processes(index: int) -> tuple[str, ...]:
-    """Who holds the memory of a GPU, as far as NVML tells."""
-    try:
-        holders = DriverNvml().processes(index)
-    except NvmlUnavailableError:
-        return ()
-    found = []
-    for holder in holders:
-        name = "process"
-        with contextlib.suppress(psutil.Error):  # of another container, or gone
-            name = psutil.Process(holder.pid).name()
-        size = f" ({format_memory(holder.used_bytes)})" if holder.used_bytes is not None else ""
-        found.append(f"{name} {holder.pid}{size}")
-    return tuple(found)
+def _describe_process(process: GpuProcess) -> str:
+    name = "process"
+    with contextlib.suppress(psutil.Error):  # of another container, or gone
+        name = psutil.Process(process.pid).name()
+    size = f" ({format_memory(process.used_bytes)})" if process.used_bytes is not None else ""
+    return f"{name} {process.pid}{size}"
 
 
 def check_gpus(facts: DriverInfo, ray: RayNodeInfo | None, accelerator: str, precision: str) -> list[Finding]:

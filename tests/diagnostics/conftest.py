@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from memory_mounts import Mounted
+from support.nvml_library import Library, install_library
 
 
 @pytest.fixture
@@ -28,3 +29,9 @@ def mounted(tmp_path: Path) -> Iterator[Mounted]:
             return folder
 
         yield mount
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    """The driver of a machine with two GPUs."""
+    return install_library(monkeypatch)

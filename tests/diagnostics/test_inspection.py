@@ -1,19 +1,24 @@
-"""What is collected: limits of containers, what nvidia-smi and TensorFlow have said, clocks, code, hung work."""
+"""What is collected: limits of containers, what the driver and TensorFlow have said, clocks, code, hung work."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import socket
 from pathlib import Path
 
+import psutil
+import pynvml
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.nvml_library import Library
 
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.diagnostics.clock_skew import min_clock_offset_s
 from pharmclf.diagnostics.disk_check import inspect_disks, paths_written_by
-from pharmclf.diagnostics.gpu_check import Gpu, inspect_driver, parse_nvidia_smi
+from pharmclf.diagnostics.gpu_check import DriverInfo, Gpu, inspect_driver
 from pharmclf.diagnostics.image_check import probe_images, sample_locations
 from pharmclf.diagnostics.machine_check import container_limits, inspect_machine
 from pharmclf.diagnostics.network_check import Endpoint, PortListener, try_connect
@@ -75,26 +80,22 @@ def test_a_clock_offset_is_never_told_larger_than_it_is(
     assert abs(least) >= abs(offset) - took - grain - 1e-6
 
 
-def test_what_nvidia_smi_says_is_read() -> None:
-    """Two cards, one of which is lost; a driver without cards; a tool that is not there."""
-    text = "0, NVIDIA A100-SXM4-80GB, 550.54.15, 8.0, 1024, 81920\n1, Tesla T4, 550.54.15, 7.5, [GPU is lost], [N/A]\n"
-    found = parse_nvidia_smi(text)
-    assert found.version == "550.54.15"
-    assert found.gpus == (
-        Gpu(index=0, name="NVIDIA A100-SXM4-80GB", capability=(8, 0), used_bytes=1 << 30, total_bytes=80 << 30),
-        Gpu(index=1, name="Tesla T4", capability=(7, 5), used_bytes=None, total_bytes=None),
-    )
-    assert parse_nvidia_smi("No devices were found\n").missing == "the driver knows of no GPU"
+def test_what_the_driver_says_of_its_gpus_is_kept(library: Library) -> None:
+    """Two cards with a process of this machine and one that is not seen here."""
+    library.processes = [(os.getpid(), 5 << 30), (2**22 + 1, 1 << 30)]
+    found = inspect_driver()
+    holders = (f"{psutil.Process().name()} {os.getpid()} (5.0 GiB)", f"process {2**22 + 1} (1.0 GiB)")
+    card = Gpu(index=0, name="NVIDIA L4", capability=(8, 9), used_bytes=20 << 30, total_bytes=24 << 30, holders=holders)
+    assert found == DriverInfo(gpus=(card, dataclasses.replace(card, index=1)), version="550.54.15")
 
 
-def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Also where nvidia-smi is there and fails."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no NVIDIA driver" in inspect_driver().missing
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho Failed to initialize NVML: Driver/library version mismatch\nexit 18\n")
-    tool.chmod(0o755)
-    assert inspect_driver().missing.startswith("nvidia-smi ended with 18: Failed to initialize NVML")
+def test_a_card_that_is_lost_is_listed_and_says_nothing_of_its_memory(library: Library) -> None:
+    """A driver that does not work says so."""
+    library.broken = {"nvmlDeviceGetHandleByIndex_v2": pynvml.NVML_ERROR_GPU_IS_LOST}
+    gpu = inspect_driver().gpus[1]
+    assert gpu == Gpu(index=1, name="", capability=None, used_bytes=None, total_bytes=None)
+    library.broken = {"nvmlInitWithFlags": pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH}
+    assert "version mismatch" in inspect_driver().missing
 
 
 ERRORS = """2026-11-25 22:01:01.123456: I tensorflow/core/util/port.cc:153] oneDNN custom operations are on.
