@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
 from pharmclf.core.units import format_memory
 from pharmclf.diagnostics.results import Finding, fail, ok, warn
+from pharmclf.monitoring.cgroup import ControlGroup
 from pharmclf.monitoring.cores import schedulable_cores
 
 _SHARED = "/dev/shm"
@@ -22,9 +21,6 @@ _STORE_SHARE, _STORE_BYTES, _OF_SHARED = 0.3, 10**10, 0.95
 _MIN_BYTES = 1 << 30  # assumed: a process with TensorFlow and a small network, and Ray beside it
 _SCARCE_BYTES = 4 << 30
 _SLACK = 1.02  # Ray and the kernel round differently
-
-Read = Callable[[str], str]
-"""The content of a file by its path; raises OSError where it is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,70 +65,17 @@ class RayNodeInfo:
 
 def inspect_machine() -> Machine:
     """Look at the machine of this process."""
-    cores = schedulable_cores()
-    quota, limit, used = container_limits(lambda path: Path(path).read_text("utf-8"))
-    memory = psutil.virtual_memory()
-    available = memory.available if limit is None else min(memory.available, max(0, limit - used))
+    group, memory = ControlGroup(), psutil.virtual_memory()
+    used, limit = group.memory() or (0, memory.total)
     return Machine(
         host=socket.gethostname(),
-        cores=cores,
-        quota_cpus=quota,
+        cores=schedulable_cores(),
+        quota_cpus=group.num_cpus,
         memory_bytes=memory.total,
-        limit_bytes=limit if limit is not None and limit < memory.total else None,
-        available_bytes=available,
+        limit_bytes=limit if limit < memory.total else None,
+        available_bytes=min(memory.available, max(0, limit - used)),
         shared_bytes=shutil.disk_usage(_SHARED).total if os.path.isdir(_SHARED) else 0,
     )
-
-
-def container_limits(read: Read) -> tuple[float | None, int | None, int]:
-    """What the control groups of Linux, version 1 or 2, allow this process.
-
-    Args:
-        read: reads a file.
-
-    Returns:
-        cores, memory in bytes, and how much of it cannot be freed at once; None: no bound.
-    """
-    cpus: list[float] = []
-    memories: list[tuple[int, int]] = []
-    for folder in _cgroup_folders(read):
-        quota, _, period = _value(read, f"{folder}/cpu.max").partition(" ")
-        if quota.isdigit() and period.isdigit() and int(period):
-            cpus.append(int(quota) / int(period))
-        memories += _memory(read, folder, "memory.max", "memory.current", "inactive_file")
-    quota, period = (_value(read, f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
-    if quota.isdigit() and period.isdigit() and int(period):  # -1: none
-        cpus.append(int(quota) / int(period))
-    names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-    memories += _memory(read, "/sys/fs/cgroup/memory", *names)
-    limit, used = min(memories, default=(None, 0), key=lambda found: found[0] - found[1])
-    return min(cpus, default=None), limit, used
-
-
-def _cgroup_folders(read: Read) -> Iterator[str]:
-    """The folders of this process's group and of those around it, in version 2."""
-    for line in _value(read, "/proc/self/cgroup").splitlines():
-        number, _, path = line.partition("::")
-        if number == "0":
-            parts = [part for part in path.split("/") if part and part != ".."]
-            for depth in range(len(parts), -1, -1):
-                yield "/".join(["/sys/fs/cgroup", *parts[:depth]])
-
-
-def _memory(read: Read, folder: str, limit_file: str, used_file: str, freeable: str) -> list[tuple[int, int]]:
-    limit, used = _value(read, f"{folder}/{limit_file}"), _value(read, f"{folder}/{used_file}")
-    if not (limit.isdigit() and used.isdigit() and int(limit) < 1 << 60):  # version 1 has a huge number for no bound
-        return []
-    lines = (line.split() for line in _value(read, f"{folder}/memory.stat").splitlines())
-    pages = sum(int(words[1]) for words in lines if len(words) == 2 and words[0] == freeable)
-    return [(int(limit), max(0, int(used) - pages))]
-
-
-def _value(read: Read, path: str) -> str:
-    try:
-        return read(path).strip()
-    except (OSError, ValueError):
-        return ""
 
 
 def check_cpus(machine: Machine, ray: RayNodeInfo | None) -> Finding:

@@ -1,4 +1,4 @@
-"""What is collected: limits of containers, what the driver and TensorFlow have said, clocks, code, hung work."""
+"""What is collected: what the driver and TensorFlow have said, clocks, code, hung work."""
 
 from __future__ import annotations
 
@@ -20,44 +20,12 @@ from pharmclf.diagnostics.clock_skew import min_clock_offset_s
 from pharmclf.diagnostics.disk_check import inspect_disks, paths_written_by
 from pharmclf.diagnostics.gpu_check import DriverInfo, Gpu, inspect_driver
 from pharmclf.diagnostics.image_check import probe_images, sample_locations
-from pharmclf.diagnostics.machine_check import container_limits, inspect_machine
+from pharmclf.diagnostics.machine_check import inspect_machine
 from pharmclf.diagnostics.network_check import Endpoint, PortListener, try_connect
 from pharmclf.diagnostics.package_check import code_fingerprint, inspect_packages
 from pharmclf.diagnostics.tensorflow_check import parse_probe_output
 
 ROOT = Path(__file__).parents[2]
-V1 = "/sys/fs/cgroup"
-
-
-@pytest.mark.parametrize(
-    ("files", "limits"),
-    [
-        ({}, (None, None, 0)),
-        ({"/proc/self/cgroup": "0::/", f"{V1}/cpu.max": "max 100000"}, (None, None, 0)),
-        ({"/proc/self/cgroup": "0::/a/b", f"{V1}/a/b/cpu.max": "250000 100000"}, (2.5, None, 0)),
-        # the tightest of those around it counts
-        ({"/proc/self/cgroup": "0::/a/b", f"{V1}/a/b/cpu.max": "400000 100000", f"{V1}/a/cpu.max": "100000 100000"},
-         (1.0, None, 0)),
-        ({"/proc/self/cgroup": "0::/../pod", f"{V1}/cpu.max": "200000 100000"}, (2.0, None, 0)),
-        ({"/proc/self/cgroup": "0::/", f"{V1}/memory.max": "8000", f"{V1}/memory.current": "5000",
-          f"{V1}/memory.stat": "anon 1\ninactive_file 2000\nfile 3"}, (None, 8000, 3000)),
-        ({"/proc/self/cgroup": "0::/", f"{V1}/memory.max": "max", f"{V1}/memory.current": "5000"}, (None, None, 0)),
-        ({f"{V1}/cpu/cpu.cfs_quota_us": "-1", f"{V1}/cpu/cpu.cfs_period_us": "100000"}, (None, None, 0)),
-        ({f"{V1}/cpu/cpu.cfs_quota_us": "50000", f"{V1}/cpu/cpu.cfs_period_us": "100000",
-          f"{V1}/memory/memory.limit_in_bytes": "4096", f"{V1}/memory/memory.usage_in_bytes": "96"}, (0.5, 4096, 96)),
-        ({f"{V1}/memory/memory.limit_in_bytes": "9223372036854771712",
-          f"{V1}/memory/memory.usage_in_bytes": "96"}, (None, None, 0)),
-    ],
-)  # fmt: skip
-def test_the_limits_of_a_container_are_read_in_both_versions(files: dict[str, str], limits: tuple) -> None:
-    """cgroup 2 with groups inside groups, cgroup 1 with its huge number for no bound, and neither."""
-
-    def read(path: str) -> str:
-        if path not in files:
-            raise FileNotFoundError(path)
-        return files[path]
-
-    assert container_limits(read) == limits
 
 
 def test_this_machine_is_described() -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from pharmclf.monitoring.cgroup import ControlGroup
 from pharmclf.monitoring.host import HostSampler
@@ -103,6 +104,32 @@ def test_without_limits_nothing_is_said_of_them(tmp_path: Path) -> None:
     write(tmp_path / "cgroup" / "a", memory__max="max", memory__current=1, cpu__max="max 100000")
     for found in (group(tmp_path, "0::/a\n"), ControlGroup(tmp_path / "none", tmp_path / "none")):
         assert (found.num_cpus, found.memory(), found.cpu_seconds()) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("membership", "quotas", "num_cpus"),
+    [
+        ("0::/a/b", {"a/b": "250000 100000"}, 2.5),
+        ("0::/a/b", {"a/b": "400000 100000", "a": "100000 100000"}, 1.0),  # the tightest of those around it counts
+        ("0::/../pod", {"": "200000 100000"}, 2.0),
+        ("0::/", {"": "max 100000"}, None),
+    ],
+)
+def test_the_tightest_quota_on_the_way_up_is_the_number_of_cpus(
+    tmp_path: Path, membership: str, quotas: dict[str, str], num_cpus: float | None
+) -> None:
+    """Also for a group that is named from another root, as in a container."""
+    for folder, quota in quotas.items():
+        write(tmp_path / "cgroup" / folder, cpu__max=quota)
+    assert group(tmp_path, membership).num_cpus == num_cpus
+
+
+def test_memory_is_limited_where_the_control_groups_of_version_1_are_mounted(tmp_path: Path) -> None:
+    """A container sees its own group as the root of the mount, whatever the group is called outside."""
+    write(tmp_path / "cgroup" / "memory", memory__limit_in_bytes=4096, memory__usage_in_bytes=96)
+    write(tmp_path / "cgroup" / "cpu", cpu__cfs_quota_us=50000, cpu__cfs_period_us=100000)
+    found = group(tmp_path, "2:memory:/docker/a\n1:cpu:/docker/a\n")
+    assert (found.num_cpus, found.memory()) == (0.5, (96, 4096))
 
 
 def test_in_a_container_processors_and_memory_are_those_of_its_limits(tmp_path: Path) -> None:
