@@ -9,11 +9,11 @@ from typing import Any
 
 from pharmclf.benchmark.device_step import measure_steps, skip_phases
 from pharmclf.benchmark.options import MeasureOptions
-from pharmclf.benchmark.subprocess_call import SubprocessDiedError, run_in_subprocess
 from pharmclf.benchmark.tables import format_number, format_ratio, processor_name
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError, format_error
+from pharmclf.core.subprocess_call import SubprocessDiedError, run_in_subprocess
 from pharmclf.core.tables import align_columns
 from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
 from pharmclf.training.phases import Phase, build_phases

@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 from pharmclf.benchmark.options import MeasureOptions
-from pharmclf.benchmark.subprocess_call import run_in_subprocess
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import suppress_native_stderr
+from pharmclf.core.subprocess_call import run_in_subprocess
 from pharmclf.distributed.cluster import connect
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import HardwareMonitor

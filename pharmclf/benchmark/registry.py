@@ -12,11 +12,11 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.benchmark.scaling_model import ScalingOptions
-from pharmclf.benchmark.subprocess_call import run_in_subprocess
 from pharmclf.benchmark.tables import machine
 from pharmclf.config import RunConfig
 from pharmclf.core.console import print_line
 from pharmclf.core.errors import format_error
+from pharmclf.core.subprocess_call import run_in_subprocess
 from pharmclf.data.destination import check_destination
 
 BACKBONES = ["efficientnet_lite0", "resnet50"]

@@ -16,11 +16,11 @@ from pharmclf.benchmark.class_folders import link_splits
 from pharmclf.benchmark.keras_run import run_keras
 from pharmclf.benchmark.options import MeasureOptions
 from pharmclf.benchmark.pharmclf_run import run_pharmclf
-from pharmclf.benchmark.subprocess_call import run_in_subprocess
 from pharmclf.benchmark.tables import format_number, format_ratio
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
+from pharmclf.core.subprocess_call import run_in_subprocess
 from pharmclf.core.tables import align_columns
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import data_location, split_manifest

@@ -10,8 +10,8 @@ import pytest
 
 from pharmclf.benchmark import devices
 from pharmclf.benchmark.device_step import measure_steps
-from pharmclf.benchmark.subprocess_call import run_in_subprocess
 from pharmclf.config import ConfigError, HeadConfig, RunConfig
+from pharmclf.core.subprocess_call import run_in_subprocess
 from pharmclf.training.phases import Phase, build_phases
 
 CONFIG = RunConfig(image_size=32, batch_size=4, weights="none", workers="0", head=HeadConfig(dense=()))
