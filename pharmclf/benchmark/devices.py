@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pharmclf.benchmark.device_step import measure_steps, skip_phases
@@ -62,7 +63,7 @@ def measure_steps_in_subprocess(
         return skip_phases(phases, _SLOW)
     try:
         return run_in_subprocess(
-            measure_steps, dataclasses.replace(config, workers="0"), phases, precision, gpu, seconds
+            partial(measure_steps, dataclasses.replace(config, workers="0"), phases, precision, gpu, seconds)
         )
     except ConfigError:
         raise

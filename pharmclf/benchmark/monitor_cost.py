@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from functools import partial
 from typing import Any
 
 from pharmclf.benchmark.options import MeasureOptions
@@ -33,7 +34,9 @@ def benchmark_monitor(config: RunConfig, options: MeasureOptions, say: Say) -> d
         loop without and with readings ten times as often; holds: the share is below 1 %.
     """
     every_s = config.hardware_every_s or 5.0
-    row = run_in_subprocess(measure_monitor, dataclasses.replace(config, workers="0"), every_s, options.seconds)
+    row = run_in_subprocess(
+        partial(measure_monitor, dataclasses.replace(config, workers="0"), every_s, options.seconds)
+    )
     say(
         f"hardware monitor: {1e3 * row['reading_s']:.1f} ms of processor time a reading, one every {every_s:g} s, and "
         f"{1e3 * row['writing_s']:.1f} ms a minute to write them: {row['share']:.2%} of a core (at most {ALLOWED:.0%})"

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def run_benchmarks(names: tuple[str, ...], configs: dict[str, tuple[Any, RunConf
         print_line(f"=== {name}")
         options, config = configs[name]
         try:
-            reports[name] = run_in_subprocess(run_benchmark, name, config, options, home)
+            reports[name] = run_in_subprocess(partial(run_benchmark, name, config, options, home))
         except Exception as error:
             print_line(f"{name} failed: {format_error(error)}")
             reports[name] = {"benchmark": name, "rows": [], "failed": format_error(error), "holds": False}

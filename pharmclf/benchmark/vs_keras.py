@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,9 @@ def benchmark_vs_keras(config: RunConfig, options: MeasureOptions, say: Say) -> 
         for name in options.sides:
             say(f"training in {TITLES[name]}")
             settings = config, f"{folder}/splits", len(manifest.class_names), name == "cached", options.seconds
-            sides[name] = run_in_subprocess(run_keras, *settings, time.time())
+            sides[name] = run_in_subprocess(partial(run_keras, *settings, time.time()))
         say("training with this package")
-        sides[OURS] = run_in_subprocess(run_pharmclf, config, options.seconds, time.time())
+        sides[OURS] = run_in_subprocess(partial(run_pharmclf, config, options.seconds, time.time()))
     for side in sides.values():
         accuracy = _accuracy(side.pop("hits"), manifest)
         side |= {"test_accuracy": accuracy.value, "interval": [accuracy.low, accuracy.high]}
