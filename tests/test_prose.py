@@ -42,7 +42,7 @@ INSTEAD = {
 
 ALLOWED = re.compile(
     r"early_patience|plateau_patience|patience=|early stopping|activation (?:function|layer)"
-    r"|\bactivation(?:=|_)|[\"']activation[\"']|--activations|activations/|\.activations|activations_dtype"
+    r"|\bactivation(?:=|_)|[\"']activation[\"']|--activations|activations/|activations\.py|\.activations|activations_dtype"
     r"|[\"']activations?(?:_\w+)?[\"']",
     re.IGNORECASE,
 )
@@ -60,7 +60,6 @@ PENDING = (
     "pharmclf/console.py",
     "pharmclf/core",
     "pharmclf/data",
-    "pharmclf/diagnostics",
     "pharmclf/export",
     "pharmclf/find_rate.py",
     "pharmclf/inference",

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pharmclf.data.batch_sampler import BatchPlan
-from pharmclf.diagnostics.allreduce import allreduce_fn
+from pharmclf.diagnostics.allreduce_check import allreduce_fn
 from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
 from pharmclf.training import collectives, trainer
 from pharmclf.training.batch_loader import device_batches

@@ -1,4 +1,4 @@
-"""Examines machines, storage and data before a run: what is there, what is wrong with it, and how to mend it.
+"""Checks of machines, storage and data before a run: what there is, what is wrong, and the remedy.
 
-Each check collects facts on the node that they are about, and a pure function judges them.
+Facts are collected on the node that they describe (`inspect_*`, `probe_*`); pure functions judge them (`check_*`).
 """

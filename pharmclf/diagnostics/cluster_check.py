@@ -1,100 +1,90 @@
-"""The examination on every node of a Ray cluster: an actor on each, which is asked, and ended."""
+"""The checks on every node of a Ray cluster: an actor on each node runs them."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pharmclf.core.errors import ConfigError, first_line, format_error
-from pharmclf.diagnostics.clock_skew import min_clock_offset_s
 from pharmclf.diagnostics.machine_check import RayNodeInfo
-from pharmclf.diagnostics.network_check import WORKERS, Endpoint, PortListener, try_connect
-from pharmclf.diagnostics.node_check import NodeInfo, NodeRequest, inspect_node
-from pharmclf.diagnostics.package_check import Packages, inspect_packages
+from pharmclf.diagnostics.network_check import Endpoint, check_clock_skew, min_clock_offset_s, open_port, try_connect
+from pharmclf.diagnostics.node_check import NodeInfo, NodeRequest, check_node, inspect_node
+from pharmclf.diagnostics.results import Finding, FindingLevel, Section, fail
+from pharmclf.diagnostics.software_check import LACKS_PACKAGE, check_packages, inspect_packages
 from pharmclf.distributed.cluster import connect, partition_reachable
 from pharmclf.distributed.cluster_auth import require_cluster_auth
 from pharmclf.distributed.scaling_policy import ClusterNode
 
-_START_TIMEOUT_S = 60.0  # for a process of Ray's on a node; measured: up to 20 s on two busy cores
-_PINGS = 3
-_PING_TIMEOUT_S = 10.0
+T = TypeVar("T")
+_START_TIMEOUT_S = 60.0  # for a process of Ray on a node; measured: up to 20 s on two busy cores
 _CONNECT_TIMEOUT_S = 60.0
+_NUM_CLOCK_READINGS, _CLOCK_TIMEOUT_S = 3, 10.0
 
 
 @contextlib.contextmanager
 def connected_cluster() -> Iterator[str]:
-    """Within, this process has joined Ray, whoever may use it -> why it could not, or ""."""
-    before, error = ray.is_initialized(), ""
+    """Inside the block, this process has joined Ray, even an open cluster -> why it could not, or ""."""
+    was_connected, reason = ray.is_initialized(), ""
     try:
-        connect(allow_open=True)  # who may use it is a finding of its own
-    except Exception as failure:
-        error = format_error(failure)
+        connect(allow_open=True)  # access is a check
+    except Exception as error:
+        reason = format_error(error)
     try:
-        yield error
+        yield reason
     finally:
-        if not before:
+        if not was_connected:
             ray.shutdown()
 
 
 class NodeProbe:
-    """Lives on a node."""
+    """Calls functions on a node."""
 
-    def __init__(self) -> None:
-        self._listener: PortListener | None = None
+    def call(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call a function of a module."""
+        return function(*arguments)
 
-    def packages(self) -> dict[str, Any]:
-        """The programs of this node, as plain values: its code may be another."""
-        return dataclasses.asdict(inspect_packages())
 
-    def now(self) -> float:
-        """This node's clock."""
-        return time.time()
-
-    def inspect(self, request: NodeRequest) -> NodeInfo:
-        """All checks of this node."""
-        return inspect_node(request, _ray_context()["session_dir"])
-
-    def open_port_reason(self) -> str:
-        """Why this node's doors for jobs are a danger, "" where they are none."""
-        try:
-            require_cluster_auth(_ray_context(), allow=False)
-        except ConfigError as error:
-            return str(error)
-        return ""
-
-    def listen(self, address: str) -> int:
-        """Open a port for the others to knock at."""
-        self._listener = self._listener or PortListener(address)
-        return self._listener.port
-
-    def try_connect(self, doors: Sequence[Endpoint]) -> list[str]:
-        """Knock at the ports of others."""
-        return try_connect(doors)
+def _inspect_node(request: NodeRequest) -> NodeInfo:
+    return inspect_node(request, _ray_context()["session_dir"])
 
 
 def _ray_context() -> dict[str, Any]:
-    """What this process's Ray says of itself."""
-    return ray.init(ignore_reinit_error=True).address_info
+    """The addresses and folders of this process's Ray."""
+    context: dict[str, Any] = ray.init(ignore_reinit_error=True).address_info
+    return context
+
+
+def _access_error() -> str:
+    """Why the ports of this node for jobs are a danger; "" where they are none."""
+    try:
+        require_cluster_auth(_ray_context(), allow=False)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _open_port(address: str) -> int:
+    """Open a port that stays open while the actor lives."""
+    return int(open_port(address).getsockname()[1])
 
 
 @dataclass(frozen=True)
-class NodeResponse:
-    """What came of asking a node: a value, or why there is none."""
+class NodeResponse(Generic[T]):
+    """The value that a node returned, or why there is none."""
 
-    value: Any = None
+    value: T | None = None
     error: str = ""
 
     @property
     def lacks_package(self) -> bool:
-        """Whether the node could not import what it was asked for."""
+        """Whether the node could not import the function."""
         return "ModuleNotFoundError" in self.error or "ImportError" in self.error
 
 
@@ -102,10 +92,12 @@ class ClusterNodes:
     """The nodes of the cluster that this process has joined, as a context."""
 
     def __init__(self) -> None:
-        """Look which there are."""
-        self.nodes, self.silent = partition_reachable()
-        """Those that answer, and those that Ray takes for living although they do not."""
-        self._entries = {entry["NodeID"]: entry for entry in ray.nodes()}
+        """List the nodes."""
+        self.nodes, self.unreachable = partition_reachable()
+        """Nodes that answer, and nodes that Ray considers alive although they do not."""
+        self.same_code: list[ClusterNode] = []
+        """Nodes that have the code of the driver, once `check` has run."""
+        self._entries: dict[str, dict[str, Any]] = {entry["NodeID"]: entry for entry in ray.nodes()}
         self._actors: dict[str, Any] = {}
 
     def __enter__(self) -> ClusterNodes:
@@ -115,15 +107,61 @@ class ClusterNodes:
             self._actors[node.id] = ray.remote(NodeProbe).options(**options).remote()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for actor in self._actors.values():
             with contextlib.suppress(Exception):  # the node may be gone
                 ray.kill(actor)
 
+    def check(
+        self,
+        request: NodeRequest,
+        *,
+        timeout_s: float,
+        start_timeout_s: float = _START_TIMEOUT_S,
+        unreachable: FindingLevel = "FAIL",
+    ) -> Iterator[tuple[Section, NodeInfo | None]]:
+        """Run the checks of all nodes -> a section for each, as they come, with the facts where there are some.
+
+        Args:
+            request: what to check.
+            timeout_s: seconds for the checks of a node.
+            start_timeout_s: seconds before them for the start of its process.
+            unreachable: level of the finding of a node that does not answer.
+        """
+
+        def section(node: ClusterNode, findings: Sequence[Finding], **facts: Any) -> Section:
+            return Section(title=f"node {node.address}", findings=tuple(findings), facts=facts)
+
+        def no_answer(response: NodeResponse[Any]) -> Finding:
+            if response.lacks_package:
+                return fail("node", response.error, LACKS_PACKAGE)
+            remedy = "see `ray list nodes` and the logs of its raylet; all TCP ports between the nodes must be open"
+            return Finding(check="node", level=unreachable, text=response.error, remedy=remedy)
+
+        for node in self.unreachable:
+            error = "Ray considers it alive, but it accepts no connection"
+            yield section(node, [no_answer(NodeResponse(error=error))]), None
+        driver, first = inspect_packages(), dict[str, list[Finding]]()
+        for node, packages in self._call(inspect_packages, {node.id: () for node in self.nodes}, start_timeout_s):
+            if packages.value is None:
+                yield section(node, [no_answer(packages)]), None
+                continue
+            first[node.id] = [check_packages(driver, packages.value)]
+            if packages.value.code != driver.code:
+                yield section(node, first[node.id], packages=dataclasses.asdict(packages.value)), None
+                continue
+            self.same_code.append(node)
+            if (offset_s := self.clock_offset_s(node)) is not None:
+                first[node.id].append(check_clock_skew(offset_s, "the driver"))
+        arguments = {node.id: (request,) for node in self.same_code}
+        for node, response in self._call(_inspect_node, arguments, timeout_s):
+            info, ray_info = response.value, self.ray_info(node)
+            findings = [no_answer(response)] if info is None else check_node(info, request, ray_info)
+            facts = dataclasses.asdict(info) if info is not None else {}
+            yield section(node, first[node.id] + findings, ray=dataclasses.asdict(ray_info), **facts), info
+
     def ray_info(self, node: ClusterNode) -> RayNodeInfo:
-        """What Ray takes a node for."""
+        """The resources that Ray counts on a node."""
         resources: Mapping[str, float] = self._entries[node.id]["Resources"]
         return RayNodeInfo(
             cpus=node.cpus,
@@ -132,74 +170,64 @@ class ClusterNodes:
             store_bytes=resources.get("object_store_memory", 0.0),
         )
 
-    def packages(self, within_s: float = _START_TIMEOUT_S) -> Iterator[tuple[ClusterNode, NodeResponse]]:
-        """The programs of each node, as they come; what does not answer comes last."""
-        for node, answer in self._ask("packages", {node.id: () for node in self.nodes}, within_s):
-            yield node, NodeResponse(Packages(**answer.value)) if answer.value else answer
-
-    def inspect(
-        self, nodes: Sequence[ClusterNode], request: NodeRequest, within_s: float
-    ) -> Iterator[tuple[ClusterNode, NodeResponse]]:
-        """The facts of nodes, as they come."""
-        yield from self._ask("inspect", {node.id: (request,) for node in nodes}, within_s)
-
-    def open_ports(self, nodes: Sequence[ClusterNode]) -> dict[str, str]:
-        """Why the doors of nodes for jobs are a danger, by address, where they are."""
-        answers = self._ask("open_port_reason", {node.id: () for node in nodes}, _CONNECT_TIMEOUT_S)
-        return {node.address: answer.value for node, answer in answers if answer.value}
+    def access_errors(self) -> dict[str, str]:
+        """By address, why the ports of nodes for jobs are a danger, where they are."""
+        answers = self._call(_access_error, {node.id: () for node in self.same_code}, _CONNECT_TIMEOUT_S)
+        return {node.address: response.value for node, response in answers if response.value}
 
     def clock_offset_s(self, node: ClusterNode) -> float | None:
-        """What the clock of a node is ahead of this one's at least; None where it does not answer."""
-        found: list[float] = []
-        for _ in range(_PINGS):
+        """The least offset of a node's clock from this one; None where it does not answer."""
+        offsets: list[float] = []
+        for _ in range(_NUM_CLOCK_READINGS):
             began = time.time()
             try:
-                seen = ray.get(self._actors[node.id].now.remote(), timeout=_PING_TIMEOUT_S)
+                seen = ray.get(self._actors[node.id].call.remote(time.time), timeout=_CLOCK_TIMEOUT_S)
             except Exception:  # the node may be gone
                 break
-            found.append(min_clock_offset_s(began, time.time(), seen))
-        return max(found, key=abs, default=None)  # each is the least that it can be
+            offsets.append(min_clock_offset_s(began, time.time(), seen))
+        return max(offsets, key=abs, default=None)  # each is a lower bound
 
     def check_connections(self, nodes: Sequence[ClusterNode]) -> dict[str, list[tuple[Endpoint, str]]]:
-        """Let every node knock at all others -> for each, by its address, the doors and what came of it."""
-        ports = {
-            node.id: answer.value
-            for node, answer in self._ask("listen", {node.id: (node.address,) for node in nodes}, _CONNECT_TIMEOUT_S)
-            if answer.value
+        """Let every node connect to all others -> by its address, the endpoints and the results."""
+        opened = self._call(_open_port, {node.id: (node.address,) for node in nodes}, _CONNECT_TIMEOUT_S)
+        ports = {node.id: response.value for node, response in opened}
+        endpoints = {node.id: list(self._endpoints(node, ports[node.id])) for node in nodes}
+        others = {
+            node.id: [endpoint for other in nodes if other.id != node.id for endpoint in endpoints[other.id]]
+            for node in nodes
         }
-        doors = {node.id: self._endpoints(node, ports.get(node.id)) for node in nodes}
-        wanted = {one.id: [door for other in nodes if other.id != one.id for door in doors[other.id]] for one in nodes}
-        answers = self._ask("try_connect", {node: (found,) for node, found in wanted.items()}, _CONNECT_TIMEOUT_S)
+        answers = self._call(try_connect, {id_: (found,) for id_, found in others.items()}, _CONNECT_TIMEOUT_S)
         return {
-            node.address: list(zip(wanted[node.id], answer.value, strict=True))
-            for node, answer in answers
-            if answer.value is not None
+            node.address: list(zip(others[node.id], response.value, strict=True))
+            for node, response in answers
+            if response.value is not None
         }
 
-    def _endpoints(self, node: ClusterNode, port: int | None) -> list[Endpoint]:
-        entry = self._entries[node.id]
-        doors = [Endpoint(address=node.address, port=port, what=WORKERS)] if port else []
-        doors.append(Endpoint(address=node.address, port=node.port, what="of Ray's raylet"))
-        return [*doors, Endpoint(address=node.address, port=entry["ObjectManagerPort"], what="of Ray's object manager")]
+    def _endpoints(self, node: ClusterNode, worker_port: int | None) -> Iterator[Endpoint]:
+        object_manager = self._entries[node.id]["ObjectManagerPort"]
+        if worker_port:
+            yield Endpoint(address=node.address, port=worker_port, what="of a worker")
+        yield Endpoint(address=node.address, port=node.port, what="of Ray's raylet")
+        yield Endpoint(address=node.address, port=object_manager, what="of Ray's object manager")
 
-    def _ask(
-        self, method: str, arguments: Mapping[str, tuple[Any, ...]], within_s: float
-    ) -> Iterator[tuple[ClusterNode, NodeResponse]]:
-        """Call a method on nodes at once; answers as they come, then those that did not."""
-        known = {node.id: node for node in self.nodes}
-        waiting = {getattr(self._actors[id_], method).remote(*own): known[id_] for id_, own in arguments.items()}
-        until = time.monotonic() + within_s
-        while waiting and (left := until - time.monotonic()) > 0:
-            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
+    def _call(
+        self, function: Callable[..., T], arguments: Mapping[str, tuple[object, ...]], timeout_s: float
+    ) -> Iterator[tuple[ClusterNode, NodeResponse[T]]]:
+        """Call a function on nodes at the same time -> responses as they come, then of the nodes without one."""
+        nodes = {node.id: node for node in self.nodes}
+        waiting = {self._actors[id_].call.remote(function, *values): nodes[id_] for id_, values in arguments.items()}
+        until = time.monotonic() + timeout_s
+        while waiting and (left_s := until - time.monotonic()) > 0:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left_s)
             for reference in ready:
-                yield waiting.pop(reference), _get_response(reference)
+                yield waiting.pop(reference), _response(reference)
         for node in waiting.values():
-            yield node, NodeResponse(error=f"no answer within {within_s:.0f} s")
+            yield node, NodeResponse(error=f"no answer within {timeout_s:.0f} s")
 
 
-def _get_response(reference: Any) -> NodeResponse:
+def _response(reference: Any) -> NodeResponse[Any]:
     try:
         return NodeResponse(ray.get(reference))
-    except Exception as error:  # whatever the node's code raises is an answer too
-        raised = [line.strip() for line in str(error).splitlines() if "Error:" in line]
-        return NodeResponse(error=f"{type(error).__name__}: {raised[-1] if raised else first_line(error)}")
+    except Exception as error:  # whatever the code of the node raises
+        lines = [line.strip() for line in str(error).splitlines() if "Error:" in line]
+        return NodeResponse(error=f"{type(error).__name__}: {lines[-1] if lines else first_line(error)}")

@@ -1,4 +1,4 @@
-"""The images of a run as a node reaches them: some are read and decoded."""
+"""Check of the images of a run as a node reaches them: a sample is read and decoded."""
 
 from __future__ import annotations
 
@@ -17,86 +17,82 @@ from pharmclf.data.image_files import is_system_file, relative_path
 from pharmclf.data.scan import NOT_READ, scan_file
 from pharmclf.diagnostics.results import Finding, fail, ok, warn
 
-_SAMPLE = 16
+_SAMPLE_SIZE = 16
 _LISTS = (".csv", ".parquet")
-_SHOWN = 3
+_NUM_EXAMPLES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesInfo:
-    """What became of the sample on a node."""
+    """The result of reading the sample on a node."""
 
     num_read: int
     seconds: float
     bad: tuple[tuple[str, str], ...] = ()
-    """Images that were not decoded: location, why."""
+    """Images that were not decoded: location, reason."""
     unavailable: str = ""
-    """Why the storage gave nothing; the rest of the sample was not tried then."""
+    """Why the storage does not answer; the rest of the sample was not tried."""
 
 
 def sample_locations(config: RunConfig) -> list[str]:
     """Locations of some images of a run; none where it draws them itself.
 
     Raises:
-        ConfigError: there are none, or not where the configuration says.
+        ConfigError: the data cannot be read, or holds no image.
         StorageUnavailableError: the storage does not answer.
     """
     if config.data == DEMO:
         return []
     if config.data.lower().endswith(_LISTS):
         items = list_dataset(config.data).items
-        return [item.location for item in items[:: max(1, len(items) // _SAMPLE)]][:_SAMPLE]
+        return [item.location for item in items[:: max(1, len(items) // _SAMPLE_SIZE)]][:_SAMPLE_SIZE]
     try:
         root = storage.absolute(config.data).rstrip("/")
-        found = (entry.location for entry in storage.list_files(root) if _is_image(relative_path(root, entry.location)))
-        sample = list(itertools.islice(found, _SAMPLE))
+        locations = (entry.location for entry in storage.list_files(root))
+        images = (location for location in locations if _is_image(relative_path(root, location)))
+        sample = list(itertools.islice(images, _SAMPLE_SIZE))
     except storage.StorageUnavailableError:
         raise
     except OSError as error:
         reason = single_line(error)
         raise ConfigError(f"{reason}. Give --data a readable folder, s3:// prefix or list") from error
     if not sample:
-        raise ConfigError(f"{config.data}: no image in it. Expected <class>/<image>.jpg")
+        raise ConfigError(f"{config.data}: received no image. Expected <class>/<image>.jpg")
     return sample
 
 
-def _is_image(relative: str) -> bool:
-    return os.path.splitext(relative)[1].lower() in IMAGE_EXTENSIONS and not is_system_file(relative)
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS and not is_system_file(path)
 
 
 def probe_images(locations: Sequence[str]) -> ImagesInfo:
     """Read and decode images."""
-    began, bad = time.perf_counter(), list[tuple[str, str]]()
-    for number, location in enumerate(locations):
-        try:
+    began, num_read, bad, unavailable = time.perf_counter(), 0, list[tuple[str, str]](), ""
+    try:
+        for location in locations:
             scan = scan_file(location)
-        except storage.StorageUnavailableError as error:
-            seconds = time.perf_counter() - began
-            return ImagesInfo(num_read=number, seconds=seconds, bad=tuple(bad), unavailable=str(error))
-        if scan.status != "ok":
-            bad.append((location, scan.status))
-    return ImagesInfo(num_read=len(locations), seconds=time.perf_counter() - began, bad=tuple(bad))
+            num_read += 1
+            if scan.status != "ok":
+                bad.append((location, scan.status))
+    except storage.StorageUnavailableError as error:
+        unavailable = str(error)
+    return ImagesInfo(num_read=num_read, seconds=time.perf_counter() - began, bad=tuple(bad), unavailable=unavailable)
 
 
-def check_images(facts: ImagesInfo, data: str) -> Finding:
-    """Whether a node can train on the images.
-
-    Args:
-        facts: of the node.
-        data: where the images lie, as the configuration says.
-    """
+def check_images(info: ImagesInfo, data: str) -> Finding:
+    """Whether a node can train on the images at `data`, as in RunConfig; pure."""
     if data == DEMO:
         return ok("data", "the demo draws its images itself")
-    if facts.unavailable:
-        remedy = "see that this node reaches the storage of the images as the driver does"
-        return fail("data", f"{data}: {facts.unavailable}", remedy)
-    if not facts.bad:
-        return ok("data", f"{data}: {facts.num_read} images read and decoded in {facts.seconds:.1f} s")
-    listed = "; ".join(f"{location.removeprefix(f'{data}/')}: {why}" for location, why in facts.bad[:_SHOWN])
-    text = f"{data}: {len(facts.bad)} of {facts.num_read} images cannot be used: {listed}"
-    if len(facts.bad) < facts.num_read:
+    if info.unavailable:
+        remedy = "make the storage of the images reachable from this node, as it is from the driver"
+        return fail("data", f"{data}: {info.unavailable}", remedy)
+    if not info.bad:
+        return ok("data", f"{data}: {info.num_read} images read and decoded in {info.seconds:.1f} s")
+    examples = "; ".join(f"{location.removeprefix(f'{data}/')}: {why}" for location, why in info.bad[:_NUM_EXAMPLES])
+    text = f"{data}: {len(info.bad)} of {info.num_read} images cannot be used: {examples}"
+    if len(info.bad) < info.num_read:
         return warn("data", text, "jobs/prepare.py finds all bad images; a run leaves them out, up to --max-bad")
-    if all(why.startswith(NOT_READ) for _, why in facts.bad):
+    if all(why.startswith(NOT_READ) for _, why in info.bad):
         remedy = "the driver lists them and this node cannot read them: give --data an s3:// prefix, or a folder that "
         return fail("data", text, f"{remedy}all nodes mount, readable by the user of Ray")
-    return fail("data", text, "look at the files: none of the sample is an image that can be decoded")
+    return fail("data", text, "look at the files: no file of the sample can be decoded as an image")

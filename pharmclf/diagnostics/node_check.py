@@ -1,74 +1,80 @@
-"""All checks of one node: collecting what is to be known of it, each with a time of its own, and judging it."""
+"""All checks of one node: facts are collected, each within a time limit, and judged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import format_error
 from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
-from pharmclf.diagnostics.disk_check import Disk, check_disks, inspect_disks, paths_written_by
 from pharmclf.diagnostics.gpu_check import DriverInfo, check_gpus, inspect_driver
 from pharmclf.diagnostics.image_check import ImagesInfo, check_images, probe_images
 from pharmclf.diagnostics.machine_check import (
+    Disk,
     Machine,
     RayNodeInfo,
     check_cpus,
+    check_disk,
     check_memory,
     check_shared_memory,
+    inspect_disks,
     inspect_machine,
+    paths_written_by,
 )
-from pharmclf.diagnostics.proxy_check import ProxyInfo, check_proxies, inspect_proxies
+from pharmclf.diagnostics.network_check import ProxyInfo, check_proxies, inspect_proxies
 from pharmclf.diagnostics.results import Finding, fail
+from pharmclf.diagnostics.software_check import PROBE_TIMEOUT_S, check_tensorflow, probe_tensorflow
 from pharmclf.diagnostics.storage_check import BULK_BYTES, StorageInfo, check_storage_access, probe_storage
-from pharmclf.diagnostics.tensorflow_check import PROBE_TIMEOUT_S, TensorflowInfo, check_tensorflow, probe_tensorflow
+from pharmclf.diagnostics.tensorflow_probe import TensorflowInfo
 
-T = TypeVar("T")
-_MACHINE_TIMEOUT_S, _DRIVER_TIMEOUT_S, _DISKS_TIMEOUT_S, _IMAGES_TIMEOUT_S, _PROXIES_TIMEOUT_S = (
-    5.0,
-    15.0,
-    20.0,
-    30.0,
-    10.0,
-)
 STORAGE_TIMEOUT_S = 20.0
-"""Patience with a storage that does not answer, of the whole examination."""
+"""For a storage that does not answer."""
 _SLACK_S = 5.0
-FULL_CHECK_TIMEOUT_S = (
-    _MACHINE_TIMEOUT_S
-    + _PROXIES_TIMEOUT_S
-    + _DRIVER_TIMEOUT_S
-    + _DISKS_TIMEOUT_S
-    + _IMAGES_TIMEOUT_S
-    + STORAGE_TIMEOUT_S
-    + PROBE_TIMEOUT_S
-    + 2 * _SLACK_S
-)
-"""A node that has not answered by then does not answer."""
+_REMOUNT = "; mount again where the server of a mount is gone"
+
+
+class _Limit(NamedTuple):
+    timeout_s: float
+    check: str
+    remedy: str
+
+
+_LIMITS = {
+    "machine": _Limit(5.0, "machine", "see /proc and /sys on this node"),
+    "proxies": _Limit(10.0, "proxy", "correct http_proxy and the other proxy variables, or unset them"),
+    "storage": _Limit(STORAGE_TIMEOUT_S + _SLACK_S, "storage", f"make it reachable from this node{_REMOUNT}"),
+    "images": _Limit(30.0, "data", f"make the images readable from this node{_REMOUNT}"),
+    "disks": _Limit(20.0, "disk", "see the disk and its mounts; TMPDIR names another one"),
+    "driver": _Limit(15.0, "GPU", "see `nvidia-smi` and `dmesg` on this node, and restart the machine"),
+    "tensorflow": _Limit(PROBE_TIMEOUT_S + _SLACK_S, "tensorflow", "see the dependencies of the package on this node"),
+}
+"""By field of NodeInfo: the time limit, and the check and remedy where its facts are missing."""
+FULL_CHECK_TIMEOUT_S = sum(limit.timeout_s for limit in _LIMITS.values())
+"""For all checks of a node."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeRequest:
-    """What is asked of a node."""
+    """What a node checks."""
 
     config: RunConfig
-    """The run; its locations absolute."""
-    whole: bool
-    """All checks; otherwise those that take no time: storage, disk, shared memory."""
-    beacon: str = ""
+    """The run, with absolute locations."""
+    full: bool
+    """All checks; False: those that take no time: storage, disks, shared memory, proxies."""
+    heartbeat_file: str = ""
     """A file that the driver has written to the storage; "": none."""
     images: tuple[str, ...] = ()
     """Locations of some images."""
-    patience_s: float = STORAGE_TIMEOUT_S
-    """With a storage that does not answer."""
+    storage_timeout_s: float = STORAGE_TIMEOUT_S
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeInfo:
-    """What is known of a node. What was not asked for, or did not answer, is None."""
+    """The facts of a node; None: not requested, or missing."""
 
     machine: Machine | None = None
     proxies: ProxyInfo | None = None
@@ -78,83 +84,63 @@ class NodeInfo:
     driver: DriverInfo | None = None
     tensorflow: TensorflowInfo | None = None
     silent: Mapping[str, str] = field(default_factory=dict)
-    """Why a check has no facts, by the name of its field."""
+    """By name of a field, why its facts are missing."""
 
 
 def inspect_node(request: NodeRequest, ray_folder: str = "") -> NodeInfo:
-    """Collect what is to be known of this node; ends in the time that the checks have, whatever hangs.
+    """Collect the facts of this node; returns within the time limits, whatever hangs.
 
     Args:
-        request: what is asked.
-        ray_folder: where this node's Ray keeps its files; "": there is none yet.
+        request: what to check.
+        ray_folder: folder of this node's Ray; "": there is no Ray yet.
     """
-    config, whole, facts, silent = request.config, request.whole, dict[str, Any](), dict[str, str]()
+    config, facts, silent = request.config, dict[str, Any](), dict[str, str]()
 
-    def collect(name: str, limit_s: float, work: Callable[[], T]) -> T | None:
+    def collect(name: str, work: Callable[[], object], timeout_s: float | None = None) -> None:
         try:
-            facts[name] = value = run_with_timeout(limit_s, work)
+            facts[name] = run_with_timeout(timeout_s or _LIMITS[name].timeout_s, work)
         except CallTimeoutError as error:
             silent[name] = str(error)
-        except Exception as error:  # what a check could not expect must not hide what the others find
+        except Exception as error:  # an unexpected error of one check must not hide the results of the others
             silent[name] = format_error(error)
-        else:
-            return value
-        return None
 
-    collect("machine", _MACHINE_TIMEOUT_S, inspect_machine)
-    collect("proxies", _PROXIES_TIMEOUT_S, inspect_proxies)
-    with storage.timeout(request.patience_s):
-        bulk = BULK_BYTES if whole else 0
-        limit_s = request.patience_s + _SLACK_S
-        collect("storage", limit_s, lambda: probe_storage(config.storage, bulk_bytes=bulk, beacon=request.beacon))
-        if whole and request.images:
-            collect("images", _IMAGES_TIMEOUT_S, lambda: probe_images(request.images))
-    collect("disks", _DISKS_TIMEOUT_S, lambda: inspect_disks(paths_written_by(config, ray_folder), speed=whole))
-    if whole:
-        driver = collect("driver", _DRIVER_TIMEOUT_S, inspect_driver)
-        gpus = config.accelerator != "cpu" and bool(driver and driver.gpus)
-        limit_s = PROBE_TIMEOUT_S + _SLACK_S
-        collect("tensorflow", limit_s, lambda: probe_tensorflow(config.precision, xla=config.xla, gpus=gpus))
+    collect("machine", inspect_machine)
+    collect("proxies", inspect_proxies)
+    with storage.timeout(request.storage_timeout_s):
+        bulk_bytes = BULK_BYTES if request.full else 0
+        probe = partial(probe_storage, config.storage, bulk_bytes=bulk_bytes, heartbeat_file=request.heartbeat_file)
+        collect("storage", probe, request.storage_timeout_s + _SLACK_S)
+        if request.full and request.images:
+            collect("images", lambda: probe_images(request.images))
+    collect("disks", lambda: inspect_disks(paths_written_by(config, ray_folder), speed=request.full))
+    if request.full:
+        collect("driver", inspect_driver)
+        driver: DriverInfo = facts.get("driver", DriverInfo())
+        gpus = config.accelerator != "cpu" and bool(driver.gpus)
+        collect("tensorflow", lambda: probe_tensorflow(config, gpus=gpus))
     return NodeInfo(silent=silent, **facts)
 
 
-_NO_ANSWER_FINDINGS = {
-    "machine": ("machine", "see /proc and /sys on this node"),
-    "proxies": ("proxy", "correct http_proxy and its like, or unset them"),
-    "storage": ("storage", "see that this node reaches it; a mount whose server is gone must be mounted anew"),
-    "images": ("data", "see that this node reaches the images; a mount whose server is gone must be mounted anew"),
-    "disks": ("disk", "see the disk and its mounts; a broken one is left by TMPDIR"),
-    "driver": ("GPU", "see `nvidia-smi` and `dmesg` on this node, and restart the machine"),
-    "tensorflow": ("tensorflow", "see the package's dependencies on this node"),
-}
-"""Name of the check, and the remedy, where the facts of a field did not come."""
-
-
-def check_node(facts: NodeInfo, request: NodeRequest, ray: RayNodeInfo | None) -> list[Finding]:
+def check_node(info: NodeInfo, request: NodeRequest, ray: RayNodeInfo | None) -> list[Finding]:
     """All findings of a node, in the order of the table; pure.
 
     Args:
-        facts: of the node.
-        request: what was asked.
-        ray: what Ray takes it for; None: there is no Ray yet.
+        info: of the node.
+        request: what was checked.
+        ray: the resources that Ray counts; None before Ray starts.
     """
-    config, found, machine = request.config, list[Finding](), facts.machine
-    driver = facts.driver or DriverInfo()
-    if facts.driver is not None:
-        found += check_gpus(facts.driver, ray, config.accelerator, config.precision)
-    if facts.tensorflow is not None:
-        found += check_tensorflow(facts.tensorflow, driver, config.accelerator)
-    if machine is not None and request.whole:
-        found += [check_cpus(machine, ray), check_memory(machine, ray)]
-    if machine is not None:
-        found.append(check_shared_memory(machine, ray))
-    found += check_proxies(facts.proxies or ProxyInfo())
-    found += check_disks(facts.disks or ())
-    if facts.storage is not None:
-        found += check_storage_access(facts.storage)
-    if facts.images is not None:
-        found.append(check_images(facts.images, config.data))
-    found += [
-        fail(_NO_ANSWER_FINDINGS[name][0], why, _NO_ANSWER_FINDINGS[name][1]) for name, why in facts.silent.items()
-    ]
-    return found
+    config, findings = request.config, list[Finding]()
+    if info.driver is not None:
+        findings += check_gpus(info.driver, ray, config)
+    if info.tensorflow is not None:
+        findings += check_tensorflow(info.tensorflow, info.driver or DriverInfo(), config)
+    if info.machine is not None:
+        findings += [check_cpus(info.machine, ray), check_memory(info.machine, ray)] if request.full else []
+        findings.append(check_shared_memory(info.machine, ray))
+    findings += check_proxies(info.proxies or ProxyInfo())
+    findings += map(check_disk, info.disks or ())
+    if info.storage is not None:
+        findings += check_storage_access(info.storage)
+    if info.images is not None:
+        findings.append(check_images(info.images, config.data))
+    return findings + [fail(_LIMITS[name].check, why, _LIMITS[name].remedy) for name, why in info.silent.items()]

@@ -1,4 +1,4 @@
-"""What an examination has found: a line for each check, and the remedy where something is not well; pure."""
+"""Findings of the checks, their text and their JSON; pure."""
 
 from __future__ import annotations
 
@@ -8,61 +8,56 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 FindingLevel = Literal["OK", "warn", "FAIL"]
-_INDENT = 2
-_CHECK_WIDTH = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one check has to say."""
+    """The result of one check."""
 
     check: str
     """Name of the check, one word."""
     level: FindingLevel
-    """OK; warn: training works, and worse than it could; FAIL: training would fail."""
+    """warn: training works, but worse than it could; FAIL: training would fail."""
     text: str
-    """What was found, in one line."""
+    """The facts, in one line."""
     remedy: str = ""
-    """What to do about it; "" where all is well."""
+    """What to do; "" only where the level is OK."""
 
 
 def ok(check: str, text: str) -> Finding:
-    """All is well."""
+    """A check that found nothing wrong."""
     return Finding(check=check, level="OK", text=text)
 
 
 def warn(check: str, text: str, remedy: str) -> Finding:
-    """Training works, and worse than it could."""
+    """A check that found what makes training worse."""
     return Finding(check=check, level="warn", text=text, remedy=remedy)
 
 
 def fail(check: str, text: str, remedy: str) -> Finding:
-    """Training would fail."""
+    """A check that found what makes training fail."""
     return Finding(check=check, level="FAIL", text=text, remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """What was found in one place."""
+    """The findings of one place."""
 
     title: str
-    """A node by its address, this machine, or what concerns all nodes."""
+    """Address of a node, "this machine", or "cluster" for what concerns all nodes."""
     findings: tuple[Finding, ...]
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What was collected, as plain values, for programs."""
+    """What was collected, as plain values for the JSON."""
 
 
 def format_section(section: Section) -> str:
-    """A section as aligned lines under its title."""
-    return "\n".join([section.title, *(line for finding in section.findings for line in format_finding(finding))])
-
-
-def format_finding(finding: Finding) -> list[str]:
-    """A finding as a line, and its remedy as another below it."""
-    lines = [f"{'':{_INDENT}}{finding.level:<4}  {finding.check:<{_CHECK_WIDTH}}  {finding.text}"]
-    if finding.remedy:
-        lines.append(f"{'':{_INDENT + 4 + 2 + _CHECK_WIDTH + 2}}remedy: {finding.remedy}")
-    return lines
+    """Aligned lines under the title; a remedy is a line below its finding."""
+    lines = [section.title]
+    for finding in section.findings:
+        lines.append(f"  {finding.level:<4}  {finding.check:<10}  {finding.text}")
+        if finding.remedy:
+            lines.append(f"{'':20}remedy: {finding.remedy}")
+    return "\n".join(lines)
 
 
 def findings_of_level(sections: Iterable[Section], level: FindingLevel) -> list[tuple[Section, Finding]]:
@@ -71,22 +66,20 @@ def findings_of_level(sections: Iterable[Section], level: FindingLevel) -> list[
 
 
 def exit_code(sections: Iterable[Section]) -> int:
-    """1 where training would fail, 0 otherwise."""
+    """1 where training would fail, else 0."""
     return int(bool(findings_of_level(sections, "FAIL")))
 
 
 def verdict(sections: Sequence[Section]) -> str:
-    """All of it in one line."""
-    num = {level: len(findings_of_level(sections, level)) for level in ("OK", "warn", "FAIL")}
-    counts = f"{num['OK']} checks OK, {num['warn']} warnings, {num['FAIL']} failed"
-    if num["FAIL"]:
-        where = dict.fromkeys(
-            f"{finding.check} ({section.title})" for section, finding in findings_of_level(sections, "FAIL")
-        )
-        return f"{counts}: training would fail. See {', '.join(where)}"
-    return f"{counts}: training can start"
+    """One line: how many checks of each level, and which failed where."""
+    passed, warned, failed = (findings_of_level(sections, level) for level in ("OK", "warn", "FAIL"))
+    counts = f"{len(passed)} checks OK, {len(warned)} warnings, {len(failed)} failed"
+    if not failed:
+        return f"{counts}: training can start"
+    names = dict.fromkeys(f"{finding.check} ({section.title})" for section, finding in failed)
+    return f"{counts}: training would fail. See {', '.join(names)}"
 
 
 def to_dict(sections: Sequence[Section]) -> dict[str, Any]:
-    """All of it as plain values, for JSON."""
+    """Plain values for the JSON."""
     return {"sections": [dataclasses.asdict(section) for section in sections], "exit_code": exit_code(sections)}

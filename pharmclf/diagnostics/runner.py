@@ -1,4 +1,4 @@
-"""The whole examination, on this machine or on every node of a cluster; each section is shown when it is known."""
+"""All checks of the doctor, on this machine or on every node of a cluster; each section is shown when it is ready."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import contextlib
 import dataclasses
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pharmclf import storage
 from pharmclf.config import DEMO, RunConfig
 from pharmclf.core.errors import ConfigError, single_line
 from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
 from pharmclf.diagnostics.allreduce_check import check_allreduce, probe_allreduce
-from pharmclf.diagnostics.clock_skew import check_clock_skew
 from pharmclf.diagnostics.image_check import sample_locations
 from pharmclf.diagnostics.network_check import check_network
 from pharmclf.diagnostics.node_check import (
@@ -23,8 +22,8 @@ from pharmclf.diagnostics.node_check import (
     check_node,
     inspect_node,
 )
-from pharmclf.diagnostics.package_check import LACKS_PACKAGE, check_packages, inspect_packages
 from pharmclf.diagnostics.results import Finding, Section, fail, ok, warn
+from pharmclf.diagnostics.software_check import inspect_packages
 from pharmclf.diagnostics.storage_check import (
     BULK_BYTES,
     StorageInfo,
@@ -33,23 +32,25 @@ from pharmclf.diagnostics.storage_check import (
     write_heartbeat_file,
 )
 from pharmclf.distributed.ray_address import FIND_LOCAL, check_address, requested_address
-from pharmclf.distributed.scaling_policy import ClusterNode, WorkerGroupSpec, format_capacity, plan_worker_group
+from pharmclf.distributed.scaling_policy import ClusterNode, format_capacity, plan_worker_group
 from pharmclf.monitoring.cores import ray_cpus
 
 if TYPE_CHECKING:
     from pharmclf.diagnostics.cluster_check import ClusterNodes
 
 Show = Callable[[Section], None]
-_LISTING_S = 60.0
+_LISTING_TIMEOUT_S = 60.0
 _WORKERS = "workers"
+_ONE_WORKER = ok("all-reduce", "not tried: one worker exchanges nothing; --workers 2 tries it")
+_REMOUNT = "mount again where the server of a mount is gone"
 
 
 def run_diagnostics(config: RunConfig, show: Show) -> list[Section]:
-    """Examine all that a run needs.
+    """Check all that a run needs.
 
     Args:
         config: the run.
-        show: takes each section as soon as it is known.
+        show: receives each section as soon as it is ready.
 
     Returns:
         All sections.
@@ -57,162 +58,132 @@ def run_diagnostics(config: RunConfig, show: Show) -> list[Section]:
     data = config.data if config.data == DEMO else storage.absolute(config.data).rstrip("/")
     config = dataclasses.replace(config, data=data, storage=storage.absolute(config.storage))
     sections: list[Section] = []
-    parts = _check_cluster if requested_address() else _check_this_machine
-    for section in parts(config):
+    for section in (_check_cluster if requested_address() else _check_this_machine)(config):
         sections.append(section)
         show(section)
     return sections
 
 
 def _check_this_machine(config: RunConfig) -> Iterator[Section]:
-    images, trouble = _sample_images(config)
-    request = NodeRequest(config=config, whole=True, images=images)
-    facts = inspect_node(request)
-    findings = [*check_node(facts, request, None), *trouble]
-    yield Section(title=f"this machine ({socket.gethostname()})", findings=tuple(findings), facts=_to_dict(facts))
-    gpus = len(facts.tensorflow.gpus) if facts.tensorflow else 0
+    images, data_findings = _sample_images(config)
+    request = NodeRequest(config=config, full=True, images=images)
+    info = inspect_node(request)
+    findings = (*check_node(info, request, None), *data_findings)
+    yield Section(title=f"this machine ({socket.gethostname()})", findings=findings, facts=dataclasses.asdict(info))
+    gpus = len(info.tensorflow.gpus) if info.tensorflow else 0
     node = ClusterNode("", "127.0.0.1", 0, float(ray_cpus()), float(gpus))  # as a run starts Ray
-    room = check_resources(config, [node], waits=False)
+    resources = check_resources(config, [node], waits=False)
+    findings = (resources,)
     if config.worker_range[1] < 2:
-        text = "not tried: one worker exchanges nothing; --workers 2 tries it"
-        yield Section(title=_WORKERS, findings=(room, ok("all-reduce", text)))
-        return
-    if room.level != "OK":
-        yield Section(title=_WORKERS, findings=(room,))
-        return
-    from pharmclf.diagnostics.cluster_check import connected_cluster  # Ray is wanted here alone
+        findings = (resources, _ONE_WORKER)
+    elif resources.level == "OK":
+        from pharmclf.diagnostics.cluster_check import connected_cluster  # imports Ray
 
-    with connected_cluster() as error:
-        exchange = _connection_failure(error) if error else _check_allreduce(config, [node], [])
-        yield Section(title=_WORKERS, findings=(room, exchange))
+        with connected_cluster() as error:
+            findings = (resources, _connection_failure(error) if error else _check_allreduce(config, [node], []))
+    yield Section(title=_WORKERS, findings=findings)
 
 
 def _check_cluster(config: RunConfig) -> Iterator[Section]:
     address = requested_address()
-    images, trouble = _sample_images(config)
-    facts, findings = _check_local_storage(config)
-    title = f"the driver ({socket.gethostname()})"
-    own = inspect_packages()
+    images, data_findings = _sample_images(config)
+    storage_info, storage_findings = _check_local_storage(config)
     yield Section(
-        title=title, findings=(*findings, *trouble), facts={"storage": _to_dict(facts), "packages": _to_dict(own)}
+        title=f"the driver ({socket.gethostname()})",
+        findings=(*storage_findings, *data_findings),
+        facts={
+            "storage": dataclasses.asdict(storage_info) if storage_info else {},
+            "packages": dataclasses.asdict(inspect_packages()),
+        },
     )
     if error := _unreachable_reason(address):
         yield Section(title=f"cluster {address}", findings=(_connection_failure(error),))
         return
-    from pharmclf.diagnostics.cluster_check import ClusterNodes, connected_cluster  # Ray is wanted here alone
+    from pharmclf.diagnostics.cluster_check import ClusterNodes, connected_cluster  # imports Ray
 
     with connected_cluster() as error:
         if error:
             yield Section(title=f"cluster {address}", findings=(_connection_failure(error),))
             return
-        written = facts is not None and not facts.failed
-        with (
-            ClusterNodes() as nodes,
-            write_heartbeat_file(config.storage) if written else contextlib.nullcontext("") as beacon,
-        ):
-            request = NodeRequest(config=config, whole=True, images=images, beacon=beacon)
-            same: list[ClusterNode] = []
-            yield from _check_each_node(nodes, request, same)
-            yield Section(title="cluster", findings=tuple(_compare_nodes(config, nodes, same)))
+        is_writable = storage_info is not None and not storage_info.failed
+        heartbeat = write_heartbeat_file(config.storage) if is_writable else contextlib.nullcontext("")
+        with ClusterNodes() as nodes, heartbeat as path:
+            request = NodeRequest(config=config, full=True, images=images, heartbeat_file=path)
+            for section, _ in nodes.check(request, timeout_s=FULL_CHECK_TIMEOUT_S):
+                yield section
+            yield Section(title="cluster", findings=tuple(_check_all_nodes(config, nodes)))
 
 
-def _check_each_node(nodes: ClusterNodes, request: NodeRequest, same: list[ClusterNode]) -> Iterator[Section]:
-    """The sections of all nodes; those that have the driver's code are put into `same`."""
-    own, first = inspect_packages(), dict[str, list[Finding]]()
-    remedy = "see the logs of its raylet and `ray list nodes`; all TCP ports between the nodes must be open"
-    for node in nodes.silent:
-        text = "Ray takes it for living, and it takes no connection"
-        yield Section(title=f"node {node.address}", findings=(fail("node", text, remedy),))
-    for node, answer in nodes.packages():
-        if answer.error:
-            finding = fail("node", f"no examination: {answer.error}", LACKS_PACKAGE if answer.lacks_package else remedy)
-            yield Section(title=f"node {node.address}", findings=(finding,))
-            continue
-        finding = check_packages(own, answer.value)
-        if answer.value.code != own.code:
-            yield Section(title=f"node {node.address}", findings=(finding,), facts={"packages": _to_dict(answer.value)})
-            continue
-        same.append(node)
-        offset_s = nodes.clock_offset_s(node)
-        first[node.id] = [finding, *([check_clock_skew(offset_s, "the driver")] if offset_s is not None else [])]
-    for node, answer in nodes.inspect(same, request, FULL_CHECK_TIMEOUT_S):
-        view = nodes.ray_info(node)
-        found = (
-            [fail("node", f"no examination: {answer.error}", remedy)]
-            if answer.error
-            else check_node(answer.value, request, view)
-        )
-        facts = {"ray": _to_dict(view), **(_to_dict(answer.value) if answer.value else {})}
-        yield Section(title=f"node {node.address}", findings=(*first[node.id], *found), facts=facts)
+def _check_all_nodes(config: RunConfig, nodes: ClusterNodes) -> Iterator[Finding]:
+    """Findings about the nodes together."""
+    same = nodes.same_code
+    yield _check_access(nodes.access_errors(), config.allow_open_cluster)
+    yield check_resources(config, nodes.nodes, waits=config.wait_for_nodes_s > 0)
+    if len(same) > 1:
+        network = check_network(nodes.check_connections(same))
+        yield network
+        if network.level == "FAIL" and _may_have_two_workers(config, same):
+            yield warn("all-reduce", "not tried: the nodes do not reach each other", "open the ports first")
+            return
+    if not _may_have_two_workers(config, same):
+        yield _ONE_WORKER
+        return
+    avoided = [node.id for node in (*nodes.nodes, *nodes.unreachable) if node not in same]
+    yield _check_allreduce(config, same, avoided)
 
 
-def _compare_nodes(config: RunConfig, nodes: ClusterNodes, same: Sequence[ClusterNode]) -> list[Finding]:
-    """What concerns the nodes together."""
-    room = check_resources(config, nodes.nodes, waits=config.wait_for_nodes_s > 0)
-    found = [_check_open_ports(nodes.open_ports(same), config.allow_open_cluster), room]
-    network = check_network(nodes.check_connections(same)) if len(same) > 1 else None
-    found += [network] if network else []
-    training = [node for node in same if node.cpus >= 1]
-    if config.worker_range[1] < 2 and len(training) < 2:
-        text = "not tried: one worker exchanges nothing; --workers 2 tries it"
-        return [*found, ok("all-reduce", text)]
-    if network is not None and network.level == "FAIL":
-        remedy = "open the ports first"
-        return [*found, warn("all-reduce", "not tried: the nodes do not reach each other", remedy)]
-    others = [node.id for node in (*nodes.nodes, *nodes.silent) if node not in same]
-    return [*found, _check_allreduce(config, same, others)]
+def _may_have_two_workers(config: RunConfig, nodes: Sequence[ClusterNode]) -> bool:
+    return config.worker_range[1] >= 2 or sum(node.cpus >= 1 for node in nodes) >= 2
 
 
 def _check_allreduce(config: RunConfig, nodes: Sequence[ClusterNode], avoided: Sequence[str]) -> Finding:
-    """Two workers on these nodes."""
+    """Start two workers on these nodes, and let them sum."""
     try:
-        team: WorkerGroupSpec = plan_worker_group(nodes, 2, 2, config.accelerator)
+        spec = plan_worker_group(nodes, 2, 2, config.accelerator)
     except ConfigError as error:
         return warn("all-reduce", f"not tried: {error}", "give two workers room")
-    return check_allreduce(probe_allreduce(team, avoided, gpus=team.each.gpus > 0))
+    return check_allreduce(probe_allreduce(spec, avoided, gpus=spec.each.gpus > 0))
 
 
 def check_resources(config: RunConfig, nodes: Sequence[ClusterNode], *, waits: bool) -> Finding:
-    """Whether the workers of a run find their places; pure.
+    """Whether the workers of a run have room; pure.
 
     Args:
         config: the run.
         nodes: that can be used.
-        waits: nodes that are missing may come.
+        waits: whether a run waits for missing nodes.
     """
     low, high = config.worker_range
     if high == 0:
-        return ok("workers", "none: the run trains in its own process")
+        return ok(_WORKERS, "none: the run trains in its own process")
     try:
-        team = plan_worker_group(nodes, low, high, config.accelerator)
+        spec = plan_worker_group(nodes, low, high, config.accelerator)
     except ConfigError as error:
         if waits:
-            remedy = f"add nodes; a run waits for them --wait-for-nodes {config.wait_for_nodes}, and then ends"
-            return warn("workers", str(error), remedy)
-        return fail("workers", str(error), "give fewer --workers, or a larger machine")
-    each = f"{team.each.cpus:g} CPUs and {team.each.gpus:g} GPUs"
-    return ok(
-        "workers", f"{team.size} of {config.workers} asked for, with {each} each; there are {format_capacity(nodes)}"
-    )
+            remedy = f"add nodes; a run waits --wait-for-nodes {config.wait_for_nodes} for them, and then ends"
+            return warn(_WORKERS, str(error), remedy)
+        return fail(_WORKERS, str(error), "give fewer --workers, or use a larger machine")
+    each = f"{spec.each.cpus:g} CPUs and {spec.each.gpus:g} GPUs each"
+    return ok(_WORKERS, f"room for {spec.size} of {config.workers}, with {each}; available: {format_capacity(nodes)}")
 
 
-def _check_open_ports(doors: dict[str, str], allowed: bool) -> Finding:
-    if not doors:
-        return ok("access", "no node takes jobs from strangers")
-    text = f"on {', '.join(doors)}: {next(iter(doors.values()))}"
+def _check_access(errors: dict[str, str], allowed: bool) -> Finding:
+    if not errors:
+        return ok("access", "no node accepts jobs without authentication")
+    text = f"on {', '.join(errors)}: {next(iter(errors.values()))}"
     if allowed:
         return warn("access", f"{text} (allowed by --allow-open-cluster)", "start Ray with RAY_AUTH_MODE=token")
     return fail("access", text, "start Ray with RAY_AUTH_MODE=token and one token on all nodes")
 
 
 def _sample_images(config: RunConfig) -> tuple[tuple[str, ...], list[Finding]]:
-    """Some images, and what is wrong with finding them."""
+    """Locations of some images, and why there are none."""
     try:
         with storage.timeout(STORAGE_TIMEOUT_S):
-            return tuple(run_with_timeout(_LISTING_S, lambda: sample_locations(config))), []
+            return tuple(run_with_timeout(_LISTING_TIMEOUT_S, lambda: sample_locations(config))), []
     except CallTimeoutError as error:
-        remedy = "a mount whose server is gone must be mounted anew; a list in Parquet spares the listing"
-        return (), [fail("data", f"{config.data}: listing it: {error}", remedy)]
+        remedy = f"{_REMOUNT}; give --data a list in Parquet, which needs no listing"
+        return (), [fail("data", f"{config.data}: listing: {error}", remedy)]
     except (ConfigError, OSError) as error:
         return (), [fail("data", single_line(error), "correct --data, or its rights")]
 
@@ -221,13 +192,10 @@ def _check_local_storage(config: RunConfig) -> tuple[StorageInfo | None, list[Fi
     """The storage as the driver reaches it."""
     try:
         with storage.timeout(STORAGE_TIMEOUT_S):
-            facts = run_with_timeout(
-                2 * STORAGE_TIMEOUT_S, lambda: probe_storage(config.storage, bulk_bytes=BULK_BYTES)
-            )
-        return facts, check_storage_access(facts)
+            info = run_with_timeout(2 * STORAGE_TIMEOUT_S, lambda: probe_storage(config.storage, bulk_bytes=BULK_BYTES))
+        return info, check_storage_access(info)
     except CallTimeoutError as error:
-        remedy = "a mount whose server is gone must be mounted anew"
-        return None, [fail("storage", f"{config.storage}: {error}", remedy)]
+        return None, [fail("storage", f"{config.storage}: {error}", _REMOUNT)]
 
 
 def _unreachable_reason(address: str) -> str:
@@ -241,9 +209,5 @@ def _unreachable_reason(address: str) -> str:
 
 
 def _connection_failure(error: str) -> Finding:
-    remedy = "see `ray status` on the head, RAY_ADDRESS here, and with RAY_AUTH_MODE=token the token's file"
+    remedy = "see `ray status` on the head, RAY_ADDRESS here, and the token's file where RAY_AUTH_MODE=token"
     return fail("ray", f"no connection: {error}", remedy)
-
-
-def _to_dict(facts: Any) -> dict[str, Any]:
-    return dataclasses.asdict(facts) if facts is not None else {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from pharmclf.config import RunConfig
-from pharmclf.diagnostics.node_check import NodeRequest, check_node
-from pharmclf.diagnostics.package_check import check_packages, inspect_packages
+from pharmclf.diagnostics.node_check import NodeInfo, NodeRequest
 
 pytestmark = pytest.mark.ray
 
@@ -20,22 +20,24 @@ def test_a_node_of_a_cluster_is_examined_by_itself(shared_ray: None, tmp_path: P
     from pharmclf.diagnostics.cluster_check import ClusterNodes
 
     with ClusterNodes() as nodes:
-        assert nodes.silent == []
-        ((node, answer),) = nodes.packages()
-        assert check_packages(inspect_packages(), answer.value).level == "OK"
-        assert nodes.clock_offset_s(node) == 0
-        assert nodes.open_ports([node]) == {}
-        assert nodes.check_connections([node]) == {node.address: []}
-        request = NodeRequest(config=RunConfig(storage=str(tmp_path)), whole=False)
-        ((_, answer),) = nodes.inspect([node], request, 60)
-        facts = answer.value
+        assert nodes.unreachable == []
+        request = NodeRequest(config=RunConfig(storage=str(tmp_path)), full=False)
+        ((section, facts),) = nodes.check(request, timeout_s=60)
+        (node,) = nodes.same_code
+        assert section.title == f"node {node.address}"
+        assert [finding.check for finding in section.findings][:2] == ["versions", "clock"]
+        assert [finding.level for finding in section.findings][:2] == ["OK", "OK"]
+        assert {finding.level for finding in section.findings} <= {"OK", "warn"}
+        assert facts is not None
         assert {disk.path for disk in facts.disks if "Ray" in disk.uses}
         assert facts.storage.failed == ""
         assert facts.silent == {}
-        view = nodes.ray_info(node)
-        assert view.cpus == ray.cluster_resources()["CPU"]
-        assert view.store_bytes > 0
-        assert {finding.level for finding in check_node(facts, request, view)} <= {"OK", "warn"}
+        assert set(section.facts) == {"ray", *(field.name for field in dataclasses.fields(NodeInfo))}
+        assert section.facts["ray"]["cpus"] == ray.cluster_resources()["CPU"]
+        assert section.facts["ray"]["store_bytes"] > 0
+        assert nodes.clock_offset_s(node) == 0
+        assert nodes.access_errors() == {}
+        assert nodes.check_connections([node]) == {node.address: []}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -43,10 +45,16 @@ def test_a_node_that_takes_too_long_does_not_hold_up_the_others(shared_ray: None
     """Its answer is that there is none."""
     from pharmclf.diagnostics.cluster_check import ClusterNodes
 
-    request = NodeRequest(config=RunConfig(storage=str(tmp_path)), whole=False)
-    with ClusterNodes() as nodes:
-        ((_, answer),) = nodes.inspect(nodes.nodes, request, 0.0)
-    assert (answer.value, answer.error) == (None, "no answer within 0 s")
+    request = NodeRequest(config=RunConfig(storage=str(tmp_path)), full=False)
+    for level, timeouts in (("FAIL", (60.0, 0.0)), ("warn", (0.0, 60.0))):
+        with ClusterNodes() as nodes:
+            start_timeout_s, timeout_s = timeouts
+            ((section, facts),) = nodes.check(
+                request, timeout_s=timeout_s, start_timeout_s=start_timeout_s, unreachable=level
+            )
+        assert facts is None
+        finding = section.findings[-1]
+        assert (finding.check, finding.level, finding.text) == ("node", level, "no answer within 0 s")
 
 
 @pytest.mark.tf

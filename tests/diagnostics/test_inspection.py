@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import socket
 from pathlib import Path
@@ -16,14 +15,12 @@ from hypothesis import strategies as st
 from support.nvml_library import Library
 
 from pharmclf.config import ConfigError, RunConfig
-from pharmclf.diagnostics.clock_skew import min_clock_offset_s
-from pharmclf.diagnostics.disk_check import inspect_disks, paths_written_by
+from pharmclf.diagnostics import software_check
 from pharmclf.diagnostics.gpu_check import DriverInfo, Gpu, inspect_driver
 from pharmclf.diagnostics.image_check import probe_images, sample_locations
-from pharmclf.diagnostics.machine_check import inspect_machine
-from pharmclf.diagnostics.network_check import Endpoint, PortListener, try_connect
-from pharmclf.diagnostics.package_check import code_fingerprint, inspect_packages
-from pharmclf.diagnostics.tensorflow_check import parse_probe_output
+from pharmclf.diagnostics.machine_check import inspect_disks, inspect_machine, paths_written_by
+from pharmclf.diagnostics.network_check import Endpoint, min_clock_offset_s, open_port, try_connect
+from pharmclf.diagnostics.software_check import code_fingerprint, find_complaints, inspect_packages
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,21 +69,33 @@ E0000 00:00:1764108062.1 77 cuda_dnn.cc:454] Loaded runtime CuDNN library: 9.1.0
 """
 
 
-def test_the_output_of_the_trial_is_read() -> None:
-    """Facts from its last line, complaints about libraries without time and file, and how it ended if it did badly."""
-    output = "chatter\n" + json.dumps({"version": "2.21.0", "gpus": [{"name": "G", "capability": [8, 0]}]}) + "\n"
-    found = parse_probe_output(0, output, ERRORS)
-    assert (found.version, found.error) == ("2.21.0", "")
-    assert found.gpus == ({"name": "G", "capability": [8, 0]},)
-    assert found.complaints == (
+def test_complaints_about_libraries_are_found_without_time_and_file() -> None:
+    """Each once; other lines of the log are none."""
+    assert find_complaints(ERRORS + ERRORS) == (
         "Cannot dlopen some GPU libraries. Please",
         "Loaded runtime CuDNN library: 9.1.0 but source was compiled with: 9.3.0.",
     )
-    assert parse_probe_output(-4, "", "").error == "signal SIGILL"
-    assert parse_probe_output(1, "", "Traceback\nModuleNotFoundError: No module named 'x'\n").error.endswith(
-        "named 'x'"
-    )
-    assert parse_probe_output(3, "", "").error == "exit code 3"
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("import os; os.kill(os.getpid(), 4)", "signal SIGILL"),
+        ("raise ModuleNotFoundError(\"No module named 'x'\")", "ModuleNotFoundError: No module named 'x'"),
+        ("import time; time.sleep(60)", "no answer within 4 s"),
+    ],
+)
+def test_a_tensorflow_that_does_not_start_is_an_error_of_the_probe(
+    code: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package of that name that crashes, lacks a module, or hangs; what it has said before is kept."""
+    log = ERRORS.splitlines()[1]
+    (tmp_path / "tensorflow.py").write_text(f"import sys\nprint({log!r}, file=sys.stderr, flush=True)\n{code}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(software_check, "PROBE_TIMEOUT_S", 4.0)
+    info = software_check.probe_tensorflow(RunConfig(), gpus=False)
+    assert info.error.startswith(error)
+    assert info.complaints == ("Cannot dlopen some GPU libraries. Please",)
 
 
 def test_the_code_has_another_fingerprint_when_any_of_it_changes(tmp_path: Path) -> None:
@@ -165,9 +174,10 @@ def test_data_that_is_not_there_is_refused_by_name(content: str | None, tmp_path
 
 
 def test_an_open_port_is_reached_and_a_closed_one_is_not() -> None:
-    listener = PortListener("127.0.0.1")
-    door = Endpoint(address="127.0.0.1", port=listener.port, what="x")
+    server = open_port("127.0.0.1")
+    door = Endpoint(address="127.0.0.1", port=server.getsockname()[1], what="x")
     assert try_connect([door, door]) == ["", ""]
-    listener.close()
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
     assert try_connect([door]) == ["Connection refused"]
     assert try_connect([]) == []
