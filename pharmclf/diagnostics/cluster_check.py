@@ -152,7 +152,7 @@ class ClusterNodes:
                 continue
             self.same_code.append(node)
             if (offset_s := self.clock_offset_s(node)) is not None:
-                first[node.id].append(check_clock_skew(offset_s, "the driver"))
+                first[node.id].append(check_clock_skew(-offset_s, "the driver"))
         arguments = {node.id: (request,) for node in self.same_code}
         for node, response in self._call(_inspect_node, arguments, timeout_s):
             info, ray_info = response.value, self.ray_info(node)
