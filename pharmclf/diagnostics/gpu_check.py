@@ -11,7 +11,8 @@ from pharmclf.config import RunConfig
 from pharmclf.core.units import format_memory
 from pharmclf.diagnostics.machine_check import RayNodeInfo
 from pharmclf.diagnostics.results import Finding, fail, ok, warn
-from pharmclf.monitoring import DriverNvml, GpuProcess, NvmlUnavailableError
+from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
+from pharmclf.monitoring.samples import GpuProcess
 
 _MIN_BYTES = 2 << 30  # free, for a small network at a small batch
 _HELD_SHARE = 0.1  # of the memory; a desktop holds less
