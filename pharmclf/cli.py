@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from pharmclf.config import RunConfig, check_batch_word, load_yaml
+from pharmclf.config import RENAMED, RunConfig, check_batch_word, load_yaml
 from pharmclf.core.console import Say, make_output_robust
 from pharmclf.core.errors import UserError, format_error
 from pharmclf.progress import progress_reporter
@@ -103,35 +104,49 @@ def _modernize(arguments: Sequence[str], switches: Collection[str]) -> list[str]
         arguments: the command line without the program's name.
         switches: flags that take no value; earlier versions wanted True or False.
     """
-    groups: list[list[str]] = [[]]  # a flag and its values; first what is before all flags
+    positionals: list[str] = []
+    groups: list[tuple[str, list[str]]] = []  # a flag and its values
     for argument in arguments:
         if argument.startswith("--"):
             flag, equals, value = argument.partition("=")
-            groups.append([flag.replace("_", "-"), *([value] if equals else [])])
+            groups.append((flag.replace("_", "-"), [value] if equals else []))
         else:
-            groups[-1].append(argument)
-    modern: list[list[str]] = []
-    for group in groups:
-        flag, values = group[0] if group else "", group[1:]
+            (groups[-1][1] if groups else positionals).append(argument)
+    modern: list[list[str]] = [positionals]
+    for flag, values in groups:
+        flag = _current_flag(flag, values)
         if flag in switches and values[:1] in (["True"], ["False"]):
-            section, _, name = flag.removeprefix("--").rpartition(".")
-            negative = f"--{section}.no-{name}" if section else f"--no-{name}"
-            group = [flag if values[0] == "True" else negative, *values[1:]]
+            modern.append([flag if values[0] == "True" else _negative(flag), *values[1:]])
         elif flag == "--batch-size" and values and not values[0].lstrip("+-").isdecimal():
             check_batch_word(flag, values[0])
-            group = ["--microbatch", *values]
-        elif flag == "--activations" and not values:
-            group = [_rename(flag, "--precompute-features")]
-        elif flag == _REPEATABLE and (earlier := next((other for other in modern if other[:1] == [flag]), None)):
+            modern.append(["--microbatch", *values])
+        elif flag == _REPEATABLE and (earlier := next((group for group in modern if group[:1] == [flag]), None)):
             earlier += values
-            continue
-        modern.append(group)
+        else:
+            modern.append([flag, *values])
     return [argument for group in modern for argument in group]
 
 
-def _rename(old: str, new: str) -> str:
-    print(f"note: {old} is now {new}", file=sys.stderr)  # noqa: T201
-    return new
+def _current_flag(flag: str, values: Sequence[str]) -> str:
+    """A flag by its current name; a note says so where it has changed."""
+    name = RENAMED.get(flag.removeprefix("--").replace("-", "_"))
+    if flag == "--activations" and not values:
+        name = "precompute_features"  # of jobs/prepare.py
+    if name is None:
+        return flag
+    current = f"--{name.replace('_', '-')}"
+    _note_once(f"note: {flag} is now {current}")
+    return current
+
+
+def _negative(flag: str) -> str:
+    section, dot, name = flag.removeprefix("--").rpartition(".")
+    return f"--{section}{dot}no-{name}"
+
+
+@functools.cache
+def _note_once(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201
 
 
 def scan_progress(say: Say) -> Callable[[int, int], None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.cli import EXIT_FAILED, EXIT_OK, scan_progress
-from pharmclf.config import RunConfig, to_dict
+from pharmclf.config import RunConfig, to_record
 from pharmclf.console import ConsoleLogger
 from pharmclf.core.console import Say
 from pharmclf.core.errors import format_error
@@ -150,7 +150,7 @@ def begin_record(config: RunConfig, folder: str, start: RunStart, manifest: Mani
     record = RunRecord(
         name=config.run_name,
         settings=result_settings(config),
-        config=to_dict(config),
+        config=to_record(config),
         fingerprints=previous.fingerprints if previous else run_fingerprints(config, manifest),
         versions=versions(),
         command=shlex.join(argument for argument in sys.argv if argument != "--overwrite"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pharmclf import storage
 from pharmclf.cli import EXIT_OK, scan_progress
-from pharmclf.config import RunConfig, from_dict
+from pharmclf.config import RunConfig, from_dict, to_record
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
 from pharmclf.data.manifest import Manifest
@@ -150,7 +150,8 @@ def reopen_complete_run(config: RunConfig, folder: str, record: RunRecord, say: 
     """
     check_data_location(config, folder, record.config, record.fingerprints["data"], say)
     evaluate_further_datasets(config, folder, record, say)
-    if (before := record.config.get("max_error", config.max_error)) != config.max_error:
+    before = from_dict(record.config, source=RUN_FILE).max_error
+    if before != config.max_error:
         say(f"note: the threshold of the run stays that of --max-error {before}; {config.max_error} is not used")
     track_complete(config, folder, record, say)
     say(summary_text(load_record(storage.join(folder, "result.json")), folder))
@@ -214,7 +215,7 @@ def evaluate_further_datasets(config: RunConfig, folder: str, record: RunRecord,
     )
     with run_lock(folder):
         rerun_final_evaluation(evaluated, folder, manifest, checkpoints[-1].state, result, record, say)
-        record.config |= {"extra_test": list(evaluated.extra_test)}
+        record.config = to_record(dataclasses.replace(recorded, extra_test=evaluated.extra_test))
         record.write(folder)
     return True
 

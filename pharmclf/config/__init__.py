@@ -11,6 +11,7 @@ from pharmclf.config.parsing import (
     refuse_auto,
     refuse_credentials,
 )
+from pharmclf.config.renamed import RENAMED
 from pharmclf.config.schema import (
     DEMO,
     AugmentConfig,
@@ -23,12 +24,12 @@ from pharmclf.config.schema import (
     SplitConfig,
     StoppingConfig,
 )
-from pharmclf.config.text import from_dict, load_yaml, to_dict, to_yaml
+from pharmclf.config.text import from_dict, load_yaml, to_dict, to_record, to_yaml
 from pharmclf.core.errors import ConfigError
 
 __all__ = [
-    "AUTO", "DEMO", "AugmentConfig", "BackboneName", "ConfigError", "DemoConfig", "HeadConfig", "OptimizerConfig",
+    "AUTO", "DEMO", "RENAMED", "AugmentConfig", "BackboneName", "ConfigError", "DemoConfig", "HeadConfig", "OptimizerConfig",
     "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "check_batch_word", "check_location", "from_dict",
     "has_credentials", "load_yaml", "parse_data_sets", "parse_microbatch", "parse_workers", "refuse_auto",
-    "refuse_credentials", "to_dict", "to_yaml",
+    "refuse_credentials", "to_dict", "to_record", "to_yaml",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from pharmclf.config.parsing import AUTO, check_batch_word
+from pharmclf.config.renamed import to_current_names, to_record_names
 from pharmclf.config.schema import RunConfig
 from pharmclf.core.errors import ConfigError, did_you_mean, first_line
 
@@ -19,6 +20,11 @@ from pharmclf.core.errors import ConfigError, did_you_mean, first_line
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The whole configuration as plain values, ready for YAML or JSON."""
     return _plain(dataclasses.asdict(config))
+
+
+def to_record(config: RunConfig) -> dict[str, Any]:
+    """The whole configuration as the `config` of run.json and sweep.json."""
+    return to_record_names(to_dict(config))
 
 
 def _plain(value: Any) -> Any:
@@ -33,11 +39,13 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def from_dict(mapping: dict[str, Any], *, source: str = "config") -> RunConfig:
-    """Build a configuration; what is missing has its default.
+    """Build a configuration from a file or a record, with current or earlier names; what is missing has its default.
 
     Raises:
         ConfigError: an unknown key (the nearest known one is named) or a value of a wrong type.
     """
+    if isinstance(mapping, dict):
+        mapping = to_current_names(mapping, source)
     if isinstance(mapping, dict) and isinstance(size := mapping.get("batch_size"), str):
         check_batch_word(f"{source}: batch_size", size)
         rest = {key: value for key, value in mapping.items() if key != "batch_size"}

@@ -13,7 +13,7 @@ import ray
 
 from pharmclf import storage
 from pharmclf.cli import EXIT_OK
-from pharmclf.config import RunConfig, refuse_auto, to_dict
+from pharmclf.config import RunConfig, refuse_auto, to_record
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.events import Event, Note
@@ -129,7 +129,7 @@ def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say
             precision = (record or {}).get("precision") or run_precision(dataclasses.replace(base, workers="1"))
             record = {SCHEMA_KEY: SCHEMA_VERSION, "name": base.name}
             record |= {"settings": settings, "fingerprints": prints, "versions": versions()}
-            record |= {"config": to_dict(base), "options": dataclasses.asdict(options), "trials": total}
+            record |= {"config": to_record(base), "options": dataclasses.asdict(options), "trials": total}
             record |= {"precision": precision, "state": "running"}
             work = _SweepRun(options, base, space, search, total, folder, manifest, record, room, say)
             return work.run(stop, lease)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.config import RunConfig, to_dict
 from pharmclf.core.events import EpochRecord
+from pharmclf.config import RunConfig, to_dict, to_record
 from pharmclf.core.hashing import fingerprint
 from pharmclf.models.devices import with_precision
 from pharmclf.reporting.sweep_tables import TrialInfo, TrialState
@@ -269,7 +269,7 @@ class TrialStore:
             SCHEMA_KEY: SCHEMA_VERSION,
             "name": f"{self.plan.folder.rsplit('/', 1)[-1]}/trials/{trial.config.name}",
             "settings": result_settings(trial.config),
-            "config": to_dict(trial.config),
+            "config": to_record(trial.config),
             "fingerprints": self.trial_fingerprints(trial),
             "versions": self._versions,
             "state": state,

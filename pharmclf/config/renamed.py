@@ -1,0 +1,30 @@
+"""Settings that have another name since version 0.1: in configuration files, in records of runs and as flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pharmclf.core.errors import ConfigError
+
+RENAMED: dict[str, str] = {}
+"""Earlier name -> name. Records of runs (run.json, sweep.json) keep the earlier one, which their readers rely on."""
+_EARLIER = {name: earlier for earlier, name in RENAMED.items()}
+
+
+def to_current_names(settings: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Settings by their names, from a file that may use earlier ones.
+
+    Raises:
+        ConfigError: a setting by both names.
+    """
+    twice = [earlier for earlier in settings if RENAMED.get(earlier) in settings]
+    if twice:
+        name = RENAMED[twice[0]]
+        raise ConfigError(f"{source}: received {twice[0]} and {name}, which are the same setting. Give {name} alone")
+    return {RENAMED.get(name, name): value for name, value in settings.items()}
+
+
+def to_record_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by the keys that records of runs have."""
+    return {_EARLIER.get(name, name): value for name, value in settings.items()}
