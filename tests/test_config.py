@@ -23,12 +23,12 @@ from pharmclf.config import (
     to_dict,
     to_yaml,
 )
-from pharmclf.config import schema as module
+from pharmclf.config.fields import field_infos
 
 ROOT = Path(__file__).parents[1]
 NAMED = {path.stem: path for path in sorted((ROOT / "jobs" / "configs").glob("*.yaml"))}
 NAMED["tune-base"] = ROOT / "tune" / "base.yaml"
-RANGES = {path: (low, high) for path, low, high, _ in module._RANGES}
+RANGES = {path: (info.low, info.high) for path, info in field_infos(RunConfig).items() if info.unit}
 # text that YAML reads as something else when it stands there without quotes
 TRAPS = ["yes", "off", "null", "~", "007", "1e-3", "1_000", "2024-01-01", "12:30", "[a]", "a: b", "# no", "é药", " x "]
 SHAPED: dict[str, st.SearchStrategy[Any]] = {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from pharmclf.config.fields import check_ranges, setting
 from pharmclf.config.parsing import (
     check_location,
     has_credentials,
@@ -19,7 +19,6 @@ from pharmclf.core.units import parse_duration, parse_share
 
 DEMO = "demo"
 
-
 BackboneName = Literal[
     "efficientnet_lite0", "resnet50", "resnet101", "resnet50v2", "vgg16", "mobilenet_v2", "mobilenet_v3_large",
     "efficientnet_b0", "efficientnet_v2_b0", "densenet121", "inception_v3", "xception", "convnext_tiny",
@@ -30,7 +29,7 @@ BackboneName = Literal[
 class DemoConfig:
     """The images that `data: demo` draws."""
 
-    images_per_class: int = 100
+    images_per_class: int = setting(100, "number", 5, 1_000_000)
     """Images drawn for each of the ten products."""
 
 
@@ -38,9 +37,9 @@ class DemoConfig:
 class SplitConfig:
     """How rows are divided; stratified, and near duplicates stay together."""
 
-    test: float = 0.2
+    test: float = setting(0.2, "share", 0.01, 0.9)
     """Share of all rows in the test split."""
-    validation: float = 0.2
+    validation: float = setting(0.2, "share", 0.01, 0.9)
     """Share of the remaining rows in the validation split."""
     ignore_folders: bool = False
     """Draw the splits also where folders such as train, valid and test give them."""
@@ -50,13 +49,13 @@ class SplitConfig:
 class AugmentConfig:
     """Random transforms of the training images; validation and test images are never augmented."""
 
-    rotation_deg: float = 20.0
+    rotation_deg: float = setting(20.0, "angle in degrees", 0, 180)
     """Rotation, uniform in ± this many degrees."""
-    shift: float = 0.2
+    shift: float = setting(0.2, "share", 0, 1)
     """Shift along each axis, uniform in ± this share of the side."""
-    shear: float = 0.2
+    shear: float = setting(0.2, "factor", 0, 1)
     """Horizontal shear, uniform in ± this factor."""
-    zoom: float = 0.2
+    zoom: float = setting(0.2, "factor", 0, 0.9)
     """Zoom of each axis, uniform in 1 ± this factor."""
     horizontal_flip: bool = True
     """Mirror left-right with probability 1/2."""
@@ -64,7 +63,7 @@ class AugmentConfig:
     """Mirror top-bottom with probability 1/2."""
     fill: Literal["nearest", "reflect", "constant"] = "reflect"
     """What stands beyond the edge of a moved picture."""
-    views: int = 0
+    views: int = setting(0, "number", 0, 10_000)
     """Different pictures of a row: epoch e sees view e mod views. 0: a new one every epoch."""
 
     @property
@@ -80,7 +79,7 @@ class HeadConfig:
 
     dense: tuple[int, ...] = (512, 256)
     """Units of the hidden ReLU layers, each followed by dropout. Empty: one linear layer behind the dropout."""
-    dropout: float = 0.3
+    dropout: float = setting(0.3, "share", 0, 0.95, per_head=True)
     """Share of the units that are dropped in training."""
 
 
@@ -88,13 +87,13 @@ class HeadConfig:
 class PhaseConfig:
     """One phase of training."""
 
-    epochs: int = 20
+    epochs: int = setting(20, "number", 0, 100_000)
     """Epochs at most; early stopping may end the phase before. 0 leaves the phase out."""
-    learning_rate: float = 1e-4
+    learning_rate: float = setting(1e-4, "rate", 0, per_head=True)
     """Learning rate, the peak of it with a cosine schedule."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine"] = setting("constant", per_head=True)
     """constant: halved on a plateau (see `stopping`). cosine: linear warm-up, then half a cosine down to the floor."""
-    warmup: float = 0.1
+    warmup: float = setting(0.1, "share", 0, 1, per_head=True)
     """Share of the phase's steps that warm up linearly (cosine schedule only)."""
 
 
@@ -102,13 +101,13 @@ class PhaseConfig:
 class StoppingConfig:
     """When a phase ends early and when its learning rate falls."""
 
-    early_patience: int = 5
+    early_patience: int = setting(5, "number of epochs", 0, per_head=True)
     """Epochs without a better validation accuracy before the phase ends. 0: never."""
-    plateau_patience: int = 3
+    plateau_patience: int = setting(3, "number of epochs", 0, per_head=True)
     """Epochs without a lower validation loss before the learning rate falls (constant schedule only). 0: never."""
-    plateau_factor: float = 0.5
+    plateau_factor: float = setting(0.5, "factor", 0.001, 1, per_head=True)
     """The learning rate is multiplied by this on a plateau."""
-    learning_rate_floor: float = 1e-7
+    learning_rate_floor: float = setting(1e-7, "rate", 0, 1, per_head=True)
     """The learning rate never falls below this."""
 
 
@@ -116,11 +115,11 @@ class StoppingConfig:
 class OptimizerConfig:
     """The loss and the optimizer, which is Adam."""
 
-    weight_decay: float = 0.0
+    weight_decay: float = setting(0.0, "factor", 0, 1, per_head=True)
     """Decoupled weight decay (AdamW). 0: plain Adam."""
-    clip_norm: float = 0.0
+    clip_norm: float = setting(0.0, "norm", 0, per_head=True)
     """Gradients are scaled down to this global norm. 0: never."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = setting(0.0, "share", 0, 0.9, per_head=True)
     """Share of the target's probability that is spread over all classes."""
     class_weights: Literal["off", "auto"] = "off"
     """auto: a row weighs rows / (classes x rows of its class), so that rare products count as much as common ones."""
@@ -130,72 +129,72 @@ class OptimizerConfig:
 class RunConfig:
     """Everything that decides what a run does. What is not given here or on the command line has these defaults."""
 
-    data: str = DEMO
+    data: str = setting(DEMO, affects_result=False)
     """Folder or s3:// prefix of class folders, a CSV or Parquet list (path, label[, group, split]), or "demo"."""
-    storage: str = "runs"
+    storage: str = setting("runs", affects_result=False, per_head=True)
     """Folder or s3:// prefix that holds runs; must be shared by all nodes of a cluster."""
-    label_level: int = 0
+    label_level: int = setting(0, "number of folders", -20, 20)
     """Which folder is the label: 1 is the first below data (folders of splits do not count), 2 the next; -1 the folder
     that holds the image, -2 the one above. 0: found where it is clear."""
-    name: str = ""
+    name: str = setting("", affects_result=False, per_head=True)
     """Name of the run, the folder below storage. The same name again resumes. Empty: named after the data."""
-    workers: str = "1"
+    workers: str = setting("1", affects_result=False, per_head=True)
     """N: workers on Ray Train, one accelerator each; MIN-MAX: as many as there are; 0: train in this process."""
     backbone: BackboneName = "efficientnet_lite0"
     """The pretrained network."""
-    weights: str = "imagenet"
+    weights: str = setting("imagenet", affects_result=False)
     """imagenet, none (random), or a file: .weights.h5, .keras or the .h5 of keras.applications."""
-    seed: int = 0
+    seed: int = setting(0, "number", 0, 2**31 - 1)
     """Decides split, order, augmentation, initial head and dropout."""
-    image_size: int = 224
+    image_size: int = setting(224, "side in pixels", 32, 2048)
     """Side of the square that images are resized to, in pixels."""
-    batch_size: int = 64
+    batch_size: int = setting(64, "number of images", 1, 65536)
     """Global batch, whatever the number of workers. auto: it stays what it is, and microbatch is auto."""
-    microbatch: str = "whole"
+    microbatch: str = setting("whole", affects_result=False, per_head=True)
     """N: most images that a device computes at once, with the steps of the whole batch; whole: a worker's share of the
     batch; auto: the most that fit, found by trying before the start."""
-    unfreeze_blocks: int = 2
+    unfreeze_blocks: int = setting(2, "number of blocks", 0, per_head=True)
     """Blocks of the backbone, counted from the top, that phase 2 trains."""
-    max_bad: str = "20%"
+    max_bad: str = setting("20%", affects_result=False)
     """Largest share of quarantined images that the run accepts, as 1% or 0.01."""
-    min_images: int = 3
+    min_images: int = setting(3, "number of images", 1, 1_000_000)
     """Classes with fewer different images are left out by name; copies of one image count once, and a class that a list
     divides itself stays."""
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
     """auto: mixed_bfloat16 or mixed_float16 where the GPU has fast units for it, float32 elsewhere."""
-    xla: bool = False
+    xla: bool = setting(False, affects_result=False)
     """Compile the training step with XLA."""
     deterministic: bool = True
     """Same steps bit for bit at every run on the same hardware; some GPU kernels are slower for it."""
-    checkpoint_every_s: float = 300.0
+    checkpoint_every_s: float = setting(300.0, "number of seconds", 0, affects_result=False, per_head=True)
     """Seconds between checkpoints inside an epoch; the end of an epoch always writes one. 0: only there."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = setting(2, "number", 1, affects_result=False, per_head=True)
     """Newest checkpoints that are kept beside each phase's best one."""
-    activations: Literal["auto", "always", "never"] = "auto"
+    activations: Literal["auto", "always", "never"] = setting("auto", affects_result=False, per_head=True)
     """Keep what the frozen part of the network gives for each image, to compute it once. auto: where it saves time."""
-    activations_dtype: Literal["float16", "float32"] = "float16"
+    activations_dtype: Literal["float16", "float32"] = setting("float16", affects_result=False)
     """Number format of kept activations."""
-    failures: int = 3
+    failures: int = setting(3, "number", 0, affects_result=False, per_head=True)
     """Crashed workers, lost nodes and hung steps after which the run goes on from its newest checkpoint."""
-    wait_for_nodes: str = "10m"
+    wait_for_nodes: str = setting("10m", affects_result=False, per_head=True)
     """How long to wait for the nodes that the workers need, at the start and after a loss: 90s, 10m, 2h."""
-    accelerator: Literal["auto", "gpu", "cpu"] = "auto"
+    accelerator: Literal["auto", "gpu", "cpu"] = setting("auto", affects_result=False)
     """auto: a GPU for each worker where the cluster has some. gpu: wait until it has. cpu: train without."""
-    hang_after_s: float = 600.0
+    hang_after_s: float = setting(600.0, "number of seconds", 0, affects_result=False, per_head=True)
     """Seconds without a step after which the workers are taken for hung, and start again. 0: never."""
-    hardware_every_s: float = 5.0
+    hardware_every_s: float = setting(5.0, "number of seconds", 0, 3600, affects_result=False, per_head=True)
     """Seconds between readings of GPUs, processors, memory, disks and network on every node. 0: none."""
-    allow_open_cluster: bool = False
+    allow_open_cluster: bool = setting(False, affects_result=False, per_head=True)
     """Join a cluster whose job server takes jobs from anyone who reaches it."""
-    skip_checks: bool = False
+    skip_checks: bool = setting(False, affects_result=False, per_head=True)
     """Leave out the short checks of machines and storage before the start (`jobs/doctor.py` has them all)."""
-    extra_test: tuple[str, ...] = ()
+    extra_test: tuple[str, ...] = setting((), affects_result=False, per_head=True)
     """NAME=DIR or NAME=s3://…: images from another source, tested beside the test split; several may be given."""
-    max_error: str = "1%"
+    max_error: str = setting("1%", affects_result=False, per_head=True)
     """Largest share of wrong answers among those that the model gives by itself; the other images go to people."""
-    tensorboard: bool = True
+    tensorboard: bool = setting(True, affects_result=False, per_head=True)
     """Write TensorBoard logs into the run's folder, where tensorboardX is installed."""
-    mlflow: str = ""
+    mlflow: str = setting("", affects_result=False, per_head=True)
     """MLflow server that the run is logged to: http://HOST:PORT, or sqlite:///FILE on one machine. Empty: none."""
     split: SplitConfig = field(default_factory=SplitConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -275,13 +274,7 @@ def _check(config: RunConfig) -> None:
             "mlflow: received a URI with credentials in it, expected http://HOST:PORT. Give them by "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         )
-    for path, low, high, unit in _RANGES:
-        value: Any = config
-        for part in path.split("."):
-            value = getattr(value, part)
-        if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
-            span = f"{low} or more" if high == math.inf else f"from {low} to {high}"
-            raise ConfigError(f"{path}: received {value!r}, expected a {unit} {span}")
+    check_ranges(config)
     if any(units < 1 for units in config.head.dense):
         raise ConfigError(f"head.dense: received {config.head.dense}, expected layers of 1 unit or more")
     if config.activations == "always" and config.views == 0:
@@ -291,41 +284,3 @@ def _check(config: RunConfig) -> None:
         )
     if config.phase1.epochs + config.phase2.epochs == 0:
         raise ConfigError("phase1.epochs and phase2.epochs: both are 0. Give at least one phase an epoch")
-
-
-_INF = math.inf
-_RANGES: tuple[tuple[str, float, float, str], ...] = (
-    ("seed", 0, 2**31 - 1, "number"),
-    ("label_level", -20, 20, "number of folders"),
-    ("image_size", 32, 2048, "side in pixels"),
-    ("batch_size", 1, 65536, "number of images"),
-    ("unfreeze_blocks", 0, _INF, "number of blocks"),
-    ("min_images", 1, 1_000_000, "number of images"),
-    ("checkpoint_every_s", 0, _INF, "number of seconds"),
-    ("keep_checkpoints", 1, _INF, "number"),
-    ("failures", 0, _INF, "number"),
-    ("hang_after_s", 0, _INF, "number of seconds"),
-    ("hardware_every_s", 0, 3600, "number of seconds"),
-    ("split.test", 0.01, 0.9, "share"),
-    ("split.validation", 0.01, 0.9, "share"),
-    ("augment.rotation_deg", 0, 180, "angle in degrees"),
-    ("augment.shift", 0, 1, "share"),
-    ("augment.shear", 0, 1, "factor"),
-    ("augment.zoom", 0, 0.9, "factor"),
-    ("augment.views", 0, 10_000, "number"),
-    ("head.dropout", 0, 0.95, "share"),
-    ("phase1.epochs", 0, 100_000, "number"),
-    ("phase2.epochs", 0, 100_000, "number"),
-    ("phase1.learning_rate", 0, _INF, "rate"),
-    ("phase2.learning_rate", 0, _INF, "rate"),
-    ("phase1.warmup", 0, 1, "share"),
-    ("phase2.warmup", 0, 1, "share"),
-    ("stopping.early_patience", 0, _INF, "number of epochs"),
-    ("stopping.plateau_patience", 0, _INF, "number of epochs"),
-    ("stopping.plateau_factor", 0.001, 1, "factor"),
-    ("stopping.learning_rate_floor", 0, 1, "rate"),
-    ("optimizer.weight_decay", 0, 1, "factor"),
-    ("optimizer.clip_norm", 0, _INF, "norm"),
-    ("optimizer.label_smoothing", 0, 0.9, "share"),
-    ("demo.images_per_class", 5, 1_000_000, "number"),
-)

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from pharmclf import storage
 from pharmclf.config import RunConfig, to_dict
+from pharmclf.config.fields import select_names
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import fingerprint, sha256_bytes
 from pharmclf.core.timeouts import FINAL_STORAGE_S
@@ -24,32 +25,6 @@ from pharmclf.training.checkpoint_manager import staging_dir
 from pharmclf.training.microbatch import MicrobatchRecord
 
 RUN_FILE = "run.json"
-# settings that may differ when a run is resumed: they change where and how it runs, not what it computes
-_RESULT_NEUTRAL_SETTINGS = (
-    "storage",
-    "name",
-    "workers",
-    "max_bad",
-    "checkpoint_every_s",
-    "keep_checkpoints",
-    "activations",
-    "activations_dtype",
-    "failures",
-    "wait_for_nodes",
-    "accelerator",
-    "hang_after_s",
-    "hardware_every_s",
-    "allow_open_cluster",
-    "skip_checks",
-    "extra_test",
-    "max_error",
-    "tensorboard",
-    "mlflow",
-    "xla",
-    "microbatch",
-    "data",
-    "weights",
-)
 # settings that records of runs may lack, as dotted names: with its default, each is as if it were not there
 _ADDED_SETTINGS = ("label_level", "min_images", "split.ignore_folders")
 _WEIGHT_NAMES = ("imagenet", "none")
@@ -241,7 +216,8 @@ def result_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _select_result_settings(config: RunConfig) -> dict[str, Any]:
-    return {key: value for key, value in to_dict(config).items() if key not in _RESULT_NEUTRAL_SETTINGS}
+    neutral = select_names(RunConfig, "affects_result", False)
+    return {name: value for name, value in to_dict(config).items() if name not in neutral}
 
 
 def has_trained(folder: str) -> bool:

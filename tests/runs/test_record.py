@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pharmclf.config import RunConfig, SplitConfig
+from pharmclf.config.fields import select_names
 from pharmclf.core.hashing import fingerprint
 from pharmclf.runs.record import flatten, result_settings
 
@@ -16,3 +17,13 @@ def test_settings_that_came_later_leave_a_run_with_their_defaults_as_it_was():
         "min_images": 5,
         "split.ignore_folders": True,
     }
+
+
+def test_the_settings_that_no_result_depends_on_are_these():
+    """A run that is resumed may differ in them; a setting that joins or leaves them changes what may be resumed."""
+    assert set(select_names(RunConfig, "affects_result", False)) == {
+        "data", "storage", "name", "weights", "mlflow", "tensorboard", "xla", "microbatch", "skip_checks",
+        "accelerator", "workers", "failures", "wait_for_nodes", "hang_after_s", "hardware_every_s", "allow_open_cluster",
+        "checkpoint_every_s", "keep_checkpoints", "activations", "activations_dtype", "extra_test", "max_bad",
+        "max_error",
+    }  # fmt: skip
