@@ -45,7 +45,7 @@ def setting(
 
 
 @functools.cache
-def field_infos(cls: type) -> dict[str, FieldInfo]:
+def field_infos(cls: Any) -> dict[str, FieldInfo]:
     """What is known of each field of a configuration class, by dotted name, sections before their parts."""
     hints, infos = typing.get_type_hints(cls), {}
     for item in dataclasses.fields(cls):
@@ -55,7 +55,7 @@ def field_infos(cls: type) -> dict[str, FieldInfo]:
     return infos
 
 
-def select_names(cls: type, what: Literal["affects_result", "per_head"], value: bool) -> tuple[str, ...]:
+def select_names(cls: Any, what: Literal["affects_result", "per_head"], value: bool) -> tuple[str, ...]:
     """Dotted names of the fields of which this is known."""
     return tuple(name for name, info in field_infos(cls).items() if getattr(info, what) is value)
 

@@ -156,7 +156,7 @@ def test_a_storage_that_is_the_data_hides_its_own_files_only(folder: Path):
 
 
 def test_images_of_formats_that_are_not_read_have_rows(data: str):
-    """Each counts for --max-bad and has a row in predictions; one next to the same image in JPEG is only counted."""
+    """Each counts for --max-bad and has a row in predictions; one next to the same image in JPEG only counts."""
     for name in ("aspirin/x.nef", "aspirin/y.PSD", "ibuprofen/z.svg", "ibuprofen/01.cr2", "ibuprofen/notes.txt"):
         put(data, name, b"II*\0")
     made = build_manifest(data)
