@@ -29,7 +29,7 @@ from pharmclf.core.errors import ConfigError
 
 __all__ = [
     "AUTO", "DEMO", "RENAMED", "AugmentConfig", "BackboneName", "ConfigError", "DemoConfig", "HeadConfig",
-    "OptimizerConfig", "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "check_batch_word", "check_location",
-    "from_dict", "has_credentials", "load_yaml", "parse_data_sets", "parse_microbatch", "parse_workers", "refuse_auto",
-    "refuse_credentials", "to_dict", "to_record", "to_yaml",
+    "OptimizerConfig", "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "check_batch_word",
+    "check_location", "from_dict", "has_credentials", "load_yaml", "parse_data_sets", "parse_microbatch",
+    "parse_workers", "refuse_auto", "refuse_credentials", "to_dict", "to_record", "to_yaml",
 ]  # fmt: skip

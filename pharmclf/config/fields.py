@@ -50,8 +50,8 @@ def field_infos(cls: Any) -> dict[str, FieldInfo]:
     hints, infos = typing.get_type_hints(cls), {}
     for item in dataclasses.fields(cls):
         infos[item.name] = item.metadata.get(_KEY, FieldInfo())
-        if dataclasses.is_dataclass(section := hints[item.name]):
-            infos |= {f"{item.name}.{name}": info for name, info in field_infos(section).items()}
+        if dataclasses.is_dataclass(hints[item.name]):
+            infos |= {f"{item.name}.{name}": info for name, info in field_infos(hints[item.name]).items()}
     return infos
 
 
@@ -66,7 +66,8 @@ def check_ranges(config: Any) -> None:
     Raises:
         ConfigError: names the field, the value and the range.
     """
-    for name, info in field_infos(type(config)).items():
+    cls: Any = type(config)
+    for name, info in field_infos(cls).items():
         if not info.unit:
             continue
         value = operator.attrgetter(name)(config)
