@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PURE = [
     "core.errors", "core.hashing", "core.tables", "core.units",
     "config", "storage", "evaluation.metrics", "progress", "cli", "data.manifest", "data.splits", "data.batch_sampler",
-    "data.stateless_rng", "data.augment", "data.class_balance", "data.demo", "data.prepare", "data.run_manifest",
+    "data.stateless_rng", "data.augment", "data.demo", "data.prepare", "data.run_manifest",
     "training.phases", "training.lr_schedule", "training.checkpoint", "training.context",
     "training.checkpoint_manager", "runs.registry", "training.train_state", "reporting.plots",
     "reporting.run_summary", "reporting.html_report", "reporting.model_card", "reporting.calibration_plots",

@@ -59,7 +59,6 @@ PENDING = (
     "pharmclf/config",
     "pharmclf/console.py",
     "pharmclf/core",
-    "pharmclf/data",
     "pharmclf/export",
     "pharmclf/find_rate.py",
     "pharmclf/inference",

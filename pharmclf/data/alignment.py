@@ -1,7 +1,7 @@
-"""Registration of two images: the affine map, and the gain and offset of the light, that lay one onto the other.
+"""Registers two images: finds the affine map, and the gain and offset of the light, that align them.
 
-A placement is a (2, 3) matrix. It maps a pixel's place in the still image, x and y from -1 to 1 and a 1, to the place
-in the moving image where that pixel is looked up.
+A placement is a (2, 3) matrix. It maps the position of a pixel in the still image, x and y from -1 to 1 and a 1, to a
+position in the moving image.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ IDENTITY = np.eye(2, 3, dtype=np.float32)
 SCALE_AND_SHIFT = 4
 AFFINE = 6
 _MAX_CHANGE = 0.15  # of each entry of a placement: 15 % of the scale and of the half side, 8.6 degrees
-_DARKEST, _LIGHTEST = 4, 251  # grey levels outside of which an image may have been clipped
+_DARKEST, _LIGHTEST = 4, 251  # grey levels beyond these may have been clipped
 _MAX_GAIN = 2.0
 
 
 class AlignmentOptions(NamedTuple):
-    """In what two images of a pair may differ."""
+    """The allowed differences of two images."""
 
     motions: int
     """`SCALE_AND_SHIFT` or `AFFINE`."""
     light: bool
     """Also in a gain and an offset that all pixels and channels share."""
     margin: float
-    """Share of the side at each border that does not count: the corners of a turned image are filled."""
+    """Share of the side at each border that is ignored: the corners of a rotated image are filled."""
 
 
 def register(moving: Floats, still: Floats, start: Floats, steps: int, freedom: AlignmentOptions) -> Floats:
-    """Take Gauss-Newton steps towards the placement that lays `moving` onto `still`.
+    """Take Gauss-Newton steps towards the placement that aligns `moving` with `still`.
 
     Args:
         moving: (pairs, 1, side, side) grey levels.
         still: the same.
         start: (pairs, 2, 3) placements.
-        steps: how many.
-        freedom: what may differ.
+        steps: their number.
+        freedom: the allowed differences.
 
     Returns:
         Better placements, (pairs, 2, 3), each entry within ±0.15 of the start's.
@@ -56,7 +56,7 @@ def register(moving: Floats, still: Floats, start: Floats, steps: int, freedom: 
             warped = _match_light(warped, still, inside)
         columns = np.empty((num, size, side * side), np.float32)
         columns[:, :motions] = jacobian(warped[:, 0], inside[:, 0])[:, :motions]
-        if freedom.light:  # the light is fitted with the motion, or an edge that moves would pass for a change of light
+        if freedom.light:  # fitted together with the motion, or a moving edge would look like a change of light
             columns[:, motions] = (warped * inside).reshape(num, side * side)
             columns[:, motions + 1] = 64 * inside.reshape(num, side * side)
         gap = ((still - warped) * inside).reshape(num, side * side, 1)
@@ -67,7 +67,7 @@ def register(moving: Floats, still: Floats, start: Floats, steps: int, freedom: 
 
 
 def jacobian(images: Floats, weight: Any) -> Floats:
-    """What a little motion does to images (n, side, side): (n, 6, side x side).
+    """Derivatives of images (n, side, side) by small motions: (n, 6, side x side).
 
     Scale and shift in x, the same in y, then the shear of x along y and of y along x.
     """
@@ -82,13 +82,13 @@ def jacobian(images: Floats, weight: Any) -> Floats:
 def residual(
     moving: Floats, still: Floats, placements: Floats, freedom: AlignmentOptions
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """What differs where two images overlap, and where they do.
+    """The difference of two images in their overlap, and the overlap.
 
     Args:
         moving: (pairs, channels, side, side) grey levels.
         still: the same.
         placements: (pairs, 2, 3).
-        freedom: what may differ.
+        freedom: the allowed differences.
 
     Returns:
         Grey levels, (pairs, channels, side, side), 0 outside of the overlap; and the overlap, (pairs, 1, side, side).
@@ -103,7 +103,7 @@ def residual(
 
 
 def warp(images: Floats, placements: Floats, margin: float) -> tuple[Floats, NDArray[np.bool_]]:
-    """Images (n, channels, side, side) seen through placements, bilinear; and where the view lies inside of them."""
+    """Images (n, channels, side, side) through placements, bilinear; and which pixels are inside of them."""
     num, channels, side, _ = images.shape
     middle, unit = (side - 1) / 2, _pixel_centres(side)
     a, b, c, d, e, f = placements.reshape(num, 6).T[:, :, None, None] * np.float32(side / 2)
@@ -130,7 +130,7 @@ def warp(images: Floats, placements: Floats, margin: float) -> tuple[Floats, NDA
 
 
 def blur(images: Floats) -> Floats:
-    """Weights 1 2 1 along both axes of (n, side, side): alignment needs slopes, and coding noise should not count."""
+    """Weights 1 2 1 along both axes of (n, side, side): alignment needs slopes, and no coding noise."""
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1)), mode="edge")
     rows = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
     return np.asarray((rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 4, np.float32)

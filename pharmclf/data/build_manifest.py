@@ -11,7 +11,8 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_examples
 from pharmclf.data import duplicates
 from pharmclf.data.dataset_listing import DatasetListing
-from pharmclf.data.image_decoding import LFS_POINTER, THUMBNAIL_SIDE, decode
+from pharmclf.data.decoded_image import THUMBNAIL_SIDE
+from pharmclf.data.image_decoding import LFS_POINTER, decode
 from pharmclf.data.image_set import read_verified
 from pharmclf.data.list_tables import LIST_EXTENSIONS
 from pharmclf.data.manifest import COLUMNS, OK, Manifest

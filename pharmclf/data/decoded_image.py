@@ -16,6 +16,7 @@ MAX_PIXELS = 100_000_000
 """Bound on the decoded pixels: 100 megapixels take 300 MB of memory. A JPEG counts by its scaled decode."""
 MAX_PIXELS_VARIABLE = "PHARMCLF_MAX_MEGAPIXELS"
 """The environment variable that changes the bound, in millions of pixels."""
+THUMBNAIL_SIDE = 32  # pixels
 
 
 class InvalidImageError(ValueError):

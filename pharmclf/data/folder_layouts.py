@@ -1,6 +1,6 @@
-"""What the folders of a data set say of its images: which folder is the label, and which is a split. Pure.
+"""Decides which folder of a data set is the label, and which is a split. Pure.
 
-A folder is the label where only one reading makes sense; else both readings are refused, with the setting that chooses.
+Where two readings make sense, an error names both, and the setting that chooses.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NO_LABEL = re.compile(
     r"|side[ _-]?[ab\d]"
     r"|(view|angle|pose|position|cam|camera|kamera|batch|lot|charge|session|shoot|series|day|week|tray)[ _-]?\d+"
     r"|\d{4}[-_.]\d{2}([-_.]\d{2})?"  # dates; digits alone may be numbers of products
-    r"|imgs?|images?|photos?|pictures?|pics|bilder|fotos?|jpe?gs?|pngs?|raw|originals?|crops?|cropped|resized"
+    r"|imgs?|images?|photos?|pic(s|tures?)|bilder|fotos?|jpe?gs?|pngs?|raw|originals?|crops?|cropped|resized"
     r"|(pre)?processed|aug|augmented|augmentations?"
 )
-"""Names of folders that say how, when or from where an image was taken, and never what of."""
+"""Names of folders that say how, when or from where an image was taken, and are never labels."""
 _SHOWN = 3
 _MAX_SPLITS = 6  # names of folders of splits in a message
 
@@ -44,29 +44,29 @@ class LayoutOptions:
     keep_splits: bool = True
     """Whether images keep the splits that their folders name."""
     results: str = ""
-    """The storage of runs, nothing of which is listed; "": none."""
+    """The storage of runs, which is not listed; "": none."""
     classes: tuple[str, ...] = ()
-    """Classes of a model: the innermost folder that has the name of one is the label. Empty: not known."""
+    """Classes of a model: the innermost folder with such a name is the label. Empty: unknown."""
 
 
 DEFAULT_LAYOUT_OPTIONS = LayoutOptions()
-"""Labels and splits are found, and nothing is known of a model or a storage."""
+"""Labels and splits are detected, without a model or a storage."""
 
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """What is read from folders."""
+    """Labels and splits of folders."""
 
     labels: dict[Folder, str]
-    """Of each folder that has a label."""
+    """Of each folder with a label."""
     splits: dict[Folder, str]
     """Of each folder with a label: "train", "validation", "test", or "" where none is given."""
     notes: list[str]
-    """What a person should know of it, one line each."""
+    """Messages for the user, one line each."""
 
 
 def label_key(label: str) -> str:
-    """Equal for labels that differ in case, blanks or Unicode form only."""
+    """A form of a label that ignores case, blanks and Unicode form."""
     plain = " ".join(unicodedata.normalize("NFC", label).split())
     return unicodedata.normalize("NFC", plain.casefold())
 
@@ -75,12 +75,12 @@ def parse_folders(data: str, counts: Mapping[Folder, int], reading: LayoutOption
     """Find label and split of the folders that hold images.
 
     Args:
-        data: as it was given, for messages.
+        data: as the user gave it, for messages.
         counts: folders -> images in each; none is empty.
         reading: how they are read.
 
     Raises:
-        ConfigError: two readings make sense, or no folder has the level that is asked for.
+        ConfigError: two readings make sense, or no folder has the requested level.
     """
     rests, splits, notes = _extract_splits(data, counts, reading)
     if reading.classes:
@@ -96,19 +96,19 @@ def parse_folders(data: str, counts: Mapping[Folder, int], reading: LayoutOption
 
 
 def merge_labels(labels: Sequence[str], classes: Sequence[str] = ()) -> tuple[dict[str, str], list[str]]:
-    """Make one label of those that differ in case, blanks or Unicode form only.
+    """Merge labels that differ only in case, blanks or Unicode form.
 
     Args:
         labels: of all images.
-        classes: of a model, whose names then are the labels.
+        classes: of a model, whose names are used.
 
     Returns:
-        label -> the label in its place, for those that change; and a note on it.
+        old label -> new label, for those that change; and a note.
     """
     forms = defaultdict[str, Counter[str]](Counter)
     for label, count in Counter(labels).items():
         forms[label_key(label)][label] += count
-    known, changed, said = _classes_by_key(classes), dict[str, str](), []
+    known, changed, merged = _classes_by_key(classes), dict[str, str](), []
     for key, found in sorted(forms.items()):
         if key in known:
             name = known[key]
@@ -118,27 +118,27 @@ def merge_labels(labels: Sequence[str], classes: Sequence[str] = ()) -> tuple[di
             name = " ".join(unicodedata.normalize("NFC", min(found, key=lambda form: (-found[form], form))).split())
         others = [form for form in sorted(found) if form != name and form not in classes]
         changed |= dict.fromkeys(others, name)
-        said += [f"{name} (also {', '.join(_disambiguate(form, name) for form in others)})"] if others else []
-    if not said:
+        merged += [f"{name} (also {', '.join(_disambiguate(form, name) for form in others)})"] if others else []
+    if not merged:
         return {}, []
-    return changed, [f"labels that differ in case, blanks or Unicode form only are one: {format_examples(said)}"]
+    return changed, [f"labels that differ in case, blanks or Unicode form only are one: {format_examples(merged)}"]
 
 
 def _disambiguate(form: str, name: str) -> str:
-    """A form of a label; with escapes where it looks like the name."""
+    """A form of a label, with escapes where it looks like the name."""
     if unicodedata.normalize("NFC", form) == name:
         return ascii(form)
     return repr(form) if form != " ".join(form.split()) else form
 
 
 def _classes_by_key(classes: Sequence[str]) -> dict[str, str]:
-    """Key -> class, for keys that one class alone has."""
+    """Key -> class, for keys of only one class."""
     counts = Counter(map(label_key, classes))
     return {key: name for name in classes if counts[key := label_key(name)] == 1}
 
 
 def _known_label_level(rest: Folder, known: Mapping[str, str]) -> int:
-    """Place of the innermost folder that has the name of a class, else of the innermost that may be a label."""
+    """Index of the innermost folder with the name of a class, else of the innermost that may be a label."""
     found = (place for place in reversed(range(len(rest))) if label_key(rest[place]) in known)
     return next(found, _possible_label_levels(rest)[-1])
 
@@ -146,7 +146,7 @@ def _known_label_level(rest: Folder, known: Mapping[str, str]) -> int:
 def _extract_splits(
     data: str, counts: Mapping[Folder, int], reading: LayoutOptions
 ) -> tuple[dict[Folder, Folder], dict[Folder, str], list[str]]:
-    """Folders without those that name splits, the split of each, and notes; what has no other folder is left out."""
+    """Folders without the names of splits, the split of each, and notes; folders without another name are left out."""
     plain = {folder: folder for folder in counts}, dict.fromkeys(counts, ""), list[str]()
     cuts = {folder: place for folder in counts if (place := _split_level(folder)) is not None}
     kinds = {_split_of(folder, place) for folder, place in cuts.items()}
@@ -179,7 +179,7 @@ def _extract_splits(
 
 
 def _split_level(folder: Folder) -> int | None:
-    """Place of the outermost folder that is named like a split."""
+    """Index of the outermost folder that is named like a split."""
     return next((place for place, name in enumerate(folder) if name.strip().casefold() in _SPLIT_NAMES), None)
 
 
@@ -188,7 +188,7 @@ def _split_of(folder: Folder, place: int) -> str:
 
 
 def _label_levels(data: str, rests: Mapping[Folder, Folder], level: int) -> dict[Folder, int]:
-    """Place of the label in each folder that has such a level."""
+    """Index of the label in each folder that has such a level."""
     found = {
         folder: level - 1 if level > 0 else len(rest) + level
         for folder, rest in rests.items()
@@ -204,7 +204,7 @@ def _label_levels(data: str, rests: Mapping[Folder, Folder], level: int) -> dict
 
 
 def _find_label_levels(data: str, rests: Mapping[Folder, Folder]) -> tuple[dict[Folder, int], list[str]]:
-    """Place of the label in each folder, and notes on it.
+    """Index of the label in each folder, and notes.
 
     Raises:
         ConfigError: two readings make sense.
@@ -222,7 +222,7 @@ def _find_label_levels(data: str, rests: Mapping[Folder, Folder]) -> tuple[dict[
     repeated = [path for path in paths if len(parents[path[-1]]) > 1]
     depths = {len(path) for path in paths}
     if len(depths) == 1:
-        if depths == {shared + 1}:  # nothing but class folders, below folders that all images share
+        if depths == {shared + 1}:  # only class folders, below folders that all images share
             return inner, _nested_label_note(rests, inner)
         upper = {folder: places[-2] for folder, places in kept.items()}
         if 2 * len(repeated) >= len(paths):
@@ -230,8 +230,7 @@ def _find_label_levels(data: str, rests: Mapping[Folder, Folder]) -> tuple[dict[
         level = _level_setting(rests, inner)
         return inner, [
             f"the label is the folder that holds the images{level}: {_format_paths(rests, inner)}; the folders above "
-            "are "
-            f"not used: {_format_paths(rests, upper)}",
+            f"are not used: {_format_paths(rests, upper)}",
             *_repeated_label_note(repeated, rests, inner),
             *_nested_label_note(rests, inner),
         ]
@@ -241,13 +240,13 @@ def _find_label_levels(data: str, rests: Mapping[Folder, Folder]) -> tuple[dict[
 
 
 def _possible_label_levels(rest: Folder, first: int = 0) -> list[int]:
-    """Places from `first` on of the folders that may be labels; of all where none may."""
+    """Indexes from `first` on of the folders that may be labels; all where none may."""
     places = range(first, len(rest))
     return [place for place in places if not _NO_LABEL.fullmatch(label_key(rest[place]))] or list(places)
 
 
 def _common_prefix_length(paths: Iterable[Folder]) -> int:
-    """Number of leading folders that all paths share, of which none is the last of one."""
+    """Number of leading folders that all paths share, without the last folder of any."""
     every = list(paths)
     shared, least = 0, min(map(len, every), default=1)
     while shared < least - 1 and len({path[shared] for path in every}) == 1:
@@ -256,7 +255,7 @@ def _common_prefix_length(paths: Iterable[Folder]) -> int:
 
 
 def _nested_label_note(rests: Mapping[Folder, Folder], places: Mapping[Folder, int]) -> list[str]:
-    """What is said where the label is not the folder that holds the images."""
+    """A note where the label is not the folder that holds the images."""
     below = {rests[folder][-1] for folder, place in places.items() if place < len(rests[folder]) - 1}
     if not below:
         return []
@@ -286,7 +285,7 @@ def _ambiguity_error(
 
 
 def _level_setting(rests: Mapping[Folder, Folder], places: Mapping[Folder, int], word: str = ", ") -> str:
-    """The setting that chooses such labels; "" where one number does not."""
+    """The setting that chooses these labels; "" where no single number does."""
     from_top = {place + 1 for place in places.values()}
     from_image = {place - len(rests[folder]) for folder, place in places.items()}
     for levels in (from_top, from_image):

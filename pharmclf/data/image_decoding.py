@@ -14,7 +14,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from pharmclf.data.decoded_image import DecodedImage, Pixels
+from pharmclf.data.decoded_image import THUMBNAIL_SIDE, DecodedImage, Pixels
 from pharmclf.data.decoded_image import InvalidImageError as InvalidImageError
 from pharmclf.data.jpeg import END_MARKER, decode_jpeg, misses_only_end_marker
 from pharmclf.data.pillow_decoder import decode_pillow
@@ -41,7 +41,6 @@ _SIGNATURES = {
 IMAGE_EXTENSIONS = frozenset(extension for known in EXTENSIONS.values() for extension in known)
 LFS_POINTER = "Git LFS pointer in place of the image: run git lfs pull"
 _LFS_SIGNATURE = b"version https://git-lfs.github.com/spec/"
-THUMBNAIL_SIDE = 32
 _INFO_SIDE = 4 * THUMBNAIL_SIDE  # least side of the scaled decode from which the thumbnail is made
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 _AVIF = frozenset({b"avif", b"avis"})

@@ -1,4 +1,4 @@
-"""The images below a folder or prefix, and what lies among them: files of systems and tools, results of runs."""
+"""Finds the images below a folder or prefix, among files of systems and tools and results of runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SYSTEM_NAMES = frozenset(
         "__pycache__", "node_modules", "site-packages", "mlruns", "wandb", "lightning_logs",
     }
 )  # fmt: skip
-"""Names of files and folders, in lower case, that no product has."""
+"""Names of files and folders, in lower case, that are never labels."""
 _SYSTEM_NAME = re.compile(
     r"found\.\d{3}"  # chkdsk
     r"|.*\.(lrdata|lrcat-data|cocatalog)"  # previews of Lightroom, catalogues of Capture One
@@ -50,7 +50,7 @@ _UNREAD_EXTENSIONS = frozenset(
         ".wdp", ".x3f", ".xcf",
     }
 )  # fmt: skip
-"""Extensions of images that no decoder here reads."""
+"""Extensions of images in unsupported formats."""
 _MANIFEST = re.compile(r"(?:(.*)/)?manifests/[0-9a-f]{32}\.parquet")
 _SHOWN = 5
 
@@ -60,11 +60,11 @@ class ImageFiles:
     """The images of a listing."""
 
     images: list[storage.FileEntry]
-    """By location; `unreadable` says why one is not read, and must have a row in quarantine or predictions."""
+    """By location; one with `unreadable` is not read, but has a row in quarantine or predictions."""
     notes: list[str]
-    """What was left out, one line each."""
+    """Files that were left out, one line for each kind."""
     left_out: frozenset[str]
-    """Folders of results and of tools, relative to the root, in which no image of the set lies."""
+    """Folders of results and tools, relative to the root."""
 
 
 def relative_path(root: str, location: str) -> str:
@@ -73,7 +73,7 @@ def relative_path(root: str, location: str) -> str:
 
 
 def is_system_file(relative: str) -> bool:
-    """Whether a path below the data belongs to a system or a tool: hidden, or one of its parts has such a name."""
+    """Whether a path below the data is hidden, or has a part that is named like files of a system or a tool."""
     return any(part.startswith(_HIDDEN) or _is_tool_name(part) for part in relative.split("/"))
 
 
@@ -87,7 +87,7 @@ def find_images(root: str, results: str = "") -> ImageFiles:
 
     Args:
         root: an absolute path or a URI.
-        results: the storage of runs, of which nothing is listed; "": only what shows itself as results is left out.
+        results: the storage of runs, which is not listed; "": only recognized results are left out.
 
     Raises:
         OSError: nothing there, unreadable, or the storage does not answer.
@@ -100,10 +100,10 @@ def find_images(root: str, results: str = "") -> ImageFiles:
     homes = _results_folders(places, given)
     tools = {folder for folder in _tool_folders(places) if folder}
     stems = {_stem(place) for place in places if _extension(place) in IMAGE_EXTENSIONS}
-    images, found = list[storage.FileEntry](), _SkippedFiles(homes={given} - {""})  # said also before it is there
+    images, found = list[storage.FileEntry](), _SkippedFiles(homes={given} - {""})  # reported also before it exists
     for place, entry in places.items():
         extension = _extension(place)
-        if place == MARKER:  # the tool's own
+        if place == MARKER:  # of the demo
             continue
         if (home := _enclosing_folder(place, homes)) is not None:
             found.homes.add(home)
@@ -140,7 +140,7 @@ def _stem(place: str) -> str:
 
 
 def _enclosing_folder(place: str, folders: Collection[str]) -> str | None:
-    """The outermost of some folders that a path lies in; "" is the root."""
+    """The outermost of some folders that contains a path; "" is the root."""
     if "" in folders:
         return ""
     end = place.find("/") if folders else -1
@@ -152,11 +152,11 @@ def _enclosing_folder(place: str, folders: Collection[str]) -> str | None:
 
 
 def _results_folders(places: Collection[str], given: str) -> set[str]:
-    """Folders that hold what runs, sweeps, evaluations or the demo have written; "" where it is the root."""
+    """Folders of runs, sweeps, evaluations or the demo; "" where it is the root."""
     homes = {given} - {""}
     for place in places:
         folder, _, name = place.rpartition("/")
-        if match := _MANIFEST.fullmatch(place):  # of a storage; one that is the root shows its parts
+        if match := _MANIFEST.fullmatch(place):  # of a storage; a root has no name
             homes.add(match[1] or "manifests")
         is_run = name in ("run.json", "sweep.json") and (folder or "manifest.parquet" in places)
         is_evaluation = name == "confusion_matrix.png" and f"{folder}/metrics.json" in places
@@ -167,7 +167,7 @@ def _results_folders(places: Collection[str], given: str) -> set[str]:
 
 
 def _tool_folders(places: Iterable[str]) -> Iterable[str]:
-    """Folders that a file in them gives away: Python environments, exports of labelme."""
+    """Folders of tools, recognized by a file in them: Python environments, exports of labelme."""
     for place in places:
         folder, _, name = place.rpartition("/")
         if name == "pyvenv.cfg" or (name == "label_viz.png" and folder.endswith("_json")):
@@ -176,7 +176,7 @@ def _tool_folders(places: Iterable[str]) -> Iterable[str]:
 
 @dataclass
 class _SkippedFiles:
-    """What was left out of a listing."""
+    """Files that were left out of a listing."""
 
     homes: set[str]
     tools: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -187,7 +187,7 @@ class _SkippedFiles:
     masks: int = 0
 
     def notes(self) -> list[str]:
-        """One line for each kind; no number of results, which grows with every run of the same data."""
+        """One line for each kind; without the number of results, which grows with every run."""
         counts = {
             "hidden": self.hidden,
             f"of systems and tools ({_format_counts(self.tools)})": self.tools.total(),

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pharmclf.data import duplicates
-from pharmclf.data.image_decoding import THUMBNAIL_SIDE, InvalidImageError, read_image_info
+from pharmclf.data.decoded_image import THUMBNAIL_SIDE
+from pharmclf.data.image_decoding import InvalidImageError, read_image_info
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 

@@ -1,10 +1,11 @@
-"""Finds the files that a list names, also where it was written on another system or without endings."""
+"""Finds the files of a list, also where its paths come from another system or lack file extensions."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError
@@ -19,18 +20,18 @@ def locate_files(
 ) -> tuple[list[str], dict[str, tuple[int, int]], list[str]]:
     r"""Find the files of a list.
 
-    A path that is not there is looked for with / in the place of \, and without an ending as an image of that name.
+    A missing path is tried with / instead of \, and where it has no extension, with those of images.
 
     Args:
-        source: names the list in messages.
-        folder: that holds the list.
-        paths: (n,) as the list has them.
+        source: the flag and its value, for messages.
+        folder: of the list.
+        paths: (n,) of the list.
 
     Returns:
-        (n,) locations; size in bytes and time of change in nanoseconds of those that are there; notes.
+        (n,) locations; size in bytes and time of change in nanoseconds of those that exist; notes.
 
     Raises:
-        ConfigError: a path without an ending that fits several images.
+        ConfigError: a path without an extension that fits several images.
     """
     location_of = {path: resolve_path(folder, path) for path in dict.fromkeys(paths)}
     known, notes = stat_files(location_of.values()), []
@@ -55,7 +56,7 @@ def locate_files(
 
 
 def not_found_message(folder: str, paths: Sequence[str]) -> str:
-    """Why no path of a list leads to a file: what was looked for, what is there, and the remedy."""
+    """The message for a list none of whose files exists: what was tried, what exists, and the remedy."""
     first = paths[0][:_MAX_CHARACTERS]
     tried = list(dict.fromkeys([resolve_path(folder, first), resolve_path(folder, first.replace("\\", "/"))]))
     text = f"none of its {len(set(paths))} paths leads to a file. The first is {first!r}, looked for as {tried[0]}"
@@ -68,14 +69,14 @@ def not_found_message(folder: str, paths: Sequence[str]) -> str:
         with contextlib.suppress(OSError):
             names = sorted(os.listdir(parent))
             text += f"; {parent} holds {format_examples(names, _MAX_SHOWN) or 'nothing'}"
-        bases = [os.getcwd(), *_parents(folder)] if not os.path.isabs(first) else []
+        bases = [os.getcwd(), folder, *map(str, Path(folder).parents)] if not os.path.isabs(first) else []
         fits = next((base for base in bases if os.path.isfile(os.path.join(base, first.replace("\\", "/")))), None)
         text += f"; below {fits} it is there" if fits else ""
     return f"{text}. Write paths relative to the list's folder {folder}, or absolute ones"
 
 
 def resolve_path(folder: str, path: str) -> str:
-    """A path of a list as a location: as it is, or relative to the list's folder."""
+    """The location of a path of a list: absolute, or relative to the list's folder."""
     path = path.removeprefix("file://")
     if storage.is_remote(path) or (storage.is_remote(folder) and not path.startswith("/")):
         return path if storage.is_remote(path) else storage.join(folder, path.removeprefix("./"))
@@ -83,15 +84,15 @@ def resolve_path(folder: str, path: str) -> str:
 
 
 def stat_files(locations: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Size and time of files, as far as they are there; remote ones by one listing per bucket."""
+    """Size and time of the files that exist; remote ones by one listing per bucket."""
     known, buckets = {}, dict[str, list[str]]()
     for location in locations:
         if storage.is_remote(location):
             buckets.setdefault("/".join(location.split("/", 3)[:3]), []).append(location)
         elif os.path.isfile(location):
             known[location] = (os.stat(location).st_size, os.stat(location).st_mtime_ns)
-    for bucket, members in buckets.items():
-        common = os.path.commonpath([member.removeprefix(bucket).rpartition("/")[0] or "/" for member in members])
+    for bucket, remote in buckets.items():
+        common = os.path.commonpath([path.removeprefix(bucket).rpartition("/")[0] or "/" for path in remote])
         with contextlib.suppress(FileNotFoundError):
             found = storage.list_files(storage.join(bucket, common))
             known |= {entry.location: (entry.size_bytes, entry.mtime_ns) for entry in found}
@@ -103,7 +104,7 @@ def _has_ending(path: str) -> bool:
 
 
 def _with_endings(source: str, bare: set[str], known: dict[str, tuple[int, int]]) -> dict[str, str]:
-    """The image whose name without its ending is a location, for those locations that have one."""
+    """Locations without an extension -> the images of that name."""
     there = [location for location in known if storage.is_remote(location)]
     for folder in {location.rpartition("/")[0] for location in bare if not storage.is_remote(location)}:
         with contextlib.suppress(OSError):
@@ -116,11 +117,4 @@ def _with_endings(source: str, bare: set[str], known: dict[str, tuple[int, int]]
                 raise ConfigError(f"{source}: {stem} has no ending, and both {found[stem]} and {location} are there. "
                                   "Write paths with their endings")  # fmt: skip
             found[stem] = location
-    return found
-
-
-def _parents(folder: str) -> list[str]:
-    found = [folder]
-    while found[-1] != os.path.dirname(found[-1]):
-        found.append(os.path.dirname(found[-1]))
     return found

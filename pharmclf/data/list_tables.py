@@ -1,4 +1,4 @@
-"""Lists of images: CSV or Parquet tables of paths, labels, groups and splits, as spreadsheets and tools write them."""
+"""Reads lists of images: CSV or Parquet tables of paths, labels, groups and splits from spreadsheets and tools."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import codecs
 import csv
 import io
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,11 +15,10 @@ import pyarrow.parquet as pq
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.core.hashing import sha256_bytes
-from pharmclf.data.list_files import locate_files, not_found_message
-from pharmclf.data.splits import SPLITS, TEST, TRAIN, VALIDATION
+from pharmclf.data.splits import TEST, TRAIN, VALIDATION
 
 LIST_EXTENSIONS = (".csv", ".parquet")
-"""How the name of a list ends."""
+"""File extensions of a list."""
 _TAB = "\t"
 _SEPARATORS = (",", ";", _TAB)
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -36,26 +34,25 @@ _HEADERS = {
     "group": ("groups", "group_id"),
     "split": ("splits", "set", "subset", "partition", "dataset", "usage"),
 }  # fmt: skip
-"""What other tools call a column, in lower case with _ between words."""
+"""Names of a column in other tools, in lower case with _ between words."""
 _SPLIT_WORDS = {
     TRAIN: ("train", "training"),
     VALIDATION: ("validation", "val", "valid", "dev", "development"),
     TEST: ("test", "testing"),
 }
 _SPLIT_BY_WORD = {"": "", **{word: split for split, words in _SPLIT_WORDS.items() for word in words}}
-_WHOLE_NUMBER = re.compile(r"-?\d+\.0")
 
 
 @dataclass(frozen=True)
 class ListTable:
-    """A list as it is read; nothing is looked for yet."""
+    """The content of a list; its files are not checked."""
 
     table: pa.Table
-    """Every column of the list with its name stripped: text from a CSV file, the file's own types from Parquet."""
+    """All columns, with stripped names: text from a CSV file, the file's types from Parquet."""
     columns: dict[str, int]
-    """Place of the columns path, label, group and split, as far as the list has them."""
+    """Index of each of the columns path, label, group and split that the list has."""
     notes: list[str]
-    """How it was read where that is not plain."""
+    """Messages on how it was read."""
     sha256: str
     """Of the file."""
 
@@ -69,13 +66,13 @@ class ListTable:
 def read_list(
     source: str, location: str, required: Sequence[str] = ("path",), optional: Sequence[str] = ()
 ) -> ListTable:
-    """Read a list and find its columns by their names; rows without any value are left out.
+    """Read a list and find its columns by their names; empty rows are left out.
 
     Args:
-        source: names the list in messages: the flag and what it was given.
-        location: of the file; its name ends as one of `LIST_EXTENSIONS`.
-        required: columns that it must have, of path, label, group and split.
-        optional: columns that it may have, of the same.
+        source: the flag and its value, for messages.
+        location: of the file, with one of `LIST_EXTENSIONS`.
+        required: columns that it must have: path, label, group, split.
+        optional: columns that it may have.
 
     Raises:
         ConfigError: not a list, no rows, no such column, a row without a path, or two columns that fit.
@@ -93,7 +90,7 @@ def read_list(
     if missing := [name for name in required if name not in columns]:
         found = ", ".join(table.column_names)
         raise ConfigError(
-            f"{source}: no column {' and '.join(missing)}; found: {found}. Name it so in the first line of the list"
+            f"{source}: no column {' and '.join(missing)}; found: {found}. Add the name to the first line of the list"
         )
     renamed = [(table.column_names[place], name) for name, place in columns.items()]
     others = [f"{found} as {name}" for found, name in renamed if found != name]
@@ -108,51 +105,11 @@ def read_list(
     return listed
 
 
-def list_labelled_images(data: str, root: str) -> tuple[str, list[tuple[str, str, str, int, int, str, str]], list[str]]:
-    """Read a list of labelled images.
-
-    Args:
-        data: the list as the user gave it.
-        root: its location.
-
-    Returns:
-        The list's folder; the fields of an `ImageEntry` for each row; notes.
-
-    Raises:
-        ConfigError: as `read_list`; an unknown split, or none of the files is there.
-    """
-    source = f"--data {data}"
-    if not root.lower().endswith(LIST_EXTENSIONS):
-        raise ConfigError(f"{source}: received a file, expected a folder, or a list that ends in .csv or .parquet")
-    listed = read_list(source, root, ("path", "label"), ("group", "split"))
-    folder, notes = root.rpartition("/")[0], listed.notes
-    paths, labels, groups = listed.cells("path"), _parse_labels(listed.cells("label"), notes), listed.cells("group")
-    splits = _parse_splits(source, listed, notes)
-    locations, known, found = locate_files(source, folder, paths)
-    if not known.keys() & set(locations):
-        raise ConfigError(f"{source}: {not_found_message(folder, paths)}")
-    rows = list(zip(locations, labels, groups, splits, strict=True))
-    unique = sorted(set(rows))
-    notes += found
-    if len(rows) > len(unique):
-        notes.append(f"rows that repeat another row of the list, used once: {len(rows) - len(unique)}")
-    if any(groups):
-        notes.append(
-            "the list's groups decide which rows share a split, also where images of two groups are near copies"
-        )
-    fields = [
-        (location, location.removeprefix(folder + "/"), label, *known.get(location, (0, 0)), group, split)
-        for location, label, group, split in unique
-    ]
-    fields.sort(key=lambda row: row[1:3])  # by path, then by label
-    return folder, fields, notes
-
-
 def _read_csv(content: bytes, notes: list[str]) -> pa.Table:
     text = _decode_text(content, notes).lstrip("\r\n\ufeff")
     lines = io.StringIO(text, newline="")
     separator = _detect_separator(lines.readline())
-    if given := re.match(r'"?sep=(.)"?', text, re.IGNORECASE):  # a first line of Excel's, which names the separator
+    if given := re.match(r'"?sep=(.)"?', text, re.IGNORECASE):  # a first line of Excel, which names the separator
         separator = given[1]
     else:
         lines.seek(0)
@@ -179,7 +136,7 @@ def _find_known_columns(header: Sequence[str]) -> list[str]:
 
 
 def _decode_text(content: bytes, notes: list[str]) -> str:
-    """The text of a CSV file in the encoding that it is written in."""
+    """Decode a CSV file in its encoding."""
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\x00" in content[:4]:  # UTF-16 without its mark
         encoding = "utf-16-le" if content[1:2] == b"\x00" else "utf-16-be"
@@ -193,7 +150,7 @@ def _decode_text(content: bytes, notes: list[str]) -> str:
 
 
 def _detect_separator(line: str) -> str:
-    """The separator that gives the first line most columns of known names, else most columns, else a comma."""
+    """The separator with most known column names in the first line, else with most columns, else a comma."""
 
     def fit(separator: str) -> tuple[int, int]:
         names = _find_known_columns(next(csv.reader([line], delimiter=separator, skipinitialspace=True), []))
@@ -203,7 +160,7 @@ def _detect_separator(line: str) -> str:
 
 
 def _matching_columns(names: Sequence[str], wanted: str) -> list[int]:
-    """Places of the columns that may be meant: those of exactly this name, else in other case, else of other names."""
+    """Indexes of the columns of exactly this name, else in another case, else of names in other tools."""
     plain = [re.sub(r"[\s_.-]+", "_", name.casefold()) for name in names]
     levels = (
         [place for place, name in enumerate(names) if name == wanted],
@@ -214,7 +171,7 @@ def _matching_columns(names: Sequence[str], wanted: str) -> list[int]:
 
 
 def _find_columns(source: str, table: pa.Table, names: Sequence[str]) -> dict[str, int]:
-    """Place of each column of these that the list has.
+    """Index of each of these columns that the list has.
 
     Raises:
         ConfigError: several columns fit.
@@ -229,7 +186,7 @@ def _find_columns(source: str, table: pa.Table, names: Sequence[str]) -> dict[st
         ]
         fits = [table.column_names[place] for place in places]
         if wanted == "split" and fits and fits[0].casefold() != "split":  # "set" may hold anything
-            places = [place for place in places if any(map(_parse_split, _to_text(table.column(place))))]
+            places = [place for place in places if any(map(parse_split, _to_text(table.column(place))))]
         if len(places) > 1:
             raise ConfigError(
                 f"{source}: the columns {' and '.join(fits)} may each hold the {wanted} of an image. "
@@ -241,7 +198,7 @@ def _find_columns(source: str, table: pa.Table, names: Sequence[str]) -> dict[st
 
 
 def _to_text(column: pa.ChunkedArray) -> list[str]:
-    """Cells as stripped text; a column of whole numbers is written without ".0" where a gap has made them floats."""
+    """Cells as stripped text; whole numbers that are floats because of empty cells have no ".0"."""
     values = column.to_pylist()
     whole = all(value.is_integer() or value != value for value in values if isinstance(value, float))
 
@@ -255,27 +212,6 @@ def _to_text(column: pa.ChunkedArray) -> list[str]:
     return [text(value) for value in values]
 
 
-def _parse_labels(cells: list[str], notes: list[str]) -> list[str]:
-    if not all(_WHOLE_NUMBER.fullmatch(cell) for cell in cells if cell) or not any(cells):
-        return cells
-    notes.append(f"labels are whole numbers written as {next(filter(None, cells))}; read without .0")
-    return [cell.removesuffix(".0") for cell in cells]
-
-
-def _parse_split(cell: str) -> str | None:
-    """The split that a cell means; "": none; None: an unknown word."""
+def parse_split(cell: str) -> str | None:
+    """The split of a cell; "": none; None: an unknown word."""
     return _SPLIT_BY_WORD.get(cell.casefold())
-
-
-def _parse_splits(source: str, listed: ListTable, notes: list[str]) -> list[str]:
-    cells, splits = listed.cells("split"), list[str]()
-    for number, cell in enumerate(cells, start=1):
-        split = _parse_split(cell)
-        if split is None:
-            expected = ", ".join(SPLITS)
-            raise ConfigError(f"{source}: row {number}: split {cell!r}, expected {expected} or nothing")
-        splits.append(split)
-    words = Counter((cell, split) for cell, split in zip(cells, splits, strict=True) if cell != split)
-    if words:
-        notes.append(f"splits of the list: {', '.join(f'{cell} read as {split}' for cell, split in sorted(words))}")
-    return splits

@@ -1,8 +1,8 @@
-"""Streams a worker's rows, in the order of its plan, through Ray Data: read, decode and resize in Ray tasks.
+"""Streams a worker's images through Ray Data, in the order of its plan: Ray tasks read, decode and resize them.
 
-A pipeline serves many epochs, because Ray Data needs seconds to its first batch, but not a phase of any length, because
-it prepares all blocks before the first. The tasks work out their rows from the plan themselves, so nothing but step
-numbers travels to them.
+A pipeline serves many epochs, because Ray Data needs seconds to its first batch. A long phase has several pipelines,
+because Ray Data prepares all blocks before the first. The tasks compute their rows from the plan, so only step numbers
+are sent to them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pharmclf.data.image_set import ImageSet
 Block = dict[str, np.ndarray]
 """Columns of equal length, as Ray Data gives them to its tasks."""
 _BLOCK_BYTES = 16 << 20  # pixels decoded by one Ray task: 111 images of 224 px
-_AHEAD_BYTES = 512 << 20  # decoded pixels that may wait for one worker; without a bound Ray decodes a phase ahead
+_AHEAD_BYTES = 512 << 20  # decoded pixels that may wait for one worker; without a bound Ray would decode a phase ahead
 _SECTION_BLOCKS = 1000  # of one pipeline; Ray needs a millisecond for each before the first block comes
-_OVERLAP_BLOCKS = 250  # that a pipeline still has when the next one is begun: a few seconds, or the stream would pause
+_OVERLAP_BLOCKS = 250  # left in a pipeline when the next one starts: a few seconds, or the stream would pause
 _REMOTE_READS = 16  # concurrent reads of one task from an object store
 
 
@@ -42,12 +42,11 @@ def load_images(files: ImageSet, image_size: int) -> tuple[np.ndarray, np.ndarra
         image_size: S, side in pixels.
 
     Returns:
-        (n, S, S, 3) uint8, black where an image cannot be used; and (n,) text: why it cannot, "" where it can.
+        (n, S, S, 3) uint8, black where an image cannot be used; and (n,) text: the reason, or "".
 
     Raises:
-        PermissionError, StorageUnavailableError: the storage gives nothing at all.
+        PermissionError, StorageUnavailableError: the storage cannot be read.
     """
-
     images = np.zeros((len(files), image_size, image_size, 3), np.uint8)
     bad = [""] * len(files)
 
@@ -70,9 +69,9 @@ def load_images(files: ImageSet, image_size: int) -> tuple[np.ndarray, np.ndarra
 
 
 def load_block(files: ImageSet, image_size: int) -> Block:
-    """As `load_images`, for a Ray task: columns `image`, `bad`, and `error`, so that it travels to its place.
+    """As `load_images`, for a Ray task: columns `image`, `bad` and `error`.
 
-    Left to itself, Ray Data ends the whole pipeline at once, and keeps of the error only its text.
+    With an exception, Ray Data would end the pipeline at once, and keep only its text.
     """
     try:
         (images, bad), error = load_images(files, image_size), ""
@@ -83,16 +82,16 @@ def load_block(files: ImageSet, image_size: int) -> Block:
 
 
 def encode_error(error: Exception) -> str:
-    """An error as it stands in a block's column `error`."""
+    """An error as text for the column `error` of a block."""
     return f"{type(error).__name__}: {error}"
 
 
 def raise_block_error(batch: Block, *kinds: type[Exception]) -> Block:
-    """A block, or the error that stands in its column `error`.
+    """Return a block, or raise the error in its column `error`.
 
     Args:
-        batch: of `load_block`, or of what was made of it.
-        kinds: errors that may stand there beside those of `load_images`.
+        batch: of `load_block`, or made from one.
+        kinds: further errors that it may contain.
 
     Raises:
         PermissionError, StorageUnavailableError: as `load_images`; `kinds`; and ValueError for any other.
@@ -109,7 +108,7 @@ def raise_block_error(batch: Block, *kinds: type[Exception]) -> Block:
 def load_batches(
     plan: BatchPlan, images: ImageSet, image_size: int, *, first: int = 0, num_cpus: float = 1.0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The images of every step of a plan, in order.
+    """Yield the images of every step of a plan, in order.
 
     Args:
         plan: the worker's plan.
@@ -119,7 +118,7 @@ def load_batches(
         num_cpus: CPUs that this pipeline may use at a time.
 
     Yields:
-        What `load_images` gives for the rows of the step: black where it is padded.
+        The result of `load_images` for the rows of the step, black where it is padded.
 
     Raises:
         PermissionError, StorageUnavailableError: as `load_images`, at the step that lacks its images.
@@ -148,11 +147,11 @@ def load_batches(
 
 
 def chain_prefetched(parts: Sequence[tuple[Iterator[Any], int]], overlap: int) -> Iterator[Any]:
-    """The items of one iterator after the other, each begun before the one ahead of it has ended.
+    """Yield the items of one iterator after the other, each started before the one before it has ended.
 
     Args:
         parts: each with the number of its items.
-        overlap: items that are left of a part when the next one is begun, in a thread.
+        overlap: items that are left of a part when the next one starts, in a thread.
     """
     following: Prefetcher | None = None
     for number, (items, count) in enumerate(parts):
@@ -165,15 +164,15 @@ def chain_prefetched(parts: Sequence[tuple[Iterator[Any], int]], overlap: int) -
 
 
 _WAIT_S = 0.02
-"""How long Ray Data's control loop waits for all running tasks to end before it looks which have.
+"""How long Ray Data's control loop waits for all running tasks to end before it checks which have ended.
 
-Its own 0.1 s are made for longer tasks: a CPU whose task has ended in 0.15 s stands idle until the loop has looked.
+Its default of 0.1 s fits longer tasks: a CPU whose task has ended after 0.15 s is idle until the next check.
 Decoding on two cores gave 1,230 images/s with it and 1,360 with this, for a twentieth of a core.
 """
 
 
 class _IdleThrottle:
-    """Lets the pipeline's control loop rest while it has nothing to do.
+    """Lets the control loop of a pipeline sleep while it has nothing to do.
 
     With decoded blocks waiting for a slower consumer, Ray Data's loop does not block but spins: measured at 0.7 of a
     core, in the process that trains. A step of the loop that waited for a task takes longer than `_SPIN_S`.
@@ -185,17 +184,17 @@ class _IdleThrottle:
         self._last, self._spins = 0.0, 0
 
     def __call__(self) -> None:
-        """Rest the longer, the more steps in a row were spins; a busy pipeline spins but once or twice."""
+        """Sleep the longer, the more steps in a row were spins; a busy pipeline spins only once or twice."""
         self._spins = self._spins + 1 if time.perf_counter() - self._last < self._SPIN_S else 0
         time.sleep(min(self._MAX_PAUSE_S, self._PAUSE_S * self._spins))
         self._last = time.perf_counter()
 
 
 def configure_dataset(dataset: Any, num_cpus: float | None) -> Any:
-    """Let a new Ray Data pipeline keep its order, within a share of the CPUs, without bars and chatter.
+    """Configure a new Ray Data pipeline: ordered, with a share of the CPUs, without progress bars and messages.
 
     Args:
-        dataset: one that has just been made; its settings are its own.
+        dataset: new, with separate settings.
         num_cpus: CPUs that it may use at a time; None: all.
     """
     limits = ray.data.ExecutionResources(cpu=num_cpus, object_store_memory=_AHEAD_BYTES)
@@ -210,25 +209,25 @@ def configure_dataset(dataset: Any, num_cpus: float | None) -> Any:
 
 
 class Prefetcher(Iterator[Any]):
-    """Items converted ahead of their use, so that the device does not wait for the copy.
+    """Converts items ahead of their use in a thread, so that the device does not wait for the copy.
 
-    The thread that does so begins with the first item; an error of it comes out at the item it concerns. `close` ends
-    the thread, and so does dropping the iterator.
+    The thread starts with the first item. An error is raised at its item. `close` ends the thread, and so does deleting
+    the iterator.
     """
 
     def __init__(self, items: Iterator[Any], convert: Callable[[Any], Any], depth: int) -> None:
         self._queue: queue.Queue[_Entry] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
-        work = (items, convert, self._queue, self._closed)  # not this object, which could never be dropped then
+        work = (items, convert, self._queue, self._closed)  # not this object, which could then never be deleted
         self._thread = threading.Thread(target=_convert_ahead, args=work, name="prefetch", daemon=True)
 
     @property
     def ready(self) -> bool:
-        """Whether the next item is there, and `suggest` does not wait."""
+        """Whether the next item can be taken without waiting."""
         return not self._queue.empty()
 
     def start(self) -> None:
-        """Begin before the first item is asked for."""
+        """Start before the first item is taken."""
         if not self._thread.ident:
             self._thread.start()
 

@@ -1,4 +1,4 @@
-"""Who trains and who tests: a pure function of labels, groups and a seed."""
+"""Stratified, group-aware split into train, validation and test. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pharmclf.core.units import format_examples
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
-"""The names of the splits, in the order in which they are reported."""
+"""The names of the splits, in the order of reports."""
 _DRAWN_SPLITS = (TEST, VALIDATION)
 
 
@@ -24,28 +24,27 @@ def split_rows(
     validation: float,
     given: Sequence[str] | ArrayLike | None = None,
 ) -> NDArray[np.str_]:
-    """Divide rows into train, validation and test, class by class; rows of one group are never torn apart.
+    """Divide rows into train, validation and test, class by class; rows of one group stay together.
 
     In each class the test split takes round(test x rows) rows and the validation split round(validation x rest), as
     near as whole groups allow, and at least one group each. A group counts to the class of its first row.
 
     Args:
         labels: the class of each row, (rows,).
-        groups: the group of each row, (rows,) integers; a row alone has a group of its own.
+        groups: the group of each row, (rows,) integers; a row without copies has a unique one.
         seed: decides which groups go where; the same seed gives the same splits.
         test: share of all rows in the test split, 0..1.
         validation: share of the remaining rows in the validation split, 0..1.
-        given: the split of each row where it is settled already, "" where it is not; (rows,). Rows given stay as they
-            are, even where they tear a group, and decide for the open rows of their group. A test or validation split
-            that has rows given is complete: no others are drawn into it. Where every row is given and none to test or
-            none to validation, that split is drawn from the rows of train, and takes no row of a
-            class whose train rows are one group.
+        given: the given split of each row, or ""; (rows,). Given rows keep their split, even where that divides a
+            group, and decide for the open rows of their group. A test or validation split with given rows is complete:
+            no others are drawn into it. Where every row is given and none to test or none to validation, that split is
+            drawn from the rows of train, without classes whose train rows are one group.
 
     Returns:
         (rows,) text: "train", "validation" or "test".
 
     Raises:
-        ConfigError: a class without enough groups for the splits, a split of an unknown name, or rows given that
+        ConfigError: a class without enough groups for the splits, a split of an unknown name, or given rows that
             leave a split empty.
     """
     labels_array, groups_array = np.asarray(labels).astype(str), np.asarray(groups)
@@ -73,7 +72,7 @@ def rare_classes(
     """Classes with too few different images, where copies of one image count once, to be divided.
 
     Args:
-        labels, groups, given: of each row, as in `split_rows`. A class whose rows are all given is not divided here.
+        labels, groups, given: of each row, as in `split_rows`. A class whose rows are all given is not divided.
         min_images: fewer different images are too few.
 
     Returns:
@@ -109,7 +108,7 @@ def _group_splits(
     _, first_rows, group_of = np.unique(groups, return_index=True, return_inverse=True)
     settled = np.flatnonzero(splits != "")[::-1]
     split_of_group = np.full(len(first_rows), "", dtype="<U10")
-    split_of_group[group_of[settled]] = splits[settled]  # written backwards: the first row given decides
+    split_of_group[group_of[settled]] = splits[settled]  # assigned backwards: the first given row decides
     return labels[first_rows], split_of_group
 
 
@@ -120,30 +119,30 @@ def _draw_splits(
     seed: int,
     shares: dict[str, float],
 ) -> NDArray[np.str_]:
-    """The splits of all rows; whole groups of open rows, in which `splits` is "", are drawn class by class."""
+    """Draw the splits of open rows, in which `splits` is "", by groups and class by class -> splits of all rows."""
     class_of_group, split_of_group = _group_splits(labels, groups, splits)
     _, group_of = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group_of, minlength=len(split_of_group))
     rng = np.random.default_rng(seed)
     for name in np.unique(class_of_group):
-        members = rng.permutation(np.flatnonzero(class_of_group == name))
-        _split_class(members, sizes, split_of_group, shares)
+        class_groups = rng.permutation(np.flatnonzero(class_of_group == name))
+        _split_class(class_groups, sizes, split_of_group, shares)
     return np.where(splits == "", split_of_group[group_of], splits)
 
 
 def _split_class(
-    members: NDArray[np.intp], sizes: NDArray[np.intp], split_of_group: NDArray[np.str_], shares: dict[str, float]
+    class_groups: NDArray[np.intp], sizes: NDArray[np.intp], split_of_group: NDArray[np.str_], shares: dict[str, float]
 ) -> None:
-    """Settle the open groups of one class, in place.
+    """Assign the open groups of one class, in place.
 
     Args:
-        members: the groups of the class, in random order.
+        class_groups: in random order.
         sizes: rows of each group.
         split_of_group: the split of each group, "" where it is open.
         shares: the splits that are drawn, each with its share of the rows that are left.
     """
-    free = [int(group) for group in members if split_of_group[group] == ""]
-    left = int(sizes[members][~np.isin(split_of_group[members], _DRAWN_SPLITS)].sum())
+    free = [int(group) for group in class_groups if split_of_group[group] == ""]
+    left = int(sizes[class_groups][~np.isin(split_of_group[class_groups], _DRAWN_SPLITS)].sum())
     for position, (name, share) in enumerate(shares.items()):
         most = max(0, len(free) - (len(shares) - position))  # one group stays for each split that comes after
         taken, free = _assign(free, sizes, round(share * left), most)
@@ -153,12 +152,12 @@ def _split_class(
 
 
 def _assign(free: list[int], sizes: NDArray[np.intp], rows: int, most: int) -> tuple[list[int], list[int]]:
-    """Walk through the groups and take those that bring the number of rows nearer to `rows`.
+    """Take the groups that bring the number of rows nearer to `rows`, in their order.
 
     Args:
         free: groups in random order.
         sizes: rows of each group.
-        rows: how many rows are wanted.
+        rows: the number of rows to take.
         most: take at most this many groups; at least one is taken where there are any (the smallest if none fits).
 
     Returns:
@@ -202,7 +201,7 @@ def _check_complete(splits: NDArray[np.str_]) -> None:
 
 
 def _check_num_groups(class_of_group: NDArray[np.str_], split_of_group: NDArray[np.str_], num_open: int) -> None:
-    """Each class with open groups needs one for each of the splits that are drawn, train among them."""
+    """Refuse classes with fewer open groups than splits to draw, including train."""
     poor = []
     for name in np.unique(class_of_group):
         splits = split_of_group[class_of_group == name]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.core.events import EpochRecord
 from pharmclf.config import RunConfig, to_dict, to_record
+from pharmclf.core.events import EpochRecord
 from pharmclf.core.hashing import fingerprint
 from pharmclf.models.devices import with_precision
 from pharmclf.reporting.sweep_tables import TrialInfo, TrialState

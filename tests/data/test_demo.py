@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pharmclf.config import ConfigError
-from pharmclf.data import demo
+from pharmclf.data import demo, demo_images
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -56,7 +56,8 @@ def test_products_of_a_group_differ_in_what_is_pressed_into_them():
     for left, right in ((0, 1), (1, 2), (0, 2), (3, 4), (5, 6)):
         faces = [
             np.asarray(
-                demo._render_tablet(demo._PRODUCTS[index], np.random.default_rng(0), light, to_image)[0], np.int32
+                demo_images._render_tablet(demo_images._PRODUCTS[index], np.random.default_rng(0), light, to_image)[0],
+                np.int32,
             )
             for index in (left, right)
         ]
@@ -68,7 +69,7 @@ def test_products_of_a_group_differ_in_what_is_pressed_into_them():
 def test_numbers_out_of_range_are_refused(arguments: tuple[int, int, int]):
     """A negative seed or index, or a class that is not there, is an error of the caller and says so."""
     with pytest.raises(ConfigError, match="expected a seed and an index of 0 or more and a class from 0 to 9"):
-        demo.render_product(*arguments)
+        demo_images.render_product(*arguments)
 
 
 def test_the_folder_holds_each_class_with_its_images(tmp_path: Path):

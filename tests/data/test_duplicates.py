@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from threadpoolctl import threadpool_limits
 
-from pharmclf.data.duplicates import CHECK_SIDE, candidate_pairs, equal_pairs, group_rows, near_pairs, turned_pairs
+from pharmclf.data.duplicate_candidates import hash_pairs, turned_pairs
+from pharmclf.data.duplicates import CHECK_SIDE, equal_pairs, group_rows, near_pairs
 from pharmclf.data.image_decoding import decode, perceptual_hash, read_image_info
 
 PILLS = Path(__file__).parents[3] / "shared" / "data" / "pills10-A"
@@ -209,7 +210,7 @@ def test_a_hundred_thousand_rows_take_a_minute():
     hashes = np.array([int(perceptual_hash(one), 16) for one in thumbnails], dtype=np.uint64)
     with threadpool_limits(1):  # threads of a matrix product that wait for a busy machine count as work
         began = time.process_time()  # of this process: the machine may be busy
-        pieces = [len(piece) for piece in candidate_pairs(hashes, thumbnails)]
+        pieces = [len(piece) for piece in hash_pairs(hashes, thumbnails)]
         pieces += [len(piece) for piece, _ in turned_pairs(thumbnails)]
         seconds = time.process_time() - began
     assert max(pieces) <= 256 * 32

@@ -13,7 +13,8 @@ from support.manifests import build_manifest
 
 from pharmclf import storage
 from pharmclf.config import ConfigError
-from pharmclf.data import duplicates, manifest, prepare, scan
+from pharmclf.data import build_manifest as manifest_builder
+from pharmclf.data import duplicates, prepare, scan
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import cached_manifest
 from pharmclf.data.splits import split_rows
@@ -237,8 +238,8 @@ def test_data_that_cannot_serve_is_refused(tmp_path, small):
 def test_the_same_files_are_not_scanned_twice(small, tmp_path, monkeypatch):
     """The second time no file is read; a changed, added or removed file, or a damaged cache, brings a new scan."""
     scans = []
-    original = manifest.scan_files
-    monkeypatch.setattr(manifest, "scan_files", lambda *args: scans.append(1) or original(*args))
+    original = manifest_builder.scan_files
+    monkeypatch.setattr(manifest_builder, "scan_files", lambda *args: scans.append(1) or original(*args))
     cache = str(tmp_path / "cache")
     first = cached_manifest(str(small), cache)
     second = cached_manifest(str(small), cache)
