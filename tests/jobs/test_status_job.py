@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from support.programs import REPOSITORY, SMALL, environment, finish, kill_tree, start, wait_for
+from support.ray_head import free_port, running_head
 from support.run_folders import incomplete_run, write_record
 
 from pharmclf import storage
@@ -155,34 +154,9 @@ def test_a_run_that_fails_says_why(drawn_images: str, tmp_path: Path) -> None:
 @pytest.fixture
 def metrics_head() -> Iterator[tuple[str, str]]:
     """A Ray head whose nodes' metrics stand at a known port: its address, and where the metrics are."""
-    with socket.socket() as one, socket.socket() as two, socket.socket() as three:
-        for probe in (one, two, three):
-            probe.bind(("127.0.0.1", 0))
-        port, metrics, dashboard = (probe.getsockname()[1] for probe in (one, two, three))
-    head = subprocess.Popen(
-        [
-            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}",
-            f"--dashboard-port={dashboard}", f"--metrics-export-port={metrics}", "--num-cpus=2",
-            "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir=/tmp/ray-metrics-{port}",
-            "--dashboard-agent-listen-port=0", "--disable-usage-stats",
-        ],
-        env=environment() | {"RAY_AUTH_MODE": "disabled"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        url = f"http://127.0.0.1:{metrics}/metrics"
-        deadline = time.monotonic() + 180
-        while "ray_node_mem_used" not in exported(url):
-            assert head.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(1)
-        yield f"127.0.0.1:{port}", url
-    finally:
-        family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
-        head.terminate()
-        _, alive = psutil.wait_procs(family, timeout=40)
-        for member in alive:
-            member.kill()
-        head.wait(timeout=10)
+    port = free_port()
+    with running_head(with_token=False, metrics_port=port) as head:
+        yield head.ray_address, f"http://127.0.0.1:{port}/metrics"
 
 
 def exported(url: str) -> str:

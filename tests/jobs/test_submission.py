@@ -41,6 +41,7 @@ def test_a_submitted_job_ends_with_the_summary(drawn_images: str, tmp_path: Path
     without --storage is refused, since its winner would be deleted with the copy of the working directory.
     """
     flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=job", *SMALL]
+    flags += ["--phase1.epochs=1", "--phase2.epochs=1"]
     submitted = ray_head.submit("python", "jobs/train.py", *flags, AWS_REGION="eu-west-1", TF_CPP_MIN_LOG_LEVEL="2")
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "job: test accuracy" in submitted.stdout

@@ -36,6 +36,9 @@ class Head:
     """A running head node."""
 
     address: str
+    """Of its job server."""
+    ray_address: str
+    """What RAY_ADDRESS takes."""
     environment: dict[str, str]
 
     def job(self, verb: str, *arguments: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
@@ -86,12 +89,15 @@ class Head:
 
 
 @contextlib.contextmanager
-def running_head(*, with_token: bool, dashboard_host: str = "127.0.0.1") -> Iterator[Head]:
+def running_head(
+    *, with_token: bool, dashboard_host: str = "127.0.0.1", metrics_port: int | None = None
+) -> Iterator[Head]:
     """`ray start --head`; stopped by the ids of its own processes.
 
     Args:
         with_token: whether it asks for one, which the head's `environment` then holds.
         dashboard_host: where its job server listens.
+        metrics_port: where the node's metrics are; None: anywhere.
     """
     import psutil
 
@@ -111,13 +117,14 @@ def running_head(*, with_token: bool, dashboard_host: str = "127.0.0.1") -> Iter
             f"--ray-client-server-port={free_port()}",
             # so may the agent's, 52365, and jobs are then refused for ever
             "--dashboard-agent-listen-port=0", "--disable-usage-stats",
+            *([f"--metrics-export-port={metrics_port}"] if metrics_port else []),
         ],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        started = Head(f"http://127.0.0.1:{dashboard}", environment)
+        started = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", environment)
         started.wait_until_it_takes_jobs(head)
         yield started
     finally:
