@@ -20,7 +20,8 @@ from pharmclf.cli import parse_options, run_job
 from pharmclf.core.console import print_line
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import exit_on_sigterm
-from pharmclf.runs.best_model import fetch_best, list_runs, rank_runs, runs_table
+from pharmclf.runs.best_model import fetch_best
+from pharmclf.runs.registry import list_runs, rank_runs, runs_table
 
 
 @dataclass(frozen=True, kw_only=True)

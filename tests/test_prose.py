@@ -50,7 +50,6 @@ ALLOWED = re.compile(
 
 PENDING = (
     "README.md",
-    "cluster",
     "jobs",
     "pharmclf/README.md",
     "pharmclf/__init__.py",
@@ -63,7 +62,6 @@ PENDING = (
     "pharmclf/find_rate.py",
     "pharmclf/inference",
     "pharmclf/models",
-    "pharmclf/monitoring",
     "pharmclf/reporting",
     "pharmclf/runs",
     "pharmclf/storage",

@@ -1,10 +1,10 @@
-"""The runs below a storage, and the model of the best: copied from a complete run, restored for another."""
+"""Fetches the model of the best run: copied from a complete run, restored from the best checkpoint of another."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pharmclf import storage
 from pharmclf.config import RunConfig, from_dict
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError, RunError
+from pharmclf.core.events import EpochRecord
 from pharmclf.core.hashing import sha256_bytes, sha256_file
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_duration, format_examples, format_size
@@ -24,18 +25,16 @@ from pharmclf.data.prepare import MANIFEST_FILE, storage_errors_as_config_errors
 from pharmclf.evaluation.abstention_policy import DECISION_FILE
 from pharmclf.models.devices import configure_devices
 from pharmclf.reporting.model_card import CARD_FILE
-from pharmclf.runs.registry import METRICS, RunInfo, list_runs, rank_runs, read_run, runs_table
+from pharmclf.runs.registry import METRICS, RunInfo, list_runs, rank_runs, read_run
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.context import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE
 from pharmclf.training.phases import Phase, build_phases
-
-__all__ = ["METRICS", "CorruptedRunError", "RunInfo", "fetch_best", "list_runs", "rank_runs", "runs_table"]
 
 _PROGRESS_INTERVAL_S = 2.0
 
 
 class CorruptedRunError(RunError, ValueError):
-    """What a run's model is made of is missing, or not what was written, or cannot be restored here."""
+    """A file of a run's model is missing or damaged, or the model cannot be restored on this machine."""
 
 
 def fetch_best(
@@ -43,22 +42,22 @@ def fetch_best(
 ) -> RunInfo:
     """Fetch the model of the best run, verified: model.keras, labels.json, config.yaml, metrics.json.
 
-    TensorFlow is loaded only where the best run is not complete. A run whose model is damaged is named, and the next
-    best one is taken.
+    TensorFlow is loaded only where the best run is not complete. A run whose model is damaged is reported and skipped,
+    and the next best one is fetched.
 
     Args:
-        location: folder or s3:// prefix that holds run folders.
-        out: a local folder that is not there or empty; it stays so until everything is verified.
-        name, experiment: which runs, as in `list_runs`.
+        location: folder or s3:// prefix of the run folders.
+        out: a local folder that does not exist or is empty; it stays so until everything is verified.
+        name, experiment: of the runs, as in `list_runs`.
         metric: one of `METRICS`.
-        say: takes lines for the console.
+        say: prints a line.
 
     Returns:
         The run whose model was fetched.
 
     Raises:
         ConfigError: no such storage or runs, none with a finished epoch, or an `out` that cannot be used.
-        CorruptedRunError: no run's model is whole.
+        CorruptedRunError: no run's model is intact.
         OSError: the storage does not answer, or the disk is full.
     """
     if metric not in METRICS:
@@ -66,54 +65,59 @@ def fetch_best(
     target = check_new_folder("--out", str(out))
     location = storage.absolute(location)
     runs = list_runs(location, name=name, experiment=experiment)
-    waiting = [run for run in rank_runs(runs, metric) if run.best]
-    if not waiting:
+    candidates = _rank_candidates(runs, metric)
+    if not candidates:
         raise ConfigError(f"--storage {location}: no finished epoch in {format_examples([run.name for run in runs])}")
-    if len({run.data for run in waiting}) > 1:
-        say("note: these runs have different images or splits, so that their scores compare badly; choose by --name")
-    damages = []
-    while waiting:
-        run = waiting.pop(0)
+    if len({run.data for run, _ in candidates}) > 1:
+        say("note: these runs have different images or splits; their scores are not comparable. Select one with --name")
+    failures = []
+    while candidates:
+        run, best = candidates.pop(0)
         try:
             with atomic_folder("--out", target) as part, storage_errors_as_config_errors(location):
-                _fetch(run, part, metric, say)
+                _fetch(run, best, part, metric, say)
             return run
         except CorruptedRunError as error:
             now = read_run(location, run.name)
             if now.best and now.checkpoint != run.checkpoint:  # it is training, and has replaced its best checkpoint
-                say(f"run {run.name} has gone on meanwhile and is looked at again")
-                waiting = rank_runs([now, *waiting], metric)
+                say(f"run {run.name} has a new best checkpoint and is tried again")
+                candidates = _rank_candidates([now, *(other for other, _ in candidates)], metric)
                 continue
-            damages.append(f"run {run.name}: {error}")
-            say(f"left out: {damages[-1]}" + (f"; the next best is run {waiting[0].name}" if waiting else ""))
-    raise CorruptedRunError(f"no model could be fetched: {'; '.join(damages)}")
+            failures.append(f"run {run.name}: {error}")
+            say(f"left out: {failures[-1]}" + (f"; the next best is run {candidates[0][0].name}" if candidates else ""))
+    raise CorruptedRunError(f"no model could be fetched: {'; '.join(failures)}")
 
 
-def _fetch(run: RunInfo, part: Path, metric: str, say: Say) -> None:
-    """Fill a folder with the files of a run."""
-    assert run.best is not None  # noqa: S101 - ranked runs have one
-    scores = {name: float(getattr(run.best, name)) for name in METRICS}
-    say(f"taken: run {run.name}, {run.state}, {metric} {scores[metric]:.4f}, checkpoint {run.checkpoint}")
+def _rank_candidates(runs: Sequence[RunInfo], metric: str) -> list[tuple[RunInfo, EpochRecord]]:
+    """Runs with a finished epoch and their best epoch, the best first."""
+    return [(run, run.best) for run in rank_runs(runs, metric) if run.best]
+
+
+def _fetch(run: RunInfo, best: EpochRecord, part: Path, metric: str, say: Say) -> None:
+    """Write the files of a run to a folder."""
+    scores = {name: float(getattr(best, name)) for name in METRICS}
+    say(f"best: run {run.name}, {run.state}, {metric} {scores[metric]:.4f}, checkpoint {run.checkpoint}")
     if run.result is not None:
         _copy(run, part, say)
     else:
-        _restore(run, part, say)
+        _restore(run, best, part, say)
     text = yaml.safe_dump(run.config, sort_keys=False, width=120)
     (part / "config.yaml").write_text(text, encoding="utf-8")
-    about = {"run": run.name, "state": run.state, "metric": metric, "value": scores[metric], "phase": run.best.phase}
-    about |= {"epoch": run.best.epoch, "checkpoint": run.checkpoint, **scores}
-    about |= {"sha256": sha256_file(part / "model.keras"), **({"result": run.result} if run.result is not None else {})}
-    storage.write_json(str(part / "metrics.json"), about)
+    metrics: dict[str, object] = {"run": run.name, "state": run.state, "metric": metric, "value": scores[metric]}
+    metrics |= {"phase": best.phase, "epoch": best.epoch, "checkpoint": run.checkpoint, **scores}
+    metrics |= {"sha256": sha256_file(part / "model.keras")}
+    metrics |= {"result": run.result} if run.result is not None else {}
+    storage.write_json(str(part / "metrics.json"), metrics)
 
 
 @contextlib.contextmanager
 def _corruption_as_error() -> Iterator[None]:
-    """Within, what is missing or not as it must be is a damage of the run."""
+    """Convert errors of missing or invalid files inside the block into `CorruptedRunError`."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, LookupError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error.__cause__, (storage.StorageUnavailableError, PermissionError)):
-            raise error.__cause__ from error  # it says nothing of the file
+            raise error.__cause__ from error  # the file may be intact
         text = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
         raise CorruptedRunError(text) from error
 
@@ -122,7 +126,7 @@ def _copy(run: RunInfo, part: Path, say: Say) -> None:
     """Copy the saved model of a complete run, and verify it.
 
     Raises:
-        CorruptedRunError: a file is missing, or its sha256 is another.
+        CorruptedRunError: a file is missing, or has a different sha256.
     """
     with _corruption_as_error():
         checksums = storage.read_json(storage.join(run.location, CHECKSUMS_FILE))
@@ -132,25 +136,25 @@ def _copy(run: RunInfo, part: Path, say: Say) -> None:
             location = storage.join(run.location, file)
             copy = part / Path(file).name
             storage.download(location, copy, _progress(copy.name, sizes[location], say) if file == MODEL_FILE else None)
-            found, expected = sha256_file(copy), checksums[copy.name]
-            if found != expected:
-                raise CorruptedRunError(f"{location} has sha256 {found}, expected {expected}")
-        for file in (DECISION_FILE, CARD_FILE):  # of runs whose models were tested
+            received, expected = sha256_file(copy), checksums[copy.name]
+            if received != expected:
+                raise CorruptedRunError(f"{location} has sha256 {received}, expected {expected}")
+        for file in (DECISION_FILE, CARD_FILE):  # where the model was tested
             location = storage.join(run.location, "model", file)
             if location in sizes:
                 storage.download(location, part / file)
 
 
 def _progress(name: str, size_bytes: int, say: Say) -> Callable[[int], None]:
-    """A callback that says every two seconds, and at the end, how far a download is."""
-    began = shown = time.monotonic()
+    """A callback that prints the progress of a download every two seconds and at the end."""
+    began = printed = time.monotonic()
 
     def progress(done: int) -> None:
-        nonlocal shown
+        nonlocal printed
         now = time.monotonic()
-        if done < size_bytes and now - shown < _PROGRESS_INTERVAL_S:
+        if done < size_bytes and now - printed < _PROGRESS_INTERVAL_S:
             return
-        shown = now
+        printed = now
         rate = done / max(now - began, 1e-6)
         left = f", {format_duration((size_bytes - done) / rate)} to go" if done < size_bytes else ""
         share = 100 * done // max(size_bytes, 1)
@@ -159,11 +163,11 @@ def _progress(name: str, size_bytes: int, say: Say) -> Callable[[int], None]:
     return progress
 
 
-def _restore(run: RunInfo, part: Path, say: Say) -> None:
+def _restore(run: RunInfo, best: EpochRecord, part: Path, say: Say) -> None:
     """Save the model of a run that is not complete, from its best checkpoint, on the CPU.
 
     Raises:
-        CorruptedRunError: a file is missing, or not what was written, or does not fit the others.
+        CorruptedRunError: a file is missing or damaged, or does not match the others.
     """
     with _corruption_as_error():
         config = from_dict(run.config, source=storage.join(run.location, "run.json"))
@@ -174,10 +178,10 @@ def _restore(run: RunInfo, part: Path, say: Say) -> None:
                 f"{MANIFEST_FILE} is not of the images that checkpoint {checkpoint.name} was trained on"
             )
         if config.weights not in ("imagenet", "none"):
-            found, expected = sha256_bytes(storage.read_bytes(config.weights)), checkpoint.fingerprints["weights"]
-            if found != expected:
-                raise CorruptedRunError(f"weights: {config.weights} has sha256 {found}, expected {expected}")
-        phase = {phase.name: phase for phase in build_phases(config)}[run.best.phase if run.best else ""]
+            received, expected = sha256_bytes(storage.read_bytes(config.weights)), checkpoint.fingerprints["weights"]
+            if received != expected:
+                raise CorruptedRunError(f"weights: {config.weights} has sha256 {received}, expected {expected}")
+        phase = {phase.name: phase for phase in build_phases(config)}[best.phase]
         say(f"run {run.name} is not complete and has not been tested; its model is restored from the checkpoint")
         _restore_model(config, phase, len(manifest.class_names), checkpoint).save(part / "model.keras")
         storage.write_json(str(part / "labels.json"), list(manifest.class_names))
@@ -189,14 +193,14 @@ def _restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint
     """The Keras model of a checkpoint.
 
     Raises:
-        ValueError: a file of the checkpoint is not what was written, or does not fit.
+        ValueError: a file of the checkpoint is damaged or does not match.
     """
     with suppress_native_stderr():
         import keras
 
         from pharmclf.training.save_model import restore_model
 
-        configure_devices(deterministic=False, gpus=False)  # they may be in use by a run
+        configure_devices(deterministic=False, gpus=False)  # a run may use the GPUs
         policy = keras.config.dtype_policy()
         keras.config.set_dtype_policy("float32")  # as in the models of complete runs
         try:

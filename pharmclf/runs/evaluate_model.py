@@ -1,15 +1,14 @@
-"""A saved model on any labelled images: scored, and reported, without the run that it comes from."""
+"""Evaluates a saved model on any labelled images, and writes a report; needs no run."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from pharmclf import storage
 from pharmclf.cli import EXIT_OK, scan_progress
-from pharmclf.config import RunConfig, check_location, from_dict, parse_workers, to_yaml
+from pharmclf.config import check_location, from_dict, parse_workers, to_yaml
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import parse_share
@@ -30,7 +29,7 @@ from pharmclf.reporting.report_inputs import build_dataset_report, describe_mach
 from pharmclf.reporting.sample_images import build_set_report, write_scored_dataset
 from pharmclf.schema_version import load_record
 
-_OWN_SPLITS = ("test", "validation")
+_SPLITS = ("test", "validation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +55,13 @@ class EvaluationOptions:
 
 
 def evaluate_saved_model(options: EvaluationOptions, say: Say) -> int:
-    """Test a saved model, and write numbers, pictures and a report.
+    """Test a saved model, and write metrics, plots and a report.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        ConfigError: no model, no images, or no place for the result.
+        ConfigError: no model, no images, or no location for the result.
     """
     if not options.model:
         raise ConfigError("--model: received nothing, expected a run's folder or a .keras file. Give --model RUN")
@@ -76,8 +75,8 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> int:
     name = options.name or _dataset_name(options.data)
     out = _output_location(options, model, name)
     check_destination("--out", out)
-    own = _training_manifest(model)
-    images = _load_dataset(options, model, own, name, max_bad_share, say)
+    manifest = _training_manifest(model)
+    images = _load_dataset(options, model, manifest, name, max_bad_share, say)
     for note in images.notes:
         say(f"note: {note}")
     say(f"testing {model.location} on {len(images.rows):,} images")
@@ -85,24 +84,24 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> int:
         connect(allow_open=options.allow_open_cluster)
     device = device_kind() if workers else "this process"
     with Explainer(model.location, on_ray=workers > 0) as explainer:
-        gpus = device == "GPU"
-        found = predict_datasets([model.location], [images], model.image_size, actors=workers, gpus=gpus)
-        ((images, probabilities),) = found
+        ((images, probabilities),) = predict_datasets(
+            [model.location], [images], model.image_size, actors=workers, gpus=device == "GPU"
+        )
         quarantine = Quarantine(images.manifest, max_bad_share, say)
         quarantine.add(images.lost)
         quarantine.check()
         scored = score_dataset(images, probabilities[:, 0], model.labels, model.decision)
         write_scored_dataset(scored, out, model.image_size)
-        shown = build_set_report(scored, None, model.image_size, explainer)
+        set_report = build_set_report(scored, None, model.image_size, explainer)
     report = ReportData(
         result=None,
         history=None,
         best=None,
         decision=model.decision,
         validation=None,
-        sets=[shown],
-        data=build_dataset_report(quarantine.manifest, has_splits=options.data in _OWN_SPLITS),
-        config_yaml=to_yaml(_read_config(record)) if record else "",
+        sets=[set_report],
+        data=build_dataset_report(quarantine.manifest, has_splits=options.data in _SPLITS),
+        config_yaml=to_yaml(from_dict(record["config"], source="run.json")) if record else "",
         versions=record.get("versions", {}),
         fingerprints=record.get("fingerprints", {}) | {"model": model.sha256},
         hardware=describe_machine(device, workers),
@@ -128,7 +127,7 @@ def _output_location(options: EvaluationOptions, model: SavedModel, name: str) -
     if options.out:
         return storage.absolute(options.out)
     if model.run_folder is None:
-        raise ConfigError("--out: received nothing, and the model lies in no run's folder. Give --out DIR")
+        raise ConfigError("--out: received nothing, and the model is in no run's folder. Give --out DIR")
     return storage.join(model.run_folder, "evaluation", name)
 
 
@@ -138,23 +137,19 @@ def _training_manifest(model: SavedModel) -> Manifest | None:
 
 
 def _load_dataset(
-    options: EvaluationOptions, model: SavedModel, own: Manifest | None, name: str, max_bad_share: float, say: Say
+    options: EvaluationOptions, model: SavedModel, training: Manifest | None, name: str, max_bad_share: float, say: Say
 ) -> EvalDataset:
-    if options.data in _OWN_SPLITS:
-        if own is None:
-            raise ConfigError(f"--data {options.data}: the model comes without its run's images. Give a folder or list")
-        return split_dataset(own, options.data, own.root)
+    if options.data in _SPLITS:
+        if training is None:
+            raise ConfigError(f"--data {options.data}: the model has no run with images. Give a folder or list")
+        return split_dataset(training, options.data, training.root)
     return external_dataset(
         name,
         options.data,
         model.labels,
         cache=manifest_cache(options.storage),
         max_bad_share=max_bad_share,
-        known=own,
+        known=training,
         white_level=model.white_level,
         progress=scan_progress(say),
     )
-
-
-def _read_config(record: dict[str, Any]) -> RunConfig:
-    return from_dict(record["config"], source="run.json")

@@ -1,7 +1,7 @@
-"""Where a run stands as Prometheus metrics, through the exporter that every node of a Ray cluster has.
+"""Exports the status of a run as Prometheus metrics, through the exporter of every node of a Ray cluster.
 
-Ray puts `ray_` before each name. A series ends some twenty seconds after the driver: what a run has come to by then is
-in its status.json.
+Ray adds the prefix `ray_` to each name. A series ends about twenty seconds after the driver; status.json has the last
+values.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from pharmclf.core.background import BackgroundTask
 from pharmclf.runs.status import STATES, TEST_PHASE, Status
 
 GAUGES = {
-    "pharmclf_state": "1 for the state that the run is in, 0 for the others",
+    "pharmclf_state": "1 for the current state of the run, 0 for the others",
     "pharmclf_phase": "Phase of the training, 0 before the first step, 3 while the model is tested",
     "pharmclf_epoch": "Epoch of the phase, from 1",
-    "pharmclf_step": "Training steps of the epoch that have been started",
-    "pharmclf_progress": "Share of all epochs that the run may take, 0..1",
+    "pharmclf_step": "Training steps started in the epoch",
+    "pharmclf_progress": "Share of the maximum number of epochs, 0..1",
     "pharmclf_eta_seconds": "Seconds to the end of the run if no phase stops early; absent while unknown",
-    "pharmclf_images_per_second": "Training images per second, all workers together; 0 while none trains",
+    "pharmclf_images_per_second": "Training images per second of all workers; 0 while none trains",
     "pharmclf_loss": "Mean training loss of the epoch so far",
     "pharmclf_accuracy": "Training accuracy of the epoch so far, 0..1",
-    "pharmclf_validation_accuracy": "Validation accuracy of the last whole epoch, 0..1",
-    "pharmclf_workers": "Workers; 0 where the driver trains by itself",
+    "pharmclf_validation_accuracy": "Validation accuracy of the last complete epoch, 0..1",
+    "pharmclf_workers": "Workers; 0 where the driver trains",
     "pharmclf_failures": "Crashes, lost nodes, hung steps and dead drivers since the run began",
     "pharmclf_seconds_since_checkpoint": "Seconds since the last checkpoint; absent before the first",
 }
 _STATE = "pharmclf_state"
 _EXPORT_INTERVAL_S = 5.0
-_UNKNOWN = math.nan  # is not exported, and ends what was
+_UNKNOWN = math.nan  # is not exported, and ends the series
 
 
 def status_samples(status: Status, now_s: float) -> Iterator[tuple[str, dict[str, str], float]]:
-    """The metrics of a status: name, tags beside the run's, value.
+    """The metrics of a status: name, tags other than the run's, value.
 
     Args:
         status: of a run.
-        now_s: seconds since 1970.
+        now_s: current time, seconds since 1970.
     """
     for state in STATES:
         yield _STATE, {"state": state}, float(status.state == state)
@@ -69,14 +69,14 @@ def _seconds_since(at: str, now_s: float) -> float | None:
 
 
 class PrometheusExporter:
-    """Exports a run's status every few seconds. This process must have joined a Ray cluster."""
+    """Exports a run's status every few seconds. This process must be connected to a Ray cluster."""
 
     def __init__(self, run: str, read: Callable[[], Status]) -> None:
-        """Begin.
+        """Start the thread.
 
         Args:
             run: its name, the tag of every metric.
-            read: gives the present status.
+            read: returns the current status.
         """
         self._run, self._read = run, read
         self._gauges = {
@@ -88,7 +88,7 @@ class PrometheusExporter:
         )
 
     def close(self) -> None:
-        """Export the last values, and end."""
+        """Export the last values, and stop."""
         self._task.close()
 
     def _export(self) -> None:
