@@ -8,20 +8,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 _UNLIMITED_BYTES = 1 << 60  # version 1 writes a number near 2**63 where there is no limit
 
 
-class _MemoryFiles(NamedTuple):
-    limit: str
-    used: str
-    cached_key: str
-    """In memory.stat: file pages that the kernel can free at once."""
-
-
-_MEMORY_V2 = _MemoryFiles("memory.max", "memory.current", "inactive_file")
-_MEMORY_V1 = _MemoryFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_MEMORY_V2 = ("memory.max", "memory.current", "inactive_file")
+_MEMORY_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+"""Files of the limit and of the bytes in use; key in memory.stat of file pages that the kernel can free at once."""
 
 
 class ControlGroup:
@@ -37,11 +30,11 @@ class ControlGroup:
         self.num_cpus: float | None = None
         """CPUs' worth of time that it may use."""
         self._cpu_folder = root
-        self._memory: tuple[Path, _MemoryFiles] | None = None
+        self._memory: tuple[Path, tuple[str, str, str]] | None = None
         lowest = float(_UNLIMITED_BYTES)
         for folder in _group_folders(root, membership, "memory"):
             for files in (_MEMORY_V2, _MEMORY_V1):
-                limit = _read_number(folder / files.limit)
+                limit = _read_number(folder / files[0])
                 if limit is not None and limit < lowest:
                     lowest, self._memory = limit, (folder, files)
         for folder in _group_folders(root, membership, "cpu"):
@@ -53,11 +46,11 @@ class ControlGroup:
         """Bytes in use and at most; cached files that the kernel can free at once are not in use."""
         if self._memory is None:
             return None
-        folder, files = self._memory
-        limit, used = _read_number(folder / files.limit), _read_number(folder / files.used)
+        folder, (limit_file, used_file, cached_key) = self._memory
+        limit, used = _read_number(folder / limit_file), _read_number(folder / used_file)
         if limit is None or used is None:
             return None
-        cached = _read_value(folder / "memory.stat", files.cached_key) or 0.0
+        cached = _read_value(folder / "memory.stat", cached_key) or 0.0
         return int(max(0.0, used - cached)), int(limit)
 
     def cpu_seconds(self) -> float | None:

@@ -14,25 +14,16 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from pharmclf import storage
+from pharmclf.core import events
 from pharmclf.core.background import BackgroundTask
 from pharmclf.core.errors import format_error
-from pharmclf.core.events import (
-    EpochEnd,
-    Event,
-    FeatureCacheReady,
-    FinalEvaluationStarted,
-    Note,
-    StepEnd,
-    Waiting,
-    WorkerFailure,
-    WorkersStarted,
-)
+from pharmclf.core.events import Event, Note
 from pharmclf.core.timeouts import CLOSE_WRITER_S, OPTIONAL_STORAGE_S
 from pharmclf.monitoring.alerts import AlertTracker, HardwareAlert
 from pharmclf.monitoring.bottleneck import RunContext
 from pharmclf.monitoring.events import HardwareAlertsChanged, LoopSampled, NodeSampled
 from pharmclf.monitoring.sample_log import SampleLog, read_alerts, read_samples, write_alerts, write_samples
-from pharmclf.monitoring.sampler import NodeSampler, Sampler, Send
+from pharmclf.monitoring.sampler import SHUTDOWN_TIMEOUT_S, NodeSampler, Send, start_sampling
 from pharmclf.monitoring.samples import LoopReading, NodeSample, merge_loops
 from pharmclf.monitoring.summary import summarise, summary_line
 
@@ -75,12 +66,12 @@ class HardwareMonitor:
         self._reported: list[HardwareAlert] = []
         self._lock, self._flushed = threading.Lock(), threading.Event()
         self._flushed.set()
-        self._sampler: Sampler | None = None
+        self._sampler: BackgroundTask | None = None
         self._writer: BackgroundTask | None = None
         if every_s > 0:
             folders = [tempfile.gettempdir(), *([] if storage.is_remote(folder) else [storage.absolute(folder)])]
             open_node = open_node or partial(NodeSampler, node, folders)
-            self._sampler = Sampler(self.on_event, node=node, every_s=every_s, open_node=open_node)
+            self._sampler = start_sampling(self.on_event, node=node, every_s=every_s, open_node=open_node)
             self._writer = BackgroundTask(
                 "hardware-log",
                 self._write,
@@ -104,19 +95,19 @@ class HardwareMonitor:
                 self._add_sample(event.sample)
             case LoopSampled():
                 self._add_reading(event.node, event.reading)
-            case StepEnd():
+            case events.StepEnd():
                 self._phase = event.phase
-            case EpochEnd():
+            case events.EpochEnd():
                 self._phase = event.record.phase
-            case FeatureCacheReady():
+            case events.FeatureCacheReady():
                 with self._lock:
                     phases = frozenset(event.phases)
                     self._tracker.context = dataclasses.replace(self._tracker.context, cached_phases=phases)
-            case WorkersStarted():
+            case events.WorkersStarted():
                 self._mark_idle("", event.nodes)
-            case WorkerFailure() | Waiting():
+            case events.WorkerFailure() | events.Waiting():
                 self._mark_idle("", None)
-            case FinalEvaluationStarted():
+            case events.FinalEvaluationStarted():
                 self._mark_idle("test", ())
 
     def line(self) -> str:
@@ -133,7 +124,7 @@ class HardwareMonitor:
     def close(self) -> None:
         """Stop, and write all that is not written yet; wait some seconds for the storage."""
         if self._sampler and self._writer:
-            self._sampler.close()
+            self._sampler.close(SHUTDOWN_TIMEOUT_S)
             with self._lock:
                 self._tracker.reset(time.time())
                 self._files.set_alerts(self._tracker.passed)

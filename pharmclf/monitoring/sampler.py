@@ -21,7 +21,7 @@ from pharmclf.monitoring.host import HostSampler
 from pharmclf.monitoring.samples import GpuReading, LoopReading, NodeSample
 
 _LIST_PROCESSES_PERCENT = 90.0  # of a GPU's memory in use, from which its processes are listed
-_SHUTDOWN_TIMEOUT_S = 2.0  # for a running reading, at the end
+SHUTDOWN_TIMEOUT_S = 2.0
 
 Send = Callable[[Event], None]
 """As `Callback.on_event`; called from another thread, must not wait."""
@@ -111,48 +111,40 @@ class LoopSampler:
         )
 
 
-class Sampler:
-    """Samples every few seconds until `close`."""
+def start_sampling(
+    send: Send,
+    *,
+    node: str,
+    every_s: float,
+    open_node: Callable[[], NodeSampler] | None = None,
+    loop: LoopSampler | None = None,
+) -> BackgroundTask:
+    """Sample every few seconds in a thread until the task is closed, with `SHUTDOWN_TIMEOUT_S` for a running reading.
 
-    def __init__(
-        self,
-        send: Send,
-        *,
-        node: str,
-        every_s: float,
-        open_node: Callable[[], NodeSampler] | None = None,
-        loop: LoopSampler | None = None,
-    ) -> None:
-        """Start the thread.
+    Args:
+        send: receives the events.
+        node: address of this node.
+        every_s: seconds between samples.
+        open_node: opens the node, in that thread; None: another process of this node samples it.
+        loop: of this process; None: it trains nothing.
+    """
+    sampler: NodeSampler | None = None
+    last_s: float | None = None  # monotonic; None: the node is not opened yet
 
-        Args:
-            send: receives the events.
-            node: address of this node.
-            every_s: seconds between samples.
-            open_node: opens the node, in that thread; None: another process of this node samples it.
-            loop: of this process; None: it trains nothing.
-        """
-        self._send, self._node, self._open_node, self._loop = send, node, open_node, loop
-        self._node_sampler: NodeSampler | None = None
-        self._last_s: float | None = None  # of the latest sample, monotonic; None: the node is not opened yet
-        failure = f"the hardware of {node} cannot be read"
-        self._task = BackgroundTask("hardware", self._sample, every_s=every_s, at_start=True, failure=failure)
-
-    def close(self) -> None:
-        """Stop; wait a moment for a running reading."""
-        self._task.close(_SHUTDOWN_TIMEOUT_S)
-
-    def _sample(self) -> None:
-        before, self._last_s = self._last_s, time.monotonic()
+    def sample() -> None:
+        nonlocal sampler, last_s
+        before, last_s = last_s, time.monotonic()
         if before is None:
-            self._node_sampler = self._open_node() if self._open_node else None
-            self._last_s = time.monotonic()
+            sampler = open_node() if open_node else None
+            last_s = time.monotonic()
             return
-        seconds = self._last_s - before
-        if self._loop and (reading := self._loop.read(seconds)):
-            self._send(LoopSampled(node=self._node, reading=reading))
-        if self._node_sampler:
-            self._send(NodeSampled(sample=self._node_sampler.read(seconds)))
+        if loop and (reading := loop.read(last_s - before)):
+            send(LoopSampled(node=node, reading=reading))
+        if sampler:
+            send(NodeSampled(sample=sampler.read(last_s - before)))
+
+    failure = f"the hardware of {node} cannot be read"
+    return BackgroundTask("hardware", sample, every_s=every_s, at_start=True, failure=failure)
 
 
 @contextlib.contextmanager
@@ -180,7 +172,7 @@ def sampling(
     if every_s <= 0:
         yield
         return
-    sampler = Sampler(
+    task = start_sampling(
         send,
         node=node,
         every_s=every_s,
@@ -190,7 +182,7 @@ def sampling(
     try:
         yield
     finally:
-        sampler.close()
+        task.close(SHUTDOWN_TIMEOUT_S)
 
 
 def visible_gpu() -> int | None:

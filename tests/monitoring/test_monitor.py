@@ -32,7 +32,7 @@ from pharmclf.monitoring import (
     read_samples,
     sampling,
 )
-from pharmclf.monitoring.sampler import LoopSampler, NodeSampler, Sampler, visible_gpu
+from pharmclf.monitoring.sampler import LoopSampler, NodeSampler, start_sampling, visible_gpu
 from pharmclf.monitoring.samples import GpuProcess, GpuReading, NodeSample
 
 NODE = "10.0.0.1"
@@ -351,9 +351,9 @@ def test_a_reader_that_raises_is_said_once_and_the_loop_is_told_of_all_the_same(
     heard, clock = Heard(), Clock()
     clock.beats = 1
     with caplog.at_level(logging.WARNING):
-        sampler = Sampler(heard, node=NODE, every_s=0.02, open_node=lambda: Broken(NODE), loop=LoopSampler(clock))
+        task = start_sampling(heard, node=NODE, every_s=0.02, open_node=lambda: Broken(NODE), loop=LoopSampler(clock))
         heard.wait_for(LoopSampled, 3)
-        sampler.close()
+        task.close(60.0)
     (message,) = caplog.messages
     assert f"the hardware of {NODE} cannot be read" in message
     assert "RuntimeError: nothing for True" in message
@@ -385,7 +385,7 @@ def test_a_warning_that_lasts_is_not_written_again_and_again(monitor: Any, tmp_p
     assert [(found.level, found.until_s) for found in read_alerts(str(tmp_path / "run"))] == [("alarm", None)]
 
 
-def test_a_driver_that_hangs_holds_nothing_up() -> None:
+def test_a_driver_that_hangs_holds_nothing_up(tmp_path: Path) -> None:
     """Neither what the process does nor its end: the thread is left behind, and dies with the process."""
     hangs, go_on = threading.Event(), threading.Event()
 
@@ -395,13 +395,21 @@ def test_a_driver_that_hangs_holds_nothing_up() -> None:
         return gpu()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pharmclf.monitoring.sampler._SHUTDOWN_TIMEOUT_S", 0.05)
-        sampler = Sampler(Heard(), node=NODE, every_s=0.01, open_node=lambda: NodeSampler(NODE, nvml=Stub(hang)))
+        patch.setattr("pharmclf.monitoring.monitor.SHUTDOWN_TIMEOUT_S", 0.05)
+        watching = HardwareMonitor(
+            str(tmp_path),
+            node=NODE,
+            every_s=0.01,
+            send=Heard(),
+            open_node=lambda: NodeSampler(NODE, nvml=Stub(hang)),
+        )
         assert hangs.wait(60.0)
-        sampler.close()
-        assert not sampler._task.close(0.0)
+        watching.close()
+    task = watching._sampler
+    assert task is not None
+    assert not task.close(0.0)
     go_on.set()
-    assert sampler._task.close(60.0)
+    assert task.close(60.0)
 
 
 def test_a_row_costs_less_than_a_hundredth_of_its_time(monitor: Any) -> None:
