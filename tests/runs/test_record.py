@@ -24,6 +24,6 @@ def test_the_settings_that_no_result_depends_on_are_these():
     assert set(select_names(RunConfig, "affects_result", False)) == {
         "data", "storage", "name", "weights", "mlflow", "tensorboard", "xla", "microbatch", "skip_checks",
         "accelerator", "workers", "failures", "wait_for_nodes", "hang_after_s", "hardware_every_s",
-        "allow_open_cluster", "checkpoint_every_s", "keep_checkpoints", "activations", "activations_dtype", "extra_test", "max_bad",
-        "max_error",
+        "allow_open_cluster", "checkpoint_every_s", "keep_checkpoints", "activations", "activations_dtype",
+        "extra_test", "max_bad", "max_error",
     }  # fmt: skip
