@@ -44,17 +44,17 @@ class HostSampler:
         now = time.monotonic()
         seconds, self._at = now - self._at, now
         rates = {name: self._rate(name, total, seconds) for name, total in self._read_totals().items()}
-        time_rate, busy = rates.get("cpu"), _percent(rates.get("busy"), rates.get("cpu"))
+        cpu_percent = _percent(rates.get("busy"), rates.get("cpu"))
         if rates.get("group") is not None:
-            busy = _percent(rates["group"], self._num_cpus)
+            cpu_percent = _percent(rates["group"], self._num_cpus)
         memory_used, memory_total = _memory(self._group)
         disk_folder, disk_free, disk_total = self._fullest_disk()
         shm_used, shm_total = _shared_memory()
         return HostReading(
             num_cpus=self._num_cpus,
-            cpu_percent=busy,
+            cpu_percent=cpu_percent,
             tree_cpu_percent=_percent(rates.get("tree"), self._num_cpus),
-            iowait_percent=_percent(rates.get("iowait"), time_rate),
+            iowait_percent=_percent(rates.get("iowait"), rates.get("cpu")),
             load=_load(),
             memory_used_bytes=memory_used,
             memory_total_bytes=memory_total,
