@@ -61,7 +61,6 @@ PENDING = (
     "pharmclf/models",
     "pharmclf/reporting",
     "pharmclf/runs",
-    "pharmclf/storage",
     "pharmclf/tracking",
     "pharmclf/training",
     "pharmclf/tuning",

@@ -1,8 +1,8 @@
-"""The one door to storage: local disk, and object stores by URI (s3://, gs://).
+"""Storage on local disk, and in object stores by URI (s3://, gs://).
 
-A location is a string: a local path or a URI. Writes are whole or not at all: a local file is written beside its place
-and renamed into it, an object is seen when its upload is complete. What an object store refuses for a moment
-(throttling, time-outs, resets, 5xx) is tried again with growing pauses for `PHARMCLF_STORAGE_PATIENCE_S` seconds (180).
+A location is a string: a local path or a URI. Writes are atomic: a local file is written under a temporary name and
+renamed, an object is visible when its upload is complete. Transient errors of an object store (throttling, time-outs,
+resets, 5xx) are retried with growing pauses for `PHARMCLF_STORAGE_PATIENCE_S` seconds (180).
 
 Errors are `OSError`s that name the location: FileNotFoundError, PermissionError, `StorageUnavailableError`.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 import json
 import os
 import tempfile
@@ -20,42 +19,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pharmclf.storage.local import BROKEN_LINK, LocalDisk
-from pharmclf.storage.objects import ObjectStore, object_store, timeout, timeout_s
-from pharmclf.storage.types import FileEntry, StorageUnavailableError, Versioned, WebAddressError, displayed
-
-__all__ = [
-    "BROKEN_LINK",
-    "FileEntry",
-    "StorageUnavailableError",
-    "Versioned",
-    "WebAddressError",
-    "absolute",
-    "compare_and_swap",
-    "copy_file",
-    "delete_file",
-    "delete_folder",
-    "displayed",
-    "download",
-    "environment",
-    "exists",
-    "is_file",
-    "is_remote",
-    "join",
-    "list_entries",
-    "list_files",
-    "list_folders",
-    "local_file",
-    "read_bytes",
-    "read_chunks",
-    "read_json",
-    "read_versioned",
-    "timeout",
-    "timeout_s",
-    "upload_folder",
-    "write_bytes",
-    "write_json",
-]  # fmt: skip
+from pharmclf.storage.local import BROKEN_LINK as BROKEN_LINK
+from pharmclf.storage.local import LocalDisk
+from pharmclf.storage.objects import ObjectStore, object_store
+from pharmclf.storage.objects import timeout as timeout
+from pharmclf.storage.objects import timeout_s as timeout_s
+from pharmclf.storage.types import FileEntry as FileEntry
+from pharmclf.storage.types import StorageUnavailableError as StorageUnavailableError
+from pharmclf.storage.types import Versioned as Versioned
+from pharmclf.storage.types import WebAddressError as WebAddressError
+from pharmclf.storage.types import displayed as displayed
 
 _CHUNK_BYTES = 8 << 20
 _UPLOADS = 16  # concurrent uploads of a folder's files
@@ -63,25 +36,25 @@ _DISK = LocalDisk()
 
 
 def is_remote(location: str) -> bool:
-    """Whether the location is a URI of an object store and not a local path."""
+    """Whether a location is a URI of an object store, not a local path."""
     return "://" in location and not location.startswith("file://")
 
 
 def join(location: str, *parts: str) -> str:
-    """Put parts behind a location with single slashes."""
+    """Append parts to a location with single slashes."""
     return "/".join([location.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def absolute(location: str) -> str:
-    """A local path made absolute, so that workers with other working directories find it; a URI as it is."""
+    """A local path as an absolute one, for workers with other working directories; a URI unchanged."""
     return location if is_remote(location) else str(Path(location.removeprefix("file://")).expanduser().absolute())
 
 
 def environment() -> dict[str, str]:
-    """Variables of this process that decide how storage is reached, for processes on other machines; no secrets.
+    """Variables of this process that configure storage, for processes on other machines; without secrets.
 
-    Credentials are not among them: they come from each machine's role or files, or from the environment that the
-    cluster or the submitted job gives to all its processes.
+    Credentials come from each machine's role or files, or from the environment that the cluster or the submitted job
+    gives to all its processes.
     """
     shared = {"AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE"}
     prefixes = ("AWS_ENDPOINT_URL", "PHARMCLF_STORAGE_")
@@ -96,59 +69,59 @@ def _open(location: str) -> tuple[LocalDisk | ObjectStore, str]:
 
 
 def list_files(location: str) -> Iterator[FileEntry]:
-    """All files below a folder or prefix, at any depth, sorted by path; a remote listing comes page by page.
+    """List all files below a folder or prefix, at any depth, sorted by path; remote ones page by page.
 
     Raises:
         FileNotFoundError: no such folder, no such bucket.
-        NotADirectoryError: a file stands there.
+        NotADirectoryError: it is a file.
     """
     return (entry for entry in list_entries(location) if not entry.unreadable)
 
 
 def list_entries(location: str, pardon: Callable[[str], bool] | None = None) -> Iterator[FileEntry]:
-    """As `list_files`, with what has the place of a file and cannot be read, each with its reason.
+    """As `list_files`, and also entries that cannot be read, each with its reason.
 
     Args:
         location: folder or prefix.
-        pardon: says of a local folder that may not be read whether it is left out; None: no folder is.
+        pardon: whether a local folder that may not be read is left out; None: no folder is.
     """
     backend, path = _open(location)
     yield from backend.list_entries(path, pardon)
 
 
 def list_folders(location: str) -> list[str]:
-    """Names of the folders directly below a location, sorted; none where nothing stands."""
+    """Names of the folders directly below a location, sorted; none where it does not exist."""
     backend, path = _open(location)
     return backend.list_folders(path)
 
 
 def exists(location: str) -> bool:
-    """Whether a file or folder stands there."""
+    """Whether a file or folder exists."""
     backend, path = _open(location)
     return backend.size_of(path) is not None or backend.has_folder(path)
 
 
 def is_file(location: str) -> bool:
-    """Whether a file stands there."""
+    """Whether a file exists."""
     backend, path = _open(location)
     return backend.size_of(path) is not None
 
 
 def read_bytes(location: str) -> bytes:
-    """The whole content of a file.
+    """Read a file.
 
     Raises:
-        OSError: not there, or unreadable.
+        OSError: missing, or unreadable.
     """
     backend, path = _open(location)
     return backend.read(path)
 
 
 def read_chunks(location: str) -> Iterator[bytes]:
-    """The content of a file in pieces of some megabytes, for files too large to hold.
+    """Read a file in pieces of some megabytes.
 
     Raises:
-        OSError: not there, or unreadable.
+        OSError: missing, or unreadable.
     """
     backend, path = _open(location)
     yield from backend.read_chunks(path, _CHUNK_BYTES)
@@ -158,7 +131,7 @@ def download(location: str, target: Path, progress: Callable[[int], None] | None
     """Copy a file to a local path; `progress` is called with the bytes written so far.
 
     Raises:
-        OSError: not there, unreadable, or the disk is full.
+        OSError: missing, unreadable, or the disk is full.
     """
     done = 0
     with target.open("wb") as file:
@@ -171,10 +144,10 @@ def download(location: str, target: Path, progress: Callable[[int], None] | None
 
 @contextlib.contextmanager
 def local_file(location: str) -> Iterator[Path]:
-    """A local path for libraries that read nothing else: the file itself, or a copy that is deleted behind.
+    """A local path of a file: its own, or that of a copy which is deleted after the block.
 
     Raises:
-        OSError: not there, or unreadable.
+        OSError: missing, or unreadable.
     """
     if not is_remote(location):
         yield Path(absolute(location))
@@ -186,27 +159,28 @@ def local_file(location: str) -> Iterator[Path]:
 
 
 def write_bytes(location: str, content: bytes) -> None:
-    """Write a file whole or not at all, replacing one that stands there; missing folders are made."""
+    """Write or replace a file atomically; missing folders are created."""
     backend, path = _open(location)
     backend.write(path, content)
 
 
 def copy_file(source: Path, location: str) -> None:
-    """Write a local file to a location, whole or not at all."""
+    """Copy a local file to a location atomically."""
     backend, path = _open(location)
     backend.write(path, source)
 
 
 def upload_folder(source: Path, location: str, last: str = "") -> None:
-    """Copy a local folder; the file named `last` comes behind all others, for a sign that the copy is complete."""
-    files = [str(path.relative_to(source)) for path in sorted(source.rglob("*")) if path.is_file()]
-    copies = [
-        functools.partial(contextvars.copy_context().run, copy_file, source / name, join(location, name))
-        for name in files  # each with the `timeout` of this thread
-        if name != last
-    ]
+    """Copy a local folder; the file named `last` is copied last, and shows that the copy is complete."""
+    names = [str(path.relative_to(source)) for path in sorted(source.rglob("*")) if path.is_file()]
     with ThreadPoolExecutor(_UPLOADS) as pool:
-        list(pool.map(lambda copy: copy(), copies))
+        copies = [
+            pool.submit(contextvars.copy_context().run, copy_file, source / name, join(location, name))
+            for name in names  # each with the `timeout` of this thread
+            if name != last
+        ]
+    for copy in copies:
+        copy.result()
     if last:
         copy_file(source / last, join(location, last))
 
@@ -217,39 +191,39 @@ def read_json(location: str) -> Any:
 
 
 def write_json(location: str, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all."""
+    """Write a value as indented JSON atomically."""
     write_bytes(location, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_versioned(location: str) -> Versioned | None:
-    """A file with what tells this state of it from any other, for `compare_and_swap`; None where none stands."""
+    """Read a file with its version, for `compare_and_swap`; None where it does not exist."""
     backend, path = _open(location)
     return backend.read_versioned(path)
 
 
 def compare_and_swap(location: str, content: bytes, version: str | None) -> str | None:
-    """Write a small file only if it is still as it was read.
+    """Write a small file only if it has not changed since it was read.
 
     Args:
         location: the file.
-        content: what it shall hold; something in it must be the writer's own (a name, a number, a time), since two who
-            write the same at once may both be told that it went through.
-        version: of the `Versioned` that was read; None: only if no file stands there.
+        content: must be unique to the writer (by a name, a number, a time): of two that write equal content at the same
+            time, both may succeed.
+        version: of the `Versioned` that was read; None: only if no file exists.
 
     Returns:
-        The new version; None: it is another by now, and nothing was written.
+        The new version; None: the file has changed, and nothing was written.
     """
     backend, path = _open(location)
     return backend.compare_and_swap(path, content, version)
 
 
 def delete_file(location: str) -> None:
-    """Delete a file; nothing happens where none stands."""
+    """Delete a file, if it exists."""
     backend, path = _open(location)
     backend.delete(path)
 
 
 def delete_folder(location: str) -> None:
-    """Delete a folder and all below it; nothing happens where none stands."""
+    """Delete a folder with its content, if it exists."""
     backend, path = _open(location)
     backend.delete_prefix(path)

@@ -1,4 +1,4 @@
-"""Local disk, and what is mounted like one."""
+"""Local disk and mounted file systems."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class LocalDisk:
     """Files by absolute path."""
 
     def list_entries(self, path: str, pardon: Callable[[str], bool] | None = None) -> Iterator[FileEntry]:
-        """All files below a folder and what has the place of one, sorted by path; links to folders are followed.
+        """All entries below a folder, sorted by path; links to folders are followed.
 
-        A folder is entered once: by its own path rather than by a link. So links in a circle end.
+        A folder is listed once, by its own path rather than by a link, so links in a circle end.
         """
         if os.path.isfile(path):
             raise NotADirectoryError(path)
@@ -40,11 +40,11 @@ class LocalDisk:
         return []
 
     def has_folder(self, path: str) -> bool:
-        """Whether a folder stands there."""
+        """Whether a folder exists."""
         return os.path.isdir(path)
 
     def size_of(self, path: str) -> int | None:
-        """Bytes of a file; None where none stands."""
+        """Bytes of a file; None where it does not exist."""
         return os.path.getsize(path) if os.path.isfile(path) else None
 
     def read(self, path: str) -> bytes:
@@ -60,7 +60,7 @@ class LocalDisk:
                 yield chunk
 
     def write(self, path: str, content: bytes | Path) -> None:
-        """Write beside the place, then rename into it."""
+        """Write under a temporary name, then rename."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
@@ -78,7 +78,7 @@ class LocalDisk:
             temporary.unlink(missing_ok=True)
 
     def read_versioned(self, path: str) -> Versioned | None:
-        """A file with its version: inode and time of change, since every write makes a new inode."""
+        """A file with its version, the inode and time of change: every write makes a new inode."""
         try:
             with open(path, "rb") as file:
                 status = os.fstat(file.fileno())
@@ -105,19 +105,19 @@ class LocalDisk:
             Path(path).unlink(missing_ok=True)
 
     def delete_prefix(self, path: str) -> None:
-        """Delete a folder and all below it."""
+        """Delete a folder with its content."""
         if os.path.isdir(path):
             shutil.rmtree(path)
 
 
 def _walk(top: str, pardon: Callable[[str], bool] | None) -> Iterator[FileEntry]:
-    """The files below a folder, in no order; `pardon` says of a folder that may not be read whether to leave it out."""
+    """Yield the entries below a folder, unordered; `pardon`: whether a folder that may not be read is left out."""
     real = os.path.realpath(top)
     above = {real[:place] or "/" for place, letter in enumerate(real) if letter == "/"}
     entered = set[str]()
     folders, links, hidden = deque([(top, real)]), deque[str](), deque[tuple[str, str]]()
     while folders or links or hidden:
-        if links and not folders:  # a folder is entered by its own path first, but a hidden one by a link that shows it
+        if links and not folders:  # links come after plain folders, but before hidden ones
             folder = links.popleft()
             real = os.path.realpath(folder)
             if real in entered or real in above:
@@ -132,7 +132,7 @@ def _walk(top: str, pardon: Callable[[str], bool] | None) -> Iterator[FileEntry]
         entered.add(real)
         try:
             found = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except FileNotFoundError:  # another process has deleted it since
+        except FileNotFoundError:  # another process has deleted it
             continue
         except OSError as error:
             if pardon is None or not pardon(folder):
@@ -157,7 +157,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _entry(entry: os.DirEntry[str]) -> Iterator[FileEntry]:
-    """A file, or why it is none; nothing where another process has deleted it since."""
+    """Yield a file, or why it cannot be read; nothing where another process has deleted it."""
     location = displayed(entry.path)
     try:
         status = entry.stat()
@@ -179,7 +179,7 @@ def _broken_link(error: OSError) -> str:
 
 
 def _kind(mode: int) -> str:
-    """What has the place of a regular file; "" for one."""
+    """The kind of anything but a regular file; "" for one."""
     if stat.S_ISREG(mode):
         return ""
     if stat.S_ISFIFO(mode):
@@ -188,11 +188,7 @@ def _kind(mode: int) -> str:
 
 
 def _check_regular(path: str) -> None:
-    """Refuse what would be waited for without end.
-
-    Raises:
-        OSError: no regular file.
-    """
+    """Raise an OSError for a file whose reader could wait forever, such as a named pipe."""
     mode = os.stat(path).st_mode
-    if not stat.S_ISDIR(mode) and (kind := _kind(mode)):  # of a folder `open` says it
+    if not stat.S_ISDIR(mode) and (kind := _kind(mode)):  # `open` refuses folders
         raise OSError(errno.EINVAL, kind, path)

@@ -1,6 +1,6 @@
-"""What S3 needs apart from obstore: settings as every AWS tool reads them, and a listing that takes any key.
+"""S3 without obstore: settings from the variables and files of all AWS tools, and a listing of arbitrary keys.
 
-A key such as set/a//b.jpg, which obstore refuses, would end the listing of a whole bucket.
+obstore ends the listing of a bucket at a key such as set/a//b.jpg.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-_CREDENTIALS_FOR = timedelta(minutes=5)  # then they are looked up again: files change, tokens expire
-_RENEWED_EARLY = timedelta(minutes=5)  # obstore asks for new ones so long before the old ones expire
-_RETRIES = 3  # of boto3, which are quick; the store itself repeats a request for as long as it has patience
+_CREDENTIALS_FOR = timedelta(minutes=5)  # then they are read again: files change, tokens expire
+_RENEWED_EARLY = timedelta(minutes=5)  # obstore renews them so long before they expire
+_RETRIES = 3  # of boto3, which are quick; `ObjectStore` repeats a request until the timeout
 
 
 def settings() -> dict[str, Any]:
-    """Endpoint, region and credentials for obstore, by the variables and files that every AWS tool reads."""
-    import boto3  # slow to import, and wanted for s3:// alone
+    """Endpoint, region and credentials for obstore, from the variables and files of all AWS tools."""
+    import boto3  # slow to import, and only for s3://
     import botocore.session
 
     profile = botocore.session.get_session()  # boto3's own session has no method for a profile's endpoint_url
@@ -35,7 +35,7 @@ def settings() -> dict[str, Any]:
 
 
 def _credentials() -> dict[str, Any]:
-    """Credentials as they are now, by a new session, so that changed files and roles count."""
+    """The present credentials, from a new session that reads files and roles again."""
     import boto3
 
     known = boto3.session.Session().get_credentials()
@@ -55,7 +55,7 @@ def _region(session: Any) -> str:
 
 
 def is_refused(error: Exception) -> bool:
-    """Whether an error is obstore's about a key of a listing."""
+    """Whether obstore has refused a key of a listing."""
     return "invalid path" in str(error.__cause__ or error)
 
 
@@ -68,11 +68,11 @@ def list_pages(
         root: s3://bucket.
         endpoint: of the server; "": Amazon's.
         prefix: as a folder; None: the whole bucket.
-        offset: the key behind which the listing begins; None: all keys.
-        chunk_size: objects of a page at most.
+        offset: list keys after this one; None: all keys.
+        chunk_size: maximum objects of a page.
 
     Raises:
-        OSError: the server refuses, or does not answer; with the words by which `ObjectStore` tells why.
+        OSError: the server refuses, or does not answer; with text that `ObjectStore` classifies.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -98,7 +98,7 @@ def _item(listed: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reason(key: str) -> str:
-    """Why obstore refuses a key; "" where it takes it."""
+    """Why obstore refuses a key; "" where it does not."""
     parts = key.split("/")
     if "" in parts:
         return "the key has an empty part (//): copy the object to another key"
@@ -110,7 +110,7 @@ def _reason(key: str) -> str:
 
 
 def _client(endpoint: str) -> Any:
-    """A client with the settings of the obstore's."""
+    """A boto3 client with the settings of `settings`."""
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config

@@ -1,4 +1,4 @@
-"""What every kind of storage speaks in."""
+"""Values and errors of every kind of storage."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pharmclf.core.errors import RunError, UserError
 
 
 class StorageUnavailableError(OSError, RunError):
-    """The storage did not answer for as long as we had patience; what was asked of it may succeed later."""
+    """The storage did not answer until the timeout; the request may succeed later."""
 
 
 class WebAddressError(UserError, OSError):
-    """The address of a web page, which is no storage."""
+    """A web address, which is not a storage."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a listing, or what has the place of one."""
+    """An entry of a listing."""
 
     location: str
     """Local path or URI, ready for `read_bytes`."""
@@ -25,8 +25,8 @@ class FileEntry:
     mtime_ns: int = 0
     """Time of the last change, nanoseconds since 1970."""
     unreadable: str = ""
-    """Why there is no file to read: a named pipe, a link that points nowhere, a name that is not UTF-8; "" for files.
-    The location of such a name is for people: see `displayed`."""
+    """Why it cannot be read: a named pipe, a broken link, a name that is not UTF-8; "" for files. A location
+    that is not UTF-8 is for messages: see `displayed`."""
 
 
 def displayed(path: str) -> str:
@@ -38,10 +38,10 @@ def displayed(path: str) -> str:
 
 @dataclass(frozen=True)
 class Versioned:
-    """A small file in one of its states."""
+    """A small file in one state."""
 
     content: bytes
     version: str
-    """Tells this state from any other."""
+    """Identifies this state."""
     changed_s: float
     """Time of the last change by the storage's clock, seconds since 1970."""
