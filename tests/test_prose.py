@@ -42,7 +42,8 @@ INSTEAD = {
 
 ALLOWED = re.compile(
     r"early_patience|plateau_patience|patience=|early stopping|activation (?:function|layer)"
-    r"|\bactivation(?:=|_)|[\"']activation[\"']|--activations|benchmark.py activations|activations/|activations\.py|\.activations|activations_dtype"
+    r"|\bactivation(?:=|_)|[\"']activation[\"']|--activations|benchmark.py activations|activations/"
+    r"|activations\.py|\.activations|activations_dtype"
     r"|[\"']activations?(?:_\w+)?[\"']",
     re.IGNORECASE,
 )

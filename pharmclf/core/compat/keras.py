@@ -29,7 +29,8 @@ def flatten_layers(model: Any) -> Iterator[Any]:
     """
     with private_parts("keras"):
         flatten = model._flatten_layers
-    return flatten()
+    layers: Iterator[Any] = flatten()
+    return layers
 
 
 @contextlib.contextmanager

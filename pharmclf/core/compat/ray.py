@@ -26,7 +26,8 @@ def draining_nodes() -> Collection[str]:
         from ray._private.state import state
 
         drain = state.get_draining_nodes
-    return drain().keys()
+    ids: Collection[str] = drain().keys()
+    return ids
 
 
 def free_resources_by_node() -> Mapping[str, Mapping[str, float]]:
@@ -36,7 +37,8 @@ def free_resources_by_node() -> Mapping[str, Mapping[str, float]]:
     """
     with private_parts("ray"):
         from ray._private.state import available_resources_per_node
-    return available_resources_per_node()
+    resources: Mapping[str, Mapping[str, float]] = available_resources_per_node()
+    return resources
 
 
 def local_cluster_address() -> str:
