@@ -78,7 +78,7 @@ def fetch_best(
                 _fetch(run, best, part, metric, say)
             return run
         except CorruptedRunError as error:
-            now = read_run(location, run.name)
+            now = read_run(run.location, run.name)
             if now.best and now.checkpoint != run.checkpoint:  # it is training, and has replaced its best checkpoint
                 say(f"run {run.name} has a new best checkpoint and is tried again")
                 candidates = _rank_candidates([now, *(other for other, _ in candidates)], metric)

@@ -14,7 +14,7 @@ from datetime import datetime
 from ray.util.metrics import Gauge
 
 from pharmclf.core.background import BackgroundTask
-from pharmclf.runs.status import STATES, TEST_PHASE, Status
+from pharmclf.runs.status import TEST_PHASE, RunState, Status
 
 GAUGES = {
     "pharmclf_state": "1 for the current state of the run, 0 for the others",
@@ -43,7 +43,7 @@ def status_samples(status: Status, now_s: float) -> Iterator[tuple[str, dict[str
         status: of a run.
         now_s: current time, seconds since 1970.
     """
-    for state in STATES:
+    for state in RunState:
         yield _STATE, {"state": state}, float(status.state == state)
     number = status.phase.removeprefix("phase")
     values = {

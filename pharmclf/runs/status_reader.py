@@ -1,4 +1,4 @@
-"""Reads where the runs and sweeps of a storage stand, from it alone."""
+"""Reads the status of the runs and sweeps in a storage; needs no cluster."""
 
 from __future__ import annotations
 
@@ -11,68 +11,119 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError, closest_names, first_line
 from pharmclf.data.prepare import storage_errors_as_config_errors
-from pharmclf.runs.registry import read_run
-from pharmclf.runs.status import ACTIVE_STATES, MAX_REASON, STATES, STATUS_FILE, Status, utc_timestamp
+from pharmclf.runs.record import RUN_FILE, RecordState, RunRecord
+from pharmclf.runs.registry import TRIALS_FOLDER, UNREADABLE, read_run
+from pharmclf.runs.status import (
+    ACTIVE_STATES,
+    MAX_REASON,
+    STATUS_FILE,
+    RunState,
+    Status,
+    parse_status,
+    utc_timestamp,
+)
 from pharmclf.schema_version import check_schema_version, load_record
 from pharmclf.storage import lease
 
 LOST = "no sign of life"
+"""State of a run or sweep whose driver disappeared."""
+BROKEN_OFF = "broken off"
+"""State of a trial whose worker disappeared; the command of its sweep resumes it."""
+_SWEEP_FILE = "sweep.json"
 _READERS = 16  # concurrent readers of runs
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-_RUN_FILE, _SWEEP_FILE, _TRIALS = "run.json", "sweep.json", "trials"
-_RUNNING = "running"  # in run.json and sweep.json, until the end
-_INTERRUPTED = "broken off"
 RunKind = Literal["run", "sweep", "trial"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrialStatus:
+    """A trial of a sweep."""
+
+    number: int
+    state: str
+    """running, trained, stopped, diverged or failed, or `BROKEN_OFF`."""
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepStatus:
+    """Progress and result of a sweep."""
+
+    total: int
+    """Trials to train."""
+    trials: tuple[TrialStatus, ...]
+    """Those that have begun, by number."""
+    winner: int | None = None
+    """Number of the best trial; None: the sweep is not complete."""
+    test_accuracy: float = 0.0
+    """Of the winner, 0..1."""
+    table: str = ""
+    """Results of the trials, as text; "": the sweep is not complete."""
+
+    @property
+    def states(self) -> dict[str, int]:
+        """Number of trials in each state."""
+        return dict(Counter(trial.state for trial in self.trials))
+
+    @property
+    def num_ended(self) -> int:
+        """Trials that need no more training."""
+        return sum(trial.state not in (RecordState.RUNNING, BROKEN_OFF) for trial in self.trials)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """What is known of a run, a sweep or a trial."""
+    """Status of a run, a sweep or a trial."""
 
     name: str
-    """Its path below the storage."""
+    """Path below the storage."""
     location: str
     kind: RunKind
     state: str
-    """One of STATES, or of a trial also trained, stopped, diverged and broken off; "no sign of life" where a driver
-    that has not ended is not there any more; unreadable."""
+    """A `RunState` or `RecordState`, or one of `LOST`, `BROKEN_OFF` and `UNREADABLE`."""
     reason: str = ""
     seen_s: float
-    """When it was last written, by the storage's clock, seconds since 1970."""
-    about: Mapping[str, Any] = field(default_factory=dict)
-    """The content of status.json; of older runs and of trials what run.json and the checkpoints tell."""
-    trials: Mapping[str, Any] = field(default_factory=dict)
-    """Of a sweep: total, ended, states (how many are in each), each (number, state, reason, seconds)."""
-    table: str = ""
-    """Of a sweep: the results of its trials, once there are some."""
+    """Time of the last write by the storage's clock, seconds since 1970."""
+    status: Status | None = None
+    """Of a run or trial."""
+    is_partial: bool = False
+    """Whether there is no status.json: `status` holds only phase, epochs, best accuracy and checkpoint, where known."""
+    sweep: SweepStatus | None = None
+    """Of a sweep."""
 
     @property
     def is_active(self) -> bool:
-        """Whether it goes on by itself."""
+        """Whether it has a live driver."""
         return self.state in ACTIVE_STATES
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        own = {
-            "name": self.name,
-            "kind": self.kind,
-            "state": self.state,
-            "reason": self.reason,
-            "lives": self.is_active,
-        }
-        trials = {"trials": dict(self.trials)} if self.kind == "sweep" else {}
-        return {**self.about, **own, "location": self.location, "seen_at": utc_timestamp(self.seen_s), **trials}
+        values = self.status.to_dict() if self.status else {}
+        if self.status and self.is_partial:
+            names = ["phase", "epoch", "epochs"] if self.status.phase else []
+            names += ["best_val_accuracy", "checkpoint"] if self.status.checkpoint else []
+            values = {name: values[name] for name in names}
+        if self.sweep and self.sweep.winner is not None:
+            values = {"winner": self.sweep.winner, "test_accuracy": self.sweep.test_accuracy}
+        values |= {"name": self.name, "kind": self.kind, "state": self.state, "reason": self.reason}
+        values |= {"lives": self.is_active, "location": self.location, "seen_at": utc_timestamp(self.seen_s)}
+        if self.sweep:
+            trials = [dataclasses.asdict(trial) for trial in self.sweep.trials]
+            counts = {"total": self.sweep.total, "ended": self.sweep.num_ended, "states": self.sweep.states}
+            values["trials"] = counts | {"each": trials}
+        return values
 
 
 def list_status(location: str, name: str = "") -> list[RunStatus]:
-    """Where the runs and sweeps of a storage stand, sorted by name.
+    """Read the status of the runs and sweeps of a storage, sorted by name.
 
     Args:
         location: folder or s3:// prefix that holds run folders.
@@ -84,121 +135,110 @@ def list_status(location: str, name: str = "") -> list[RunStatus]:
     """
     location, name = storage.absolute(location), name.strip("/")
     with storage_errors_as_config_errors(location):
-        if name and (one := read_status(location, name)):
-            return [one]
+        if name and (run := read_status(location, name)):
+            return [run]
         folders = storage.list_folders(location)
-        found = _read_all(functools.partial(_readable, location), folders)
-        if not found:
-            what = "a folder without runs" if folders or storage.exists(location) else "nothing there"
+        runs = _read_all(functools.partial(_read_or_skip, location), folders)
+        if not runs:
+            found = "a folder without runs" if folders or storage.exists(location) else "nothing there"
             if _read_folder(*location.rstrip("/").rsplit("/", 1)):
-                what = "the folder of a run"
-            raise ConfigError(f"--storage {location}: {what}. Give the folder or prefix that the runs are trained with")
+                found = "the folder of a run"
+            raise ConfigError(f"--storage {location}: {found}. Give the folder or prefix of the runs")
     if not name:
-        return found
-    known = [run.name for run in found]
-    near = closest_names(name, known)
-    raise ConfigError(f"--name: received {name!r}, expected a run of {location}, such as {', '.join(near)}")
+        return runs
+    near = ", ".join(closest_names(name, [run.name for run in runs]))
+    raise ConfigError(f"--name: received {name!r}, expected a run of {location}, such as {near}")
 
 
 def _read_all(read: Callable[[str], T | None], names: Iterable[str]) -> list[T]:
-    """What is read by many at once, each with the `timeout` of this thread; nothing of those that give None."""
+    """Call `read` in several threads, with this thread's `storage.timeout`; leave out None."""
     calls = [functools.partial(contextvars.copy_context().run, read, name) for name in names]
     with ThreadPoolExecutor(_READERS) as pool:
-        return [found for found in pool.map(lambda call: call(), calls) if found is not None]
+        return [result for result in pool.map(lambda call: call(), calls) if result is not None]
 
 
-def _readable(location: str, path: str) -> RunStatus | None:
+def _read_or_skip(location: str, path: str) -> RunStatus | None:
     try:
         return read_status(location, path)
     except PermissionError as error:  # a folder such as lost+found
-        _log.warning("%s; it is left out", error)
+        _log.warning("%s; it is skipped", error)
         return None
 
 
 def read_status(location: str, path: str) -> RunStatus | None:
-    """Where the run, sweep or trial at a path below the storage stands; None where there is none.
+    """Read the status of the run, sweep or trial at a path below the storage; None: there is none.
 
     Raises:
         OSError: the storage does not answer.
     """
-    found = _read_folder(location, path)
-    # the lease and the record are read one after the other: a run that began or ended in between looks dead once
-    return _read_folder(location, path) if found and found.state == LOST else found
-
-
-@dataclass(frozen=True, kw_only=True)
-class _FolderSnapshot:
-    """A folder, before it is judged."""
-
-    location: str
-    path: str
-    record: Mapping[str, Any]
-    """Of run.json or sweep.json."""
-    record_s: float
-    """When that was written, by the storage's clock, seconds since 1970."""
-    held: bool
-    """Whether somebody who lives holds the lease."""
-    held_s: float
-    """When it was last renewed; 0: there is none."""
-
-    @property
-    def folder(self) -> str:
-        return storage.join(self.location, self.path)
+    run = _read_folder(location, path)
+    # the lease is read before the record: a run that began or ended in between looks dead in the first reading
+    return _read_folder(location, path) if run and run.state == LOST else run
 
 
 def _read_folder(location: str, path: str) -> RunStatus | None:
     folder = storage.join(location, path)
-    held, held_s = _lease_holder(folder)
-    for file in (_RUN_FILE, _SWEEP_FILE):
+    is_held, held_s = _read_lease(folder)
+    kinds: tuple[tuple[str, RunKind], ...] = ((RUN_FILE, "run"), (_SWEEP_FILE, "sweep"))
+    for file, kind in kinds:
         stored = storage.read_versioned(storage.join(folder, file))
         if stored is None:
             continue
+        run = RunStatus(name=path, location=folder, kind=kind, state=UNREADABLE, seen_s=stored.changed_s)
         try:
-            record, record_s = json.loads(stored.content), stored.changed_s
-            check_schema_version(record, storage.join(folder, file))
-            look = _FolderSnapshot(
-                location=location, path=path, record=record, record_s=record_s, held=held, held_s=held_s
-            )
-            return _run_status(look) if file == _RUN_FILE else _sweep_status(look)
+            content = json.loads(stored.content)
+            check_schema_version(content, storage.join(folder, file))
+            if kind == "run":
+                return _run_status(run, RunRecord.from_dict(content), is_held, held_s)
+            return _sweep_status(run, content, is_held, held_s)
         except (LookupError, TypeError, AttributeError, ValueError) as error:
-            kind: RunKind = "run" if file == _RUN_FILE else "sweep"
-            reason, seen_s = f"{file} cannot be read: {first_line(repr(error), MAX_REASON)}", stored.changed_s
-            return RunStatus(name=path, location=folder, kind=kind, state="unreadable", reason=reason, seen_s=seen_s)
+            reason = f"{file} cannot be read: {first_line(repr(error), MAX_REASON)}"
+            return dataclasses.replace(run, reason=reason)
     return None
 
 
-def _lease_holder(folder: str) -> tuple[bool, float]:
-    """Whether somebody who lives holds the lease of a folder, and when it was last renewed, 0: never."""
-    found = storage.read_versioned(storage.join(folder, lease.LEASE_FILE))
-    return (bool(lease.active_holder(found)), found.changed_s) if found else (False, 0.0)
+def _read_lease(folder: str) -> tuple[bool, float]:
+    """Whether a live process holds the lease of a folder, and when it was last renewed; 0: never."""
+    stored = storage.read_versioned(storage.join(folder, lease.LEASE_FILE))
+    return (bool(lease.active_holder(stored)), stored.changed_s) if stored else (False, 0.0)
 
 
-def _run_status(look: _FolderSnapshot) -> RunStatus:
-    stored = storage.read_versioned(storage.join(look.folder, STATUS_FILE))
-    about, about_s = _parse_status(stored), stored.changed_s if stored else 0.0
-    recorded, told, trial = str(look.record["state"]), about.get("state"), look.record.get("trial")
-    seen_s = max(look.held_s, look.record_s, about_s)
-    # the worker of a trial takes its lease some seconds after the sweep has begun it
-    held = look.held or bool(trial and _lease_holder(look.folder.rsplit(f"/{_TRIALS}/", 1)[0])[0])
-    if recorded != _RUNNING:
-        state = recorded
-    elif held:
-        # a state that is not active is that of a driver before
-        state = told if told in ACTIVE_STATES else "starting" if about else _RUNNING
-    elif told in STATES and told not in ACTIVE_STATES and about_s >= look.record_s:
-        state = told  # run.json could not be written any more
+def _run_status(run: RunStatus, record: RunRecord, is_held: bool, held_s: float) -> RunStatus:
+    """Complete the status of a run.
+
+    Args:
+        run: `seen_s` is the time of its record.
+        record: of the run.
+        is_held: whether a live process holds its lease.
+        held_s: time of the lease; 0: there is none.
+    """
+    stored = storage.read_versioned(storage.join(run.location, STATUS_FILE))
+    status, status_s = _parse_status(stored), stored.changed_s if stored else 0.0
+    seen_s = max(held_s, run.seen_s, status_s)
+    if record.trial:  # its worker takes its lease some seconds after the sweep has begun it
+        is_held = is_held or _read_lease(run.location.rsplit(f"/{TRIALS_FOLDER}/", 1)[0])[0]
+    state: str = record.state
+    if record.state is RecordState.RUNNING and is_held:
+        if status:  # a state that is not active is that of the previous driver
+            state = status.state if status.state in ACTIVE_STATES else RunState.STARTING
+    elif record.state is RecordState.RUNNING:
+        # where the status says that the run has ended, the last write of run.json failed
+        has_ended = status is not None and status.state not in ACTIVE_STATES and status_s >= run.seen_s
+        state = status.state if status and has_ended else BROKEN_OFF if record.trial else LOST
+    if state in (BROKEN_OFF, LOST):
+        reason = _resume_hint(seen_s) if state == LOST else "the command of its sweep resumes it"
+    elif record.trial:
+        reason = record.trial["reason"]
     else:
-        state = _INTERRUPTED if trial else LOST
-    reasons = {_INTERRUPTED: "its sweep's command goes on with it", LOST: _resume_hint(seen_s)}
-    given = trial["reason"] if trial else about["reason"] if told == state else ""
-    return RunStatus(
-        name=look.path,
-        location=look.folder,
-        kind="trial" if trial else "run",
+        reason = status.reason if status and status.state == state else ""
+    return dataclasses.replace(
+        run,
+        kind="trial" if record.trial else "run",
         state=state,
-        reason=reasons.get(state, given),
+        reason=reason,
         seen_s=seen_s,
-        about=about or _details_without_status_file(look),
+        status=status or _status_from_checkpoints(run, record),
+        is_partial=status is None,
     )
 
 
@@ -206,65 +246,47 @@ def _resume_hint(seen_s: float) -> str:
     return f"no sign of life since {utc_timestamp(seen_s)}; submit the same command again"
 
 
-def _parse_status(stored: storage.Versioned | None) -> dict[str, Any]:
-    """A status with all that it must have; {} where there is none that can be understood."""
+def _parse_status(stored: storage.Versioned | None) -> Status | None:
     with contextlib.suppress(ValueError):
-        content = json.loads(stored.content) if stored else None
-        check_schema_version(content, STATUS_FILE)
-        if isinstance(content, dict) and set(content) >= _FIELDS:
-            return content
-    return {}
+        return parse_status(json.loads(stored.content)) if stored else None
+    return None
 
 
-_FIELDS = {field.name for field in dataclasses.fields(Status)}
-
-
-def _details_without_status_file(look: _FolderSnapshot) -> dict[str, Any]:
-    """What can be told of a run that has no status: an older one, or a trial."""
-    run = read_run(look.location, look.path)
-    about: dict[str, Any] = {}
-    if run.reached != "-":
-        phase, _, epoch = run.reached.split()
-        about |= {"phase": phase, "epoch": int(epoch), "epochs": look.record["config"][phase]["epochs"]}
-    if run.best:
-        about |= {"best_val_accuracy": run.best.val_accuracy, "checkpoint": run.checkpoint}
-    return about
-
-
-def _sweep_status(look: _FolderSnapshot) -> RunStatus:
-    home = storage.join(look.folder, _TRIALS)
-    trials = _read_all(functools.partial(_read_trial, home), storage.list_folders(home))
-    trials.sort(key=lambda trial: trial["number"])
-    for trial in trials:
-        if trial["state"] == _RUNNING and not look.held:
-            trial["state"] = _INTERRUPTED
-    counts = Counter(trial["state"] for trial in trials)
-    state, seen_s = str(look.record["state"]), max(look.held_s, look.record_s)
-    dead = state == _RUNNING and not look.held
-    result = look.record.get("result")
-    return RunStatus(
-        name=look.path,
-        location=look.folder,
-        kind="sweep",
-        state=LOST if dead else state,
-        reason=_resume_hint(seen_s) if dead else "",
-        seen_s=seen_s,
-        about={"winner": look.record["winner"], "test_accuracy": result["test_accuracy"]} if result else {},
-        trials={
-            "total": look.record["trials"],
-            "ended": len(trials) - counts[_RUNNING] - counts[_INTERRUPTED],
-            "states": dict(counts),
-            "each": trials,
-        },
-        table=str(look.record.get("table", "")),
+def _status_from_checkpoints(run: RunStatus, record: RunRecord) -> Status:
+    info = read_run(run.location, run.name)
+    return Status(
+        name=run.name,
+        phase=info.phase,
+        epoch=info.epoch,
+        epochs=record.config[info.phase]["epochs"] if info.phase else 0,
+        best_val_accuracy=info.best.val_accuracy if info.best else None,
+        checkpoint=info.checkpoint,
     )
 
 
-def _read_trial(home: str, name: str) -> dict[str, Any] | None:
-    if not name.isdigit():  # the winner that is trained anew
+def _sweep_status(run: RunStatus, content: Mapping[str, Any], is_held: bool, held_s: float) -> RunStatus:
+    """Complete the status of a sweep, given as to `_run_status`, from the content of sweep.json."""
+    home, seen_s = storage.join(run.location, TRIALS_FOLDER), max(held_s, run.seen_s)
+    trials = _read_all(functools.partial(_read_trial, home, is_held), storage.list_folders(home))
+    is_lost = content["state"] == RecordState.RUNNING and not is_held
+    result = content.get("result")
+    sweep = SweepStatus(
+        total=content["trials"],
+        trials=tuple(sorted(trials, key=lambda trial: trial.number)),
+        winner=content["winner"] if result else None,
+        test_accuracy=result["test_accuracy"] if result else 0.0,
+        table=str(content.get("table", "")),
+    )
+    state, reason = (LOST, _resume_hint(seen_s)) if is_lost else (str(content["state"]), "")
+    return dataclasses.replace(run, state=state, reason=reason, seen_s=seen_s, sweep=sweep)
+
+
+def _read_trial(home: str, is_held: bool, name: str) -> TrialStatus | None:
+    if not name.isdigit():  # the winner that is retrained
         return None
-    with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # it is just being begun
-        about = load_record(storage.join(home, name, _RUN_FILE))["trial"]
-        seconds = about["used"].get("seconds", 0.0)
-        return {"number": int(name), "state": about["state"], "reason": about["reason"], "seconds": seconds}
+    with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # it is about to begin
+        trial = load_record(storage.join(home, name, RUN_FILE))["trial"]
+        state = BROKEN_OFF if trial["state"] == RecordState.RUNNING and not is_held else trial["state"]
+        seconds = trial["used"].get("seconds", 0.0)
+        return TrialStatus(number=int(name), state=state, reason=trial["reason"], seconds=seconds)
     return None

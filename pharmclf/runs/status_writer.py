@@ -1,4 +1,4 @@
-"""Writes a run's status into its folder, behind the run."""
+"""Writes the status of a run into its folder, in the background."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.background import BackgroundTask
 from pharmclf.core.events import Event
 from pharmclf.core.timeouts import CLOSE_WRITER_S, OPTIONAL_STORAGE_S
-from pharmclf.runs.status import STATUS_FILE, Status, StatusBuilder
+from pharmclf.runs.status import STATUS_FILE, Status, StatusBuilder, parse_status
 
 _WRITE_INTERVAL_S = 5.0
 
 
 class StatusWriter:
-    """Writes while this process holds the lease of the folder; no event waits for the storage, and none fails by it."""
+    """Writes while this process holds the lease of the folder; events neither wait for the storage nor fail."""
 
     def __init__(self, folder: str, config: RunConfig, sizes: Mapping[str, int], lost: Callable[[], object]) -> None:
-        """Begin to write.
+        """Start.
 
         Args:
             folder: of the run.
             config: the run.
             sizes: images of each split.
-            lost: whether the lease of the folder has been lost; then nothing is written any more.
+            lost: returns whether the lease of the folder is lost; then nothing is written.
         """
         self._location, self._lost = storage.join(folder, STATUS_FILE), lost
         self._builder = StatusBuilder(config, sizes, self._read_previous())
@@ -52,17 +51,17 @@ class StatusWriter:
             self._task.notify()
 
     def now(self) -> Status:
-        """A copy of the present status."""
+        """A copy of the current status."""
         with self._lock:
             return dataclasses.replace(self._builder.status)
 
     def close(self) -> None:
-        """Write the last status; a storage that does not answer is waited for some seconds."""
+        """Write the last status; wait at most `CLOSE_WRITER_S` for the storage."""
         self._task.close(CLOSE_WRITER_S)
 
-    def _read_previous(self) -> Any:
+    def _read_previous(self) -> Status | None:
         with contextlib.suppress(OSError, ValueError), storage.timeout(OPTIONAL_STORAGE_S):
-            return storage.read_json(self._location)
+            return parse_status(storage.read_json(self._location))
         return None
 
     def _write(self) -> None:

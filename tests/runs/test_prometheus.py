@@ -15,7 +15,7 @@ import pytest
 from pharmclf.config import PhaseConfig, RunConfig
 from pharmclf.core.events import CheckpointSaved, FinalEvaluationStarted, StepEnd
 from pharmclf.runs.prometheus import GAUGES, status_samples
-from pharmclf.runs.status import STATES, StatusBuilder, utc_timestamp
+from pharmclf.runs.status import RunState, StatusBuilder, utc_timestamp
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana-dashboard.json"
 SIZES = {"train": 100, "validation": 20, "test": 25}
@@ -46,7 +46,7 @@ def test_every_metric_has_a_value_and_one_state_is_the_present_one() -> None:
     first = list(status_samples(run.status, time.time()))
     assert {name for name, _, _ in first} == set(GAUGES)
     assert {tags["state"]: value for name, tags, value in first if name == "pharmclf_state"} == {
-        state: float(state == "starting") for state in STATES
+        state: float(state == "starting") for state in RunState
     }
     values = {name: value for name, _, value in first}
     assert math.isnan(values["pharmclf_eta_seconds"])
