@@ -1,4 +1,4 @@
-"""The console of a run: what happens is shown as lines and told to those who listen, and a signal reaches the loop."""
+"""Console output of a run; passes its events to other callbacks and stop requests to the training loop."""
 
 from __future__ import annotations
 
@@ -7,16 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from pharmclf.core.console import Say
-from pharmclf.core.events import (
-    Callback,
-    CallbackList,
-    EpochEnd,
-    Event,
-    Note,
-    RunCallback,
-    StepEnd,
-    Waiting,
-)
+from pharmclf.core.events import Callback, CallbackList, EpochEnd, Event, Note, RunCallback, StepEnd, Waiting
 from pharmclf.core.signals import GracefulShutdown
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.reporting.run_summary import progress_line
@@ -26,14 +17,14 @@ from pharmclf.training.lr_schedule import chance_loss, has_diverged
 
 
 class Console(RunCallback, Protocol):
-    """Who watches a run, may stop it, and shows what it says."""
+    """A callback that shows lines to the user."""
 
     def say(self, text: str, /) -> None:
-        """Take a line for the console."""
+        """Show a line."""
 
 
 class ConsoleLogger:
-    """Shows a run's events, tells others of them, and passes signals on."""
+    """Shows the events of a run as lines, and requests a stop on a signal, a lost lease or too many invalid images."""
 
     def __init__(
         self,
@@ -48,17 +39,17 @@ class ConsoleLogger:
         """Nothing is shown yet.
 
         Args:
-            stop: the signal that may have come.
-            lease: of the run's folder; a run that has lost it stops.
-            quarantine: takes the images that are lost on the way; a run that has lost too many stops.
-            callbacks: handle each event first.
-            say: takes lines for the console.
-            num_classes: of the run, which decide what loss a guess has.
+            stop: signals received.
+            lease: of the run folder.
+            quarantine: gets the images that are excluded during the run.
+            callbacks: handle each event before it is shown.
+            say: shows a line.
+            num_classes: of the run; decides which loss is that of a random guess.
         """
         self._stop, self._lease, self._quarantine, self._say = stop, lease, quarantine, say
         self._callbacks = CallbackList([quarantine, *callbacks])
         self._num_classes = num_classes
-        self._diverged: dict[str, float] = {}  # phase -> its first validation loss that was beyond reason
+        self._diverged: dict[str, float] = {}  # phase -> its first validation loss that counts as diverged
 
     def say(self, text: str, /) -> None:
         """As `Console.say`."""
@@ -89,13 +80,13 @@ class ConsoleLogger:
         if diverged and record.phase not in self._diverged:
             self._diverged[record.phase] = record.val_loss
             self.say(
-                f"warning: {record.phase} has diverged: its validation loss is {record.val_loss:.3g}, and a "
-                f"guess has {chance_loss(self._num_classes):.3g}. Lower {record.phase}.learning_rate"
+                f"warning: {record.phase} has diverged: its validation loss is {record.val_loss:.3g}, and that of a "
+                f"random guess is {chance_loss(self._num_classes):.3g}. Lower {record.phase}.learning_rate"
             )
 
     @contextlib.contextmanager
     def explain_divergence(self) -> Iterator[None]:
-        """Add to the error of a phase that has diverged that the phase before it had diverged already."""
+        """Extend a `TrainingDivergedError` of the block where an earlier phase has already diverged."""
         try:
             yield
         except TrainingDivergedError as error:

@@ -38,11 +38,9 @@ def test_the_best_epoch_is_called_so_and_a_loss_beyond_reason_never_is(shown: An
     console.on_event(_epoch("phase1", 0, 229.0, best=True))
     assert said[-1].endswith("1 s  best so far")
     console.on_event(_epoch("phase1", 1, 1.2e7, best=True))
-    warning = (
-        "warning: phase1 has diverged: its validation loss is 1.2e+07, and a guess has 2.3. Lower phase1.learning_rate"
-    )
     assert said[1].endswith("1 s")
-    assert said[2:] == [warning]
+    (warning,) = said[2:]
+    assert all(part in warning for part in ("phase1 has diverged", "1.2e+07", "2.3", "Lower phase1.learning_rate"))
     assert listener.notes == [warning]
     console.on_event(_epoch("phase1", 1, 1.3e7, best=False))
     assert len(said) == 4

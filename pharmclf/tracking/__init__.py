@@ -1,4 +1,4 @@
-"""Tracks runs and sweeps where people compare them: TensorBoard's event files, an MLflow server."""
+"""Experiment tracking of runs and sweeps: TensorBoard event files and an MLflow server."""
 
 from pharmclf.tracking.mlflow_logger import EXPERIMENT
 from pharmclf.tracking.tracker import SweepTracker, Tracker, check_tracking, track_complete

@@ -1,7 +1,7 @@
-"""Runs on an MLflow server: found again or created, brought up to date by what they lack, ended.
+"""Runs on an MLflow server: found or created, completed, and ended.
 
-A run is known by a tag and not by its name or place, so that a resumed one goes on where it is, and two of one name
-stay apart. Everything here may be called again: what stands there already is left as it is.
+A run is identified by a tag, not by its name or folder: a resumed run continues its entry, and two runs of one name
+stay separate. All calls are idempotent.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import importlib.util
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError, describe_cause
@@ -24,22 +24,21 @@ ID_FILE, ID_TAG = "mlflow.json", "pharmclf.id"
 PARENT_TAG = "mlflow.parentRunId"
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # what is refused is delivered again anyway
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # failed deliveries are repeated by the tracker
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing goes anywhere else than where it was asked for
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing is sent to any other server
 }
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else its pages are those for language models
-_BATCH = 100  # the most params or tags of one request
-_BATCH_METRICS = 1000
-_MAX_VALUE_LENGTH = 5000  # characters of a value
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the default shows pages for language models
+_BATCH, _BATCH_METRICS = 100, 1000  # maximum parameters or tags, and metrics, of one request
+_MAX_VALUE_LENGTH = 5000  # characters
+T = TypeVar("T")
 
 
 def check_mlflow(uri: str, experiment: str) -> None:
-    """See whether an MLflow server can be used, before anything is trained.
+    """Check that an MLflow server can be used, before training.
 
     Raises:
-        ConfigError: a URI of another kind, no package for it, no server that answers, or an experiment that was
-            deleted.
+        ConfigError: a URI of another kind, a missing package, a server that does not answer, or a deleted experiment.
     """
     scheme = uri.split(":", 1)[0]
     if scheme not in SCHEMES or (scheme != "databricks" and f"{scheme}:/" != uri[: len(scheme) + 2]):
@@ -54,17 +53,18 @@ def check_mlflow(uri: str, experiment: str) -> None:
         )
     try:
         found = create_client(uri).get_experiment_by_name(experiment)
-    except Exception as error:  # requests' errors, MLflow's own, and those of a database
+    except Exception as error:  # of requests, MLflow or a database
         raise ConfigError(
             f"mlflow: received {uri!r}, expected a server that answers: {describe_cause(error)}. Start it, or leave "
-            "--mlflow out; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, let you in"
+            "--mlflow out. Authenticate with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or with "
+            "MLFLOW_TRACKING_TOKEN"
         ) from error
     if found is not None and found.lifecycle_stage != "active":
         raise ConfigError(f"mlflow: the experiment {experiment!r} is deleted there. Restore it, or remove it for good")
 
 
 def create_client(uri: str) -> Any:
-    """MLflow's client, with time limits that suit a run."""
+    """Create an `MlflowClient` with time limits that suit a run."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -73,7 +73,7 @@ def create_client(uri: str) -> Any:
 
 
 def run_identity(folder: str) -> str:
-    """The id that a run or sweep alone has, whatever it is called and wherever its folder goes; made where none is.
+    """Unique id of a run or sweep, kept in its folder; created where there is none.
 
     Raises:
         OSError: the storage does not answer.
@@ -90,51 +90,51 @@ class MlflowExperiment:
     """The runs of one experiment."""
 
     def __init__(self, uri: str, experiment: str) -> None:
-        """Find the experiment, or create it.
+        """Find or create the experiment.
 
         Raises:
             Exception: as MLflow's client.
         """
         self._client, self._uri = create_client(uri), uri
         found = self._client.get_experiment_by_name(experiment)
-        self._experiment = found.experiment_id if found else self._created(uri, experiment)
+        self._experiment = found.experiment_id if found else self._create(uri, experiment)
 
-    def _created(self, uri: str, experiment: str) -> str:
-        place = None  # the server knows
-        if uri.startswith("sqlite:///"):  # else the present folder of whoever creates it
-            place = str(Path(uri.removeprefix("sqlite:///")).absolute().with_name("mlflow-artifacts"))
+    def _create(self, uri: str, experiment: str) -> str:
+        artifacts = None  # the server decides
+        if uri.startswith("sqlite:///"):  # the default is the working directory of the first run
+            artifacts = str(Path(uri.removeprefix("sqlite:///")).absolute().with_name("mlflow-artifacts"))
         try:
-            return str(self._client.create_experiment(experiment, artifact_location=place, tags=_KIND))
-        except Exception:  # another run may have created it meanwhile
+            return str(self._client.create_experiment(experiment, artifact_location=artifacts, tags=_KIND))
+        except Exception:  # another run may have created it in the same moment
             found = self._client.get_experiment_by_name(experiment)
             if found is None:
                 raise
             return str(found.experiment_id)
 
     def open(self, identity: str, name: str, tags: Mapping[str, str]) -> MlflowRun:
-        """The run with an id of ours; created where there is none.
+        """Find or create a run.
 
         Args:
-            identity: never given to another run.
-            name: that people read.
-            tags: of a new one.
+            identity: its unique id.
+            name: shown to users.
+            tags: of a new run.
         """
         found = self.find(f"tags.`{ID_TAG}` = '{identity}'")
         if found:
-            run_id, status = found[0].info.run_id, found[0].info.status
+            info = found[0].info
         else:
-            about = {ID_TAG: identity, "mlflow.source.name": "pharmclf", "mlflow.source.type": "JOB"}
-            created = self._client.create_run(self._experiment, run_name=name, tags=about | _truncate_values(tags))
-            run_id, status = created.info.run_id, created.info.status
-        page = f"{self._uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{run_id}"
-        return MlflowRun(self._client, run_id, status, page if self._uri.startswith("http") else self._uri)
+            source = {ID_TAG: identity, "mlflow.source.name": "pharmclf", "mlflow.source.type": "JOB"}
+            tags = source | _truncate_values(tags)
+            info = self._client.create_run(self._experiment, run_name=name, tags=tags).info
+        page = f"{self._uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{info.run_id}"
+        return MlflowRun(self._client, info.run_id, info.status, page if self._uri.startswith("http") else self._uri)
 
     def drop_tag(self, run_id: str, key: str) -> None:
-        """Take a tag off a run that has it."""
+        """Remove a tag from a run that has it."""
         self._client.delete_tag(run_id, key)
 
     def find(self, condition: str) -> list[Any]:
-        """All runs that meet a condition, in MLflow's words."""
+        """Find all runs that satisfy an MLflow filter string."""
         found: list[Any] = []
         token: str | None = ""
         while token is not None:
@@ -152,77 +152,76 @@ class MlflowRun:
     def __init__(self, client: Any, run_id: str, status: str, page: str) -> None:
         self._client, self.id, self._status = client, run_id, status
         self.page = page
-        """Where people see it."""
+        """Its URL, or that of the database."""
         self._epochs = {metric.step for metric in client.get_metric_history(run_id, "phase")}
         self._params = set(client.get_run(run_id).data.params)
 
     @property
     def finished(self) -> bool:
-        """Whether it has been brought to its end."""
+        """Whether it has ended with success."""
         return self._status == "FINISHED"
 
     def reopen(self) -> None:
-        """Say that it runs."""
+        """Set its status to running."""
         if self._status != "RUNNING":
             self._client.update_run(self.id, status="RUNNING")
             self._status = "RUNNING"
 
     def add_params(self, values: Mapping[str, Any]) -> None:
-        """Settings that it lacks; they cannot be changed there."""
+        """Add the parameters that are missing; MLflow does not change existing ones."""
         from mlflow.entities import Param
 
-        missing = [Param(_clean_name(key), value) for key, value in _truncate_values(values).items()]
-        missing = [param for param in missing if param.key not in self._params]
-        for begin in range(0, len(missing), _BATCH):
-            self._client.log_batch(self.id, params=missing[begin : begin + _BATCH])
-        self._params.update(param.key for param in missing)
+        params = [Param(_clean_name(key), value) for key, value in _truncate_values(values).items()]
+        for batch in _batches([param for param in params if param.key not in self._params], _BATCH):
+            self._client.log_batch(self.id, params=batch)
+        self._params.update(param.key for param in params)
 
     def set_tags(self, values: Mapping[str, Any]) -> None:
-        """Tags, in place of those of the same names."""
+        """Add or replace tags."""
         from mlflow.entities import RunTag
 
-        tags = [RunTag(key, value) for key, value in _truncate_values(values).items()]
-        for begin in range(0, len(tags), _BATCH):
-            self._client.log_batch(self.id, tags=tags[begin : begin + _BATCH])
+        for batch in _batches([RunTag(key, value) for key, value in _truncate_values(values).items()], _BATCH):
+            self._client.log_batch(self.id, tags=batch)
 
     def add_epochs(self, epochs: Sequence[EpochSnapshot]) -> None:
-        """The epochs that it lacks. One that is trained again takes the same steps, and its numbers stand there."""
+        """Add the epochs that are missing; a repeated epoch has the same step and numbers."""
         missing = [epoch for epoch in epochs if epoch.at not in self._epochs]
-        each = max((len(epoch.numbers) for epoch in missing), default=1)
-        for begin in range(0, len(missing), _BATCH_METRICS // each):
-            part = missing[begin : begin + _BATCH_METRICS // each]
-            # the same time at every try: a server that took them and did not say so has them once
-            metrics = [_metric(*item, epoch.at, epoch.ended_s) for epoch in part for item in epoch.numbers.items()]
+        size = _BATCH_METRICS // max((len(epoch.numbers) for epoch in missing), default=1)
+        for batch in _batches(missing, size):
+            # a retry sends the same time, so that a server that had stored the metrics keeps one point
+            metrics = [_metric(*item, epoch.at, epoch.ended_s) for epoch in batch for item in epoch.numbers.items()]
             self._client.log_batch(self.id, metrics=metrics)
-            self._epochs.update(epoch.at for epoch in part)
+            self._epochs.update(epoch.at for epoch in batch)
 
     def add_numbers(self, values: Mapping[str, float], step: int, at_s: float) -> None:
-        """Numbers of the whole run.
+        """Add metrics of the run.
 
         Args:
             values: by name.
-            step: at which they stand.
+            step: of all of them.
             at_s: seconds since 1970.
         """
-        items = list(values.items())
-        for begin in range(0, len(items), _BATCH_METRICS):
-            metrics = [_metric(name, value, step, at_s) for name, value in items[begin : begin + _BATCH_METRICS]]
-            self._client.log_batch(self.id, metrics=metrics)
+        for batch in _batches([_metric(name, value, step, at_s) for name, value in values.items()], _BATCH_METRICS):
+            self._client.log_batch(self.id, metrics=batch)
 
     def upload(self, folder: str) -> None:
-        """The files of a folder that people look at, as artifacts."""
+        """Add the visible files of a folder as artifacts."""
         for path, location in visible_files(folder).items():
             with storage.local_file(location) as file:
                 self._client.log_artifact(self.id, str(file), path.rpartition("/")[0] or None)
 
     def add_text(self, text: str, path: str) -> None:
-        """A text as an artifact."""
+        """Add a text as an artifact."""
         self._client.log_text(self.id, text, path)
 
     def end(self, status: str) -> None:
-        """Say that it has ended: FINISHED, KILLED or FAILED."""
+        """Set its final status: FINISHED, KILLED or FAILED."""
         self._client.set_terminated(self.id, status)
         self._status = status
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 
 def _metric(name: str, value: float, step: int, at_s: float) -> Any:
@@ -232,12 +231,11 @@ def _metric(name: str, value: float, step: int, at_s: float) -> Any:
 
 
 def _clean_name(text: str) -> str:
-    """A name that MLflow takes."""
+    """Replace characters that MLflow refuses in a name."""
     return re.sub(r"[^A-Za-z0-9_./ -]", "_", text)
 
 
 def _truncate_values(values: Mapping[str, Any]) -> dict[str, str]:
-    """Values as text of a length that MLflow takes."""
     texts = {key: str(value) for key, value in values.items()}
     return {
         key: text if len(text) <= _MAX_VALUE_LENGTH else f"{text[: _MAX_VALUE_LENGTH - 1]}…"

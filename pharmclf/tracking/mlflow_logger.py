@@ -1,7 +1,7 @@
-"""A run and a sweep as MLflow shall show them: what is a parameter, a metric, a tag and an artifact, and when it ends.
+"""Logs runs and sweeps to MLflow: parameters, metrics, tags, artifacts, final status.
 
-A run's metrics have the same names through both phases, over the number of the epoch; the metric `phase` steps from 1
-to 2. A sweep is a run with one run below it for each trial; what it comes to stands at the sweep and at the winner.
+Metrics have the same names in both phases; their step is the number of the epoch, and the metric `phase` changes from 1
+to 2. A sweep is a run with a child run for each trial; its result is at the sweep and at the winner.
 """
 
 from __future__ import annotations
@@ -26,129 +26,130 @@ from pharmclf.tracking.snapshots import (
 )
 
 EXPERIMENT = "pharmclf"
-"""Of runs that belong to no sweep."""
-_STATUSES = {"complete": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}  # of a run that may go on: running
+"""Experiment of the runs that belong to no sweep."""
+_STATUSES = {"complete": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 _TRIAL_STATUSES = {"trained": "FINISHED", "stopped": "KILLED", "diverged": "FAILED", "failed": "FAILED"}
 _DESCRIPTION_TAG = "mlflow.note.content"
 _WINNER_TAG = "winner"
 
 
 class MlflowRunLogger:
-    """A run on the server, once that answers."""
+    """Logs a run; connects at the first delivery."""
 
     def __init__(self, uri: str, say: Say) -> None:
         self._uri, self._say = uri, say
         self._run: MlflowRun | None = None
 
-    def deliver(self, story: RunSnapshot) -> None:
-        """Bring it up to date."""
+    def deliver(self, snapshot: RunSnapshot) -> None:
+        """Bring the run on the server up to date."""
         if self._run is None:
-            runs = MlflowExperiment(self._uri, EXPERIMENT)
-            self._run = runs.open(run_identity(story.folder), story.name, story.tags)
+            experiment = MlflowExperiment(self._uri, EXPERIMENT)
+            self._run = experiment.open(run_identity(snapshot.folder), snapshot.name, snapshot.tags)
             self._say(f"MLflow: {self._run.page}")
         run = self._run
-        if run.finished and story.state == "complete":
+        if run.finished and snapshot.state == "complete":
             return
         run.reopen()
-        run.add_params(story.settings)
-        run.add_epochs(story.epochs)
-        if story.state == "complete":
-            _add_result(run, story)
-        if story.state in _STATUSES:
-            run.end(_STATUSES[story.state])
+        run.add_params(snapshot.settings)
+        run.add_epochs(snapshot.epochs)
+        if snapshot.state == "complete":
+            _add_result(run, snapshot)
+        if snapshot.state in _STATUSES:
+            run.end(_STATUSES[snapshot.state])
 
 
 class MlflowSweepLogger:
-    """A sweep on the server, once that answers."""
+    """Logs a sweep; connects at the first delivery."""
 
     def __init__(self, uri: str, say: Say) -> None:
         self._uri, self._say = uri, say
-        self._told: _MlflowSweepState | None = None
+        self._sweep: _MlflowSweep | None = None
 
-    def deliver(self, story: SweepSnapshot) -> None:
-        """Bring it up to date."""
-        if self._told is None:
-            self._told = _MlflowSweepState(self._uri, story)
-            self._say(f"MLflow: {self._told.page}")
-        self._told.update(story)
+    def deliver(self, snapshot: SweepSnapshot) -> None:
+        """Bring the sweep on the server up to date."""
+        if self._sweep is None:
+            self._sweep = _MlflowSweep(self._uri, snapshot)
+            self._say(f"MLflow: {self._sweep.run.page}")
+        self._sweep.update(snapshot)
 
 
-class _MlflowSweepState:
-    """What has been told of a sweep, by this driver and those before."""
+class _MlflowSweep:
+    """The run of a sweep and its child runs."""
 
-    def __init__(self, uri: str, story: SweepSnapshot) -> None:
-        self._identity = run_identity(story.folder)
-        self._runs = MlflowExperiment(uri, story.name)
-        tags = {"kind": "sweep", **run_tags(story.folder, story.record["fingerprints"], story.record["versions"])}
-        self._sweep = self._runs.open(self._identity, story.name, tags)
-        self._sweep.reopen()
-        self._sweep.add_params(flatten(story.record["settings"]["plain"]))
-        self._sweep.set_tags({f"sweep.{name}": value for name, value in story.record["options"].items()})
-        self.page = self._sweep.page
-        self._ended = {run.data.tags[ID_TAG] for run in self._below() if run.info.status != "RUNNING"}
+    def __init__(self, uri: str, snapshot: SweepSnapshot) -> None:
+        record = snapshot.record
+        self._identity = run_identity(snapshot.folder)
+        self._experiment = MlflowExperiment(uri, snapshot.name)
+        tags = {"kind": "sweep", **run_tags(snapshot.folder, record["fingerprints"], record["versions"])}
+        self.run = self._experiment.open(self._identity, snapshot.name, tags)
+        self.run.reopen()
+        self.run.add_params(flatten(record["settings"]["plain"]))
+        self.run.set_tags({f"sweep.{name}": value for name, value in record["options"].items()})
+        self._ended = {child.data.tags[ID_TAG] for child in self._children() if child.info.status != "RUNNING"}
 
-    def update(self, story: SweepSnapshot) -> None:
+    def update(self, snapshot: SweepSnapshot) -> None:
         """Add what is missing."""
-        for number, trial in sorted(story.trials.items()):
-            if (identity := self._identity_of(number)) not in self._ended:
+        for number, trial in sorted(snapshot.trials.items()):
+            if (identity := self._trial_identity(number)) not in self._ended:
                 self._add_trial(self._open(identity, f"trial {number}"), trial)
                 self._ended.add(identity)
-        if story.state == "complete":
-            self._add_winner(story)
-        if story.state in _STATUSES:
-            self._sweep.add_text(to_yaml(story.config), "config.yaml")
-            self._sweep.upload(story.folder)
-            self._sweep.end(_STATUSES[story.state])
+        if snapshot.state == "complete":
+            self._add_winner(snapshot)
+        if snapshot.state in _STATUSES:
+            self.run.add_text(to_yaml(snapshot.config), "config.yaml")
+            self.run.upload(snapshot.folder)
+            self.run.end(_STATUSES[snapshot.state])
 
     def _add_trial(self, run: MlflowRun, trial: TrialSnapshot) -> None:
         facts = trial.facts
         run.add_params(facts.params)
-        about = {"trial": facts.number, "state": facts.state, "reason": facts.reason, "folder": trial.folder}
-        run.set_tags({name: value for name, value in about.items() if value != ""})
+        tags = {"trial": facts.number, "state": facts.state, "reason": facts.reason, "folder": trial.folder}
+        run.set_tags({name: value for name, value in tags.items() if value != ""})
         run.add_epochs(trial.epochs)
         if trial.epochs:
             used = {"seconds": facts.seconds, "cpu_seconds": facts.cpu_s, "gpu_seconds": facts.gpu_s}
             run.add_numbers(used, trial.epochs[-1].at, trial.epochs[-1].ended_s)
         run.end(_TRIAL_STATUSES[facts.state])
 
-    def _add_winner(self, story: SweepSnapshot) -> None:
-        number, folder, result = (story.record[name] for name in ("winner", "winner_folder", "result"))
-        trial = story.trials[number]
-        identity, name, epochs = self._identity_of(number), f"trial {number}", trial.epochs
-        if folder != trial.folder:  # its configuration was trained anew
+    def _add_winner(self, snapshot: SweepSnapshot) -> None:
+        number, folder, result = (snapshot.record[name] for name in ("winner", "winner_folder", "result"))
+        trial = snapshot.trials[number]
+        identity, name, epochs = self._trial_identity(number), f"trial {number}", trial.epochs
+        if folder != trial.folder:  # its configuration was retrained
             identity, name = f"{self._identity}-winner", "winner"
             history = storage.read_json(storage.join(folder, "history.json"))
-            epochs = metrics_by_step(story.config, map(EpochRecord.from_dict, history))
+            epochs = metrics_by_step(snapshot.config, map(EpochRecord.from_dict, history))
         winner = self._open(identity, name)
-        for other in self._below():
-            if _WINNER_TAG in other.data.tags and other.info.run_id != winner.id:  # before there were more trials
-                self._runs.drop_tag(other.info.run_id, _WINNER_TAG)
+        for child in self._children():
+            if _WINNER_TAG in child.data.tags and child.info.run_id != winner.id:  # of the sweep with fewer trials
+                self._experiment.drop_tag(child.info.run_id, _WINNER_TAG)
         winner.add_params(trial.facts.params)
         winner.add_epochs(epochs)
         winner.set_tags({_WINNER_TAG: "true", "trial": number, "folder": folder})
         config = from_dict(load_record(storage.join(folder, RUN_FILE))["config"])
-        _add_result(winner, RunSnapshot(name=name, folder=folder, config=config, epochs=epochs, ended_s=story.ended_s))
+        ended_s = snapshot.ended_s
+        _add_result(winner, RunSnapshot(name=name, folder=folder, config=config, epochs=epochs, ended_s=ended_s))
         winner.end("FINISHED")
         text = f"The winner is trial {number}. {outcome_text(result, folder)}"
-        self._sweep.set_tags({_WINNER_TAG: number, _DESCRIPTION_TAG: text})
-        self._sweep.add_numbers(final_metrics(result), story.record["trials"], story.ended_s)
+        self.run.set_tags({_WINNER_TAG: number, _DESCRIPTION_TAG: text})
+        self.run.add_numbers(final_metrics(result), snapshot.record["trials"], ended_s)
 
-    def _below(self) -> list[Any]:
-        return self._runs.find(f"tags.`{PARENT_TAG}` = '{self._sweep.id}'")
+    def _children(self) -> list[Any]:
+        return self._experiment.find(f"tags.`{PARENT_TAG}` = '{self.run.id}'")
 
     def _open(self, identity: str, name: str) -> MlflowRun:
-        return self._runs.open(identity, name, {PARENT_TAG: self._sweep.id, "kind": "trial"})
+        return self._experiment.open(identity, name, {PARENT_TAG: self.run.id, "kind": "trial"})
 
-    def _identity_of(self, number: int) -> str:
+    def _trial_identity(self, number: int) -> str:
         return f"{self._identity}-{number:04d}"
 
 
-def _add_result(run: MlflowRun, story: RunSnapshot) -> None:
-    """Final numbers, the outcome in words, the configuration, and the files that people look at."""
-    last, result = story.epochs[-1], story.read_result()
-    # what the epochs have told already would be a second point at the last of them
-    fresh = {name: value for name, value in final_metrics(result).items() if name not in last.numbers}
-    run.add_numbers(fresh, last.at, story.ended_s)
-    run.set_tags({_DESCRIPTION_TAG: outcome_text(result, story.folder)})
-    run.add_text(to_yaml(story.config), "config.yaml")
-    run.upload(story.folder)
+def _add_result(run: MlflowRun, snapshot: RunSnapshot) -> None:
+    """Add final metrics, description, configuration and artifacts."""
+    last, result = snapshot.epochs[-1], snapshot.read_result()
+    # metrics of the last epoch would get a second point at its step
+    metrics = {name: value for name, value in final_metrics(result).items() if name not in last.numbers}
+    run.add_numbers(metrics, last.at, snapshot.ended_s)
+    run.set_tags({_DESCRIPTION_TAG: outcome_text(result, snapshot.folder)})
+    run.add_text(to_yaml(snapshot.config), "config.yaml")
+    run.upload(snapshot.folder)

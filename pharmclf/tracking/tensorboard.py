@@ -1,7 +1,7 @@
-"""What TensorBoard shows of a run and of the trials of a sweep: curves over both phases, settings, results, pictures.
+"""Writes TensorBoard event files of runs and trials: curves over both phases, settings, results, plots.
 
-The axis is the number of the epoch, counted over both phases. The file of each driver holds the run from its first
-epoch on and takes the place of earlier ones, so that a resumed run shows every epoch once, whatever was lost before.
+The x axis is the number of the epoch, counted over both phases. The file of each driver holds the run from its first
+epoch and replaces earlier files, so that a resumed run shows each epoch once.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ TAGS = {
     "epoch_seconds": "training/epoch_seconds",
     "phase": "training/phase",
 }
-"""Of the numbers of an epoch."""
+"""Tags of `EpochSnapshot.numbers`."""
 _CHARTS = {"loss": ("loss/train", "loss/validation"), "accuracy": ("accuracy/train", "accuracy/validation")}
-_ENDS = ("", "_low", "_high")
+_INTERVAL = ("", "_low", "_high")
 _log = logging.getLogger(__name__)
 
 
 def is_installed() -> bool:
-    """Whether event files can be written. The package is loaded here: not in two threads at once."""
+    """Whether event files can be written; imports the package, which must not happen in two threads at once."""
     if importlib.util.find_spec("tensorboardX") is None:
         _log.debug("tensorboardX is not installed; no TensorBoard logs are written")
         return False
@@ -59,10 +59,10 @@ def is_installed() -> bool:
 
 
 class TensorBoardLogger:
-    """The event file of a run's driver."""
+    """Writes the event file of one driver of a run."""
 
     def __init__(self, folder: str) -> None:
-        """Nothing is written before the first epoch has ended.
+        """The file is created after the first epoch.
 
         Args:
             folder: of the run.
@@ -71,81 +71,75 @@ class TensorBoardLogger:
         self._file = EventFile(storage.join(folder, FOLDER, name))
         self._events: EventRecords | None = None
         self._written: set[int] = set()
-        self._ended = False
+        self._has_result = False
 
-    def deliver(self, story: RunSnapshot) -> None:
+    def deliver(self, run: RunSnapshot) -> None:
         """Bring the file up to date.
 
         Raises:
             OSError: the storage does not answer.
         """
-        if not story.epochs:
+        if not run.epochs:
             return
         if self._events is None:
-            self._events = _create_events(story)
-        fresh = [epoch for epoch in story.epochs if epoch.at not in self._written]
-        _add_epochs(self._events, fresh)
-        self._written.update(epoch.at for epoch in fresh)
-        if story.state == "complete" and not self._ended:
-            _add_end(self._events, story)
-            self._ended = True
+            self._events = _begin_events(run)
+        _add_epochs(self._events, [epoch for epoch in run.epochs if epoch.at not in self._written])
+        self._written.update(epoch.at for epoch in run.epochs)
+        if run.state == "complete" and not self._has_result:
+            _add_result(self._events, run)
+            self._has_result = True
         self._file.write(self._events.content)
 
 
-def _create_events(story: RunSnapshot) -> EventRecords:
-    first = story.epochs[0]
+def _begin_events(run: RunSnapshot) -> EventRecords:
+    first = run.epochs[0]
     events = EventRecords(first.ended_s)
     events.restart(first.at, first.ended_s)
-    events.text("config", f"```yaml\n{to_yaml(story.config)}```", first.at, first.ended_s)
-    events.hyperparameters(story.settings, first.ended_s)
+    events.text("config", f"```yaml\n{to_yaml(run.config)}```", first.at, first.ended_s)
+    events.hyperparameters(run.settings, first.ended_s)
     events.charts(_CHARTS, first.ended_s)
     return events
 
 
 def _add_epochs(events: EventRecords, epochs: Iterable[EpochSnapshot]) -> None:
-    """Add the numbers of some epochs."""
     for epoch in epochs:
-        numbers = {TAGS[name]: value for name, value in epoch.numbers.items()}
-        events.scalars(numbers, epoch.at, epoch.ended_s)
+        events.scalars({TAGS[name]: value for name, value in epoch.numbers.items()}, epoch.at, epoch.ended_s)
 
 
-def _add_end(events: EventRecords, story: RunSnapshot) -> None:
-    """Add the final numbers and the pictures."""
-    last, ended_s = story.epochs[-1].at, story.ended_s
-    result = story.read_result()
-    pictures = {
+def _add_result(events: EventRecords, run: RunSnapshot) -> None:
+    """Add scores and plots; they are read first, so that unavailable storage leaves no partial result."""
+    step, numbers = run.epochs[-1].at, final_metrics(run.read_result())
+    plots = {
         path.removesuffix(".png"): storage.read_bytes(location)
-        for path, location in visible_files(story.folder).items()
+        for path, location in visible_files(run.folder).items()
         if path.endswith(".png")
-    }  # read before anything is added, so that a storage that is away leaves no half of an end
-    numbers = final_metrics(result)
-    measured = [name for name in numbers if f"{name}_low" in numbers]
-    rows = [f"| {name} | " + " | ".join(f"{numbers[name + end]:.4f}" for end in _ENDS) + " |" for name in measured]
-    events.text(
-        "result", "\n".join(["| | value | 95 % interval from | to |", "|---|---|---|---|", *rows]), last, ended_s
-    )
-    events.scalars({f"final/{name}": numbers[name] for name in measured}, last, ended_s)
-    for tag, png in pictures.items():
-        events.image(tag, png, last, ended_s)
+    }
+    names = [name for name in numbers if f"{name}_low" in numbers]
+    rows = [f"| {name} | " + " | ".join(f"{numbers[name + end]:.4f}" for end in _INTERVAL) + " |" for name in names]
+    table = "\n".join(["| | value | 95 % interval from | to |", "|---|---|---|---|", *rows])
+    events.text("result", table, step, run.ended_s)
+    events.scalars({f"final/{name}": numbers[name] for name in names}, step, run.ended_s)
+    for tag, png in plots.items():
+        events.image(tag, png, step, run.ended_s)
 
 
 class TensorBoardTrialLogger:
-    """An event file in the folder of each trial of a sweep, written when it has ended."""
+    """Writes an event file into the folder of each trial of a sweep that has ended."""
 
     def __init__(self) -> None:
         self._done: set[int] = set()
 
-    def deliver(self, story: SweepSnapshot) -> None:
-        """Write those that are missing.
+    def deliver(self, sweep: SweepSnapshot) -> None:
+        """Write the files that are missing.
 
         Raises:
             OSError: the storage does not answer.
         """
-        for number, trial in story.trials.items():
+        for number, trial in sweep.trials.items():
             if number in self._done:
                 continue
             location = storage.join(trial.folder, TRIAL_FILE)
-            if trial.epochs and not storage.is_file(location):  # it may be of an earlier driver
+            if trial.epochs and not storage.is_file(location):  # an earlier driver may have written it
                 storage.write_bytes(location, bytes(_trial_events(trial).content))
             self._done.add(number)
 

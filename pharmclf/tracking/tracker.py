@@ -1,4 +1,4 @@
-"""Tells TensorBoard and MLflow of runs and sweeps, from their drivers, behind them."""
+"""Sends snapshots of runs and sweeps from their drivers to TensorBoard and MLflow, in the background."""
 
 from __future__ import annotations
 
@@ -32,88 +32,87 @@ from pharmclf.tracking.snapshots import (
 )
 from pharmclf.training.checkpoint import list_checkpoints
 
-_SEND_S = 10.0  # for storage to answer while something is sent; the next attempt follows anyway
+_DELIVERY_STORAGE_S = 10.0  # storage timeout of a delivery, which is repeated anyway
 _RETRY_S, _ATTEMPTS_AT_CLOSE = 5.0, 3
-_CLOSE_S = 60.0  # for all destinations together: the report and the images are sent last
+_CLOSE_S = 60.0  # of all backends together: report and plots are sent last
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
+S = TypeVar("S")
 Lost = Callable[[], object]
 
 
 def check_tracking(config: RunConfig, experiment: str = EXPERIMENT) -> None:
-    """See whether a run can be tracked as it asks for.
+    """Check that a run can be tracked as configured.
 
     Args:
         config: the run.
-        experiment: that it belongs to on an MLflow server; of a sweep its name.
+        experiment: its MLflow experiment; of a sweep the name.
 
     Raises:
-        ConfigError: an MLflow server that cannot be used. What it refuses later is warned of only.
+        ConfigError: the MLflow server cannot be used. Later errors are only logged.
     """
     if config.mlflow:
         check_mlflow(config.mlflow, experiment)
 
 
-class _Broadcaster(Generic[T]):
-    """A story that grows, and the places that it is told to."""
+class _Broadcaster(Generic[S]):
+    """Keeps the newest snapshot and delivers it to each backend in a thread; failed deliveries are repeated."""
 
-    def __init__(self, story: T, lost: Lost) -> None:
-        self._story, self._lost, self._lock = story, lost, threading.Lock()
-        self._senders: dict[str, BackgroundTask] = {}
+    def __init__(self, snapshot: S, backends: Mapping[str, Callable[[S], None]], lost: Lost) -> None:
+        self._snapshot, self._lost, self._lock = snapshot, lost, threading.Lock()
+        self._senders = {name: self._start_sender(name, deliver) for name, deliver in backends.items()}
 
-    def add_backend(self, name: str, deliver: Callable[[T], None]) -> None:
-        """Tell it there from now on."""
-
-        def work() -> None:
+    def _start_sender(self, name: str, deliver: Callable[[S], None]) -> BackgroundTask:
+        def send() -> None:
             with self._lock:
-                story = self._story
-            if not self._lost():  # else another driver tells it
-                with storage.timeout(_SEND_S):
-                    deliver(story)
+                snapshot = self._snapshot
+            if not self._lost():  # otherwise another driver sends it
+                with storage.timeout(_DELIVERY_STORAGE_S):
+                    deliver(snapshot)
 
-        self._senders[name] = BackgroundTask(
+        sender = BackgroundTask(
             f"tracking-{name}",
-            work,
+            send,
             attempts_at_close=_ATTEMPTS_AT_CLOSE,
             retry_s=_RETRY_S,
             failure=f"{name} cannot be updated",
         )
-        self._senders[name].notify()
+        sender.notify()
+        return sender
 
-    def update(self, change: Callable[[T], T]) -> None:
-        """The story has gone on."""
+    def update(self, change: Callable[[S], S]) -> None:
+        """Replace the snapshot and deliver it."""
         with self._lock:
-            self._story = change(self._story)
+            self._snapshot = change(self._snapshot)
         for sender in self._senders.values():
             sender.notify()
 
     def close(self) -> None:
-        """Tell it to its end; places that do not answer are waited for a minute at most, all together."""
+        """Deliver the last snapshot; wait at most `_CLOSE_S` for all backends."""
         deadline = time.monotonic() + _CLOSE_S
         for sender in self._senders.values():
             sender.request_close()
         for name, sender in self._senders.items():
             if not sender.close(max(0.0, deadline - time.monotonic())):
-                _log.warning("%s: no answer for %.0f s; the end may be missing there", name, _CLOSE_S)
+                _log.warning("%s: no answer for %.0f s; the end of the run may be missing there", name, _CLOSE_S)
             elif sender.failed:
-                _log.warning("%s: the end could not be sent; all of it is in the run's folder", name)
+                _log.warning("%s: the end of the run could not be sent; it is in the run folder", name)
 
 
 class Tracker:
-    """Tracks a run; no event waits for a server or a disk, and none fails by it."""
+    """Tracks a run; events neither wait for a backend nor fail."""
 
     def __init__(self, config: RunConfig, folder: str, record: RunRecord, lost: Lost, say: Say) -> None:
-        """Begin, or go on with what was tracked of the run before.
+        """Start, or continue the tracking of a resumed run.
 
         Args:
             config: the run.
             folder: of the run.
             record: of the run.
-            lost: whether the lease of the folder has been lost; then nothing is told any more.
-            say: takes a line for the console: where the page on the MLflow server is.
+            lost: returns whether the lease of the folder is lost; then nothing is sent.
+            say: gets the URL of the run on the MLflow server.
         """
         self._config = config
-        story = RunSnapshot(
+        snapshot = RunSnapshot(
             name=record.name,
             folder=folder,
             config=config,
@@ -121,86 +120,89 @@ class Tracker:
             tags=run_tags(folder, record.fingerprints, record.versions),
             epochs=_previous_epochs(config, folder),
         )
-        self._telling = _Broadcaster(story, lost)
+        backends: dict[str, Callable[[RunSnapshot], None]] = {}
         if config.tensorboard and tensorboard.is_installed():
-            self._telling.add_backend("TensorBoard", tensorboard.TensorBoardLogger(folder).deliver)
+            backends["TensorBoard"] = tensorboard.TensorBoardLogger(folder).deliver
         if config.mlflow:
-            self._telling.add_backend(f"MLflow at {config.mlflow}", MlflowRunLogger(config.mlflow, say).deliver)
+            backends[f"MLflow at {config.mlflow}"] = MlflowRunLogger(config.mlflow, say).deliver
+        self._broadcaster = _Broadcaster(snapshot, backends, lost)
 
     def on_event(self, event: Event, /) -> None:
         """As `Callback.on_event`."""
         if isinstance(event, EpochEnd):
-            self._telling.update(lambda story: self._with_epoch(story, event.record))
+            self._broadcaster.update(lambda snapshot: self._with_epoch(snapshot, event.record))
 
-    def _with_epoch(self, story: RunSnapshot, record: EpochRecord) -> RunSnapshot:
-        best = story.epochs[-1].numbers.get(BEST, 0.0) if story.epochs else 0.0
-        fresh = metrics_by_step(self._config, [record], best=best)
-        known = {epoch.at for epoch in story.epochs}  # what is trained again after a loss takes the same steps
-        return dataclasses.replace(story, epochs=(*story.epochs, *(one for one in fresh if one.at not in known)))
+    def _with_epoch(self, snapshot: RunSnapshot, record: EpochRecord) -> RunSnapshot:
+        best = snapshot.epochs[-1].numbers.get(BEST, 0.0) if snapshot.epochs else 0.0
+        (epoch,) = metrics_by_step(self._config, [record], best=best)
+        if epoch.at in {known.at for known in snapshot.epochs}:  # repeated after a failure, with the same numbers
+            return snapshot
+        return dataclasses.replace(snapshot, epochs=(*snapshot.epochs, epoch))
 
     def close(self, state: str) -> None:
-        """Tell the end; places that do not answer are waited for a minute at most.
+        """Send the end of the run.
 
         Args:
-            state: interrupted, failed or complete; of a complete run the result, report and pictures in its folder are
-                told too.
+            state: interrupted, failed or complete; of a complete run, result, report and plots are sent too.
         """
-        self._telling.update(lambda story: dataclasses.replace(story, state=state, ended_s=time.time()))
-        self._telling.close()
+        self._broadcaster.update(lambda snapshot: dataclasses.replace(snapshot, state=state, ended_s=time.time()))
+        self._broadcaster.close()
 
 
 def track_complete(config: RunConfig, folder: str, record: RunRecord, say: Say) -> None:
-    """Tell MLflow of a run that is complete already; what it knows stays as it is."""
+    """Send a run that is already complete to MLflow; a finished run there is not changed."""
     if config.mlflow:
         Tracker(dataclasses.replace(config, tensorboard=False), folder, record, lambda: None, say).close("complete")
 
 
 class SweepTracker:
-    """Tracks a sweep; nothing waits for a server or a disk, and nothing fails by it.
+    """Tracks a sweep; its driver neither waits for a backend nor fails.
 
-    What is told comes from the ledger, which stands in storage, so that a resumed sweep tells each trial once.
+    A resumed sweep sends its trials again from storage, and each backend adds those that it lacks.
     """
 
     def __init__(self, config: RunConfig, folder: str, record: Mapping[str, Any], lost: Lost, say: Say) -> None:
-        """Begin, or go on with what was tracked of the sweep before.
+        """Start, or continue the tracking of a resumed sweep.
 
         Args:
             config: its plain run.
             folder: of the sweep.
-            record: the content of its sweep.json.
-            lost: whether the lease of the folder has been lost; then nothing is told any more.
-            say: takes a line for the console: where the page on the MLflow server is.
+            record: content of its sweep.json.
+            lost: returns whether the lease of the folder is lost; then nothing is sent.
+            say: gets the URL of the sweep on the MLflow server.
         """
         self._config = config
-        story = SweepSnapshot(name=record["name"], folder=folder, config=config, record=dict(record))
-        self._telling = _Broadcaster(story, lost)
+        snapshot = SweepSnapshot(name=record["name"], folder=folder, config=config, record=dict(record))
+        backends: dict[str, Callable[[SweepSnapshot], None]] = {}
         if config.tensorboard and tensorboard.is_installed():
-            self._telling.add_backend("TensorBoard", tensorboard.TensorBoardTrialLogger().deliver)
+            backends["TensorBoard"] = tensorboard.TensorBoardTrialLogger().deliver
         if config.mlflow:
-            self._telling.add_backend(f"MLflow at {config.mlflow}", MlflowSweepLogger(config.mlflow, say).deliver)
+            backends[f"MLflow at {config.mlflow}"] = MlflowSweepLogger(config.mlflow, say).deliver
+        self._broadcaster = _Broadcaster(snapshot, backends, lost)
 
     def on_trial_end(self, facts: TrialInfo, folder: str) -> None:
-        """A trial has ended, now or under an earlier driver."""
-        trial = TrialSnapshot(facts=facts, folder=folder, epochs=metrics_by_step(self._config, facts.history.values()))
-        self._telling.update(lambda story: dataclasses.replace(story, trials={**story.trials, facts.number: trial}))
+        """Send a trial that has ended under this driver or an earlier one."""
+        epochs = metrics_by_step(self._config, facts.history.values())
+        trial = TrialSnapshot(facts=facts, folder=folder, epochs=epochs)
+        self._broadcaster.update(
+            lambda snapshot: dataclasses.replace(snapshot, trials={**snapshot.trials, facts.number: trial})
+        )
 
     def close(self, record: Mapping[str, Any]) -> None:
-        """Tell the end; places that do not answer are waited for a minute at most.
+        """Send the end of the sweep.
 
         Args:
-            record: the content of sweep.json by now; where its state is running still, the sweep has failed.
+            record: final content of sweep.json; a state that is still "running" means that the sweep has failed.
         """
-        state = "failed" if record["state"] == "running" else str(record["state"])
-
-        def end(story: SweepSnapshot) -> SweepSnapshot:
-            return dataclasses.replace(story, record=dict(record), state=state, ended_s=time.time())
-
-        self._telling.update(end)
-        self._telling.close()
+        end = {"record": dict(record), "state": record["state"], "ended_s": time.time()}
+        if record["state"] == "running":
+            end["state"] = "failed"
+        self._broadcaster.update(lambda snapshot: dataclasses.replace(snapshot, **end))
+        self._broadcaster.close()
 
 
 def _previous_epochs(config: RunConfig, folder: str) -> tuple[EpochSnapshot, ...]:
-    """The epochs of a run so far: as its end has left them, or as its newest checkpoint has them."""
+    """Epochs of earlier drivers, from history.json or the newest checkpoint."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError), storage.timeout(OPTIONAL_STORAGE_S):
         location = storage.join(folder, "history.json")
         if storage.is_file(location):
