@@ -34,18 +34,15 @@ _WINNER_TAG = "winner"
 
 
 class MlflowRunLogger:
-    """Logs a run; connects at the first delivery."""
+    """Logs a run."""
 
-    def __init__(self, uri: str, say: Say) -> None:
-        self._uri, self._say = uri, say
-        self._run: MlflowRun | None = None
+    def __init__(self, uri: str, say: Say, snapshot: RunSnapshot) -> None:
+        """Find or create the run on the server, and show its URL."""
+        self._run = MlflowExperiment(uri, EXPERIMENT).open(run_identity(snapshot.folder), snapshot.name, snapshot.tags)
+        say(f"MLflow: {self._run.page}")
 
     def deliver(self, snapshot: RunSnapshot) -> None:
         """Bring the run on the server up to date."""
-        if self._run is None:
-            experiment = MlflowExperiment(self._uri, EXPERIMENT)
-            self._run = experiment.open(run_identity(snapshot.folder), snapshot.name, snapshot.tags)
-            self._say(f"MLflow: {self._run.page}")
         run = self._run
         if run.finished and snapshot.state == "complete":
             return
@@ -59,36 +56,23 @@ class MlflowRunLogger:
 
 
 class MlflowSweepLogger:
-    """Logs a sweep; connects at the first delivery."""
+    """Logs a sweep as a run with child runs."""
 
-    def __init__(self, uri: str, say: Say) -> None:
-        self._uri, self._say = uri, say
-        self._sweep: _MlflowSweep | None = None
-
-    def deliver(self, snapshot: SweepSnapshot) -> None:
-        """Bring the sweep on the server up to date."""
-        if self._sweep is None:
-            self._sweep = _MlflowSweep(self._uri, snapshot)
-            self._say(f"MLflow: {self._sweep.run.page}")
-        self._sweep.update(snapshot)
-
-
-class _MlflowSweep:
-    """The run of a sweep and its child runs."""
-
-    def __init__(self, uri: str, snapshot: SweepSnapshot) -> None:
+    def __init__(self, uri: str, say: Say, snapshot: SweepSnapshot) -> None:
+        """Find or create the run of the sweep on the server, and show its URL."""
         record = snapshot.record
         self._identity = run_identity(snapshot.folder)
         self._experiment = MlflowExperiment(uri, snapshot.name)
         tags = {"kind": "sweep", **run_tags(snapshot.folder, record["fingerprints"], record["versions"])}
-        self.run = self._experiment.open(self._identity, snapshot.name, tags)
-        self.run.reopen()
-        self.run.add_params(flatten(record["settings"]["plain"]))
-        self.run.set_tags({f"sweep.{name}": value for name, value in record["options"].items()})
+        self._run = self._experiment.open(self._identity, snapshot.name, tags)
+        self._run.reopen()
+        self._run.add_params(flatten(record["settings"]["plain"]))
+        self._run.set_tags({f"sweep.{name}": value for name, value in record["options"].items()})
         self._ended = {child.data.tags[ID_TAG] for child in self._children() if child.info.status != "RUNNING"}
+        say(f"MLflow: {self._run.page}")
 
-    def update(self, snapshot: SweepSnapshot) -> None:
-        """Add what is missing."""
+    def deliver(self, snapshot: SweepSnapshot) -> None:
+        """Bring the sweep on the server up to date."""
         for number, trial in sorted(snapshot.trials.items()):
             if (identity := self._trial_identity(number)) not in self._ended:
                 self._add_trial(self._open(identity, f"trial {number}"), trial)
@@ -96,9 +80,9 @@ class _MlflowSweep:
         if snapshot.state == "complete":
             self._add_winner(snapshot)
         if snapshot.state in _STATUSES:
-            self.run.add_text(to_yaml(snapshot.config), "config.yaml")
-            self.run.upload(snapshot.folder)
-            self.run.end(_STATUSES[snapshot.state])
+            self._run.add_text(to_yaml(snapshot.config), "config.yaml")
+            self._run.upload(snapshot.folder)
+            self._run.end(_STATUSES[snapshot.state])
 
     def _add_trial(self, run: MlflowRun, trial: TrialSnapshot) -> None:
         facts = trial.facts
@@ -131,14 +115,14 @@ class _MlflowSweep:
         _add_result(winner, RunSnapshot(name=name, folder=folder, config=config, epochs=epochs, ended_s=ended_s))
         winner.end("FINISHED")
         text = f"The winner is trial {number}. {outcome_text(result, folder)}"
-        self.run.set_tags({_WINNER_TAG: number, _DESCRIPTION_TAG: text})
-        self.run.add_numbers(final_metrics(result), snapshot.record["trials"], ended_s)
+        self._run.set_tags({_WINNER_TAG: number, _DESCRIPTION_TAG: text})
+        self._run.add_numbers(final_metrics(result), snapshot.record["trials"], ended_s)
 
     def _children(self) -> list[Any]:
-        return self._experiment.find(f"tags.`{PARENT_TAG}` = '{self.run.id}'")
+        return self._experiment.find(f"tags.`{PARENT_TAG}` = '{self._run.id}'")
 
     def _open(self, identity: str, name: str) -> MlflowRun:
-        return self._experiment.open(identity, name, {PARENT_TAG: self.run.id, "kind": "trial"})
+        return self._experiment.open(identity, name, {PARENT_TAG: self._run.id, "kind": "trial"})
 
     def _trial_identity(self, number: int) -> str:
         return f"{self._identity}-{number:04d}"

@@ -61,14 +61,10 @@ def is_installed() -> bool:
 class TensorBoardLogger:
     """Writes the event file of one driver of a run."""
 
-    def __init__(self, folder: str) -> None:
-        """The file is created after the first epoch.
-
-        Args:
-            folder: of the run.
-        """
+    def __init__(self, run: RunSnapshot) -> None:
+        """The file is created after the first epoch."""
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        self._file = EventFile(storage.join(folder, FOLDER, name))
+        self._file = EventFile(storage.join(run.folder, FOLDER, name))
         self._events: EventRecords | None = None
         self._written: set[int] = set()
         self._has_result = False
@@ -126,7 +122,7 @@ def _add_result(events: EventRecords, run: RunSnapshot) -> None:
 class TensorBoardTrialLogger:
     """Writes an event file into the folder of each trial of a sweep that has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, _sweep: SweepSnapshot) -> None:
         self._done: set[int] = set()
 
     def deliver(self, sweep: SweepSnapshot) -> None:

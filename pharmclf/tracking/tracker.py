@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
@@ -37,6 +38,7 @@ _RETRY_S, _ATTEMPTS_AT_CLOSE = 5.0, 3
 _CLOSE_S = 60.0  # of all backends together: report and plots are sent last
 _log = logging.getLogger(__name__)
 S = TypeVar("S")
+S_contra = TypeVar("S_contra", contravariant=True)
 Lost = Callable[[], object]
 
 
@@ -54,20 +56,35 @@ def check_tracking(config: RunConfig, experiment: str = EXPERIMENT) -> None:
         check_mlflow(config.mlflow, experiment)
 
 
+class _Backend(Protocol[S_contra]):
+    def deliver(self, snapshot: S_contra, /) -> None: ...
+
+
 class _Broadcaster(Generic[S]):
     """Keeps the newest snapshot and delivers it to each backend in a thread; failed deliveries are repeated."""
 
-    def __init__(self, snapshot: S, backends: Mapping[str, Callable[[S], None]], lost: Lost) -> None:
-        self._snapshot, self._lost, self._lock = snapshot, lost, threading.Lock()
-        self._senders = {name: self._start_sender(name, deliver) for name, deliver in backends.items()}
+    def __init__(self, snapshot: S, backends: Mapping[str, Callable[[S], _Backend[S]]], lost: Lost) -> None:
+        """Start the threads.
 
-    def _start_sender(self, name: str, deliver: Callable[[S], None]) -> BackgroundTask:
+        Args:
+            snapshot: the first one.
+            backends: by name, functions that connect to them; each is called before the first delivery.
+            lost: returns whether nothing may be sent.
+        """
+        self._snapshot, self._lost, self._lock = snapshot, lost, threading.Lock()
+        self._senders = {name: self._start_sender(name, connect) for name, connect in backends.items()}
+
+    def _start_sender(self, name: str, connect: Callable[[S], _Backend[S]]) -> BackgroundTask:
+        backend: _Backend[S] | None = None
+
         def send() -> None:
+            nonlocal backend
             with self._lock:
                 snapshot = self._snapshot
             if not self._lost():  # otherwise another driver sends it
                 with storage.timeout(_DELIVERY_STORAGE_S):
-                    deliver(snapshot)
+                    backend = backend or connect(snapshot)
+                    backend.deliver(snapshot)
 
         sender = BackgroundTask(
             f"tracking-{name}",
@@ -120,11 +137,11 @@ class Tracker:
             tags=run_tags(folder, record.fingerprints, record.versions),
             epochs=_previous_epochs(config, folder),
         )
-        backends: dict[str, Callable[[RunSnapshot], None]] = {}
+        backends: dict[str, Callable[[RunSnapshot], _Backend[RunSnapshot]]] = {}
         if config.tensorboard and tensorboard.is_installed():
-            backends["TensorBoard"] = tensorboard.TensorBoardLogger(folder).deliver
+            backends["TensorBoard"] = tensorboard.TensorBoardLogger
         if config.mlflow:
-            backends[f"MLflow at {config.mlflow}"] = MlflowRunLogger(config.mlflow, say).deliver
+            backends[f"MLflow at {config.mlflow}"] = functools.partial(MlflowRunLogger, config.mlflow, say)
         self._broadcaster = _Broadcaster(snapshot, backends, lost)
 
     def on_event(self, event: Event, /) -> None:
@@ -173,11 +190,11 @@ class SweepTracker:
         """
         self._config = config
         snapshot = SweepSnapshot(name=record["name"], folder=folder, config=config, record=dict(record))
-        backends: dict[str, Callable[[SweepSnapshot], None]] = {}
+        backends: dict[str, Callable[[SweepSnapshot], _Backend[SweepSnapshot]]] = {}
         if config.tensorboard and tensorboard.is_installed():
-            backends["TensorBoard"] = tensorboard.TensorBoardTrialLogger().deliver
+            backends["TensorBoard"] = tensorboard.TensorBoardTrialLogger
         if config.mlflow:
-            backends[f"MLflow at {config.mlflow}"] = MlflowSweepLogger(config.mlflow, say).deliver
+            backends[f"MLflow at {config.mlflow}"] = functools.partial(MlflowSweepLogger, config.mlflow, say)
         self._broadcaster = _Broadcaster(snapshot, backends, lost)
 
     def on_trial_end(self, facts: TrialInfo, folder: str) -> None:
