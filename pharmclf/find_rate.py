@@ -129,14 +129,15 @@ def range_test(
     """
     from pharmclf.training import collectives, trainer
     from pharmclf.training.batch_loader import device_batches
-    from pharmclf.training.train_step import StepResult, TrainStep
+    from pharmclf.training.model_step import ModelStep
+    from pharmclf.training.train_step import StepResult
 
     config, workers, phases = job.config, collectives.single_worker(), build_phases(job.config)
     precision = resolve_precision(config.precision, gpu_compute_capability())
     backbone, head = trainer.build_networks(job, workers, precision)
     steps_per_epoch = -(-len(job.train_rows) // config.batch_size)
 
-    def take_steps(phase: Phase, model: TrainStep, rates: np.ndarray) -> Iterator[tuple[float, float]]:
+    def take_steps(phase: Phase, model: ModelStep, rates: np.ndarray) -> Iterator[tuple[float, float]]:
         """A training step at each rate, on the batches of a run in their order -> rate, mean loss."""
         plan = BatchPlan(
             job.train_rows, job.validation_rows[:0], config.batch_size, config.seed, phase.first_epoch,
@@ -147,16 +148,16 @@ def range_test(
             for rate in rates.tolist():
                 if should_stop():
                     raise StopRequested
-                model.set_learning_rate(rate)
+                model.set_learning_rates(np.array([rate]))
                 result = StepResult.of(model.train_step(next(batches), 0.0))
-                yield rate, result.loss_sum / max(1.0, result.images)
+                yield rate, float(result.loss_sum[0]) / max(1.0, float(result.images[0]))
         finally:
             batches.close()
 
     curves: list[LrCurve] = []
     for phase in phases:
         cached, microbatch = phase.name in job.activations, job.microbatches.get(phase.name, 0)
-        model = TrainStep(
+        model = ModelStep(
             config, workers, backbone, head, phase.unfreeze_blocks, precision, cached=cached, microbatch=microbatch
         )
         before = model.state_dict()

@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from pharmclf import storage
 from pharmclf.cli import EXIT_FAILED, EXIT_OK, scan_progress
@@ -56,6 +55,7 @@ from pharmclf.runs.status_writer import StatusWriter
 from pharmclf.storage.lease import Lease
 from pharmclf.tracking import Tracker, check_tracking
 from pharmclf.training.feasible import batch_warning, check_feasible
+from pharmclf.training.train_state import TrainResult
 from pharmclf.training_run import (
     build_training_context,
     feature_request,
@@ -219,7 +219,7 @@ class _ActiveRun:
         )
         self.services.enter_context(autoscaling_request(config))
 
-    def _train(self) -> dict[str, Any]:
+    def _train(self) -> TrainResult:
         context = build_training_context(self.config, self.folder, self.manifest, self.record.fingerprints)
         context = dataclasses.replace(context, hardware_every_s=self.config.hardware_every_s)
         try:
@@ -230,10 +230,10 @@ class _ActiveRun:
             self.quarantine.check()  # too many invalid images request a stop too
             raise
         self.quarantine.check()
-        self.record.state, self.record.device = RecordState.TRAINED, result["device"]
+        self.record.state, self.record.device = RecordState.TRAINED, result.device
         return result
 
-    def _evaluate(self, result: dict[str, Any]) -> None:
+    def _evaluate(self, result: TrainResult) -> None:
         if line := self.hardware.line():
             self.say(line)
         self.console.on_event(FinalEvaluationStarted())

@@ -28,6 +28,7 @@ from pharmclf.runs.record import RunRecord, run_fingerprints
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import build_phases
+from pharmclf.training.train_state import TrainResult
 
 Lost = Callable[[Mapping[int, str]], None]
 """Takes rows of the manifest whose images differ from it, with the reasons."""
@@ -85,7 +86,7 @@ def resolve_auto_settings(job: TrainingContext, console: RunCallback, record: Ru
 
 def train_with_feature_cache(
     job: TrainingContext, manifest: Manifest, console: Console, record: RunRecord, *, share: float = 1.0
-) -> dict[str, Any]:
+) -> TrainResult:
     """Find or compute the feature cache, and train; a cache that gets lost is computed again, and training resumes.
 
     Args:
@@ -97,7 +98,7 @@ def train_with_feature_cache(
         share: of the cluster that it may use, 0..1.
 
     Returns:
-        What `train_on_workers` returns.
+        The result of `train_on_workers`.
 
     Raises:
         As `train_on_workers` and `get_or_compute`.

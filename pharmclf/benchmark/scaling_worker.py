@@ -17,9 +17,10 @@ from pharmclf.training import collectives, trainer
 from pharmclf.training.batch_loader import device_batches
 from pharmclf.training.collectives import Workers
 from pharmclf.training.context import TrainingContext
+from pharmclf.training.model_step import ModelStep
 from pharmclf.training.phases import Phase, build_phases
 from pharmclf.training.synthetic_batch import synthetic_batch
-from pharmclf.training.train_step import Batch, TrainStep
+from pharmclf.training.train_step import Batch
 
 _FLAT_BYTES = (4, 1 << 20, 16 << 20)  # all-reduces that tell the link's latency and speed
 _PLANNED_EPOCHS = 60  # so many that the stream runs ahead until it must wait, as in a real run
@@ -90,7 +91,7 @@ def measure(plan: MeasurePlan, workers: Workers) -> dict[str, Any]:
 class _TimedStep:
     """A training step on a batch of noise that lies on the device."""
 
-    model: TrainStep
+    model: ModelStep
     batch: Batch
     vote: Any
 
@@ -126,7 +127,7 @@ class _PhaseTimer:
             config = replace(plan.job.config, batch_size=batch_size)
             backbone, head = networks
             microbatch = plan.job.microbatches.get(phase.name, 0)
-            model = TrainStep(config, group, backbone, head, phase.unfreeze_blocks, precision, microbatch=microbatch)
+            model = ModelStep(config, group, backbone, head, phase.unfreeze_blocks, precision, microbatch=microbatch)
             traced = _TimedStep(model, synthetic_batch(config, -(-batch_size // group.world)), tf.constant(0.0))
             traced()
             return traced

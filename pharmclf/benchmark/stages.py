@@ -135,13 +135,13 @@ def _step_rate(job: TrainingContext, phase: Phase) -> float:
 
     from pharmclf.training import collectives, trainer
     from pharmclf.training.batch_loader import device_batches
-    from pharmclf.training.train_step import TrainStep
+    from pharmclf.training.model_step import ModelStep
 
     workers = collectives.single_worker()
     precision = resolve_precision(job.config.precision, gpu_compute_capability())
     networks = trainer.build_networks(job, workers, precision)
     microbatch = job.microbatches.get(phase.name, 0)
-    model = TrainStep(job.config, workers, *networks, phase.unfreeze_blocks, precision, microbatch=microbatch)
+    model = ModelStep(job.config, workers, *networks, phase.unfreeze_blocks, precision, microbatch=microbatch)
     batches = device_batches(job, phase, _plan(job, phase, 1), 0)
     batch = next(batches)
     batches.close()
@@ -160,7 +160,7 @@ def loop_rate(job: TrainingContext, phase: Phase) -> float:
     other = "phase2" if phase.name == "phase1" else "phase1"
     alone = dataclasses.replace(job.config, **{other: PhaseConfig(epochs=0)})  # type: ignore[arg-type]
     job = dataclasses.replace(job, config=alone, folder=storage.join(job.folder, phase.name))
-    history = trainer.train(job, collectives.single_worker(), _StopAfter())["history"]
+    history = trainer.Trainer(job, collectives.single_worker(), _StopAfter()).fit().history
     return float(np.median([record.images_per_second for record in history[1:]]))
 
 

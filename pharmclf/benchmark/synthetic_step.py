@@ -12,9 +12,10 @@ from pharmclf.config import RunConfig
 from pharmclf.data.image_set import ImageSet
 from pharmclf.training import collectives, trainer
 from pharmclf.training.context import TrainingContext
+from pharmclf.training.model_step import ModelStep
 from pharmclf.training.phases import Phase
 from pharmclf.training.synthetic_batch import synthetic_batch
-from pharmclf.training.train_step import Batch, TrainStep
+from pharmclf.training.train_step import Batch
 
 _CLASSES = 10
 
@@ -23,7 +24,7 @@ _CLASSES = 10
 class SyntheticStep:
     """A training step of one phase, again and again on the same batch of noise."""
 
-    model: TrainStep
+    model: ModelStep
     batch: Batch
 
     @staticmethod
@@ -42,7 +43,7 @@ class SyntheticStep:
         )
         workers = collectives.single_worker()
         networks = trainer.build_networks(job, workers, precision)
-        model = TrainStep(job.config, workers, *networks, phase.unfreeze_blocks, precision)
+        model = ModelStep(job.config, workers, *networks, phase.unfreeze_blocks, precision)
         return SyntheticStep(model, synthetic_batch(config, config.batch_size))
 
     def __call__(self) -> Any:

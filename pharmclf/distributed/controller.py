@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
 
 import ray
 
@@ -30,6 +29,7 @@ from pharmclf.distributed.worker_group import ResourcesUnavailableError, WorkerG
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import sampling
 from pharmclf.training.context import TrainingContext
+from pharmclf.training.train_state import TrainResult, TrainStatus
 
 _POLL_INTERVAL_S = 2.0
 _SCALE_UP_DELAY_S = 20.0  # that free resources must last before a run grows
@@ -39,8 +39,8 @@ class TrainingFailedError(RunError):
     """The workers failed, and not through bad input."""
 
 
-def train_on_workers(job: TrainingContext, callback: RunCallback, *, share: float = 1.0) -> dict[str, Any]:
-    """Train to the end, with restarts -> as `trainer.train`.
+def train_on_workers(job: TrainingContext, callback: RunCallback, *, share: float = 1.0) -> TrainResult:
+    """Train to the end, with restarts -> as `Trainer.fit`.
 
     Args:
         job: the training.
@@ -62,7 +62,7 @@ def train_on_workers(job: TrainingContext, callback: RunCallback, *, share: floa
         result = _train_here(with_loader_cpus(job, share), callback)
     else:
         result = TrainController(job, callback, share).run()
-    if result["status"] == "stopped":
+    if result.status is TrainStatus.STOPPED:
         raise StopRequested
     return result
 
@@ -72,14 +72,14 @@ def with_loader_cpus(job: TrainingContext, share: float = 1.0) -> TrainingContex
     return dataclasses.replace(job, loader_cpus=max(1.0, share * ray.cluster_resources().get("CPU", 0.0) - 1))
 
 
-def _train_here(job: TrainingContext, callback: RunCallback) -> dict[str, Any]:
+def _train_here(job: TrainingContext, callback: RunCallback) -> TrainResult:
     with suppress_native_stderr():
         from pharmclf.training import collectives, trainer
 
         configure_devices_for(job.config)
     workers = collectives.single_worker()
     with sampling(callback.on_event, node=node_address(), every_s=job.hardware_every_s, clock=workers.progress):
-        return trainer.train(job, workers, callback) | {"workers": 0}
+        return dataclasses.replace(trainer.Trainer(job, workers, callback).fit(), workers=0)
 
 
 class TrainController:
@@ -91,7 +91,7 @@ class TrainController:
         self._max_workers = job.config.worker_range[1]
         self._polled_at = self._free_since = 0.0
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> TrainResult:
         """As `train_on_workers`."""
         number, unavailable_since = 0, 0.0
         while True:
@@ -109,7 +109,7 @@ class TrainController:
                 unavailable_since = 0.0
                 self._handle_exit(attempt, error)
                 continue
-            if result["status"] == "stopped" and attempt.restart and not self._callback.should_stop():
+            if result.status is TrainStatus.STOPPED and attempt.restart and not self._callback.should_stop():
                 unavailable_since, self._max_workers = 0.0, self._config.worker_range[1]
                 continue
             return result

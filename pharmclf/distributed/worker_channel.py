@@ -18,6 +18,7 @@ from pharmclf import storage
 from pharmclf.core.events import Event
 from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.training.loop_progress import LoopPosition, LoopProgress
+from pharmclf.training.train_state import TrainResult
 
 _POLL_INTERVAL_S = 0.5
 _DRIVER_TIMEOUT_S = 30.0  # without an answer the driver is gone, or this node is cut off
@@ -43,7 +44,7 @@ class DriverChannel:
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._command = ""
-        self._result: dict[str, Any] | None = None
+        self._result: TrainResult | None = None
         self._nodes: dict[int, tuple[str, str]] = {}
         self._handles: dict[int, Any] = {}
         self._dumped: set[int] = set()
@@ -74,7 +75,7 @@ class DriverChannel:
         """Note that a worker has written its stack."""
         self._dumped.add(rank)
 
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: TrainResult) -> None:
         """Keep the result of the chief."""
         self._result = result
 
@@ -93,7 +94,7 @@ class DriverChannel:
         """The ranks that have written their stacks, and the handles of all workers."""
         return self._dumped, list(self._handles.values())
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> TrainResult | None:
         """The result of the chief, None before there is one."""
         return self._result
 

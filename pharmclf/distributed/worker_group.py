@@ -29,6 +29,7 @@ from pharmclf.monitoring import sampling
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.training.context import DeviceOutOfMemoryError, TrainingContext, TrainingDivergedError
 from pharmclf.training.loop_progress import LoopPosition, LoopProgress
+from pharmclf.training.train_state import TrainResult
 
 _START_TIMEOUT_S = 600.0  # to the first batch of an attempt
 _STACK_DUMP_TIMEOUT_S = 15.0  # for the stack dumps of all workers, before they are killed
@@ -80,8 +81,8 @@ class WorkerGroupRun:
         self._commands: set[str] = set()
         self._dumps_until = 0.0
 
-    def run(self, restart_reason: Callable[[], str]) -> dict[str, Any]:
-        """Train until the end, a stop, or a failure -> as `trainer.train`.
+    def run(self, restart_reason: Callable[[], str]) -> TrainResult:
+        """Train until the end, a stop, or a failure -> as `Trainer.fit`.
 
         Args:
             restart_reason: called every half second; returns why the workers must restart, or "".
@@ -108,7 +109,7 @@ class WorkerGroupRun:
         finally:
             self._forward_events()
             shutil.rmtree(folder, ignore_errors=True)
-        result: dict[str, Any] | None = ray.get(self._channel.result.remote())
+        result: TrainResult | None = ray.get(self._channel.result.remote())
         if result is None:
             raise WorkerGroupError("the workers ended without a result")
         return result
@@ -246,7 +247,7 @@ def _worker(settings: dict[str, Any]) -> None:
             whole_node=samples_node,
             folders=[tempfile.gettempdir()],
         ):
-            result = trainer.train(job, workers, channel)
+            result = trainer.Trainer(job, workers, channel).fit()
         if workers.is_chief:
             ray.get(settings["channel"].finish.remote(result))
     finally:

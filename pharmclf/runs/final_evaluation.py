@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 
@@ -41,6 +40,7 @@ from pharmclf.runs.record import RunRecord
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
 from pharmclf.training.context import LABELS_FILE, MODEL_FILE, phase_model_file
 from pharmclf.training.lr_schedule import best_phase
+from pharmclf.training.train_state import TrainResult
 
 REPORT_FILE = "report.html"
 
@@ -49,7 +49,7 @@ def run_final_evaluation(
     config: RunConfig,
     folder: str,
     manifest: Manifest,
-    outcome: Mapping[str, Any],
+    outcome: TrainResult,
     record: RunRecord,
     say: Say,
     quarantine: Quarantine,
@@ -63,7 +63,7 @@ def run_final_evaluation(
         config: the run.
         folder: its folder.
         manifest: with splits.
-        outcome: what `train_on_workers` returned.
+        outcome: of the training.
         record: of the run, with the seconds that it has taken so far.
         say: takes lines for the console.
         quarantine: takes the images of the data set that are not what the manifest says.
@@ -81,16 +81,16 @@ def run_final_evaluation(
 
     check()
     began = time.monotonic()
-    chosen = best_phase(outcome["monitors"])
-    others = [name for name in outcome["best"] if name != chosen]
+    chosen = best_phase(outcome.monitors)
+    others = [name for name in outcome.best if name != chosen]
     class_names = tuple(storage.read_json(storage.join(folder, LABELS_FILE)))
     models = [storage.join(folder, MODEL_FILE), *(storage.join(folder, phase_model_file(name)) for name in others)]
     sets = [split_dataset(manifest, split, config.data) for split in ("validation", "test")]
     sets += external_datasets(config, manifest)
     say(f"testing the saved model on {sum(len(images.rows) for images in sets):,} images")
-    actors = outcome["workers"] if actors is None else actors
+    actors = outcome.workers if actors is None else actors
     with Explainer(models[0], on_ray=actors > 0) as explainer:
-        gpus = actors > 0 and outcome["device"] != "CPU"
+        gpus = actors > 0 and outcome.device != "CPU"
         found = predict_datasets(models, sets, config.image_size, actors=actors, gpus=gpus, check=check)
         sets = [images for images, _ in found]
         for images in sets[:2]:  # the others are of another manifest
@@ -112,9 +112,9 @@ def run_final_evaluation(
     phase_tests = {chosen: test.evaluation.accuracy}
     for place, name in enumerate(others, start=1):
         phase_tests[name] = _accuracy(test, found[1][1][:, place], class_names)
-    history = outcome["history"]
+    history = outcome.history
     mismatch = accuracy_mismatch(
-        best_accuracy(history, chosen, outcome["monitors"][chosen]["best_epoch"]),
+        best_accuracy(history, chosen, outcome.monitors[chosen].best_epoch),
         found[0][1][:, 0],
         numbers,
         lost=len(quarantine.rows & set(manifest.rows("validation").tolist())),
@@ -122,18 +122,18 @@ def run_final_evaluation(
     )
     if mismatch:
         say(f"warning: {mismatch.text}")
-    best = (chosen, outcome["monitors"][chosen]["best_epoch"])
+    best = (chosen, outcome.monitors[chosen].best_epoch)
     storage.write_json(storage.join(folder, "history.json"), [record.to_dict() for record in history])
     storage.write_bytes(storage.join(folder, "learning_curves.png"), plots.learning_curves_png(history, best=best))
     facts = RunSummary(
         name=config.run_name,
         backbone=config.backbone,
-        workers=outcome["workers"],
+        workers=outcome.workers,
         train_images=len(manifest.rows("train")) - len(quarantine.rows & set(manifest.rows("train").tolist())),
         seconds_total=record.seconds + time.monotonic() - began,
-        best_checkpoint=storage.join(folder, "checkpoints", outcome["best"][chosen]),
+        best_checkpoint=storage.join(folder, "checkpoints", outcome.best[chosen]),
     )
-    phases = [_phase_summary(name, history, outcome, phase_tests.get(name)) for name in outcome["best"]]
+    phases = [_phase_summary(name, history, outcome, phase_tests.get(name)) for name in outcome.best]
     summary = build_result(
         facts, validation.evaluation, test.evaluation, phases, decision=decision, extras=shown[1:], mismatch=mismatch
     )
@@ -149,7 +149,7 @@ def run_final_evaluation(
         config_yaml=to_yaml(config),
         versions=record.versions,
         fingerprints=record.fingerprints,
-        hardware=[*describe_machine(outcome["device"], outcome["workers"]), *hardware_lines(rows, findings)],
+        hardware=[*describe_machine(outcome.device, outcome.workers), *hardware_lines(rows, findings)],
         hardware_curves=hardware_curves(rows, findings),
         command=record.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -165,11 +165,11 @@ def run_final_evaluation(
     say(summary_text(summary, folder))
 
 
-def _number_formats(config: RunConfig, outcome: Mapping[str, Any], record: RunRecord, phase: str) -> tuple[str, ...]:
+def _number_formats(config: RunConfig, outcome: TrainResult, record: RunRecord, phase: str) -> tuple[str, ...]:
     """The number formats in which a phase was validated."""
     kept = [config.activations_dtype] if phase in (record.resolved.cached_phases or ()) else []
-    tensor_cores = [] if outcome["device"] == "CPU" else ["float16"]  # float32 products are of TensorFloat-32 there
-    return (outcome["precision"], *kept, *tensor_cores)
+    tensor_cores = [] if outcome.device == "CPU" else ["float16"]  # float32 products are of TensorFloat-32 there
+    return (outcome.precision, *kept, *tensor_cores)
 
 
 def _read_hardware(folder: str) -> tuple[list[NodeSample], list[HardwareAlert]]:
@@ -195,7 +195,7 @@ def _accuracy(test: ScoredDataset, probabilities: np.ndarray, class_names: Seque
 
 
 def _phase_summary(
-    name: str, history: Sequence[EpochRecord], outcome: Mapping[str, Any], test: Estimate | None
+    name: str, history: Sequence[EpochRecord], outcome: TrainResult, test: Estimate | None
 ) -> PhaseSummary:
     epochs = [record for record in history if record.phase == name]
     rates = [1.0 / record.images_per_second for record in epochs]
@@ -204,6 +204,6 @@ def _phase_summary(
         epochs=len(epochs),
         seconds=sum(record.seconds for record in epochs),
         images_per_second=len(rates) / sum(rates),
-        val_accuracy=epochs[outcome["monitors"][name]["best_epoch"]].val_accuracy,
+        val_accuracy=epochs[outcome.monitors[name].best_epoch].val_accuracy,
         test_accuracy=test,
     )

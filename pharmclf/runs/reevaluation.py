@@ -8,12 +8,12 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
-from pharmclf.core.events import EpochRecord
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.runs.final_evaluation import run_final_evaluation
 from pharmclf.runs.record import RunRecord
+from pharmclf.training.train_state import TrainState
 
 
 def untested_datasets(config: RunConfig, result: Mapping[str, Any]) -> dict[str, str]:
@@ -55,10 +55,10 @@ def rerun_final_evaluation(
     Raises:
         ConfigError: a set has nothing to score, or too many images are quarantined.
     """
-    outcome = {name: state[name] for name in ("monitors", "best")}
-    outcome["history"] = [EpochRecord.from_dict(values) for values in state["history"]]
-    outcome |= {"workers": result["workers"], "device": record.device or "not known"}
-    outcome["precision"] = record.resolved.precision or "float32"
+    trained = TrainState()
+    trained.load_state_dict(state)
+    device, precision = record.device or "not known", record.resolved.precision or "float32"
+    outcome = trained.to_result(device=device, precision=precision, workers=result["workers"])
     quarantine = Quarantine(manifest, config.max_bad_share, say, storage.join(folder, QUARANTINE_FILE))
     try:
         run_final_evaluation(config, folder, manifest, outcome, record, say, quarantine, actors=0)

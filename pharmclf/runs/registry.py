@@ -18,7 +18,7 @@ from pharmclf.data.prepare import storage_errors_as_config_errors
 from pharmclf.runs.record import RUN_FILE, RecordState, RunRecord
 from pharmclf.schema_version import load_record
 from pharmclf.training.checkpoint import list_checkpoints
-from pharmclf.training.lr_schedule import best_phase
+from pharmclf.training.lr_schedule import EarlyStoppingState, best_phase
 from pharmclf.training.phases import Position
 
 METRICS = ("val_accuracy", "val_loss")
@@ -166,7 +166,8 @@ def _with_newest_checkpoint(run: RunInfo) -> RunInfo:
         return run
     position, state = checkpoints[-1].position, checkpoints[-1].state
     run = dataclasses.replace(run, phase=f"phase{position.phase + 1}", epoch=position.epoch + (position.step > 0))
-    monitors = {name: monitor for name, monitor in state["monitors"].items() if name in state["best"]}
+    saved = state["monitors"].items()
+    monitors = {name: EarlyStoppingState.from_dict(monitor) for name, monitor in saved if name in state["best"]}
     if not monitors:
         return run
     checkpoint = state["best"][best_phase(monitors)]

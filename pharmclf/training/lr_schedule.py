@@ -1,4 +1,4 @@
-"""Decisions about a phase: its learning rate, when it has improved, when it ends; pure."""
+"""Learning-rate schedule, early stopping, and the choice of the best epoch; pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from pharmclf.config import PhaseConfig, StoppingConfig
 from pharmclf.core.events import EpochRecord
 
-_DIVERGED = 100.0  # times the loss of a guess among all classes, from which a loss is no model's any more
+_DIVERGED = 100.0  # times the loss of guessing, at which weights have diverged
 _PLATEAU_MIN_DELTA = 1e-4  # a validation loss must fall by this to count, as in Keras's ReduceLROnPlateau
 
 
@@ -20,8 +20,8 @@ def learning_rate(phase: PhaseConfig, stopping: StoppingConfig, step: int, num_s
 
     Args:
         step: number of the step within the phase, from 0.
-        num_steps: steps that the phase has at most.
-        scale: what plateaus have left of the learning rate (constant schedule).
+        num_steps: maximum of the phase.
+        scale: learning-rate factor after plateau reductions (constant schedule).
     """
     floor = min(stopping.learning_rate_floor, phase.learning_rate)
     if phase.schedule == "constant":
@@ -39,13 +39,13 @@ BALANCED_NOTE = (
 
 
 def selection_score(record: EpochRecord) -> float:
-    """What epochs are chosen by: balanced accuracy where the record of an epoch has it, else validation accuracy."""
+    """Score that the best epoch maximizes: balanced accuracy if the record has it, else validation accuracy."""
     return record.val_accuracy if record.val_balanced_accuracy is None else record.val_balanced_accuracy
 
 
 @dataclass(frozen=True)
 class EarlyStoppingState:
-    """What the epochs of a phase have come to so far."""
+    """State of early stopping and of plateau reductions in a phase."""
 
     best_accuracy: float = -1.0
     """Best validation accuracy, or balanced accuracy; see `selection_score`."""
@@ -58,10 +58,10 @@ class EarlyStoppingState:
     since_lowest: int = 0
     """Epochs since the validation loss last fell, or the learning rate was last lowered."""
     scale: float = 1.0
-    """What plateaus have left of the learning rate."""
+    """Learning-rate factor after plateau reductions."""
 
     def after_epoch(self, epoch: int, accuracy: float, loss: float, stopping: StoppingConfig) -> EarlyStoppingState:
-        """The state after one more epoch's validation; `accuracy` as of `selection_score`."""
+        """The state after another epoch; `accuracy` is its `selection_score`."""
         rose = accuracy > self.best_accuracy
         better = rose or (accuracy == self.best_accuracy and loss < self.best_loss)
         fell = loss < self.lowest_loss - _PLATEAU_MIN_DELTA
@@ -78,10 +78,10 @@ class EarlyStoppingState:
         )
 
     def with_best(self, record: EpochRecord | None) -> EarlyStoppingState:
-        """The state with another epoch as the best one, because the checkpoint of the best is damaged.
+        """The state with another best epoch, because the checkpoint of the best is damaged.
 
         Args:
-            record: of the epoch; None: no epoch counts, and the next one is the best so far.
+            record: of the epoch; None: the next epoch is the best so far.
         """
         if record is None:
             return dataclasses.replace(self, best_accuracy=-1.0, best_loss=math.inf, best_epoch=-1)
@@ -93,36 +93,31 @@ class EarlyStoppingState:
         return 0 < stopping.early_patience <= self.since_best
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, which knows no infinity."""
+        """Plain values for JSON; infinity is None."""
         return {key: None if value == math.inf else value for key, value in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> EarlyStoppingState:
-        """What `to_dict` gave."""
+    def from_dict(cls, values: Mapping[str, Any]) -> EarlyStoppingState:
+        """Inverse of `to_dict`."""
         finite: dict[str, Any] = {key: math.inf if value is None else value for key, value in values.items()}
         return cls(**finite)
 
 
-def best_phase(monitors: Mapping[str, Mapping[str, Any]]) -> str:
-    """The phase whose best epoch has the best accuracy, then the lowest loss; monitors as plain values."""
-
-    def place(name: str) -> tuple[float, float]:
-        monitor = EarlyStoppingState.from_dict(dict(monitors[name]))
-        return monitor.best_accuracy, -monitor.best_loss
-
-    return max(monitors, key=place)
+def best_phase(monitors: Mapping[str, EarlyStoppingState]) -> str:
+    """The phase whose best epoch has the best accuracy, then the lowest loss."""
+    return max(monitors, key=lambda phase: (monitors[phase].best_accuracy, -monitors[phase].best_loss))
 
 
-def is_best_of_run(monitors: Mapping[str, Mapping[str, Any]], phase: str, epoch: int) -> bool:
-    """Whether an epoch of a phase is the best of all phases so far; monitors as plain values."""
-    return best_phase(monitors) == phase and monitors[phase]["best_epoch"] == epoch
+def is_best_of_run(monitors: Mapping[str, EarlyStoppingState], phase: str, epoch: int) -> bool:
+    """Whether an epoch of a phase is the best of all phases so far."""
+    return best_phase(monitors) == phase and monitors[phase].best_epoch == epoch
 
 
 def chance_loss(num_classes: int) -> float:
-    """The loss of a guess among so many classes."""
+    """The cross-entropy of guessing."""
     return math.log(max(2, num_classes))
 
 
 def has_diverged(loss: float, num_classes: int) -> bool:
-    """Whether a mean loss, though it may be finite, is that of weights that have diverged."""
+    """Whether a mean loss, even if finite, shows that the weights have diverged."""
     return not loss <= _DIVERGED * chance_loss(num_classes)

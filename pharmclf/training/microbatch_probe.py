@@ -36,10 +36,10 @@ from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
 from pharmclf.monitoring.sampler import visible_gpu
 from pharmclf.training.collectives import single_worker
 from pharmclf.training.microbatch import MicrobatchSearchError, ProbeDevice, with_safety_margin
+from pharmclf.training.model_step import ModelStep
 from pharmclf.training.oom import is_oom_error
 from pharmclf.training.phases import Phase
 from pharmclf.training.synthetic_batch import synthetic_batch
-from pharmclf.training.train_step import TrainStep
 
 _STEPS = 2  # the second one finds what the first has left
 _PREFETCHED_SHARES = 2  # on the device while one is computed
@@ -98,7 +98,7 @@ class _MicrobatchProbe:
     def _take_steps(self, phase: Phase, microbatch: int, share: int, *, accumulates: bool) -> None:
         local = min(2 * microbatch, _MAX_ROWS) if accumulates else microbatch
         config = dataclasses.replace(self._config, batch_size=local)
-        model = TrainStep(
+        model = ModelStep(
             config, single_worker(), *self._networks, phase.unfreeze_blocks, self._precision, microbatch=microbatch
         )
         batch = synthetic_batch(config, local)

@@ -1,4 +1,4 @@
-"""What a run continues from: one checkpoint for all workers, chosen by the chief."""
+"""Resumes a run: all workers load the same checkpoint, which the chief chooses."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from pharmclf.training.checkpoint import (
 )
 from pharmclf.training.collectives import Workers
 from pharmclf.training.context import TrainingContext
-from pharmclf.training.phases import Position
+from pharmclf.training.model_step import ModelStep
+from pharmclf.training.phases import Phase, Position
 from pharmclf.training.train_state import TrainState, replace_corrupted_best
-from pharmclf.training.train_step import TrainStep
+from pharmclf.training.train_step import Tensors
 
-_STALE_VIEW_TIMEOUT_S = 90.0  # for the view of another node: NFS keeps the listing of a folder for up to 60 s
+_STALE_VIEW_TIMEOUT_S = 90.0  # of another node's view of the storage: NFS caches folder listings for up to 60 s
 _PAUSE_S = 2.0
-
-Tensors = dict[str, dict[str, np.ndarray]]
 
 
 class WorkersDisagreeError(RunError):
@@ -37,90 +36,88 @@ class WorkersDisagreeError(RunError):
 
 
 def resume_training(
-    job: TrainingContext, workers: Workers, progress: TrainState, say: Say
+    job: TrainingContext, workers: Workers, state: TrainState, say: Say
 ) -> tuple[Position, Tensors] | None:
-    """Find where the run continues, and set its progress. (all ranks)
+    """Find the newest checkpoint of a run, and load its state. (all ranks)
 
-    The chief chooses the checkpoint; the others list nothing, they read exactly that one. Best checkpoints that are
-    damaged are replaced.
+    The chief chooses the checkpoint. The others list nothing, they read exactly that one. Damaged best checkpoints are
+    replaced.
 
     Args:
-        job: what is trained.
+        job: the run.
         workers: all of them.
-        progress: of a run that has not begun; changed.
+        state: of a run that has not begun; changed.
         say: takes notes for the user. (chief only)
 
     Returns:
-        The position and the tensors; None: the run begins.
+        The position and the tensors; None: there is no checkpoint.
 
     Raises:
         ConfigError: a checkpoint belongs to another run.
         WorkersDisagreeError: this worker cannot read the chief's checkpoint.
     """
-    found = None
-    if workers.is_chief and (found := newest_checkpoint(job.checkpoints)) is not None:
-        checkpoint, _ = found
+    newest = None
+    if workers.is_chief and (newest := newest_checkpoint(job.checkpoints)) is not None:
+        checkpoint, _ = newest
         check_fingerprints(checkpoint.fingerprints, job.fingerprints, f"checkpoint {checkpoint.location}")
-        progress.load(checkpoint.state)
-        replace_corrupted_best(progress, job.checkpoints, checkpoint.position.phase, say)
+        state.load_state_dict(checkpoint.state)
+        replace_corrupted_best(state, job.checkpoints, checkpoint.position.phase, say)
         say(f"resumed from {checkpoint.name}")
-        found = dataclasses.replace(checkpoint, state=progress.to_dict()), found[1]
-    chosen = _broadcast_checkpoint(found and found[0], job, workers)
+        newest = dataclasses.replace(checkpoint, state=state.state_dict()), newest[1]
+    chosen = _broadcast_checkpoint(newest and newest[0], job, workers)
     if chosen is None:
         return None
-    progress.load(chosen.state)
-    tensors = found[1] if found else _read_with_retries(chosen, ("weights", "optimizer"), workers)
+    state.load_state_dict(chosen.state)
+    tensors = newest[1] if newest else _read_with_retries(chosen, ("weights", "optimizer"), workers)
     return chosen.position, tensors
 
 
 def best_weights(
-    job: TrainingContext, workers: Workers, progress: TrainState, phase: str, number: int, say: Say
+    job: TrainingContext, workers: Workers, state: TrainState, phase: Phase, say: Say
 ) -> dict[str, np.ndarray]:
-    """The weights of the best whole checkpoint of a phase that has ended. (all ranks)
+    """The weights of the best intact checkpoint of a phase that has ended. (all ranks)
 
     Args:
-        job, workers, progress, say: as `resume_training`.
-        phase: its name.
-        number: its place among the phases.
+        job, workers, state, say: as `resume_training`.
 
     Raises:
-        CorruptedCheckpointError: none of the phase is whole.
+        CorruptedCheckpointError: none of the phase is intact.
         WorkersDisagreeError: this worker cannot read the chief's checkpoint.
     """
     checkpoint = None
     if workers.is_chief:
-        replace_corrupted_best(progress, job.checkpoints, number, say)
-        if phase not in progress.best or progress.monitors[phase]["best_epoch"] < 0:
-            raise CorruptedCheckpointError(f"checkpoints of {job.checkpoints}: none of {phase} is whole")
-        checkpoint = read_checkpoint(storage.join(job.checkpoints, progress.best[phase]))
-        checkpoint = dataclasses.replace(checkpoint, state={"best": progress.best, "monitors": progress.monitors})
+        replace_corrupted_best(state, job.checkpoints, phase.number, say)
+        if phase.name not in state.best or state.monitors[phase.name].best_epoch < 0:
+            raise CorruptedCheckpointError(f"checkpoints of {job.checkpoints}: none of {phase.name} is intact")
+        checkpoint = read_checkpoint(storage.join(job.checkpoints, state.best[phase.name]))
+        checkpoint = dataclasses.replace(checkpoint, state=state.state_dict())
     chosen = _broadcast_checkpoint(checkpoint, job, workers)
     assert chosen is not None  # noqa: S101 - the chief has one, or has raised
-    progress.load(chosen.state)
+    state.load_state_dict(chosen.state)
     return _read_with_retries(chosen, ("weights",), workers)["weights"]
 
 
-def verify_agreement(workers: Workers, position: Position, model: TrainStep) -> None:
+def verify_agreement(workers: Workers, position: Position, step: ModelStep) -> None:
     """Compare position and weights of all workers before the first step. (all ranks)
 
     Raises:
-        WorkersDisagreeError: they differ; it names the ranks.
+        WorkersDisagreeError: they differ; the message names the ranks.
     """
     if workers.world == 1:
         return
-    place = np.array(list(position.to_dict().values()), np.int64).tobytes()
-    found = workers.gather(place + _digest(model))
-    differing = [rank for rank, content in enumerate(found) if content != found[0]]
+    where = np.array(list(position.to_dict().values()), np.int64).tobytes()
+    received = workers.gather(where + _digest(step))
+    differing = [rank for rank, content in enumerate(received) if content != received[0]]
     if not differing:
         return
 
-    def told(content: bytes) -> str:
+    def describe(content: bytes) -> str:
         return f"{Position(*np.frombuffer(content[:24], np.int64).tolist()).label}, weights {content[24:].hex()[:12]}…"
 
-    ranks = "; ".join(f"rank {rank}: {told(found[rank])}" for rank in differing)
+    ranks = "; ".join(f"rank {rank}: {describe(received[rank])}" for rank in differing)
     raise WorkersDisagreeError(
-        f"the workers differ before the first step, expected that of rank 0: {told(found[0])}; received {ranks}. Give "
-        "a --storage that all nodes see alike, and the same weights on every node"
+        f"the workers differ before the first step, expected that of rank 0: {describe(received[0])}; received "
+        f"{ranks}. Give a --storage that all nodes see alike, and the same weights on every node"
     )
 
 
@@ -128,7 +125,7 @@ def verify_agreement(workers: Workers, position: Position, model: TrainStep) -> 
 
 
 def _broadcast_checkpoint(checkpoint: Checkpoint | None, job: TrainingContext, workers: Workers) -> Checkpoint | None:
-    """The chief's checkpoint, without its tensors, on every worker; each reads it from its own view. (all ranks)"""
+    """The chief's checkpoint, without its tensors, on every worker. (all ranks)"""
     if workers.world == 1:
         return checkpoint
     values = checkpoint and vars(checkpoint) | {"position": checkpoint.position.to_dict()}
@@ -140,11 +137,11 @@ def _broadcast_checkpoint(checkpoint: Checkpoint | None, job: TrainingContext, w
 
 
 def _read_with_retries(checkpoint: Checkpoint, files: tuple[str, ...], workers: Workers) -> Tensors:
-    """Tensors of the chief's checkpoint; its sha256 tells whether they are the chief's.
+    """Tensors of the chief's checkpoint, verified by its sha256.
 
     Raises:
-        CorruptedCheckpointError: of the chief, at once.
-        WorkersDisagreeError: another worker has not read them in time.
+        CorruptedCheckpointError: on the chief, at once.
+        WorkersDisagreeError: on another worker, after a timeout.
     """
     deadline = time.monotonic() + _STALE_VIEW_TIMEOUT_S
     while True:
@@ -162,13 +159,13 @@ def _read_with_retries(checkpoint: Checkpoint, files: tuple[str, ...], workers: 
         time.sleep(_PAUSE_S)
 
 
-def _digest(model: TrainStep) -> bytes:
+def _digest(step: ModelStep) -> bytes:
     """sha256 of all weights, trained and frozen, and of the optimizer."""
-    found = hashlib.sha256()
-    tensors: dict[str, Mapping[str, np.ndarray]] = dict(model.state_dict())
-    tensors["frozen"] = {variable.path: variable.numpy() for variable in model.frozen}
+    digest = hashlib.sha256()
+    tensors: dict[str, Mapping[str, np.ndarray]] = dict(step.state_dict())
+    tensors["frozen"] = {variable.path: variable.numpy() for variable in step.frozen}
     for file, arrays in sorted(tensors.items()):
         for name, array in sorted(arrays.items()):
-            found.update(f"{file} {name} {array.dtype} {array.shape}".encode())
-            found.update(np.ascontiguousarray(array).data)
-    return found.digest()
+            digest.update(f"{file} {name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()

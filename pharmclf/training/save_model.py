@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import keras
 
@@ -21,6 +19,7 @@ from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.context import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE, phase_model_file
 from pharmclf.training.lr_schedule import best_phase
 from pharmclf.training.phases import Phase, build_phases
+from pharmclf.training.train_state import TrainState
 from pharmclf.training.train_step import load_variables
 
 
@@ -28,31 +27,27 @@ def save_final_models(
     config: RunConfig,
     folder: str,
     class_names: tuple[str, ...],
-    checkpoints: str,
-    best: Mapping[str, str],
-    monitors: Mapping[str, Mapping[str, Any]],
+    state: TrainState,
     white_level: int = MAX_VALUE,
 ) -> None:
-    """Save the best model of the run, and of each phase that is not the best one its own. (chief only)
+    """Save the best model of the run, and that of each other phase. (chief only)
 
     Args:
         folder: the run's folder.
-        checkpoints: the folder of its checkpoints.
-        best: name of each phase's best checkpoint; a phase that has not begun is left out.
-        monitors: each phase's monitor, as plain values.
-        white_level: that the images were decoded with.
+        state: of the run; only phases with a best checkpoint are saved.
+        white_level: with which the images were decoded.
     """
-    chosen = best_phase(monitors)
+    chosen = best_phase(state.monitors)
     written = {LABELS_FILE: (json.dumps(list(class_names), indent=2) + "\n").encode()}
     if white_level != MAX_VALUE:
         written[PIXELS_FILE] = (json.dumps({"white_level": white_level}) + "\n").encode()
     policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")  # the weights are float32 in any precision; the file runs anywhere
+    keras.config.set_dtype_policy("float32")  # weights are float32 in any precision, and the file must run anywhere
     try:
         backbone = build_backbone(config.backbone, config.image_size, config.weights)
-        for phase in (phase for phase in build_phases(config) if phase.name in best):
-            checkpoint = read_checkpoint(storage.join(checkpoints, best[phase.name]))
-            # once for all: a phase trains what those before it have trained, and more
+        for phase in (phase for phase in build_phases(config) if phase.name in state.best):
+            checkpoint = read_checkpoint(storage.join(folder, "checkpoints", state.best[phase.name]))
+            # one backbone for all: each phase also trains what the phases before have trained
             model = _restore_onto(config, phase, len(class_names), checkpoint, backbone)
             file = MODEL_FILE if phase.name == chosen else phase_model_file(phase.name)
             written[file] = _serialize(model)
@@ -65,10 +60,10 @@ def save_final_models(
 
 
 def restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint) -> keras.Model:
-    """The whole model with the weights of a checkpoint.
+    """The model with the weights of a checkpoint.
 
     Raises:
-        CorruptedCheckpointError: a file of it is not what was written.
+        CorruptedCheckpointError: a file of it is damaged.
     """
     backbone = build_backbone(config.backbone, config.image_size, config.weights)
     return _restore_onto(config, phase, num_classes, checkpoint, backbone)
@@ -77,7 +72,7 @@ def restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint:
 def _restore_onto(
     config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint, backbone: keras.Model
 ) -> keras.Model:
-    """As `restore_model`, on a backbone that has its first weights below what the phase has trained."""
+    """As `restore_model`, on a backbone with its pretrained weights below what the phase has trained."""
     head = build_head(config.head, backbone.output.shape[-1], num_classes, config.seed)
     trained = [*split_backbone(backbone, phase.unfreeze_blocks).trained, *head.trainable_variables]
     load_variables({variable.path: variable for variable in trained}, checkpoint.tensors("weights"))

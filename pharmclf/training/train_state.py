@@ -1,9 +1,10 @@
-"""What a run has come to, and its best checkpoints: a damaged one is replaced by the best whole one; pure."""
+"""State of a run in training and its result; a damaged best checkpoint is replaced by the best intact one; pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from pharmclf import storage
@@ -16,81 +17,132 @@ from pharmclf.training.phases import Position
 _ALL_PHASES = 2  # beyond the number of the last one
 
 
+class TrainStatus(StrEnum):
+    """How training has ended."""
+
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    """On request; a checkpoint is written."""
+    DIVERGED = "diverged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """Result of the training of a run."""
+
+    status: TrainStatus = TrainStatus.COMPLETE
+    reason: str = ""
+    """Why it diverged."""
+    device: str
+    precision: str
+    workers: int
+    """0: trained in the calling process."""
+    history: list[EpochRecord]
+    monitors: dict[str, EarlyStoppingState]
+    """By name of the phase."""
+    best: dict[str, str]
+    """Name of each phase's best checkpoint."""
+
+
 @dataclass
 class TrainState:
-    """What a run has come to; all of it is in every checkpoint."""
+    """Part of every checkpoint: what training needs to resume, except tensors and position."""
 
     history: list[EpochRecord] = field(default_factory=list)
-    monitors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    monitors: dict[str, EarlyStoppingState] = field(default_factory=dict)
+    """By name of the phase."""
     best: dict[str, str] = field(default_factory=dict)
     """Name of each phase's best checkpoint."""
     epoch_sums: dict[str, float] = field(default_factory=dict)
-    """Of the epoch under way: loss, correct, images, seconds."""
+    """Of the training steps of an epoch that is not finished: loss, correct, images, seconds."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Plain values for JSON; later changes of the state do not change them."""
         return {
             "history": [record.to_dict() for record in self.history],
-            "monitors": dict(self.monitors),
+            "monitors": {phase: monitor.to_dict() for phase, monitor in self.monitors.items()},
             "best": dict(self.best),
             "epoch_sums": dict(self.epoch_sums),
         }
 
-    def load(self, values: Mapping[str, Any]) -> None:
-        """Replace the parts that a checkpoint holds, given as by `to_dict`."""
-        vars(self).update(values)
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        """Restore `state_dict`; parts that are missing in it stay as they are."""
         if "history" in values:
             self.history = [EpochRecord.from_dict(record) for record in values["history"]]
+        if "monitors" in values:
+            monitors = values["monitors"].items()
+            self.monitors = {phase: EarlyStoppingState.from_dict(monitor) for phase, monitor in monitors}
+        self.best = dict(values.get("best", self.best))
+        self.epoch_sums = dict(values.get("epoch_sums", self.epoch_sums))
+
+    def to_result(
+        self,
+        *,
+        device: str,
+        precision: str,
+        workers: int,
+        status: TrainStatus = TrainStatus.COMPLETE,
+        reason: str = "",
+    ) -> TrainResult:
+        """The result of a training that has ended in this state."""
+        return TrainResult(
+            status=status,
+            reason=reason,
+            device=device,
+            precision=precision,
+            workers=workers,
+            history=self.history,
+            monitors=self.monitors,
+            best=self.best,
+        )
 
 
-def replace_corrupted_best(progress: TrainState, folder: str, number: int, say: Say) -> None:
-    """Let the best whole checkpoint of a phase take the place of a damaged one, and say so. (chief only)
+def replace_corrupted_best(state: TrainState, folder: str, phase_number: int, say: Say) -> None:
+    """Replace damaged best checkpoints by the best intact one of the same phase. (chief only)
 
     Args:
-        progress: of the run; changed. The records of the epochs stay as they were measured.
+        state: of the run; changed. The records of the epochs stay as they are.
         folder: the run's `checkpoints/`.
-        number: of the phase under way; one before it that has no whole checkpoint is left out of the run's best.
-        say: takes notes for the user.
+        phase_number: of the current phase; an earlier one without an intact checkpoint cannot be the best of the run.
+        say: takes warnings for the user.
     """
-    for phase, name in list(progress.best.items()):
+    for phase, name in list(state.best.items()):
         reason = _find_damage(storage.join(folder, name))
         if not reason:
             continue
-        record = _best_intact(progress.history, phase, folder)
-        monitor = EarlyStoppingState.from_dict(progress.monitors[phase])
-        lost = f"warning: the best checkpoint of {phase} is damaged ({reason}); "
+        record, monitor = _best_intact(state.history, phase, folder), state.monitors[phase]
+        damaged = f"warning: the best checkpoint of {phase} is damaged ({reason}); "
         if record is not None:
-            progress.best[phase] = _checkpoint_name(record)
-            was, now = monitor.best_accuracy, selection_score(record)
+            state.best[phase] = _checkpoint_name(record)
             say(
-                f"{lost}{_checkpoint_name(record)} takes its place, with validation accuracy {now:.4f} instead of "
-                f"{was:.4f}"
+                f"{damaged}{_checkpoint_name(record)} takes its place, with validation accuracy "
+                f"{selection_score(record):.4f} instead of {monitor.best_accuracy:.4f}"
             )
-        elif _number(phase) < number:
-            del progress.best[phase], progress.monitors[phase]
-            say(f"{lost}no other one of {phase} is whole, so that the run's best is sought among later phases")
+        elif _number(phase) < phase_number:
+            del state.best[phase], state.monitors[phase]
+            say(f"{damaged}no other one of {phase} is intact, so the run's best is chosen among later phases")
             continue
         else:
-            del progress.best[phase]
-            say(f"{lost}no other one of {phase} is whole, so that its best is sought among the epochs to come")
-        progress.monitors[phase] = monitor.with_best(record).to_dict()
+            del state.best[phase]
+            say(f"{damaged}no other one of {phase} is intact, so its best is chosen among the next epochs")
+        state.monitors[phase] = monitor.with_best(record)
 
 
-def finalize_best(progress: TrainState, folder: str, say: Say) -> None:
-    """As `replace_corrupted_best`, of a run that has trained all its phases. (chief only)
+def finalize_best(state: TrainState, folder: str, say: Say) -> None:
+    """As `replace_corrupted_best`, after all phases. (chief only)
 
     Raises:
-        CorruptedCheckpointError: no checkpoint at the end of an epoch is whole.
+        CorruptedCheckpointError: no checkpoint at the end of an epoch is intact.
     """
-    replace_corrupted_best(progress, folder, _ALL_PHASES, say)
-    if not progress.best:
+    replace_corrupted_best(state, folder, _ALL_PHASES, say)
+    if not state.best:
         raise CorruptedCheckpointError(
-            f"checkpoints of {folder}: none at the end of an epoch is whole. Give another --name"
+            f"checkpoints of {folder}: none at the end of an epoch is intact. Give another --name"
         )
 
 
 def _find_damage(location: str) -> str:
-    """What is wrong with a checkpoint; "" where every file is as it was written."""
+    """What is wrong with a checkpoint; "" if every file is intact."""
     try:
         checkpoint = read_checkpoint(location)
         for file in checkpoint.files:
@@ -101,11 +153,11 @@ def _find_damage(location: str) -> str:
 
 
 def _best_intact(history: list[EpochRecord], phase: str, folder: str) -> EpochRecord | None:
-    """The record of the best epoch of a phase, by the monitor's order, whose checkpoint is whole."""
+    """The record of the best epoch of a phase, by the order of `EarlyStoppingState`, whose checkpoint is intact."""
     records = [record for record in history if record.phase == phase]
     records.sort(key=lambda record: (-selection_score(record), record.val_loss, record.epoch))
-    there = set(storage.list_folders(folder))
-    kept = [record for record in records if _checkpoint_name(record) in there]
+    existing = set(storage.list_folders(folder))
+    kept = [record for record in records if _checkpoint_name(record) in existing]
     return next((record for record in kept if not _find_damage(storage.join(folder, _checkpoint_name(record)))), None)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from pharmclf import storage
-from pharmclf.core.events import CheckpointSaved, EpochEnd, EpochRecord, Note, RunCallback
+from pharmclf.core.events import CheckpointSaved, EpochEnd, Event, Note, RunCallback
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.ray_loader import Prefetcher
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
@@ -20,124 +21,247 @@ from pharmclf.models.head import build_head
 from pharmclf.training.batch_loader import device_batches
 from pharmclf.training.checkpoint_manager import CheckpointManager
 from pharmclf.training.collectives import Workers
-from pharmclf.training.context import TrainingContext
-from pharmclf.training.lr_schedule import (
-    BALANCED_NOTE,
-    EarlyStoppingState,
-    is_best_of_run,
-    learning_rate,
-    selection_score,
-)
+from pharmclf.training.context import TrainingContext, TrainingDivergedError
+from pharmclf.training.lr_schedule import BALANCED_NOTE, is_best_of_run
+from pharmclf.training.model_step import ModelStep
 from pharmclf.training.oom import oom_as_user_error
 from pharmclf.training.phases import Phase, Position, build_phases
 from pharmclf.training.resume import best_weights, resume_training, verify_agreement
+from pharmclf.training.run_progress import RunProgress
 from pharmclf.training.save_model import save_final_models
-from pharmclf.training.train_metrics import EpochMetrics, ProgressReporter, balanced_accuracy
-from pharmclf.training.train_state import TrainState, finalize_best
-from pharmclf.training.train_step import Batch, StepResult, TrainStep
+from pharmclf.training.train_metrics import RunningEpoch
+from pharmclf.training.train_state import TrainResult, TrainStatus, finalize_best
+from pharmclf.training.train_step import Batch, TrainStep
 
+_PROGRESS_INTERVAL_S = 2.0
 _UNBALANCED_NOTE = "epochs are chosen by validation accuracy, because an earlier version of pharmclf began this run"
 
 
-@dataclass(frozen=True)
-class _LoopContext:
-    """What all phases of a run share."""
+class Trainer:
+    """Trains a run; `vectorized_heads.HeadsTrainer` trains several with the same loop."""
 
-    job: TrainingContext
-    workers: Workers
-    observer: RunCallback
-    saver: CheckpointManager | None
-    """None but for the chief."""
-    progress: TrainState
+    def __init__(
+        self, job: TrainingContext, workers: Workers, callback: RunCallback, runs: Sequence[RunProgress] = ()
+    ) -> None:
+        """Nothing is started yet. (all ranks)
 
-    def say(self, text: str) -> None:
-        """Tell the user. (chief only; nothing happens on the others)"""
+        Args:
+            job: the run, or the first of several; rows, labels and features are those of all.
+            workers: of the run; this is one of them.
+            callback: handles events, and is polled for a stop request before each step.
+            runs: several that are one program; none: the run of `job`.
+        """
+        self.job, self.workers, self.callback = job, workers, callback
+        self.runs = runs or [RunProgress(job.config)]
+        self._progress_at = 0.0
+
+    def fit(self) -> TrainResult:
+        """Train both phases, from the newest checkpoint if there is one, and save the models. (all ranks)
+
+        Raises:
+            TrainingDivergedError: the loss became infinite or not a number.
+            DeviceOutOfMemoryError: the memory of the device is too small.
+            ConfigError: a checkpoint belongs to another run.
+            WorkersDisagreeError: the workers do not hold the same checkpoint, position or weights.
+            CorruptedCheckpointError: no checkpoint of a finished phase is intact.
+            StorageUnavailableError: data or checkpoints could not be read or written for too long.
+            FeatureCacheCorruptedError: cached features are damaged or missing.
+        """
+        job, (run,) = self.job, self.runs
         if self.workers.is_chief:
-            self.observer.on_event(Note(text=text))
-
-    def save(self, model: TrainStep, position: Position) -> None:
-        """Write a checkpoint. (chief only; nothing happens on the others)"""
-        if self.saver:
-            name = self.saver.save(position, model.state_dict(), self.progress.to_dict())
-            self.observer.on_event(CheckpointSaved(name=name))
-
-
-def train(job: TrainingContext, workers: Workers, observer: RunCallback) -> dict[str, Any]:
-    """Train both phases, from the newest checkpoint if there is one. (all ranks)
-
-    Returns:
-        status ("complete" or "stopped"), history, best (checkpoint of each phase), device and precision.
-
-    Raises:
-        TrainingDivergedError: the loss became infinite or not a number.
-        DeviceOutOfMemoryError: the device does not hold what it shall compute at once.
-        ConfigError: a checkpoint belongs to another run.
-        WorkersDisagreeError: the workers do not hold the same checkpoint, position or weights.
-        CorruptedCheckpointError: no checkpoint of a phase that has ended is whole.
-        StorageUnavailableError: data or checkpoints could not be read or written for too long.
-        FeatureCacheCorruptedError: kept activations are damaged or gone.
-    """
-    config, saver, progress = job.config, None, TrainState()
-    if workers.is_chief:
-
-        def say(text: str) -> None:
-            observer.on_event(Note(text=text))
-
-        saver = CheckpointManager(job.checkpoints, job.fingerprints, config.keep_checkpoints, say)
-    run = _LoopContext(job, workers, observer, saver, progress)
-    try:
-        result = _train_phases(run)
-        if saver and result["status"] == "complete":
-            saver.flush()
-            if job.saves_models:
-                finalize_best(progress, job.checkpoints, run.say)  # what is exported is read again
-                level = job.images.white_level[0].as_py()  # one for all rows of a manifest
-                best, monitors = progress.best, progress.monitors
-                save_final_models(config, job.folder, job.class_names, job.checkpoints, best, monitors, level)
-    finally:
-        if saver:
-            saver.close()
-    return result | vars(progress)
-
-
-def _train_phases(run: _LoopContext) -> dict[str, Any]:
-    """Resume, and train what is left of both phases -> the result of `train`. (all ranks)"""
-    job, config, workers, progress = run.job, run.job.config, run.workers, run.progress
-    precision = resolve_precision(config.precision, gpu_compute_capability())
-    backbone, head = build_networks(job, workers, precision)
-
-    found = resume_training(job, workers, progress, run.say)
-    position = found[0] if found else Position(0, 0, 0)
-    if found and run.saver:
-        run.saver.resume_from(position)
-    if config.optimizer.class_weights != "off":
-        run.say(BALANCED_NOTE if _is_balanced(progress) else _UNBALANCED_NOTE)
-    status, proven = "complete", False
-    for phase in build_phases(config):
-        if phase.number < position.phase:
-            continue
-        cached, microbatch = phase.name in job.activations, job.microbatches.get(phase.name, 0)
-        model = TrainStep(
-            config, workers, backbone, head, phase.unfreeze_blocks, precision, cached=cached, microbatch=microbatch
+            run.manager = CheckpointManager(job.checkpoints, job.fingerprints, job.config.keep_checkpoints, self._note)
+        try:
+            precision = self._fit_phases(run)
+            if run.status is TrainStatus.DIVERGED:
+                raise TrainingDivergedError(run.reason)
+            if run.status is TrainStatus.STOPPED and run.saved:
+                self._note(f"stopped on request; checkpoint {run.saved.label} is written")
+            if run.manager and run.status is TrainStatus.COMPLETE:
+                run.manager.flush()
+                if job.saves_models:
+                    finalize_best(run.state, job.checkpoints, self._note)  # models are read from the checkpoints
+                    level = job.images.white_level[0].as_py()  # the same for all rows of a manifest
+                    save_final_models(job.config, job.folder, job.class_names, run.state, level)
+        finally:
+            if run.manager:
+                run.manager.close()
+        return run.state.to_result(
+            status=run.status, device=device_name(), precision=precision, workers=self.workers.world
         )
-        start = Position(phase.number, 0, 0)
-        if found is not None and phase.number == position.phase:
-            start = position
-            model.load_state_dict(found[1])
-        if not proven:  # from then on all take the same steps
-            verify_agreement(workers, start, model)
-            proven = True
-        with oom_as_user_error(config, phase, -(-config.batch_size // workers.world), microbatch):
-            status = _train_phase(run, phase, model, start)
-        if status == "stopped":
-            break
-    about = {"device": device_name(), "precision": precision, "workers": workers.world}
-    return {"status": status, **about}
 
+    def _fit_phases(self, run: RunProgress) -> str:
+        """Resume, and train what is left of both phases -> the precision. (all ranks)"""
+        job, config, workers = self.job, self.job.config, self.workers
+        precision = resolve_precision(config.precision, gpu_compute_capability())
+        backbone, head = build_networks(job, workers, precision)
+        resumed = resume_training(job, workers, run.state, self._note)
+        position = resumed[0] if resumed else Position(0, 0, 0)
+        if resumed and run.manager:
+            run.manager.resume_from(position)
+        if config.optimizer.class_weights != "off":
+            self._note(BALANCED_NOTE if run.is_balanced else _UNBALANCED_NOTE)
+        is_verified = False
+        for phase in build_phases(config):
+            if phase.number < position.phase:
+                continue
+            cached, microbatch = phase.name in job.activations, job.microbatches.get(phase.name, 0)
+            step = ModelStep(
+                config, workers, backbone, head, phase.unfreeze_blocks, precision, cached=cached, microbatch=microbatch
+            )
+            start = Position(phase.number, 0, 0)
+            if resumed and phase.number == position.phase:
+                start = position
+                step.load_state_dict(resumed[1])
+            if not is_verified:  # from then on all take the same steps
+                verify_agreement(workers, start, step)
+                is_verified = True
+            with oom_as_user_error(config, phase, -(-config.batch_size // workers.world), microbatch):
+                if self.fit_phase(step, phase, start):
+                    break
+            if step.best_weights is None:  # the best epoch was before a resume
+                step.load_weights(best_weights(job, workers, run.state, phase, self._note))
+        return precision
 
-def _is_balanced(progress: TrainState) -> bool:
-    """Whether epochs are chosen by balanced accuracy, where classes are weighed."""
-    return all(record.val_balanced_accuracy is not None for record in progress.history)
+    def fit_phase(self, step: TrainStep, phase: Phase, start: Position) -> bool:
+        """Train a phase from a position in it, and restore the weights of its best epoch. (all ranks)
+
+        Returns:
+            Whether training ends here: a stop was requested, or all runs have diverged.
+        """
+        job, config, workers = self.job, self.job.config, self.workers
+        plan = BatchPlan(
+            job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch,
+            phase.settings.epochs, workers.rank, workers.world,
+        )  # fmt: skip
+        for run in self.runs:
+            run.begin_phase(phase.name)
+        batches = device_batches(job, phase, plan, plan.index(start.epoch, start.step), self.callback)
+        with contextlib.closing(batches):
+            for number in range(start.epoch, phase.settings.epochs):
+                if not self.active:
+                    break
+                first_step = start.step if number == start.epoch else 0
+                if self.fit_epoch(step, RunningEpoch(self.runs, phase, plan, number, first_step), batches):
+                    return True
+        step.restore_best()
+        return False
+
+    def fit_epoch(self, step: TrainStep, epoch: RunningEpoch, batches: Prefetcher) -> bool:
+        """Train and validate an epoch, and write checkpoints -> as `fit_phase`. (all ranks)"""
+        is_last_phase = epoch.phase.number == build_phases(self.job.config)[-1].number
+        unfinished = self.active if is_last_phase else self.runs
+        plan, ended = epoch.plan, False
+        self._progress_at = time.monotonic()
+        while not ended and epoch.step < plan.train_steps:
+            ended = self._take_step(step, epoch, batches)
+            if not ended:
+                self._after_step(step, epoch)
+        epoch.end_training()
+        ended = ended or self._has_ended(epoch)
+        while not ended and epoch.validated < plan.validation_steps:
+            ended = self._take_step(step, epoch, batches)
+        if epoch.is_complete:
+            epoch.end_validation()
+            ended = self._has_ended(epoch)
+            self._after_epoch(step, epoch)
+        else:  # a resumed run repeats the validation
+            self._save_unfinished(step, epoch)
+        if ended:
+            for run in unfinished:
+                run.stop()
+        return ended
+
+    # ------------------------------------------------------------------ parts of an epoch
+
+    @property
+    def active(self) -> list[RunProgress]:
+        """The runs that the current phase still trains."""
+        return [run for run in self.runs if run.is_training]
+
+    def _take_step(self, step: TrainStep, epoch: RunningEpoch, batches: Prefetcher) -> bool:
+        """Start the next step and read the one before it -> whether training ends. (all ranks)
+
+        A single worker ends before the step. Several end after the same step, in which their votes are summed.
+        """
+        batch = self._next_batch(step, epoch, batches)
+        should_stop = self.workers.is_chief and self.callback.should_stop()
+        if should_stop and self.workers.world == 1:
+            return True
+        epoch.start(step, batch, tf.constant(float(should_stop)))
+        return self._has_ended(epoch)
+
+    def _has_ended(self, epoch: RunningEpoch) -> bool:
+        return epoch.stop_votes > 0 or not self.active
+
+    def _next_batch(self, step: TrainStep, epoch: RunningEpoch, batches: Prefetcher) -> Batch:
+        """The next batch; if it cannot be read, a checkpoint of the steps so far is written first. (all ranks)"""
+        loop = self.workers.progress
+        loop.on_batch((epoch.phase.name, epoch.number, epoch.step + epoch.validated))
+        try:
+            if not batches.ready:  # the device waits, but only from the end of the step that runs
+                epoch.read()
+                loop.on_wait_start()
+            batch: Batch = next(batches)
+            return batch
+        except (storage.StorageUnavailableError, FeatureCacheCorruptedError):
+            self._save_unfinished(step, epoch)
+            raise
+        finally:
+            loop.on_wait_end()
+
+    def _after_step(self, step: TrainStep, epoch: RunningEpoch) -> None:
+        """Report progress, and write a checkpoint if one is due. (chief only)"""
+        if not self.workers.is_chief:
+            return
+        now, every_s = time.monotonic(), self.job.config.checkpoint_every_s
+        if now - self._progress_at >= _PROGRESS_INTERVAL_S and epoch.training.images() > 0:
+            self._progress_at = now
+            self.callback.on_event(epoch.progress())
+        is_due = 0 < every_s <= now - self.runs[0].saved_at
+        if is_due and epoch.step < epoch.plan.train_steps:
+            self._save_unfinished(step, epoch)
+
+    def _after_epoch(self, step: TrainStep, epoch: RunningEpoch) -> None:
+        """Add the epoch to the runs, keep the best weights, and write checkpoints. (all ranks)"""
+        trained, position = self.active, Position(epoch.phase.number, epoch.number + 1, 0)
+        improved = np.zeros(len(self.runs), bool)
+        for run in trained:
+            improved[run.index] = run.after_epoch(epoch.record(run.index), position)
+        if improved.any():
+            step.keep_best(improved)
+        self._save(step, [run for run in trained if self._is_due(run)], position)
+        if trained and self.workers.is_chief:
+            self.callback.on_event(self._epoch_event(epoch, trained))
+
+    def _save_unfinished(self, step: TrainStep, epoch: RunningEpoch) -> None:
+        """Write checkpoints after the training steps that have been started. (all ranks; the chief writes)"""
+        epoch.read()
+        for run in self.active:
+            run.state.epoch_sums = epoch.training.state_dict(run.index)
+        self._save(step, self.active, epoch.position)
+
+    def _save(self, step: TrainStep, runs: Iterable[RunProgress], position: Position) -> None:
+        """Write a checkpoint of each of some runs. (all ranks; the chief writes)"""
+        for run in runs:
+            run.saved, run.saved_at = position, time.monotonic()
+            if run.manager:
+                name = run.manager.save(position, step.state_dict(run.index), run.state.state_dict())
+                self.callback.on_event(CheckpointSaved(name=name))
+
+    def _is_due(self, _run: RunProgress) -> bool:
+        """Whether a checkpoint of a run is written at the end of the current epoch."""
+        return True
+
+    def _epoch_event(self, epoch: RunningEpoch, trained: Sequence[RunProgress]) -> Event:
+        """The event at the end of an epoch, for the runs that were trained in it."""
+        state = trained[0].state
+        is_best = is_best_of_run(state.monitors, epoch.phase.name, epoch.number)
+        return EpochEnd(record=state.history[-1], epochs=epoch.phase.settings.epochs, is_best=is_best)
+
+    def _note(self, text: str) -> None:
+        """Emit a `Note`. (chief only; nothing happens on other ranks)"""
+        if self.workers.is_chief:
+            self.callback.on_event(Note(text=text))
 
 
 def build_networks(job: TrainingContext, workers: Workers, precision: str) -> tuple[keras.Model, keras.Model]:
@@ -145,178 +269,10 @@ def build_networks(job: TrainingContext, workers: Workers, precision: str) -> tu
     config = job.config
     keras.config.set_dtype_policy(precision)
     with workers.strategy.scope():
-        which = config.backbone, config.image_size, config.weights
+        source = config.backbone, config.image_size, config.weights
         if workers.world == 1:
-            backbone = cached_backbone(*which, str(job.fingerprints.get("weights")))
+            backbone = cached_backbone(*source, str(job.fingerprints.get("weights")))
         else:  # its variables belong to the strategy
-            backbone = build_backbone(*which)
+            backbone = build_backbone(*source)
         head = build_head(config.head, backbone.output.shape[-1], len(job.class_names), config.seed)
     return backbone, head
-
-
-def _train_phase(run: _LoopContext, phase: Phase, model: TrainStep, start: Position) -> str:
-    """Train one phase from a position in it -> "complete" or "stopped". (all ranks)"""
-    job, workers, observer, progress = run.job, run.workers, run.observer, run.progress
-    config, stopping = job.config, job.config.stopping
-    plan = BatchPlan(
-        job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch, phase.settings.epochs,
-        workers.rank, workers.world,
-    )  # fmt: skip
-    monitor = (
-        EarlyStoppingState.from_dict(progress.monitors[phase.name])
-        if phase.name in progress.monitors
-        else EarlyStoppingState()
-    )
-    batches = device_batches(job, phase, plan, plan.index(start.epoch, start.step), observer)
-    last_checkpoint = time.monotonic()
-    weights: Any = None  # the best of this process; what was best before a resume is in its checkpoint
-
-    for epoch in range(start.epoch, phase.settings.epochs):
-        if monitor.should_stop(stopping):
-            break
-        first_step = start.step if epoch == start.epoch else 0
-        under_way = _EpochRunner(run, model, plan, phase, epoch, first_step)
-        meter = ProgressReporter(job, observer, phase, plan, epoch, first_step) if workers.is_chief else None
-        stopped = False
-        while not stopped and under_way.step < plan.train_steps:
-            number = epoch * plan.train_steps + under_way.step
-            total = phase.settings.epochs * plan.train_steps
-            model.set_learning_rate(learning_rate(phase.settings, stopping, number, total, monitor.scale))
-            stopped = under_way.train(batches)
-            if meter:
-                meter.maybe_report(under_way.step, under_way.sums)
-            due = 0 < config.checkpoint_every_s <= time.monotonic() - last_checkpoint
-            if due and not stopped and workers.is_chief and under_way.step < plan.train_steps:
-                under_way.save_checkpoint()
-                last_checkpoint = time.monotonic()
-        stopped = stopped or under_way.end_training()
-        while not stopped and under_way.validated < plan.validation_steps:
-            stopped = under_way.validate(batches)
-        if stopped and under_way.validated < plan.validation_steps:
-            position = under_way.save_checkpoint()
-            run.say(f"stopped on request; checkpoint {position.label} is written")
-            return "stopped"
-        record = under_way.record()
-        if not _is_balanced(progress):
-            record = replace(record, val_balanced_accuracy=None)
-        progress.history.append(record)
-        monitor = monitor.after_epoch(epoch, selection_score(record), record.val_loss, stopping)
-        progress.monitors[phase.name] = monitor.to_dict()
-        progress.epoch_sums = {}
-        position = Position(start.phase, epoch + 1, 0)
-        if monitor.best_epoch == epoch:
-            progress.best[phase.name] = position.label
-            weights = model.weights()
-        run.save(model, position)
-        if workers.is_chief:
-            best = is_best_of_run(progress.monitors, phase.name, epoch)
-            observer.on_event(EpochEnd(record=record, epochs=phase.settings.epochs, is_best=best))
-        last_checkpoint = time.monotonic()
-        if stopped:
-            run.say(f"stopped on request; checkpoint {position.label} is written")
-            return "stopped"
-    batches.close()
-    if weights is None:
-        weights = best_weights(job, workers, progress, phase.name, phase.number, run.say)
-    model.load_weights(weights)
-    return "complete"
-
-
-class _EpochRunner:
-    """The steps of an epoch. One of training is always left running: it is read while the next one runs."""
-
-    def __init__(
-        self, run: _LoopContext, model: TrainStep, plan: BatchPlan, phase: Phase, epoch: int, first_step: int
-    ) -> None:
-        self.step = first_step
-        """Training steps of the epoch that have been started."""
-        self.validated = 0
-        """Validation steps that are done."""
-        self.sums = EpochMetrics(run.progress.epoch_sums if first_step else {})
-        self._run, self._model, self._plan, self._phase, self._epoch = run, model, plan, phase, epoch
-        self._running: Any = None
-        self._trained: dict[str, float] = {}  # the sums at the end of the training steps
-        self._validation = EpochMetrics({})
-
-    def train(self, batches: Prefetcher) -> bool:
-        """Start the next training step -> whether a stop was asked for: before it where this worker is alone, else in
-        the step before it, so that all workers see it alike."""
-        batch = self._next(batches)
-        if self._stops_alone():
-            return True
-        running = self._model.train_step(batch, self._vote())
-        done = self._wait()
-        self._running = running
-        self.step += 1
-        return done.stop_votes > 0
-
-    def end_training(self) -> bool:
-        """Read the last training step -> whether a stop was asked for in it."""
-        done = self._wait()
-        self._running = None
-        self._trained, self._validation = self.sums.state_dict(), EpochMetrics({})
-        return done.stop_votes > 0
-
-    def validate(self, batches: Prefetcher) -> bool:
-        """Take the next validation step -> whether a stop was asked for."""
-        batch = self._next(batches)
-        if self._stops_alone():
-            return True
-        running = self._model.validation_step(batch, self._vote())
-        done = self._validation.add(running, self.validated, self._phase, self._epoch, training=False)
-        self.validated += 1
-        return done.stop_votes > 0
-
-    def record(self) -> EpochRecord:
-        """The epoch in the history, behind its last validation step."""
-        sums, validation, seconds = self.sums, self._validation, self._trained["seconds"]
-        return EpochRecord(
-            phase=self._phase.name,
-            epoch=self._epoch,
-            train_loss=sums.mean_loss,
-            train_accuracy=sums.accuracy,
-            val_loss=validation.mean_loss,
-            val_accuracy=validation.accuracy,
-            val_balanced_accuracy=None if validation.by_class is None else balanced_accuracy(validation.by_class),
-            learning_rate=float(self._model.optimizer.learning_rate.numpy()),
-            seconds=seconds + validation.seconds,
-            images_per_second=sums.images / seconds,
-        )
-
-    def save_checkpoint(self) -> Position:
-        """Write a checkpoint behind the training steps that have been started. (all ranks; the chief writes)
-
-        Of a validation that is broken off nothing is kept: a resumed run does it from its beginning.
-        """
-        self._running = self._wait()  # read now; its votes still count
-        self._run.progress.epoch_sums = self._trained or self.sums.state_dict()
-        position = Position(self._phase.number, self._epoch, self.step)
-        self._run.save(self._model, position)
-        return position
-
-    def _next(self, batches: Prefetcher) -> Batch:
-        """The next batch; where there is none any more, what has been trained so far is kept first."""
-        pulse = self._run.workers.progress
-        pulse.on_batch((self._phase.name, self._epoch, self.step + self.validated))
-        try:
-            if not batches.ready:  # the device waits, but from the end of the step that runs
-                self._running = self._wait()  # read now; its votes still count
-                pulse.on_wait_start()
-            return next(batches)
-        except (storage.StorageUnavailableError, FeatureCacheCorruptedError):
-            self.save_checkpoint()
-            raise
-        finally:
-            pulse.on_wait_end()
-
-    def _stops_alone(self) -> bool:
-        """Whether the only worker ends here; several decide in a step, all in the same one."""
-        return self._run.workers.world == 1 and self._run.observer.should_stop()
-
-    def _vote(self) -> Any:
-        """This worker's vote for a stop, to be summed over all in a step."""
-        workers = self._run.workers
-        return tf.constant(float(workers.world > 1 and workers.is_chief and self._run.observer.should_stop()))
-
-    def _wait(self) -> StepResult:
-        return self.sums.add(self._running, self.step - 1, self._phase, self._epoch)

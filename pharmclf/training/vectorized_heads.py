@@ -1,87 +1,112 @@
-"""Trains the heads of several runs side by side, over the same kept activations, with the results of separate runs.
+"""Trains the heads of several runs as one program, on the same cached features, with the results of separate runs.
 
-A sweep's trials that train the head alone read the same features in the same order. So they are one program: each step
-reads a batch once and moves all heads. What a head is told apart by, its rates, its epochs, its checkpoints, is decided
-here as `trainer.py` decides it for one run, and each checkpoint is one that the loop goes on from.
+The trials of a sweep that train the head alone read the same features in the same order. Each step reads a batch once
+and trains all heads. Each checkpoint is one from which `Trainer` resumes the run by itself.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
-import tensorflow as tf
 
 from pharmclf import storage
-from pharmclf.core.events import EpochRecord, HeadsEpochEnd, RunCallback
-from pharmclf.data.batch_sampler import BatchPlan
-from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
+from pharmclf.config import RunConfig
+from pharmclf.core.events import EpochRecord, Event, HeadsEpochEnd, Note, RunCallback
 from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
-from pharmclf.training.batch_loader import device_batches
+from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
+from pharmclf.training.checkpoint_manager import CheckpointManager
 from pharmclf.training.collectives import Workers
-from pharmclf.training.context import TrainingContext, TrainingDivergedError
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.grouping import group_key
-from pharmclf.training.head_state import HeadSpec, HeadState
-from pharmclf.training.phases import Phase, Position, build_phases
-from pharmclf.training.stacked import VectorizedHeads
-from pharmclf.training.train_metrics import EpochMetrics, balanced_accuracy
-from pharmclf.training.train_step import Batch
-
-__all__ = ["HeadSpec", "train_heads"]
+from pharmclf.training.phases import Position, build_phases
+from pharmclf.training.run_progress import RunProgress
+from pharmclf.training.train_metrics import RunningEpoch
+from pharmclf.training.train_state import TrainResult, TrainStatus
+from pharmclf.training.train_step import TrainStep
+from pharmclf.training.trainer import Trainer
+from pharmclf.training.vectorized_step import VectorizedHeads
 
 _WRITERS = 8  # checkpoints written at a time: each waits for the disk, or for a remote storage
 
 
-def train_heads(
-    job: TrainingContext, members: Sequence[HeadSpec], workers: Workers, observer: RunCallback
-) -> list[dict[str, Any]]:
-    """Train the heads of all members from their beginning, in this process.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadSpec:
+    """One run of a group."""
 
-    Checkpoints are written at the end of a phase, every `checkpoint_every_s` at the end of an epoch, and at a stop:
-    where the member stands, and before that its best epoch. Models are not exported: `trainer.train` on a finished
-    member's folder does that from its last checkpoint, and trains nothing. Each batch of features is computed at once,
-    whatever `microbatch` says: it is small beside one of images.
+    config: RunConfig
+    folder: str
+    """The run's folder in storage."""
+    fingerprints: dict[str, Any]
+    """What its checkpoints must agree with to be resumed."""
+
+
+def train_heads(
+    job: TrainingContext, specs: Sequence[HeadSpec], workers: Workers, callback: RunCallback
+) -> list[TrainResult]:
+    """Train the heads of several runs from their beginning, in this process.
+
+    Checkpoints are written at the end of a phase, every `checkpoint_every_s` at the end of an epoch, and at a stop: of
+    the current state, and before it of the best epoch. Models are not saved: `Trainer.fit` on the folder of a finished
+    run does that from its last checkpoint, and trains nothing. Each batch of features is computed at once, whatever
+    `microbatch` says: it is small compared to one of images.
 
     Args:
-        job: of the first member, with kept pooled features for each phase. Rows, labels and features go for all.
-        members: of one `group_key`. One that has been begun before begins anew; `trainer.train` would go on with it.
+        job: of the first run, with cached pooled features for each phase. Rows, labels and features are those of all.
+        specs: runs with the same `group_key`. A run with checkpoints starts again; `Trainer.fit` would resume it.
         workers: this process alone.
-        observer: handles `Note`, and `HeadsEpochEnd` once an epoch; asked before each step whether to stop.
+        callback: handles `Note`, and `HeadsEpochEnd` once an epoch; polled before each step for a stop request.
 
     Returns:
-        What `trainer.train` returns, for each member in order, with status "complete", "stopped" or "diverged", and
-        `reason`: why it diverged. One that diverged keeps its best epoch, and harms no other.
+        The result of each run, in order. One that diverged keeps its best epoch, and does not affect the others.
 
     Raises:
-        ValueError: more than one worker, a loss scale, members of several groups, or activations of another cut.
-        ConfigError: a checkpoint in a member's folder belongs to another run.
-        StorageUnavailableError: activations or checkpoints could not be read or written for too long.
-        FeatureCacheCorruptedError: kept activations are damaged or gone.
+        ValueError: more than one worker, a loss scale, runs of several groups, or features of another split.
+        ConfigError: a checkpoint in a run's folder belongs to another run.
+        StorageUnavailableError: features or checkpoints could not be read or written for too long.
+        FeatureCacheCorruptedError: cached features are damaged or missing.
     """
-    precision, num_features = _check_group(job, members, workers)
+    precision, num_features = _check_group(job, specs, workers)
     keras.config.set_dtype_policy(precision)
-    trials = [HeadState(member, place) for place, member in enumerate(members)]
+    runs = [_HeadRun(spec.config, index) for index, spec in enumerate(specs)]
+
+    def open_checkpoints(run: _HeadRun) -> None:
+        spec = specs[run.index]
+        folder = storage.join(spec.folder, "checkpoints")
+        run.manager = CheckpointManager(
+            folder,
+            spec.fingerprints,
+            spec.config.keep_checkpoints,
+            lambda text: callback.on_event(Note(text=f"{spec.folder}: {text}")),
+        )
+        for checkpoint in list_checkpoints(folder):
+            check_fingerprints(checkpoint.fingerprints, spec.fingerprints, f"checkpoint {checkpoint.location}")
+
     with ThreadPoolExecutor(_WRITERS) as pool:
         try:
-            list(pool.map(lambda trial: trial.open(observer), trials))
-            heads = VectorizedHeads([member.config for member in members], num_features, len(job.class_names))
-            group = _HeadGroup(job, trials, heads, observer, pool)
-            for phases in zip(*(build_phases(member.config) for member in members), strict=True):
-                if group.train_phase(phases) == "stopped":
+            list(pool.map(open_checkpoints, runs))
+            heads = VectorizedHeads([spec.config for spec in specs], num_features, len(job.class_names))
+            trainer = HeadsTrainer(job, workers, callback, runs, heads, pool)
+            for phase in build_phases(job.config):
+                if trainer.fit_phase(heads, phase, Position(phase.number, 0, 0)):
                     break
-            list(pool.map(HeadState.flush, trials))
+            list(pool.map(lambda run: run.manager and run.manager.flush(), runs))
         finally:
-            list(pool.map(HeadState.close, trials))
-    about = {"device": device_name(), "precision": precision, "workers": workers.world}
-    return [{"status": trial.status, "reason": trial.reason, **about, **vars(trial.progress)} for trial in trials]
+            list(pool.map(lambda run: run.manager and run.manager.close(), runs))
+    return [
+        run.state.to_result(
+            status=run.status, reason=run.reason, device=device_name(), precision=precision, workers=workers.world
+        )
+        for run in runs
+    ]
 
 
-def _check_group(job: TrainingContext, members: Sequence[HeadSpec], workers: Workers) -> tuple[str, int]:
-    """What the group computes in, and the width of its features.
+def _check_group(job: TrainingContext, specs: Sequence[HeadSpec], workers: Workers) -> tuple[str, int]:
+    """The precision of the group, and the width of its features.
 
     Raises:
         ValueError: see `train_heads`.
@@ -89,205 +114,78 @@ def _check_group(job: TrainingContext, members: Sequence[HeadSpec], workers: Wor
     precision = resolve_precision(job.config.precision, gpu_compute_capability())
     if workers.world != 1 or precision == "mixed_float16":
         raise ValueError(f"received {workers.world} workers and {precision}, expected one and no loss scale")
-    keys = {group_key(member.config) for member in members} | {group_key(job.config)}
+    keys = {group_key(spec.config) for spec in specs} | {group_key(job.config)}
     if len(keys) != 1 or None in keys:
-        raise ValueError(f"members: received {len(keys)} groups, expected one. Group the runs by group_key")
+        raise ValueError(f"specs: received {len(keys)} groups, expected one. Group the runs by group_key")
     phases = build_phases(job.config)
     shapes = {job.activations[phase.name].layout.shape if phase.name in job.activations else None for phase in phases}
     shape = shapes.pop()
     if shapes or shape is None or len(shape) != 1:
-        raise ValueError(f"activations: received {shape}, expected pooled features for each phase. Provide them first")
+        raise ValueError(f"features: received {shape}, expected pooled features for each phase. Compute them first")
     return precision, shape[0]
 
 
-class _HeadGroup:
-    """All members of a group, one phase after the other."""
+@dataclass(eq=False)
+class _HeadRun(RunProgress):
+    """A run whose best epoch is kept on the device until a later checkpoint refers to it."""
+
+    unsaved_best: tuple[Position, dict[str, Any]] | None = None
+    """Position and state after the best epoch of the phase, if no checkpoint holds them yet."""
+
+    def after_epoch(self, record: EpochRecord, position: Position) -> bool:
+        """As `RunProgress.after_epoch`."""
+        is_best = super().after_epoch(record, position)
+        if is_best:
+            self.unsaved_best = position, self.state.state_dict()
+        return is_best
+
+
+class HeadsTrainer(Trainer):
+    """`Trainer` of several runs that are one program; it writes fewer checkpoints, several at a time."""
 
     def __init__(
         self,
         job: TrainingContext,
-        trials: Sequence[HeadState],
+        workers: Workers,
+        callback: RunCallback,
+        runs: Sequence[_HeadRun],
         heads: VectorizedHeads,
-        observer: RunCallback,
         pool: ThreadPoolExecutor,
     ) -> None:
-        self._job, self._trials, self._heads, self._observer, self._pool = job, trials, heads, observer, pool
+        super().__init__(job, workers, callback, runs)
+        self._head_runs, self._heads, self._pool = runs, heads, pool
 
-    @property
-    def _active(self) -> list[HeadState]:
-        """The members that the phase under way still trains."""
-        return [trial for trial in self._trials if trial.training]
+    def _after_step(self, step: TrainStep, epoch: RunningEpoch) -> None:
+        """No progress is reported, and no checkpoint written, within an epoch."""
 
-    def train_phase(self, phases: Sequence[Phase]) -> str:
-        """Train one phase of every member, each with its own settings -> "complete" or "stopped"."""
-        job, config, phase = self._job, self._job.config, phases[0]
-        plan = BatchPlan(
-            job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch,
-            phase.settings.epochs,
-        )  # fmt: skip
-        batches = device_batches(job, phase, plan, 0, self._observer)
-        for trial in self._trials:
-            trial.begin()
-        try:
-            for number in range(phase.settings.epochs):
-                if not self._active:
-                    break
-                epoch = _HeadsEpochRunner(self._trials, self._heads, plan, phases, number)
-                try:
-                    if not epoch.run(batches, self._observer.should_stop):
-                        self._stop(epoch)
-                        return "stopped"
-                except (
-                    storage.StorageUnavailableError,
-                    FeatureCacheCorruptedError,
-                ):  # what has been trained so far is kept first
-                    position = epoch.read()
-                    self._write({**dict.fromkeys(epoch.diverged), **dict.fromkeys(self._active, position)})
-                    raise
-                self._after_epoch(epoch)
-        finally:
-            batches.close()
-        self._heads.restore_best()
-        return "complete"
+    def _is_due(self, run: RunProgress) -> bool:
+        every_s = run.config.checkpoint_every_s
+        return not run.is_training or 0 < every_s <= time.monotonic() - run.saved_at
 
-    def _stop(self, epoch: _HeadsEpochRunner) -> None:
-        """Write a checkpoint of every member that has more to do, and say so in its status."""
-        phase, position = epoch.phases[0], epoch.read()
-        going_on = self._active if (position.epoch, position.step) != (0, 0) else []  # nothing is new before a step
-        self._write({**dict.fromkeys(epoch.diverged), **dict.fromkeys(going_on, position)})
-        last = build_phases(self._job.config)[-1].number == phase.number
-        for trial in self._trials:
-            if trial.status == "complete" and (trial.training or not last):
-                trial.status = "stopped"
+    def _save(self, step: TrainStep, runs: Iterable[RunProgress], position: Position) -> None:
+        """Write checkpoints of some runs, and of the best epoch of those and of runs that have diverged."""
+        is_begun = (position.epoch, position.step) != (0, 0)  # before the first step of a phase nothing is new
+        saved = list(runs) if is_begun else []
 
-    def _after_epoch(self, epoch: _HeadsEpochRunner) -> None:
-        """Settle what an epoch means for each member, and write the checkpoints that are due."""
-        phase, position = epoch.phases[0], Position(epoch.phases[0].number, epoch.number + 1, 0)
-        records = {trial: epoch.record(trial) for trial in self._active}
-        improved = np.zeros(len(self._trials), bool)
-        writing: dict[HeadState, Position | None] = dict.fromkeys(epoch.diverged)
-        for trial, record in records.items():
-            improved[trial.place] = trial.after_epoch(record, position)
-            ended = trial.monitor.should_stop(trial.member.config.stopping)
-            trial.training = not ended and position.epoch < phase.settings.epochs
-            if not trial.training or trial.due():
-                writing[trial] = position
-        if improved.any():
-            self._heads.keep_best(improved)
-        self._write(writing)
-        self._observer.on_event(
-            HeadsEpochEnd(
-                phase=phase.name,
-                epoch=epoch.number,
-                epochs=phase.settings.epochs,
-                num_active=len(records),
-                val_accuracy=max((record.val_accuracy for record in records.values()), default=0.0),
-            )
+        def save(run: _HeadRun) -> None:
+            is_saved = run in saved
+            if run.manager is None or not (is_saved or run.status is TrainStatus.DIVERGED):
+                return
+            if run.unsaved_best and not (is_saved and run.unsaved_best[0] == position):
+                best, state = run.unsaved_best
+                run.manager.save(best, self._heads.best_state_dict(run.index), state)
+            run.unsaved_best = None
+            if is_saved:
+                run.manager.save(position, step.state_dict(run.index), run.state.state_dict())
+                run.saved, run.saved_at = position, time.monotonic()
+
+        list(self._pool.map(save, self._head_runs))
+
+    def _epoch_event(self, epoch: RunningEpoch, trained: Sequence[RunProgress]) -> Event:
+        return HeadsEpochEnd(
+            phase=epoch.phase.name,
+            epoch=epoch.number,
+            epochs=epoch.phase.settings.epochs,
+            num_active=len(trained),
+            val_accuracy=max(run.state.history[-1].val_accuracy for run in trained),
         )
-
-    def _write(self, positions: Mapping[HeadState, Position | None]) -> None:
-        list(self._pool.map(lambda item: item[0].write(self._heads, item[1]), positions.items()))
-
-
-class _HeadsEpochRunner:
-    """One epoch of all heads. One step is always left running: it is read while the next one runs."""
-
-    def __init__(
-        self, trials: Sequence[HeadState], heads: VectorizedHeads, plan: BatchPlan, phases: Sequence[Phase], number: int
-    ) -> None:
-        self.phases, self.number = phases, number
-        self.diverged: list[HeadState] = []
-        """Members whose loss is not finite any more, as of this epoch."""
-        self._trials, self._heads, self._plan = trials, heads, plan
-        rates = [trial.rates(phase, number, plan.train_steps) for trial, phase in zip(trials, phases, strict=True)]
-        self._rates = np.asarray(rates, np.float32)  # (K, steps)
-        self._sums = np.zeros((2, 3, heads.size))  # (training and validation; loss, correct and images; K)
-        self._by_class: Any = 0.0  # (2 * classes, K) correct rows and rows of each class, where classes are weighed
-        self._running: tuple[Any, int, int] | None = None  # sums on the device; 0 training, 1 validation; step
-        self._steps = 0
-        self._began = time.monotonic()
-        self._train_seconds = self._seconds = 0.0
-
-    def run(self, batches: Iterator[Batch], stop_requested: Callable[[], bool]) -> bool:
-        """Train and validate -> False: a stop was requested before the end.
-
-        Raises:
-            StorageUnavailableError, FeatureCacheCorruptedError: there is no next batch; `read` tells where the epoch
-                stands.
-        """
-        for step in range(self._plan.train_steps):
-            batch = next(batches)
-            if stop_requested():
-                return False
-            self._start(self._heads.train_step(batch, self._rates[:, step]), 0, step)
-            self._steps = step + 1
-        self.read()
-        self._train_seconds = time.monotonic() - self._began
-        for step in range(self._plan.validation_steps):
-            batch = next(batches)
-            if stop_requested():
-                return False
-            self._start(self._heads.validation_step(batch), 1, step)
-        self._wait()
-        self._seconds = time.monotonic() - self._began
-        return True
-
-    def read(self) -> Position:
-        """Wait for the steps that have been started, note the sums in the members -> where they stand."""
-        self._wait()
-        seconds = self._train_seconds or time.monotonic() - self._began
-        for trial in self._trials:
-            if trial.training:
-                loss, correct, images = (float(value) for value in self._sums[0, :, trial.place])
-                sums = {"loss": loss, "correct": correct, "images": images, "seconds": seconds}
-                trial.progress.epoch_sums = sums
-        return Position(self.phases[0].number, self.number, self._steps)
-
-    def record(self, trial: HeadState) -> EpochRecord:
-        """The epoch in the member's history; the times are those of all heads together."""
-        sums = self._sums[:, :, trial.place]
-        train_images, validation_images = np.maximum(1.0, sums[:, 2])  # what is quarantined does not count
-        by_class = self._by_class[:, trial.place].reshape(2, -1) if np.ndim(self._by_class) else None
-        return EpochRecord(
-            phase=self.phases[0].name,
-            epoch=self.number,
-            train_loss=float(sums[0, 0] / train_images),
-            train_accuracy=float(sums[0, 1] / train_images),
-            val_loss=float(sums[1, 0] / validation_images),
-            val_accuracy=float(sums[1, 1] / validation_images),
-            val_balanced_accuracy=None if by_class is None else balanced_accuracy(by_class),
-            learning_rate=float(self._rates[trial.place, -1]),
-            seconds=self._seconds,
-            images_per_second=float(train_images / self._train_seconds),
-        )
-
-    def _start(self, running: Any, section: int, step: int) -> None:
-        """A step has been started: read the one before it."""
-        self._wait()
-        self._running = running, section, step
-
-    def _wait(self) -> None:
-        if self._running is None:
-            return
-        running, section, step = self._running
-        self._running = None
-        values = running.numpy()
-        self._sums[section] += values[:3]
-        if len(values) > 3:
-            self._by_class = self._by_class + values[3:].astype(np.float64)
-        for place in np.flatnonzero(~np.isfinite(values[0])).tolist():
-            trial = self._trials[place]
-            if trial.training:
-                trial.training, trial.status = False, "diverged"
-                trial.reason = self._reason(values[:, place], section, step, self.phases[place])
-                self.diverged.append(trial)
-
-    def _reason(self, values: np.ndarray, section: int, step: int, phase: Phase) -> str:
-        """What the loop would say of sums that are not finite."""
-        try:
-            loss, correct, images = values[:3]
-            sums = tf.constant([loss, correct, 0.0, images])
-            EpochMetrics({}).add(sums, step, phase, self.number, training=section == 0)
-        except TrainingDivergedError as error:
-            return str(error)
-        return ""

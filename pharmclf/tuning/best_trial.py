@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import ray
 
@@ -51,14 +50,12 @@ def evaluate_best_trial(
         StopRequested: it was, before the model was tested.
     """
     checkpoints = storage.join(trial.folder, "checkpoints")
-    progress = TrainState()
-    progress.load(list_checkpoints(checkpoints)[-1].state)
-    finalize_best(progress, checkpoints, say)
-    state = vars(progress)
+    state = TrainState()
+    state.load_state_dict(list_checkpoints(checkpoints)[-1].state)
+    finalize_best(state, checkpoints, say)
     task = ray.remote(num_cpus=0.5, max_calls=1)(_save_models)
     ray.get(task.remote(trial.config, trial.folder, manifest.class_names, state, manifest.white_level))
-    outcome = {name: state[name] for name in ("history", "monitors", "best")}
-    outcome |= {"workers": workers, "device": device_kind(), "precision": precision}
+    outcome = state.to_result(device=device_kind(), precision=precision, workers=workers)
     write_manifest(manifest, trial.folder)
     record = RunRecord.from_dict(load_record(storage.join(trial.folder, RUN_FILE)))
     run_final_evaluation(
@@ -85,11 +82,10 @@ def retrain_best_trial(trial: Trial, home: str, workers: str, manifest: Manifest
 
 
 def _save_models(
-    config: RunConfig, folder: str, class_names: tuple[str, ...], state: dict[str, Any], white_level: int
+    config: RunConfig, folder: str, class_names: tuple[str, ...], state: TrainState, white_level: int
 ) -> None:
     with suppress_native_stderr():
         from pharmclf.training.save_model import save_final_models
 
         configure_devices(deterministic=False, gpus=False)  # they may be in use
-        checkpoints = storage.join(folder, "checkpoints")
-        save_final_models(config, folder, class_names, checkpoints, state["best"], state["monitors"], white_level)
+        save_final_models(config, folder, class_names, state, white_level)

@@ -33,6 +33,7 @@ from pharmclf.runs.record import RunRecord
 from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseHeldError
 from pharmclf.training.context import TrainingContext, TrainingDivergedError
 from pharmclf.training.phases import build_phases
+from pharmclf.training.train_state import TrainStatus
 from pharmclf.training_run import build_training_context, feature_request, quarantine_reporter, train_with_feature_cache
 
 QUARANTINED = "quarantined"
@@ -118,7 +119,7 @@ def _train_one(
         observer.leave()
     except Exception as error:
         return [_trial_failure(error)]
-    return [{"state": "trained", "reason": "", "history": [record.to_dict() for record in outcome["history"]]}]
+    return [{"state": "trained", "reason": "", "history": [record.to_dict() for record in outcome.history]}]
 
 
 def _train_heads(
@@ -151,19 +152,19 @@ def _train_heads(
             delete_corrupted(kept.values())
             kept = get_or_compute(wish, earlier=names)
             outcomes = train_heads(replace(job, activations=kept), heads, collectives.single_worker(), observer)
-        if any(outcome["status"] == "stopped" for outcome in outcomes):
+        if any(outcome.status is TrainStatus.STOPPED for outcome in outcomes):
             raise StopRequested
     except StopRequested:
         observer.leave()
     except Exception as error:
         return [_trial_failure(error) for _ in members]
-    states = {"complete": "trained", "diverged": "diverged"}
+    states = {TrainStatus.COMPLETE: "trained", TrainStatus.DIVERGED: "diverged"}
     return [
         {
-            "state": states[outcome["status"]],
-            "reason": outcome["reason"],
+            "state": states[outcome.status],
+            "reason": outcome.reason,
             # of the time that all took together, each has its part
-            "history": [record.to_dict() | {"seconds": record.seconds / len(members)} for record in outcome["history"]],
+            "history": [record.to_dict() | {"seconds": record.seconds / len(members)} for record in outcome.history],
         }
         for outcome in outcomes
     ]

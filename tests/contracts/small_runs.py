@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,8 @@ def train(job: TrainingContext) -> Trained:
     """Train by one worker in this process."""
     from pharmclf.training import collectives, trainer
 
-    return _trained(job, trainer.train(job, collectives.single_worker(), Recorder()))
+    outcome = trainer.Trainer(job, collectives.single_worker(), Recorder()).fit()
+    return _trained(job, outcome.status, outcome.history)
 
 
 def train_killed(job: TrainingContext, batches: int) -> Trained:
@@ -100,7 +101,7 @@ def train_killed(job: TrainingContext, batches: int) -> Trained:
     from pharmclf.training import collectives, trainer
 
     try:
-        trainer.train(job, collectives.single_worker(), Killer(batches))
+        trainer.Trainer(job, collectives.single_worker(), Killer(batches)).fit()
     except Killed:
         return train(job)
     raise AssertionError("the run ended before it could be killed")
@@ -111,7 +112,7 @@ def train_by_two(job: TrainingContext, folder: Path) -> Trained:
     folder.mkdir()
     ((line,), _) = train_as_pair([Scene(job=job)], folder)
     history = [EpochRecord.from_dict(record) for record in line["outcome"]["history"]]
-    return _trained(job, line["outcome"] | {"history": history})
+    return _trained(job, line["outcome"]["status"], history)
 
 
 def train_heads_together(jobs: list[TrainingContext]) -> list[Trained]:
@@ -121,7 +122,7 @@ def train_heads_together(jobs: list[TrainingContext]) -> list[Trained]:
 
     members = [HeadSpec(config=job.config, folder=job.folder, fingerprints=job.fingerprints) for job in jobs]
     outcomes = train_heads(jobs[0], members, collectives.single_worker(), Recorder())
-    return [_trained(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
+    return [_trained(job, one.status, one.history) for job, one in zip(jobs, outcomes, strict=True)]
 
 
 def with_features(job: TrainingContext, manifest: Any, storage: str) -> TrainingContext:
@@ -132,9 +133,9 @@ def with_features(job: TrainingContext, manifest: Any, storage: str) -> Training
     return dataclasses.replace(job, config=config, activations=get_or_compute(wish))
 
 
-def _trained(job: TrainingContext, outcome: Mapping[str, Any]) -> Trained:
-    assert outcome["status"] == "complete"
+def _trained(job: TrainingContext, status: str, history: Sequence[EpochRecord]) -> Trained:
+    assert status == "complete"
     found = newest_checkpoint(job.checkpoints)
     assert found is not None
-    losses = [float(getattr(record, name)) for record in outcome["history"] for name in _LOSSES]
+    losses = [float(getattr(record, name)) for record in history for name in _LOSSES]
     return Trained(losses, found[1]["weights"], found[1]["optimizer"])

@@ -72,9 +72,9 @@ def test_two_workers_take_the_steps_of_one(
         outcomes[workers] = train_on_workers(dataclasses.replace(job, images=images), observer)
         told = [pair for event in observer.of(ImagesQuarantined) for pair in event.reasons.items()]
         assert dict(told) == dict.fromkeys(changed, CHANGED)
-        assert outcomes[workers]["workers"] == workers
+        assert outcomes[workers].workers == workers
     assert largest_difference(weights(str(tmp_path / "1")), weights(str(tmp_path / "2"))) <= 1e-4
-    for one, two in zip(outcomes[1]["history"], outcomes[2]["history"], strict=True):
+    for one, two in zip(outcomes[1].history, outcomes[2].history, strict=True):
         assert one.val_accuracy == two.val_accuracy
         assert one.val_loss == pytest.approx(two.val_loss, abs=1e-4)
         assert one.train_loss == pytest.approx(two.train_loss, abs=1e-4)
@@ -92,7 +92,7 @@ def test_a_run_begun_with_two_workers_ends_with_one(make_job: Any, tmp_path: Pat
     assert position.phase == 1
     resumed = train_on_workers(make_job(folder, workers="1", **settings), Silent())
     whole = train_on_workers(make_job(str(tmp_path / "whole"), workers="1", **settings), Silent())
-    losses = [[record.train_loss for record in outcome["history"]] for outcome in (resumed, whole)]
+    losses = [[record.train_loss for record in outcome.history] for outcome in (resumed, whole)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert largest_difference(weights(folder), weights(str(tmp_path / "whole"))) <= 1e-4
 

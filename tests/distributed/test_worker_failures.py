@@ -74,7 +74,7 @@ def test_a_run_whose_worker_is_killed_ends_as_if_it_had_not_been(make_job: Any, 
     calm, disturbed = Watching(), Watching(signalled(signal.SIGKILL))
     train_on_workers(make_job(str(tmp_path / "calm"), workers="1", **RATES), calm)
     outcome = train_on_workers(make_job(str(tmp_path / "killed"), workers="1", failures=1, **RATES), disturbed)
-    assert outcome["status"] == "complete"
+    assert outcome.status == "complete"
     assert [event.attempt for event in disturbed.of(WorkersStarted)] == [1, 2]
     (failure,) = disturbed.of(WorkerFailure)
     assert (failure.kind, failure.num_failures, failure.max_failures) == ("crash", 1, 1)
@@ -100,7 +100,7 @@ def test_a_worker_that_does_not_answer_is_named_and_ended(make_job: Any, tmp_pat
     """A stopped process takes no step and no order: its node is named, it is killed, and the run goes on."""
     watching = Watching(signalled(signal.SIGSTOP))
     job = make_job(str(tmp_path), workers="1", failures=1, hang_after_s=30.0, **RATES)
-    assert train_on_workers(job, watching)["status"] == "complete"
+    assert train_on_workers(job, watching).status == "complete"
     (failure,) = watching.of(WorkerFailure)
     assert failure.kind == "hang"
     assert "no answer from rank 0 on " in failure.reason
@@ -128,9 +128,7 @@ def test_a_hung_step_leaves_the_stacks_of_all_workers_and_the_run_goes_on(make_j
     watching = Watching(flag.touch)
     job = make_job(str(tmp_path / "run"), workers="2", failures=1, hang_after_s=30.0, **RATES)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not know the modules of tests
-    assert (
-        train_on_workers(dataclasses.replace(job, labels=Sticking(job.labels, flag)), watching)["status"] == "complete"
-    )
+    assert train_on_workers(dataclasses.replace(job, labels=Sticking(job.labels, flag)), watching).status == "complete"
     (failure,) = watching.of(WorkerFailure)
     assert failure.kind == "hang"
     assert "stacks of 2 workers" in failure.reason

@@ -86,8 +86,7 @@ def _work(rank: int, ports: str, folder: Path) -> None:
                 threading.Thread(target=_show, args=(job.folder, seen, scene.shown_after_s)).start()
             job = dataclasses.replace(job, folder=seen, config=config)
         try:
-            outcome = trainer.train(job, workers, recorder)
-            line = {"outcome": outcome | {"history": [record.to_dict() for record in outcome["history"]]}}
+            line = {"outcome": dataclasses.asdict(trainer.Trainer(job, workers, recorder).fit())}
         except RuntimeError as error:
             line = {"error": f"{type(error).__name__}: {error}"}
         with (folder / str(rank)).open("a") as file:

@@ -83,10 +83,10 @@ def test_cached_and_uncached_training_take_the_same_steps(
     for job in (streamed, cached):
         observer = Recorder()
         outcome = train_on_workers(job, observer)
-        assert outcome["status"] == "complete"
+        assert outcome.status == "complete"
         lost = [row for event in observer.of(ImagesQuarantined) for row in event.reasons]
         assert set(lost) == (set(changed) if job is streamed else set())  # the feature pass has named them before
-        for record in outcome["history"]:
+        for record in outcome.history:
             for name, rows in (("train_accuracy", job.train_rows), ("val_accuracy", job.validation_rows)):
                 right = getattr(record, name) * len(np.setdiff1d(rows, changed))  # a share of the images that are left
                 assert right == pytest.approx(round(right), abs=1e-4)

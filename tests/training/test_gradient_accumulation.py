@@ -42,17 +42,17 @@ def trained(
     from pharmclf.models.backbones import build_backbone
     from pharmclf.models.head import build_head
     from pharmclf.training.collectives import single_worker
+    from pharmclf.training.model_step import ModelStep
     from pharmclf.training.synthetic_batch import synthetic_batch
-    from pharmclf.training.train_step import TrainStep
 
     tf.keras.utils.set_random_seed(0)
     phase = list(build_phases(CONFIG))[phase_number]
     backbone = build_backbone(CONFIG.backbone, CONFIG.image_size, "none")
     head = build_head(CONFIG.head, backbone.output.shape[-1], 4, 0)
-    model = TrainStep(
+    model = ModelStep(
         CONFIG, single_worker(), backbone, head, phase.unfreeze_blocks, "float32", cached=cached, microbatch=microbatch
     )
-    model.set_learning_rate(1e-2)
+    model.set_learning_rates(np.array([1e-2]))
     draws = np.random.default_rng(0)
     mask = np.array([1.0] * (ROWS - 1) + [0.0], np.float32)
     batch = synthetic_batch(CONFIG, ROWS)._replace(
@@ -104,7 +104,7 @@ def test_a_run_in_pieces_has_the_history_of_the_whole(make_job: Any, tmp_path: P
     histories = []
     for number, pieces in enumerate(({}, {"phase1": 3, "phase2": 2})):
         job = dataclasses.replace(make_job(str(tmp_path / str(number))), microbatches=pieces)
-        histories.append(trainer.train(job, collectives.single_worker(), Recorder())["history"])
+        histories.append(trainer.Trainer(job, collectives.single_worker(), Recorder()).fit().history)
     for one, other in zip(*histories, strict=True):
         assert other.train_loss == pytest.approx(one.train_loss, rel=1e-4)
         assert other.val_loss == pytest.approx(one.val_loss, rel=1e-3)

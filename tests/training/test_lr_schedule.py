@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -176,8 +177,8 @@ def test_a_new_monitor_has_infinite_losses():
 def test_the_best_phase_has_the_best_accuracy_then_the_lowest_loss():
     """Not the last one by itself; of equal phases the first."""
 
-    def monitors(*bests: tuple[float, float]) -> dict[str, dict[str, float]]:
-        return {f"phase{i + 1}": _after([best]).to_dict() for i, best in enumerate(bests)}
+    def monitors(*bests: tuple[float, float]) -> dict[str, EarlyStoppingState]:
+        return {f"phase{i + 1}": _after([best]) for i, best in enumerate(bests)}
 
     assert best_phase(monitors((0.7, 1.0), (0.8, 2.0))) == "phase2"
     assert best_phase(monitors((0.8, 2.0), (0.7, 1.0))) == "phase1"
@@ -188,10 +189,10 @@ def test_the_best_phase_has_the_best_accuracy_then_the_lowest_loss():
 
 def test_the_best_epoch_of_a_run_is_the_best_of_all_phases():
     """A first epoch of phase 2 is the best of its phase and not of the run, until it beats phase 1."""
-    first = {"best_accuracy": 0.9, "best_loss": 0.3, "best_epoch": 4}
-    second = {"best_accuracy": 0.8, "best_loss": 0.1, "best_epoch": 0}
+    first = EarlyStoppingState(best_accuracy=0.9, best_loss=0.3, best_epoch=4)
+    second = EarlyStoppingState(best_accuracy=0.8, best_loss=0.1, best_epoch=0)
     assert is_best_of_run({"phase1": first}, "phase1", 4)
     assert not is_best_of_run({"phase1": first}, "phase1", 3)
     assert not is_best_of_run({"phase1": first, "phase2": second}, "phase2", 0)
     assert not is_best_of_run({"phase1": first, "phase2": first}, "phase2", 4)
-    assert is_best_of_run({"phase1": first, "phase2": {**second, "best_accuracy": 0.9}}, "phase2", 0)
+    assert is_best_of_run({"phase1": first, "phase2": dataclasses.replace(second, best_accuracy=0.9)}, "phase2", 0)

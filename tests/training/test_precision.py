@@ -90,7 +90,7 @@ def test_a_gradient_that_is_not_finite_on_one_worker_skips_the_step_on_all(
         moved = [any(not np.array_equal(old[name], new[name]) for name in old) for old, new in pairs]
         assert moved == [step != OVERFLOWING_STEP for step in range(1, len(steps))]
         assert scales == [2.0**15 if step < OVERFLOWING_STEP else 2.0**14 for step in range(len(steps))]
-    for one, two in zip(outcomes[1]["history"], outcomes[2]["history"], strict=True):
+    for one, two in zip(outcomes[1].history, outcomes[2].history, strict=True):
         assert two.train_loss == pytest.approx(one.train_loss, rel=1e-2)
         assert two.val_loss == pytest.approx(one.val_loss, rel=1e-2)
 

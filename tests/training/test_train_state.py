@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def trained(folder: Path, phases: dict[str, list[dict[str, float]]], *, keep: in
             record = epoch_record(phase, epoch, **scores)
             progress.history.append(record)
             monitor = monitor.after_epoch(epoch, selection_score(record), record.val_loss, STOPPING)
-            progress.monitors[phase] = monitor.to_dict()
+            progress.monitors[phase] = monitor
             position = Position(number, epoch + 1, 0)
             if monitor.best_epoch == epoch:
                 progress.best[phase] = position.label
@@ -54,13 +55,13 @@ FOUR = [scores(0.9, 1.0), scores(0.7, 0.5), scores(0.8, 0.9), scores(0.8, 0.6)]
 def test_the_best_whole_checkpoint_takes_the_place_of_a_damaged_one(tmp_path: Path, file: str) -> None:
     """By accuracy, then by loss; one line names both, and what the schedule knows of the losses stays."""
     progress, said = trained(tmp_path, {"phase1": FOUR}), []
-    before = dict(progress.monitors["phase1"])
+    before = progress.monitors["phase1"]
     assert progress.best == {"phase1": "phase1-epoch0001-step000000"}
     damage(tmp_path, "phase1-epoch0001-step000000", file)
     replace_corrupted_best(progress, str(tmp_path), 0, said.append)
     assert progress.best == {"phase1": "phase1-epoch0004-step000000"}
-    changed = {"best_accuracy": 0.8, "best_loss": 0.6, "best_epoch": 3}
-    assert progress.monitors["phase1"] == before | changed
+    changed = dataclasses.replace(before, best_accuracy=0.8, best_loss=0.6, best_epoch=3)
+    assert progress.monitors["phase1"] == changed
     assert len(progress.history) == 4
     (line,) = said
     assert line.startswith("warning: the best checkpoint of phase1 is damaged (checkpoint ")
@@ -86,8 +87,8 @@ def test_where_none_is_whole_the_next_epoch_is_the_best_so_far(tmp_path: Path) -
     damage(tmp_path, "phase1-epoch0001-step000000")
     replace_corrupted_best(progress, str(tmp_path), 0, said.append)
     assert progress.best == {}
-    assert said[0].endswith("no other one of phase1 is whole, so that its best is sought among the epochs to come")
-    after = EarlyStoppingState.from_dict(progress.monitors["phase1"]).after_epoch(1, 0.1, 3.0, STOPPING)
+    assert said[0].endswith("no other one of phase1 is intact, so its best is chosen among the next epochs")
+    after = progress.monitors["phase1"].after_epoch(1, 0.1, 3.0, STOPPING)
     assert (after.best_epoch, after.best_accuracy, after.best_loss) == (1, 0.1, 3.0)
     assert (after.lowest_loss, after.since_lowest) == (1.0, 1)
 
@@ -100,7 +101,7 @@ def test_a_phase_that_is_over_and_has_none_left_is_out_of_the_choice(tmp_path: P
     assert progress.best == {"phase2": "phase2-epoch0001-step000000"}
     assert set(progress.monitors) == {"phase2"}
     damage(tmp_path, "phase2-epoch0001-step000000")
-    with pytest.raises(CorruptedCheckpointError, match="none at the end of an epoch is whole"):
+    with pytest.raises(CorruptedCheckpointError, match="none at the end of an epoch is intact"):
         finalize_best(progress, str(tmp_path), said.append)
 
 
@@ -116,4 +117,4 @@ def test_where_classes_are_weighed_the_best_is_the_most_balanced(tmp_path: Path)
     damage(tmp_path, "phase1-epoch0003-step000000")
     replace_corrupted_best(progress, str(tmp_path), 0, said.append)
     assert progress.best == {"phase1": "phase1-epoch0002-step000000"}
-    assert progress.monitors["phase1"]["best_accuracy"] == 0.6
+    assert progress.monitors["phase1"].best_accuracy == 0.6

@@ -22,6 +22,7 @@ from pharmclf.feature_cache.shards import CachedFeatures, FeatureCacheCorruptedE
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import Position, build_phases
+from pharmclf.training.train_state import TrainResult
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 
@@ -57,7 +58,7 @@ def make(make_job: Any, drawn_manifest: Manifest, tmp_path_factory: pytest.TempP
     return job
 
 
-def of_group(jobs: Sequence[TrainingContext], observer: Recorder | None = None) -> list[dict[str, Any]]:
+def of_group(jobs: Sequence[TrainingContext], observer: Recorder | None = None) -> list[TrainResult]:
     from pharmclf.training import collectives
     from pharmclf.training.vectorized_heads import HeadSpec, train_heads
 
@@ -65,23 +66,23 @@ def of_group(jobs: Sequence[TrainingContext], observer: Recorder | None = None) 
     return train_heads(jobs[0], members, collectives.single_worker(), observer or Recorder())
 
 
-def alone(job: TrainingContext) -> dict[str, Any]:
+def alone(job: TrainingContext) -> TrainResult:
     from pharmclf.training import collectives, trainer
 
-    return trainer.train(job, collectives.single_worker(), Recorder())
+    return trainer.Trainer(job, collectives.single_worker(), Recorder()).fit()
 
 
-def check_equal(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1e-4) -> None:
+def check_equal(one: TrainResult, other: TrainResult, tolerance: float = 1e-4) -> None:
     """Results of a run: the same epochs, numbers and best checkpoints; times are their own."""
-    assert one["best"] == other["best"]
-    assert [(r.phase, r.epoch) for r in one["history"]] == [(r.phase, r.epoch) for r in other["history"]]
-    for ours, theirs in zip(one["history"], other["history"], strict=True):
+    assert one.best == other.best
+    assert [(r.phase, r.epoch) for r in one.history] == [(r.phase, r.epoch) for r in other.history]
+    for ours, theirs in zip(one.history, other.history, strict=True):
         ours, theirs = ours.to_dict(), theirs.to_dict()
         assert set(ours) == set(theirs)
         for name in set(ours) - {"phase", "epoch", "seconds", "images_per_second"}:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=tolerance), (name, ours, theirs)
-    assert {(n, m["best_epoch"], m["scale"]) for n, m in one["monitors"].items()} == {
-        (n, m["best_epoch"], m["scale"]) for n, m in other["monitors"].items()
+    assert {(n, m.best_epoch, m.scale) for n, m in one.monitors.items()} == {
+        (n, m.best_epoch, m.scale) for n, m in other.monitors.items()
     }
 
 
@@ -152,13 +153,13 @@ def test_heads_side_by_side_are_the_runs_of_each_alone(
     ours = of_group([group for group, _ in jobs], observer)
     theirs = [alone(separate) for _, separate in jobs]
     for (group, separate), one, other in zip(jobs, ours, theirs, strict=True):
-        assert (one["status"], one["reason"]) == ("complete", "")
+        assert (one.status, one.reason) == ("complete", "")
         check_equal(one, other)
-        check_same_end(group, separate, one["best"])
-    first = [r.phase for r in theirs[1]["history"]].count("phase1")
+        check_same_end(group, separate, one.best)
+    first = [r.phase for r in theirs[1].history].count("phase1")
     assert first < 5
-    assert theirs[2]["monitors"]["phase1"]["scale"] < 1
-    assert len({round(r.learning_rate, 9) for r in theirs[3]["history"] if r.phase == "phase1"}) == 5
+    assert theirs[2].monitors["phase1"].scale < 1
+    assert len({round(r.learning_rate, 9) for r in theirs[3].history if r.phase == "phase1"}) == 5
     assert [event.epoch for event in observer.of(HeadsEpochEnd)] == [*range(5), *range(phase2_epochs)]
 
 
@@ -193,14 +194,14 @@ def test_a_head_that_diverges_harms_no_other(make: Make, tmp_path: Path) -> None
     jobs = [make(tmp_path / "g" / name, **own) for name, own in (("a", one_phase), ("b", early), ("c", late))]
     sound, at_once, later = of_group(jobs)
     check_equal(sound, alone(make(tmp_path / "alone", **one_phase)))
-    assert [r["status"] for r in (sound, at_once, later)] == ["complete", "diverged", "diverged"]
+    assert [r.status for r in (sound, at_once, later)] == ["complete", "diverged", "diverged"]
     assert not list_checkpoints(jobs[1].checkpoints)
-    assert [r.phase for r in later["history"]] == ["phase1"] * 2
+    assert [r.phase for r in later.history] == ["phase1"] * 2
     assert list_checkpoints(jobs[2].checkpoints)[-1].name == "phase1-epoch0002-step000000"
     for result, own in ((at_once, early), (later, late)):
         with pytest.raises(TrainingDivergedError) as told:
-            alone(make(tmp_path / "alone" / result["reason"][:5] / str(len(result["history"])), **own))
-        assert result["reason"] == str(told.value)
+            alone(make(tmp_path / "alone" / result.reason[:5] / str(len(result.history)), **own))
+        assert result.reason == str(told.value)
 
 
 TRAIN, VALIDATION = 4, 2
@@ -225,14 +226,14 @@ def test_the_loop_goes_on_with_a_head_where_the_group_was_stopped(
     numbers[0]["phase2"] = PhaseConfig(epochs=3, learning_rate=1e-4)
     jobs = [make(tmp_path / "g" / str(number), **own) for number, own in enumerate(numbers)]
     stopped = of_group(jobs, Recorder(batches))
-    assert [result["status"] for result in stopped] == ["stopped"] * 2
-    assert [len(result["history"]) for result in stopped] == [epochs] * 2
+    assert [result.status for result in stopped] == ["stopped"] * 2
+    assert [len(result.history) for result in stopped] == [epochs] * 2
     assert [list_checkpoints(job.checkpoints)[-1].position for job in jobs] == [newest] * 2
     for number, own in enumerate(numbers):
         unbroken = make(tmp_path / "alone" / str(number), **own)
         theirs, ours = alone(unbroken), alone(jobs[number])
         check_equal(ours, theirs)
-        check_same_end(jobs[number], unbroken, theirs["best"])
+        check_same_end(jobs[number], unbroken, theirs.best)
 
 
 def test_heads_leave_out_the_rows_that_the_features_lack(make: Make, drawn_manifest: Manifest, tmp_path: Path) -> None:
@@ -249,8 +250,8 @@ def test_heads_leave_out_the_rows_that_the_features_lack(make: Make, drawn_manif
     for group, separate, one in zip(*jobs.values(), of_group(jobs["group"]), strict=True):
         other = alone(separate)
         check_equal(one, other)
-        check_same_end(group, separate, one["best"])
-        for record in (*one["history"], *other["history"]):
+        check_same_end(group, separate, one.best)
+        for record in (*one.history, *other.history):
             right = record.train_accuracy * (len(group.train_rows) - 1)
             assert right == pytest.approx(round(right), abs=1e-4)
 
@@ -260,22 +261,26 @@ def test_where_the_features_are_lost_nothing_else_is(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:
     """In the middle of training or validation each member writes where it stands; the loop goes on from there."""
-    from pharmclf.training import vectorized_heads
+    from pharmclf.training import trainer
 
-    whole = vectorized_heads.device_batches
+    load = trainer.device_batches
 
-    def cut_off(*arguments: Any) -> Any:
-        source = whole(*arguments)
-        try:
-            for _ in range(batches):
-                yield next(source)
-            raise FeatureCacheCorruptedError("a shard is gone")
-        finally:
-            source.close()
+    class CutOff:
+        ready = True
+
+        def __init__(self, *arguments: Any) -> None:
+            self.source, self.left = load(*arguments), batches
+            self.close = self.source.close
+
+        def __next__(self) -> Any:
+            if self.left == 0:
+                raise FeatureCacheCorruptedError("a shard is gone")
+            self.left -= 1
+            return next(self.source)
 
     jobs = [make(tmp_path / "g" / str(rate), phase1=PhaseConfig(epochs=2, learning_rate=rate)) for rate in (1e-3, 1e-2)]
     with monkeypatch.context() as patched:
-        patched.setattr(vectorized_heads, "device_batches", cut_off)
+        patched.setattr(trainer, "device_batches", CutOff)
         with pytest.raises(FeatureCacheCorruptedError):
             of_group(jobs)
     newest = list_checkpoints(jobs[1].checkpoints)[-1]
@@ -283,7 +288,7 @@ def test_where_the_features_are_lost_nothing_else_is(
     unbroken = make(tmp_path / "alone", phase1=jobs[1].config.phase1)
     theirs, ours = alone(unbroken), alone(jobs[1])
     check_equal(ours, theirs)
-    check_same_end(jobs[1], unbroken, theirs["best"])
+    check_same_end(jobs[1], unbroken, theirs.best)
 
 
 @pytest.mark.s3
@@ -295,7 +300,7 @@ def test_all_checkpoints_are_in_an_object_store_at_the_end(make: Make, bucket: s
     jobs = [dataclasses.replace(job, folder=f"{bucket}/{number}") for number, job in enumerate(jobs)]
     for job, result in zip(jobs, of_group(jobs), strict=True):
         names = {checkpoint.name for checkpoint in list_checkpoints(job.checkpoints)}
-        assert names == {"phase1-epoch0002-step000000", *result["best"].values()}
+        assert names == {"phase1-epoch0002-step000000", *result.best.values()}
         assert not storage.list_folders(staging_dir(job.checkpoints))
 
 
@@ -306,7 +311,7 @@ def test_the_loop_has_nothing_to_train_behind_a_finished_head(make: Make, tmp_pa
     before = newest_checkpoint(job.checkpoints)
     again = alone(job)
     after = newest_checkpoint(job.checkpoints)
-    assert again["history"] == finished["history"]
+    assert again.history == finished.history
     assert before is not None
     assert after is not None
     assert before[0].files == after[0].files

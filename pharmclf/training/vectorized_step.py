@@ -1,6 +1,7 @@
-"""Heads side by side on the device: the weights of K heads in one set of variables, trained by one program.
+"""Training and validation steps of K heads that are one program, with their weights in one set of variables.
 
-A kernel of K heads is (K, in, out), a bias (K, 1, out); so one number of each head, as (K, 1, 1), goes with both.
+A kernel of K heads is (K, in, out), a bias (K, 1, out), so that one number of each head, as (K, 1, 1), broadcasts to
+both.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pharmclf.models.head import build_head
 from pharmclf.training.train_step import (
     Batch,
     PreReducedAdam,
+    Tensors,
     class_sums,
     dropout_uniforms,
     keep_mask,
@@ -36,13 +38,13 @@ class _VectorizedAdam(TensorRates, PreReducedAdam):
 
 
 class VectorizedHeads:
-    """The device's part of K heads that differ in numbers only."""
+    """`TrainStep` of K heads that differ in numbers only."""
 
     def __init__(self, configs: Sequence[RunConfig], num_features: int, num_classes: int) -> None:
-        """Build K heads with the initial weights of one, under the dtype policy that is set.
+        """Build K heads with the same initial weights, under the current dtype policy.
 
         Args:
-            configs: of each head; they have the same `group_key`.
+            configs: of the heads; they have the same `group_key`.
             num_features: width of the pooled features.
         """
         first = configs[0]
@@ -69,63 +71,62 @@ class VectorizedHeads:
         self._best = [tf.Variable(variable, trainable=False) for variable in self._per_head]
         self._best_iterations = np.zeros(self.size, np.int64)
         self._gradients = tf.function(self._forward_backward, autograph=False, jit_compile=first.xla or None)
-        self._train = tf.function(self._train_step, autograph=False)
+        self.train_step = tf.function(self._train_step, autograph=False)
         self.validation_step = tf.function(self._validation_step, autograph=False)
         self._copy_best = tf.function(self._copy, autograph=False)
 
     # ------------------------------------------------------------------ steps
 
-    def train_step(self, batch: Batch, rates: np.ndarray) -> Any:
-        """One training step -> (3, K) float32: loss sum and correct of each head, and the images that count.
+    def set_learning_rates(self, rates: np.ndarray) -> None:
+        """As `TrainStep.set_learning_rates`."""
+        self._rates.assign(rates[:, None, None])
 
-        Args:
-            batch: its inputs are pooled features, (batch, num_features).
-            rates: (K,) float32, the learning rate of each head; one with 0 keeps its weights.
+    def _train_step(self, batch: Batch, stop_vote: Any) -> Any:
+        """One training step -> (4, K) float32: loss sum and correct of each head, stop votes, images.
+
+        The inputs of the batch are pooled features, (batch, num_features).
         """
-        return self._train(batch, tf.constant(rates[:, None, None], tf.float32))
-
-    def _train_step(self, batch: Batch, rates: Any) -> Any:
         draws = [
             dropout_uniforms(self._seed, number, batch.global_step, (batch.mask.shape[0], layer.output.shape[-1]))
             for number, layer in enumerate(layer for layer in self._layers if isinstance(layer, layers.Dropout))
         ]
-        *gradients, sums = self._gradients(batch, draws)
-        whole = batch.count / tf.maximum(sums[2, 0], 1.0)  # as in `TrainStep`; times 1 without a quarantined row
-        gradients = [gradient * whole for gradient in gradients]
-        self._rates.assign(rates)
+        *gradients, sums = self._gradients(batch, draws, stop_vote)
+        correction = batch.count / tf.maximum(sums[3, 0], 1.0)  # as in `ModelStep`
+        gradients = [gradient * correction for gradient in gradients]
         self._optimizer.apply(self._clipped(gradients), self._trained)
         return sums
 
-    def _forward_backward(self, batch: Batch, draws: list[Any]) -> list[Any]:
+    def _forward_backward(self, batch: Batch, draws: list[Any], stop_vote: Any) -> list[Any]:
         weights = [variable.value for variable in self._trained]
         with tf.GradientTape() as tape:
             logits = self._logits(batch, [keep_mask(drawn, self._dropout) for drawn in draws])
             losses, correct = per_example_loss_and_correct(logits, batch, np.float32(self._smoothing))
             loss_sums = tf.reduce_sum(losses * batch.weights, axis=-1)
-            objective = tf.reduce_sum(loss_sums) / batch.count  # a head's weights move its own term only
-        return [*tape.gradient(objective, weights), tf.stack([loss_sums, correct, self._images(batch)])]
+            objective = tf.reduce_sum(loss_sums) / batch.count  # each term depends on the weights of one head
+        return [*tape.gradient(objective, weights), self._sums(loss_sums, correct, batch, stop_vote)]
 
-    def _validation_step(self, batch: Batch) -> Any:
-        """One validation step -> (3, K) float32, as `train_step`; the loss is the plain cross-entropy.
+    def _validation_step(self, batch: Batch, stop_vote: Any) -> Any:
+        """As `_train_step`; the loss is the plain cross-entropy.
 
-        Where classes are weighed (3 + 2 * classes, K): the correct rows and the rows of each class follow.
+        If classes are weighted, (4 + 2 * classes, K): the correct rows and the rows of each class follow.
         """
         logits = self._logits(batch, None)
         losses, correct = per_example_loss_and_correct(logits, batch, np.zeros_like(self._smoothing, np.float32))
-        sums = tf.stack([tf.reduce_sum(losses * batch.weights, axis=-1), correct, self._images(batch)])
+        sums = self._sums(tf.reduce_sum(losses * batch.weights, axis=-1), correct, batch, stop_vote)
         if not self._balanced:
             return sums
         hits, rows = class_sums(logits, batch)
         return tf.concat([sums, tf.transpose(hits), tf.repeat(rows[:, None], self.size, axis=1)], axis=0)
 
-    def _images(self, batch: Batch) -> Any:
-        """The rows of a batch that count, (K,) float32, the same for all heads."""
-        return tf.fill([self.size], tf.reduce_sum(batch.mask))
+    def _sums(self, loss_sums: Any, correct: Any, batch: Batch, stop_vote: Any) -> Any:
+        """(4, K) float32."""
+        common = [tf.fill([self.size], number) for number in (stop_vote, tf.reduce_sum(batch.mask))]
+        return tf.stack([loss_sums, correct, *common])
 
     def _logits(self, batch: Batch, keep: list[Any] | None) -> Any:
         """All heads on one batch of features -> (K, batch, classes) float32; `keep` as in `apply_head`, or None.
 
-        As in Keras, each layer computes in its own dtype; `apply_head` gives dropout masks the dtype of what comes in.
+        As in Keras, each layer computes in its dtype; as in `apply_head`, dropout masks have the dtype of their input.
         """
         x = tf.cast(batch.inputs, tf.float32)[None]  # (1, batch, features), then (K, batch, units)
         masks, weights = iter(keep or []), iter(self._trained)
@@ -147,33 +148,35 @@ class VectorizedHeads:
         scales = tf.where(self._clip_norms > 0, scales, tf.ones_like(scales))
         return [gradient * scales for gradient in gradients]
 
-    # ------------------------------------------------- what is kept of a phase
+    # ------------------------------------------------- best weights, checkpoints
 
-    def keep_best(self, which: np.ndarray) -> None:
-        """Keep weights and optimizer of some heads, (K,) bool, as those of their best epoch."""
-        self._copy_best(tf.constant(which[:, None, None]))
-        self._best_iterations[which] = self._optimizer.iterations.numpy()
+    def keep_best(self, improved: np.ndarray) -> None:
+        """As `TrainStep.keep_best`, on the device and with the optimizer."""
+        self._copy_best(tf.constant(improved[:, None, None]))
+        self._best_iterations[improved] = self._optimizer.iterations.numpy()
 
-    def _copy(self, which: Any) -> None:
+    def _copy(self, improved: Any) -> None:
         for best, variable in zip(self._best, self._per_head, strict=True):
-            best.assign(tf.where(which, variable, best))
+            best.assign(tf.where(improved, variable, best))
 
     def restore_best(self) -> None:
-        """Give all heads the weights of their best epoch, and a fresh optimizer."""
+        """As `TrainStep.restore_best`, with a new optimizer for the next phase."""
         for best, variable in zip(self._best, self._trained, strict=False):  # weights come first
             variable.assign(best)
         for variable in self._optimizer.variables:
             variable.assign(tf.zeros_like(variable))
 
-    def state_dict(self, place: int, *, best: bool = False) -> dict[str, dict[str, np.ndarray]]:
-        """What a checkpoint of one head holds, as `TrainStep.state_dict` gives it.
+    def state_dict(self, index: int, /) -> Tensors:
+        """As `ModelStep.state_dict` for one head."""
+        return self._tensors(index, self._per_head, self._optimizer.iterations.numpy())
 
-        Args:
-            place: which head, from 0.
-            best: as of its best epoch, not as it is now.
-        """
-        iterations = self._best_iterations[place] if best else self._optimizer.iterations.numpy()
-        *arrays, rate = [variable[place].numpy() for variable in (self._best if best else self._per_head)]
+    def best_state_dict(self, index: int) -> Tensors:
+        """As `state_dict`, of the head's best epoch."""
+        return self._tensors(index, self._best, self._best_iterations[index])
+
+    def _tensors(self, index: int, variables: Sequence[Any], iterations: Any) -> Tensors:
+        """Tensors of a head; `variables` as in `_per_head`."""
+        *arrays, rate = [variable[index].numpy() for variable in variables]
         # two moments for each weight, one after the other
         shapes = [*self._shapes, *(shape for shape in self._shapes for _ in range(2))]
         shaped = iter([array.reshape(shape) for array, shape in zip(arrays, shapes, strict=True)])
@@ -189,7 +192,7 @@ class VectorizedHeads:
 
 
 def _stack_variable(variable: keras.Variable, size: int) -> keras.Variable:
-    """A variable of K heads, each with the value of this one, under the same path."""
+    """A variable of K heads, each with the value of this one, with the same path."""
     value = np.asarray(variable.value)
     value = value if value.ndim == 2 else value[None]  # a bias
     *scopes, name = variable.path.split("/")
