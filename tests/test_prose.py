@@ -56,12 +56,10 @@ PENDING = (
     "pharmclf/config",
     "pharmclf/core",
     "pharmclf/export",
-    "pharmclf/find_rate.py",
     "pharmclf/inference",
     "pharmclf/models",
     "pharmclf/reporting",
     "pharmclf/runs",
-    "pharmclf/training",
     "pharmclf/tuning",
     "tune",
 )

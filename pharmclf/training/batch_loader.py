@@ -1,12 +1,11 @@
-"""The batches of a phase on the device, from the stream of images or from kept activations; the plan is the same.
+"""Batches of a phase on the device, from streamed images or from cached features, in the order of the same plan.
 
-A row whose image is no longer what the manifest says stays in its place, and its mask is 0.
+A row whose image does not match the manifest keeps its place in the batch, with mask 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +13,7 @@ import tensorflow as tf
 from pharmclf.core.events import Callback, ImagesQuarantined
 from pharmclf.data.augment import identity_transforms, projective_transforms
 from pharmclf.data.batch_sampler import PADDING, BatchPlan, BatchSlice, view_index
-from pharmclf.data.ray_loader import load_batches, prefetch
+from pharmclf.data.ray_loader import Prefetcher, load_batches, prefetch
 from pharmclf.feature_cache.reader import FeatureReader
 from pharmclf.feature_cache.shards import missing_rows
 from pharmclf.models.devices import gpu_compute_capability
@@ -24,38 +23,37 @@ from pharmclf.training.train_step import Batch
 
 
 def device_batches(
-    job: TrainingContext, phase: Phase, plan: BatchPlan, first: int, observer: Callback | None = None
-) -> Any:
-    """The batches of a phase from a step on, on the device and ahead of their use.
+    job: TrainingContext, phase: Phase, plan: BatchPlan, first: int, callback: Callback | None = None
+) -> Prefetcher:
+    """Batches of a phase, prefetched to the device.
 
     Args:
-        job: what is trained.
-        phase: whose batches they are.
+        job: the run.
+        phase: of the batches.
         plan: of the phase, for this worker.
         first: index of the first step.
-        observer: is told of images that cannot be used any more, from a thread; of those that kept activations lack it
-            has been told when they were computed.
+        callback: handles `ImagesQuarantined`, in a thread; for cached features they are emitted at extraction.
     """
     config = job.config
-    kept = job.activations.get(phase.name)
-    if kept is None:
+    cache = job.activations.get(phase.name)
+    if cache is None:
         inputs = load_batches(plan, job.images, config.image_size, first=first, num_cpus=job.loader_cpus)
     else:
-        inputs = _cached_batches(FeatureReader(kept), plan, first, config.views)
+        inputs = _cached_batches(FeatureReader(cache), plan, first, config.views)
     numbered = ((plan.step(first + offset), *batch) for offset, batch in enumerate(inputs))
     class_weights = _class_weights(job)
 
     def to_device(item: tuple[BatchSlice, np.ndarray, np.ndarray]) -> Batch:
         step, inputs, bad = item
         lost = np.flatnonzero(bad != "")
-        if observer and len(lost) and kept is None:
+        if callback and len(lost) and cache is None:
             reasons = dict(zip(step.rows[lost].tolist(), bad[lost].tolist(), strict=True))
-            observer.on_event(ImagesQuarantined(reasons=reasons))
+            callback.on_event(ImagesQuarantined(reasons=reasons))
         mask = (step.rows != PADDING).astype(np.float32)
         mask[lost] = 0.0
         labels = np.where(step.rows != PADDING, job.labels[step.rows], 0)
         transforms = identity_transforms(len(step.rows))
-        if step.training and kept is None:
+        if step.training and cache is None:
             view = view_index(plan.first_epoch + step.epoch, config.views)
             transforms = projective_transforms(config.augment, config.image_size, config.seed, view, step.rows)
         weights = mask * (class_weights[labels] if step.training else np.float32(1.0))
@@ -76,8 +74,8 @@ def device_batches(
 def _cached_batches(
     reader: FeatureReader, plan: BatchPlan, first: int, views: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The kept activations of every step of a plan, in order; zeros and a reason where a row has none."""
-    # a CPU's own float16 is slow in TensorFlow; to a GPU half as much is to be sent
+    """Cached features of each step of a plan; zeros and a reason for rows that have none."""
+    # float16 is slow on a CPU; a GPU gets half the bytes
     widen = gpu_compute_capability() is None
     for index in range(first, plan.num_steps):
         step = plan.step(index)
@@ -91,9 +89,9 @@ def _cached_batches(
 
 
 def _class_weights(job: TrainingContext) -> np.ndarray:
-    """(classes,) float32: what a training row of each class weighs."""
+    """(classes,) float32 weight of a training row of each class."""
     num_classes = len(job.class_names)
     if job.config.optimizer.class_weights == "off":
         return np.ones(num_classes, np.float32)
     counts = np.bincount(job.labels[job.train_rows], minlength=num_classes)
-    return (counts.sum() / (num_classes * np.maximum(counts, 1))).astype(np.float32)
+    return np.asarray(counts.sum() / (num_classes * np.maximum(counts, 1)), np.float32)

@@ -1,8 +1,8 @@
-"""Checkpoints: written whole or not at all, verified at reading, in formats that cannot run code.
+"""Checkpoints: complete or absent, verified when read, in formats that cannot run code.
 
-The order of writing: tensors, then `checkpoint.json` with the sha256 of each, then older checkpoints go. A folder
-without `checkpoint.json` is not a checkpoint. Which one is newest is read from the position inside, never from a name
-or a date.
+Order of writing: tensors, `checkpoint.json` with the sha256 of each, then older checkpoints are deleted. A folder
+without `checkpoint.json` is not a checkpoint. The newest one is determined by the position inside, never by a name or
+a date.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.training.phases import Position
 
 METADATA_FILE = "checkpoint.json"
-"""Written last; a folder without it is no checkpoint."""
+"""Written last."""
 _log = logging.getLogger(__name__)
 
 
 class CorruptedCheckpointError(RunError, ValueError):
-    """A file of a checkpoint is missing or not what was written."""
+    """A file of a checkpoint is missing or damaged."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is known of a checkpoint from its record, before its tensors are read."""
+    """The record of a checkpoint; its tensors are read on demand."""
 
     location: str
     name: str
     position: Position
     state: dict[str, Any]
-    """History, monitor and all else that the loop needs to go on."""
+    """`TrainState.state_dict`."""
     fingerprints: dict[str, Any]
-    """What the run depends on; see `check_fingerprints`."""
+    """Of everything that the run depends on, see `check_fingerprints`."""
     files: dict[str, str]
     """sha256 of each file."""
 
@@ -49,7 +49,7 @@ class Checkpoint:
         """Read one file of tensors, `weights` or `optimizer`.
 
         Raises:
-            CorruptedCheckpointError: the file is missing or its sha256 is another.
+            CorruptedCheckpointError: the file is missing, or its sha256 differs.
         """
         name = f"{file}.safetensors"
         try:
@@ -59,10 +59,10 @@ class Checkpoint:
         except OSError as error:
             raise CorruptedCheckpointError(f"checkpoint {self.location}: {name} cannot be read: {error}") from error
         expected = self.files.get(name, "none")
-        found = sha256_bytes(content)
-        if found != expected:
+        received = sha256_bytes(content)
+        if received != expected:
             raise CorruptedCheckpointError(
-                f"checkpoint {self.location}: {name} has sha256 {found[:12]}…, expected {expected[:12]}…"
+                f"checkpoint {self.location}: {name} has sha256 {received[:12]}…, expected {expected[:12]}…"
             )
         try:
             return dict(safetensors.load(content))
@@ -82,10 +82,10 @@ def write_checkpoint(
     Args:
         folder: the run's `checkpoints/`.
         tensors: for each file (`weights`, `optimizer`) its arrays by name.
-        state: plain values for JSON.
+        state: `TrainState.state_dict`.
     """
     location = storage.join(folder, position.label)
-    storage.delete_folder(location)  # the remains of a writer that was killed here
+    storage.delete_folder(location)  # left by a writer that was killed
     files = {}
     for file, arrays in tensors.items():
         content = safetensors.save({name: np.asarray(array, order="C") for name, array in arrays.items()})
@@ -103,11 +103,11 @@ def write_checkpoint(
 
 
 def read_checkpoint(location: str) -> Checkpoint:
-    """Read a checkpoint's record.
+    """Read the record of a checkpoint.
 
     Raises:
-        CorruptedCheckpointError: no record, or one that cannot be read.
-        ConfigError: of another version.
+        CorruptedCheckpointError: the record is missing or cannot be read.
+        ConfigError: it has another schema version.
     """
     try:
         record = load_record(storage.join(location, METADATA_FILE))
@@ -125,30 +125,30 @@ def read_checkpoint(location: str) -> Checkpoint:
 
 
 def list_checkpoints(folder: str) -> list[Checkpoint]:
-    """All whole checkpoints of a run, oldest position first."""
-    found = []
+    """All checkpoints of a run with a readable record, oldest position first."""
+    checkpoints = []
     for name in storage.list_folders(folder):
         location = storage.join(folder, name)
         if storage.is_file(storage.join(location, METADATA_FILE)):
             try:
-                found.append(read_checkpoint(location))
+                checkpoints.append(read_checkpoint(location))
             except CorruptedCheckpointError as error:
-                _log.warning("%s; it is left out", error)
-    return sorted(found, key=lambda checkpoint: checkpoint.position)
+                _log.warning("%s; it is ignored", error)
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.position)
 
 
 def newest_checkpoint(folder: str) -> tuple[Checkpoint, dict[str, dict[str, np.ndarray]]] | None:
-    """The newest checkpoint whose every file is as it was written, with its tensors; the log names damaged ones."""
+    """The newest intact checkpoint, with its tensors; the log names damaged ones."""
     for checkpoint in reversed(list_checkpoints(folder)):
         try:
             return checkpoint, {file: checkpoint.tensors(file) for file in ("weights", "optimizer")}
         except CorruptedCheckpointError as error:
-            _log.warning("%s; the one before it is taken", error)
+            _log.warning("%s; the one before it is used", error)
     return None
 
 
 def delete_old_checkpoints(folder: str, keep: Iterable[str]) -> None:
-    """Delete all checkpoints but the named ones; the record goes first, so none is ever half there. (chief only)"""
+    """Delete all other checkpoints; each record first, so that a partly deleted one does not count. (chief only)"""
     kept = set(keep)
     for name in storage.list_folders(folder):
         if name not in kept:
@@ -157,17 +157,17 @@ def delete_old_checkpoints(folder: str, keep: Iterable[str]) -> None:
             storage.delete_folder(location)
 
 
-def check_fingerprints(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
-    """Refuse to go on with what belongs to another run.
+def check_fingerprints(received: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+    """Refuse what belongs to another run.
 
     Raises:
         ConfigError: names each field that differs, with both values.
     """
-    names = sorted({*found, *expected})
-    differing = [name for name in names if found.get(name) != expected.get(name)]
+    names = sorted({*received, *expected})
+    differing = [name for name in names if received.get(name) != expected.get(name)]
     if differing:
-        rows = "; ".join(f"{name}: {found.get(name)!r} there, {expected.get(name)!r} now" for name in differing)
+        rows = "; ".join(f"{name}: {received.get(name)!r} there, {expected.get(name)!r} now" for name in differing)
         raise ConfigError(
             f"{where} belongs to another run: {rows}. Give a new --name, the settings "
-            "of that run, or --overwrite to delete it and begin again"
+            "of that run, or --overwrite to delete it and start again"
         )

@@ -1,4 +1,4 @@
-"""Keeps a run's checkpoints without holding up the steps: to a remote storage they go by way of a local spool."""
+"""Writes and prunes the checkpoints of a run; uploads to remote storage run in the background, from a local spool."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from pharmclf.training.checkpoint import (
 )
 from pharmclf.training.phases import Position
 
-_ATTEMPT_TIMEOUT_S = 20.0  # patience of one attempt to upload; the next one follows while training goes on
+_ATTEMPT_TIMEOUT_S = 20.0  # timeout of one upload; it is repeated while training continues
 _PAUSE_S = 5.0
 
 
 class _CheckpointInfo(NamedTuple):
     position: Position
     best: frozenset[str]
-    """What it says to be the best checkpoint of each phase; one cannot go without the other."""
+    """Names of the best checkpoint of each phase, which it refers to."""
 
 
 def staging_dir(folder: str) -> str:
-    """The local folder in which the checkpoints of a remote run wait for their upload."""
+    """The local folder (spool) of checkpoints that wait for their upload to remote storage."""
     root = os.environ.get("PHARMCLF_STORAGE_SPOOL") or f"{tempfile.gettempdir()}/pharmclf-spool-{os.getuid()}"
     return storage.join(root, fingerprint(folder)[:16])
 
 
 class CheckpointManager:
-    """Writes checkpoints, uploads them behind the training, and lets old ones go. (chief only)"""
+    """Writes checkpoints, uploads them in a thread, and deletes old ones. (chief only)"""
 
     def __init__(self, folder: str, fingerprints: dict[str, Any], keep: int, say: Callable[[str], None]) -> None:
-        """Take up what an earlier writer has left in the spool, and upload it first.
+        """Upload what an earlier process has left in the spool.
 
         Args:
             folder: the run's `checkpoints/`.
-            fingerprints: what the run depends on; a spool of another run is refused.
-            keep: newest checkpoints that stay, beside each phase's best.
+            fingerprints: of the run; the spool of another run is refused.
+            keep: number of newest checkpoints that are kept, in addition to each phase's best.
             say: takes notes for the user.
 
         Raises:
-            StorageUnavailableError: what waits in the spool could not be uploaded.
+            StorageUnavailableError: the spool could not be uploaded.
             ConfigError: it belongs to another run.
         """
         self._folder, self._fingerprints, self._keep, self._say = folder, fingerprints, keep, say
@@ -72,21 +72,21 @@ class CheckpointManager:
             self._thread.start()
 
     def resume_from(self, position: Position) -> None:
-        """The checkpoint at this position is there and whole: before a step is taken it is not written again."""
+        """Do not write the checkpoint at this position again: it exists and is intact."""
         self._last = position
 
     def save(self, position: Position, tensors: Mapping[str, Mapping[str, np.ndarray]], state: dict[str, Any]) -> str:
         """Write a checkpoint, to the spool where the storage is remote.
 
         Args:
-            position: where the run stands.
+            position: of the run.
             tensors: for each file its arrays by name.
-            state: plain values for JSON; its `best` names each phase's best checkpoint.
+            state: `TrainState.state_dict`.
 
         Returns:
             The checkpoint's name.
         """
-        if position == self._last:  # nothing has been trained since, and the one before may be on its way up
+        if position == self._last:  # nothing has been trained since, and it may be uploading
             return position.label
         self._last = position
         place = self._spool if self._remote else self._folder
@@ -108,7 +108,7 @@ class CheckpointManager:
             raise storage.StorageUnavailableError(self._find_leftovers())
 
     def close(self) -> list[str]:
-        """End the uploads -> names of the checkpoints that are left in the spool; a note says so."""
+        """End the uploads -> names of the checkpoints that stay in the spool; a note lists them."""
         if self._thread is None:
             return []
         with self._changed:
@@ -125,7 +125,7 @@ class CheckpointManager:
         names = ", ".join(checkpoint.name for checkpoint, _ in self._waiting)
         return (
             f"not uploaded to {self._folder}: {names}. They are kept in {self._spool}; "
-            "the same command on this machine uploads them and goes on from there"
+            "the same command on this machine uploads them and resumes from there"
         )
 
     def _upload_leftovers(self) -> None:
@@ -133,7 +133,7 @@ class CheckpointManager:
             if checkpoint.position > max((k.position for k in self._known.values()), default=Position(0, 0, 0)):
                 check_fingerprints(checkpoint.fingerprints, self._fingerprints, f"checkpoint {checkpoint.location}")
                 self._upload(checkpoint, _checkpoint_info(checkpoint))
-                self._say(f"uploaded {checkpoint.name}, which had been kept in {self._spool}")
+                self._say(f"uploaded {checkpoint.name} from {self._spool}")
         storage.delete_folder(self._spool)
 
     def _upload_all(self) -> None:
@@ -155,7 +155,7 @@ class CheckpointManager:
                 warned = False
             except OSError as error:
                 if not warned:
-                    self._say(f"checkpoint {checkpoint.name} waits in {self._spool}, it is tried again: {error}")
+                    self._say(f"checkpoint {checkpoint.name} waits in {self._spool}, the upload is repeated: {error}")
                 warned = True
                 with self._changed:
                     if (
@@ -166,7 +166,7 @@ class CheckpointManager:
                     self._changed.wait(_PAUSE_S)
 
     def _skip_superseded(self) -> None:
-        """Of what waits, only the newest and the best are worth an upload."""
+        """Drop waiting checkpoints except the newest and the best."""
         best = self._waiting[-1][1].best
         for checkpoint, known in self._waiting[:-1]:
             if checkpoint.name not in best:
@@ -174,18 +174,18 @@ class CheckpointManager:
                 storage.delete_folder(checkpoint.location)
 
     def _upload(self, checkpoint: Checkpoint, known: _CheckpointInfo) -> None:
-        """Copy a checkpoint's files, its record last."""
+        """Upload the files of a checkpoint, its record last."""
         target = storage.join(self._folder, checkpoint.name)
-        storage.delete_file(storage.join(target, METADATA_FILE))  # of a damaged one that is written anew
+        storage.delete_file(storage.join(target, METADATA_FILE))  # of a damaged one that is written again
         storage.upload_folder(Path(checkpoint.location), target, last=METADATA_FILE)
-        with contextlib.suppress(OSError):  # what stays longer than it must is no failure
+        with contextlib.suppress(OSError):  # old checkpoints that stay are no failure
             self._prune(checkpoint.name, known)
 
     def _prune(self, newest: str, known: _CheckpointInfo) -> None:
-        """Let the older ones go; those ahead of the newest belong to a damaged past and go too."""
+        """Delete old checkpoints, and those after the newest position, which belong to a damaged history."""
         self._known = {n: k for n, k in self._known.items() if k.position < known.position} | {newest: known}
-        staying = sorted(self._known, key=lambda name: self._known[name].position)[-self._keep :]
-        kept = {*staying, *(name for stays in staying for name in self._known[stays].best)}
+        newest_names = sorted(self._known, key=lambda name: self._known[name].position)[-self._keep :]
+        kept = {*newest_names, *(best for name in newest_names for best in self._known[name].best)}
         delete_old_checkpoints(self._folder, kept)
         self._known = {name: k for name, k in self._known.items() if name in kept}
 

@@ -1,4 +1,4 @@
-"""Workers: the one place that knows TF_CONFIG, the strategy and ranks.
+"""Workers, and the collectives between them; no other module knows TF_CONFIG and the strategy.
 
 One worker drives one accelerator and is one replica, so batches go to a step as plain tensors.
 """
@@ -20,13 +20,13 @@ from pharmclf.training.proxy import reach_directly
 
 @dataclass(frozen=True, eq=False)
 class Workers:
-    """This process among the workers of a run."""
+    """The workers of a run, and the rank of this process among them."""
 
     strategy: tf.distribute.Strategy
     rank: int = 0
     world: int = 1
     progress: LoopProgress = field(default_factory=LoopProgress)
-    """Where the loop of this process is."""
+    """Position of the training loop of this process."""
 
     @property
     def is_chief(self) -> bool:
@@ -34,22 +34,24 @@ class Workers:
         return self.rank == 0
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function in this worker's replica; within a tf.function. (all ranks)"""
+        """Call a function in this worker's replica, inside a tf.function. (all ranks)"""
         return self.strategy.run(function, args=arguments)
 
     def all_reduce_sum(self, tensors: Sequence[Any]) -> Sequence[Any]:
-        """Sum tensors over all workers; within a function given to `run`. (all ranks)"""
+        """Sum tensors over all workers, inside a function given to `run`. (all ranks)"""
         if self.world == 1:
             return tensors
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
+        context = tf.distribute.get_replica_context()
+        sums: Sequence[Any] = context.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
+        return sums
 
     def barrier(self) -> None:
-        """Return when every worker has come here. (all ranks)"""
+        """Return when every worker has called this. (all ranks)"""
         if self.world > 1:
             tf.function(lambda: self.run(lambda: self.all_reduce_sum([tf.constant(0.0)])))()
 
     def gather(self, content: bytes) -> list[bytes]:
-        """What each worker gives, by rank; all give equally many bytes. (all ranks)"""
+        """Content of each worker, by rank; all have the same number of bytes. (all ranks)"""
         if self.world == 1:
             return [content]
         table = np.zeros((self.world, len(content)), np.float32)
@@ -57,16 +59,16 @@ class Workers:
         return [row.tobytes() for row in self._summed(table).astype(np.uint8)]
 
     def from_chief(self, content: bytes) -> bytes:
-        """What the chief gives, for all; what the others give does not count. (all ranks)"""
+        """Content of the chief, on every worker; that of the others is ignored. (all ranks)"""
         size = int.from_bytes(self.gather(len(content).to_bytes(8, "big"))[0], "big")
-        mine = np.frombuffer(content, np.uint8) if self.is_chief else np.zeros(size, np.uint8)
-        return content if self.world == 1 else self._summed(mine.astype(np.float32)).astype(np.uint8).tobytes()
+        numbers = np.frombuffer(content, np.uint8) if self.is_chief else np.zeros(size, np.uint8)
+        return content if self.world == 1 else self._summed(numbers.astype(np.float32)).astype(np.uint8).tobytes()
 
     def _summed(self, numbers: np.ndarray) -> np.ndarray:
-        """Sums of small whole numbers over all workers: float32 holds them exactly, and every library sums it."""
+        """Sums of small integers over all workers, in float32, which is exact and which every library can sum."""
 
-        def total(values: Any) -> Any:  # the strategy sums what was computed on the device, not what came in
-            return self.run(lambda own: self.all_reduce_sum([tf.identity(own)])[0], values)
+        def total(values: Any) -> Any:  # the strategy sums tensors that were computed on the device, not its inputs
+            return self.run(lambda local: self.all_reduce_sum([tf.identity(local)])[0], values)
 
         summed = tf.function(total, autograph=False)(tf.constant(numbers, tf.float32))
         return np.asarray(summed.numpy())
@@ -78,15 +80,15 @@ def single_worker() -> Workers:
 
 
 def init_distributed(threads: int | None = None) -> Workers:
-    """Join the workers that Ray Train has named in TF_CONFIG; blocks until all are there. (all ranks)
+    """Join the workers that Ray Train names in TF_CONFIG; blocks until all have joined. (all ranks)
 
     Args:
-        threads: threads of TensorFlow's kernels, where workers share one machine's cores.
+        threads: of TensorFlow's kernels, if workers share the cores of a machine.
     """
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     task = json.loads(os.environ["TF_CONFIG"])
-    # a node that joins later than the driver has a TF_CONFIG with all nodes too
+    # the driver did not know nodes that joined later; TF_CONFIG names all of them
     reach_directly(worker.rpartition(":")[0].strip("[]") for worker in task["cluster"]["worker"])
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     return Workers(strategy, int(task["task"]["index"]), len(task["cluster"]["worker"]))

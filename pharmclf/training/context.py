@@ -1,4 +1,4 @@
-"""What the loop is given; known to the driver too, so it imports neither Ray nor TensorFlow."""
+"""Inputs of the training loop, which the driver knows too: no Ray, no TensorFlow."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from pharmclf.feature_cache.shards import CachedFeatures
 MODEL_FILE = "model/model.keras"
 LABELS_FILE = "model/labels.json"
 PIXELS_FILE = "model/pixels.json"
-"""How the model's images were decoded: the white level of files of 16 bits; not there where it is the common one."""
+"""How the model's images were decoded: the white level of 16-bit files; absent if it is the default."""
 CHECKSUMS_FILE = "model/checksums.json"
-"""sha256 of each file beside it; written last."""
+"""sha256 of the other files; written last."""
 
 
 def phase_model_file(phase: str) -> str:
-    """Place in the run folder of a phase's own best model, kept for the comparison of the phases."""
+    """File in the run folder of the best model of a phase, which the report compares with that of the other phase."""
     return f"model/{phase}.keras"
 
 
 class TrainingDivergedError(RunError):
-    """The loss is not a finite number any more."""
+    """The loss is not finite."""
 
 
 class DeviceOutOfMemoryError(RunError):
-    """A device does not hold what it shall compute at once; another try would end in the same way."""
+    """Device out of memory. Not retryable."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingContext:
-    """All that the loop needs, the same on every worker."""
+    """Inputs of the training loop, the same on every worker."""
 
     config: RunConfig
     folder: str
@@ -52,17 +52,17 @@ class TrainingContext:
     validation_rows: np.ndarray
     """(m,) int64 row numbers of the validation split."""
     fingerprints: dict[str, Any]
-    """What a checkpoint must agree with to be resumed."""
+    """Must equal those of a checkpoint that is resumed."""
     activations: Mapping[str, CachedFeatures] = field(default_factory=dict)
-    """By name of the phase that trains on them; the others stream the images."""
+    """Cached features by name of the phase; a phase without streams the images."""
     microbatches: Mapping[str, int] = field(default_factory=dict)
-    """Most rows that a device computes at once, by name of the phase; where there is none, its whole share."""
+    """Most rows that a device computes at once, by name of the phase; a phase without computes its share at once."""
     loader_cpus: float = 1.0
-    """CPUs that each worker's pipeline may use at a time."""
+    """CPUs that the input pipeline of each worker may use."""
     saves_models: bool = True
-    """Whether the trained models are saved; of the trials of a sweep only the winner's is."""
+    """Whether the trained models are saved; False for the trials of a sweep, of which only the best is saved."""
     hardware_every_s: float = 0.0
-    """Seconds between readings of the workers' hardware; 0: nobody takes them."""
+    """Seconds between hardware samples of the workers; 0: none."""
 
     @property
     def checkpoints(self) -> str:

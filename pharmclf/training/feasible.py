@@ -1,4 +1,4 @@
-"""Settings that cannot be met, or that do less than they say: known before an image is read; pure."""
+"""Checks of settings that cannot work or have little effect, before an image is read; pure."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ BLOCKS: dict[BackboneName, int] = {
     "mobilenet_v3_large": 15, "efficientnet_b0": 16, "efficientnet_v2_b0": 21, "densenet121": 62, "inception_v3": 13,
     "xception": 13, "convnext_tiny": 18,
 }  # fmt: skip
-"""The most blocks of each backbone at any image size; the built network is asked again when its phase begins."""
+"""Number of blocks of each backbone; checked again on the built network when its phase begins."""
 MIN_SIDES: dict[BackboneName, int] = {"inception_v3": 75}
-"""The least image size of backbones that do not take every one."""
+"""Minimum image size of backbones that have one."""
 
 
 def check_feasible(config: RunConfig) -> list[str]:
-    """See whether a run can do what its settings ask for.
+    """Check whether a run is possible with its settings.
 
     Returns:
-        Warnings: what is asked for and comes to little.
+        Warnings: settings with little effect.
 
     Raises:
         ConfigError: more blocks than the backbone has, an image size that it cannot take, or more workers than images
             in a batch.
     """
     phases = build_phases(config)
-    least = MIN_SIDES.get(config.backbone, 0)
-    if config.image_size < least:
+    min_side = MIN_SIDES.get(config.backbone, 0)
+    if config.image_size < min_side:
         raise ConfigError(
-            f"image_size: received {config.image_size}, but {config.backbone} takes {least} pixels or more. "
+            f"image_size: received {config.image_size}, but {config.backbone} takes {min_side} pixels or more. "
             "Give a larger --image-size, or another --backbone"
         )
     for phase in phases:
@@ -41,20 +41,20 @@ def check_feasible(config: RunConfig) -> list[str]:
             f"workers: received {config.workers}, but a batch has {config.batch_size} images, and each worker needs "
             "one. Give fewer --workers, or a larger --batch-size"
         )
-    found = []
+    warnings = []
     for phase in phases:
         settings = phase.settings
         if settings.learning_rate == 0:
-            found.append(f"{phase.name}.learning_rate is 0: the phase changes no weight")
+            warnings.append(f"{phase.name}.learning_rate is 0: the phase changes no weight")
         if settings.schedule == "cosine" and settings.warmup == 1:
-            found.append(f"{phase.name}.warmup is 1: the learning rate only rises, up to the end of the phase")
+            warnings.append(f"{phase.name}.warmup is 1: the learning rate only rises, up to the end of the phase")
         if phase.name == "phase2" and phase.unfreeze_blocks == 0:
-            found.append("unfreeze_blocks is 0: phase 2 trains the head alone, as phase 1 does")
-    return found
+            warnings.append("unfreeze_blocks is 0: phase 2 trains the head alone, as phase 1 does")
+    return warnings
 
 
 def batch_warning(config: RunConfig, num_train: int) -> str:
-    """What a batch of more than all training images does; "" where it is none."""
+    """Warning for a batch that is larger than the training split; "" if it is not."""
     if config.batch_size <= num_train:
         return ""
     return (

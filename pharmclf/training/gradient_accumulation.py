@@ -1,4 +1,4 @@
-"""A worker's share of a batch in pieces, one after the other, summed as if they were one."""
+"""Gradient accumulation: a worker's share of a batch in micro-batches, one after the other."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import tensorflow as tf
 
 
 def accumulate_gradients(
-    compute: Callable[[Any], Sequence[Any]], tensors: Any, piece: int, shapes: Sequence[Any]
+    compute: Callable[[Any], Sequence[Any]], tensors: Any, microbatch: int, shapes: Sequence[Any]
 ) -> list[Any]:
-    """The sums over all pieces; within a tf.function.
+    """Sums over all micro-batches, inside a tf.function.
 
-    The pieces are rounds of a loop on the device: written out one by one they would run side by side, and hold their
-    memory together.
+    They are iterations of a loop on the device: unrolled they would run concurrently, and hold their memory together.
 
     Args:
-        compute: tensors of one piece -> float32 tensors to be summed. What is padded is 0 in all tensors.
+        compute: tensors of a micro-batch -> float32 tensors to be summed. Padding is 0 in all tensors.
         tensors: each (rows, ...), in any nest of tuples, lists and dictionaries.
-        piece: rows of a piece.
-        shapes: of what `compute` gives.
+        microbatch: rows of a micro-batch.
+        shapes: of the results of `compute`.
     """
     rows = tf.nest.flatten(tensors)[0].shape[0]
-    count = -(-rows // piece)
+    count = -(-rows // microbatch)
 
     def stacked(tensor: Any) -> Any:
-        """(rows, ...) -> (count, piece, ...)."""
-        if count * piece > rows:
-            tensor = tf.pad(tensor, [[0, count * piece - rows]] + [[0, 0]] * (len(tensor.shape) - 1))
-        return tf.reshape(tensor, [count, piece, *tensor.shape[1:]])
+        """(rows, ...) -> (count, microbatch, ...)."""
+        if count * microbatch > rows:
+            tensor = tf.pad(tensor, [[0, count * microbatch - rows]] + [[0, 0]] * (len(tensor.shape) - 1))
+        return tf.reshape(tensor, [count, microbatch, *tensor.shape[1:]])
 
-    pieces = tf.nest.map_structure(stacked, tensors)
+    microbatches = tf.nest.map_structure(stacked, tensors)
 
     def add(index: Any, sums: list[Any]) -> tuple[Any, list[Any]]:
-        found = compute(tf.nest.map_structure(lambda tensor: tensor[index], pieces))
-        return index + 1, [total + value for total, value in zip(sums, found, strict=True)]
+        values = compute(tf.nest.map_structure(lambda tensor: tensor[index], microbatches))
+        return index + 1, [total + value for total, value in zip(sums, values, strict=True)]
 
     first = tf.constant(0), [tf.zeros(shape) for shape in shapes]
-    return tf.while_loop(lambda index, _: index < count, add, first, parallel_iterations=1)[1]
+    sums: list[Any] = tf.while_loop(lambda index, _: index < count, add, first, parallel_iterations=1)[1]
+    return sums

@@ -1,4 +1,4 @@
-"""Which runs may train side by side as one program: those that train the head alone, on the same numbers; pure."""
+"""Groups runs that can train as one program: those that train the head alone, on the same features; pure."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pharmclf.training.phases import build_phases
 
 
 def group_key(config: RunConfig) -> str | None:
-    """What runs must have in common to train side by side: equal for those that may, a hash of their settings.
+    """A hash of the settings that runs must have in common to train as one program.
 
     Args:
-        config: the run; give it the precision that "auto" comes to on the device, where that is known.
+        config: the run; with the precision that "auto" becomes on the device, if it is known.
 
     Returns:
-        None where the run must train alone: it trains more than the head, nothing is kept for it, or it has a loss
-        scale (mixed_float16), which all weights of a program would share.
+        None if the run must train alone: it trains more than the head, has no feature cache, or has a loss scale
+        (mixed_float16), which all weights of a program would share.
     """
     trains_backbone = any(phase.unfreeze_blocks > 0 for phase in build_phases(config))
-    nothing_kept = config.views == 0 or config.activations == "never"
-    if trains_backbone or nothing_kept or config.precision == "mixed_float16":
+    is_uncached = config.views == 0 or config.activations == "never"
+    if trains_backbone or is_uncached or config.precision == "mixed_float16":
         return None
     common = to_dict(config)
     for path in select_names(RunConfig, "per_head", True):

@@ -1,4 +1,4 @@
-"""Where a worker's loop is, for those who watch over it from another thread."""
+"""Position of a worker's training loop, which other threads read."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import time
 from dataclasses import dataclass
 
 LoopPosition = tuple[str, int, int]
-"""Phase, epoch and step in it, both counted from 0; a step beyond the training steps is one of the validation."""
+"""Phase, epoch and step, both from 0; validation steps are counted after the training steps."""
 
 
 @dataclass
 class LoopProgress:
-    """Written by the loop at every batch, read by others; what is read may be one batch old."""
+    """Written by the loop at every batch; a reader may see the batch before."""
 
     beats: int = 0
     place: LoopPosition | None = None
-    _first: bool = True  # whether the batch is the first one of its phase
+    _first: bool = True  # whether the batch is the first of its phase
     _waited_s: float = 0.0
     _waits_since: float | None = None
 
     def on_batch(self, place: LoopPosition) -> None:
-        """The loop has come to a batch."""
+        """The loop needs a batch."""
         self._first = self.place is None or self.place[0] != place[0]
         self.place = place
         self.beats += 1
 
     def on_wait_start(self) -> None:
-        """The device has nothing to do until the batch is there."""
+        """The device is idle until the batch arrives."""
         self._waits_since = time.monotonic()
 
     def on_wait_end(self) -> None:
-        """The batch is there."""
+        """The batch has arrived."""
         waited_s = self.waited_s()
-        self._waits_since = None  # first: who reads in between counts too little for once, and never too much
+        self._waits_since = None  # first, so that a concurrent reader never counts too much
         self._waited_s = waited_s
 
     def waited_s(self) -> float:
-        """Seconds in which the device has waited for batches; starting the pipeline of a phase is not among them."""
+        """Seconds in which the device has waited for batches, except for the first one of each phase."""
         since = self._waits_since
         return self._waited_s + (time.monotonic() - since if since is not None and not self._first else 0.0)

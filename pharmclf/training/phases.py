@@ -1,4 +1,4 @@
-"""The phases of a run and positions within it; pure."""
+"""Phases of a run and positions in it; pure."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pharmclf.core.events import EpochRecord
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase: what is trained, for how long and how fast."""
+    """A phase of training."""
 
     name: str
     """phase1 or phase2."""
     settings: PhaseConfig
     unfreeze_blocks: int
-    """Blocks of the backbone that are trained along with the head."""
+    """Blocks of the backbone that are trained with the head."""
     first_epoch: int
-    """Number of the phase's first epoch among all epochs of the run; early stopping of a phase before moves nothing."""
+    """Number of its first epoch among all epochs of the run, whether or not an earlier phase stops early."""
 
     @property
     def number(self) -> int:
-        """Its place among the phases, from 0, whether the one before is left out or not."""
+        """0 for phase1, 1 for phase2."""
         return int(self.name.removeprefix("phase")) - 1
 
 
 def build_phases(config: RunConfig) -> tuple[Phase, ...]:
-    """The phases that a configuration asks for: head on a frozen backbone, then the upper blocks too."""
+    """Phases with epochs: phase1 trains the head on the frozen backbone, phase2 also the upper blocks."""
     both = (
         Phase("phase1", config.phase1, 0, 0),
         Phase("phase2", config.phase2, config.unfreeze_blocks, config.phase1.epochs),
@@ -45,7 +45,7 @@ def number_epochs(config: RunConfig, history: Iterable[EpochRecord]) -> dict[int
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """Where a run stands: before training step `train_step` of epoch `epoch` of phase number `phase`, all from 0."""
+    """Position of a run: before training step `step` of epoch `epoch` of phase number `phase`, all from 0."""
 
     phase: int
     epoch: int
@@ -57,5 +57,5 @@ class Position:
 
     @property
     def label(self) -> str:
-        """A name for a folder, readable and sortable."""
+        """Folder name; sorts by position."""
         return f"phase{self.phase + 1}-epoch{self.epoch:04d}-step{self.step:06d}"

@@ -1,4 +1,4 @@
-"""Proxies of the environment: nodes of a cluster are reached without them, everything else as before.
+"""Reaches the nodes of a cluster without the proxies that the environment names; other hosts are not affected.
 
 TensorFlow's workers connect by gRPC, which sends connections between nodes to `http_proxy` as well, where they hang.
 """

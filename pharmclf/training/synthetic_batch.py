@@ -1,4 +1,4 @@
-"""A batch of noise: for steps whose time and memory count, not their result."""
+"""Random batches, for measurements of time and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pharmclf.training.train_step import Batch
 
 
 def synthetic_batch(config: RunConfig, images: int) -> Batch:
-    """A batch of one worker, on the device."""
+    """A batch of a single worker, on the device."""
     side, rows = config.image_size, np.arange(images)
     pixels = np.random.default_rng(0).integers(0, 256, (images, side, side, 3), np.uint8)
     return Batch(

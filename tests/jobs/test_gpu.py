@@ -43,14 +43,14 @@ def test_a_run_trains_on_the_gpu(drawn_images: str, tmp_path: Path, workers: str
 
 @real
 @pytest.mark.slow
-def test_a_batch_beyond_the_memory_of_the_gpu_is_computed_in_pieces(drawn_images: str, tmp_path: Path):
+def test_a_batch_beyond_the_memory_of_the_gpu_is_computed_in_micro_batches(drawn_images: str, tmp_path: Path):
     ended = finish(
         f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--microbatch=auto",
         *FAST, "--image-size=128", "--batch-size=64",
         PHARMCLF_DEVICE_MEMORY_MB="700",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "pieces of" in ended.stdout
+    assert "micro-batches of" in ended.stdout
 
 
 @real

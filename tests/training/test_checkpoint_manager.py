@@ -85,7 +85,7 @@ def test_a_flipped_byte_in_the_storage_is_refused_and_the_one_before_taken(root:
     assert found is not None
     assert found[0].position.step == 1
     assert "weights.safetensors has sha256" in caplog.text
-    assert "the one before it is taken" in caplog.text
+    assert "the one before" in caplog.text
 
 
 def test_a_position_saved_twice_is_written_once(root: str):
@@ -139,7 +139,9 @@ def test_what_cannot_be_uploaded_is_kept_and_named_and_goes_up_at_the_next_start
         saver(bucket, prints={"data": "other"})
     later: list[str] = []
     saver(bucket, later).close()
-    assert later == [f"uploaded {name}, which had been kept in {staging_dir(bucket)}"]
+    assert len(later) == 1
+    assert later[0].startswith(f"uploaded {name} ")
+    assert staging_dir(bucket) in later[0]
     assert steps(bucket) == [7]
 
 
