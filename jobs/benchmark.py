@@ -1,16 +1,16 @@
-"""Measure how fast each part of a run is on this machine; every figure stands beside what it is compared with.
+"""Measure how fast each part of a run is on this machine, each figure with what it is compared to.
 
-python jobs/benchmark.py                                          all of it, the long way; a failed part is named
+python jobs/benchmark.py                                          all of it, which takes long; a failed part is named
 python jobs/benchmark.py --quick                                  plain and devices, on a few small images
-python jobs/benchmark.py plain --data DIR                         a run beside the same job in plain Keras
+python jobs/benchmark.py plain --data DIR                         a run and the same job in plain Keras
 python jobs/benchmark.py stages --data DIR                        decoding, stream, training step, loop
 python jobs/benchmark.py devices --backbone resnet50              CPU and GPUs: speed, memory, energy by precision
-python jobs/benchmark.py monitor                                  what watching the hardware costs
-python jobs/benchmark.py activations                              runs with and without kept activations; every cut
-python jobs/benchmark.py sweep --data DIR                         trials that share what is computed, and that do not
+python jobs/benchmark.py monitor                                  costs of the hardware monitor
+python jobs/benchmark.py activations                              runs with and without the feature cache; every split
+python jobs/benchmark.py sweep --data DIR                         trials with shared features and workers, and without
 python jobs/benchmark.py storage --storage s3://BUCKET/PREFIX     the same images from the storage and from local disk
 python jobs/benchmark.py predict --backbone resnet50              prediction from files, and the bare forward pass
-python jobs/benchmark.py scaling --link-gbit 25 100               one and two workers, and what to expect of 256 GPUs
+python jobs/benchmark.py scaling --link-gbit 25 100               one and two workers, and a forecast up to 256 GPUs
 """
 
 from __future__ import annotations
@@ -18,12 +18,23 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from pharmclf import storage
-from pharmclf.benchmark.registry import ALL, BENCHMARKS, QUICK, Benchmark, get_benchmark, run_benchmark, run_benchmarks
+from pharmclf.benchmark.measure import MeasureOptions
+from pharmclf.benchmark.registry import (
+    ALL,
+    BENCHMARKS,
+    QUICK,
+    Benchmark,
+    BenchmarkOptions,
+    get_benchmark,
+    run_benchmark,
+    run_benchmarks,
+)
+from pharmclf.benchmark.scaling_options import ScalingOptions
 from pharmclf.cli import Switch, parse_run, run_job
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError, did_you_mean
@@ -33,15 +44,15 @@ _HOME = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class NoOptions:
-    """Of a benchmark that has none."""
+    """Options of a benchmark that has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Which benchmark runs, and how."""
+    """The benchmark that runs, and its settings."""
 
     benchmark: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BENCHMARK")] = ""
-    """Which one. Nothing: all of them."""
+    """Name of a benchmark. Nothing: all of them."""
     quick: Switch = False
     """On a few small images."""
     own: Annotated[object, tyro.conf.arg(name="")] = NoOptions()
@@ -74,10 +85,10 @@ def main() -> int:
         benchmark = get_benchmark(name, quick=quick)
         own = NoOptions() if benchmark.options is None else benchmark.options
         options, config = parse_benchmark(benchmark, own)
-        given = None if benchmark.options is None else options.own
+        given = options.own if isinstance(options.own, MeasureOptions | ScalingOptions) else None
         return 0 if run_benchmark(name, config, given, _HOME).get("holds", True) else 1
 
-    def settings(name: str) -> tuple[Any, RunConfig]:
+    def settings(name: str) -> tuple[BenchmarkOptions, RunConfig]:
         benchmark = get_benchmark(name, quick=quick)
         return benchmark.options, parse_benchmark(benchmark, NoOptions())[1]
 
@@ -86,9 +97,11 @@ def main() -> int:
     reports = run_benchmarks(names, configs, _HOME)
     location = storage.join(storage.absolute(configs[names[0]][1].storage), "benchmark.json")
     storage.write_json(location, {"parts": reports})
-    bad = [name for name, report in reports.items() if not report.get("holds", True)]
-    print(f"benchmark: {len(reports)} parts, written to {location}" + (f"; not well: {', '.join(bad)}" if bad else ""))
-    return 1 if bad else 0
+    failed = [name for name, report in reports.items() if not report.get("holds", True)]
+    print(
+        f"benchmark: {len(reports)} parts, written to {location}" + (f"; failed: {', '.join(failed)}" if failed else "")
+    )
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

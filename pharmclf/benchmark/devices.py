@@ -1,82 +1,126 @@
-"""CPU and GPUs side by side: the training step of each phase in each precision, with memory and energy."""
+"""Benchmark of processors and GPUs: the training step of each phase in each precision, with memory and energy."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
+import math
 import os
-from collections.abc import Mapping, Sequence
+import resource
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
 
-from pharmclf.benchmark.device_step import measure_steps, skip_phases
-from pharmclf.benchmark.options import MeasureOptions
-from pharmclf.benchmark.tables import format_number, format_ratio, processor_name
+from pharmclf.benchmark.measure import (
+    MeasureOptions,
+    Report,
+    format_number,
+    format_ratio,
+    measure_energy,
+    processor_name,
+)
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError, format_error
+from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.subprocess_call import SubprocessDiedError, run_in_subprocess
 from pharmclf.core.tables import align_columns
+from pharmclf.models.devices import configure_devices, gpu_compute_capability, peak_memory_bytes, reset_peak_memory
 from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
 from pharmclf.training.phases import Phase, build_phases
 
-PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+_CAPABILITIES = {"float32": (0, 0), "mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}  # of GPUs with fast units
 _SLOW = "processors have no units for float16; TensorFlow widens each value"
+_MAX_STEP_S = 60.0  # a slower step is skipped
+_MIN_STEPS = 3
+_WARM_UP = 0.25  # of the seconds measured: a GPU loads kernels at their first use, a loss scale has to sink
 
 
-def benchmark_devices(config: RunConfig, options: MeasureOptions, say: Say) -> dict[str, Any]:
-    """Measure every phase on the processors and on one GPU of each kind, each precision in a process of its own.
+@dataclass(frozen=True, kw_only=True)
+class StepFigures:
+    """Measurements of a training step; None: not measured."""
+
+    images_per_second: float | None = None
+    memory_bytes: int | None = None
+    memory_of: str = ""
+    """What the memory is: of the process, or of TensorFlow's allocator."""
+    joules_per_1000: float | None = None
+    """Energy of 1,000 images."""
+    skipped: str = ""
+    """Why nothing was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRow(StepFigures):
+    """The training step of one phase on one device in one precision."""
+
+    device: str
+    gpu: int | None
+    """Index of the GPU; None: the processors."""
+    precision: str
+    phase: str
+    batch_size: int
+    ratio: float | None = None
+    """Images/s as a multiple of those of the processors in float32."""
+
+
+def benchmark_devices(config: RunConfig, options: MeasureOptions, say: Say) -> Report:
+    """Measure every phase on the processors and on one GPU of each kind, each precision in a child process.
 
     Args:
         config: backbone, image size, batch and unfreeze depth; the weights are random, the images noise.
-        options: seconds of each.
-        say: takes lines for the console.
+        options: seconds of each measurement.
+        say: receives lines for the console.
 
     Returns:
-        rows: device, gpu (None: processors), precision, phase, batch_size, images_per_second, memory_bytes, memory_of,
-        joules_per_1000 and ratio to the processors in float32; what was not measured is None, and `skip_phases` says
-        why.
+        rows: fields of DeviceRow.
     """
-    devices: list[tuple[str, int | None]] = [(processor_name(), None), *_gpus(config)]
-    rows: list[dict[str, Any]] = []
-    for name, gpu in devices:
-        for precision in PRECISIONS:
-            found = measure_steps_in_subprocess(config, build_phases(config), precision, gpu, options.seconds)
-            for phase, values in found.items():
-                about = {"device": name, "gpu": gpu, "precision": precision, "phase": phase}
-                rows.append(about | {"batch_size": config.batch_size} | _NOT_MEASURED | values)
+    rows = []
+    for device, gpu in [(processor_name(), None), *_list_gpus(config)]:
+        for precision in _CAPABILITIES:
+            figures = measure_steps_in_subprocess(config, build_phases(config), precision, gpu, options.seconds)
+            for phase, step in figures.items():
+                row = DeviceRow(
+                    device=device, gpu=gpu, precision=precision, phase=phase, batch_size=config.batch_size,
+                    **dataclasses.asdict(step),
+                )  # fmt: skip
+                rows.append(row)
     rows = with_ratios(rows)
     for line in devices_table(rows):
         say(line)
-    return {"backbone": config.backbone, "image_size": config.image_size, "rows": rows}
-
-
-_NOT_MEASURED: dict[str, Any] = {
-    "images_per_second": None, "memory_bytes": None, "memory_of": "", "joules_per_1000": None, "skipped": "",
-}  # fmt: skip
+    plain_rows = [dataclasses.asdict(row) for row in rows]
+    return {"backbone": config.backbone, "image_size": config.image_size, "rows": plain_rows}
 
 
 def measure_steps_in_subprocess(
     config: RunConfig, phases: Sequence[Phase], precision: str, gpu: int | None, seconds: float
-) -> dict[str, dict[str, Any]]:
-    """What the step of each phase comes to, or why it does not; as `measure_steps`, in a process of their own."""
+) -> dict[str, StepFigures]:
+    """As `measure_steps`, in a child process; a phase that kills it does not affect the others."""
     if gpu is None and precision == "mixed_float16":
-        return skip_phases(phases, _SLOW)
+        return _skip(phases, _SLOW)
     try:
-        return run_in_subprocess(
-            partial(measure_steps, dataclasses.replace(config, workers="0"), phases, precision, gpu, seconds)
-        )
+        config = dataclasses.replace(config, workers="0")
+        return run_in_subprocess(partial(measure_steps, config, phases, precision, gpu, seconds))
     except ConfigError:
         raise
     except SubprocessDiedError as error:
         if len(phases) == 1:
-            return skip_phases(phases, str(error))
+            return _skip(phases, str(error))
         alone = [measure_steps_in_subprocess(config, [phase], precision, gpu, seconds) for phase in phases]
-        return {name: values for each in alone for name, values in each.items()}  # one has not taken the others along
+        return {name: step for each in alone for name, step in each.items()}
     except Exception as error:
-        return skip_phases(phases, format_error(error)[:80])
+        return _skip(phases, format_error(error)[:80])
 
 
-def _gpus(config: RunConfig) -> list[tuple[str, int]]:
+def _skip(phases: Iterable[Phase], reason: str) -> dict[str, StepFigures]:
+    return {phase.name: StepFigures(skipped=reason) for phase in phases}
+
+
+def _list_gpus(config: RunConfig) -> list[tuple[str, int | None]]:
     """Name and index of one GPU of each kind that this process may use."""
     if config.accelerator == "cpu":
         return []
@@ -85,41 +129,123 @@ def _gpus(config: RunConfig) -> list[tuple[str, int]]:
     except NvmlUnavailableError:
         return []
     allowed = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
-    kinds: dict[str, int] = {}
+    kinds: dict[str, int | None] = {}
     for index in range(nvml.num_gpus):
         if not allowed or str(index) in allowed:
             kinds.setdefault(nvml.read(index).name, index)
     return list(kinds.items())
 
 
-def with_ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each row with its images/s as a multiple of the processors' in float32 in the same phase. Pure."""
-    base = {row["phase"]: row["images_per_second"] for row in rows
-            if row["gpu"] is None and row["precision"] == "float32"}  # fmt: skip
-    found = []
-    for row in rows:
-        mine, first = row["images_per_second"], base.get(row["phase"])
-        found.append({**row, "ratio": mine / first if mine and first else None})
-    return found
+def measure_steps(
+    config: RunConfig, phases: Sequence[Phase], precision: str, gpu: int | None, seconds: float
+) -> dict[str, StepFigures]:
+    """Measure the step of each phase in this process; the import of TensorFlow is paid once for all.
+
+    Args:
+        config: the run.
+        phases: in the order of a run, by rising need of memory: a process keeps what it has allocated.
+        precision: of the steps.
+        gpu: index by the order of the PCI bus; None: the processors.
+        seconds: of each measurement.
+
+    Raises:
+        ConfigError: bad input.
+    """
+    os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "-1" if gpu is None else str(gpu)}
+    with suppress_native_stderr():
+        import tensorflow as tf
+
+        configure_devices(deterministic=config.deterministic, gpus=gpu is not None)
+        capability = gpu_compute_capability()
+        if gpu is not None and capability is None:
+            return _skip(phases, "TensorFlow does not see it")
+        if capability is not None and capability < _CAPABILITIES[precision]:
+            return _skip(phases, "no fast units for it")
+        tf.zeros(1).numpy()  # the runtime's memory does not count
+        before = resident_bytes(peak=False)
+        figures: dict[str, StepFigures] = {}
+        for phase in phases:
+            gc.collect()  # the networks of the last phase
+            reset_peak_memory()
+            try:
+                figures[phase.name] = _measure_step(config, phase, precision, gpu, seconds, before)
+            except ConfigError:
+                raise
+            except Exception as error:  # out of memory, or an operation without a kernel for this precision
+                figures |= _skip([phase], format_error(error)[:80])
+    return figures
 
 
-def devices_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rows as lines of text."""
-    heads = ["device", "precision", "phase", "batch", "images/s", "memory MB", "J / 1,000 images", "x CPU float32"]
-    lines = []
+def _measure_step(
+    config: RunConfig, phase: Phase, precision: str, gpu: int | None, seconds: float, before: int
+) -> StepFigures:
+    """One phase; `before` is the memory of the process without networks."""
+    from pharmclf.benchmark.timed_step import build_synthetic_step
+
+    step = build_synthetic_step(config, phase, precision)
+    step()  # traces
+    began = time.perf_counter()
+    step()
+    if (step_s := time.perf_counter() - began) > _MAX_STEP_S:
+        return StepFigures(skipped=f"a step takes {step_s:.0f} s")
+    while time.perf_counter() - began < _WARM_UP * seconds:
+        step()
+    nvml = None
+    if gpu is not None:
+        with contextlib.suppress(NvmlUnavailableError):
+            nvml = DriverNvml()
+    count, began = 0, time.perf_counter()
+    with measure_energy(nvml, gpu or 0) as energy:
+        while count < _MIN_STEPS or time.perf_counter() - began < seconds:
+            sums = step()
+            count += 1
+        took = time.perf_counter() - began
+    if not math.isfinite(float(sums[0])):
+        return StepFigures(skipped="the loss is not finite")
+    images = count * config.batch_size
+    is_known = energy.joules is not None and (gpu is None or nvml is not None)  # else it is that of the processors
+    return StepFigures(
+        images_per_second=images / took,
+        memory_bytes=peak_memory_bytes() if gpu is not None else resident_bytes(peak=True) - before,
+        memory_of="peak of TensorFlow's allocator" if gpu is not None else "growth of the process",
+        joules_per_1000=1000 * (energy.joules or 0.0) / images if is_known else None,
+    )
+
+
+def resident_bytes(*, peak: bool) -> int:
+    """Memory of this process now, or its peak."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss also counts the process that this one was started from
+        name = "VmHWM:" if peak else "VmRSS:"
+        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+        return 1024 * int(line.split()[1])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def with_ratios(rows: Sequence[DeviceRow]) -> list[DeviceRow]:
+    """The rows with their ratios, by phase; pure."""
+    base = {
+        row.phase: row.images_per_second for row in rows if row.gpu is None and row.precision == "float32"
+    }  # fmt: skip
+    return [
+        dataclasses.replace(row, ratio=row.images_per_second / first)
+        if row.images_per_second and (first := base.get(row.phase))
+        else row
+        for row in rows
+    ]
+
+
+def devices_table(rows: Sequence[DeviceRow]) -> list[str]:
+    """The rows as lines of text; pure."""
+    lines = [["device", "precision", "phase", "batch", "images/s", "memory MB", "J / 1,000 images", "x CPU float32"]]
     for row in rows:
-        memory = None if row["memory_bytes"] is None else row["memory_bytes"] / 1e6
-        lines.append(
-            [
-                row["device"],
-                row["precision"],
-                row["phase"],
-                str(row["batch_size"]),
-                format_number(row["images_per_second"]),
-                format_number(memory, 0),
-                format_number(row["joules_per_1000"]),
-                format_ratio(row["ratio"]),
-            ]
-        )
-    why = {f"{row['device']}, {row['precision']}: skipped, {row['skipped']}": None for row in rows if row["skipped"]}
-    return [*align_columns([heads, *lines], left=[0]), *why]
+        memory_mb = None if row.memory_bytes is None else row.memory_bytes / 1e6
+        figures = [
+            format_number(row.images_per_second),
+            format_number(memory_mb, 0),
+            format_number(row.joules_per_1000),
+        ]
+        lines.append([row.device, row.precision, row.phase, str(row.batch_size), *figures, format_ratio(row.ratio)])
+    skipped = [f"{row.device}, {row.precision}: skipped, {row.skipped}" for row in rows if row.skipped]
+    return [*align_columns(lines, left=[0]), *dict.fromkeys(skipped)]

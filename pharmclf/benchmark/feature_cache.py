@@ -1,4 +1,4 @@
-"""What kept activations gain: the same run without them, with them from nothing, and once more with another rate."""
+"""Benchmark of the feature cache: the same run without it, with an empty one, and with a filled one."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pharmclf import pipeline, storage
+from pharmclf.benchmark.measure import Report
+from pharmclf.benchmark.pharmclf_run import feature_indexes, feature_pass_s
 from pharmclf.config import RunConfig, StoppingConfig
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.prepare import data_location
 from pharmclf.distributed.cluster import connect
-from pharmclf.feature_cache.shards import INDEX_FILE
 from pharmclf.models.devices import configure_devices_for
 
-_BATCH = 16  # pictures of a timed pass through a prefix
-_TIMES = 3
-_ROUNDS = 7
+_BATCH_SIZE = 16  # of a timed pass through a prefix
+_NUM_TRANSFERS = 3
+_NUM_ROUNDS = 7
 _MIN_GAIN = 1.05
 
 
-def benchmark_feature_cache(config: RunConfig, say: Say) -> dict[str, Any]:
-    """Measure whole runs with and without kept activations, and what each cut of the backbone costs to keep.
+def benchmark_feature_cache(config: RunConfig, say: Say) -> Report:
+    """Measure runs with and without cached features, and the costs of caching at each split of the backbone.
 
     Args:
-        config: data, backbone, epochs, `augment.views` (1 or more), unfreeze depth and rates of the runs.
-        say: takes lines for the console.
+        config: data, backbone, epochs, `augment.views` (1 or more), unfreeze depth and learning rates of the runs.
+        say: receives lines for the console.
 
     Returns:
-        runs: for "streamed", "kept" and "again": seconds of the phases, of the pass over the images, and of the whole
-        run, and the test accuracy with its interval; ratios of them; cuts: bytes, milliseconds to compute and to read
-        one picture's activations, and how many times as fast the second phase would be (below 1.05: it does not pay).
+        runs: for "streamed", "kept" and "again" seconds of the pass that computes the features, of the phases and in
+        all, and the test accuracy; ratios of them; rows: for each split bytes and milliseconds of the features of one
+        image, and `gain`, how many times as fast phase 2 would be.
     """
     never_early = StoppingConfig(early_patience=0, plateau_patience=0)
     config = dataclasses.replace(config, workers="0", stopping=never_early, checkpoint_every_s=0.0)
@@ -55,112 +55,99 @@ def benchmark_feature_cache(config: RunConfig, say: Say) -> dict[str, Any]:
     ratios = _ratios(runs)
     for what, value in ratios.items():
         say(f"{what}: {value:.1f}")
-    cuts = _cuts(config, say)
-    return {"backbone": config.backbone, "views": config.views, "runs": runs, "ratios": ratios, "rows": cuts}
+    rows = _measure_splits(config, say)
+    return {"backbone": config.backbone, "views": config.views, "runs": runs, "ratios": ratios, "rows": rows}
 
 
-def _run(config: RunConfig, say: Say) -> dict[str, Any]:
-    """A whole run, from the manifest to the tested model -> its times and its test accuracy."""
-    before = set(_indexes(config.storage))
+def _run(config: RunConfig, say: Say) -> Report:
+    before = feature_indexes(config.storage)
     began = time.perf_counter()
     pipeline.run(config, lambda _: None)
     seconds = time.perf_counter() - began
-    computed = [storage.read_json(path) for path in _indexes(config.storage) if path not in before]
-    pass_s = max((index["seconds"] for index in computed), default=0.0)  # one pass writes them all
     result = storage.read_json(storage.join(config.storage, config.run_name, "result.json"))
+    accuracy, (low, high) = result["test_accuracy"], result["test_accuracy_interval"]
+    pass_s = feature_pass_s(config.storage, before)
     phases = {phase["name"]: phase["seconds"] for phase in result["phases"]}
-    low, high = result["test_accuracy_interval"]
-    say(
-        f"{config.run_name:<9} pass {pass_s:6.1f} s  "
-        + "  ".join(f"{name} {value:6.1f} s" for name, value in phases.items())
-        + f"  whole run {seconds:6.1f} s  test accuracy {result['test_accuracy']:.3f} ({low:.3f}-{high:.3f})"
-    )
+    times = "  ".join(f"{name} {value:6.1f} s" for name, value in {"pass": pass_s, **phases, "in all": seconds}.items())
+    say(f"{config.run_name:<9} {times}  test accuracy {accuracy:.3f} ({low:.3f}-{high:.3f})")
     return {
-        "pass_s": pass_s, "phases": phases, "seconds": seconds, "test_accuracy": result["test_accuracy"],
-        "interval": [low, high],
+        "pass_s": pass_s, "phases": phases, "seconds": seconds, "test_accuracy": accuracy, "interval": [low, high],
     }  # fmt: skip
 
 
-def _indexes(place: str) -> list[str]:
-    return [str(path) for path in Path(place).glob(f"activations/*/{INDEX_FILE}")]
-
-
-def _ratios(runs: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Times of the streamed run as multiples of the others'."""
+def _ratios(runs: dict[str, Report]) -> dict[str, float]:
+    """Times of the streamed run as multiples of those of the others."""
     streamed, kept, again = runs["streamed"], runs["kept"], runs["again"]
     ratios = {}
     for phase, seconds in streamed["phases"].items():
+        name = phase.replace("phase", "phase ")
         if phase == "phase1":
             ratios["phase 1, streamed / kept, the pass included"] = seconds / (kept["phases"][phase] + kept["pass_s"])
-        ratios[f"{phase.replace('phase', 'phase ')}, streamed / kept"] = seconds / kept["phases"][phase]
-        ratios[f"{phase.replace('phase', 'phase ')}, streamed / kept, second run"] = seconds / again["phases"][phase]
-    ratios["whole run, streamed / kept"] = streamed["seconds"] / kept["seconds"]
-    ratios["whole run, streamed / kept, second run"] = streamed["seconds"] / again["seconds"]
+        ratios[f"{name}, streamed / kept"] = seconds / kept["phases"][phase]
+        ratios[f"{name}, streamed / kept, second run"] = seconds / again["phases"][phase]
+    ratios["in all, streamed / kept"] = streamed["seconds"] / kept["seconds"]
+    ratios["in all, streamed / kept, second run"] = streamed["seconds"] / again["seconds"]
     return ratios
 
 
-def _cuts(config: RunConfig, say: Say) -> list[dict[str, Any]]:
-    """For every cut: bytes, time to compute and to read back one picture, and what a second phase gains there."""
+def _measure_splits(config: RunConfig, say: Say) -> list[Report]:
     import keras
     import tensorflow as tf
 
     from pharmclf.models.backbone_split import split_tensors
     from pharmclf.models.backbones import build_backbone
 
-    backbone = build_backbone(config.backbone, config.image_size, "none")
-    side = config.image_size
-    images = tf.constant(np.random.default_rng(0).integers(0, 256, (_BATCH, side, side, 3)), tf.float32)
-    forwards = [_prefix(keras.Model(backbone.input, tensor), images) for tensor in split_tensors(backbone)[:-1]]
-    outputs = [_forward(forward, images).astype(config.activations_dtype) for forward in forwards]
-    # round by round, for the cuts are compared: what else the machine does must not fall on one of them alone
-    rounds = [[_ms(_forward, forward, images) for forward in forwards] for _ in range(_ROUNDS)]
+    def trace(model: Any) -> Any:
+        return tf.function(lambda inputs: model(inputs, training=False)).get_concrete_function(images)
+
+    backbone, side = build_backbone(config.backbone, config.image_size, "none"), config.image_size
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, (_BATCH_SIZE, side, side, 3)), tf.float32)
+    prefixes = [trace(keras.Model(backbone.input, tensor)) for tensor in split_tensors(backbone)[:-1]]
+    outputs = [_compute(prefix, images).astype(config.activations_dtype) for prefix in prefixes]
+    # round by round, since the splits are compared: other load of the machine must not meet one of them alone
+    rounds = [[_image_ms(_compute, prefix, images) for prefix in prefixes] for _ in range(_NUM_ROUNDS)]
     times = np.minimum.accumulate(np.min(rounds, axis=0))  # fewer blocks do not take longer
-    rows: list[dict[str, Any]] = []
+    rows: list[Report] = []
     for depth, (compute_ms, values) in enumerate(zip(times.tolist(), outputs, strict=True)):
         with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
             path = f"{folder}/shard.npy"
-            write_ms = min(_ms(storage.write_bytes, path, values.tobytes()) for _ in range(_TIMES))
-            read_ms = min(_ms(_read, path, values) for _ in range(_TIMES))
+            write_ms = min(_image_ms(storage.write_bytes, path, values.tobytes()) for _ in range(_NUM_TRANSFERS))
+            read_ms = min(_image_ms(_read, path, values) for _ in range(_NUM_TRANSFERS))
         gain = _gain(config, times[0].item(), compute_ms, write_ms, read_ms)
+        size = values[0].nbytes
         rows.append(
-            {"depth": depth, "shape": list(values.shape[1:]), "bytes": values[0].nbytes, "compute_ms": compute_ms,
+            {"depth": depth, "shape": list(values.shape[1:]), "bytes": size, "compute_ms": compute_ms,
              "write_ms": write_ms, "read_ms": read_ms, "gain": gain}
         )  # fmt: skip
-        verdict = f"{gain:.2f}x" if gain >= _MIN_GAIN else f"{gain:.2f}x: does not pay"
         say(
-            f"{depth:>2} blocks trained: {values[0].nbytes / 1e3:7.1f} kB  compute {compute_ms:6.2f}  "
-            f"write {write_ms:5.2f}  read {read_ms:5.2f} ms a picture  {config.phase2.epochs} epochs {verdict}"
+            f"{depth:>2} blocks trained: {size / 1e3:7.1f} kB  compute {compute_ms:6.2f}  write {write_ms:5.2f}  "
+            f"read {read_ms:5.2f} ms an image  {config.phase2.epochs} epochs {gain:.2f}x"
+            + ("" if gain >= _MIN_GAIN else ": does not pay")
         )
-    say("all blocks trained: nothing is frozen, so nothing can be kept")
-    say("(a phase of so many epochs with its own pass, a training step of the blocks above the cut taken as 3 forward)")
+    say("all blocks trained: nothing is frozen, so nothing can be cached")
+    say("(a phase of so many epochs with its pass; a training step of the blocks above the split counts as 3 forward)")
     return rows
 
 
 def _gain(config: RunConfig, whole_ms: float, compute_ms: float, write_ms: float, read_ms: float) -> float:
-    """How many times as fast a phase is, its pass over the images included; from times of one picture."""
+    """How many times as fast a phase is, with its pass over the images; from times of one image."""
     above_ms = 3 * max(0.0, whole_ms - compute_ms)
     epochs = config.phase2.epochs
     streamed = epochs * (compute_ms + above_ms)
     return streamed / (config.views * (compute_ms + write_ms) + epochs * max(read_ms, above_ms))
 
 
-def _prefix(model: Any, images: Any) -> Any:
-    """A graph, traced by now."""
-    import tensorflow as tf
-
-    return tf.function(lambda images: model(images, training=False)).get_concrete_function(images)
-
-
-def _forward(forward: Any, images: Any) -> np.ndarray:
-    return forward(images).numpy()
+def _compute(prefix: Any, images: Any) -> np.ndarray:
+    values: np.ndarray = prefix(images).numpy()
+    return values
 
 
 def _read(path: str, like: np.ndarray) -> np.ndarray:
     return np.memmap(path, like.dtype, mode="r", shape=like.shape).copy()
 
 
-def _ms(work: Callable[..., Any], *arguments: Any) -> float:
-    """Milliseconds a picture."""
+def _image_ms(work: Callable[..., object], *arguments: object) -> float:
+    """Milliseconds of a call, by image of the batch."""
     began = time.perf_counter()
     work(*arguments)
-    return 1e3 * (time.perf_counter() - began) / _BATCH
+    return 1e3 * (time.perf_counter() - began) / _BATCH_SIZE

@@ -1,7 +1,7 @@
-"""The two-phase job as Keras's own guides do it: one process, `image_dataset_from_directory`, `model.fit`.
+"""The two-phase job as the guides of Keras write it: one process, `image_dataset_from_directory`, `model.fit`.
 
-It is what a run is compared with; no run uses anything of it. What it shares with one is what makes the job the same:
-the split, the backbone with its weights, the head, the rates, and which layers each phase trains.
+No run uses it. It shares with a run what makes the job the same: the split, the backbone with its weights, the head,
+the learning rates, and the layers that each phase trains.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pharmclf.benchmark.measure import PhaseTime
 from pharmclf.config import AugmentConfig, RunConfig
 from pharmclf.models.backbone_split import split_backbone
 from pharmclf.models.backbones import build_backbone
@@ -26,7 +27,7 @@ _TUNED = tf.data.AUTOTUNE
 
 
 class BaselineModel(keras.Model):
-    """Backbone and head; the backbone runs in inference mode whatever `fit` asks for, as its normalisation must."""
+    """Backbone and head; the backbone always runs in inference mode, for its batch normalisation."""
 
     def __init__(self, backbone: keras.Model, head: keras.Model) -> None:
         super().__init__()
@@ -37,7 +38,7 @@ class BaselineModel(keras.Model):
         return keras.ops.softmax(self.head(self.backbone(images, training=False), training=training))
 
     def unfreeze(self, depth: int) -> None:
-        """Let the upper blocks of the backbone be trained along with the head; 0: the head alone."""
+        """Train the upper `depth` blocks of the backbone and the head; 0: the head alone."""
         suffix = split_backbone(self.backbone, depth).suffix
         upper = {layer.name for layer in suffix.layers} if suffix else set()
         self.backbone.trainable = True
@@ -46,40 +47,40 @@ class BaselineModel(keras.Model):
 
 
 def augmentation(config: AugmentConfig) -> keras.Sequential | None:
-    """Keras's own layers with the ranges of a configuration; None where it asks for none."""
-    look = {"fill_mode": config.fill}
-    found: list[keras.layers.Layer] = []
+    """Keras's layers with the ranges of a configuration; None where it sets none."""
+    fill = {"fill_mode": config.fill}
+    layers: list[keras.layers.Layer] = []
     flips = {(True, False): "horizontal", (False, True): "vertical", (True, True): "horizontal_and_vertical"}
     if mode := flips.get((config.horizontal_flip, config.vertical_flip)):
-        found.append(keras.layers.RandomFlip(mode))
+        layers.append(keras.layers.RandomFlip(mode))
     if config.rotation_deg:
-        found.append(keras.layers.RandomRotation(config.rotation_deg / 360, **look))
+        layers.append(keras.layers.RandomRotation(config.rotation_deg / 360, **fill))
     if config.shift:
-        found.append(keras.layers.RandomTranslation(config.shift, config.shift, **look))
+        layers.append(keras.layers.RandomTranslation(config.shift, config.shift, **fill))
     if config.zoom:
-        both = (-config.zoom, config.zoom)
-        found.append(keras.layers.RandomZoom(both, both, **look))
+        factor = (-config.zoom, config.zoom)
+        layers.append(keras.layers.RandomZoom(factor, factor, **fill))
     if config.shear:
-        found.append(keras.layers.RandomShear(x_factor=config.shear, **look))
-    return keras.Sequential(found, name="augmentation") if found else None
+        layers.append(keras.layers.RandomShear(x_factor=config.shear, **fill))
+    return keras.Sequential(layers, name="augmentation") if layers else None
 
 
 def datasets(config: RunConfig, folder: Path, *, cached: bool) -> dict[str, tf.data.Dataset]:
     """The splits as Keras reads them: batches of (n, S, S, 3) float32 in 0..255 and (n, classes) targets.
 
     Args:
-        config: its augmentation moves the training images.
-        folder: of `class_folders.link_splits`.
-        cached: keep the decoded images in memory, before they are augmented, as bytes.
+        config: of the run; its augmentation is applied to the training images.
+        folder: of `vs_keras.link_splits`.
+        cached: keep the decoded images in memory, before the augmentation, as bytes.
     """
 
-    def read(split: str, **how: Any) -> tf.data.Dataset:
+    def read(split: str, **settings: Any) -> tf.data.Dataset:
         side = (config.image_size, config.image_size)
         return keras.utils.image_dataset_from_directory(
-            folder / split, label_mode="categorical", image_size=side, seed=config.seed, verbose=False, **how
+            folder / split, label_mode="categorical", image_size=side, seed=config.seed, verbose=False, **settings
         )
 
-    def kept(split: str) -> tf.data.Dataset:
+    def read_cached(split: str) -> tf.data.Dataset:
         def as_bytes(image: Any, target: Any) -> tuple[Any, Any]:
             return tf.cast(tf.round(image), tf.uint8), target
 
@@ -87,23 +88,23 @@ def datasets(config: RunConfig, folder: Path, *, cached: bool) -> dict[str, tf.d
 
     batch = {"batch_size": config.batch_size}
     if cached:
-        train, validation = kept("train"), kept("validation").batch(**batch)
+        train, validation = read_cached("train"), read_cached("validation").batch(**batch)
         train = train.shuffle(train.cardinality(), seed=config.seed).batch(**batch)
     else:
         train, validation = read("train", **batch), read("validation", shuffle=False, **batch)
     augment = augmentation(config.augment)
 
-    def moved(images: Any, targets: Any) -> tuple[Any, Any]:
+    def apply_augmentation(images: Any, targets: Any) -> tuple[Any, Any]:
         images = tf.cast(images, tf.float32)
         return (augment(images, training=True) if augment else images), targets
 
-    found = {"train": train.map(moved, num_parallel_calls=_TUNED), "validation": validation}
-    found["test"] = read("test", shuffle=False, **batch)
-    return {split: data.prefetch(_TUNED) for split, data in found.items()}
+    train = train.map(apply_augmentation, num_parallel_calls=_TUNED)
+    splits = {"train": train, "validation": validation, "test": read("test", shuffle=False, **batch)}
+    return {split: data.prefetch(_TUNED) for split, data in splits.items()}
 
 
 def build_baseline(config: RunConfig, num_classes: int) -> BaselineModel:
-    """The model of a run, its weights the same as there."""
+    """The model of a run, with the same weights."""
     keras.config.set_dtype_policy(resolve_precision(config.precision, gpu_compute_capability()))
     keras.utils.set_random_seed(config.seed)
     backbone = build_backbone(config.backbone, config.image_size, config.weights)
@@ -111,21 +112,17 @@ def build_baseline(config: RunConfig, num_classes: int) -> BaselineModel:
 
 
 def compile_phase(model: BaselineModel, config: RunConfig, phase: Phase, steps: int) -> None:
-    """Choose what a phase trains, and how.
-
-    Args:
-        steps: of the phase, if it goes to its end.
-    """
+    """Set what a phase trains, and its optimizer; `steps` are those of all its epochs."""
     model.unfreeze(phase.unfreeze_blocks)
-    wanted, optimizer = phase.settings, config.optimizer
-    rate: Any = wanted.learning_rate
-    if wanted.schedule == "cosine":
-        warmup = round(wanted.warmup * steps)
+    settings, optimizer = phase.settings, config.optimizer
+    rate: Any = settings.learning_rate
+    if settings.schedule == "cosine":
+        warmup = round(settings.warmup * steps)
         rate = keras.optimizers.schedules.CosineDecay(
-            0.0 if warmup else wanted.learning_rate,
+            0.0 if warmup else settings.learning_rate,
             max(1, steps - warmup),
-            alpha=min(1.0, config.stopping.learning_rate_floor / max(wanted.learning_rate, 1e-30)),
-            warmup_target=wanted.learning_rate if warmup else None,
+            alpha=min(1.0, config.stopping.learning_rate_floor / max(settings.learning_rate, 1e-30)),
+            warmup_target=settings.learning_rate if warmup else None,
             warmup_steps=warmup,
         )
     adam = keras.optimizers.Adam(
@@ -139,20 +136,13 @@ def compile_phase(model: BaselineModel, config: RunConfig, phase: Phase, steps: 
 
 def train_baseline(
     model: BaselineModel, config: RunConfig, data: dict[str, tf.data.Dataset], counts: np.ndarray
-) -> dict[str, dict[str, float]]:
-    """Both phases with `fit`, each left with its best weights.
-
-    Args:
-        counts: training images of each class.
-
-    Returns:
-        For each phase: seconds, epochs, and images/s of training and validation together.
-    """
+) -> dict[str, PhaseTime]:
+    """Train both phases with `fit`, each to its best weights; `counts` are the training images of each class."""
     images, steps = int(counts.sum()), int(data["train"].cardinality())
     weights = None
     if config.optimizer.class_weights == "auto":
         weights = dict(enumerate((images / (len(counts) * np.maximum(counts, 1))).tolist()))
-    found = {}
+    times = {}
     for phase in build_phases(config):
         began = time.perf_counter()
         compile_phase(model, config, phase, phase.settings.epochs * steps)
@@ -166,13 +156,14 @@ def train_baseline(
             verbose=0,
         )
         seconds, epochs = time.perf_counter() - began, len(history.epoch)
-        found[phase.name] = {"seconds": seconds, "epochs": epochs, "images_per_second": images * epochs / seconds}
-    return found
+        rate = images * epochs / seconds
+        times[phase.name] = PhaseTime(seconds=seconds, epochs=epochs, images_per_second=rate)
+    return times
 
 
 def _callbacks(config: RunConfig, phase: Phase) -> Iterator[keras.callbacks.Callback]:
     stopping = config.stopping
-    patience = stopping.early_patience or phase.settings.epochs + 1  # without one the best weights are still restored
+    patience = stopping.early_patience or phase.settings.epochs + 1  # 0: the best weights are still restored
     yield keras.callbacks.EarlyStopping("val_accuracy", patience=patience, mode="max", restore_best_weights=True)
     if stopping.plateau_patience and phase.settings.schedule == "constant":
         yield keras.callbacks.ReduceLROnPlateau(
@@ -183,15 +174,12 @@ def _callbacks(config: RunConfig, phase: Phase) -> Iterator[keras.callbacks.Call
         )
 
 
-def predict_baseline(
-    model: BaselineModel, data: dict[str, tf.data.Dataset], folder: Path
-) -> dict[str, dict[int, bool]]:
-    """Predict the test images -> `hits`: for each row of the manifest, whether the model is right."""
-    found = model.predict(data["test"], verbose=0).argmax(axis=1)
+def predict_baseline(model: BaselineModel, data: dict[str, tf.data.Dataset], folder: Path) -> dict[int, bool]:
+    """Predict the test images -> for each row of the manifest, whether the model is right."""
+    predicted = model.predict(data["test"], verbose=0).argmax(axis=1)
     files = sorted((folder / "test").glob("*/*"), key=lambda path: (path.parent.name, path.name))
-    return {
-        "hits": {int(path.stem): bool(said == int(path.parent.name)) for path, said in zip(files, found, strict=True)}
-    }
+    pairs = zip(files, predicted, strict=True)
+    return {int(path.stem): bool(number == int(path.parent.name)) for path, number in pairs}
 
 
 def save_baseline(model: BaselineModel, location: Path) -> None:

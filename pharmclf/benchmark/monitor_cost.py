@@ -1,4 +1,4 @@
-"""What watching the hardware costs a run: processor time of a reading, and the loop with readings and without."""
+"""Benchmark of the hardware monitor: processor time of a reading, and the training step with and without readings."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import dataclasses
 import tempfile
 import time
 from functools import partial
-from typing import Any
 
-from pharmclf.benchmark.options import MeasureOptions
+from pharmclf.benchmark.measure import MeasureOptions, Report
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import suppress_native_stderr
@@ -17,21 +16,22 @@ from pharmclf.distributed.cluster import connect
 from pharmclf.models.devices import configure_devices_for
 from pharmclf.monitoring import HardwareMonitor
 from pharmclf.monitoring.sampler import NodeSampler
+from pharmclf.monitoring.samples import NodeSample
 from pharmclf.training.phases import build_phases
 
 ALLOWED = 0.01
-_OFTEN_S = 0.1  # between readings while their cost is taken
+_SHORT_INTERVAL_S = 0.1  # between readings while their cost is measured
 _TIMES_AS_OFTEN = 10
-_ROUNDS = 3
-_WRITTEN_EVERY_S = 60.0
+_NUM_ROUNDS = 3
+_WRITE_INTERVAL_S = 60.0
 
 
-def benchmark_monitor(config: RunConfig, options: MeasureOptions, say: Say) -> dict[str, Any]:
-    """Measure it, in a process of its own beside an idle Ray, whose processes are among those that are read.
+def benchmark_monitor(config: RunConfig, options: MeasureOptions, say: Say) -> Report:
+    """Measure the monitor in a child process, next to an idle Ray, whose processes are read too.
 
     Returns:
-        rows: reading_s (processor seconds of one), every_s, share (of one core, writing included), and images/s of the
-        loop without and with readings ten times as often; holds: the share is below 1 %.
+        rows: reading_s and writing_s (processor seconds), every_s, share (of one core), images/s of the step without
+        and with readings ten times as often; holds: the share is below 1 %.
     """
     every_s = config.hardware_every_s or 5.0
     row = run_in_subprocess(
@@ -49,11 +49,11 @@ def benchmark_monitor(config: RunConfig, options: MeasureOptions, say: Say) -> d
 
 
 class _CountingSampler(NodeSampler):
-    """This node, and how often it was read."""
+    """Counts its readings."""
 
     reads = 0
 
-    def read(self, seconds: float) -> Any:
+    def read(self, seconds: float) -> NodeSample:
         self.reads += 1
         return super().read(seconds)
 
@@ -65,33 +65,33 @@ def measure_monitor(config: RunConfig, every_s: float, seconds: float) -> dict[s
         reading_s, writing_s = _processor_s(folder, seconds)
         with suppress_native_stderr():
             configure_devices_for(config)
-            from pharmclf.benchmark.synthetic_step import SyntheticStep
+            from pharmclf.benchmark.timed_step import build_synthetic_step
 
-            step = SyntheticStep.of(config, build_phases(config)[0], "float32")
+            step = build_synthetic_step(config, build_phases(config)[0], "float32")
             step()
             took, count = {False: 0.0, True: 0.0}, {False: 0, True: 0}
-            for turn in range(2 * _ROUNDS):  # in turns: what else the machine does must not fall on one of them alone
-                watched = turn % 2 == 1
-                monitor = _monitor(folder, every_s / _TIMES_AS_OFTEN if watched else 0.0)
+            for turn in range(2 * _NUM_ROUNDS):  # in turns, so that other load of the machine meets both
+                monitored = turn % 2 == 1
+                monitor = _monitor(folder, every_s / _TIMES_AS_OFTEN if monitored else 0.0)
                 began = time.perf_counter()
                 while time.perf_counter() - began < seconds / 2:
                     step()
-                    count[watched] += config.batch_size
-                took[watched] += time.perf_counter() - began
+                    count[monitored] += config.batch_size
+                took[monitored] += time.perf_counter() - began
                 monitor.close()
     without, with_often = count[False] / took[False], count[True] / took[True]
     return {
         "reading_s": reading_s, "writing_s": writing_s, "every_s": every_s,
-        "share": reading_s / every_s + writing_s / _WRITTEN_EVERY_S,
+        "share": reading_s / every_s + writing_s / _WRITE_INTERVAL_S,
         "without": without, "with_often": with_often, "loss_often": 1 - with_often / without,
     }  # fmt: skip
 
 
 def _processor_s(folder: str, seconds: float) -> tuple[float, float]:
-    """Processor seconds of one reading, judged and kept, and of one writing, while nothing else runs here."""
+    """Processor seconds of one reading, with its alerts, and of one writing, while nothing else runs here."""
     reader = _CountingSampler("127.0.0.1", [folder])
-    monitor = _monitor(folder, _OFTEN_S, reader)
-    time.sleep(5 * _OFTEN_S)  # what is done but once is behind
+    monitor = _monitor(folder, _SHORT_INTERVAL_S, reader)
+    time.sleep(5 * _SHORT_INTERVAL_S)  # after what is done once
     first, before = reader.reads, time.process_time()
     time.sleep(max(seconds, 1.0))
     used, reads = time.process_time() - before, reader.reads - first

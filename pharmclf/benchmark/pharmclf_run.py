@@ -1,18 +1,19 @@
-"""What a run does in its own process beside the plain way, from its start to the written report."""
+"""The side of this package in the comparison with plain Keras, from the start of the process to the report."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pharmclf import pipeline, storage
-from pharmclf.benchmark.timing import Stopwatch, throughput
+from pharmclf.benchmark.measure import PhaseTime, SideResult, Stopwatch, throughput
 from pharmclf.config import RunConfig
+from pharmclf.core.errors import RunError
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.prepare import split_manifest
 from pharmclf.distributed.controller import with_loader_cpus
@@ -23,64 +24,90 @@ from pharmclf.training.phases import Phase, build_phases
 from pharmclf.training_run import build_training_context, feature_request
 
 NAME = "ours"
-_INPUT_EPOCHS = 1000  # more than are read; the stream must not come to its end
-_TESTS = "testing the saved model"  # how the line begins that a run says when it has trained
+_INPUT_EPOCHS = 1000  # more than are read: the stream must not end
+_TESTS = "testing the saved model"  # the start of the line that a run says after its training
 
 
-def run_pharmclf(config: RunConfig, input_s: float, began: float) -> dict[str, Any]:
-    """A run as jobs/train.py does it, in a storage of its own that holds nothing yet.
+def run_pharmclf(config: RunConfig, input_s: float, began: float) -> SideResult:
+    """Train, test and report as jobs/train.py does, in a storage that is empty.
 
-    Returns:
-        As `keras_run.run_keras`, whole_s to the written report; kept_per_s: images/s of reading what is
-        kept, by phase.
+    Args:
+        config: the run.
+        input_s: seconds of measuring each input alone.
+        began: `time.time()` at the start of this process.
     """
-    parts = Stopwatch(began)
-    parts.end("start")
+    watch = Stopwatch(began)
+    watch.end("start")
 
     def say(line: str) -> None:
         if line.startswith("data: "):
-            parts.end("scan")
+            watch.end("scan")
         elif line.startswith(_TESTS):
-            parts.end("train")
+            watch.end("train")
 
     config = dataclasses.replace(config, name=NAME, workers="0")
     code = pipeline.run(config, say)
-    parts.end("test")
+    watch.end("test")
     whole_s = time.time() - began
     if code:
-        raise RuntimeError(f"the run ended with exit code {code}")
+        raise RunError(f"the run ended with exit code {code}")
     folder = storage.join(storage.absolute(config.storage), NAME)
     result = storage.read_json(storage.join(folder, "result.json"))
-    table = pd.read_parquet(f"{folder}/evaluation/test/predictions.parquet")
     phases = {
-        each["name"]: {"seconds": each["seconds"], "epochs": each["epochs"]}
-        | {"images_per_second": result["train_images"] * each["epochs"] / each["seconds"]}
+        each["name"]: PhaseTime(
+            seconds=each["seconds"], epochs=each["epochs"],
+            images_per_second=result["train_images"] * each["epochs"] / each["seconds"],
+        )
         for each in result["phases"]
-    }
-    indexes = [storage.read_json(str(path)) for path in Path(config.storage).glob(f"activations/*/{INDEX_FILE}")]
-    pass_s = max((index["seconds"] for index in indexes), default=0.0)  # one pass writes them all
-    split = {"activations": pass_s} | {name: phase["seconds"] for name, phase in phases.items()}
-    seconds = parts.seconds
-    rest = seconds["train"] - sum(split.values())
-    order = {"start": seconds["start"], "scan": seconds["scan"], "build": rest, **split, "test": seconds["test"]}
-    return {
-        "whole_s": whole_s, "parts_s": order, "phases": phases, **_our_input(config, folder, input_s),
-        "hits": dict(zip(table["row"].tolist(), (table["label"] == table["predicted"]).tolist(), strict=True)),
     }  # fmt: skip
+    phases_s = {"activations": feature_pass_s(config.storage)} | {name: each.seconds for name, each in phases.items()}
+    seconds = watch.seconds
+    build_s = seconds["train"] - sum(phases_s.values())
+    parts_s = {name: seconds[name] for name in ("start", "scan")} | {"build": build_s} | phases_s
+    parts_s["test"] = seconds["test"]
+    table = pd.read_parquet(f"{folder}/evaluation/test/predictions.parquet")
+    input_per_s, kept_per_s = _measure_inputs(config, folder, input_s)
+    return SideResult(
+        whole_s=whole_s,
+        parts_s=parts_s,
+        phases=phases,
+        hits=dict(zip(table["row"].tolist(), (table["label"] == table["predicted"]).tolist(), strict=True)),
+        input_per_s=input_per_s,
+        kept_per_s=kept_per_s,
+    )
 
 
-def _our_input(config: RunConfig, folder: str, input_s: float) -> dict[str, Any]:
-    """Images/s of the stream with its augmentation, and of the kept activations of each phase."""
+def feature_pass_s(location: str, before: Collection[str] = ()) -> float:
+    """Seconds of the pass that computed the feature cache below a local storage; 0 without one.
+
+    Args:
+        location: the storage.
+        before: index files of earlier passes.
+    """
+    indexes = [storage.read_json(path) for path in feature_indexes(location) if path not in before]
+    return max((float(index["seconds"]) for index in indexes), default=0.0)  # one pass writes them all
+
+
+def feature_indexes(location: str) -> list[str]:
+    """Index files of the feature cache below a local storage."""
+    return [str(path) for path in Path(location).glob(f"activations/*/{INDEX_FILE}")]
+
+
+def _measure_inputs(config: RunConfig, folder: str, input_s: float) -> tuple[float, dict[str, float]]:
+    """Images/s of the stream with its augmentation, and of the feature cache of each phase."""
     manifest = split_manifest(config, folder)
     job = with_loader_cpus(build_training_context(config, folder, manifest))
     kept = get_or_compute(feature_request(job, manifest, 0, lambda _: None, lambda: False, lambda _: None))
     phases = build_phases(config)
-    found = {name: _read(dataclasses.replace(job, activations={name: kept[name]}), phase, input_s)
-             for phase in phases if (name := phase.name) in kept}  # fmt: skip
-    return {"input_per_s": _read(job, phases[0], input_s), "kept_per_s": found}
+    kept_per_s = {
+        name: _input_rate(dataclasses.replace(job, activations={name: kept[name]}), phase, input_s)
+        for phase in phases
+        if (name := phase.name) in kept
+    }
+    return _input_rate(job, phases[0], input_s), kept_per_s
 
 
-def _read(job: TrainingContext, phase: Phase, input_s: float) -> float:
+def _input_rate(job: TrainingContext, phase: Phase, input_s: float) -> float:
     """Images/s of a phase's input alone, training images only."""
     import tensorflow as tf
 
@@ -92,15 +119,16 @@ def _read(job: TrainingContext, phase: Phase, input_s: float) -> float:
         job.train_rows, job.validation_rows[:0], config.batch_size, config.seed, phase.first_epoch, _INPUT_EPOCHS
     )
 
-    @tf.function(autograph=False)
-    def moved(images: Any, transforms: Any) -> Any:
+    def apply(images: Any, transforms: Any) -> Any:
         return apply_transforms(tf.cast(images, tf.float32), transforms, config.augment.fill)
+
+    augment = tf.function(apply, autograph=False)
 
     def sizes(batches: Any) -> Iterator[int]:
         for index in range(plan.num_steps):
             batch = next(batches)
             if phase.name not in job.activations:
-                moved(batch.inputs, batch.transforms)[0, 0, 0].numpy()  # waits for the device
+                augment(batch.inputs, batch.transforms)[0, 0, 0].numpy()  # waits for the device
             yield plan.step(index).count
 
     batches = device_batches(job, phase, plan, 0)

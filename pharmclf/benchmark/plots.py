@@ -1,4 +1,4 @@
-"""The picture of each benchmark's report, as bars; pure."""
+"""Bar charts of the reports of the benchmarks; pure."""
 
 from __future__ import annotations
 
@@ -9,23 +9,19 @@ from pharmclf.reporting.benchmark_plots import Bar, BarPanel, bars_png
 
 _TITLES = {"plain": "plain Keras", "cached": "plain Keras, cache()", "ours": "this package"}
 Report = Mapping[str, Any]
+"""As `measure.Report`, and what `registry.run_benchmark` adds."""
 
 
 def plot_report(name: str, report: Report) -> bytes | None:
-    """The PNG of a report; None where the benchmark draws its own, or has nothing to draw.
-
-    Args:
-        name: of the benchmark.
-        report: what it returned.
-    """
+    """PNG of the report of a benchmark; None where that draws itself, or has no rows."""
     draw = _PANELS.get(name)
     panels = [panel for panel in draw(report) if panel.bars] if draw else []
     if not panels:
         return None
-    about = report.get("machine", {})
-    network = f"{report['backbone']} · " if "backbone" in report else ""
-    where = f"{about.get('processor', '')}, {about.get('cores', '')} cores" if about else ""
-    return bars_png(_HEADINGS[name], f"{network}{where}", panels)
+    machine = report.get("machine")
+    parts = [report["backbone"]] if "backbone" in report else []
+    parts += [f"{machine['processor']}, {machine['cores']} cores"] if machine else []
+    return bars_png(_HEADINGS[name], " · ".join(parts), panels)
 
 
 def _plain(report: Report) -> list[BarPanel]:
@@ -35,11 +31,11 @@ def _plain(report: Report) -> list[BarPanel]:
     def ratio(side: str, row: Report) -> str:
         if side not in row["ratios"]:
             return ""
-        known = report["comparable"][side]
-        return f" · {row['ratios'][side]:.2f}x as long" + ("" if known else ", not comparable")
+        note = "" if report["comparable"][side] else ", not comparable"
+        return f" · {row['ratios'][side]:.2f}x as long{note}"
 
     whole, read = (next(row for what, row in by_what.items() if what.startswith(begin))
-                   for begin in ("whole run, from", "input alone"))  # fmt: skip
+                   for begin in ("all, from", "input alone"))  # fmt: skip
     first = [Bar(_TITLES[name], side["whole_s"], f"{side['whole_s']:.0f} s{ratio(name, whole)}", parts=side["parts_s"])
              for name, side in sides.items()]  # fmt: skip
     second = []
@@ -47,11 +43,11 @@ def _plain(report: Report) -> list[BarPanel]:
         slower = f" · ours {read['ratios'][name]:.2f}x" if name in read["ratios"] else ""
         second.append(Bar(_TITLES[name], side["input_per_s"], f"{side['input_per_s']:,.0f} images/s{slower}"))
     for phase, rate in sides["ours"]["kept_per_s"].items():
-        second.append(Bar(f"this package, {phase}, kept activations", rate, f"{rate:,.0f} images/s"))
+        second.append(Bar(f"this package, {phase}, feature cache", rate, f"{rate:,.0f} images/s"))
     third = [Bar(_TITLES[name], side["test_accuracy"], f"{side['test_accuracy']:.3f}", interval=tuple(side["interval"]))
              for name, side in sides.items()]  # fmt: skip
     return [
-        BarPanel("The whole run, from the start of the process to the tested model", first),
+        BarPanel("From the start of the process to the tested model", first),
         BarPanel("The input alone", second),
         BarPanel("Test accuracy, with its 95 % interval", third),
     ]
@@ -71,7 +67,7 @@ def _devices(report: Report) -> list[BarPanel]:
                 energy.append(Bar(label, row["joules_per_1000"], f"{row['joules_per_1000']:,.0f} J"))
         batch = ", ".join(sorted({str(row["batch_size"]) for row in rows}))
         panels += [
-            BarPanel(f"{phase}: training step at batch {batch}, and times the processors in float32", speed),
+            BarPanel(f"{phase}: training step at batch {batch}, and as a multiple of the processors in float32", speed),
             BarPanel(f"{phase}: peak memory", memory),
             BarPanel(f"{phase}: energy of 1,000 images", energy),
         ]
@@ -94,19 +90,19 @@ def _activations(report: Report) -> list[BarPanel]:
     whole = []
     for name, run in runs.items():
         parts = {"activations": run["pass_s"], **run["phases"]}
-        parts["the rest"] = max(0.0, run["seconds"] - sum(parts.values()))
+        parts["other"] = max(0.0, run["seconds"] - sum(parts.values()))
         whole.append(Bar(name, run["seconds"], f"{run['seconds']:.0f} s · {first / run['seconds']:.2f}x", parts=parts))
-    cuts = [Bar(f"{row['depth']} blocks trained, {row['bytes'] / 1e3:,.0f} kB a picture", row["gain"],
+    splits = [Bar(f"{row['depth']} blocks trained, {row['bytes'] / 1e3:,.0f} kB an image", row["gain"],
                 f"{row['gain']:.2f}x") for row in report["rows"]]  # fmt: skip
-    return [BarPanel("The whole run", whole), BarPanel("How many times as fast phase 2 is, by cut", cuts)]
+    return [BarPanel("The run", whole), BarPanel("How many times as fast phase 2 is, by split", splits)]
 
 
 def _sweep(report: Report) -> list[BarPanel]:
     rows = report["rows"]
     whole = [Bar(f"{row['sweep']}, {row['trials']} trials", row["seconds"], f"{row['seconds']:.0f} s")
              for row in rows]  # fmt: skip
-    beyond = [Bar(row["sweep"], row["overhead_s"], f"{row['overhead_s']:.2f} s") for row in rows]
-    return [BarPanel("The whole sweep", whole), BarPanel("Overhead of a trial beyond its training", beyond)]
+    overhead = [Bar(row["sweep"], row["overhead_s"], f"{row['overhead_s']:.2f} s") for row in rows]
+    return [BarPanel("The sweep", whole), BarPanel("Overhead of a trial", overhead)]
 
 
 def _monitor(report: Report) -> list[BarPanel]:
@@ -116,7 +112,7 @@ def _monitor(report: Report) -> list[BarPanel]:
     loop = [Bar("without readings", row["without"], f"{row['without']:,.1f} images/s"),
             Bar("read ten times as often", row["with_often"],
                 f"{row['with_often']:,.1f} images/s · {row['with_often'] / row['without']:.3f}x")]  # fmt: skip
-    return [BarPanel("Processor time of the monitor, in %", share), BarPanel("The loop", loop)]
+    return [BarPanel("Processor time of the monitor, in %", share), BarPanel("The training step", loop)]
 
 
 def _predict(report: Report) -> list[BarPanel]:
@@ -130,7 +126,7 @@ _PANELS: dict[str, Callable[[Report], list[BarPanel]]] = {
     "monitor": _monitor, "predict": _predict,
 }  # fmt: skip
 _HEADINGS = {
-    "plain": "A run beside the same job in plain Keras", "devices": "The training step by device and precision",
-    "stages": "The stages of a run", "activations": "What kept activations gain", "sweep": "What a sweep costs",
-    "monitor": "What watching the hardware costs", "predict": "Prediction",
+    "plain": "A run and the same job in plain Keras", "devices": "The training step by device and precision",
+    "stages": "The stages of a run", "activations": "Gain of the feature cache", "sweep": "Costs of a sweep",
+    "monitor": "Costs of the hardware monitor", "predict": "Prediction",
 }  # fmt: skip

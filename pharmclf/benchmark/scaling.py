@@ -1,4 +1,4 @@
-"""How training scales: one and two workers measured here, a model of the parts, and what it says of many GPUs."""
+"""Benchmark of scaling: one and two workers are measured, a model is fitted and checked, and many GPUs are forecast."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import dataclasses
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
 
 from pharmclf import storage
+from pharmclf.benchmark.measure import Report
 from pharmclf.benchmark.scaling_model import (
     GPUS,
     BatchScaling,
     Compute,
-    ScalingOptions,
+    Link,
+    PhaseFit,
     StepModel,
-    assumptions,
     compute_from_rate,
     fit_link,
     fit_phase,
     forecast,
     worst_error,
 )
+from pharmclf.benchmark.scaling_options import ScalingOptions, assumptions
 from pharmclf.benchmark.stages import benchmark_job, stream_rate
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
@@ -41,30 +44,33 @@ from pharmclf.reporting.scaling_plots import scaling_png
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import build_phases
 
+if TYPE_CHECKING:  # imports TensorFlow
+    from pharmclf.benchmark.scaling_worker import WorkerMeasurement
+
 PLOT_FILE = "benchmark-scaling.png"
-_ROUNDS = 9
-_STEPS = 2
-_STREAMED_STEPS = 8
-_MAX_SPREAD = 1.15  # above it the machine does other things meanwhile
+_NUM_ROUNDS = 9
+_NUM_STEPS = 2
+_NUM_STREAMED_STEPS = 8
+_MAX_SPREAD = 1.15  # above it the machine has other load
 _BATCHES: dict[BatchScaling, str] = {"fixed": "the same global batch", "grown": "a global batch for each worker"}
 
 
-def benchmark_scaling(config: RunConfig, options: ScalingOptions, say: Say) -> dict[str, Any]:
-    """Measure one and two workers in one run, fit the model, check it against the steps of two, and forecast.
+def benchmark_scaling(config: RunConfig, options: ScalingOptions, say: Say) -> Report:
+    """Measure one and two workers, fit the model, check it against the steps of two, and forecast.
 
-    The picture is written below the storage.
+    The plot is written below the storage.
 
     Args:
-        config: data, backbone, batch and image size; `workers` counts for nothing, `accelerator` cpu leaves GPUs alone.
+        config: data, backbone, batch and image size; `workers` does not count, `accelerator` cpu leaves GPUs unused.
         options: of the forecast.
-        say: takes lines for the console.
+        say: receives lines for the console.
 
     Returns:
-        rows of the forecast; phases: what was measured and fitted, with the check of the model; link, stream,
-        assumptions; holds: no step differs from the model by more than the tolerance.
+        rows of the forecast; phases: fields of PhaseFit; link, stream, assumptions; holds: no step differs from the
+        model by more than the tolerance.
 
     Raises:
-        ConfigError: too small a batch, or a number of GPU speeds that is not that of the phases.
+        ConfigError: the batch is too small, or the number of GPU speeds is not that of the phases.
     """
     names = [phase.name for phase in build_phases(config)]
     given = _configured_compute(options, names, config.batch_size)
@@ -74,62 +80,47 @@ def benchmark_scaling(config: RunConfig, options: ScalingOptions, say: Say) -> d
         say("measuring the stream")
         core_rate = stream_rate(job, build_phases(job.config)[0]) / job.loader_cpus
         say("measuring one worker and two: a few minutes on two cores")
-        measured = _measure(job, sizes)
-    streamed = options.stream_cores * core_rate
-    world = measured["workers"]
+        measured, world, place = _measure_workers(job, sizes)
     say(
         f"{config.backbone}, {config.image_size} px, batch {config.batch_size}; 1 and {world} workers on "
-        f"{measured['device']}, {measured['place']}"
+        f"{measured.device}, {place}"
     )
     say(f"stream: {core_rate:.0f} images/s a core")
-    flat = measured["flat"] + [(each["bytes"], each["bare"]) for each in measured["phases"].values() if each["bare"]]
-    link = fit_link(flat, world) if flat else None
-    if link:
-        off = worst_error(flat, [link.ring_s(size, world) for size, _ in flat])
-        say(
-            f"link between the workers: {8 * link.bytes_per_s / 1e9:.1f} Gbit/s, {1e6 * link.latency_s:.0f} us a "
-            f"message (line within {off:.0%} of {len(flat)} all-reduces)"
-        )
-    rows: list[dict[str, Any]] = []
-    phases: list[dict[str, Any]] = []
-    for number, name in enumerate(names):
-        phase = {"phase": name} | fit_phase(measured["phases"][name], config.batch_size, world, link)
-        phases.append(phase)
-        _say_phase(phase, config.batch_size, world, say)
-        compute = given[number] if given else Compute(**phase["compute"])
-        for gbit in options.link_gbit:
-            model = StepModel(compute, options.network(gbit), phase["bytes"], streamed)
-            for batch in _BATCHES:
-                about = {"phase": name, "batch": batch, "link_gbit": gbit}
-                rows += [about | row for row in forecast(model, config.batch_size, batch)]
-    spread = max(phase["spread"] for phase in phases)
+    link = _fit_link(measured, world, say)
+    fits = [fit_phase(name, measured.phases[name], config.batch_size, world, link) for name in names]
+    for fit in fits:
+        _say_phase(fit, config.batch_size, world, say)
+    spread = max(fit.spread for fit in fits)
     if spread > _MAX_SPREAD:
         say(
-            f"warning: half of the steps took {spread:.1f} times as long as the best one or longer: the machine does "
-            "other things meanwhile, and these figures say little. Measure on a quiet one"
+            f"warning: half of the steps took {spread:.1f} times as long as the best one or longer: the machine has "
+            "other load, and these figures are not reliable. Measure on a quiet one"
         )
-    holds = _say_verdict([check["error"] for phase in phases for check in phase["checks"]], options.tolerance, say)
-    _say_forecast(rows, phases, config.batch_size, say)
-    rests = assumptions(options, config.batch_size, streamed)
+    holds = _say_verdict([check.error for fit in fits for check in fit.checks], options.tolerance, say)
+    stream = options.stream_cores * core_rate
+    rows = _forecast_rows(fits, given, options, config.batch_size, stream)
+    _say_forecast(rows, fits, config.batch_size, say)
+    sentences = assumptions(options, config.batch_size, stream)
     say("assumed:")
-    for sentence in rests:
+    for sentence in sentences:
         say(f"  - {sentence}")
-    picture = storage.join(storage.absolute(config.storage), PLOT_FILE)
-    storage.write_bytes(picture, scaling_png(rows, {phase["phase"]: phase["bytes"] for phase in phases}))
-    say(f"picture: {picture}")
+    plot = storage.join(storage.absolute(config.storage), PLOT_FILE)
+    storage.write_bytes(plot, scaling_png(rows, {fit.phase: fit.bytes for fit in fits}))
+    say(f"plot: {plot}")
     return {
         "backbone": config.backbone, "image_size": config.image_size, "batch_size": config.batch_size,
-        "device": measured["device"], "place": measured["place"], "workers": world, "stream_per_core": core_rate,
-        "link": dataclasses.asdict(link) if link else None, "flat": measured["flat"], "phases": phases,
-        "rows": rows, "assumptions": rests, "options": dataclasses.asdict(options), "holds": holds,
+        "device": measured.device, "place": place, "workers": world, "stream_per_core": core_rate,
+        "link": dataclasses.asdict(link) if link else None, "flat": measured.flat,
+        "phases": [dataclasses.asdict(fit) for fit in fits], "rows": rows, "assumptions": sentences,
+        "options": dataclasses.asdict(options), "holds": holds,
     }  # fmt: skip
 
 
 def _configured_compute(options: ScalingOptions, phases: list[str], batch_size: int) -> list[Compute]:
-    """How a GPU computes in each phase, where its speed is given; else nothing.
+    """Compute times of a GPU in each phase from the given speeds; empty without them.
 
     Raises:
-        ConfigError: a number of speeds that is not that of the phases, or one that does not fit the fixed part.
+        ConfigError: the number of speeds is not that of the phases, or one contradicts the fixed part.
     """
     rates = options.gpu_images_per_second
     if rates and len(rates) != len(phases):
@@ -140,7 +131,7 @@ def _configured_compute(options: ScalingOptions, phases: list[str], batch_size: 
 
 
 def _sizes(batch_size: int) -> tuple[int, ...]:
-    """The batches of one worker that are measured: the run's, and parts of it.
+    """Measured batches of one worker: that of the run, and parts of it.
 
     Raises:
         ConfigError: it has too few parts.
@@ -151,101 +142,128 @@ def _sizes(batch_size: int) -> tuple[int, ...]:
     return sizes
 
 
+def _fit_link(measured: WorkerMeasurement, world: int, say: Say) -> Link | None:
+    """The link between the workers; None for one worker."""
+    points = [*measured.flat, *((phase.bytes, phase.bare) for phase in measured.phases.values() if phase.bare)]
+    if not points:
+        return None
+    link = fit_link(points, world)
+    error = worst_error(points, [link.ring_s(size, world) for size, _ in points])
+    say(
+        f"link between the workers: {8 * link.bytes_per_s / 1e9:.1f} Gbit/s, {1e6 * link.latency_s:.0f} us a "
+        f"message (line within {error:.0%} of {len(points)} all-reduces)"
+    )
+    return link
+
+
+def _forecast_rows(
+    fits: Sequence[PhaseFit], given: Sequence[Compute], options: ScalingOptions, batch_size: int, stream: float
+) -> list[dict[str, Any]]:
+    """Fields of Forecast, with phase, batch and link_gbit."""
+    rows = []
+    for number, fit in enumerate(fits):
+        for gbit in options.link_gbit:
+            model = StepModel(given[number] if given else fit.compute, options.network(gbit), fit.bytes, stream)
+            for batch in _BATCHES:
+                for row in forecast(model, batch_size, batch):
+                    rows.append({"phase": fit.phase, "batch": batch, "link_gbit": gbit, **dataclasses.asdict(row)})
+    return rows
+
+
 # ---------------------------------------------------------------------- measuring
 
 
-def _measure(job: TrainingContext, sizes: tuple[int, ...]) -> dict[str, Any]:
-    """Start the workers, and let them measure -> what `scaling_worker.measure` returns, workers and place."""
+def _measure_workers(job: TrainingContext, sizes: tuple[int, ...]) -> tuple[WorkerMeasurement, int, str]:
+    """Start the workers, and let them measure -> times, number of workers, and where they ran."""
     total = ray.cluster_resources()
     gpus = 0.0 if job.config.accelerator == "cpu" else total.get("GPU", 0.0)
     world = min(2, int(gpus)) if gpus else 2
     each = resources_per_worker(world, world, total.get("CPU", 0.0), gpus)
     precision = run_precision(dataclasses.replace(job.config, workers=str(world)))  # one for all, as in a run
     job = dataclasses.replace(job, config=with_precision(job.config, precision), loader_cpus=each.loader_cpus)
-    own = tempfile.mkdtemp(prefix="pharmclf-ray-train-")
-    # over the network, where there is one
-    trainer = build_trainer(
-        _worker, {"job": job, "sizes": sizes}, WorkerGroupSpec(world, each), own, placement="SPREAD"
-    )
+    folder = tempfile.mkdtemp(prefix="pharmclf-ray-train-")
+    settings = {"job": job, "sizes": sizes}
+    # SPREAD: over the network, where there is one
+    trainer = build_trainer(_worker, settings, WorkerGroupSpec(world, each), folder, placement="SPREAD")
     try:
-        return {"workers": world} | trainer.fit().return_value
+        measured, place = trainer.fit().return_value
+        return measured, world, place
     finally:
-        shutil.rmtree(own, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _worker(settings: dict[str, Any]) -> dict[str, Any]:
+def _worker(settings: dict[str, Any]) -> tuple[WorkerMeasurement, str]:
     """One Ray Train worker. (all ranks)"""
     job: TrainingContext = settings["job"]
     context = ray.train.get_context()
-    beside = context.get_local_world_size()
-    cores = _pin_to_cores(context.get_local_rank(), beside)
+    workers_here = context.get_local_world_size()
+    cores = _pin_to_cores(context.get_local_rank(), workers_here)
     configure_devices_for(job.config)
     from pharmclf.benchmark import scaling_worker
     from pharmclf.training import collectives
 
     plan = scaling_worker.MeasurePlan(
-        job=job, sizes=settings["sizes"], rounds=_ROUNDS, steps=_STEPS, streamed_steps=_STREAMED_STEPS
-    )  # fmt: skip
-    found = scaling_worker.measure(plan, collectives.init_distributed(cores))
-    nodes = "all on one node, whose memory they share" if beside > 1 else "a node for each"
-    return found | {"place": f"{format_count(cores, 'core')} each, {nodes}"}
+        job=job, sizes=settings["sizes"], rounds=_NUM_ROUNDS, steps=_NUM_STEPS, streamed_steps=_NUM_STREAMED_STEPS
+    )
+    measured = scaling_worker.measure(plan, collectives.init_distributed(cores))
+    nodes = "all on one node, whose memory they share" if workers_here > 1 else "a node for each"
+    return measured, f"{format_count(cores, 'core')} each, {nodes}"
 
 
-def _pin_to_cores(place: int, beside: int) -> int:
+def _pin_to_cores(local_rank: int, workers_here: int) -> int:
     """Keep this process to its part of the node's cores, so that one worker is as fast as each of many.
 
     Args:
-        place: of this worker on its node, from 0.
-        beside: workers on this node.
+        local_rank: of this worker on its node.
+        workers_here: number of workers on this node.
 
     Returns:
         number of cores.
     """
     if not hasattr(os, "sched_setaffinity"):
-        return max(1, usable_cores() // beside)
+        return max(1, usable_cores() // workers_here)
     cores = sorted(os.sched_getaffinity(0))
-    each = max(1, len(cores) // beside)
-    mine = cores[place * each : (place + 1) * each] or cores
-    for thread in Path("/proc/self/task").iterdir():  # those to come take after the one that starts them
-        os.sched_setaffinity(int(thread.name), mine)
-    return len(mine)
+    num_cores = max(1, len(cores) // workers_here)
+    part = cores[local_rank * num_cores : (local_rank + 1) * num_cores] or cores
+    for thread in Path("/proc/self/task").iterdir():  # later threads inherit it
+        os.sched_setaffinity(int(thread.name), part)
+    return len(part)
 
 
-# ---------------------------------------------------------------------- told to the user
+# ---------------------------------------------------------------------- lines for the console
 
 
-def _say_phase(phase: dict[str, Any], batch_size: int, world: int, say: Say) -> None:
-    name, compute = phase["phase"], phase["compute"]
-    sizes = ", ".join(str(images) for images, _ in phase["alone"])
+def _say_phase(fit: PhaseFit, batch_size: int, world: int, say: Say) -> None:
+    name, compute = fit.phase, fit.compute
+    sizes = ", ".join(str(images) for images, _ in fit.alone)
     say(
-        f"{name}: {phase['parameters']:,} trained parameters; {phase['bytes'] / 1e6:.2f} MB to all-reduce a step. "
-        f"Compute {1e3 * compute['fixed_s']:.1f} ms + {1e3 * compute['image_s']:.2f} ms an image "
-        f"(line within {phase['compute_error']:.0%} at {sizes} images)"
+        f"{name}: {fit.parameters:,} trained parameters; {fit.bytes / 1e6:.2f} MB to all-reduce a step. "
+        f"Compute {1e3 * compute.fixed_s:.1f} ms + {1e3 * compute.image_s:.2f} ms an image "
+        f"(line within {fit.compute_error:.0%} at {sizes} images)"
     )
-    if phase["checks"]:
+    if fit.checks:
         say(
-            f"{name}: all-reduce of the step's tensors by itself {1e3 * phase['bare']:.1f} ms; a worker beside a busy "
-            f"one takes {phase['slowdown']:.2f} times as long as alone"
+            f"{name}: all-reduce of the step's tensors by itself {1e3 * fit.bare:.1f} ms; concurrent workers take "
+            f"{fit.slowdown:.2f} times as long as one alone"
         )
-    for check in phase["checks"]:
+    for check in fit.checks:
         say(
-            f"{name}: {world} workers, {_BATCHES[check['batch']]} ({check['images']} images each): "
-            f"step {1e3 * check['step_s']:.1f} ms, predicted {1e3 * check['predicted_s']:.1f} ms "
-            f"(error {check['error']:+.0%}); efficiency {check['efficiency']:.0%}, "
-            f"predicted {check['predicted_efficiency']:.0%}"
+            f"{name}: {world} workers, {_BATCHES[check.batch]} ({check.images} images each): step "
+            f"{1e3 * check.step_s:.1f} ms, predicted {1e3 * check.predicted_s:.1f} ms (error {check.error:+.0%}); "
+            f"efficiency {check.efficiency:.0%}, predicted {check.predicted_efficiency:.0%}"
         )
-    for streamed in phase["streamed"]:
+    for streamed in fit.streamed:
         say(
-            f"{name}: {format_count(streamed['workers'], 'worker')} on images from the stream: step "
-            f"{1e3 * streamed['step_s']:.1f} ms, of which {1e3 * streamed['wait_s']:.1f} ms waiting for images; "
-            f"{batch_size / streamed['step_s']:.0f} images/s"
+            f"{name}: {format_count(streamed.workers, 'worker')} on images from the stream: step "
+            f"{1e3 * streamed.step_s:.1f} ms, of which {1e3 * streamed.wait_s:.1f} ms waiting for images; "
+            f"{batch_size / streamed.step_s:.0f} images/s"
         )
 
 
 def _say_verdict(errors: list[float], tolerance: float, say: Say) -> bool:
     """Say whether the model holds -> the same."""
     if not errors:
-        say("check of the model: none, for there is one GPU; --accelerator cpu measures two workers on the cores")
+        say("check of the model: none, because there is one GPU; --accelerator cpu measures two workers on the cores")
         return True
     worst = max(errors, key=abs)
     holds = abs(worst) <= tolerance
@@ -254,16 +272,21 @@ def _say_verdict(errors: list[float], tolerance: float, say: Say) -> bool:
     return holds
 
 
-def _say_forecast(rows: list[dict[str, Any]], phases: list[dict[str, Any]], batch_size: int, say: Say) -> None:
-    whole = f"global batch {batch_size} shared by all, as in a run"
-    titles = {"fixed": whole, "grown": f"{batch_size} images on each, a global batch that grows with them"}
-    for phase in phases:
+def _say_forecast(rows: list[dict[str, Any]], fits: Sequence[PhaseFit], batch_size: int, say: Say) -> None:
+    titles = {
+        "fixed": f"global batch {batch_size} shared by all, as in a run",
+        "grown": f"{batch_size} images on each, a global batch that grows with them",
+    }
+    for fit in fits:
         for batch, title in titles.items():
-            say(f"expected efficiency in %, {phase['phase']}, {phase['bytes'] / 1e6:.1f} MB a step, {title}:")
-            mine = [row for row in rows if row["phase"] == phase["phase"] and row["batch"] == batch]
+            say(f"expected efficiency in %, {fit.phase}, {fit.bytes / 1e6:.1f} MB a step, {title}:")
+            cells = {
+                (row["link_gbit"], row["gpus"]): f"{100 * row['efficiency']:.0f}"
+                for row in rows
+                if row["phase"] == fit.phase and row["batch"] == batch
+            }
             table = [["GPUs", *map(str, GPUS)]]
-            for gbit in dict.fromkeys(row["link_gbit"] for row in mine):
-                found = {row["gpus"]: 100 * row["efficiency"] for row in mine if row["link_gbit"] == gbit}
-                table.append([f"{gbit:g} Gbit/s", *(f"{found[gpus]:.0f}" if gpus in found else "-" for gpus in GPUS)])
+            for gbit in dict.fromkeys(gbit for gbit, _ in cells):
+                table.append([f"{gbit:g} Gbit/s", *(cells.get((gbit, gpus), "-") for gpus in GPUS)])
             for line in align_columns(table, left=[]):
                 say(line)

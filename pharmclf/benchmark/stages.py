@@ -1,15 +1,17 @@
-"""How fast each stage of a run is, measured in one run: decoding, the stream, the step, the loop."""
+"""Benchmark of the stages of a run: decoding, the stream, the training step, the loop."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from pharmclf import storage
+from pharmclf.benchmark.measure import Report
 from pharmclf.config import PhaseConfig, RunConfig, StoppingConfig, refuse_auto
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
@@ -24,14 +26,14 @@ from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import Phase, build_phases
 from pharmclf.training_run import build_training_context
 
-_LOOP_EPOCHS = 3  # of each phase; the first one traces the graphs and is left out
-_PLANNED_EPOCHS = 60  # so many that the stream runs ahead until it must wait, as in a real run
-_STEPS = 8
-_STREAM_IMAGES = 3000  # enough for the stream to settle: it comes in blocks of some hundred rows
+_LOOP_EPOCHS = 3  # of each phase; the first one traces the graphs and does not count
+_PLANNED_EPOCHS = 60  # so many that the stream prefetches until it must wait, as in a run
+_NUM_STEPS = 8
+_STREAM_IMAGES = 3000  # the stream comes in blocks of some hundred rows
 
 
 class _StopAfter:
-    """Watches a phase, and stops the run in the epoch after those that are measured."""
+    """Stops the run after the epochs that are measured."""
 
     def __init__(self) -> None:
         self.epochs = 0
@@ -45,18 +47,16 @@ class _StopAfter:
         return self.epochs >= _LOOP_EPOCHS
 
 
-def benchmark_stages(config: RunConfig, backbones: list[str], say: Say) -> dict[str, Any]:
+def benchmark_stages(config: RunConfig, backbones: list[str], say: Say) -> Report:
     """Measure images/s of decoding, of the stream, of the training step on a batch in memory, and of the loop.
 
-    Each phase of each backbone is measured, in this process.
-
     Args:
-        config: data, batch size, image size and unfreeze depth of the measurement.
-        backbones: the networks, with random weights, which cost as much as trained ones.
-        say: takes lines for the console.
+        config: data, batch size, image size and unfreeze depth.
+        backbones: networks that are measured, with random weights.
+        say: receives lines for the console.
 
     Returns:
-        machine, and one row for each backbone and phase; `loop_share` is loop / min(stream, step).
+        rows: for each backbone and phase; `loop_share` is loop / min(stream, step).
     """
     rows = []
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
@@ -64,18 +64,22 @@ def benchmark_stages(config: RunConfig, backbones: list[str], say: Say) -> dict[
         decode = _decode_rate(job)
         say(f"decode alone, one core: {decode:.0f} images/s")
         for backbone in backbones:
-            own = dataclasses.replace(job.config, backbone=backbone)  # type: ignore[arg-type]
-            for row in _measure(dataclasses.replace(job, config=own, folder=storage.join(folder, backbone))):
+            backbone_config = dataclasses.replace(job.config, backbone=backbone)  # type: ignore[arg-type]
+            backbone_folder = storage.join(folder, backbone)
+            for row in _measure(dataclasses.replace(job, config=backbone_config, folder=backbone_folder)):
                 rows.append({"decode": decode, **row})
-                say(_line(rows[-1]))
+                say(
+                    f"{backbone:<20} {row['phase']}  stream {row['stream']:7.1f}  step {row['step']:7.1f}  loop "
+                    f"{row['loop']:7.1f} images/s  loop / min(stream, step) = {row['loop_share']:.2f}"
+                )
     return {"rows": rows, "batch_size": config.batch_size, "image_size": config.image_size}
 
 
 def benchmark_job(config: RunConfig, folder: str) -> TrainingContext:
-    """A job that trains in this process until it is stopped, in whole batches; Ray and the device are made ready.
+    """A job that trains in this process until it is stopped, on complete batches; connects Ray, configures the device.
 
     Raises:
-        ConfigError: fewer training images than a batch, or a micro-batch that is to be found.
+        ConfigError: fewer training images than a batch, or `microbatch` auto.
     """
     refuse_auto(config.microbatch, "the benchmark")
     connect(allow_open=config.allow_open_cluster)
@@ -85,24 +89,24 @@ def benchmark_job(config: RunConfig, folder: str) -> TrainingContext:
         config, phase1=epochs, phase2=epochs, stopping=never, weights="none", workers="0", checkpoint_every_s=0.0
     )
     job = with_loader_cpus(build_training_context(config, folder))
-    whole = len(job.train_rows) - len(job.train_rows) % config.batch_size  # a padded batch would cost all stages
-    if whole == 0:
+    num_rows = len(job.train_rows) - len(job.train_rows) % config.batch_size  # a padded batch would slow all stages
+    if num_rows == 0:
         raise ConfigError(
             f"batch_size: received {config.batch_size}, but the training split has {len(job.train_rows)} images. "
             "Give a smaller batch or more images"
         )
     with suppress_native_stderr():
         configure_devices_for(config)
-    return dataclasses.replace(job, train_rows=job.train_rows[:whole])
+    return dataclasses.replace(job, train_rows=job.train_rows[:num_rows])
 
 
-def _measure(job: TrainingContext) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def _measure(job: TrainingContext) -> Iterator[dict[str, Any]]:
     for phase in build_phases(job.config):
-        stream, step, whole = stream_rate(job, phase), _step_rate(job, phase), loop_rate(job, phase)
-        row = {"backbone": job.config.backbone, "phase": phase.name, "device": device_name()}
-        rows.append(row | {"stream": stream, "step": step, "loop": whole, "loop_share": whole / min(stream, step)})
-    return rows
+        stream, step, loop = stream_rate(job, phase), _step_rate(job, phase), loop_rate(job, phase)
+        yield {
+            "backbone": job.config.backbone, "phase": phase.name, "device": device_name(),
+            "stream": stream, "step": step, "loop": loop, "loop_share": loop / min(stream, step),
+        }  # fmt: skip
 
 
 def _decode_rate(job: TrainingContext) -> float:
@@ -118,7 +122,7 @@ def _plan(job: TrainingContext, phase: Phase, epochs: int) -> BatchPlan:
 
 
 def stream_rate(job: TrainingContext, phase: Phase) -> float:
-    """Images/s of the stream from the second epoch on, when it has started up and nothing else runs."""
+    """Images/s of the stream alone, from the second epoch on."""
     plan = _plan(job, phase, 1 + -(-_STREAM_IMAGES // len(job.train_rows)))
     images, began = 0, 0.0
     for index, _ in enumerate(load_batches(plan, job.images, job.config.image_size, num_cpus=job.loader_cpus)):
@@ -130,31 +134,26 @@ def stream_rate(job: TrainingContext, phase: Phase) -> float:
 
 
 def _step_rate(job: TrainingContext, phase: Phase) -> float:
-    """Images/s of the training step on one batch that lies on the device already."""
-    import tensorflow as tf
-
+    """Images/s of the training step on one batch on the device."""
+    from pharmclf.benchmark.timed_step import build_step
     from pharmclf.training import collectives, trainer
     from pharmclf.training.batch_loader import device_batches
-    from pharmclf.training.model_step import ModelStep
 
     workers = collectives.single_worker()
     precision = resolve_precision(job.config.precision, gpu_compute_capability())
     networks = trainer.build_networks(job, workers, precision)
-    microbatch = job.microbatches.get(phase.name, 0)
-    model = ModelStep(job.config, workers, *networks, phase.unfreeze_blocks, precision, microbatch=microbatch)
     batches = device_batches(job, phase, _plan(job, phase, 1), 0)
-    batch = next(batches)
+    step = build_step(job, phase, workers, networks, precision, next(batches))
     batches.close()
-    vote = tf.constant(0.0)
-    model.train_step(batch, vote).numpy()  # traces
+    step()  # traces
     began = time.perf_counter()
-    for _ in range(_STEPS):
-        model.train_step(batch, vote).numpy()
-    return _STEPS * job.config.batch_size / (time.perf_counter() - began)
+    for _ in range(_NUM_STEPS):
+        step()
+    return _NUM_STEPS * job.config.batch_size / (time.perf_counter() - began)
 
 
 def loop_rate(job: TrainingContext, phase: Phase) -> float:
-    """Images/s of the loop while it trains, the median of the epochs behind the first."""
+    """Images/s of the training loop, the median of the epochs after the first."""
     from pharmclf.training import collectives, trainer
 
     other = "phase2" if phase.name == "phase1" else "phase1"
@@ -162,10 +161,3 @@ def loop_rate(job: TrainingContext, phase: Phase) -> float:
     job = dataclasses.replace(job, config=alone, folder=storage.join(job.folder, phase.name))
     history = trainer.Trainer(job, collectives.single_worker(), _StopAfter()).fit().history
     return float(np.median([record.images_per_second for record in history[1:]]))
-
-
-def _line(row: dict[str, Any]) -> str:
-    return (
-        f"{row['backbone']:<20} {row['phase']}  stream {row['stream']:7.1f}  step {row['step']:7.1f}  "
-        f"loop {row['loop']:7.1f} images/s  loop / min(stream, step) = {row['loop_share']:.2f}"
-    )

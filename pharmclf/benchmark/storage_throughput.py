@@ -1,4 +1,4 @@
-"""What an object store costs against local disk: the same images from both, measured in one run."""
+"""Benchmark of an object store against local disk: the same images from both."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import dataclasses
 import resource
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pharmclf import storage
+from pharmclf.benchmark.measure import Report
 from pharmclf.benchmark.stages import benchmark_job, loop_rate, stream_rate
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
@@ -17,18 +18,17 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.data.prepare import cached_manifest, data_location
 from pharmclf.training.phases import build_phases
 
-_PLACES = ("local", "remote")
 _LOOP_STEPS = 8  # of an epoch of the loop; one of a large network on a CPU takes seconds
 
 
-def benchmark_storage(config: RunConfig, say: Say) -> dict[str, Any]:
+def benchmark_storage(config: RunConfig, say: Say) -> Report:
     """Measure the manifest, the stream and the loop on images on local disk and on the same images in the storage.
 
     The images are copied below the storage first, and deleted at the end.
 
     Args:
-        config: `data` local, `storage` remote; backbone, batch size and image size of the loop.
-        say: takes lines for the console.
+        config: `data` local, `storage` remote; backbone, batch size and image size.
+        say: receives lines for the console.
 
     Returns:
         images, upload (a second), peak_mib (largest process of the scan), and rows for manifest, stream and loop:
@@ -49,47 +49,44 @@ def benchmark_storage(config: RunConfig, say: Say) -> dict[str, Any]:
             began = time.perf_counter()
             storage.upload_folder(Path(local), remote)
             seconds = time.perf_counter() - began
+            config = dataclasses.replace(config, storage=folder)
             data = {"local": local, "remote": remote}
-            rows = [_manifest(data, folder), *_training(dataclasses.replace(config, storage=folder), data, folder)]
+            images, peak_mib, scan = _scan_rates(data, folder)
+            rates = {"list, read and examine all images": scan, **_training_rates(config, data, folder)}
         finally:
             storage.delete_folder(remote)
-    images, peak = rows[0].pop("images"), rows[0].pop("peak_mib")
-    say(f"{images:,} images, copied to {config.storage} at {images / seconds:.0f} a second")
+    rows = [{"what": what, **row, "remote_share": row["remote"] / row["local"]} for what, row in rates.items()]
+    say(f"{images:,} images, copied at {images / seconds:.0f} a second")
     for row in rows:
-        row["remote_share"] = row["remote"] / row["local"]
         say(
             f"{row['what']:<34}  local {row['local']:7.1f}  remote {row['remote']:7.1f} images/s  "
             f"remote / local = {row['remote_share']:.2f}"
         )
-    say(f"largest process while the images were examined: {peak:.0f} MiB")
-    return {"images": images, "upload": images / seconds, "peak_mib": peak, "rows": rows}
+    say(f"largest process of the scan: {peak_mib:.0f} MiB")
+    return {"images": images, "upload": images / seconds, "peak_mib": peak_mib, "rows": rows}
 
 
-def _manifest(data: dict[str, str], folder: str) -> dict[str, Any]:
-    """The scan of both; the training of the same run finds the manifests in `folder`."""
-    row: dict[str, Any] = {"what": "list, read and examine all images"}
-    for place in _PLACES:
+def _scan_rates(data: Mapping[str, str], folder: str) -> tuple[int, float, dict[str, float]]:
+    """Number of images, MiB of the largest process, and images/s by place; leaves the manifests in `folder`."""
+    rates, num_images = {}, 0
+    for place, location in data.items():
         began = time.perf_counter()
-        manifest = cached_manifest(data[place], storage.join(folder, "manifests"))
-        row[place] = len(manifest.table) / (time.perf_counter() - began)
-        row["images"] = len(manifest.table)
-        processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        row["peak_mib"] = max(resource.getrusage(which).ru_maxrss for which in processes) / 1024
-    return row
+        num_images = len(cached_manifest(location, storage.join(folder, "manifests")).table)
+        rates[place] = num_images / (time.perf_counter() - began)
+    peak = max(resource.getrusage(which).ru_maxrss for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return num_images, peak / 1024, rates
 
 
-def _training(config: RunConfig, data: dict[str, str], folder: str) -> list[dict[str, Any]]:
-    jobs = {}
-    for place in _PLACES:
-        jobs[place] = benchmark_job(dataclasses.replace(config, data=data[place]), storage.join(folder, place))
-    first = build_phases(jobs["local"].config)[0]
-    stream: dict[str, Any] = {"what": "stream"}
-    loop: dict[str, Any] = {"what": f"training loop, {config.backbone}, {first.name}"}
-    for place in _PLACES:
-        stream[place] = stream_rate(jobs[place], first)
-    for place in _PLACES:
-        few = _LOOP_STEPS * config.batch_size
-        job = jobs[place]
-        short = dataclasses.replace(job, train_rows=job.train_rows[:few], validation_rows=job.validation_rows[:few])
-        loop[place] = loop_rate(short, first)
-    return [stream, loop]
+def _training_rates(config: RunConfig, data: Mapping[str, str], folder: str) -> dict[str, dict[str, float]]:
+    """Images/s by place, of the stream and of the loop."""
+    jobs = {
+        place: benchmark_job(dataclasses.replace(config, data=location), storage.join(folder, place))
+        for place, location in data.items()
+    }
+    phase, num_rows = build_phases(config)[0], _LOOP_STEPS * config.batch_size
+    stream = {place: stream_rate(job, phase) for place, job in jobs.items()}
+    loop = {}
+    for place, job in jobs.items():
+        few = job.train_rows[:num_rows], job.validation_rows[:num_rows]
+        loop[place] = loop_rate(dataclasses.replace(job, train_rows=few[0], validation_rows=few[1]), phase)
+    return {"stream": stream, f"training loop, {config.backbone}, {phase.name}": loop}

@@ -1,4 +1,4 @@
-"""What a sweep costs: its trials on shared activations and in workers that stay, against the same ones without."""
+"""Benchmark of a sweep: the same trials with a shared feature cache and reused workers, and without."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from pharmclf import storage
+from pharmclf.benchmark.measure import Report
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.data.prepare import data_location
@@ -19,28 +19,28 @@ from pharmclf.tuning.options import SweepOptions
 from pharmclf.tuning.sweep import TABLE_FILE, run_sweep
 from pharmclf.tuning.sweep_start import SWEEP_FILE
 
-_TRIALS = 6
-_HEADS = 32
+_NUM_TRIALS = 6
+_NUM_HEADS = 32
 
 
-def benchmark_sweep(config: RunConfig, space: Path, say: Say) -> dict[str, Any]:
-    """Run the same trials with all that they share and without, and head-only trials one and `_HEADS` at a time.
+def benchmark_sweep(config: RunConfig, space: Path, say: Say) -> Report:
+    """Run the same trials with sharing and without, and head-only trials one and `_NUM_HEADS` at a time.
 
     Args:
-        config: the plain run: data, backbone, epochs, `augment.views` (1 or more).
-        space: file of what is searched.
-        say: takes lines for the console.
+        config: of the runs: data, backbone, epochs, `augment.views` (1 or more).
+        space: file of the search space.
+        say: receives lines for the console.
 
     Returns:
         rows: for each sweep seconds in all, trials, and the median overhead of a trial beyond its training; ratios.
     """
-    same = SweepOptions(trials=_TRIALS, search="random", halving=False)
+    same = SweepOptions(trials=_NUM_TRIALS, search="random", halving=False)
     plain = dataclasses.replace(same, reuse_workers=False, batch_heads=False)
     heads = dataclasses.replace(config, phase2=dataclasses.replace(config.phase2, epochs=0))
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
 
-        def timed(name: str, run: RunConfig, options: SweepOptions) -> dict[str, Any]:
+        def timed(name: str, run: RunConfig, options: SweepOptions) -> Report:
             began = time.perf_counter()
             run_sweep(options, dataclasses.replace(run, data=data, storage=folder, name=name), space, lambda _: None)
             seconds = time.perf_counter() - began
@@ -48,8 +48,8 @@ def benchmark_sweep(config: RunConfig, space: Path, say: Say) -> dict[str, Any]:
             result = storage.read_json(f"{folder}/{name}/{SWEEP_FILE}")["result"]
             trials_s, overhead_s = float(table["seconds"].sum()), statistics.median(table["overhead_s"])
             say(
-                f"{name:<10} {len(table):>3} trials  whole sweep {seconds:7.1f} s  trials alone {trials_s:7.1f} s  "
-                f"overhead {overhead_s:5.2f} s a trial  test accuracy of the winner {result['test_accuracy']:.3f}"
+                f"{name:<10} {len(table):>3} trials  in all {seconds:7.1f} s  trials alone {trials_s:7.1f} s  "
+                f"overhead {overhead_s:5.2f} s a trial  test accuracy of the best {result['test_accuracy']:.3f}"
             )
             return {
                 "sweep": name, "trials": len(table), "seconds": seconds, "trials_s": trials_s, "overhead_s": overhead_s,
@@ -57,12 +57,12 @@ def benchmark_sweep(config: RunConfig, space: Path, say: Say) -> dict[str, Any]:
             }  # fmt: skip
 
         one = timed("one-head", heads, dataclasses.replace(same, trials=1))
-        many = timed("heads", heads, dataclasses.replace(same, trials=_HEADS))
+        many = timed("heads", heads, dataclasses.replace(same, trials=_NUM_HEADS))
         shared = timed("shared", config, same)
         alone = timed("alone", dataclasses.replace(config, activations="never"), plain)
     ratios = {
-        "whole sweep, alone / shared": alone["seconds"] / shared["seconds"],
-        f"{_HEADS} heads / one head, trials alone": many["trials_s"] / one["trials_s"],
+        "in all, alone / shared": alone["seconds"] / shared["seconds"],
+        f"{_NUM_HEADS} heads / one head, trials alone": many["trials_s"] / one["trials_s"],
     }
     for what, value in ratios.items():
         say(f"{what}: {value:.2f}")

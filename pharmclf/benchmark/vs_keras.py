@@ -1,23 +1,21 @@
-"""A run beside the same two-phase job in plain Keras: speed of the parts and of the whole, at equal test accuracy."""
+"""Benchmark of a run against the same two-phase job in plain Keras: speed of the parts, at equal accuracy."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.benchmark.class_folders import link_splits
 from pharmclf.benchmark.keras_run import run_keras
-from pharmclf.benchmark.options import MeasureOptions
+from pharmclf.benchmark.measure import MeasureOptions, Report, SideResult, format_number, format_ratio
 from pharmclf.benchmark.pharmclf_run import run_pharmclf
-from pharmclf.benchmark.tables import format_number, format_ratio
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
@@ -25,23 +23,45 @@ from pharmclf.core.subprocess_call import run_in_subprocess
 from pharmclf.core.tables import align_columns
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import data_location, split_manifest
+from pharmclf.data.splits import SPLITS
 from pharmclf.evaluation.metrics import Estimate, proportion
 
 OURS = "ours"
 TITLES = {"plain": "plain Keras", "cached": "plain, cached", OURS: "this"}
+_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # that image_dataset_from_directory reads
 
 
-def benchmark_vs_keras(config: RunConfig, options: MeasureOptions, say: Say) -> dict[str, Any]:
-    """Do the job of a configuration in plain Keras and as a run, one after the other, each in a fresh process.
+@dataclass(frozen=True)
+class Side:
+    """One side of the comparison, with its test accuracy."""
+
+    result: SideResult
+    accuracy: Estimate
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One measure of all sides."""
+
+    what: str
+    unit: str
+    values: Mapping[str, float]
+    """By side."""
+    ratios: Mapping[str, float]
+    """By plain side, how many times as fast a run is."""
+
+
+def benchmark_vs_keras(config: RunConfig, options: MeasureOptions, say: Say) -> Report:
+    """Train in plain Keras and as a run, one after the other, each in a fresh process.
 
     Args:
-        config: the run; it trains in one process, and keeps activations as `feature_cache` and `augment.views` say.
-        options: which plain ways, and how long inputs are measured alone.
-        say: takes lines for the console.
+        config: the run; it trains in one process, and caches features as its settings say.
+        options: the plain sides, and the seconds of measuring inputs alone.
+        say: receives lines for the console.
 
     Returns:
-        sides: of each what it measured, `test_accuracy` and its `interval`; rows: each measure beside the others with
-        the ratios; comparable: for each plain way, whether its interval of the test accuracy meets ours.
+        sides: fields of SideResult, `test_accuracy` and its `interval`; rows: fields of ComparedRow; comparable: for
+        each plain side, whether its interval of the test accuracy overlaps that of the run.
 
     Raises:
         ConfigError: images that plain Keras cannot read.
@@ -51,31 +71,60 @@ def benchmark_vs_keras(config: RunConfig, options: MeasureOptions, say: Say) -> 
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
         config = dataclasses.replace(config, data=data, storage=f"{folder}/runs", workers="0")
-        # in a place of its own, so that the run has to scan the images itself
+        # below another storage, so that the run has to scan the images itself
         manifest = split_manifest(dataclasses.replace(config, storage=f"{folder}/scan"), folder)
         link_splits(manifest, Path(folder) / "splits")
-        sides: dict[str, dict[str, Any]] = {}
+        results: dict[str, SideResult] = {}
         for name in options.sides:
             say(f"training in {TITLES[name]}")
             settings = config, f"{folder}/splits", len(manifest.class_names), name == "cached", options.seconds
-            sides[name] = run_in_subprocess(partial(run_keras, *settings, time.time()))
+            results[name] = run_in_subprocess(partial(run_keras, *settings, time.time()))
         say("training with this package")
-        sides[OURS] = run_in_subprocess(partial(run_pharmclf, config, options.seconds, time.time()))
-    for side in sides.values():
-        accuracy = _accuracy(side.pop("hits"), manifest)
-        side |= {"test_accuracy": accuracy.value, "interval": [accuracy.low, accuracy.high]}
-    report = {
-        "backbone": config.backbone, "image_size": config.image_size, "batch_size": config.batch_size,
-        "views": config.views, "train_images": len(manifest.rows("train")), "sides": sides,
-        "test_images": len(manifest.rows("test")), "rows": compare(sides), "comparable": is_comparable(sides),
-    }  # fmt: skip
-    for line in comparison_table(report):
+        results[OURS] = run_in_subprocess(partial(run_pharmclf, config, options.seconds, time.time()))
+    sides = {name: Side(result, _accuracy(result.hits, manifest)) for name, result in results.items()}
+    rows = compare(sides)
+    for line in comparison_table(sides, rows):
         say(line)
-    return report
+    return {
+        "backbone": config.backbone, "image_size": config.image_size, "batch_size": config.batch_size,
+        "views": config.views, "train_images": len(manifest.rows("train")),
+        "test_images": len(manifest.rows("test")), "sides": {name: side_to_dict(side) for name, side in sides.items()},
+        "rows": [dataclasses.asdict(row) for row in rows], "comparable": is_comparable(sides),
+    }  # fmt: skip
+
+
+def side_to_dict(side: Side) -> Report:
+    """Plain values of a side for the JSON."""
+    values = dataclasses.asdict(side.result)
+    del values["hits"]
+    return values | {"test_accuracy": side.accuracy.value, "interval": [side.accuracy.low, side.accuracy.high]}
+
+
+def link_splits(manifest: Manifest, folder: Path) -> None:
+    """Make class folders `<split>/<class number>/<row>.jpg` of links to the images, as plain Keras reads them.
+
+    Raises:
+        ConfigError: images that it cannot read.
+    """
+    rows = manifest.ok
+    remote = [path for path in rows["path"] if storage.is_remote(path)]
+    unreadable = remote or [path for path in rows["path"] if Path(path).suffix.lower() not in _SUFFIXES]
+    if unreadable:
+        raise ConfigError(
+            f"{unreadable[0]} and {len(unreadable)} images in all: plain Keras reads {', '.join(_SUFFIXES)} from a "
+            "local disk, nothing else. Give a data set of those to compare with it"
+        )
+    for split in SPLITS:
+        for number in range(len(manifest.class_names)):
+            (folder / split / f"{number:04d}").mkdir(parents=True)
+    numbers = {name: number for number, name in enumerate(manifest.class_names)}
+    for row, path, label, split in zip(rows.index, rows["path"], rows["label"], rows["split"], strict=True):
+        link = folder / split / f"{numbers[label]:04d}" / f"{row:09d}{Path(path).suffix.lower()}"
+        link.symlink_to(storage.absolute(path))
 
 
 def _accuracy(hits: Mapping[int, bool], manifest: Manifest) -> Estimate:
-    """Of one side.
+    """Test accuracy of one side.
 
     Raises:
         RuntimeError: it was not tested on the test images.
@@ -86,60 +135,57 @@ def _accuracy(hits: Mapping[int, bool], manifest: Manifest) -> Estimate:
     return proportion(np.array([hits[row] for row in rows.tolist()]), manifest.table["group"].to_numpy()[rows])
 
 
-def is_comparable(sides: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
-    """For each plain way, whether the interval of its test accuracy meets ours; else it was not the same job. Pure."""
-    low, high = sides[OURS]["interval"]
-    return {name: side["interval"][0] <= high and low <= side["interval"][1]
-            for name, side in sides.items() if name != OURS}  # fmt: skip
+def is_comparable(sides: Mapping[str, Side]) -> dict[str, bool]:
+    """For each plain side, whether its accuracy interval overlaps ours; else it was not the same job. Pure."""
+    ours = sides[OURS].accuracy
+    plain = {name: side.accuracy for name, side in sides.items() if name != OURS}
+    return {name: each.low <= ours.high and ours.low <= each.high for name, each in plain.items()}
 
 
-def compare(sides: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each measure beside the others: `what`, `unit`, a value for each side, and `ratios` of the plain ways. Pure.
-
-    A ratio says how many times as fast as that way a run is; seconds and images/s alike.
-    """
-    trained = {name: sum(phase["seconds"] for phase in side["phases"].values()) for name, side in sides.items()}
-    trained[OURS] += sides[OURS]["parts_s"].get("activations", 0.0)
-    rows = [_row("input alone: read, decode, augment", "images/s", {n: s["input_per_s"] for n, s in sides.items()})]
-    for name in sides[OURS]["phases"]:
-        rows.append(_row(name, "s", {side: each["phases"][name]["seconds"] for side, each in sides.items()}))
-        rows.append(_row(f"{name}: epochs", "", {side: each["phases"][name]["epochs"] for side, each in sides.items()}))
-    rows.append(_row("activations", "s", {OURS: sides[OURS]["parts_s"].get("activations", 0.0)}))
-    rows.append(_row("training: phases and activations", "s", trained))
-    rows.append(_row("whole run, from the start of the process", "s", {n: s["whole_s"] for n, s in sides.items()}))
+def compare(sides: Mapping[str, Side]) -> list[ComparedRow]:
+    """Each measure of all sides, with the ratios; pure."""
+    results = {name: side.result for name, side in sides.items()}
+    ours = results[OURS]
+    pass_s = ours.parts_s.get("activations", 0.0)
+    trained = {name: sum(phase.seconds for phase in each.phases.values()) for name, each in results.items()}
+    trained[OURS] += pass_s
+    rows = [
+        _row("input alone: read, decode, augment", "images/s", {n: each.input_per_s for n, each in results.items()})
+    ]
+    for phase in ours.phases:
+        rows.append(_row(phase, "s", {name: each.phases[phase].seconds for name, each in results.items()}))
+        rows.append(_row(f"{phase}: epochs", "", {name: each.phases[phase].epochs for name, each in results.items()}))
+    rows.append(_row("feature cache", "s", {OURS: pass_s}))
+    rows.append(_row("training: phases and feature cache", "s", trained))
+    rows.append(_row("all, from the start of the process", "s", {name: each.whole_s for name, each in results.items()}))
     return rows
 
 
-def _row(what: str, unit: str, values: dict[str, float]) -> dict[str, Any]:
-    ours = values[OURS]
-    ratios = {}
+def _row(what: str, unit: str, values: dict[str, float]) -> ComparedRow:
+    ours, ratios = values[OURS], dict[str, float]()
     if unit:
-        others = {name: value for name, value in values.items() if name != OURS}
-        ratios = {name: value / ours if unit == "s" else ours / value for name, value in others.items() if value > 0}
-    return {"what": what, "unit": unit, "values": values, "ratios": ratios}
+        others = {name: value for name, value in values.items() if name != OURS and value > 0}
+        ratios = {name: value / ours if unit == "s" else ours / value for name, value in others.items()}
+    return ComparedRow(what, unit, values, ratios)
 
 
-def comparison_table(report: Mapping[str, Any]) -> list[str]:
-    """The comparison as lines of text."""
-    sides = report["sides"]
-    others = [name for name in sides if name != OURS]
-    lines = []
-    for row in report["rows"]:
-        digits = 1 if row["unit"] else 0
-        values = [format_number(row["values"].get(name), digits) for name in sides]
-        lines.append([row["what"], row["unit"], *values, *(format_ratio(row["ratios"].get(name)) for name in others)])
-    for name, rate in sides[OURS]["kept_per_s"].items():
-        lines.append([f"{name}: kept activations read", "images/s", *("—" for _ in others), format_number(rate),
-                      *("—" for _ in others)])  # fmt: skip
-    shown = ["{:.3f} ({:.3f}-{:.3f})".format(side["test_accuracy"], *side["interval"]) for side in sides.values()]
-    marks = ["equal" if report["comparable"][name] else "NOT EQUAL" for name in others]
-    lines.append(["test accuracy", "95 %", *shown, *marks])
-    heads = ["", "", *(TITLES[name] for name in sides), *(f"faster than {TITLES[name]}" for name in others)]
-    told = align_columns([heads, *lines], left=[0])
+def comparison_table(sides: Mapping[str, Side], rows: Sequence[ComparedRow]) -> list[str]:
+    """The comparison as lines of text; pure."""
+    others, comparable = [name for name in sides if name != OURS], is_comparable(sides)
+    cells = [["", "", *(TITLES[name] for name in sides), *(f"faster than {TITLES[name]}" for name in others)]]
+    for row in rows:
+        values = [format_number(row.values.get(name), 1 if row.unit else 0) for name in sides]
+        cells.append([row.what, row.unit, *values, *(format_ratio(row.ratios.get(name)) for name in others)])
+    for phase, rate in sides[OURS].result.kept_per_s.items():
+        values = [format_number(rate if name == OURS else None) for name in sides]
+        cells.append([f"{phase}: feature cache read", "images/s", *values, *(format_ratio(None) for _ in others)])
+    marks = ["equal" if comparable[name] else "NOT EQUAL" for name in others]
+    cells.append(["test accuracy", "95 %", *(str(side.accuracy) for side in sides.values()), *marks])
+    lines = align_columns(cells, left=[0])
     for name in others:
-        if not report["comparable"][name]:
-            told.append(f"the ratios to {TITLES[name]} are not comparable: the intervals of the accuracies do not meet")
+        if not comparable[name]:
+            lines.append(f"the ratios to {TITLES[name]} are not comparable: the accuracy intervals do not overlap")
     for name, side in sides.items():
-        shares = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in side["parts_s"].items())
-        told.append(f"where the time of {TITLES[name]} goes: {shares}")
-    return told
+        parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in side.result.parts_s.items())
+        lines.append(f"time of {TITLES[name]}: {parts}")
+    return lines

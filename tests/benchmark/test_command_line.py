@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pharmclf.benchmark.options import MeasureOptions
+from pharmclf.benchmark.measure import MeasureOptions
 from pharmclf.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

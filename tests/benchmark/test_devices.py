@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pharmclf.benchmark import devices
-from pharmclf.benchmark.device_step import measure_steps
+from pharmclf.benchmark.devices import StepFigures, measure_steps
 from pharmclf.config import ConfigError, HeadConfig, RunConfig
 from pharmclf.core.subprocess_call import run_in_subprocess
 from pharmclf.training.phases import Phase, build_phases
@@ -24,30 +24,30 @@ def test_each_phase_has_its_own_figures_from_one_process():
     found = run_in_subprocess(partial(measure_steps, CONFIG, PHASES, "float32", None, 0.1))
     assert list(found) == ["phase1", "phase2"]
     for values in found.values():
-        assert values["skipped"] == ""
-        assert values["images_per_second"] > 0
-    assert 0 < found["phase1"]["memory_bytes"] <= found["phase2"]["memory_bytes"]
+        assert values.skipped == ""
+        assert values.images_per_second > 0
+    assert 0 < found["phase1"].memory_bytes <= found["phase2"].memory_bytes
 
 
 def dies_in_phase2(
     config: RunConfig, phases: Sequence[Phase], precision: str, gpu: int | None, seconds: float
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, StepFigures]:
     found = {}
     for phase in phases:
         if phase.name == "phase2":
             os._exit(9)  # as the system's want of memory ends it
-        found[phase.name] = {"images_per_second": seconds, "skipped": f"{precision} {gpu} {config.batch_size}"}
+        found[phase.name] = StepFigures(images_per_second=seconds, skipped=f"{precision} {gpu} {config.batch_size}")
     return found
 
 
 def test_a_phase_that_kills_its_process_leaves_the_figures_of_the_other(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(devices, "measure_steps", dies_in_phase2)
     found = devices.measure_steps_in_subprocess(CONFIG, PHASES, "float32", None, 2.0)
-    assert found["phase1"]["images_per_second"] == 2.0
-    assert found["phase2"] == {"skipped": "exit code 9"}
+    assert found["phase1"].images_per_second == 2.0
+    assert found["phase2"] == StepFigures(skipped="exit code 9")
 
 
-def refuses(*_: Any) -> dict[str, dict[str, Any]]:
+def refuses(*_: Any) -> dict[str, StepFigures]:
     raise ConfigError("backbone: received nothing of the kind")
 
 

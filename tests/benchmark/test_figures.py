@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -9,60 +10,58 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pharmclf.benchmark.class_folders import link_splits
-from pharmclf.benchmark.devices import devices_table, with_ratios
-from pharmclf.benchmark.energy import measure_energy
+from pharmclf.benchmark.devices import DeviceRow, devices_table, with_ratios
+from pharmclf.benchmark.measure import PhaseTime, SideResult, measure_energy, throughput
 from pharmclf.benchmark.plots import plot_report
-from pharmclf.benchmark.timing import throughput
-from pharmclf.benchmark.vs_keras import compare, comparison_table, is_comparable
+from pharmclf.benchmark.vs_keras import Side, compare, comparison_table, is_comparable, link_splits, side_to_dict
 from pharmclf.config import ConfigError
 from pharmclf.data.manifest import Manifest
+from pharmclf.evaluation.metrics import Estimate
 from pharmclf.monitoring import GpuReading
 
 
-def side(whole: float, phase1: float, phase2: float, accuracy: float, **more: float) -> dict[str, Any]:
-    phases = {name: {"seconds": s, "epochs": 4, "images_per_second": 1.0}
-              for name, s in (("phase1", phase1), ("phase2", phase2))}  # fmt: skip
-    parts = {"start": 10.0, **more, "phase1": phase1, "phase2": phase2}
-    return {
-        "whole_s": whole, "parts_s": parts, "phases": phases, "input_per_s": 100.0, "test_accuracy": accuracy,
-        "interval": [accuracy - 0.05, accuracy + 0.05], "kept_per_s": {},
-    }  # fmt: skip
+def side(
+    whole: float, phase1: float, phase2: float, accuracy: float, input_per_s: float = 100.0, **more: float
+) -> Side:
+    seconds = {"phase1": phase1, "phase2": phase2}
+    phases = {name: PhaseTime(seconds=value, epochs=4, images_per_second=1.0) for name, value in seconds.items()}
+    result = SideResult(
+        whole_s=whole, parts_s={"start": 10.0, **more, **seconds}, phases=phases, hits={}, input_per_s=input_per_s
+    )
+    return Side(result, Estimate(accuracy, accuracy - 0.05, accuracy + 0.05))
 
 
 SIDES = {"plain": side(210.0, 100.0, 90.0, 0.9), "ours": side(60.0, 5.0, 15.0, 0.87, activations=18.0)}
 
 
 def test_the_activations_count_to_our_training_and_the_start_to_both():
-    rows = {row["what"]: row for row in compare(SIDES)}
-    assert rows["phase1"]["ratios"]["plain"] == 20.0
-    assert rows["training: phases and activations"]["values"] == {"plain": 190.0, "ours": 38.0}
-    assert rows["training: phases and activations"]["ratios"]["plain"] == 5.0
-    assert rows["whole run, from the start of the process"]["ratios"]["plain"] == 3.5
-    assert rows["phase1: epochs"]["ratios"] == {}  # more epochs are not faster ones
-    assert {"what", "unit", "values", "ratios"} == set(rows["phase2"])
+    rows = {row.what: row for row in compare(SIDES)}
+    assert rows["phase1"].ratios["plain"] == 20.0
+    assert rows["training: phases and feature cache"].values == {"plain": 190.0, "ours": 38.0}
+    assert rows["training: phases and feature cache"].ratios["plain"] == 5.0
+    assert rows["all, from the start of the process"].ratios["plain"] == 3.5
+    assert rows["phase1: epochs"].ratios == {}  # more epochs are not faster ones
+    assert {"what", "unit", "values", "ratios"} == set(dataclasses.asdict(rows["phase2"]))
 
 
 def test_more_images_a_second_are_a_ratio_above_one_and_fewer_seconds_too():
-    faster = {**SIDES, "ours": {**SIDES["ours"], "input_per_s": 300.0}}
-    assert compare(faster)[0]["ratios"]["plain"] == 3.0
+    faster = {**SIDES, "ours": side(60.0, 5.0, 15.0, 0.87, input_per_s=300.0)}
+    assert compare(faster)[0].ratios["plain"] == 3.0
 
 
 def test_sides_whose_intervals_do_not_meet_are_marked_as_not_comparable():
     assert is_comparable(SIDES) == {"plain": True}
     worse = {**SIDES, "ours": side(60.0, 5.0, 15.0, 0.7)}
     assert is_comparable(worse) == {"plain": False}
-    report = {"sides": worse, "rows": compare(worse), "comparable": is_comparable(worse), "backbone": "lite"}
-    assert any("not comparable" in line for line in comparison_table(report))
-    assert not any("not comparable" in line for line in comparison_table(report | {"comparable": {"plain": True}}))
+    assert any("not comparable" in line for line in comparison_table(worse, compare(worse)))
+    assert not any("not comparable" in line for line in comparison_table(SIDES, compare(SIDES)))
 
 
-def step(gpu: int | None, precision: str, rate: float | None, phase: str = "phase1") -> dict[str, Any]:
-    return {
-        "device": "card" if gpu is not None else "processor", "gpu": gpu, "precision": precision, "phase": phase,
-        "batch_size": 8, "images_per_second": rate, "memory_bytes": None if rate is None else 5_000_000,
-        "memory_of": "", "joules_per_1000": None, "skipped": "" if rate else "no units",
-    }  # fmt: skip
+def step(gpu: int | None, precision: str, rate: float | None, phase: str = "phase1") -> DeviceRow:
+    return DeviceRow(
+        device="card" if gpu is not None else "processor", gpu=gpu, precision=precision, phase=phase, batch_size=8,
+        images_per_second=rate, memory_bytes=None if rate is None else 5_000_000, skipped="" if rate else "no units",
+    )  # fmt: skip
 
 
 ROWS = with_ratios([step(None, "float32", 50.0), step(None, "mixed_float16", None), step(0, "float32", 400.0),
@@ -70,7 +69,7 @@ ROWS = with_ratios([step(None, "float32", 50.0), step(None, "mixed_float16", Non
 
 
 def test_a_device_is_compared_with_the_processors_in_float32_in_the_same_phase():
-    assert [row["ratio"] for row in ROWS] == [1.0, None, 8.0, None]  # phase 2 has nothing to be compared with
+    assert [row.ratio for row in ROWS] == [1.0, None, 8.0, None]  # phase 2 has nothing to be compared with
     text = "\n".join(devices_table(ROWS))
     assert "8.00x" in text
     assert "processor, mixed_float16: skipped, no units" in text
@@ -79,8 +78,15 @@ def test_a_device_is_compared_with_the_processors_in_float32_in_the_same_phase()
 @pytest.mark.parametrize(
     ("name", "report"),
     [
-        ("plain", {"sides": SIDES, "rows": compare(SIDES), "comparable": is_comparable(SIDES)}),
-        ("devices", {"rows": ROWS}),
+        (
+            "plain",
+            {
+                "sides": {name: side_to_dict(each) for name, each in SIDES.items()},
+                "rows": [dataclasses.asdict(row) for row in compare(SIDES)],
+                "comparable": is_comparable(SIDES),
+            },
+        ),
+        ("devices", {"rows": [dataclasses.asdict(row) for row in ROWS]}),
         ("monitor", {"rows": [{"share": 0.004, "without": 50.0, "with_often": 49.0}]}),
         ("stages", {"rows": [{"backbone": "lite", "phase": "phase1", "stream": 90.0, "step": 40.0, "loop": 38.0}]}),
     ],

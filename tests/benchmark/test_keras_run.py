@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pharmclf.benchmark.class_folders import link_splits
+from pharmclf.benchmark.vs_keras import link_splits
 from pharmclf.config import AugmentConfig, DemoConfig, HeadConfig, PhaseConfig, RunConfig, StoppingConfig
 from pharmclf.data.manifest import Manifest
 
@@ -36,14 +36,14 @@ def folders(drawn_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_each_phase_trains_the_same_number_of_parameters_as_a_run():
     from pharmclf.benchmark.keras_baseline import build_baseline, compile_phase
-    from pharmclf.benchmark.synthetic_step import SyntheticStep
+    from pharmclf.benchmark.timed_step import build_synthetic_step
     from pharmclf.training.phases import build_phases
 
     plain = build_baseline(CONFIG, 10)
     counts = []
     for phase in build_phases(CONFIG):
         compile_phase(plain, CONFIG, phase, 10)
-        ours = SyntheticStep.of(CONFIG, phase, "float32").model.trained
+        ours = build_synthetic_step(CONFIG, phase, "float32").model.trained
         mine = [tuple(variable.shape) for variable in plain.trainable_variables]
         assert sorted(mine) == sorted(tuple(variable.shape) for variable in ours)
         counts.append(sum(int(np.prod(shape)) for shape in mine))
@@ -80,18 +80,18 @@ def test_normalisation_stays_in_inference_mode_while_its_layers_are_trained(fold
     before = [v.numpy() for v in model.backbone.variables]
     data = datasets(CONFIG, folders, cached=True)
     phases = train_baseline(model, CONFIG, data, np.full(10, 4))
-    assert [phase["epochs"] for phase in phases.values()] == [1, 1]
+    assert [phase.epochs for phase in phases.values()] == [1, 1]
     assert moving
     assert all(np.array_equal(v.numpy(), moving[v.path]) for v in model.backbone.variables if v.path in moving)
     assert any(not np.array_equal(v.numpy(), old) for v, old in zip(model.backbone.variables, before, strict=True))
-    hits = predict_baseline(model, data, folders)["hits"]
+    hits = predict_baseline(model, data, folders)
     assert sorted(hits) == sorted(int(path.stem) for path in (folders / "test").glob("*/*"))
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_both_sides_are_measured_and_tested_on_the_same_images(tmp_path: Path):
-    from pharmclf.benchmark.options import MeasureOptions
+    from pharmclf.benchmark.measure import MeasureOptions
     from pharmclf.benchmark.vs_keras import benchmark_vs_keras
 
     config = dataclasses.replace(CONFIG, storage=str(tmp_path), demo=DemoConfig(images_per_class=8),

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pharmclf.benchmark.scaling_model import GPUS, ScalingOptions
+from pharmclf.benchmark.scaling_model import GPUS
+from pharmclf.benchmark.scaling_options import ScalingOptions
 from pharmclf.config import ConfigError, PhaseConfig, RunConfig
 
 

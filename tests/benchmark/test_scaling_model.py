@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -14,9 +15,8 @@ from pharmclf.benchmark.scaling_model import (
     Compute,
     Link,
     Network,
-    ScalingOptions,
+    PhaseMeasurement,
     StepModel,
-    assumptions,
     compute_from_rate,
     efficiency,
     fit_compute,
@@ -26,6 +26,7 @@ from pharmclf.benchmark.scaling_model import (
     images_each,
     worst_error,
 )
+from pharmclf.benchmark.scaling_options import ScalingOptions, assumptions
 from pharmclf.config import ConfigError
 
 SLOW, FAST = Link(1e9, 1e-4), Link(1e11, 1e-6)
@@ -148,10 +149,10 @@ def test_many_are_never_better_than_one_each(
         model = StepModel(Compute(fixed_s, image_s), on(Link(speed / part, latency_s)), size, stream)
         for batch in ("fixed", "grown"):
             rows = forecast(model, 64, batch)  # type: ignore[arg-type]
-            found[part, batch] = [row["efficiency"] for row in rows]
-            assert [row["gpus"] for row in rows] == [gpus for gpus in GPUS if batch == "grown" or gpus <= 64]
-            assert rows[0]["efficiency"] == pytest.approx(1.0)
-            assert all(0 < row["efficiency"] <= 1 + 1e-9 for row in rows)
+            found[part, batch] = [row.efficiency for row in rows]
+            assert [row.gpus for row in rows] == [gpus for gpus in GPUS if batch == "grown" or gpus <= 64]
+            assert rows[0].efficiency == pytest.approx(1.0)
+            assert all(0 < row.efficiency <= 1 + 1e-9 for row in rows)
     for batch in ("fixed", "grown"):
         assert all(slow <= fast + 1e-9 for slow, fast in zip(found[2, batch], found[1, batch], strict=True))
     assert all(fixed <= grown + 1e-9 for fixed, grown in zip(found[1, "fixed"], found[1, "grown"], strict=False))
@@ -170,49 +171,50 @@ def test_a_known_speed_gives_the_rest_of_the_step():
 # ---------------------------------------------------------------------- the check
 
 
-def measured(step_s: float = 0.0) -> dict[str, Any]:
+def measured(step_s: float = 0.0) -> PhaseMeasurement:
     """What two workers measure that behave as the model says; `step_s` more in each common step."""
     compute, beside = Compute(0.010, 0.002), Compute(0.012, 0.0025)
     size = 4 * 250_000
     exchange = SLOW.ring_s(size, 2)
-    return {
-        "parameters": 249_997,
-        "bytes": size,
-        "alone": [(images, compute.seconds(images)) for images in (4, 8, 16, 32)],
-        "beside": [(images, beside.seconds(images)) for images in (4, 8, 16, 32)],
-        "together": {
+    return PhaseMeasurement(
+        parameters=249_997,
+        bytes=size,
+        alone=[(images, compute.seconds(images)) for images in (4, 8, 16, 32)],
+        beside=[(images, beside.seconds(images)) for images in (4, 8, 16, 32)],
+        together={
             "fixed": beside.seconds(16) + exchange + step_s,
             "grown": beside.seconds(32) + exchange + step_s,
         },
-        "bare": exchange,
-        "streamed": [],
-    }
+        spread=1.0,
+        bare=exchange,
+        streamed=[],
+    )
 
 
 def test_workers_that_do_as_the_model_says_pass_the_check():
-    phase = fit_phase(measured(), 32, 2, SLOW)
-    assert [check["batch"] for check in phase["checks"]] == ["fixed", "grown"]
-    for check, images in zip(phase["checks"], (16, 32), strict=True):
-        assert check["images"] == images
-        assert check["error"] == pytest.approx(0.0, abs=1e-9)
-        assert check["efficiency"] == pytest.approx(check["predicted_efficiency"])
-    assert phase["slowdown"] == pytest.approx(0.092 / 0.074)
-    assert phase["compute_error"] < 1e-9
+    phase = fit_phase("phase1", measured(), 32, 2, SLOW)
+    assert [check.batch for check in phase.checks] == ["fixed", "grown"]
+    for check, images in zip(phase.checks, (16, 32), strict=True):
+        assert check.images == images
+        assert check.error == pytest.approx(0.0, abs=1e-9)
+        assert check.efficiency == pytest.approx(check.predicted_efficiency)
+    assert phase.slowdown == pytest.approx(0.092 / 0.074)
+    assert phase.compute_error < 1e-9
 
 
 def test_a_step_that_takes_longer_than_its_parts_is_seen():
     """A planted 40 ms that no part explains, such as an exchange that waits: the error is its share of the step."""
-    checks = fit_phase(measured(0.040), 32, 2, SLOW)["checks"]
-    assert [check["error"] for check in checks] == [pytest.approx(-0.040 / check["step_s"]) for check in checks]
-    assert max(abs(check["error"]) for check in checks) > ScalingOptions().tolerance
+    checks = fit_phase("phase1", measured(0.040), 32, 2, SLOW).checks
+    assert [check.error for check in checks] == [pytest.approx(-0.040 / check.step_s) for check in checks]
+    assert max(abs(check.error) for check in checks) > ScalingOptions().tolerance
 
 
 def test_one_worker_is_fitted_and_not_checked():
-    alone = measured() | {"beside": [], "together": {}, "bytes": 0}
-    phase = fit_phase(alone, 32, 1, None)
-    assert phase["checks"] == []
-    assert phase["bytes"] == 4 * 249_997
-    assert phase["compute"] == {"fixed_s": pytest.approx(0.010), "image_s": pytest.approx(0.002)}
+    alone = dataclasses.replace(measured(), beside=[], together={}, bytes=0)
+    phase = fit_phase("phase1", alone, 32, 1, None)
+    assert phase.checks == []
+    assert phase.bytes == 4 * 249_997
+    assert dataclasses.asdict(phase.compute) == {"fixed_s": pytest.approx(0.010), "image_s": pytest.approx(0.002)}
 
 
 # ---------------------------------------------------------------------- options
