@@ -82,11 +82,6 @@ class NodeResponse(Generic[T]):
     value: T | None = None
     error: str = ""
 
-    @property
-    def lacks_package(self) -> bool:
-        """Whether the node could not import the function."""
-        return "ModuleNotFoundError" in self.error or "ImportError" in self.error
-
 
 class ClusterNodes:
     """The nodes of the cluster that this process has joined, as a context."""
@@ -133,7 +128,7 @@ class ClusterNodes:
             return Section(title=f"node {node.address}", findings=tuple(findings), facts=facts)
 
         def no_answer(response: NodeResponse[Any]) -> Finding:
-            if response.lacks_package:
+            if "ModuleNotFoundError" in response.error or "ImportError" in response.error:
                 return fail("node", response.error, LACKS_PACKAGE)
             remedy = "see `ray list nodes` and the logs of its raylet; all TCP ports between the nodes must be open"
             return Finding(check="node", level=unreachable, text=response.error, remedy=remedy)

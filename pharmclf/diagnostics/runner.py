@@ -31,7 +31,7 @@ from pharmclf.diagnostics.storage_check import (
     probe_storage,
     write_heartbeat_file,
 )
-from pharmclf.distributed.ray_address import FIND_LOCAL, check_address, requested_address
+from pharmclf.distributed.ray_address import requested_address
 from pharmclf.distributed.scaling_policy import ClusterNode, format_capacity, plan_worker_group
 from pharmclf.monitoring.cores import ray_cpus
 
@@ -85,7 +85,6 @@ def _check_this_machine(config: RunConfig) -> Iterator[Section]:
 
 
 def _check_cluster(config: RunConfig) -> Iterator[Section]:
-    address = requested_address()
     images, data_findings = _sample_images(config)
     storage_info, storage_findings = _check_local_storage(config)
     yield Section(
@@ -96,14 +95,11 @@ def _check_cluster(config: RunConfig) -> Iterator[Section]:
             "packages": dataclasses.asdict(inspect_packages()),
         },
     )
-    if error := _unreachable_reason(address):
-        yield Section(title=f"cluster {address}", findings=(_connection_failure(error),))
-        return
     from pharmclf.diagnostics.cluster_check import ClusterNodes, connected_cluster  # imports Ray
 
     with connected_cluster() as error:
         if error:
-            yield Section(title=f"cluster {address}", findings=(_connection_failure(error),))
+            yield Section(title=f"cluster {requested_address()}", findings=(_connection_failure(error),))
             return
         is_writable = storage_info is not None and not storage_info.failed
         heartbeat = write_heartbeat_file(config.storage) if is_writable else contextlib.nullcontext("")
@@ -196,16 +192,6 @@ def _check_local_storage(config: RunConfig) -> tuple[StorageInfo | None, list[Fi
         return info, check_storage_access(info)
     except CallTimeoutError as error:
         return None, [fail("storage", f"{config.storage}: {error}", _REMOUNT)]
-
-
-def _unreachable_reason(address: str) -> str:
-    """Why no cluster answers at an address; "" where one does, or Ray looks for it."""
-    try:
-        if address != FIND_LOCAL:
-            check_address(address)
-    except ConfigError as error:
-        return str(error)
-    return ""
 
 
 def _connection_failure(error: str) -> Finding:

@@ -103,7 +103,7 @@ def probe_tensorflow(config: RunConfig, *, gpus: bool) -> TensorflowInfo:
         info = TensorflowInfo(error=str(error))
     except Exception as error:  # whatever a broken installation raises
         info = TensorflowInfo(error=format_error(error))
-    return replace(info, complaints=find_complaints(log[0]))
+    return replace(info, complaints=find_complaints("".join(log)))
 
 
 def find_complaints(log: str) -> tuple[str, ...]:
