@@ -1,4 +1,4 @@
-"""Daemon threads: a call in one, and a task that is repeated in one until it is closed."""
+"""Calls in daemon threads: a single one, and a task that repeats until it is closed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def start_in_thread(call: Callable[[], T], name: str) -> Future[T]:
 
 
 def run_in_thread(call: Callable[[], T], poll: Callable[[], object], every_s: float = 0.5) -> T:
-    """Run a call in a thread, so that this one is free for signals, and call `poll` every few moments until it ends."""
+    """Run a call in a thread, so that this one can handle signals, and call `poll` repeatedly until it ends."""
     future = start_in_thread(call, "in-thread")
     while not future.done():
         wait([future], every_s)
@@ -45,8 +45,7 @@ def run_in_thread(call: Callable[[], T], poll: Callable[[], object], every_s: fl
 class BackgroundTask:
     """Repeats a call in a daemon thread, every few seconds or when it is notified, until it is closed.
 
-    An error of the call never ends the task, nor reaches the rest of the program: the first of a series is logged, and
-    the call is repeated.
+    An error of the call does not end the task: the first of a series is logged, and the call is repeated.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class BackgroundTask:
             attempts_at_close: attempts of one more call after `close`; 0: there is none.
             retry_s: seconds before a failed call is repeated, doubled after each failure in a row up to a minute;
                 None: it is repeated when the next one is due.
-            failure: what the log says of the first error of a series, as "lease.json cannot be renewed".
+            failure: text for the log at the first error of a series, as "lease.json cannot be renewed".
         """
         self._call, self._every_s, self._at_start = call, every_s, at_start
         self._attempts_at_close, self._retry_s = attempts_at_close, retry_s
@@ -97,7 +96,7 @@ class BackgroundTask:
         """End after the last call.
 
         Args:
-            timeout_s: seconds to wait for the end; None: as long as it takes.
+            timeout_s: seconds to wait for the end; None: no limit.
 
         Returns:
             Whether the thread has ended.

@@ -31,7 +31,7 @@ class _DroppingFile(io.FileIO):
 
 
 def make_output_robust() -> None:
-    """Let no write to stdout or stderr of this process fail: neither by the file, nor by its encoding."""
+    """Make writes to stdout and stderr of this process never fail, because of the file or its encoding."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper):

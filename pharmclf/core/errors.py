@@ -1,4 +1,4 @@
-"""Base classes of exceptions, and how an error is reported: its first line, its reason, the name that was meant."""
+"""Base classes of exceptions, and text about errors for reports."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def format_error(error: BaseException) -> str:
 
 
 def single_line(error: BaseException, max_length: int | None = None) -> str:
-    """The whole message as one line, cut to a length; the class name where there is no message."""
+    """The full message as one line, cut to a length; the class name where there is no message."""
     return " ".join(str(error).split())[:max_length] or type(error).__name__
 
 
 def error_reason(error: BaseException, max_length: int | None = None) -> str:
-    """What the operating system says ("Permission denied"), without path and number; else the message as one line."""
+    """The operating system's reason ("Permission denied"), without path and number; else the message as one line."""
     return getattr(error, "strerror", None) or single_line(error, max_length)
 
 
 def describe_cause(error: BaseException) -> str:
-    """Why a call has failed, in one line: of a failed connection what the system says, not what each layer adds."""
+    """Why a call has failed, in one line: the innermost OSError of a failed connection, without the layers above."""
     cause = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__ or cause

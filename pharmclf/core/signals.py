@@ -13,7 +13,7 @@ class StopRequested(Exception):  # noqa: N818 - a request, no error
 
 
 class GracefulShutdown:
-    """Remembers SIGINT and SIGTERM, so that a run can write its checkpoint and end; the second one ends at once."""
+    """Records SIGINT and SIGTERM, so that a run can write its checkpoint and end; a second signal ends it at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -41,5 +41,5 @@ class GracefulShutdown:
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM raise SystemExit with code 143, so that a program deletes what it has half written."""
+    """Let SIGTERM raise SystemExit with code 143, so that a program deletes incomplete files."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

@@ -10,18 +10,18 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def suppress_native_stderr() -> Iterator[None]:
-    """Drop what is written to standard error below Python; errors still come out as exceptions.
+    """Drop what native code writes to standard error inside the block; exceptions are raised as usual.
 
-    TensorFlow says there what it is built for and that it found no GPU, Ray that actors cannot be restarted; no setting
-    of theirs silences it without hiding more.
+    TensorFlow writes its build options and missing GPUs there, Ray that actors cannot be restarted. No setting of
+    theirs hides only these.
     """
     sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    original = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(original, 2)
+        os.close(original)
+        os.close(null)

@@ -1,4 +1,4 @@
-"""Time limits: of a call that may hang, and of storage that a run can do without."""
+"""Time limits for calls that may hang, and for storage that is optional."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pharmclf.core.background import start_in_thread
 
 T = TypeVar("T")
 OPTIONAL_STORAGE_S = 5.0
-"""For storage to answer where a run continues without the file, or writes it again later."""
+"""For an answer of storage where a run continues without the file, or writes it again later."""
 FINAL_STORAGE_S = 10.0
-"""For storage to answer at the end of a process, for what expires or explains a failure."""
+"""For an answer of storage at the end of a process, where the file expires or explains a failure."""
 CLOSE_WRITER_S = 5.0
 """For a background writer to write its last content."""
 
@@ -22,7 +22,7 @@ class CallTimeoutError(TimeoutError):
 
 
 def run_with_timeout(seconds: float, call: Callable[[], T]) -> T:
-    """Run a call in a daemon thread, which is left behind where the call hangs: in a dead mount, in a GPU driver.
+    """Run a call in a daemon thread, which is abandoned where the call hangs, as in a dead mount or a GPU driver.
 
     Raises:
         CallTimeoutError: it has not returned in time.

@@ -1,4 +1,4 @@
-"""How quantities are written for people and read from them: sizes, durations, ages, counts, shares, lists of names."""
+"""Formats and parses quantities: sizes, durations, ages, counts, shares, lists of names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where a backbone can be cut into a frozen prefix and a trained suffix.
+"""Splits a backbone into a frozen prefix and a trained suffix.
 
-A cut stands where one tensor alone is alive, so that suffix(prefix(x)) equals the whole model. Of those places the ones
-count that end a block: behind a merge of branches (a residual block), or where the tensor is smaller than its
+A cut is at a tensor on which all later ones depend, so that suffix(prefix(x)) equals the model. Among these tensors
+the ends of blocks are used: after a merge of branches (a residual block), or where the tensor is smaller than its
 neighbours (an inverted bottleneck without a skip, a pooling). They are found from the graph, not from layers' names.
 """
 
@@ -24,30 +24,27 @@ _READ_WRITE_COST = 30.0  # fits measured times of EfficientNet-Lite0 and ResNet5
 
 @dataclass(frozen=True)
 class GraphNode:
-    """One tensor of a graph, in an order in which it can be computed."""
+    """One tensor of a graph in topological order."""
 
     inputs: tuple[int, ...]
-    """Places of the nodes it is computed from; empty for the input."""
+    """Indexes of the nodes it is computed from; empty for the input."""
     size: int
     """Elements per image."""
     closes: bool = False
-    """Made by an addition or concatenation of branches, or by a pooling."""
+    """Computed by an addition or concatenation of branches, or by a pooling."""
     follows: bool = False
-    """Made by a layer that belongs to the one before it: normalisation, activation, pooling, padding."""
+    """Computed by a layer that belongs to the one before it: normalisation, nonlinearity, pooling, padding."""
     macs: int = 0
-    """Multiply-adds per image that its layer costs."""
+    """Multiply-adds of its layer per image."""
 
 
 def block_ends(nodes: Sequence[GraphNode]) -> list[int]:
-    """Places of the nodes after which a block ends, in order; the last node is always the last of them.
-
-    Pure: it knows nothing of Keras.
-    """
+    """Indexes of the nodes after which a block ends, in order; the last node is always the last. Pure."""
     last_use = list(range(len(nodes)))
     for place, node in enumerate(nodes):
         for source in node.inputs:
             last_use[source] = place
-    # alone: everything computed later depends on this tensor only
+    # alone: everything computed later depends only on this tensor
     reach, alone = -1, []
     for place in range(len(nodes)):
         if reach <= place:  # no earlier tensor is used beyond this one
@@ -57,10 +54,9 @@ def block_ends(nodes: Sequence[GraphNode]) -> list[int]:
     for place, node in enumerate(nodes):
         for source in node.inputs:
             consumers.setdefault(source, []).append(place)
-    # a cut never parts a layer from the normalisation or activation that follows it
-    free = [p for p in alone if p > 0 and not _has_consumers(nodes, consumers.get(p, []))]
-
-    closing = _is_block_output(nodes)
+    # a cut never separates a layer from its normalisation or nonlinearity
+    free = [p for p in alone if p > 0 and not _is_inside_layer(nodes, consumers.get(p, []))]
+    closing = _block_outputs(nodes)
     # the output is pooled: it counts as the smallest, so that ends are the same at every image size
     sizes = [node.size for node in nodes[:-1]] + [0]
     ends = []
@@ -73,13 +69,13 @@ def block_ends(nodes: Sequence[GraphNode]) -> list[int]:
     return ends if ends and ends[-1] == len(nodes) - 1 else [*ends, len(nodes) - 1]
 
 
-def _has_consumers(nodes: Sequence[GraphNode], consumers: list[int]) -> bool:
-    """Whether all that is made of a tensor is its own normalisation, activation or pooling."""
+def _is_inside_layer(nodes: Sequence[GraphNode], consumers: list[int]) -> bool:
+    """Whether the only consumer of a tensor is its normalisation, nonlinearity or pooling."""
     return len(consumers) == 1 and nodes[consumers[0]].follows
 
 
-def _is_block_output(nodes: Sequence[GraphNode]) -> list[bool]:
-    """Whether a node closes a block by itself, or follows such a one through normalisation and activation alone."""
+def _block_outputs(nodes: Sequence[GraphNode]) -> list[bool]:
+    """Whether each node closes a block, directly or followed only by normalisation and nonlinearity."""
     closing: list[bool] = []
     for node in nodes:
         closing.append(node.closes or (node.follows and len(node.inputs) == 1 and closing[node.inputs[0]]))
@@ -88,7 +84,7 @@ def _is_block_output(nodes: Sequence[GraphNode]) -> list[bool]:
 
 def _graph(model: keras.Model) -> tuple[list[GraphNode], list[keras.KerasTensor]]:
     """The tensors of a functional model of one input and one output, in the order of computation."""
-    from keras import layers  # here, so that `block_ends` is known without TensorFlow
+    from keras import layers  # slow to import, and `block_ends` does not need it
 
     poolings = (layers.MaxPooling2D, layers.AveragePooling2D)
     followers = (
@@ -129,29 +125,29 @@ class BackboneSplit:
     depth: int
     """Blocks in the suffix, counted from the top."""
     prefix: keras.Model | None
-    """Frozen: image -> tensor at the cut. None where the whole backbone is trained."""
+    """Frozen: image -> tensor at the cut. None where the full backbone is trained."""
     suffix: keras.Model | None
-    """Trained: tensor at the cut -> pooled features. None where nothing of the backbone is trained."""
+    """Trained: tensor at the cut -> pooled features. None where the full backbone is frozen."""
 
     @property
     def trained(self) -> list[keras.Variable]:
-        """The variables of the backbone that are trained."""
+        """The trained variables of the backbone."""
         return self.suffix.trainable_variables if self.suffix else []
 
 
 @dataclass(frozen=True)
 class SplitCost:
-    """What it takes to compute the tensor at a cut, and to keep it."""
+    """The cost of computing and caching the tensor at a cut."""
 
     shape: tuple[int, ...]
     """Of the tensor for one image."""
     work: float
-    """Of the prefix for one image: multiply-adds, and for each element made along the way as much as
-    `_READ_WRITE_COST` of them, since layers that work element by element wait for memory."""
+    """Of the prefix for one image: multiply-adds, and `_READ_WRITE_COST` of them for each computed element, since
+    element-wise layers wait for memory."""
 
 
 def split_costs(model: keras.Model) -> list[SplitCost]:
-    """The cost of every cut of a backbone: entry d is the cut of unfreeze depth d, entry 0 the whole backbone."""
+    """The cost of every cut of a backbone: entry d is the cut of unfreeze depth d, entry 0 the full backbone."""
     nodes, tensors = _graph(model)
     work, total = {}, 0.0
     for node, tensor in zip(nodes, tensors, strict=True):
@@ -183,11 +179,7 @@ def split_backbone(model: keras.Model, depth: int) -> BackboneSplit:
 
 
 def check_depth(name: str, blocks: int, depth: int) -> None:
-    """See whether a backbone of so many blocks can be cut at a depth.
-
-    Raises:
-        ConfigError: it cannot.
-    """
+    """Raise a ConfigError for a depth of more than `blocks`."""
     if depth > blocks:
         raise ConfigError(
             f"unfreeze_blocks: received {depth}, but {name} has {blocks} blocks. "

@@ -17,12 +17,12 @@ from pharmclf.core.compat.keras import flatten_layers, fresh_layer_names
 from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.models.efficientnet_lite import efficientnet_lite0, load_lite0_imagenet
 
-_cache: dict[str, Any] = {}  # what `cached_backbone` gives again
+_cache: dict[str, Any] = {}  # the backbone of `cached_backbone`
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """How a network of keras.applications is built and what it wants of its input."""
+    """How a network of keras.applications is built, and its preprocessing."""
 
     constructor: str
     """Name in keras.applications."""
@@ -60,7 +60,7 @@ def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.M
         A functional model, (batch, S, S, 3) float RGB in 0..255 -> (batch, features).
 
     Raises:
-        ConfigError: an image size that it cannot take, or weights that cannot be had or do not fit.
+        ConfigError: an unsupported image size, or weights that cannot be loaded or do not fit.
     """
     spec = BACKBONES[name]
     try:
@@ -68,7 +68,7 @@ def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.M
             features = efficientnet_lite0(image_size) if spec is None else _build_application(spec, image_size, weights)
     except ConfigError:
         raise
-    except ValueError as error:  # keras.applications: an image size below the least it can take
+    except ValueError as error:  # keras.applications: an image size below the minimum
         reason = first_line(error, 300).rstrip(".")
         raise ConfigError(
             f"backbone {name} with image_size {image_size}: {reason}. Give a larger image_size, or another backbone"
@@ -82,16 +82,16 @@ def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.M
 
 
 def cached_backbone(name: BackboneName, image_size: int, weights: str, sha256: str) -> keras.Model:
-    """As `build_backbone`, built once in a process that trains one run after another; its weights are the first ones.
+    """As `build_backbone`, but built once in a process that trains several runs; its weights are reset.
 
-    The run before must have ended: both are given the same model.
+    The run before must have ended: both receive the same model.
 
     Args:
-        sha256: of the file of weights, which may be another by now; any text where there is none.
+        sha256: of the file of weights, which may have changed; any text where there is none.
     """
     key = (name, image_size, weights, sha256, keras.config.dtype_policy().name)
     if _cache.get("key") != key:
-        _cache.clear()  # one at a time: a large backbone takes a good part of a small GPU
+        _cache.clear()  # one at a time: a large backbone fills much of a small GPU
         model = build_backbone(name, image_size, weights)
         _cache.update(key=key, model=model, weights=[variable.numpy() for variable in model.variables])
     else:
@@ -102,9 +102,9 @@ def cached_backbone(name: BackboneName, image_size: int, weights: str, sha256: s
 
 @contextlib.contextmanager
 def _reset_names_and_rng() -> Iterator[None]:
-    """Name unnamed layers, and draw random weights, whatever was built before.
+    """Make names of unnamed layers, and random weights, independent of models built before.
 
-    Checkpoints and weight files know weights by these names; keras.applications leaves layers of some networks unnamed.
+    Checkpoints and weight files use these names; keras.applications leaves layers of some networks unnamed.
     """
     random_state = random.getstate()  # Keras draws the seeds of its initializers from here
     random.seed(0)
@@ -131,7 +131,7 @@ def _build_application(spec: Backbone, image_size: int, weights: str) -> keras.M
 
 
 def _preprocess(x: Any, mode: str) -> Any:
-    """What keras.applications' `preprocess_input` does, as layers that a saved model carries."""
+    """`preprocess_input` of keras.applications as layers, which a saved model includes."""
     if mode == "tf":
         return layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(x)
     if mode == "torch":
@@ -165,10 +165,10 @@ def _load_file(model: keras.Model, name: str, weights: str) -> None:
 
 
 def _copy_weights(source: keras.Model, target: keras.Model) -> None:
-    """Copy by layer name; a classifier that the source has on top is left out."""
-    found = {layer.name: layer for layer in flatten_layers(source) if layer.weights}
+    """Copy weights by layer name; a classifier of the source is left out."""
+    sources = {layer.name: layer for layer in flatten_layers(source) if layer.weights}
     for layer in target.layers:
         if layer.weights:
-            if layer.name not in found:
+            if layer.name not in sources:
                 raise ValueError(f"it has no layer {layer.name!r}")
-            layer.set_weights(found[layer.name].get_weights())
+            layer.set_weights(sources[layer.name].get_weights())

@@ -1,6 +1,6 @@
-"""The devices of a process: what is there, how its memory is used, and which precision suits it.
+"""The devices of a process: their memory, their settings, and the precision for them.
 
-TensorFlow is imported where it is needed, so that a precision can be chosen without it.
+TensorFlow is imported where it is needed; choosing a precision does not need it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ MEMORY_VARIABLE = "PHARMCLF_DEVICE_MEMORY_MB"
 _BFLOAT16_CAPABILITY = (8, 0)
 _FLOAT16_CAPABILITY = (7, 0)
 
-_configured = False  # whether this process is
+_configured = False  # for this process
 
 
 def resolve_precision(requested: str, capability: tuple[int, int] | None) -> str:
-    """The precision a run uses; pure.
+    """The precision of a run. Pure.
 
     Args:
         requested: auto, float32, mixed_float16 or mixed_bfloat16.
@@ -41,13 +41,13 @@ def resolve_precision(requested: str, capability: tuple[int, int] | None) -> str
 
 
 def min_compute_capability(capabilities: Sequence[tuple[int, int] | None]) -> tuple[int, int] | None:
-    """Of several GPUs; None where there is none, or one of them tells nothing. Pure."""
-    told = [capability for capability in capabilities if capability is not None]
-    return min(told) if told and len(told) == len(capabilities) else None
+    """The lowest of several GPUs; None where there is none, or one of them is unknown. Pure."""
+    known = [capability for capability in capabilities if capability is not None]
+    return min(known) if known and len(known) == len(capabilities) else None
 
 
 def with_precision(config: RunConfig, precision: str) -> RunConfig:
-    """A configuration with its precision decided."""
+    """A configuration with the resolved precision."""
     return dataclasses.replace(config, precision=precision)  # type: ignore[arg-type]
 
 
@@ -63,9 +63,9 @@ def gpu_compute_capability() -> tuple[int, int] | None:
 
 
 def driver_compute_capability() -> tuple[int, int] | None:
-    """Of the least of this node's GPUs, in the moment that NVIDIA's own tool takes.
+    """Lowest compute capability of this node's GPUs, from NVIDIA's tool.
 
-    TensorFlow is asked for the first where that is missing.
+    Without the tool, that of the first GPU of TensorFlow.
     """
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
@@ -76,10 +76,10 @@ def driver_compute_capability() -> tuple[int, int] | None:
 
 
 def memory_limit_mb() -> int:
-    """Megabytes of a device's memory that a process may use, as PHARMCLF_DEVICE_MEMORY_MB says; 0: what there is.
+    """Megabytes of a device's memory that PHARMCLF_DEVICE_MEMORY_MB allows; 0: all.
 
     Raises:
-        ConfigError: it is no whole number above 0.
+        ConfigError: it is not a whole number above 0.
     """
     text = os.environ.get(MEMORY_VARIABLE, "")
     if text and not re.fullmatch(r"[1-9]\d*", text):
@@ -88,35 +88,32 @@ def memory_limit_mb() -> int:
 
 
 def configure_devices_for(config: RunConfig) -> None:
-    """As `configure_devices`, for what a run computes in this process. (all ranks)"""
+    """As `configure_devices`, with the settings of a run. (all ranks)"""
     configure_devices(deterministic=config.deterministic, gpus=config.accelerator != "cpu")
 
 
 def configure_devices(*, deterministic: bool, gpus: bool = True) -> None:
-    """Let GPU memory grow, or take the part that is allowed; choose deterministic kernels and Keras's own settings.
+    """Set GPU memory growth or limit, the number of threads, deterministic kernels, and Keras's defaults. (all ranks)
 
-    (all ranks)
-
-    Before TensorFlow's first operation in a process, since it cannot change its devices behind that: whoever asks
-    first decides for the process.
+    The first call in a process decides, and must precede TensorFlow's first operation.
 
     Args:
-        deterministic: the same steps bit for bit at every run.
-        gpus: whether they may be used.
+        deterministic: equal steps to the last bit in every run.
+        gpus: whether to use them.
 
     Raises:
-        RuntimeError: TensorFlow has begun to compute, and nobody had asked.
+        RuntimeError: TensorFlow has been in use before the first call.
         ConfigError: Keras runs on another backend in this process.
     """
     global _configured
     import tensorflow as tf
 
     if not _configured:
-        # one processor is what there is; TensorFlow refuses late settings, with GPUs and, for this one, without
+        # one logical CPU is the default; as a setting it makes TensorFlow refuse late calls also without GPUs
         for processor in tf.config.list_physical_devices("CPU"):
             tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()])
         _configure_gpus(gpus)
-        if (cores := usable_cores()) < schedulable_cores():  # which is all that TensorFlow knows of
+        if (cores := usable_cores()) < schedulable_cores():  # the number that TensorFlow uses
             tf.config.threading.set_intra_op_parallelism_threads(cores)
             tf.config.threading.set_inter_op_parallelism_threads(cores)
         _configured = True
@@ -132,7 +129,7 @@ def keep_devices() -> None:
 
 
 def reset_keras_settings() -> None:
-    """Give Keras its own defaults, whatever `keras.json` in KERAS_HOME, the environment or other code has set.
+    """Set Keras's defaults, whatever `keras.json` in KERAS_HOME, the environment or other code has set.
 
     Raises:
         ConfigError: another program has imported Keras in this process, with another backend.
@@ -164,7 +161,7 @@ def _configure_gpus(allowed: bool) -> None:
 
 
 def reset_peak_memory() -> None:
-    """Let `peak_memory_bytes` begin anew; without a GPU nothing happens."""
+    """Reset `peak_memory_bytes`, if there is a GPU."""
     import tensorflow as tf
 
     if tf.config.get_visible_devices("GPU"):
@@ -172,7 +169,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The most that TensorFlow has held of the first GPU at a time since `reset_peak_memory`; 0 without a GPU."""
+    """Peak memory of TensorFlow on the first GPU since `reset_peak_memory`; 0 without a GPU."""
     import tensorflow as tf
 
     if not tf.config.get_visible_devices("GPU"):
@@ -181,7 +178,7 @@ def peak_memory_bytes() -> int:
 
 
 def device_name() -> str:
-    """What a worker trains on, for the run's record."""
+    """Name of the device of a worker, for the run's record."""
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")

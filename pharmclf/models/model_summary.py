@@ -1,6 +1,8 @@
-"""What a run would train: every layer with its parameters, frozen or trained in each phase."""
+"""Describes the model of a run: every layer with its parameters, frozen or trained in each phase."""
 
 from __future__ import annotations
+
+import math
 
 import keras
 
@@ -29,10 +31,12 @@ def describe_model(config: RunConfig, num_classes: int) -> str:
         if not layer.weights:
             continue
         count = layer.count_params()
-        mine = sum(_size(variable) for variable in layer.weights if id(variable) in trained)
+        num_trained = sum(_size(variable) for variable in layer.weights if id(variable) in trained)
         in_head = layer not in backbone.layers
         first = "trained" if in_head else "frozen"
-        second = "trained" if in_head or mine == count else f"trained {mine:,}" if mine else "frozen"
+        second = (
+            "trained" if in_head or num_trained == count else f"trained {num_trained:,}" if num_trained else "frozen"
+        )
         shape = "x".join(str(side) for side in layer.output.shape[1:])
         rows.append((blocks.get(layer.name, "head"), layer.name, shape, f"{count:,}", first, second))
     head_size = sum(_size(variable) for variable in head.trainable_variables)
@@ -42,7 +46,7 @@ def describe_model(config: RunConfig, num_classes: int) -> str:
         [
             *align_columns(rows),
             f"{config.backbone}: {len(split_tensors(backbone)) - 1} blocks, of which phase 2 trains the upper "
-            f"{config.unfreeze_blocks}; block 1 is the uppermost",
+            f"{config.unfreeze_blocks}; block 1 is the top one",
             f"phase 1: {head_size:,} parameters trained, {total - head_size:,} frozen",
             f"phase 2: {head_size + suffix_size:,} parameters trained, {total - head_size - suffix_size:,} frozen",
         ]
@@ -60,7 +64,4 @@ def _blocks(backbone: keras.Model) -> dict[str, str]:
 
 
 def _size(variable: keras.Variable) -> int:
-    size = 1
-    for side in variable.shape:
-        size *= side
-    return size
+    return math.prod(variable.shape)

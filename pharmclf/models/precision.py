@@ -1,4 +1,4 @@
-"""The one precision of a run: its activations are computed in it, and all its workers train in it."""
+"""Resolves the precision of a run, for its feature cache and all its workers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pharmclf.models.devices import (
 
 
 def run_precision(config: RunConfig) -> str:
-    """The precision of a run, or what `auto` comes to where it trains: one for all its workers.
+    """The precision of a run; `auto` is resolved on the machines where it trains, once for all workers.
 
-    Workers that chose by themselves, on unlike GPUs, would sum the gradients of unlike steps.
+    Workers with unlike GPUs that chose separately would sum the gradients of unlike steps.
 
     Args:
-        config: the run; without workers this process is asked, else every node with GPUs that is there.
+        config: the run; without workers this process decides, else all live nodes with GPUs.
     """
     if config.precision != "auto" or config.accelerator == "cpu":
         return resolve_precision(config.precision, None)
     if config.worker_range[1] == 0:
         with suppress_native_stderr():
             return resolve_precision(config.precision, gpu_compute_capability())
-    ask = ray.remote(num_cpus=0)(driver_compute_capability)  # no GPU either: they may be in use
+    ask = ray.remote(num_cpus=0)(driver_compute_capability)  # and no GPU: all may be in use
     asked = [
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
         for node in ray.nodes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pharmclf.core.compat import IncompatibleVersionError, private_parts
@@ -13,7 +13,7 @@ from pharmclf.core.compat import IncompatibleVersionError, private_parts
 
 
 def tensor_source(tensor: Any) -> tuple[Any, Sequence[Any]]:
-    """The operation that makes a tensor of a functional model, and the tensors that it makes it from; none of an input.
+    """The operation that makes a tensor of a functional model, and its input tensors; none for an input of the model.
 
     `keras.Model` walks its graph by the same attributes, and offers no public way to do so.
     """
@@ -28,16 +28,15 @@ def flatten_layers(model: Any) -> Iterator[Any]:
     The public `layers` of a model is one level deep, and a layer that holds others has no such attribute.
     """
     with private_parts("keras"):
-        flatten = model._flatten_layers
-    layers: Iterator[Any] = flatten()
-    return layers
+        flatten: Callable[[], Iterator[Any]] = model._flatten_layers
+    return flatten()
 
 
 @contextlib.contextmanager
 def fresh_layer_names() -> Iterator[None]:
-    """Number the names of unnamed layers from the beginning, as in a new process; afterwards continue as before.
+    """Number the names of unnamed layers from the beginning, as in a new process; continue as before after the block.
 
-    The public `keras.utils.clear_session` forgets more than names, and nothing brings the earlier numbers back.
+    The public `keras.utils.clear_session` resets more than names, and cannot be undone.
     """
     import keras
 
@@ -101,10 +100,10 @@ class TensorRates:
 
 
 def _check_inherited(cls: type, mixin: type, *names: str) -> None:
-    """See whether what a mixin overrides or calls is still there.
+    """Check that the methods which a mixin overrides or calls exist.
 
     Raises:
-        IncompatibleVersionError: no class behind the mixin has a method of that name.
+        IncompatibleVersionError: no base class after the mixin has a method of that name.
     """
     behind = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
     for name in names:

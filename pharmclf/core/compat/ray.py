@@ -25,20 +25,19 @@ def draining_nodes() -> Collection[str]:
     with private_parts("ray"):
         from ray._private.state import state
 
-        drain = state.get_draining_nodes
-    ids: Collection[str] = drain().keys()
-    return ids
+        drain: Callable[[], Mapping[str, object]] = state.get_draining_nodes
+    return drain().keys()
 
 
 def free_resources_by_node() -> Mapping[str, Mapping[str, float]]:
-    """The resources that nobody holds, by id of the node.
+    """The unused resources, by id of the node.
 
     The public `ray.available_resources()` sums them over the cluster, so that two halves of a GPU count as one.
     """
     with private_parts("ray"):
         from ray._private.state import available_resources_per_node
-    resources: Mapping[str, Mapping[str, float]] = available_resources_per_node()
-    return resources
+    free: Mapping[str, Mapping[str, float]] = available_resources_per_node()
+    return free
 
 
 def local_cluster_address() -> str:
@@ -56,9 +55,9 @@ def local_cluster_address() -> str:
 
 @contextlib.contextmanager
 def preserve_signal_handlers() -> Iterator[None]:
-    """Keep this process's handler of SIGTERM while Ray starts; without one, Ray's is left in place.
+    """Keep this process's handler of SIGTERM while Ray starts; without one, Ray's stays in place.
 
-    `ray.init` has no option for it: its handler answers with an exit, of code 15, in whatever is half done.
+    `ray.init` has no option for it: its handler exits at once, with code 15.
     """
     handler = signal.getsignal(signal.SIGTERM)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
