@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pharmclf.data.stateless_rng import uniforms
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 _NUM_DRAWS = 8  # angle, shift x, shift y, shear, zoom x, zoom y, horizontal flip, vertical flip
 
 
-def projective_transforms(config: AugmentConfig, image_size: int, seed: int, view: int, rows: np.ndarray) -> np.ndarray:
+def projective_transforms(
+    config: AugmentConfig, image_size: int, seed: int, view: int, rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
     """The transform of each row's image, from an output pixel to the input pixel that it shows.
 
     Args:
@@ -48,7 +51,7 @@ def projective_transforms(config: AugmentConfig, image_size: int, seed: int, vie
     return np.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=1).astype(np.float32)
 
 
-def identity_transforms(count: int) -> np.ndarray:
+def identity_transforms(count: int) -> NDArray[np.float32]:
     """Transforms that change nothing: (count, 8) float32."""
     return np.tile(np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32), (count, 1))
 

@@ -11,6 +11,7 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pharmclf.data.stateless_rng import shuffled
 
@@ -35,7 +36,7 @@ class BatchSlice:
     """Number of the step within the epoch's training or validation steps, from 0."""
     training: bool
     """Whether it trains; else it validates."""
-    rows: np.ndarray
+    rows: NDArray[np.int64]
     """(local batch,) int64 row numbers of the manifest, `PADDING` where the slice is short."""
     count: int
     """Rows of the global batch, over all workers."""
@@ -45,9 +46,9 @@ class BatchSlice:
 class BatchPlan:
     """The steps of one phase for one worker."""
 
-    train_rows: np.ndarray
+    train_rows: NDArray[np.int64]
     """(n,) int64 row numbers of the training split."""
-    validation_rows: np.ndarray
+    validation_rows: NDArray[np.int64]
     """(m,) int64 row numbers of the validation split."""
     batch_size: int
     """Global batch."""
@@ -101,7 +102,7 @@ class BatchPlan:
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch_order(plan: BatchPlan, epoch: int) -> np.ndarray:
+def _epoch_order(plan: BatchPlan, epoch: int) -> NDArray[np.int64]:
     return shuffled(plan.seed, epoch, plan.train_rows)
 
 

@@ -46,7 +46,7 @@ def test_those_of_the_manifest_count_and_one_beyond_the_share_is_refused_by_name
     quarantine.add({0: "not there", 2: "changed"})
     assert quarantine.exceeds_limit
     with pytest.raises(
-        ConfigError, match=r"^9 of 80 images are bad \(11\.2%\), expected at most 10\.0%; 3 of them are "
+        ConfigError, match=r"^9 of 80 images are bad \(11\.2%\), expected at most 10\.0%; 3 of them have "
     ):
         quarantine.check()
     with pytest.raises(ConfigError) as refused:
