@@ -108,9 +108,8 @@ class Quarantine:
         self.write()
         with self._lock:
             lost = dict(self._lost)
-        paths, total = self._manifest.table["path"], len(self._manifest.table)
-        bad = len(self._manifest.quarantined) + len(lost)
-        first = format_examples([f"{paths[row]}: {reason}" for row, reason in lost.items()], _MAX_NAMED, "; ")
+        total, bad = len(self._manifest.table), len(self._manifest.quarantined) + len(lost)
+        first = _format_rows(self._manifest, lost)
         where = f", the full list is in {self._location}" if self._location else ""
         raise ConfigError(
             f"{bad:,} of {total:,} images are bad ({bad / total:.1%}), expected at most {self._share:.1%}; "
@@ -126,6 +125,10 @@ def quarantine_note(manifest: Manifest, rows: Mapping[int, str]) -> str:
         manifest: of the set.
         rows: row and reason of each image; one or more.
     """
-    paths = manifest.table["path"]
-    first = format_examples([f"{paths[row]}: {reason}" for row, reason in rows.items()], _MAX_NAMED, "; ")
+    first = _format_rows(manifest, rows)
     return f"left out, since the file has changed since the set was listed: {len(rows):,} images ({first})"
+
+
+def _format_rows(manifest: Manifest, rows: Mapping[int, str]) -> str:
+    paths = manifest.table["path"]
+    return format_examples([f"{paths[row]}: {reason}" for row, reason in rows.items()], _MAX_NAMED, "; ")

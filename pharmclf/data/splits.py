@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from pharmclf.core.errors import ConfigError
@@ -17,12 +18,7 @@ _DRAWN_SPLITS = (TEST, VALIDATION)
 
 
 def split_rows(
-    labels: Sequence[str] | ArrayLike,
-    groups: Sequence[int] | ArrayLike,
-    seed: int,
-    test: float,
-    validation: float,
-    given: Sequence[str] | ArrayLike | None = None,
+    labels: ArrayLike, groups: ArrayLike, seed: int, test: float, validation: float, given: ArrayLike | None = None
 ) -> NDArray[np.str_]:
     """Divide rows into train, validation and test, class by class; rows of one group stay together.
 
@@ -64,10 +60,7 @@ def split_rows(
 
 
 def rare_classes(
-    labels: Sequence[str] | ArrayLike,
-    groups: Sequence[int] | ArrayLike,
-    min_images: int,
-    given: Sequence[str] | ArrayLike | None = None,
+    labels: ArrayLike, groups: ArrayLike, min_images: int, given: ArrayLike | None = None
 ) -> dict[str, int]:
     """Classes with too few different images, where copies of one image count once, to be divided.
 
@@ -81,23 +74,26 @@ def rare_classes(
     labels_array, groups_array = np.asarray(labels).astype(str), np.asarray(groups)
     splits = _given_splits(len(labels_array), given)
     open_classes = np.unique(labels_array[splits == ""])
-    _, group_of = np.unique(groups_array, return_inverse=True)
-    names, class_of = np.unique(labels_array, return_inverse=True)
-    pairs = np.unique(np.stack([class_of, group_of]), axis=1)
-    different = dict(zip(names.tolist(), np.bincount(pairs[0], minlength=len(names)).tolist(), strict=True))
-    class_of_group, _ = _group_splits(labels_array, groups_array, splits)
+    num_different = pd.Series(groups_array).groupby(labels_array).nunique()
+    num_groups = Counter(_group_splits(labels_array, groups_array, splits)[0].tolist())  # of two classes: of one only
     needed = 1 + sum(not (splits == name).any() for name in _DRAWN_SPLITS)
-    own, own_groups = np.unique(class_of_group, return_counts=True)  # a group of two classes counts to one of them
-    poor = {str(name): int(count) for name, count in zip(own, own_groups, strict=True) if count < needed <= min_images}
-    counts = {name: min(different[name], poor.get(name, different[name])) for name in open_classes.tolist()}
+    counts = {}
+    for name in open_classes.tolist():
+        counts[name] = int(num_different[name])
+        if 0 < num_groups[name] < needed <= min_images:
+            counts[name] = min(counts[name], num_groups[name])
     return {name: count for name, count in counts.items() if count < min_images}
 
 
-def _given_splits(num_rows: int, given: Sequence[str] | ArrayLike | None) -> NDArray[np.str_]:
+def _given_splits(num_rows: int, given: ArrayLike | None) -> NDArray[np.str_]:
     splits = np.full(num_rows, "", dtype="<U10")
     if given is not None:
         splits[:] = np.asarray(given).astype(str)
-        _check_given(splits)
+    if unknown := sorted(set(np.unique(splits)) - {"", *SPLITS}):
+        raise ConfigError(
+            f"split: received {', '.join(map(repr, unknown))}, expected train, validation, test or nothing. "
+            "Correct the list's column 'split'"
+        )
     return splits
 
 
@@ -106,9 +102,9 @@ def _group_splits(
 ) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
     """The class of each group, sorted by its number, and its split, "" where it is open."""
     _, first_rows, group_of = np.unique(groups, return_index=True, return_inverse=True)
-    settled = np.flatnonzero(splits != "")[::-1]
+    given = np.flatnonzero(splits != "")[::-1]
     split_of_group = np.full(len(first_rows), "", dtype="<U10")
-    split_of_group[group_of[settled]] = splits[settled]  # assigned backwards: the first given row decides
+    split_of_group[group_of[given]] = splits[given]  # assigned backwards: the first given row decides
     return labels[first_rows], split_of_group
 
 
@@ -133,14 +129,7 @@ def _draw_splits(
 def _split_class(
     class_groups: NDArray[np.intp], sizes: NDArray[np.intp], split_of_group: NDArray[np.str_], shares: dict[str, float]
 ) -> None:
-    """Assign the open groups of one class, in place.
-
-    Args:
-        class_groups: in random order.
-        sizes: rows of each group.
-        split_of_group: the split of each group, "" where it is open.
-        shares: the splits that are drawn, each with its share of the rows that are left.
-    """
+    """Assign the open groups of one class, in place; `shares` are of the rows that are left."""
     free = [int(group) for group in class_groups if split_of_group[group] == ""]
     left = int(sizes[class_groups][~np.isin(split_of_group[class_groups], _DRAWN_SPLITS)].sum())
     for position, (name, share) in enumerate(shares.items()):
@@ -152,16 +141,9 @@ def _split_class(
 
 
 def _assign(free: list[int], sizes: NDArray[np.intp], rows: int, most: int) -> tuple[list[int], list[int]]:
-    """Take the groups that bring the number of rows nearer to `rows`, in their order.
+    """Take the groups that bring the number of rows nearer to `rows`, at most `most` of them -> taken, left.
 
-    Args:
-        free: groups in random order.
-        sizes: rows of each group.
-        rows: the number of rows to take.
-        most: take at most this many groups; at least one is taken where there are any (the smallest if none fits).
-
-    Returns:
-        The groups taken, and those left, in the same order.
+    At least one is taken, the smallest if none fits.
     """
     taken: list[int] = []
     missing = rows
@@ -175,15 +157,6 @@ def _assign(free: list[int], sizes: NDArray[np.intp], rows: int, most: int) -> t
         taken = [min(free, key=lambda group: int(sizes[group]))]
     chosen = set(taken)
     return taken, [group for group in free if group not in chosen]
-
-
-def _check_given(splits: NDArray[np.str_]) -> None:
-    unknown = sorted(set(np.unique(splits)) - {"", *SPLITS})
-    if unknown:
-        raise ConfigError(
-            f"split: received {', '.join(map(repr, unknown))}, expected train, validation, test or nothing. "
-            "Correct the list's column 'split'"
-        )
 
 
 def _check_complete(splits: NDArray[np.str_]) -> None:

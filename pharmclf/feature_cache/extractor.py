@@ -68,13 +68,9 @@ class RangeReport:
 
 
 def decode_range(plan: ExtractionPlan, number: int, files: Mapping[str, ImageSet], size: int = 0) -> Block:
-    """Read the images of a range.
+    """Read the images of a range of the plan, whose number is in the column `id`.
 
-    Args:
-        plan: of the pass.
-        number: of the range, which the block carries in its column `id`.
-        files: the images of each split.
-        size: rows of the block; the last row of a shorter range is repeated.
+    A block of fewer than `size` rows is padded with its last row.
     """
     span = plan.ranges[number]
     block = load_block(files[span.section].slice(span.first, span.count), plan.config.image_size)
@@ -141,15 +137,9 @@ class FeatureExtractor:
     def _write(
         self, span: RowRange, images: NDArray[np.uint8], bad: NDArray[np.bool_]
     ) -> list[tuple[int, str, int, str]]:
-        """Compute a range, and write each shard as soon as it is full.
+        """Compute a range, and write each shard as soon as it is full -> `RangeReport.incomplete`.
 
-        Args:
-            span: the rows.
-            images: (n, S, S, 3) uint8.
-            bad: (n,) unusable images, which leave their shards incomplete.
-
-        Returns:
-            The incomplete shards, as in `RangeReport`.
+        `bad` (n,) are unusable images, which leave their shards incomplete.
         """
         if len(images) != span.count:
             raise RuntimeError(f"received {len(images)} images of {span}: Ray has divided a block")

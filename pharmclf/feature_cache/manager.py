@@ -148,10 +148,7 @@ def _wait_or_compute(
 ) -> dict[int, CachedFeatures]:
     """Compute the missing caches, or wait for the process that computes them -> features by depth.
 
-    Args:
-        keys: of the caches.
-        existing: complete caches by depth.
-        costs: of all cuts; empty: not measured yet.
+    `costs` are empty where they are not measured yet.
     """
     features, reported_at = dict(existing), -math.inf
     while missing := [key for key in keys if key["cut"] not in features]:
@@ -228,15 +225,9 @@ def _compute_missing(
 
 
 def _finalize(target: CacheTarget, seconds: float, incomplete: Mapping[ShardId, str]) -> dict[str, list[str]]:
-    """Write the index of a cache whose shards are all complete, and delete duplicate and incomplete files.
+    """Write the index of a complete cache, and delete duplicate and incomplete files -> {}.
 
-    Args:
-        target: the cache.
-        seconds: duration of the computation.
-        incomplete: files of shards that this run has computed without all of their images.
-
-    Returns:
-        The files by split of a cache that has incomplete shards; {} for a complete one.
+    A cache with incomplete shards of this run has no index -> its files by split.
     """
     layout = target.layout
     existing = existing_shards(target.location, layout)
