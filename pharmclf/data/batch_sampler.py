@@ -95,9 +95,9 @@ class BatchPlan:
         number = place if training else place - self.train_steps
         order = _epoch_order(self, self.first_epoch + epoch) if training else self.validation_rows
         batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-        own = batch[self.rank * self.local_batch : (self.rank + 1) * self.local_batch]
+        batch_slice = batch[self.rank * self.local_batch : (self.rank + 1) * self.local_batch]
         rows = np.full(self.local_batch, PADDING, np.int64)
-        rows[: len(own)] = own
+        rows[: len(batch_slice)] = batch_slice
         return BatchSlice(epoch, number, training, rows, len(batch))
 
 

@@ -121,8 +121,8 @@ def _list_table(data: str, root: str) -> DatasetListing:
 
 def _list_folders(data: str, root: str, reading: LayoutOptions) -> DatasetListing:
     """List the images of a folder or prefix."""
-    found = find_images(root, reading.results)
-    paths = [(relative_path(root, entry.location), entry) for entry in found.images]
+    files = find_images(root, reading.results)
+    paths = [(relative_path(root, entry.location), entry) for entry in files.images]
     folders = {path: tuple(part for part in path.split("/")[:-1] if part) for path, _ in paths}
     counts = Counter(folder for folder in folders.values() if folder)
     layout = parse_folders(data, counts, reading) if counts else FolderLayout({}, {}, [])
@@ -135,12 +135,12 @@ def _list_folders(data: str, root: str, reading: LayoutOptions) -> DatasetListin
         split = layout.splits[folders[path]]
         stat = (entry.size_bytes, entry.mtime_ns)
         items.append(ImageEntry(entry.location, path, label, *stat, split=split, status=entry.unreadable))
-    notes = [*found.notes, *([f"files not read, images outside any class folder: {loose}"] if loose else [])]
+    notes = [*files.notes, *([f"files not read, images outside any class folder: {loose}"] if loose else [])]
     if not items:
         seen = f"found: {'; '.join(notes)}" if notes else "it is empty"
         raise ConfigError(f"--data {data}: no image in a class folder ({seen}). Expected <class>/<image>.jpg")
     if not storage.is_remote(root):  # object stores have no empty folders
-        notes += _empty_folder_notes(root, items, found.left_out)
+        notes += _empty_folder_notes(root, items, files.left_out)
     items.sort(key=lambda item: item.relative)
     return DatasetListing(data, root, items, notes + layout.notes)
 

@@ -57,15 +57,15 @@ def write_demo(folder: str | Path, *, seed: int, images_per_class: int) -> Path:
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
-        for rest in (temporary, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
     return folder
 
 
 def _is_complete(folder: Path, wanted: dict[str, int]) -> bool:
     try:
-        found = json.loads((folder / MARKER).read_text())
+        marker = json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
         return False
     counts = (sum(1 for _ in (folder / name).glob("*.jpg")) for name in CLASS_NAMES)
-    return bool(found == wanted) and all(count == wanted["images_per_class"] for count in counts)
+    return bool(marker == wanted) and all(count == wanted["images_per_class"] for count in counts)

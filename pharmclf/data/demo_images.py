@@ -119,8 +119,8 @@ def _textures() -> dict[str, list[Image.Image]]:
     """Grey textures of each surface, made once (half a second) from a constant; every image uses a part of one."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:_TEXTURE_SIDE, :_TEXTURE_SIDE] - _TEXTURE_SIDE / 2
-    found: dict[str, list[Image.Image]] = {kind: [] for kind in _SURFACES}
-    for kind in [kind for kind in found for _ in range(_TEXTURES_PER_SURFACE)]:
+    textures: dict[str, list[Image.Image]] = {kind: [] for kind in _SURFACES}
+    for kind in [kind for kind in textures for _ in range(_TEXTURES_PER_SURFACE)]:
         angle = rng.uniform(0, math.pi)
         along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
         smooth, fine = _noise(rng, angle, 110, 60), _noise(rng, angle, 4, 4)
@@ -140,8 +140,8 @@ def _textures() -> dict[str, list[Image.Image]]:
             value = 0.4 * weave + 0.3 * _noise(rng, angle, 14, 3) + 0.2 * smooth
         else:
             value = 0.5 * smooth + rng.uniform(0.05, 0.4) * fine
-        found[kind].append(Image.fromarray(np.clip(128 + 95 * value, 0, 255).astype(np.uint8)))
-    return found
+        textures[kind].append(Image.fromarray(np.clip(128 + 95 * value, 0, 255).astype(np.uint8)))
+    return textures
 
 
 def _random_surface(rng: np.random.Generator) -> Image.Image:

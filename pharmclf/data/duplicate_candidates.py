@@ -40,8 +40,8 @@ def hash_pairs(
     num_rows, rows, columns = len(hashes), 256, 2048
     coarse = thumbnails.reshape(num_rows, 8, 4, 8, 4).mean(axis=(2, 4), dtype=np.float32)
     for top in range(0, num_rows, rows):
-        own = coarse[top : top + rows]
-        moves = np.linalg.qr(jacobian(own, np.float32(1))[:, :SCALE_AND_SHIFT].transpose(0, 2, 1) + _ANY_BASIS)[0]
+        block = coarse[top : top + rows]
+        moves = np.linalg.qr(jacobian(block, np.float32(1))[:, :SCALE_AND_SHIFT].transpose(0, 2, 1) + _ANY_BASIS)[0]
         pieces, distances = [], []
         for left in range(top, num_rows, columns):
             bits = np.bitwise_count(hashes[top : top + rows, None] ^ hashes[None, left : left + columns])
@@ -49,11 +49,11 @@ def hash_pairs(
             for start in range(0, len(near), 32768):
                 one, other = np.divmod(near[start : start + 32768], bits.shape[1])
                 pairs = np.stack([one + top, other + left], axis=1)
-                gap = (coarse[pairs[:, 1]] - own[one]).reshape(-1, 64, 1)
+                gap = (coarse[pairs[:, 1]] - block[one]).reshape(-1, 64, 1)
                 keep = _is_wanted(pairs, sides) & (np.square(gap).mean(axis=(1, 2)) <= _MAX_COARSE**2)
                 pairs, gap, move = pairs[keep], gap[keep], moves[one[keep]]
                 distance = np.sqrt(np.square(gap - move @ (move.transpose(0, 2, 1) @ gap)).mean(axis=(1, 2)))
-                contrast = own[one[keep]].std(axis=(1, 2)) + 1
+                contrast = block[one[keep]].std(axis=(1, 2)) + 1
                 keep = (distance <= _MAX_COARSE_MOVED) & (distance <= _MAX_COARSE_SHARE * contrast)
                 pieces.append(pairs[keep])
                 distances.append(distance[keep])

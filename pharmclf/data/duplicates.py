@@ -93,15 +93,15 @@ def near_pairs(
     Returns:
         (row, larger row), sorted.
     """
-    found: set[tuple[int, int]] = set()
+    copies: set[tuple[int, int]] = set()
     load = lru_cache(maxsize=64)(load)  # pairs come sorted by their first row
     with ThreadPoolExecutor(2) as threads:
         for pairs, placements, freedom in _aligned_pairs(hashes, thumbnails, sides):
-            new = [number for number, (one, other) in enumerate(pairs.tolist()) if (one, other) not in found]
+            new = [number for number, (one, other) in enumerate(pairs.tolist()) if (one, other) not in copies]
             tried = [(one, other) for one, other in pairs[new].tolist()]
             same = threads.map(partial(_is_same_image, freedom=freedom, load=load), tried, placements[new])
-            found.update(pair for pair, yes in zip(tried, same, strict=True) if yes)
-    return sorted(found)
+            copies.update(pair for pair, yes in zip(tried, same, strict=True) if yes)
+    return sorted(copies)
 
 
 def _aligned_pairs(
@@ -130,8 +130,8 @@ def _filter_by_alignment(
         moving, still = (blur(thumbnails[pairs[:, side]].astype(np.float32))[:, None] for side in (0, 1))
         for steps, limit in stages:
             placements = register(moving, still, placements, steps, freedom)
-            rest, inside = residual(moving, still, placements, freedom)
-            rms = np.sqrt(np.square(rest).sum(axis=(1, 2, 3)) / inside.sum(axis=(1, 2, 3)).clip(1))
+            difference, inside = residual(moving, still, placements, freedom)
+            rms = np.sqrt(np.square(difference).sum(axis=(1, 2, 3)) / inside.sum(axis=(1, 2, 3)).clip(1))
             keep = rms <= limit
             if freedom.light:
                 keep &= rms <= _MAX_TURNED_SHARE * (1 + still.std(axis=(1, 2, 3)))
@@ -149,32 +149,32 @@ def _is_same_image(pair: Sequence[int], placement: Floats, freedom: AlignmentOpt
     grey_moving, grey_still = moving.mean(axis=0), still.mean(axis=0)
     steps = 2 if freedom.light else 3
     place = register(grey_moving[None, None], grey_still[None, None], placement[None], steps, freedom)
-    rest, overlap = residual(moving[None], still[None], place, freedom)
-    rest, inside = rest[0], overlap[0, 0]
-    detail = np.hypot(*np.gradient(grey_still))
-    share = np.sqrt(np.square(rest).sum() / (3 * inside.sum()).clip(1)) / (1 + still.std(axis=(1, 2)).mean())
-    level = np.abs(_means(rest)).mean(axis=0)
-    relative = _means(np.abs(rest)).mean(axis=0) / (2 + _means(detail[None])[0])
+    difference, overlap = residual(moving[None], still[None], place, freedom)
+    difference, inside = difference[0], overlap[0, 0]
+    detail, grey_moved = np.hypot(*np.gradient(grey_still)), grey_still - difference.mean(axis=0)
+    share = np.sqrt(np.square(difference).sum() / (3 * inside.sum()).clip(1)) / (1 + still.std(axis=(1, 2)).mean())
+    level = np.abs(_means(difference)).mean(axis=0)
+    relative = _means(np.abs(difference)).mean(axis=0) / (2 + _means(detail[None])[0])
     return bool(
         share <= _MAX_LEFTOVER_SHARE
         and np.sort(level.ravel())[-_WORST_BLOCKS:].mean() <= _MAX_BLOCK_LEVEL
         and np.sort(relative.ravel())[-_WORST_BLOCKS:].mean() <= _MAX_BLOCK_DETAIL
-        and (not freedom.light or _agreement(grey_still, grey_still - rest.mean(axis=0), inside) >= _MIN_AGREEMENT)
+        and (not freedom.light or _agreement(grey_still, grey_moved, inside) >= _MIN_AGREEMENT)
     )
 
 
 def _agreement(one: Floats, other: Floats, inside: NDArray[np.bool_]) -> float:
     """The share of the blocks inside whose detail, beyond light and slope, is the same in both images (160, 160)."""
-    whole: NDArray[np.bool_] = np.asarray(_blocks(inside[None]).all(axis=2))[0]
+    covered: NDArray[np.bool_] = np.asarray(_blocks(inside[None]).all(axis=2))[0]
     line = np.arange(_BLOCK) - (_BLOCK - 1) / 2
     planes = np.stack([np.ones(_BLOCK**2), np.tile(line, _BLOCK), np.repeat(line, _BLOCK)])
     planes /= np.linalg.norm(planes, axis=1, keepdims=True)
     first, second = (
-        blocks - blocks @ planes.T @ planes for blocks in (_blocks(v[None])[0][whole] for v in (one, other))
+        blocks - blocks @ planes.T @ planes for blocks in (_blocks(v[None])[0][covered] for v in (one, other))
     )
     sizes = first.std(axis=1), second.std(axis=1)
     equal = (first * second).mean(axis=1) >= _MIN_CORRELATION * sizes[0] * sizes[1]
-    return float((equal & (sizes[0] >= _MIN_DETAIL)).sum() / max(1, whole.sum()))
+    return float((equal & (sizes[0] >= _MIN_DETAIL)).sum() / max(1, covered.sum()))
 
 
 def _means(images: Floats) -> Floats:

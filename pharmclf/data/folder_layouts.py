@@ -109,14 +109,15 @@ def merge_labels(labels: Sequence[str], classes: Sequence[str] = ()) -> tuple[di
     for label, count in Counter(labels).items():
         forms[label_key(label)][label] += count
     known, changed, merged = _classes_by_key(classes), dict[str, str](), []
-    for key, found in sorted(forms.items()):
+    for key, form_counts in sorted(forms.items()):
         if key in known:
             name = known[key]
-        elif len(found) == 1:
+        elif len(form_counts) == 1:
             continue
         else:
-            name = " ".join(unicodedata.normalize("NFC", min(found, key=lambda form: (-found[form], form))).split())
-        others = [form for form in sorted(found) if form != name and form not in classes]
+            most_common = min(form_counts, key=lambda form: (-form_counts[form], form))
+            name = " ".join(unicodedata.normalize("NFC", most_common).split())
+        others = [form for form in sorted(form_counts) if form != name and form not in classes]
         changed |= dict.fromkeys(others, name)
         merged += [f"{name} (also {', '.join(_disambiguate(form, name) for form in others)})"] if others else []
     if not merged:
@@ -137,10 +138,10 @@ def _classes_by_key(classes: Sequence[str]) -> dict[str, str]:
     return {key: name for name in classes if counts[key := label_key(name)] == 1}
 
 
-def _known_label_level(rest: Folder, known: Mapping[str, str]) -> int:
+def _known_label_level(names: Folder, known: Mapping[str, str]) -> int:
     """Index of the innermost folder with the name of a class, else of the innermost that may be a label."""
-    found = (place for place in reversed(range(len(rest))) if label_key(rest[place]) in known)
-    return next(found, _possible_label_levels(rest)[-1])
+    levels = (place for place in reversed(range(len(names))) if label_key(names[place]) in known)
+    return next(levels, _possible_label_levels(names)[-1])
 
 
 def _extract_splits(
@@ -189,18 +190,18 @@ def _split_of(folder: Folder, place: int) -> str:
 
 def _label_levels(data: str, rests: Mapping[Folder, Folder], level: int) -> dict[Folder, int]:
     """Index of the label in each folder that has such a level."""
-    found = {
+    levels = {
         folder: level - 1 if level > 0 else len(rest) + level
         for folder, rest in rests.items()
         if len(rest) >= abs(level)
     }
-    if not found:
+    if not levels:
         deepest = max(map(len, rests.values()), default=0)
         raise ConfigError(
             f"--data {data}: received --label-level {level}, and no image lies below so many folders. Expected at most "
             f"{deepest} (folders of splits do not count)"
         )
-    return found
+    return levels
 
 
 def _find_label_levels(data: str, rests: Mapping[Folder, Folder]) -> tuple[dict[Folder, int], list[str]]:
@@ -210,11 +211,11 @@ def _find_label_levels(data: str, rests: Mapping[Folder, Folder]) -> tuple[dict[
         ConfigError: two readings make sense.
     """
     first = _common_prefix_length(rests.values())
-    kept = {folder: _possible_label_levels(rest, first) for folder, rest in rests.items()}
-    names = {folder: tuple(label_key(rests[folder][place]) for place in places) for folder, places in kept.items()}
+    levels = {folder: _possible_label_levels(rest, first) for folder, rest in rests.items()}
+    names = {folder: tuple(label_key(rests[folder][place]) for place in places) for folder, places in levels.items()}
     shared = _common_prefix_length(names.values())
-    inner = {folder: places[-1] for folder, places in kept.items()}
-    outer = {folder: places[shared] for folder, places in kept.items()}
+    inner = {folder: places[-1] for folder, places in levels.items()}
+    outer = {folder: places[shared] for folder, places in levels.items()}
     parents = defaultdict[str, set[Folder]](set)
     for path in names.values():
         parents[path[-1]].add(path[:-1])
@@ -224,7 +225,7 @@ def _find_label_levels(data: str, rests: Mapping[Folder, Folder]) -> tuple[dict[
     if len(depths) == 1:
         if depths == {shared + 1}:  # only class folders, below folders that all images share
             return inner, _nested_label_note(rests, inner)
-        upper = {folder: places[-2] for folder, places in kept.items()}
+        upper = {folder: places[-2] for folder, places in levels.items()}
         if 2 * len(repeated) >= len(paths):
             raise _ambiguity_error(data, rests, inner, upper)
         level = _level_setting(rests, inner)
@@ -239,10 +240,10 @@ def _find_label_levels(data: str, rests: Mapping[Folder, Folder]) -> tuple[dict[
     return inner, _nested_label_note(rests, inner)
 
 
-def _possible_label_levels(rest: Folder, first: int = 0) -> list[int]:
+def _possible_label_levels(names: Folder, first: int = 0) -> list[int]:
     """Indexes from `first` on of the folders that may be labels; all where none may."""
-    places = range(first, len(rest))
-    return [place for place in places if not _NO_LABEL.fullmatch(label_key(rest[place]))] or list(places)
+    places = range(first, len(names))
+    return [place for place in places if not _NO_LABEL.fullmatch(label_key(names[place]))] or list(places)
 
 
 def _common_prefix_length(paths: Iterable[Folder]) -> int:
@@ -270,8 +271,10 @@ def _repeated_label_note(
     paths: list[Folder], rests: Mapping[Folder, Folder], places: Mapping[Folder, int]
 ) -> list[str]:
     names = {path[-1] for path in paths}
-    found = {rests[folder][place] for folder, place in places.items() if label_key(rests[folder][place]) in names}
-    return [f"labels whose images lie below several folders: {format_examples(sorted(found), _SHOWN)}"] if found else []
+    labels = {rests[folder][place] for folder, place in places.items() if label_key(rests[folder][place]) in names}
+    return (
+        [f"labels whose images lie below several folders: {format_examples(sorted(labels), _SHOWN)}"] if labels else []
+    )
 
 
 def _ambiguity_error(

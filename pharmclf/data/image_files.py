@@ -100,34 +100,34 @@ def find_images(root: str, results: str = "") -> ImageFiles:
     homes = _results_folders(places, given)
     tools = {folder for folder in _tool_folders(places) if folder}
     stems = {_stem(place) for place in places if _extension(place) in IMAGE_EXTENSIONS}
-    images, found = list[storage.FileEntry](), _SkippedFiles(homes={given} - {""})  # reported also before it exists
+    images, skipped = list[storage.FileEntry](), _SkippedFiles(homes={given} - {""})  # reported also before it exists
     for place, entry in places.items():
         extension = _extension(place)
         if place == MARKER:  # of the demo
             continue
         if (home := _enclosing_folder(place, homes)) is not None:
-            found.homes.add(home)
+            skipped.homes.add(home)
         elif any(part.startswith(_HIDDEN) for part in place.split("/")):
-            found.hidden += 1
+            skipped.hidden += 1
         elif (tool := _enclosing_folder(place, tools)) is not None:
-            found.tools[tool] += 1
+            skipped.tools[tool] += 1
         elif name := next(filter(_is_tool_name, place.split("/")), ""):
-            found.tools[name] += 1
+            skipped.tools[name] += 1
         elif extension not in IMAGE_EXTENSIONS | _UNREAD_EXTENSIONS:
             if entry.unreadable:
-                found.odd.append(f"{place} ({entry.unreadable})")
+                skipped.odd.append(f"{place} ({entry.unreadable})")
             else:
-                found.others[extension or "without extension"] += 1
+                skipped.others[extension or "without extension"] += 1
         elif (mask := _MASK.fullmatch(_stem(place))) and mask[1] in stems:
-            found.masks += 1
+            skipped.masks += 1
         elif extension in IMAGE_EXTENSIONS or entry.unreadable:
             images.append(entry)
         elif _stem(place) in stems:
-            found.twins[extension] += 1
+            skipped.twins[extension] += 1
         else:
             reason = f"format {extension} is not read: convert it to .jpg or .png"
             images.append(dataclasses.replace(entry, unreadable=reason))
-    return ImageFiles(images, found.notes(), frozenset({*homes, *tools}))
+    return ImageFiles(images, skipped.notes(), frozenset({*homes, *tools}))
 
 
 def _extension(place: str) -> str:

@@ -80,8 +80,8 @@ def _decode_small(content: bytes) -> None:
 def _segments(content: bytes, *, frame_only: bool = False) -> Iterator[tuple[int, bytes]]:
     """The marker segments of a JPEG: (code, what they hold); `frame_only`: the frame's header alone."""
     place = 2
-    while found := _MARKER.search(content, place):
-        code, place = found[1][0], found.end()
+    while marker := _MARKER.search(content, place):
+        code, place = marker[1][0], marker.end()
         if code in _STANDALONE:
             continue
         size = int.from_bytes(content[place : place + 2], "big")

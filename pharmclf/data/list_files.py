@@ -94,8 +94,8 @@ def stat_files(locations: Iterable[str]) -> dict[str, tuple[int, int]]:
     for bucket, remote in buckets.items():
         common = os.path.commonpath([path.removeprefix(bucket).rpartition("/")[0] or "/" for path in remote])
         with contextlib.suppress(FileNotFoundError):
-            found = storage.list_files(storage.join(bucket, common))
-            known |= {entry.location: (entry.size_bytes, entry.mtime_ns) for entry in found}
+            entries = storage.list_files(storage.join(bucket, common))
+            known |= {entry.location: (entry.size_bytes, entry.mtime_ns) for entry in entries}
     return known
 
 
@@ -105,16 +105,16 @@ def _has_ending(path: str) -> bool:
 
 def _with_endings(source: str, bare: set[str], known: dict[str, tuple[int, int]]) -> dict[str, str]:
     """Locations without an extension -> the images of that name."""
-    there = [location for location in known if storage.is_remote(location)]
+    existing = [location for location in known if storage.is_remote(location)]
     for folder in {location.rpartition("/")[0] for location in bare if not storage.is_remote(location)}:
         with contextlib.suppress(OSError):
-            there += [f"{folder}/{name}" for name in os.listdir(folder)]
-    found: dict[str, str] = {}
-    for location in sorted(there):
+            existing += [f"{folder}/{name}" for name in os.listdir(folder)]
+    images: dict[str, str] = {}
+    for location in sorted(existing):
         stem = os.path.splitext(location)[0]
         if stem in bare and _has_ending(location):
-            if stem in found:
-                raise ConfigError(f"{source}: {stem} has no ending, and both {found[stem]} and {location} are there. "
+            if stem in images:
+                raise ConfigError(f"{source}: {stem} has no ending, and both {images[stem]} and {location} are there. "
                                   "Write paths with their endings")  # fmt: skip
-            found[stem] = location
-    return found
+            images[stem] = location
+    return images

@@ -88,12 +88,12 @@ def read_list(
         raise ConfigError(f"{source}: not a list: {first_line(error)}") from error
     columns = _find_columns(source, table, [*required, *optional])
     if missing := [name for name in required if name not in columns]:
-        found = ", ".join(table.column_names)
+        names = ", ".join(table.column_names)
         raise ConfigError(
-            f"{source}: no column {' and '.join(missing)}; found: {found}. Add the name to the first line of the list"
+            f"{source}: no column {' and '.join(missing)}; found: {names}. Add the name to the first line of the list"
         )
     renamed = [(table.column_names[place], name) for name, place in columns.items()]
-    others = [f"{found} as {name}" for found, name in renamed if found != name]
+    others = [f"{column} as {name}" for column, name in renamed if column != name]
     if others:
         notes.append(f"columns of the list, read by their meaning: {', '.join(others)}")
     listed = ListTable(table, columns, notes, sha256_bytes(content))
@@ -176,7 +176,7 @@ def _find_columns(source: str, table: pa.Table, names: Sequence[str]) -> dict[st
     Raises:
         ConfigError: several columns fit.
     """
-    found = {}
+    columns = {}
     for wanted in names:
         places = [
             place
@@ -193,21 +193,21 @@ def _find_columns(source: str, table: pa.Table, names: Sequence[str]) -> dict[st
                 f"Name the right one {wanted}, and the other in another way"
             )
         if places:
-            found[wanted] = places[0]
-    return found
+            columns[wanted] = places[0]
+    return columns
 
 
 def _to_text(column: pa.ChunkedArray) -> list[str]:
     """Cells as stripped text; whole numbers that are floats because of empty cells have no ".0"."""
     values = column.to_pylist()
-    whole = all(value.is_integer() or value != value for value in values if isinstance(value, float))
+    is_whole = all(value.is_integer() or value != value for value in values if isinstance(value, float))
 
     def text(value: object) -> str:
         if value is None or value != value:  # no value, or not a number
             return ""
         if isinstance(value, bytes):
             return value.decode("utf-8", "replace").strip()
-        return str(int(value) if whole and isinstance(value, float) else value).strip()
+        return str(int(value) if is_whole and isinstance(value, float) else value).strip()
 
     return [text(value) for value in values]
 

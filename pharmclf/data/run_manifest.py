@@ -67,7 +67,7 @@ def read_run_manifest(folder: str, fingerprint: str) -> Manifest | None:
 def update_run_manifest(
     config: RunConfig,
     folder: str,
-    kept: Manifest,
+    manifest: Manifest,
     say: Say,
     progress: ProgressCallback | None = None,
 ) -> Manifest:
@@ -79,7 +79,7 @@ def update_run_manifest(
     Args:
         config: the resumed run.
         folder: of the run.
-        kept: its manifest.
+        manifest: of the run.
         say: takes lines for the console.
         progress: called with (files done, files) while images at another location are read.
 
@@ -88,60 +88,62 @@ def update_run_manifest(
     """
     data, reading = data_location(config), layout_options(config)
     listing = list_dataset(data, reading)
-    if listing.root == kept.root:
+    if listing.root == manifest.root:
         labels = {item.location: item.label for item in listing.items}
-        changes = compare_files(kept, {item.location: item.size_bytes for item in listing.items}, labels)
+        changes = compare_files(manifest, {item.location: item.size_bytes for item in listing.items}, labels)
     else:
-        there = cached_manifest(data, manifest_cache(config.storage), progress=progress, min_classes=1, reading=reading)
-        kept = _relocate(kept, there.root)
-        contents, labels = (
-            dict(zip(there.table["path"], there.table[name], strict=True)) for name in ("sha256", "label")
+        present = cached_manifest(
+            data, manifest_cache(config.storage), progress=progress, min_classes=1, reading=reading
         )
-        changes = compare_files(kept, contents, labels, by="sha256")
+        manifest = _relocate(manifest, present.root)
+        contents, labels = (
+            dict(zip(present.table["path"], present.table[name], strict=True)) for name in ("sha256", "label")
+        )
+        changes = compare_files(manifest, contents, labels, by="sha256")
     lost = len(changes.missing) + len(changes.changed)
-    share = (lost + len(kept.quarantined)) / max(1, len(kept.table))
+    share = (lost + len(manifest.quarantined)) / max(1, len(manifest.table))
     if lost and share > config.max_bad_share:
         raise ConfigError(
-            f"run {folder} started with other images than {config.data} has now: of its {len(kept.table):,}, "
+            f"run {folder} started with other images than {config.data} has now: of its {len(manifest.table):,}, "
             f"{changes.text()}; {share:.1%} are bad, expected at most {config.max_bad_share:.1%}. Restore the files, "
             "accept more with --max-bad, or give a new --name"
         )
     if text := changes.text():
         say(f"note: the run keeps the images that it started with: {text}")
-    return kept
+    return manifest
 
 
 def compare_files(
-    kept: Manifest, found: Mapping[str, int | str], labels: Mapping[str, str], *, by: str = "size_bytes"
+    manifest: Manifest, files: Mapping[str, int | str], labels: Mapping[str, str], *, by: str = "size_bytes"
 ) -> DatasetChanges:
     """How files differ from a manifest.
 
     Args:
-        kept: the manifest.
-        found: location -> size in bytes, or sha256; of the listed files.
+        manifest: of the run.
+        files: location -> size in bytes, or sha256; of the listed files.
         labels: location -> label, of the same files.
-        by: the column of the manifest to compare with `found`.
+        by: the column of the manifest to compare with `files`.
     """
-    rows, prefix, known = kept.ok, kept.root.rstrip("/") + "/", set(kept.table["path"])
+    rows, prefix, known = manifest.ok, manifest.root.rstrip("/") + "/", set(manifest.table["path"])
     missing, changed, relabelled = [], [], []
     for path, value, label in zip(rows["path"], rows[by], rows["label"], strict=True):
         relative = path.removeprefix(prefix)
-        if not found.get(path):  # a file that is not listed may exist
+        if not files.get(path):  # a file that is not listed may exist
             if storage.is_remote(path) or not storage.is_file(path):
                 missing.append(relative)
-        elif found[path] != value:
+        elif files[path] != value:
             changed.append(relative)
         elif label_key(labels[path]) != label_key(label):
             relabelled.append(relative)
-    added = sorted(path.removeprefix(prefix) for path in found if path not in known)
+    added = sorted(path.removeprefix(prefix) for path in files if path not in known)
     return DatasetChanges(added, missing, changed, relabelled)
 
 
-def _relocate(kept: Manifest, root: str) -> Manifest:
+def _relocate(manifest: Manifest, root: str) -> Manifest:
     """A copy with the files below another folder."""
-    prefix = kept.root.rstrip("/") + "/"
-    table = kept.table.copy()
+    prefix = manifest.root.rstrip("/") + "/"
+    table = manifest.table.copy()
     table["path"] = [
         storage.join(root, path.removeprefix(prefix)) if path.startswith(prefix) else path for path in table["path"]
     ]
-    return replace(kept, table=table, root=root)
+    return replace(manifest, table=table, root=root)

@@ -92,8 +92,8 @@ class LocalDisk:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.with_name(f".{target.name}.lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            found = self.read_versioned(path)
-            if (found.version if found else None) != version:
+            existing = self.read_versioned(path)
+            if (existing.version if existing else None) != version:
                 return None
             self.write(path, content)
             written = self.read_versioned(path)
@@ -131,7 +131,7 @@ def _walk(top: str, pardon: Callable[[str], bool] | None) -> Iterator[FileEntry]
                 continue
         entered.add(real)
         try:
-            found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except FileNotFoundError:  # another process has deleted it
             continue
         except OSError as error:
@@ -139,7 +139,7 @@ def _walk(top: str, pardon: Callable[[str], bool] | None) -> Iterator[FileEntry]
                 raise
             yield FileEntry(displayed(folder), 0, 0, f"folder that may not be read: {error.strerror}")
             continue
-        for entry in found:
+        for entry in entries:
             if not _is_folder(entry):
                 yield from _entry(entry)
             elif entry.is_symlink():

@@ -187,8 +187,8 @@ class ObjectStore:
 
     def list_folders(self, path: str) -> list[str]:
         """Names one level below, up to the next slash."""
-        found = self._ask(path, lambda store: obstore.list_with_delimiter(store, path or None))
-        return sorted(prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in found["common_prefixes"])
+        listing = self._ask(path, lambda store: obstore.list_with_delimiter(store, path or None))
+        return sorted(prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in listing["common_prefixes"])
 
     def has_folder(self, path: str) -> bool:
         """Whether any object exists below a prefix."""
@@ -243,8 +243,8 @@ class ObjectStore:
             except OSError as error:
                 if isinstance(error, NoBucketError) or not isinstance(error.__cause__, _CONDITION_FAILED):
                     raise
-        found = self.read_versioned(path)  # of this process, where the answer was lost and the request repeated
-        return found.version if found and found.content == content else None
+        existing = self.read_versioned(path)  # of this process, where the answer was lost and the request repeated
+        return existing.version if existing and existing.content == content else None
 
     def _version(self, meta: Any) -> str:
         """The version for conditional writes: the ETag, on Google's store a number."""

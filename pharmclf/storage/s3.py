@@ -24,14 +24,14 @@ def settings() -> dict[str, Any]:
     session, scoped = boto3.session.Session(botocore_session=profile), profile.get_scoped_config()
     named = (os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL"), scoped.get("endpoint_url"))
     endpoint = next((value for value in named if value), "")
-    found: dict[str, Any] = {"region": _region(session)}
+    options: dict[str, Any] = {"region": _region(session)}
     if endpoint:
-        found["endpoint"] = endpoint
+        options["endpoint"] = endpoint
     if session.get_credentials() is None:
-        found["skip_signature"] = True  # public buckets
+        options["skip_signature"] = True  # public buckets
     else:
-        found["credential_provider"] = _credentials
-    return found
+        options["credential_provider"] = _credentials
+    return options
 
 
 def _credentials() -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _check_inherited(cls: type, mixin: type, *names: str) -> None:
     Raises:
         IncompatibleVersionError: no base class after the mixin has a method of that name.
     """
-    behind = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
+    bases = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
     for name in names:
-        if not any(name in vars(base) for base in behind):
-            raise IncompatibleVersionError("keras", f"{behind[0].__name__} has no method {name}")
+        if not any(name in vars(base) for base in bases):
+            raise IncompatibleVersionError("keras", f"{bases[0].__name__} has no method {name}")

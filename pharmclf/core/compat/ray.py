@@ -109,8 +109,8 @@ def runtime_env_of_submission(
     """
     with private_parts("ray"):
         from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
-    found: dict[str, Any] = parse_runtime_env_args(runtime_env, runtime_env_json, working_dir)
-    return found
+    parsed: dict[str, Any] = parse_runtime_env_args(runtime_env, runtime_env_json, working_dir)
+    return parsed
 
 
 def uploaded_paths(folder: Path, excludes: Sequence[str]) -> list[Path]:
@@ -131,9 +131,9 @@ def uploaded_paths(folder: Path, excludes: Sequence[str]) -> list[Path]:
         with_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
     quiet = logging.getLogger(f"{__name__}.packaging")  # Ray names each ignore file that it reads
     quiet.setLevel(logging.ERROR)
-    found: list[Path] = []
-    walk(folder, [compile_patterns(folder, patterns)], found.append, with_gitignore, quiet)
-    return found
+    paths: list[Path] = []
+    walk(folder, [compile_patterns(folder, patterns)], paths.append, with_gitignore, quiet)
+    return paths
 
 
 def upload_limit() -> int:
