@@ -38,7 +38,7 @@ def test_killed_in_the_pass_it_goes_on_with_the_missing_shards(tmp_path: Path) -
     # a second run finds them, and streams nothing: same numbers
     again = finish(*data, "--name=again")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "are there already" in again.stdout
+    assert "the features of phase1 and phase2 exist" in again.stdout
     assert shards(tmp_path) == after
     one, other = final(tmp_path / "broken"), final(tmp_path / "again")
     assert all(np.array_equal(one["weights"][name], other["weights"][name]) for name in other["weights"])
