@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pharmclf import storage
@@ -52,6 +52,7 @@ _UNREAD_EXTENSIONS = frozenset(
 )  # fmt: skip
 """Extensions of images in unsupported formats."""
 _MANIFEST = re.compile(r"(?:(.*)/)?manifests/[0-9a-f]{32}\.parquet")
+_TOOL_FILE = re.compile(r".+/pyvenv\.cfg|.*_json/label_viz\.png", re.DOTALL)  # Python environments, labelme's exports
 _SHOWN = 5
 
 
@@ -98,7 +99,7 @@ def find_images(root: str, results: str = "") -> ImageFiles:
         results = results.rstrip("/") if storage.is_remote(results) else os.path.abspath(results)
     given = relative_path(root, results) if results.startswith(f"{root.rstrip('/')}/") else ""
     homes = _results_folders(places, given)
-    tools = {folder for folder in _tool_folders(places) if folder}
+    tools = {place.rpartition("/")[0] for place in places if _TOOL_FILE.fullmatch(place)}
     stems = {_stem(place) for place in places if _extension(place) in IMAGE_EXTENSIONS}
     images, skipped = list[storage.FileEntry](), _SkippedFiles(homes={given} - {""})  # reported also before it exists
     for place, entry in places.items():
@@ -164,14 +165,6 @@ def _results_folders(places: Collection[str], given: str) -> set[str]:
         if is_run or (folder and (is_evaluation or is_demo)):
             homes.add(folder)
     return homes
-
-
-def _tool_folders(places: Iterable[str]) -> Iterable[str]:
-    """Folders of tools, recognized by a file in them: Python environments, exports of labelme."""
-    for place in places:
-        folder, _, name = place.rpartition("/")
-        if name == "pyvenv.cfg" or (name == "label_viz.png" and folder.endswith("_json")):
-            yield folder
 
 
 @dataclass

@@ -50,13 +50,14 @@ def block_ends(nodes: Sequence[GraphNode]) -> list[int]:
         if reach <= place:  # no earlier tensor is used beyond this one
             alone.append(place)
         reach = max(reach, last_use[place])
-    consumers: dict[int, list[int]] = {}
-    for place, node in enumerate(nodes):
+    consumers: list[list[GraphNode]] = [[] for _ in nodes]
+    closing: list[bool] = []  # of a block, directly or followed only by normalisation and nonlinearity
+    for node in nodes:
         for source in node.inputs:
-            consumers.setdefault(source, []).append(place)
+            consumers[source].append(node)
+        closing.append(node.closes or (node.follows and len(node.inputs) == 1 and closing[node.inputs[0]]))
     # a cut never separates a layer from its normalisation or nonlinearity
-    free = [p for p in alone if p > 0 and not _is_inside_layer(nodes, consumers.get(p, []))]
-    closing = _block_outputs(nodes)
+    free = [p for p in alone if p > 0 and not (len(consumers[p]) == 1 and consumers[p][0].follows)]
     # the output is pooled: it counts as the smallest, so that ends are the same at every image size
     sizes = [node.size for node in nodes[:-1]] + [0]
     ends = []
@@ -67,19 +68,6 @@ def block_ends(nodes: Sequence[GraphNode]) -> list[int]:
         if closing[place] or (narrow and before is not None):
             ends.append(place)
     return ends if ends and ends[-1] == len(nodes) - 1 else [*ends, len(nodes) - 1]
-
-
-def _is_inside_layer(nodes: Sequence[GraphNode], consumers: list[int]) -> bool:
-    """Whether the only consumer of a tensor is its normalisation, nonlinearity or pooling."""
-    return len(consumers) == 1 and nodes[consumers[0]].follows
-
-
-def _block_outputs(nodes: Sequence[GraphNode]) -> list[bool]:
-    """Whether each node closes a block, directly or followed only by normalisation and nonlinearity."""
-    closing: list[bool] = []
-    for node in nodes:
-        closing.append(node.closes or (node.follows and len(node.inputs) == 1 and closing[node.inputs[0]]))
-    return closing
 
 
 def _graph(model: keras.Model) -> tuple[list[GraphNode], list[keras.KerasTensor]]:
