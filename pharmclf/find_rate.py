@@ -24,7 +24,8 @@ from pharmclf.distributed.controller import with_loader_cpus
 from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.models.devices import configure_devices_for, gpu_compute_capability, resolve_precision
 from pharmclf.pipeline import describe_data
-from pharmclf.reporting.lr_finder_plot import lr_finder_png
+from pharmclf.reporting.figures import png_bytes
+from pharmclf.reporting.lr_finder_plot import lr_finder_figure
 from pharmclf.runs.record import resolve_weights_path
 from pharmclf.training.context import TrainingContext, TrainingDivergedError
 from pharmclf.training.feasible import check_feasible
@@ -87,7 +88,7 @@ def find_learning_rates(config: RunConfig, say: Say) -> int:
         for curve, rate, suggestion in found
     ]
     storage.write_json(f"{location}.json", {"phases": phases})
-    storage.write_bytes(f"{location}.png", lr_finder_png(config.run_name, found))
+    storage.write_bytes(f"{location}.png", png_bytes(lr_finder_figure(config.run_name, found)))
     for line in [*_format_table(found), f"curves: {location}.png, .json"]:
         say(line)
     return EXIT_OK

@@ -15,7 +15,7 @@ PURE = [
     "config", "storage", "evaluation.metrics", "progress", "cli", "data.manifest", "data.splits", "data.batch_sampler",
     "data.stateless_rng", "data.augment", "data.demo", "data.prepare", "data.run_manifest",
     "training.phases", "training.lr_schedule", "training.checkpoint", "training.context",
-    "training.checkpoint_manager", "runs.registry", "training.train_state", "reporting.plots",
+    "training.checkpoint_manager", "runs.registry", "training.train_state", "reporting.run_plots",
     "reporting.run_summary", "reporting.html_report", "reporting.model_card", "reporting.calibration_plots",
     "evaluation.abstention_policy", "monitoring", "evaluation.label_alignment", "evaluation.saved_model",
     "evaluation.evaluate", "models.backbone_split", "models.devices", "runs.best_model", "feature_cache.cache_key",

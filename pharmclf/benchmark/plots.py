@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pharmclf.reporting.benchmark_plots import Bar, BarPanel, bars_png
+from pharmclf.reporting.benchmark_plots import Bar, BarPanel, bars_figure
+from pharmclf.reporting.figures import png_bytes
 
 _TITLES = {"plain": "plain Keras", "cached": "plain Keras, cache()", "ours": "this package"}
 Report = Mapping[str, Any]
@@ -21,7 +22,7 @@ def plot_report(name: str, report: Report) -> bytes | None:
     machine = report.get("machine")
     parts = [report["backbone"]] if "backbone" in report else []
     parts += [f"{machine['processor']}, {machine['cores']} cores"] if machine else []
-    return bars_png(_HEADINGS[name], " · ".join(parts), panels)
+    return png_bytes(bars_figure(_HEADINGS[name], " · ".join(parts), panels))
 
 
 def _plain(report: Report) -> list[BarPanel]:

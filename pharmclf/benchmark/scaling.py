@@ -40,7 +40,8 @@ from pharmclf.distributed.worker_group import build_trainer
 from pharmclf.models.devices import configure_devices_for, with_precision
 from pharmclf.models.precision import run_precision
 from pharmclf.monitoring.cores import usable_cores
-from pharmclf.reporting.scaling_plots import scaling_png
+from pharmclf.reporting.benchmark_plots import scaling_figure
+from pharmclf.reporting.figures import png_bytes
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import build_phases
 
@@ -105,7 +106,8 @@ def benchmark_scaling(config: RunConfig, options: ScalingOptions, say: Say) -> R
     for sentence in sentences:
         say(f"  - {sentence}")
     plot = storage.join(storage.absolute(config.storage), PLOT_FILE)
-    storage.write_bytes(plot, scaling_png(rows, {fit.phase: fit.bytes for fit in fits}))
+    figure = scaling_figure(rows, {fit.phase: fit.bytes for fit in fits})
+    storage.write_bytes(plot, png_bytes(figure))
     say(f"plot: {plot}")
     return {
         "backbone": config.backbone, "image_size": config.image_size, "batch_size": config.batch_size,

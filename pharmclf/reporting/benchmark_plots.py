@@ -1,33 +1,52 @@
-"""Bar charts of a benchmark: a panel for each measure, a bar for each thing compared, its figure and ratio beside it.
+"""Plots of benchmarks: bar charts of what is compared, and the efficiency that is expected of many GPUs.
 
-In the look of `plots`; every bar carries its number as text, so that no picture needs colours.
+Every bar carries its number as text, and every line its own markers, so that no plot needs colours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from pharmclf.reporting.plots import BLUE, DPI, FAINT, INK, SOFT, format_names, png_bytes, styled, write_heading
+from pharmclf.reporting.figures import (
+    BLUE,
+    DPI,
+    FAINT,
+    INK,
+    SOFT,
+    chart_style,
+    draw_grid,
+    phase_name,
+    write_heading,
+    write_key,
+)  # fmt: skip
+from pharmclf.reporting.fonts import format_names
 
 _PARTS = ("#08355e", "#0072b2", "#7db8dd", "#d55e00", "#f5a563", "#00795c", "#8fc9b5", "#6b7785")
 _BAR, _HEAD, _FOOT = 0.34, 0.62, 0.12  # inches
+_SPEEDS = LinearSegmentedColormap.from_list("speeds", ["#7db8dd", "#0072b2", "#08355e"])
+_MARKERS = "osD^vPX*"
+_BATCHES = {"fixed": "a fixed global batch", "grown": "a global batch that grows"}
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One thing that is compared."""
+    """One of the things compared."""
 
     label: str
     value: float
     text: str
-    """The figure, and the ratio to another bar."""
+    """The value, and its ratio to another bar."""
     interval: tuple[float, float] | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
-    """What the value is the sum of; empty: it is one piece."""
+    """Summands of the value; empty: the bar has one colour."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +57,8 @@ class BarPanel:
     bars: Sequence[Bar]
 
 
-def bars_png(title: str, subtitle: str, panels: Sequence[BarPanel]) -> bytes:
+@chart_style()
+def bars_figure(title: str, subtitle: str, panels: Sequence[BarPanel]) -> Figure:
     """Panels below each other, bars from the left.
 
     Raises:
@@ -46,44 +66,34 @@ def bars_png(title: str, subtitle: str, panels: Sequence[BarPanel]) -> bytes:
     """
     if not panels or not all(panel.bars for panel in panels):
         raise ValueError(f"panels: received {len(panels)}, expected one or more with a bar or more each")
-    with styled():
-        bars = sorted((bar for panel in panels for bar in panel.bars), key=lambda bar: -len(bar.parts))
-        names = list(dict.fromkeys(name for bar in bars for name in bar.parts))  # in the order of the longest list
-        top = 1.0 + (0.3 if names else 0.0)
-        heights = [_HEAD + _BAR * len(panel.bars) + _FOOT for panel in panels]
-        width, height = 11.0, top + sum(heights) + 0.15
-        figure = Figure(figsize=(width, height), dpi=DPI)
-        write_heading(figure, title, subtitle)
-        if names:
-            _legend(figure, names, width, height)
-        longest = max(len(format_names(bar.label, 46)) for panel in panels for bar in panel.bars)
-        left = 0.45 + 0.075 * longest
-        at = height - top
-        for panel, own in zip(panels, heights, strict=True):
-            lower = at - own + _FOOT
-            axes = figure.add_axes(
-                (left / width, lower / height, (width - left - 2.6) / width, _BAR * len(panel.bars) / height)
-            )
-            _draw(axes, panel, names)
-            at -= own
-        return png_bytes(figure)
-
-
-def _legend(figure: Figure, names: Sequence[str], width: float, height: float) -> None:
+    bars = sorted((bar for panel in panels for bar in panel.bars), key=lambda bar: -len(bar.parts))
+    parts = dict.fromkeys(name for bar in bars for name in bar.parts)  # in the order of the longest list
+    colours = {name: _PARTS[place % len(_PARTS)] for place, name in enumerate(parts)}
+    top = 1.0 + (0.3 if colours else 0.0)
+    heights = [_HEAD + _BAR * len(panel.bars) + _FOOT for panel in panels]
+    width, height = 11.0, top + sum(heights) + 0.15
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    write_heading(figure, title, subtitle)
     at = 0.25
-    for place, name in enumerate(names):
-        figure.text(at / width, 1 - 0.82 / height, "■", size=10, color=_PARTS[place % len(_PARTS)], va="top")
-        figure.text((at + 0.17) / width, 1 - 0.82 / height, name, size=9, color=SOFT, va="top")
+    for name, colour in colours.items():
+        write_key(figure, at, 0.82, name, colour, size=10)
         at += 0.42 + 0.078 * len(name)
+    left = 0.45 + 0.075 * max(len(format_names(bar.label, 46)) for bar in bars)
+    upper = height - top
+    for panel, panel_height in zip(panels, heights, strict=True):
+        upper -= panel_height
+        box = (left / width, (upper + _FOOT) / height, (width - left - 2.6) / width, _BAR * len(panel.bars) / height)
+        _draw_bars(figure.add_axes(box), panel, colours)
+    return figure
 
 
-def _draw(axes: Axes, panel: BarPanel, names: Sequence[str]) -> None:
+def _draw_bars(axes: Axes, panel: BarPanel, colours: Mapping[str, str]) -> None:
     most = max(max(bar.value, bar.interval[1] if bar.interval else 0.0) for bar in panel.bars) or 1.0
     for place, bar in enumerate(panel.bars):
-        begun = 0.0
+        begin = 0.0
         for name, value in bar.parts.items():
-            axes.barh(place, value, 0.68, left=begun, color=_PARTS[names.index(name) % len(_PARTS)])
-            begun += value
+            axes.barh(place, value, 0.68, left=begin, color=colours[name])
+            begin += value
         if not bar.parts:
             axes.barh(place, bar.value, 0.68, color=BLUE)
         end = bar.value
@@ -102,3 +112,56 @@ def _draw(axes: Axes, panel: BarPanel, names: Sequence[str]) -> None:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.spines["left"].set(visible=True, color=FAINT)
+
+
+@chart_style()
+def scaling_figure(rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, float]) -> Figure:
+    """Efficiency over the number of GPUs, a row of panels for each phase, a line for each speed of the network.
+
+    Args:
+        rows: with phase, batch ("fixed" or "grown"), link_gbit, gpus, efficiency (0..1).
+        sizes: bytes that are summed in a step of each phase.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("rows: received none, expected a forecast")
+    height = 1.0 + 3.3 * len(sizes)
+    figure = Figure(figsize=(11.0, height), dpi=DPI)
+    write_heading(figure, "Expected efficiency", "images/s of each GPU, as a share of those of one alone")
+    panels = figure.subplots(len(sizes), 2, squeeze=False, sharex=True, sharey=True)
+    figure.subplots_adjust(left=0.07, right=0.975, bottom=0.52 / height, top=1 - 1.1 / height, wspace=0.08, hspace=0.3)
+    numbers = sorted({row["gpus"] for row in rows})
+    for line, (phase, size) in zip(panels, sizes.items(), strict=True):
+        for axes, (batch, title) in zip(line, _BATCHES.items(), strict=True):
+            _draw_speeds(axes, [row for row in rows if row["phase"] == phase and row["batch"] == batch], rows)
+            axes.set_title(f"{phase_name(phase)}, {size / 1e6:.1f} MB a step, {title}", size=9.5)
+            axes.set_xscale("log", base=2)
+            axes.set_xlim(0.9, 1.1 * numbers[-1])
+            axes.set_ylim(0, 1.05)
+            draw_grid(axes)
+            axes.set_xticks(numbers, [f"{gpus:g}" for gpus in numbers])
+            axes.xaxis.set_minor_locator(ticker.NullLocator())
+            axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
+    for axes in panels[-1]:
+        axes.set_xlabel("GPUs")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper right", ncols=min(4, len(labels)), frameon=False, labelcolor=SOFT)
+    return figure
+
+
+def _draw_speeds(axes: Axes, rows: Sequence[Mapping[str, Any]], all_rows: Sequence[Mapping[str, Any]]) -> None:
+    speeds = sorted({row["link_gbit"] for row in all_rows})
+    for place, speed in enumerate(speeds):
+        points = [(row["gpus"], row["efficiency"]) for row in rows if row["link_gbit"] == speed]
+        axes.plot(
+            [gpus for gpus, _ in points],
+            [efficiency for _, efficiency in points],
+            color=_SPEEDS(float(np.interp(place, [0, max(1, len(speeds) - 1)], [0, 1]))),
+            marker=_MARKERS[place % len(_MARKERS)],
+            markersize=4,
+            linewidth=1.6,
+            label=f"{speed:g} Gbit/s",
+            clip_on=False,
+        )

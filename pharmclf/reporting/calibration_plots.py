@@ -1,7 +1,6 @@
-"""Whether confidence can be trusted: reliability, and what share can be answered at which error.
+"""Plots of how far confidence can be trusted: reliability, and the error for each share of images answered.
 
-In the look of `plots`, as PNG bytes for themselves and as figures for the page. Each line has dashes and a marker of
-its own, so that no picture needs colours.
+Each line has its own dashes and marker, so that no plot needs colours.
 """
 
 from __future__ import annotations
@@ -18,25 +17,12 @@ from matplotlib.figure import Figure
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.results import EvaluationResult
-from pharmclf.reporting.plots import (
-    BLUE,
-    DPI,
-    FAINT,
-    GREEN,
-    INK,
-    ORANGE,
-    RED,
-    SOFT,
-    format_names,
-    png_bytes,
-    styled,
-    write_heading,
-)
+from pharmclf.reporting.figures import BLUE, DPI, FAINT, GREEN, INK, ORANGE, RED, SOFT, chart_style, draw_grid
+from pharmclf.reporting.fonts import format_names
 
-_GRID: dict[str, Any] = {"color": "#eef1f4", "linewidth": 0.8}
 _WIDTH, _HEIGHT = 4.6, 4.1  # inches of a panel
 _MAX_POINTS = 300  # of a line
-_FEWEST = 20  # answers from which on a line is drawn: the error of fewer jumps about
+_FEWEST = 20  # answers from which on a line is drawn: the error of fewer is noise
 _DOTS = (0, (1.5, 1.5))
 _LOOKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("s", {"color": SOFT, "linestyle": (0, (4, 2))}),
@@ -48,32 +34,23 @@ _LOOKS: tuple[tuple[str, dict[str, Any]], ...] = (
 _PERCENT = ticker.FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
 
 
-def reliability_png(
-    evaluation: EvaluationResult, *, threshold: float | None = None, title: str = "Reliability"
-) -> bytes:
-    """How often answers of some confidence are right, with 95 % intervals, above how many there are.
+@chart_style()
+def reliability_figure(evaluation: EvaluationResult, threshold: float | None) -> Figure:
+    """Accuracy over confidence, with 95 % intervals, above the share of the images at each confidence.
 
     Args:
         evaluation: with its reliability bins.
         threshold: confidence from which the model answers by itself; None: not drawn.
-        title: heading of the picture.
     """
-    with styled():
-        subtitle = f"{evaluation.num_images:,} images · calibration error {evaluation.calibration_error}"
-        return png_bytes(reliability_figure(evaluation, threshold, heading=(title, subtitle)))
-
-
-def reliability_figure(
-    evaluation: EvaluationResult, threshold: float | None, *, heading: tuple[str, str] | None = None
-) -> Figure:
-    """The figure of `reliability_png`; title and subtitle are left out where none are given."""
-    figure, (left, bottom, width, height) = _panel(heading)
+    figure, (left, bottom, width, height) = _add_figure()
     axes = figure.add_axes((left, bottom + 0.2 * height, width, 0.8 * height))
     below = figure.add_axes((left, bottom, width, 0.15 * height), sharex=axes)
     bins = evaluation.reliability
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1.0, linestyle=(0, (4, 2)), zorder=1)
-    turned: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "transform_rotates_text": True}
-    axes.text(0.03, 0.05, "as sure as it is right", size=8, color=SOFT, **turned)
+    axes.text(
+        0.03, 0.05, "as sure as it is right", size=8, color=SOFT, rotation=45, rotation_mode="anchor",
+        transform_rotates_text=True,
+    )  # fmt: skip
     for item in bins:
         bounds = [item.accuracy.low, item.accuracy.high]
         axes.plot([item.confidence, item.confidence], bounds, color=BLUE, linewidth=1.6, alpha=0.4)
@@ -87,12 +64,12 @@ def reliability_figure(
         for part in (axes, below):
             part.axvline(threshold, color=ORANGE, linewidth=1.1, linestyle=_DOTS)
         side = -1 if threshold > 0.5 else 1
-        look: dict[str, Any] = {"size": 8, "color": SOFT, "ha": "right" if side < 0 else "left", "va": "top"}
-        place: dict[str, Any] = {"xytext": (4 * side, -2), "textcoords": "offset points"}
-        below.annotate(f"answers from {threshold:.3f}", (threshold, top), **place, **look)
+        below.annotate(
+            f"answers from {threshold:.3f}", (threshold, top), xytext=(4 * side, -2), textcoords="offset points",
+            size=8, color=SOFT, ha="right" if side < 0 else "left", va="top",
+        )  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="right")
-    axes.grid(**_GRID)
-    axes.set_axisbelow(True)
+    draw_grid(axes, "both")
     axes.tick_params(labelbottom=False)
     below.set(xlabel="confidence", ylim=(0, top), yticks=[])
     below.set_ylabel("images", labelpad=8)
@@ -102,28 +79,17 @@ def reliability_figure(
     return figure
 
 
-def risk_coverage_png(
-    curves: Mapping[str, EvaluationResult], decision: AbstentionPolicy | None, *, title: str = "Answers and errors"
-) -> bytes:
-    """What share of the images can be answered at which error, the surest first, and where the threshold lies.
+@chart_style()
+def risk_coverage_figure(curves: Mapping[str, EvaluationResult], decision: AbstentionPolicy | None) -> Figure:
+    """The error for each share of the images answered, the surest first, and the place of the threshold.
 
     Args:
         curves: name -> evaluation with its risk-coverage curve; validation, test, then extra sets.
         decision: the threshold with its promise; None: only the curves.
-        title: heading of the picture.
     """
-    with styled():
-        subtitle = "wrong among the answers, if only the surest are answered"
-        return png_bytes(risk_coverage_figure(curves, decision, heading=(title, subtitle)))
-
-
-def risk_coverage_figure(
-    curves: Mapping[str, EvaluationResult], decision: AbstentionPolicy | None, *, heading: tuple[str, str] | None = None
-) -> Figure:
-    """The figure of `risk_coverage_png`; title and subtitle are left out where none are given."""
     names = {name: format_names(name, 16) for name in curves}
     columns = 3 if max(map(len, names.values())) <= 10 else 2
-    figure, box = _panel(heading, legend=0.08 + 0.2 * math.ceil((len(names) + (decision is not None)) / columns))
+    figure, box = _add_figure(legend=0.08 + 0.2 * math.ceil((len(names) + (decision is not None)) / columns))
     axes = figure.add_axes(box)
     top = 1.5 * decision.max_error if decision else 0.0
     first = 0 if "validation" in curves else 1
@@ -134,50 +100,45 @@ def risk_coverage_figure(
         top = max([top, *(1.15 * error[coverage >= 0.3])])
         point = evaluation.answered
         if point is not None and point.error is not None:
-            _mark(axes, point.coverage, point.error, marker, look["color"])
+            _draw_point(axes, point.coverage, point.error, marker, look["color"])
             top = max(top, 1.05 * point.error.high)
     if decision:
         label = f"at most {100 * decision.max_error:.6g} %"
         axes.axhline(decision.max_error, color=RED, linewidth=1.1, linestyle=_DOTS, label=label)
     axes.set(xlim=(0, 1), ylim=(0, min(1.0, top) or 0.01), xlabel="answered by the model", ylabel="wrong among them")
-    axes.grid(**_GRID)
-    axes.set_axisbelow(True)
+    draw_grid(axes, "both")
     axes.xaxis.set_major_locator(ticker.MultipleLocator(0.2))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(_PERCENT)
-    plain: dict[str, Any] = {"frameon": False, "labelcolor": SOFT, "fontsize": 8, "handlelength": 2.4}
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, **plain)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, frameon=False, labelcolor=SOFT, fontsize=8,
+        handlelength=2.4,
+    )  # fmt: skip
     return figure
 
 
-def _mark(axes: Axes, coverage: Estimate, error: Estimate, marker: str, colour: str) -> None:
+def _draw_point(axes: Axes, coverage: Estimate, error: Estimate, marker: str, colour: str) -> None:
     """A point with both of its intervals."""
     thin: dict[str, Any] = {"color": colour, "linewidth": 1.2, "alpha": 0.6}
     axes.plot([coverage.low, coverage.high], [error.value, error.value], **thin)
     axes.plot([coverage.value, coverage.value], [error.low, error.high], **thin)
-    look: dict[str, Any] = {"markersize": 7, "markeredgecolor": "white", "clip_on": False, "zorder": 4}
-    axes.plot(coverage.value, error.value, marker, color=colour, **look)
+    axes.plot(
+        coverage.value, error.value, marker, color=colour, markersize=7, markeredgecolor="white", clip_on=False,
+        zorder=4,
+    )  # fmt: skip
 
 
 def _line(evaluation: EvaluationResult) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage and error of the curve, at most so many points of each; without its noisy beginning."""
+    """Coverage and error of at most `_MAX_POINTS` points of the curve, without its noisy beginning."""
     curve = evaluation.risk_coverage
-    kept = np.flatnonzero(curve.coverage * evaluation.num_images >= min(_FEWEST, evaluation.num_images))
-    kept = kept[np.unique(np.linspace(0, len(kept) - 1, min(len(kept), _MAX_POINTS)).round().astype(int))]
-    return curve.coverage[kept], curve.error[kept]
+    points = np.flatnonzero(curve.coverage * evaluation.num_images >= min(_FEWEST, evaluation.num_images))
+    points = points[np.unique(np.linspace(0, len(points) - 1, min(len(points), _MAX_POINTS)).round().astype(int))]
+    return curve.coverage[points], curve.error[points]
 
 
-def _panel(heading: tuple[str, str] | None, legend: float = 0.0) -> tuple[Figure, tuple[float, float, float, float]]:
-    """An empty figure, and the box in it for axes, in shares of its size.
-
-    Args:
-        heading: title and subtitle, or None.
-        legend: height of what stands between them and the axes, inches.
-    """
-    above = 0.12 + legend + (0.75 if heading else 0.0)
+def _add_figure(legend: float = 0.0) -> tuple[Figure, tuple[float, float, float, float]]:
+    """An empty figure, and the box in it for axes, in shares of its size; `legend` is the height above it, inches."""
+    above, left, bottom = 0.12 + legend, 0.72, 0.55
     height = _HEIGHT + above
-    figure = Figure(figsize=(_WIDTH, height), dpi=DPI)
-    if heading:
-        write_heading(figure, *heading)
-    left, bottom = 0.72, 0.55
-    return figure, (left / _WIDTH, bottom / height, (_WIDTH - left - 0.28) / _WIDTH, (height - bottom - above) / height)
+    box = (left / _WIDTH, bottom / height, (_WIDTH - left - 0.28) / _WIDTH, (height - bottom - above) / height)
+    return Figure(figsize=(_WIDTH, height), dpi=DPI), box

@@ -1,4 +1,4 @@
-"""The hardware of a run in words, for its report."""
+"""The hardware of a run as lines of text for its report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pharmclf.monitoring.summary import GpuSummary, NodeSummary, average, summar
 
 
 def hardware_lines(rows: Iterable[NodeSample], findings: Iterable[HardwareAlert] = ()) -> list[tuple[str, str]]:
-    """What a run had and what became of it, as (what, text); what was never told is left out.
+    """The hardware of a run and its load, as (what, text); unknown quantities are left out.
 
     Args:
         rows: of a run; those of a node in the order of time.
@@ -24,12 +24,12 @@ def hardware_lines(rows: Iterable[NodeSample], findings: Iterable[HardwareAlert]
         return []
     last = {row.node: row for row in rows}
     gpus = [gpu for node in nodes for gpu in node.gpus]
-    facts = [("GPUs", _all_gpus([row.watched_gpus for row in last.values()]))]
+    facts = [("GPUs", _gpus_text([row.watched_gpus for row in last.values()]))]
     facts += _gpu_lines(gpus, len(nodes) > 1) if gpus else []
     facts += _node_lines(nodes)
-    told: list[str] = [found.level for found in findings]
-    counts = [format_count(told.count(level), level) for level in ("alarm", "warning")]
-    facts.append(("warnings", ", ".join(text for text in counts if text[0] != "0") or "none"))
+    levels = Counter[str](finding.level for finding in findings)
+    counts = [format_count(levels[level], level) for level in ("alarm", "warning") if levels[level]]
+    facts.append(("warnings", ", ".join(counts) or "none"))
     return facts
 
 
@@ -78,18 +78,13 @@ def _node_lines(nodes: Sequence[NodeSummary]) -> list[tuple[str, str]]:
     return [("nodes", str(len(nodes))), *facts] if several else facts
 
 
-def gpus_text(gpus: Sequence[GpuReading]) -> str:
-    """Kinds and numbers: 8 × NVIDIA H100 80GB HBM3."""
-    kinds = Counter(gpu.name or "NVIDIA GPU" for gpu in gpus)
-    return ", ".join(f"{count} × {name}" if count > 1 else name for name, count in kinds.most_common())
-
-
-def _all_gpus(nodes: Sequence[Sequence[GpuReading]]) -> str:
-    every = [gpu for gpus in nodes for gpu in gpus]
-    if not every:
+def _gpus_text(nodes: Sequence[Sequence[GpuReading]]) -> str:
+    """Kinds and numbers: 8 × NVIDIA H100 80GB HBM3, on 1 of 2 nodes."""
+    kinds = Counter(gpu.name or "NVIDIA GPU" for gpus in nodes for gpu in gpus)
+    if not kinds:
         return "none"
-    having = sum(bool(gpus) for gpus in nodes)
-    return gpus_text(every) + (f", on {having} of {len(nodes)} nodes" if len(nodes) > 1 else "")
+    text = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in kinds.most_common())
+    return f"{text}, on {sum(map(bool, nodes))} of {len(nodes)} nodes" if len(nodes) > 1 else text
 
 
 def _energy(kwh: float) -> str:

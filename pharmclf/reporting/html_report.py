@@ -1,56 +1,55 @@
-"""report.html: one file that shows all of a run or an evaluation, and reaches for nothing outside itself.
+"""report.html: one file with all of a run or an evaluation, without external references.
 
-Text is escaped by Jinja2, every picture is a `data:` URI, there is no script, and the page's own content security
-policy forbids all else.
+Jinja2 escapes all text, images are `data:` URIs, there is no script, and the page's content security policy forbids
+anything else.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
+from collections.abc import Iterator
 
 import jinja2
-from matplotlib.figure import Figure
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image
 
 from pharmclf.core.units import format_count, format_duration
-from pharmclf.reporting import calibration_plots, html_report_images, html_report_tables, plots, text_format
-from pharmclf.reporting.fonts import numbered
-from pharmclf.reporting.report_data import ReportData
-from pharmclf.reporting.svg import inline_svg
+from pharmclf.reporting import html_report_tables, text_format
+from pharmclf.reporting.calibration_plots import reliability_figure, risk_coverage_figure
+from pharmclf.reporting.figures import inline_svg, phase_name
+from pharmclf.reporting.fonts import format_names, numbered
+from pharmclf.reporting.report_data import PredictedThumbnail, ReportData
+from pharmclf.reporting.run_plots import CURVES, chosen_index, learning_curve_figure
 
-_PANELS = {
-    "Loss": "Loss over the epochs, training and validation",
-    "Accuracy": "Accuracy over the epochs, training and validation",
-    "Learning rate": "Learning rate over the epochs",
-}
+IMAGES_BUDGET_BYTES = 2_000_000
+"""Approximate size of all images of a page as text."""
+_SIDES = (256, 208, 160, 128, 96)  # of images, pixels; the largest that fits
+_QUALITY = 80
+_MAX_TRIED = 12  # images that are encoded to estimate their size
+_HEAT = "inferno"
+_DIMMED = 0.45  # brightness where the model found no evidence
+_BASE64 = 4 / 3  # characters per byte
 
 
-def page_html(facts: ReportData) -> str:
-    """The report as a page of HTML, UTF-8; equal facts give equal text.
+def page_html(report: ReportData) -> str:
+    """The report as a page of HTML, UTF-8; equal data give equal text.
 
     Args:
-        facts: what it shows; sections of what is not known are left out.
+        report: its content; sections without data are left out.
     """
-    side = html_report_images.fit_side(facts)
-    template = _environment().get_template("page.html.j2")
-    return template.render(
-        facts=facts,
-        test=facts.test,
-        uri=functools.partial(html_report_images.image_uri, side=side),
-        verdict=text_format.build_verdict(facts),
-        curves=_curves(facts),
-        confidence=_confidence(facts),
-        heat_scale=html_report_images.heat_scale(),
-        heat_in=_first_heat(facts),
-    )
-
-
-def _first_heat(facts: ReportData) -> str:
-    """The first section that shows heatmaps, where they are explained; "" where there are none."""
-    sections = {"samples": [item.samples for item in facts.sets], "mistakes": [item.worst for item in facts.sets]}
-    for name, groups in sections.items():
-        if any(picture.heatmap is not None for group in groups for picture in group):
-            return name
-    return ""
+    return _environment().get_template("page.html.j2").render(
+        facts=report,
+        test=report.test,
+        uri=functools.partial(_webp_uri, side=fit_side(report)),
+        verdict=text_format.build_verdict(report),
+        curves=_curves(report),
+        confidence=_confidence(report),
+        heat_scale=_heat_scale(),
+        heat_in=_first_heat(report),
+    )  # fmt: skip
 
 
 @functools.cache
@@ -69,46 +68,112 @@ def _environment() -> jinja2.Environment:
         "limit": text_format.format_limit,
         "confidence": text_format.format_confidence,
         "interval": text_format.format_interval,
-        "with_interval": text_format.format_with_interval,
         "points": text_format.format_points,
         "count": format_count,
-        "shorten": plots.format_names,
+        "shorten": format_names,
         "duration": format_duration,
-        "heat": html_report_images.heat_overlay,
-        "png": html_report_images.png_uri,
-        "phase": plots.phase_name,
+        "heat": heat_overlay,
+        "png": lambda content: _data_uri("png", content),
+        "phase": phase_name,
         "tail": lambda path: "/".join(str(path).split("/")[-2:]),
     }
     environment.globals |= {"tables": html_report_tables, "words": text_format, "numbered": numbered}
     return environment
 
 
-def _curves(facts: ReportData) -> list[tuple[str, str]]:
+def _curves(report: ReportData) -> list[tuple[str, str]]:
     """(title, SVG) of each panel of the learning curves."""
-    history = facts.history
-    if not history:
+    if not report.history:
         return []
-    keys = [(record.phase, record.epoch) for record in history]
-    chosen = keys.index(facts.best) if facts.best else plots.best_epoch(history)
-    found = []
-    with plots.styled():
-        for title, description in _PANELS.items():
-            figure = Figure(figsize=(3.7, 2.8), dpi=plots.DPI)
-            axes = figure.add_axes((0.125, 0.165, 0.855, 0.72))
-            plots.draw_curves(axes, title, history, chosen)
-            found.append((title, inline_svg(figure, description)))
-    return found
+    chosen, svgs = chosen_index(report.history, report.best), list[tuple[str, str]]()
+    for title in CURVES:
+        description = f"{title} over the epochs{'' if title == 'Learning rate' else ', training and validation'}"
+        svgs.append((title, inline_svg(learning_curve_figure(title, report.history, chosen), description)))
+    return svgs
 
 
-def _confidence(facts: ReportData) -> dict[str, str]:
-    """The SVG of reliability and of risk and coverage."""
-    threshold = facts.decision.threshold if facts.decision else None
-    lines = {"validation": facts.validation} if facts.validation else {}
-    lines |= {item.name: item.evaluation for item in facts.sets}
-    with plots.styled():
-        reliability = calibration_plots.reliability_figure(facts.test.evaluation, threshold)
-        risk = calibration_plots.risk_coverage_figure(lines, facts.decision)
-        return {
-            "reliability": inline_svg(reliability, "How often answers of some confidence are right"),
-            "risk": inline_svg(risk, "Share of wrong answers over the share of images answered"),
-        }
+def _confidence(report: ReportData) -> dict[str, str]:
+    """The SVG of reliability, and of risk and coverage."""
+    threshold = report.decision.threshold if report.decision else None
+    lines = {"validation": report.validation} if report.validation else {}
+    lines |= {item.name: item.evaluation for item in report.sets}
+    return {
+        "reliability": inline_svg(
+            reliability_figure(report.test.evaluation, threshold), "How often answers of some confidence are right"
+        ),
+        "risk": inline_svg(
+            risk_coverage_figure(lines, report.decision), "Share of wrong answers over the share of images answered"
+        ),
+    }
+
+
+def _first_heat(report: ReportData) -> str:
+    """The first section with heatmaps, where they are explained; "" where there are none."""
+    sections = {"samples": [item.samples for item in report.sets], "mistakes": [item.worst for item in report.sets]}
+    for name, groups in sections.items():
+        if any(image.heatmap is not None for group in groups for image in group):
+            return name
+    return ""
+
+
+def fit_side(report: ReportData, budget_bytes: int = IMAGES_BUDGET_BYTES) -> int:
+    """The side in pixels at which all images of a page stay within a budget, or the smallest side."""
+    images = list(_images(report))
+    tried = [images[index] for index in np.linspace(0, len(images) - 1, min(len(images), _MAX_TRIED)).astype(int)]
+    for side in _SIDES:
+        each = sum(len(_webp(image, side)) for image in tried) / max(1, len(tried))
+        if each * len(images) * _BASE64 <= budget_bytes:
+            break
+    return side
+
+
+def _images(report: ReportData) -> Iterator[np.ndarray]:
+    """All images of a page, heat overlays included."""
+    for group in report.data.duplicate_groups if report.data else ():
+        yield from (item.image for item in group)
+    for item in report.sets:
+        for thumbnail in (*item.samples, *item.worst, *(image for _, images in item.confused for image in images)):
+            yield thumbnail.image
+            if thumbnail.heatmap is not None:
+                yield heat_overlay(thumbnail)
+
+
+def heat_overlay(thumbnail: PredictedThumbnail) -> np.ndarray:
+    """The image in grey and dimmed, lit up where the heatmap is high: (S, S, 3) uint8.
+
+    Raises:
+        ValueError: no heatmap, or one of another size than the image.
+    """
+    heat, image = thumbnail.heatmap, thumbnail.image
+    if heat is None or heat.shape != image.shape[:2]:
+        received = "none" if heat is None else str(heat.shape)
+        raise ValueError(f"heatmap of {thumbnail.path}: received {received}, expected the shape {image.shape[:2]}")
+    grey = np.asarray(Image.fromarray(image).convert("L"), np.float32)[..., None] / 255
+    heat = np.clip(np.nan_to_num(heat), 0, 1).astype(np.float32)
+    colour = colormaps[_HEAT](heat)[..., :3].astype(np.float32)
+    strength = 0.75 * heat[..., None]
+    mixed = (1 - strength) * grey * (_DIMMED + (1 - _DIMMED) * heat[..., None]) + strength * colour
+    return np.asarray((255 * mixed).round().astype(np.uint8))
+
+
+def _heat_scale() -> list[str]:
+    """Colours of the heat from low to high, `#rrggbb`."""
+    colours = colormaps[_HEAT](np.linspace(0.1, 1, 8))[:, :3]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in colours]
+
+
+def _webp_uri(image: np.ndarray, side: int) -> str:
+    """An (S, S, 3) uint8 image as WebP of at most `side` pixels."""
+    return _data_uri("webp", _webp(image, side))
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _webp(image: np.ndarray, side: int) -> bytes:
+    thumbnail = Image.fromarray(image)
+    thumbnail.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    thumbnail.save(buffer, "WEBP", quality=_QUALITY)
+    return buffer.getvalue()

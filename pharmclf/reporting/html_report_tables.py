@@ -1,4 +1,4 @@
-"""What the page's tables and small bars show, worked out from the facts: order, scales, places. Draws nothing."""
+"""Contents of the page's tables and small bars: order, scales and places; draws nothing."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, ReportD
 
 MAX_MATRIX = 50
 """Classes of a confusion matrix on the page, those with most mistakes."""
-MAX_WHOLE_MATRIX = 25
+MAX_FULL_MATRIX = 25
 """Up to so many, classes without a mistake are shown too."""
 MAX_ROWS = 500
-"""Rows of a table on the page, those behind a fold too: a browser takes seconds for ten thousand."""
+"""Rows of a table on the page, folded ones included: a browser takes seconds for ten thousand."""
 DEPTHS = (0.575, 0.775, 0.975)
-"""Strengths of colour where the better of black and white changes: in the dark; in the light of right, and of wrong."""
+"""Strengths of colour where the better text colour changes: in dark mode; in light mode for right, and for wrong."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The stretch of shares that a small bar shows."""
+    """The range of shares that a small bar shows."""
 
     low: float
     high: float
 
     def place(self, share: float) -> str:
-        """Where a share lies from left to right, as an SVG length; what lies outside is put on the edge."""
+        """The place of a share from left to right, as an SVG length; outside of the range it is that of the edge."""
         return f"{100 * min(1.0, max(0.0, (share - self.low) / (self.high - self.low))):.2f}%"
 
 
-WHOLE = Axis(0.0, 1.0)
+FULL_AXIS = Axis(0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,43 +48,45 @@ class Card:
     estimate: Estimate | None
     axis: Axis
     note: str
-    """What it means, in a few words."""
+    """Its meaning in a few words."""
     mark: float | None = None
     """A share that is marked on the bar."""
     bad: bool = False
-    """Whether it is worse than was promised, beyond chance."""
+    """Whether it is worse than the promise, beyond chance."""
 
 
 def score_axis(estimates: Iterable[Estimate]) -> Axis:
-    """From a round share below all intervals up to 1, so that differences between good scores are seen."""
+    """From a round share below all intervals up to 1, so that differences between good scores are visible."""
     lowest = min((estimate.low for estimate in estimates), default=0.0)
     return Axis(max(0.0, min(0.9, math.floor(10 * lowest) / 10)), 1.0)
 
 
 def build_cards(facts: ReportData) -> list[Card]:
     """The summary of the test images."""
-    scores, decision = facts.test.evaluation, facts.decision
-    best = {"Accuracy": scores.accuracy, "Macro F1": scores.macro_f1}
-    notes = {"Accuracy": f"of {format_count(scores.num_images, 'image')}", "Macro F1": "each class counts the same"}
-    for k, estimate in scores.top_k_accuracy.items():
-        if k == min(scores.top_k_accuracy):
-            best[f"Top {k}"], notes[f"Top {k}"] = estimate, f"true class among the {k} most probable"
-    axis = score_axis(best.values())
-    found = [Card(title=name, estimate=item, axis=axis, note=notes[name]) for name, item in best.items()]
-    point = scores.answered
+    scores, decision, point = facts.test.evaluation, facts.decision, facts.test.evaluation.answered
+    top = [
+        ("Accuracy", scores.accuracy, f"of {format_count(scores.num_images, 'image')}"),
+        ("Macro F1", scores.macro_f1, "each class counts the same"),
+    ]
+    if scores.top_k_accuracy:
+        k = min(scores.top_k_accuracy)
+        top.append((f"Top {k}", scores.top_k_accuracy[k], f"true class among the {k} most probable"))
+    axis = score_axis(estimate for _, estimate, _ in top)
+    cards = [Card(title=title, estimate=estimate, axis=axis, note=note) for title, estimate, note in top]
     if point is not None:
         note = f"{point.num_answered:,} of {format_count(point.num_images, 'image')}"
-        found.append(Card(title="Answers by itself", estimate=point.coverage, axis=WHOLE, note=note))
+        cards.append(Card(title="Answers by itself", estimate=point.coverage, axis=FULL_AXIS, note=note))
     if point is not None and decision is not None:
         most, error = decision.max_error, point.error
-        note = f"asked for: at most {text_format.format_limit(most)}" if error else "nothing is answered"
+        note = f"limit: {text_format.format_limit(most)}" if error else "nothing is answered"
         axis = Axis(0.0, _round_up(max(3 * most, error.high if error else 0.0)))
         bad = text_format.check_promise(decision, point) == "broken"
-        found.append(Card(title="Wrong among answers", estimate=error, axis=axis, note=note, mark=most, bad=bad))
-    off = scores.calibration_error
-    note = "distance of confidence and accuracy"
-    axis = Axis(0.0, _round_up(max(0.1, off.high)))
-    return [*found, Card(title="Calibration error", estimate=off, axis=axis, note=note)]
+        cards.append(Card(title="Wrong among answers", estimate=error, axis=axis, note=note, mark=most, bad=bad))
+    error, note = scores.calibration_error, "distance of confidence and accuracy"
+    cards.append(
+        Card(title="Calibration error", estimate=error, axis=Axis(0.0, _round_up(max(0.1, error.high))), note=note)
+    )
+    return cards
 
 
 def _round_up(share: float) -> float:
@@ -94,7 +96,7 @@ def _round_up(share: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerShares:
-    """What becomes of the images of a set: shares that sum to 1."""
+    """Shares of the images of a set that are answered rightly, wrongly, or not at all; they sum to 1."""
 
     right: float
     wrong: float
@@ -103,7 +105,7 @@ class AnswerShares:
 
 
 def answer_shares(point: OperatingPoint | None) -> AnswerShares | None:
-    """What becomes of the images at the threshold; None where there is none."""
+    """What happens to the images at the threshold; None where there is none."""
     if point is None:
         return None
     error = point.error.value if point.error else 0.0
@@ -112,17 +114,14 @@ def answer_shares(point: OperatingPoint | None) -> AnswerShares | None:
 
 
 def sort_by_recall(evaluation: EvaluationResult) -> tuple[list[ClassResult], list[ClassResult]]:
-    """The classes by rising F1, those that do not occur last: what is shown at once, and what is folded.
-
-    Together they are all classes, of which the page shows `MAX_ROWS` at most.
-    """
+    """All classes by rising F1, those that do not occur last: first the open ones of a table, then the folded ones."""
     classes = sorted(evaluation.classes, key=lambda item: (not item.has_examples, item.f1.value, item.name))
     shown = len(classes) if len(classes) <= MAX_OPEN_CLASSES else WEAKEST
     return classes[:shown], classes[shown:]
 
 
 def rarest_counts(data: DatasetReport) -> list[tuple[str, int, int, int]]:
-    """(class, train, validation, test) of all classes in their order; of more than `MAX_ROWS`, the rarest first."""
+    """(class, train, validation, test) of all classes; of more than `MAX_ROWS`, of the rarest by rising count."""
     counts = list(data.counts[:-1])
     return sorted(counts, key=lambda row: sum(row[1:]))[:MAX_ROWS] if len(counts) > MAX_ROWS else counts
 
@@ -142,7 +141,7 @@ class Matrix:
     recalls: Sequence[float | None]
     """Share of each row on the diagonal; None where the row is empty."""
     num_hidden: int
-    """Classes that are left out: without a mistake, or with fewer than the others."""
+    """Classes that are left out because they have no mistake, or fewer than the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,43 +152,39 @@ class Cell:
     right: bool
     """Whether it lies on the diagonal."""
     strength: float
-    """Of the colour, 0..1: the share of the row; of mistakes its root, so that one among many images is seen."""
+    """Of the colour, 0..1: the share of the row; of mistakes its root, so that one among many images is visible."""
 
 
 def build_matrix(evaluation: EvaluationResult, most: int = MAX_MATRIX) -> Matrix:
     """The confusion matrix of at most so many classes, in the order of the model."""
-    cells = evaluation.cells
-    mistakes = cells.given + cells.support - 2 * cells.hits
-    if cells.num_classes > MAX_WHOLE_MATRIX:
+    cells, mistakes = evaluation.cells, evaluation.cells.mistakes
+    if cells.num_classes > MAX_FULL_MATRIX:
         most = min(most, int((mistakes > 0).sum()))
     shown = np.sort(np.argsort(-mistakes, kind="stable")[:most])
     support, confusion = cells.support[shown], cells.matrix(shown)
-    rows, recalls = [], []
-    for row in range(len(shown)):
-        shares = confusion[row] / max(1, support[row])
-        recalls.append(float(shares[row]) if support[row] else None)
-        rows.append(
-            [
-                Cell(
-                    count=int(confusion[row, column]),
-                    right=bool(row == column),
-                    strength=float(shares[column] if row == column else shares[column] ** 0.4),
-                )
-                for column in range(len(shown))
-            ]
-        )
-    names = [evaluation.class_names[index] for index in shown]
-    return Matrix(names=names, rows=rows, recalls=recalls, num_hidden=cells.num_classes - len(shown))
+    shares = confusion / np.maximum(support, 1)[:, None]
+    places = range(len(shown))
+
+    def cell(row: int, column: int) -> Cell:
+        share, right = float(shares[row, column]), row == column
+        return Cell(count=int(confusion[row, column]), right=right, strength=share if right else share**0.4)
+
+    return Matrix(
+        names=[evaluation.class_names[index] for index in shown],
+        rows=[[cell(row, column) for column in places] for row in places],
+        recalls=[float(shares[row, row]) if support[row] else None for row in places],
+        num_hidden=cells.num_classes - len(shown),
+    )
 
 
 def color_intensity(strength: float) -> str:
-    """The class of a cell by the strength of its colour, by which the style sheet chooses light or dark text."""
+    """The CSS class of a cell for the strength of its colour, with which the style sheet chooses the text colour."""
     return f"d{sum(strength > limit for limit in DEPTHS)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecallShift:
-    """How often one class is recognised in each set."""
+    """The recall of one class in each set."""
 
     name: str
     recalls: Sequence[Estimate | None]
@@ -199,8 +194,11 @@ class RecallShift:
 def recalls_by_set(sets: Sequence[EvalSetReport]) -> list[RecallShift]:
     """The recall of each class in every set, the largest fall from the first set first."""
     by_set = [{item.name: item.recall for item in facts.evaluation.classes if item.support} for facts in sets]
-    names = [name for name in sets[0].evaluation.class_names if any(name in found for found in by_set)]
-    rows = [RecallShift(name=name, recalls=[found.get(name) for found in by_set]) for name in names]
+    rows = [
+        RecallShift(name=name, recalls=[recalls.get(name) for recalls in by_set])
+        for name in sets[0].evaluation.class_names
+        if any(name in recalls for recalls in by_set)
+    ]
 
     def fall(row: RecallShift) -> float:
         first, *others = row.recalls

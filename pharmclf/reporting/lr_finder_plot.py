@@ -1,4 +1,4 @@
-"""The curves of a learning-rate range test, with the rate of the configuration and the one that is proposed."""
+"""Plot of a learning-rate range test, with the configured and the proposed rate."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pharmclf.reporting.plots import BLUE, DPI, FAINT, INK, ORANGE, SOFT, png_bytes, styled, write_heading
+from pharmclf.reporting.figures import BLUE, DPI, FAINT, INK, ORANGE, SOFT, chart_style, write_heading
 from pharmclf.training.lr_finder import LOWEST, LrCurve, LrSuggestion, smooth
 
 
-def lr_finder_png(name: str, curves: Sequence[tuple[LrCurve, float, LrSuggestion]]) -> bytes:
+@chart_style()
+def lr_finder_figure(name: str, curves: Sequence[tuple[LrCurve, float, LrSuggestion]]) -> Figure:
     """A panel for each phase, loss over rate.
 
     Args:
@@ -25,20 +26,18 @@ def lr_finder_png(name: str, curves: Sequence[tuple[LrCurve, float, LrSuggestion
     """
     if not curves:
         raise ValueError("curves: received none, expected one or more")
-    with styled():
-        width, height, top = 1.2 + 5.2 * len(curves), 4.6, 1.15
-        figure = Figure(figsize=(width, height), dpi=DPI)
-        write_heading(
-            figure, "Learning-rate range test", f"{name} · the rate grows from step to step until the loss breaks down"
-        )
-        for place, (curve, configured, proposal) in enumerate(curves):
-            left = 0.75 + place * 5.4
-            axes = figure.add_axes((left / width, 0.62 / height, 4.6 / width, (height - top - 0.85) / height))
-            _draw(axes, curve, configured, proposal)
-        return png_bytes(figure)
+    width, height, top = 1.2 + 5.2 * len(curves), 4.6, 1.15
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    subtitle = f"{name} · the rate grows from step to step until the loss breaks down"
+    write_heading(figure, "Learning-rate range test", subtitle)
+    for place, (curve, configured, proposal) in enumerate(curves):
+        left = 0.75 + place * 5.4
+        axes = figure.add_axes((left / width, 0.62 / height, 4.6 / width, (height - top - 0.85) / height))
+        _draw_curve(axes, curve, configured, proposal)
+    return figure
 
 
-def _draw(axes: Axes, curve: LrCurve, configured: float, proposal: LrSuggestion) -> None:
+def _draw_curve(axes: Axes, curve: LrCurve, configured: float, proposal: LrSuggestion) -> None:
     rates, losses = np.array(curve.rates), np.array(curve.losses)
     axes.set_xscale("log")
     axes.set_xlim(LOWEST / 2, 2 * max(LOWEST, configured, proposal.rate or 0.0, *curve.rates))

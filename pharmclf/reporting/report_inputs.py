@@ -1,25 +1,34 @@
-"""What a report says of the data and of the machines."""
+"""Gathers what a report shows of data sets, of scored sets with their images, and of the machine."""
 
 from __future__ import annotations
 
 import platform
 
+import numpy as np
 import psutil
 
+from pharmclf import storage
 from pharmclf.core.units import format_memory
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_counts
 from pharmclf.data.ray_loader import load_images
+from pharmclf.evaluation.gradcam import Explainer
+from pharmclf.evaluation.result_files import write_evaluation
+from pharmclf.evaluation.results import accuracy_difference, most_confused_pairs
+from pharmclf.evaluation.scoring import ScoredDataset, evenly_spaced_indices
 from pharmclf.monitoring.cores import usable_cores
-from pharmclf.reporting.report_data import DatasetReport, PredictedThumbnail
+from pharmclf.reporting.figures import png_bytes
+from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, PredictedThumbnail, Thumbnail
+from pharmclf.reporting.run_plots import NUM_SAMPLES, confusion_matrix_figure, sample_predictions_figure
 
 _GROUPS, _PER_GROUP, _QUARANTINED = 4, 4, 50
-_SIDE = 128  # of the pictures of copies, pixels
+_SIDE = 128  # of thumbnails of copies, pixels
+_SAMPLES, _WORST, _PAIRS, _PER_PAIR = 10, 8, 4, 4
 
 
 def build_dataset_report(manifest: Manifest, *, has_splits: bool = True) -> DatasetReport:
-    """What a report says of a data set.
+    """The data section of a report.
 
     Args:
         manifest: of the data set.
@@ -45,30 +54,101 @@ def build_dataset_report(manifest: Manifest, *, has_splits: bool = True) -> Data
     )
 
 
-def _group_thumbnails(manifest: Manifest, group: int) -> list[PredictedThumbnail]:
-    """Some copies of one picture; `predicted` holds their split."""
+def _group_thumbnails(manifest: Manifest, group: int) -> list[Thumbnail]:
+    """Some images of a group of near duplicates."""
     rows = manifest.ok[manifest.ok["group"] == group].head(_PER_GROUP)
     images, bad = load_images(ImageSet.of(manifest).select(rows.index), _SIDE)
     return [
-        PredictedThumbnail(
-            image=image,
-            path=str(row.path),
-            label=str(row.label),
-            predicted=str(row.split),
-            confidence=0.0,
-            abstain=False,
-            heatmap=None,
-        )
+        Thumbnail(image=image, path=str(row.path), label=str(row.label))
         for image, reason, row in zip(images, bad, rows.itertuples(), strict=True)
         if not reason
     ]
 
 
 def describe_machine(device: str, workers: int) -> list[tuple[str, str]]:
-    """Devices, and the machine of the driver."""
+    """Devices, and the machine of the driver, as (what, text)."""
     memory = format_memory(psutil.virtual_memory().total)
     return [
         ("device", device),
         ("workers", str(workers) if workers else "none; in one process"),
         ("driver", f"{platform.system()} {platform.machine()}, {usable_cores()} CPU cores, {memory}"),
     ]
+
+
+def build_set_report(
+    scored: ScoredDataset, first: ScoredDataset | None, image_size: int, explainer: Explainer | None
+) -> EvalSetReport:
+    """The sections of a report on one set.
+
+    Args:
+        scored: the set.
+        first: the set that it is compared with; None: this is the first.
+        image_size: side of the thumbnails in pixels, that of the model's input.
+        explainer: computes the heatmaps of mistakes; None: there are none.
+    """
+    table = scored.table
+    wrong = table[table["label"] != table["predicted"]].sort_values(["confidence", "row"], ascending=[False, True])
+    samples, worst = evenly_spaced_indices(len(table), _SAMPLES), wrong.index[:_WORST].to_numpy()
+    pairs = most_confused_pairs(scored.evaluation, _PAIRS)
+    confused = [
+        wrong.index[(wrong["label"] == pair.label) & (wrong["predicted"] == pair.predicted)][:_PER_PAIR].to_numpy()
+        for pair in pairs
+    ]
+    chosen = np.unique(np.concatenate([samples, worst, *confused])).astype(np.int64)
+    explained = np.unique(np.concatenate([worst, *confused])).astype(np.int64) if explainer else chosen[:0]
+    thumbnails = _load_thumbnails(scored, chosen, explained, image_size, explainer)
+
+    def select(indices: np.ndarray) -> list[PredictedThumbnail]:
+        return [thumbnails[index] for index in indices if index in thumbnails]
+
+    return EvalSetReport(
+        name=scored.images.name,
+        source=scored.images.source,
+        evaluation=scored.evaluation,
+        samples=select(samples),
+        worst=select(worst),
+        confused=[(pair, select(indices)) for pair, indices in zip(pairs, confused, strict=True)],
+        notes=scored.images.notes,
+        drop=accuracy_difference(first.evaluation, scored.evaluation) if first else None,
+    )
+
+
+def _load_thumbnails(
+    scored: ScoredDataset, chosen: np.ndarray, explained: np.ndarray, image_size: int, explainer: Explainer | None
+) -> dict[int, PredictedThumbnail]:
+    """Index in the table -> thumbnail; without files that differ from the manifest."""
+    images, bad = load_images(scored.images.files.select(chosen), image_size)
+    images, chosen = images[bad == ""], chosen[bad == ""]
+    explained = np.intersect1d(explained, chosen)
+    heatmaps: dict[int, np.ndarray] = {}
+    if explainer and len(explained):
+        predicted = scored.probabilities[explained].argmax(axis=1)
+        maps = explainer.heatmaps(images[np.searchsorted(chosen, explained)], predicted)
+        heatmaps = dict(zip(explained.tolist(), maps, strict=True))
+    rows = scored.table.iloc[chosen].to_dict("records")
+    return {
+        index: PredictedThumbnail(
+            image=image,
+            path=str(row["path"]),
+            label=str(row["label"]),
+            predicted=str(row["predicted"]),
+            confidence=float(row["confidence"]),
+            abstain=bool(row.get("abstain", False)),
+            heatmap=heatmaps.get(index),
+        )
+        for index, image, row in zip(chosen.tolist(), images, rows, strict=True)
+    }
+
+
+def write_scored_dataset(scored: ScoredDataset, folder: str, image_size: int) -> None:
+    """Write the scores and plots of a scored set below a folder or prefix."""
+    write_evaluation(scored.evaluation, scored.table, folder, probabilities=scored.probabilities)
+    shown = evenly_spaced_indices(len(scored.table), NUM_SAMPLES)
+    images, bad = load_images(scored.images.files.select(shown), image_size)
+    usable = bad == ""
+    samples = sample_predictions_figure(images[usable], scored.table.iloc[shown[usable]], scored.evaluation.class_names)
+    for name, figure in (
+        ("confusion_matrix.png", confusion_matrix_figure(scored.evaluation)),
+        ("sample_predictions.png", samples),
+    ):
+        storage.write_bytes(storage.join(folder, name), png_bytes(figure))

@@ -1,4 +1,4 @@
-"""Where the values of a sweep lie in its pictures: places, limits and ticks of axes. Numbers only, nothing is drawn."""
+"""Axes of the plots of a sweep: places of the values, limits and ticks, as numbers; draws nothing."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 import numpy as np
 from matplotlib import ticker
 
-from pharmclf.core.events import EpochRecord
-from pharmclf.reporting.plots import format_names, rate_text
-from pharmclf.reporting.sweep_tables import TrialInfo, best_trial, is_category, short_names
+from pharmclf.reporting.figures import rate_text
+from pharmclf.reporting.fonts import format_names
+from pharmclf.reporting.trial_info import TrialInfo, best_trial, is_category, short_names
 
-_GOLDEN = 0.618034  # its multiples are spread evenly over 0..1, however many there are
+_GOLDEN = 0.618034  # the fractional parts of its multiples are spread evenly over 0..1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How the values of one parameter lie along an axis."""
+    """The axis of one parameter."""
 
     name: str
     """Short name."""
     category: bool
     places: Mapping[int, float]
-    """Number of the trial -> its place: the value, its logarithm, or the number of its category."""
+    """Number of the trial -> its place: the value, its logarithm, or the index of its category."""
     limits: tuple[float, float]
     ticks: Sequence[tuple[float, str]]
-    """Places and the values there as texts."""
+    """(place, text of the value there)."""
 
     @property
     def longest(self) -> int:
@@ -42,10 +42,11 @@ class Scale:
 
 def build_scales(trials: Sequence[TrialInfo], log_names: Collection[str]) -> list[Scale]:
     """An axis for each parameter; logarithmic for `log_names` whose values are all above 0."""
-    return [_scale(trials, name, short, name in log_names) for name, short in short_names(trials[0].params).items()]
+    names = short_names(trials[0].params if trials else ())
+    return [_build_scale(trials, name, short, name in log_names) for name, short in names.items()]
 
 
-def _scale(trials: Sequence[TrialInfo], name: str, short: str, logarithmic: bool) -> Scale:
+def _build_scale(trials: Sequence[TrialInfo], name: str, short: str, logarithmic: bool) -> Scale:
     values: list[Any] = [trial.params[name] for trial in trials]
     if category := is_category(values):
         known = sorted({str(value) for value in values})
@@ -61,7 +62,7 @@ def _scale(trials: Sequence[TrialInfo], name: str, short: str, logarithmic: bool
         ]
     low, high, steps = min(places), max(places), np.diff(np.unique(places))
     margin = 0.5 if category else 0.06 * (high - low) or 0.5
-    if len(steps) < 8 and len(steps) + 1 < len(places):  # equal values are spread a little, to be told apart
+    if len(steps) < 8 and len(steps) + 1 < len(places):  # spread equal values, so that their marks differ
         room = 0.16 * float(steps.min()) if len(steps) else 0.16
         margin = max(margin, 2 * room)
         spread = [room * (2 * (trial.number * _GOLDEN % 1) - 1) for trial in trials]
@@ -73,49 +74,46 @@ def _scale(trials: Sequence[TrialInfo], name: str, short: str, logarithmic: bool
 def _linear_ticks(values: Sequence[float], whole: bool) -> list[float]:
     """The values themselves where they are few and far apart; else round numbers between them."""
     low, high = min(values), max(values)
-    own = sorted(set(values))
-    gap = 0.12 if max(len(f"{value:.4g}") for value in own) <= 3 else 0.22  # as wide as the texts
-    if len(own) <= 7 and (len(own) == 1 or min(np.diff(own)) >= gap * (high - low)):
-        return own
-    found = ticker.MaxNLocator(6, integer=whole, steps=[1, 2, 5, 10]).tick_values(low, high)
+    unique = sorted(set(values))
+    gap = 0.12 if max(len(f"{value:.4g}") for value in unique) <= 3 else 0.22  # as wide as the texts
+    if len(unique) <= 7 and (len(unique) == 1 or min(np.diff(unique)) >= gap * (high - low)):
+        return unique
+    ticks = ticker.MaxNLocator(6, integer=whole, steps=[1, 2, 5, 10]).tick_values(low, high)
     room = 0.05 * (high - low)
-    return [float(tick) for tick in found if low - room <= tick <= high + room] or [low, high]
+    return [float(tick) for tick in ticks if low - room <= tick <= high + room] or [low, high]
 
 
 def _log_ticks(values: Sequence[float]) -> list[float]:
     """The values themselves where they are few and far apart; else 1, 2 and 5 times powers of ten between them."""
-    own = sorted({float(f"{value:.3g}") for value in values})
-    logs = np.log10(own)
-    if len(own) <= 5 and (len(own) == 1 or min(np.diff(logs)) >= 0.22 * (logs[-1] - logs[0])):
-        return own
+    unique = sorted({float(f"{value:.3g}") for value in values})
+    logs = np.log10(unique)
+    if len(unique) <= 5 and (len(unique) == 1 or min(np.diff(logs)) >= 0.22 * (logs[-1] - logs[0])):
+        return unique
     powers = range(math.floor(logs[0]), math.ceil(logs[-1]) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5)):
-        found = [
-            digit * 10.0**power for power in powers for digit in digits if own[0] <= digit * 10.0**power <= own[-1]
-        ]
-        if len(found) >= 3:
-            return found[:: math.ceil(len(found) / 5)]
-    return [own[0], own[-1]]
+        ticks = [digit * 10.0**power for power in powers for digit in digits]
+        ticks = [tick for tick in ticks if unique[0] <= tick <= unique[-1]]
+        if len(ticks) >= 3:
+            return ticks[:: math.ceil(len(ticks) / 5)]
+    return [unique[0], unique[-1]]
 
 
-def accuracies(trials: Sequence[TrialInfo]) -> tuple[dict[int, float], tuple[float, float]]:
-    """Number -> best validation accuracy as drawn, of trials with one and of diverged ones; and the axis's limits.
+def clipped_accuracies(trials: Sequence[TrialInfo]) -> tuple[dict[int, float], tuple[float, float]]:
+    """Best validation accuracies as they are drawn, and the limits of their axis.
 
-    What lies below the axis, and diverged trials, are drawn at its lower edge.
+    Returns:
+        Number -> accuracy, of trials with one and of diverged ones: these, and others below the axis, are at its lower
+        edge. (lowest, highest) accuracy of the axis.
     """
-    shares = {trial.number: accuracy_share(trial.best) for trial in trials if trial.best and trial.state != "diverged"}
     best = best_trial(trials)
-    low, high = accuracy_range(
-        [*shares.values(), *([accuracy_share(best.best)] if best and best.best else [])], cut=True
-    )
-    heights = {number: max(share, low) for number, share in shares.items() if math.isfinite(share)}
-    heights |= {trial.number: low for trial in trials if trial.state == "diverged" and trial is not best}
-    if best and best.best:
-        heights[best.number] = max(accuracy_share(best.best), low)
+    shown = [trial for trial in trials if trial.best and trial.state != "diverged"] + ([best] if best else [])
+    low, high = accuracy_range([trial.best_accuracy for trial in shown], cut=True)
+    heights = {trial.number: low for trial in trials if trial.state == "diverged"}
+    heights |= {trial.number: max(trial.best_accuracy, low) for trial in shown if math.isfinite(trial.best_accuracy)}
     return heights, (low, high)
 
 
-def accuracy_range(shares: Sequence[float], *, cut: bool) -> tuple[float, float]:
+def accuracy_range(shares: Sequence[float], *, cut: bool = False) -> tuple[float, float]:
     """Limits of an axis of accuracies; with `cut` the lower one leaves out what is far below most."""
     finite = [share for share in shares if math.isfinite(share)]
     if not finite:
@@ -128,12 +126,7 @@ def accuracy_range(shares: Sequence[float], *, cut: bool) -> tuple[float, float]
 
 
 def accuracy_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Round accuracies between two limits, with as many digits as tell them apart."""
+    """Round accuracies between two limits and their texts, with as many digits as necessary."""
     ticks = ticker.MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
     digits = max(1, math.ceil(-math.log10(ticks[1] - ticks[0]) - 1e-9))
     return [(float(tick), f"{tick:.{digits}f}") for tick in ticks if low <= tick <= min(high, 1.0 + 1e-9)]
-
-
-def accuracy_share(epoch: EpochRecord | None) -> float:
-    """The validation accuracy of an epoch; NaN where there is none."""
-    return math.nan if epoch is None else epoch.val_accuracy

@@ -1,6 +1,6 @@
-"""Pictures of a sweep as PNG bytes: the curves of its trials, and what its parameters do to the accuracy.
+"""Plots of a sweep: the curves of its trials, and the accuracy over its parameters.
 
-In the look of `plots`. The state of a trial is told by the shape of its marker, so that no picture needs colours.
+The shape of a marker shows the state of a trial, so that no plot needs colours.
 """
 
 from __future__ import annotations
@@ -18,29 +18,28 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pharmclf.core.units import format_count
-from pharmclf.reporting import sweep_axes
-from pharmclf.reporting.plots import (
+from pharmclf.reporting.figures import (
     BLUE,
     DPI,
     INK,
     ORANGE,
     RED,
     SOFT,
-    format_names,
+    chart_style,
+    draw_grid,
     mark_phases,
-    phase_name,
-    png_bytes,
-    styled,
     write_heading,
-)
-from pharmclf.reporting.sweep_axes import accuracy_share
-from pharmclf.reporting.sweep_tables import TrialInfo, TrialState, best_trial, short_names
+)  # fmt: skip
+from pharmclf.reporting.fonts import format_names
+from pharmclf.reporting.sweep_axes import accuracy_range, accuracy_ticks, build_scales, clipped_accuracies
+from pharmclf.reporting.trial_info import TrialInfo, TrialState, best_trial, short_names
 
+Look = dict[str, Any]
+"""Keyword arguments of matplotlib's `plot`."""
 _ACCURACY = LinearSegmentedColormap.from_list("accuracy", ["#d9e6f0", "#86b9dc", "#2a7fba", "#08355e"])
 _REST = "#b4bdc8"
-_GRID: dict[str, Any] = {"axis": "y", "color": "#eef1f4", "linewidth": 0.8}
 _DASHES = (0, (4, 2))
-_MARKS: dict[str, dict[str, Any]] = {
+_MARKS: dict[str, Look] = {
     "best": {"marker": "*", "color": ORANGE, "markersize": 15, "markeredgecolor": "white"},
     "plain run": {"marker": "D", "color": INK, "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.2},
     "trained": {"marker": "o", "color": BLUE, "markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.6},
@@ -51,22 +50,17 @@ _MARKS: dict[str, dict[str, Any]] = {
 }
 
 
-def trial_curves_png(trials: Sequence[TrialInfo]) -> bytes:
-    """The validation accuracy of every trial over its epochs, counted over both phases; the best one stands out.
+@chart_style()
+def trial_curves_figure(trials: Sequence[TrialInfo]) -> Figure:
+    """The validation accuracy of every trial over its epochs, counted over both phases; the best trial stands out.
 
     The border between the phases is drawn where it is the same in all trials.
 
     Raises:
         ValueError: no trials.
     """
-    _check(trials)
-    with styled():
-        return png_bytes(_curves_figure(trials))
-
-
-def _curves_figure(trials: Sequence[TrialInfo]) -> Figure:
     best, crowd = best_trial(trials), float(np.interp(len(trials), [8, 60, 200], [1.0, 0.6, 0.35]))
-    looks: dict[str, dict[str, Any]] = {
+    looks: dict[str, Look] = {
         "best": {"color": ORANGE, "linewidth": 2.4},
         "plain run": {"color": INK, "linewidth": 1.3, "linestyle": _DASHES},
         "trained": {"color": BLUE, "alpha": 0.75 * crowd, "linewidth": 1.3},
@@ -75,25 +69,22 @@ def _curves_figure(trials: Sequence[TrialInfo]) -> Figure:
         "diverged": {"color": RED, "alpha": 0.6 * crowd, "linewidth": 1.0},
         "failed": {"color": INK, "alpha": 0.5, "linewidth": 1.0},
     }
-    figure = _figure_with_title((9.6, 5.4), "Trials", trials, {key: look | _MARKS[key] for key, look in looks.items()})
+    figure = _add_figure((9.6, 5.4), "Trials", trials, {key: look | _MARKS[key] for key, look in looks.items()})
     axes = figure.add_axes((0.075, 0.095, 0.9, 0.66))
     steady = [trial for trial in trials if trial.state != "diverged" or trial is best]
-    low, high = sweep_axes.accuracy_range(
-        [accuracy_share(epoch) for trial in steady for epoch in trial.history.values()], cut=False
-    )
+    low, high = accuracy_range([epoch.val_accuracy for trial in steady for epoch in trial.history.values()])
     last = max((number for trial in trials for number in trial.history), default=1)
     for trial in trials:
         if not trial.history:
             continue
-        epochs = list(trial.history)
-        shares = [accuracy_share(epoch) for epoch in trial.history.values()]
-        # A curve that falls out of the picture ends at its lower edge; trained ones are many, so their ends are small.
+        epochs, shares = list(trial.history), [epoch.val_accuracy for epoch in trial.history.values()]
+        # a curve below the axis ends at its lower edge; trained ones are many, so their ends are small
         end = epochs[-1], low if math.isnan(shares[-1]) else max(low, shares[-1])
         mark = _MARKS[trial.state] | ({"markersize": 4.0} if trial.state == "trained" else {})
         axes.plot(*end, zorder=3, clip_on=False, **mark)
         if trial is best:
             axes.plot(epochs, shares, zorder=5, **looks["best"])
-            _name_best(axes, trial, last)
+            _annotate_best(axes, trial, last)
         elif trial.number == 0:
             axes.plot(epochs, shares, zorder=4, **looks["plain run"])
             axes.plot(*end, zorder=4, clip_on=False, **_MARKS["plain run"])
@@ -103,7 +94,7 @@ def _curves_figure(trials: Sequence[TrialInfo]) -> Figure:
     axes.set_xlim(0.5, last + 0.5)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
     axes.set_xlabel("epoch")
-    _accuracy_axis(axes, low, high)
+    _format_accuracies(axes, low, high)
     axes.set_ylabel("validation accuracy")
     if best is None:
         axes.text(0.5, 0.5, "no epoch is finished", transform=axes.transAxes, ha="center", color=SOFT)
@@ -112,22 +103,15 @@ def _curves_figure(trials: Sequence[TrialInfo]) -> Figure:
     return figure
 
 
-def _name_best(axes: Axes, trial: TrialInfo, last: int) -> None:
-    """A star at the trial's best epoch, and its name above, where no curve is."""
-    place = trial.best_number or 0, accuracy_share(trial.best)
-    axes.plot(*place, zorder=6, clip_on=False, **_MARKS["best"])
-    side, shift = ("left", -5) if place[0] < 0.2 * last else ("right", 5) if place[0] > 0.85 * last else ("center", 0)
+def _annotate_best(axes: Axes, trial: TrialInfo, last: int) -> None:
+    """A star at the trial's best epoch, with its number and accuracy above."""
+    epoch, accuracy = trial.best_number or 0, trial.best_accuracy
+    axes.plot(epoch, accuracy, zorder=6, clip_on=False, **_MARKS["best"])
+    side, shift = ("left", -5) if epoch < 0.2 * last else ("right", 5) if epoch > 0.85 * last else ("center", 0)
     axes.annotate(
-        f"trial {trial.number}: {place[1]:.3f}",
-        place,
-        xytext=(shift, 9),
-        textcoords="offset points",
-        ha="center" if last == 1 else side,
-        va="bottom",
-        color=ORANGE,
-        weight="bold",
-        zorder=7,
-    )
+        f"trial {trial.number}: {accuracy:.3f}", (epoch, accuracy), xytext=(shift, 9), textcoords="offset points",
+        ha="center" if last == 1 else side, va="bottom", color=ORANGE, weight="bold", zorder=7,
+    )  # fmt: skip
 
 
 def _common_phases(trials: Sequence[TrialInfo]) -> list[str]:
@@ -135,15 +119,16 @@ def _common_phases(trials: Sequence[TrialInfo]) -> list[str]:
     phases: dict[int, str] = {}
     for trial in trials:
         for number, epoch in trial.history.items():
-            if phases.setdefault(number, phase_name(epoch.phase)) != phase_name(epoch.phase):
+            if phases.setdefault(number, epoch.phase) != epoch.phase:
                 return []
     return [phases[at] for at in sorted(phases)] if sorted(phases) == list(range(1, len(phases) + 1)) else []
 
 
-def parameters_png(trials: Sequence[TrialInfo], log_names: Collection[str] = ()) -> bytes:
+@chart_style()
+def parameters_figure(trials: Sequence[TrialInfo], log_names: Collection[str] = ()) -> Figure:
     """The best validation accuracy over each parameter, a panel for each; the best trial and the plain run stand out.
 
-    Diverged trials, and those far below the rest, stand at the lower edge.
+    Diverged trials, and those far below the others, are at the lower edge.
 
     Args:
         trials: in any order.
@@ -152,13 +137,7 @@ def parameters_png(trials: Sequence[TrialInfo], log_names: Collection[str] = ())
     Raises:
         ValueError: no trials.
     """
-    _check(trials)
-    with styled():
-        return png_bytes(_parameters_figure(trials, log_names))
-
-
-def _parameters_figure(trials: Sequence[TrialInfo], log_names: Collection[str]) -> Figure:
-    scales = sweep_axes.build_scales(trials, log_names)
+    scales = build_scales(trials, log_names)
     columns = 3 if len(scales) in (3, 5, 6) else min(4, max(len(scales), 1))
     tall, gap, left, top = 1.95, 0.25, 0.78, 1.18  # inches
     side = max(2.55, 6.4 / columns - gap)
@@ -166,19 +145,19 @@ def _parameters_figure(trials: Sequence[TrialInfo], log_names: Collection[str]) 
     below = 1.65 if upright else 0.62
     width = max(7.2, left + columns * (side + gap))
     height = top + math.ceil(len(scales) / columns) * (tall + below)
-    heights, edge = sweep_axes.accuracies(trials)
-    figure = _figure_with_title((width, height), "Parameters", trials, _MARKS, note=_cut_note(trials, edge[0]))
+    heights, (low, high) = clipped_accuracies(trials)
+    figure = _add_figure((width, height), "Parameters", trials, _MARKS, note=_cut_note(trials, low))
     best = best_trial(trials)
     for index, scale in enumerate(scales):
         row, column = divmod(index, columns)
         corner = (left + column * (side + gap)) / width, 1 - (top + row * (tall + below) + tall) / height
         axes = figure.add_axes((*corner, side / width, tall / height))
         axes.set_xlabel(format_names(scale.name, 32), color=INK)
-        axes.set_ylim(*edge)
+        axes.set_ylim(low, high)
         axes.set_xlim(*scale.limits)
         axes.set_xticks([place for place, _ in scale.ticks], [text for _, text in scale.ticks], size=8)
         axes.tick_params(axis="x", rotation=90 if scale.category and upright else 0)
-        _accuracy_axis(axes, *edge)
+        _format_accuracies(axes, low, high)
         if column == 0:
             axes.set_ylabel("best validation accuracy")
         axes.tick_params(axis="y", labelleft=column == 0)
@@ -193,33 +172,23 @@ def _parameters_figure(trials: Sequence[TrialInfo], log_names: Collection[str]) 
     return figure
 
 
-def parallel_coordinates_png(trials: Sequence[TrialInfo], log_names: Collection[str] = ()) -> bytes:
+@chart_style()
+def parallel_coordinates_figure(trials: Sequence[TrialInfo], log_names: Collection[str] = ()) -> Figure:
     """A line for each trial through an axis per parameter to its best validation accuracy; darker is better.
 
-    Args:
-        trials: in any order.
-        log_names: parameters to draw on a logarithmic axis, where all their values are above 0.
-
-    Raises:
-        ValueError: no trials.
+    Args and Raises: as `parameters_figure`.
     """
-    _check(trials)
-    with styled():
-        return png_bytes(_parallel_figure(trials, log_names))
-
-
-def _parallel_figure(trials: Sequence[TrialInfo], log_names: Collection[str]) -> Figure:
-    scales = sweep_axes.build_scales(trials, log_names)
+    scales = build_scales(trials, log_names)
     last, height = len(scales), 5.6  # inches
     left = max(0.95, 0.25 + 0.075 * max((scale.longest for scale in scales[:1]), default=0))  # room for its ticks
     width = max(7.2, left + 0.8 + 1.55 * last)
-    heights, (low, high) = sweep_axes.accuracies(trials)
-    looks: dict[str, dict[str, Any]] = {
+    heights, (low, high) = clipped_accuracies(trials)
+    looks: dict[str, Look] = {
         "best": {"color": ORANGE, "linewidth": 2.6, "marker": "o", "markersize": 5, "zorder": 5},
         "plain run": {"color": INK, "linewidth": 1.3, "linestyle": _DASHES, "zorder": 4},
     }
     legend = looks | {state: _MARKS[state] for state in ("running", "diverged", "failed")}
-    figure = _figure_with_title((width, height), "Parameters together", trials, legend, note=_cut_note(trials, low))
+    figure = _add_figure((width, height), "Parameters together", trials, legend, note=_cut_note(trials, low))
     axes = figure.add_axes((left / width, 0.3 / height, 1 - (left + 0.9) / width, 1 - 1.95 / height))
     axes.set_axis_off()
     strip = (last, last + 0.012 * width * max(last, 1) / (width - left - 0.9), 0, 1)  # the colours of the accuracies
@@ -233,16 +202,16 @@ def _parallel_figure(trials: Sequence[TrialInfo], log_names: Collection[str]) ->
         axes.text(index, 1.04, text, ha="center", va="bottom", weight="bold", size=8.5)
     for index, scale in enumerate(scales):
         for place, text in scale.ticks:
-            _tick(axes, index, scale.share(place), text, ha="right", shift=-5)
-    for tick, text in sweep_axes.accuracy_ticks(low, high):
-        _tick(axes, last, (tick - low) / (high - low), text, ha="left", shift=15)
+            _write_tick(axes, index, scale.share(place), text, ha="right", shift=-5)
+    for tick, text in accuracy_ticks(low, high):
+        _write_tick(axes, last, (tick - low) / (high - low), text, ha="left", shift=15)
     best, thin = best_trial(trials), float(np.interp(len(trials), [16, 200], [1.4, 0.7]))
     for trial in sorted(trials, key=lambda trial: heights.get(trial.number, low)):  # the better ones on top
         if trial.number not in heights:
             continue
         share = (heights[trial.number] - low) / (high - low)
         line = [*(scale.share(scale.places[trial.number]) for scale in scales), share]
-        look: dict[str, Any] = {"color": _ACCURACY(share), "linewidth": thin, "alpha": 0.85}
+        look: Look = {"color": _ACCURACY(share), "linewidth": thin, "alpha": 0.85}
         if trial is best or trial.number == 0:
             look = looks["best" if trial is best else "plain run"]
         axes.plot(range(last + 1), line, clip_on=False, solid_joinstyle="round", **look)
@@ -251,45 +220,38 @@ def _parallel_figure(trials: Sequence[TrialInfo], log_names: Collection[str]) ->
     return figure
 
 
-def _tick(axes: Axes, x: float, y: float, text: str, *, ha: str, shift: float) -> None:
-    """A value beside an upright axis, `shift` points to the right, readable over the lines."""
-    look: dict[str, Any] = {"size": 8, "color": SOFT, "zorder": 7}
-    look["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6}
-    axes.annotate(text, (x, y), xytext=(shift, 0), textcoords="offset points", ha=ha, va="center", **look)
+def _write_tick(axes: Axes, x: float, y: float, text: str, *, ha: str, shift: float) -> None:
+    """A value next to an upright axis, `shift` points to the right, readable over the lines."""
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6}
+    axes.annotate(
+        text, (x, y), xytext=(shift, 0), textcoords="offset points", ha=ha, va="center", size=8, color=SOFT, zorder=7,
+        bbox=box,
+    )  # fmt: skip
 
 
-def importance_png(importances: Mapping[str, float]) -> bytes:
+@chart_style()
+def importance_figure(importances: Mapping[str, float]) -> Figure:
     """How much of the variation of the accuracy each parameter explains, the largest share first.
 
     Args:
-        importances: as `sweep.importances` gives them; empty: the picture says that nothing can be told.
+        importances: of `parameter_importances`; at least one.
     """
-    with styled():
-        return png_bytes(_importance_figure(importances))
-
-
-def _importance_figure(importances: Mapping[str, float]) -> Figure:
     short = short_names(importances)
     bars = sorted(((share, format_names(short[name], 34), BLUE) for name, share in importances.items()), reverse=True)
     rest = 1.0 - sum(importances.values())
-    if bars and bars[0][0] > 0 and rest > 0.005:
+    if bars[0][0] > 0 and rest > 0.005:
         bars.append((rest, "combinations", _REST))
-    left, height = 0.5 + 0.085 * max((len(name) for _, name, _ in bars), default=0), 1.15 + 0.36 * max(len(bars), 1)
+    left, height = 0.5 + 0.085 * max(len(name) for _, name, _ in bars), 1.15 + 0.36 * len(bars)
     width = max(7.2, left + 4.6)
     figure = Figure(figsize=(width, height), dpi=DPI)
     write_heading(figure, "What matters", "share of the variation of the best validation accuracy (fANOVA)")
-    if not bars:
-        note = "fewer than 4 trials ended, or all are equally accurate: nothing can be told yet"
-        figure.text(0.25 / width, 0.3 / height, note, color=SOFT)
-        return figure
     axes = figure.add_axes((left / width, 0.2 / height, 1 - (left + 0.75) / width, 1 - 1.1 / height))
+    placing: dict[str, Any] = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
     for index, (share, name, colour) in enumerate(bars):
         axes.barh(index, share, height=0.62, color=colour)
-        style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
-        axes.annotate(
-            f"{share:.0%}" if share >= 0.1 or not share else f"{share:.1%}", (share, index), xytext=(5, 0), **style
-        )
-        axes.annotate(name, (0, index), xytext=(-7, 0), ha="right", **style)
+        text = f"{share:.0%}" if share >= 0.1 or not share else f"{share:.1%}"
+        axes.annotate(text, (share, index), xytext=(5, 0), **placing)
+        axes.annotate(name, (0, index), xytext=(-7, 0), ha="right", **placing)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(0, max(share for share, _, _ in bars) or 1.0)
     axes.set(xticks=[], yticks=[])
@@ -297,55 +259,44 @@ def _importance_figure(importances: Mapping[str, float]) -> Figure:
     return figure
 
 
-def _check(trials: Sequence[TrialInfo]) -> None:
-    if not trials:
-        raise ValueError("trials: received none, expected at least one")
-
-
-def _accuracy_axis(axes: Axes, low: float, high: float) -> None:
-    ticks = sweep_axes.accuracy_ticks(low, high)
+def _format_accuracies(axes: Axes, low: float, high: float) -> None:
+    ticks = accuracy_ticks(low, high)
     axes.set_yticks([tick for tick, _ in ticks], [text for _, text in ticks])
-    axes.grid(**_GRID)
-    axes.set_axisbelow(True)
+    draw_grid(axes)
 
 
 def _cut_note(trials: Sequence[TrialInfo], low: float) -> str:
     """How many trials, apart from diverged ones, are drawn at the lower edge; "": none."""
-    count = sum(trial.state != "diverged" and accuracy_share(trial.best) < low for trial in trials)
+    count = sum(trial.state != "diverged" and trial.best_accuracy < low for trial in trials)
     return f"{count} below {low:.2f} at the lower edge" if count else ""
 
 
-def _figure_with_title(
-    size: tuple[float, float],
-    title: str,
-    trials: Sequence[TrialInfo],
-    looks: Mapping[str, Mapping[str, Any]],
-    *,
-    note: str = "",
+def _add_figure(
+    size: tuple[float, float], title: str, trials: Sequence[TrialInfo], looks: Mapping[str, Look], note: str = ""
 ) -> Figure:
     """An empty figure of a size in inches, with a heading that sums the trials up, and the legend of their looks."""
+    if not trials:
+        raise ValueError("trials: received none, expected at least one")
     figure, best = Figure(figsize=size, dpi=DPI), best_trial(trials)
     parts = [format_count(len(trials), "trial")]
-    parts.append(f"best: trial {best.number} with {accuracy_share(best.best):.3f}" if best else "no epoch is finished")
+    parts.append(f"best: trial {best.number} with {best.best_accuracy:.3f}" if best else "no epoch is finished")
     waiting = sum(not trial.history and trial.state != "diverged" for trial in trials)
     parts += [f"{waiting} without a finished epoch"] if waiting and best else []
     write_heading(figure, title, " · ".join([*parts, *([note] if note else [])]))
     counts = Counter(trial.state for trial in trials)
     labels = {"best": "best" if best.number else "best: the plain run"} if best else {}
-    if any(
-        trial.number == 0 and trial is not best and (trial.history or trial.state == "diverged") for trial in trials
-    ):
+    plain = next((trial for trial in trials if trial.number == 0), None)
+    if plain and plain is not best and (plain.history or plain.state == "diverged"):
         labels["plain run"] = "plain run"
     labels |= {state: f"{counts[state]} {state}" for state in get_args(TrialState) if counts[state] and state in looks}
-    handles = [
-        Line2D([], [], label=label, **{"linestyle": ""} | _legend_look(looks[key])) for key, label in labels.items()
-    ]
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.13 / size[0], 1 - 0.68 / size[1])}
-    spacing: dict[str, Any] = {"handletextpad": 0.6, "columnspacing": 1.2, "handlelength": 1.7}
-    figure.legend(handles=handles, ncols=7, frameon=False, fontsize=8.5, labelcolor=SOFT, **place, **spacing)
+    handles = [Line2D([], [], label=label, **_legend_look(looks[key])) for key, label in labels.items()]
+    figure.legend(
+        handles=handles, ncols=7, frameon=False, fontsize=8.5, labelcolor=SOFT, loc="upper left", handlelength=1.7,
+        bbox_to_anchor=(0.13 / size[0], 1 - 0.68 / size[1]), handletextpad=0.6, columnspacing=1.2,
+    )  # fmt: skip
     return figure
 
 
-def _legend_look(look: Mapping[str, Any]) -> dict[str, Any]:
-    """A look for the legend: with a line where it has a width, and readable however many there are."""
-    return {"linestyle": "-"} | dict(look) | {"alpha": 1.0} if "linewidth" in look else dict(look)
+def _legend_look(look: Look) -> Look:
+    """A look for the legend: with a line where it has a width, and opaque."""
+    return {"linestyle": "-"} | look | {"alpha": 1.0} if "linewidth" in look else {"linestyle": ""} | look

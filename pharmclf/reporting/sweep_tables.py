@@ -1,4 +1,4 @@
-"""What a sweep says of its trials: the table on the console, the rows of sweep.parquet, which parameters matter."""
+"""The trials of a sweep as tables for the console and as rows of sweep.parquet; the importance of its parameters."""
 
 from __future__ import annotations
 
@@ -7,89 +7,25 @@ import statistics
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pandas as pd
 
-from pharmclf.core.events import EpochRecord
 from pharmclf.core.tables import align_columns
 from pharmclf.evaluation.metrics import wilson_interval
-from pharmclf.training.lr_schedule import selection_score
+from pharmclf.reporting.trial_info import (
+    ParameterValue,
+    TrialInfo,
+    TrialState,
+    best_trial,
+    is_category,
+    rank_trials,
+    short_names,
+)  # fmt: skip
 
-TrialState = Literal["running", "trained", "stopped", "diverged", "failed"]
 _MAX_ROWS = 40  # of the table of results
-_MAX_LIVE = 8  # running trials in the table on the way
+_MAX_LIVE = 8  # running trials in the live table
 _MAX_REASON = 48  # characters
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialInfo:
-    """What is known of one trial."""
-
-    number: int
-    """0 is the configuration of the plain run."""
-    params: Mapping[str, float | int | str | bool]
-    """The searched parameters with the values in effect; every trial of a sweep has the same names, in one order."""
-    state: TrialState
-    """running; trained to its end; stopped by successive halving; diverged: its loss is not finite; failed."""
-    reason: str = ""
-    """Why it was stopped, diverged or failed; "" where there is nothing to say."""
-    history: Mapping[int, EpochRecord] = field(default_factory=dict)
-    """Its epochs in order, by their number from 1, counted over both phases."""
-    seconds: float = 0.0
-    """Wall-clock time of the trial in its worker; of trials that were trained as one program, its share."""
-    cpu_s: float = 0.0
-    """CPU-seconds of its workers."""
-    gpu_s: float = 0.0
-    """GPU-seconds that it held."""
-
-    @property
-    def best_number(self) -> int | None:
-        """Number of the epoch that the trial has chosen: by `selection_score`, of equals the lowest loss."""
-        return max(self.history, key=lambda number: _score(self.history[number]), default=None)
-
-    @property
-    def best(self) -> EpochRecord | None:
-        """Record of that epoch."""
-        return None if self.best_number is None else self.history[self.best_number]
-
-    @property
-    def train_s(self) -> float:
-        """Seconds of all its epochs."""
-        return sum(epoch.seconds for epoch in self.history.values())
-
-
-def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Each dotted name with the fewest of its last parts that no other name ends in: head.dropout -> dropout."""
-    split = {name: name.split(".") for name in names}
-
-    def short(name: str) -> str:
-        for count in range(1, len(split[name])):
-            tail = split[name][-count:]
-            if sum(parts[-count:] == tail for parts in split.values()) == 1:
-                return ".".join(tail)
-        return name
-
-    return {name: short(name) for name in split}
-
-
-def rank_trials(trials: Iterable[TrialInfo]) -> list[TrialInfo]:
-    """The best validation accuracy first, of equals the lowest loss, then the number; trials without epochs last."""
-
-    def place(trial: TrialInfo) -> tuple[bool, float, float, int]:
-        if trial.best is None:
-            return (True, 0.0, 0.0, trial.number)
-        accuracy, loss = _score(trial.best)
-        return (False, -accuracy, -loss, trial.number)
-
-    return sorted(trials, key=place)
-
-
-def best_trial(trials: Iterable[TrialInfo]) -> TrialInfo | None:
-    """The first of the ranked trials; None where no epoch is finished."""
-    ranked = rank_trials(trials)
-    return ranked[0] if ranked and ranked[0].best is not None else None
 
 
 def trial_frame(
@@ -111,7 +47,7 @@ def trial_frame(
     for trial in trials:
         best = trial.best
         low, high = _interval(trial, val_images) or (math.nan, math.nan)
-        price = _price(trial, price_per_hour, share)
+        price = math.nan if price_per_hour is None else _price(trial, price_per_hour, share)
         rows.append(
             {
                 "number": trial.number,
@@ -121,7 +57,7 @@ def trial_frame(
                 "epochs": len(trial.history),
                 "best_phase": best.phase if best else None,
                 "best_epoch": best.epoch + 1 if best else None,
-                "val_accuracy": best.val_accuracy if best else math.nan,
+                "val_accuracy": trial.best_accuracy,
                 "val_accuracy_low": low,
                 "val_accuracy_high": high,
                 "val_loss": best.val_loss if best else math.nan,
@@ -130,7 +66,7 @@ def trial_frame(
                 "seconds": trial.seconds,
                 "cpu_s": trial.cpu_s,
                 "gpu_s": trial.gpu_s,
-                "price": math.nan if price is None else price,
+                "price": price,
             }
         )
     frame = pd.DataFrame(rows).astype({"best_epoch": "Int64"} if rows else {})
@@ -151,26 +87,14 @@ def results_table(trials: Sequence[TrialInfo], price_per_hour: float | None, sha
         val_images: images of the validation split, for the 95 % intervals.
     """
     shown = rank_trials(trials)[:_MAX_ROWS]
-    prices = [price for trial in shown if (price := _price(trial, price_per_hour, share)) is not None]
+    prices = [] if price_per_hour is None else [_price(trial, price_per_hour, share) for trial in shown]
     digits = 2 if max(prices, default=1.0) >= 1 else 4
-    names, columns = _parameters(shown)
-    heading = ["trial", *names, "epochs", "val acc (95 %)", "seconds", *(["price"] if prices else []), "state"]
-    rows = [heading]
+    names, values = _parameter_cells(shown)
+    rows = [["trial", *names, "epochs", "val acc (95 %)", "seconds", *(["price"] if prices else []), "state"]]
     for index, trial in enumerate(shown):
+        numbers = [str(len(trial.history)), _format_accuracy(trial, val_images), f"{trial.seconds:.1f}"]
         cost = [f"{prices[index]:.{digits}f}"] if prices else []
-        values = [column[index] for column in columns]
-        accuracy = _accuracy(trial, val_images)
-        rows.append(
-            [
-                str(trial.number),
-                *values,
-                str(len(trial.history)),
-                accuracy,
-                f"{trial.seconds:.1f}",
-                *cost,
-                _format_state(trial),
-            ]
-        )
+        rows.append([str(trial.number), *values[index], *numbers, *cost, _format_state(trial)])
     lines = align_columns(rows, left=[-1])
     if len(trials) > len(shown):
         lines.append(f"and {len(trials) - len(shown)} more")
@@ -178,23 +102,22 @@ def results_table(trials: Sequence[TrialInfo], price_per_hour: float | None, sha
 
 
 def live_table(trials: Sequence[TrialInfo], eta: str, *, num_trials: int | None = None) -> str:
-    """How far a sweep is, in a few lines: the count of its trials, the best one so far, and those that run.
+    """The progress of a sweep in a few lines: the number of its trials, the best trial so far, and the running ones.
 
     Args:
-        trials: those that have begun, in any order.
+        trials: those that have started, in any order.
         eta: the time to the end of the sweep as text, such as 3:12.
-        num_trials: how many there will be; None: unknown.
+        num_trials: of the complete sweep; None: unknown.
     """
     best = best_trial(trials)
     running = sorted((trial for trial in trials if trial.state == "running"), key=lambda trial: trial.number)
     shown = ([best] if best else []) + [trial for trial in running if trial is not best][:_MAX_LIVE]
-    names, columns = _parameters(shown)
+    names, values = _parameter_cells(shown)
     rows = [["", "trial", *names, "epochs", "val acc", "last", "state"]]
-    for index, trial in enumerate(shown):
+    for trial, cells in zip(shown, values, strict=True):
         last = f"{list(trial.history.values())[-1].val_accuracy:.3f}" if trial.history else "-"
-        values = [column[index] for column in columns]
-        mark = "best" if trial is best else ""
-        rows.append([mark, str(trial.number), *values, str(len(trial.history)), _accuracy(trial, 0), last, trial.state])
+        mark, accuracy = "best" if trial is best else "", _format_accuracy(trial, 0)
+        rows.append([mark, str(trial.number), *cells, str(len(trial.history)), accuracy, last, trial.state])
     of = "" if num_trials is None else f" of {num_trials}"
     head = f"{len(trials) - len(running)}{of} trials done ({_count_states(trials)}), ETA {eta}"
     more = len(set(map(id, running)) - set(map(id, shown)))
@@ -203,61 +126,56 @@ def live_table(trials: Sequence[TrialInfo], eta: str, *, num_trials: int | None 
     )
 
 
-def is_category(values: Iterable[Any]) -> bool:
-    """Whether a parameter with these values has no order: texts, or yes and no."""
-    return any(isinstance(value, str | bool) for value in values)
-
-
 def parameter_importances(trials: Iterable[TrialInfo], log_names: Collection[str] = ()) -> dict[str, float]:
     """The share of the variation of the best validation accuracy that each parameter explains by itself, 0..1.
 
-    By fANOVA (Hutter, Hoos and Leyton-Brown 2014): a random forest is fitted, and its variance over the searched box is
-    taken apart. What is missing from 1 is due to combinations of parameters. It counts trials that ended, apart from
-    failed ones, whose end says nothing of their parameters; a diverged one has accuracy 0.
+    By fANOVA (Hutter, Hoos and Leyton-Brown 2014), which splits the variance of a random forest over the search space.
+    The rest to 1 is due to combinations of parameters. It counts trials that ended, except failed ones, whose end says
+    nothing of their parameters; a diverged one has accuracy 0.
 
     Args:
         trials: those of one sweep.
-        log_names: parameters that were searched on a logarithmic scale; one with a value of 0 or less is taken as
-            linear.
+        log_names: parameters that were searched on a logarithmic scale; one with a value of 0 or less counts as linear.
 
     Returns:
         Parameter -> share, in the trials' order; {} with fewer than 4 trials, or where all are equally accurate.
     """
-    scores: list[tuple[TrialInfo, float]] = []
-    for trial in trials:
-        if trial.state == "diverged":
-            scores.append((trial, 0.0))
-        elif trial.state in ("trained", "stopped") and trial.best is not None:
-            accuracy = trial.best.val_accuracy
-            scores.append((trial, accuracy if math.isfinite(accuracy) else 0.0))
-    if len(scores) < 4 or len({accuracy for _, accuracy in scores}) == 1:
+    trials = [trial for trial in trials if trial.state == "diverged" or (_has_result(trial) and trial.best)]
+    scores = [
+        trial.best_accuracy if _has_result(trial) and math.isfinite(trial.best_accuracy) else 0.0 for trial in trials
+    ]
+    if len(scores) < 4 or len(set(scores)) == 1:
         return {}
     import optuna  # here, because it takes a second, and only the end of a sweep needs it
 
-    chatter = optuna.logging.get_verbosity()
+    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return _fanova([trial.params for trial, _ in scores], [score for _, score in scores], log_names)
+            return _fanova([trial.params for trial in trials], scores, log_names)
     finally:
-        optuna.logging.set_verbosity(chatter)
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _has_result(trial: TrialInfo) -> bool:
+    return trial.state in ("trained", "stopped")
 
 
 def _fanova(
-    params: Sequence[Mapping[str, Any]], scores: Sequence[float], log_names: Collection[str]
+    params: Sequence[Mapping[str, ParameterValue]], scores: Sequence[float], log_names: Collection[str]
 ) -> dict[str, float]:
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     distributions: dict[str, optuna.distributions.BaseDistribution] = {}
-    columns = {name: [trial[name] for trial in params] for name in params[0]}
+    columns: dict[str, list[Any]] = {name: [trial[name] for trial in params] for name in params[0]}
     for name, values in columns.items():
         if is_category(values):
             values = [str(value) for value in values]
             distributions[name] = CategoricalDistribution(sorted(set(values)))
         elif name in log_names and min(values) > 0:
-            # Optuna's evaluator integrates over the bare values, where the largest decade is all there is.
+            # Optuna's evaluator integrates over the plain values, where the largest decade takes nearly all the space
             values = [math.log10(value) for value in values]
             distributions[name] = FloatDistribution(min(values), max(values))
         elif all(isinstance(value, int) for value in values):
@@ -267,46 +185,38 @@ def _fanova(
         columns[name] = values
     study = optuna.create_study(direction="maximize")
     for index, score in enumerate(scores):
-        chosen = {name: values[index] for name, values in columns.items()}
-        study.add_trial(optuna.create_trial(params=chosen, distributions=distributions, value=score))
+        row = {name: column[index] for name, column in columns.items()}
+        study.add_trial(optuna.create_trial(params=row, distributions=distributions, value=score))
     try:
-        found = optuna.importance.FanovaImportanceEvaluator(seed=0).evaluate(study)
-    except RuntimeError:  # no tree of the forest has found a split
+        importances = optuna.importance.FanovaImportanceEvaluator(seed=0).evaluate(study)
+    except RuntimeError:  # no tree of the forest has a split
         return {}
-    return {name: float(found[name]) for name in columns}
+    return {name: float(importances[name]) for name in columns}
 
 
-def _score(epoch: EpochRecord) -> tuple[float, float]:
-    """(accuracy, -loss) of an epoch, with the worst for what is not a number, so that epochs always have an order."""
-    numbers = selection_score(epoch), -epoch.val_loss
-    accuracy, gain = (number if math.isfinite(number) else -math.inf for number in numbers)
-    return accuracy, gain
-
-
-def _price(trial: TrialInfo, price_per_hour: float | None, share: float) -> float | None:
-    return None if price_per_hour is None else trial.seconds / 3600 * price_per_hour * share
+def _price(trial: TrialInfo, price_per_hour: float, share: float) -> float:
+    return trial.seconds / 3600 * price_per_hour * share
 
 
 def _interval(trial: TrialInfo, val_images: int) -> tuple[float, float] | None:
     """The 95 % interval of the best validation accuracy; None where there is none."""
-    accuracy = trial.best.val_accuracy if trial.best else math.nan
-    if not math.isfinite(accuracy) or val_images <= 0:
+    if not math.isfinite(trial.best_accuracy) or val_images <= 0:
         return None
-    estimate = wilson_interval(accuracy * val_images, val_images)
+    estimate = wilson_interval(trial.best_accuracy * val_images, val_images)
     return estimate.low, estimate.high
 
 
-def _accuracy(trial: TrialInfo, val_images: int) -> str:
+def _format_accuracy(trial: TrialInfo, val_images: int) -> str:
     """0.912 (0.885-0.934), or 0.912 without a number of images."""
     if trial.best is None:
         return "-"
     interval = _interval(trial, val_images)
-    text = f"{trial.best.val_accuracy:.3f}"
+    text = f"{trial.best_accuracy:.3f}"
     return f"{text} ({interval[0]:.3f}-{interval[1]:.3f})" if interval else text
 
 
 def _format_state(trial: TrialInfo) -> str:
-    """The state, and why: stopped: below the median of its rung."""
+    """The state and its reason: stopped: below the median of its rung."""
     text = trial.state if trial.number else f"{trial.state} (plain run)"
     reason = " ".join(trial.reason.split())
     if len(reason) > _MAX_REASON:
@@ -321,23 +231,22 @@ def _count_states(trials: Iterable[TrialInfo]) -> str:
 
 
 def _sums_line(trials: Sequence[TrialInfo], price_per_hour: float | None, share: float) -> str:
-    over = [trial.seconds - trial.train_s for trial in trials if trial.state != "running"]
+    overheads = [trial.seconds - trial.train_s for trial in trials if trial.state != "running"]
     seconds, cpu_s, gpu_s = (sum(getattr(trial, name) for trial in trials) for name in ("seconds", "cpu_s", "gpu_s"))
     parts = [f"{len(trials)} trials: {_count_states(trials)}"]
     parts.append(f"{seconds:,.1f} s, {cpu_s:,.1f} CPU-s, {gpu_s:,.1f} GPU-s")
     if price_per_hour is not None:
-        price = sum(_price(trial, price_per_hour, share) or 0.0 for trial in trials)
+        price = sum(_price(trial, price_per_hour, share) for trial in trials)
         parts.append(f"price {price:.{2 if price >= 1 else 4}f}")
-    parts.append(f"median overhead {statistics.median(over):.1f} s a trial" if over else "no trial ended")
+    parts.append(f"median overhead {statistics.median(overheads):.1f} s a trial" if overheads else "no trial ended")
     return "; ".join(parts)
 
 
-def _parameters(trials: Sequence[TrialInfo]) -> tuple[list[str], list[list[str]]]:
-    """Short names of the parameters, and for each the values of the trials as texts of one form."""
-    if not trials:
-        return [], []
-    short = short_names(trials[0].params)
-    return list(short.values()), [_format_values([trial.params[name] for trial in trials]) for name in short]
+def _parameter_cells(trials: Sequence[TrialInfo]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Short names of the parameters, and for each trial their values as texts; those of a parameter have one form."""
+    short = short_names(trials[0].params if trials else ())
+    columns = [_format_values([trial.params[name] for trial in trials]) for name in short]
+    return list(short.values()), list(zip(*columns, strict=True)) if columns else [() for _ in trials]
 
 
 def _format_values(values: Sequence[Any]) -> list[str]:

@@ -25,8 +25,12 @@ from pharmclf.evaluation.scoring import predict_datasets, score_dataset
 from pharmclf.reporting.fonts import font_notes
 from pharmclf.reporting.html_report import page_html
 from pharmclf.reporting.report_data import ReportData
-from pharmclf.reporting.report_inputs import build_dataset_report, describe_machine
-from pharmclf.reporting.sample_images import build_set_report, write_scored_dataset
+from pharmclf.reporting.report_inputs import (
+    build_dataset_report,
+    build_set_report,
+    describe_machine,
+    write_scored_dataset,
+)
 from pharmclf.schema_version import load_record
 
 _SPLITS = ("test", "validation")

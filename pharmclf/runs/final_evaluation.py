@@ -26,16 +26,21 @@ from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.result_files import console_table
 from pharmclf.evaluation.scoring import ScoredDataset, predict_datasets, score_dataset
 from pharmclf.monitoring import HardwareAlert, NodeSample, read_alerts, read_samples
-from pharmclf.reporting import plots
+from pharmclf.reporting.figures import png_bytes
 from pharmclf.reporting.fonts import font_notes
 from pharmclf.reporting.hardware_plots import hardware_curves
 from pharmclf.reporting.hardware_text import hardware_lines
 from pharmclf.reporting.html_report import page_html
 from pharmclf.reporting.model_card import CARD_FILE, model_card
 from pharmclf.reporting.report_data import ReportData
-from pharmclf.reporting.report_inputs import build_dataset_report, describe_machine
+from pharmclf.reporting.report_inputs import (
+    build_dataset_report,
+    build_set_report,
+    describe_machine,
+    write_scored_dataset,
+)
+from pharmclf.reporting.run_plots import learning_curves_figure
 from pharmclf.reporting.run_summary import PhaseSummary, RunSummary, build_result, summary_text
-from pharmclf.reporting.sample_images import build_set_report, write_scored_dataset
 from pharmclf.runs.record import RunRecord
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
 from pharmclf.training.context import LABELS_FILE, MODEL_FILE, phase_model_file
@@ -124,7 +129,7 @@ def run_final_evaluation(
         say(f"warning: {mismatch.text}")
     best = (chosen, outcome.monitors[chosen].best_epoch)
     storage.write_json(storage.join(folder, "history.json"), [record.to_dict() for record in history])
-    storage.write_bytes(storage.join(folder, "learning_curves.png"), plots.learning_curves_png(history, best=best))
+    storage.write_bytes(storage.join(folder, "learning_curves.png"), png_bytes(learning_curves_figure(history, best)))
     facts = RunSummary(
         name=config.run_name,
         backbone=config.backbone,

@@ -11,7 +11,7 @@ from typing import Any
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.events import EpochRecord
-from pharmclf.reporting.sweep_tables import TrialInfo
+from pharmclf.reporting.trial_info import TrialInfo
 from pharmclf.schema_version import SCHEMA_KEY, load_record
 from pharmclf.training.phases import number_epochs
 

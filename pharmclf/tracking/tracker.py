@@ -17,7 +17,7 @@ from pharmclf.core.background import BackgroundTask
 from pharmclf.core.console import Say
 from pharmclf.core.events import EpochEnd, EpochRecord, Event
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
-from pharmclf.reporting.sweep_tables import TrialInfo
+from pharmclf.reporting.trial_info import TrialInfo
 from pharmclf.runs.record import RunRecord, flatten
 from pharmclf.tracking import tensorboard
 from pharmclf.tracking.mlflow_client import check_mlflow

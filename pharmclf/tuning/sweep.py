@@ -31,7 +31,9 @@ from pharmclf.models.precision import run_precision
 from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.pipeline import describe_data
 from pharmclf.reporting import sweep_plots as plots
-from pharmclf.reporting.sweep_tables import best_trial, parameter_importances, results_table, trial_frame
+from pharmclf.reporting.figures import png_bytes
+from pharmclf.reporting.sweep_tables import parameter_importances, results_table, trial_frame
+from pharmclf.reporting.trial_info import best_trial
 from pharmclf.resume import run_manifest
 from pharmclf.runs.record import (
     RUN_FILE,
@@ -265,10 +267,10 @@ class _SweepRun:
         shares = parameter_importances(trials, names)
         self.record["importances"] = shares
         pictures = {
-            "trial_curves.png": plots.trial_curves_png(trials),
-            "parameters.png": plots.parameters_png(trials, names),
-            "parallel_coordinates.png": plots.parallel_coordinates_png(trials, names),
-            **({"importance.png": plots.importance_png(shares)} if shares else {}),
+            "trial_curves.png": png_bytes(plots.trial_curves_figure(trials)),
+            "parameters.png": png_bytes(plots.parameters_figure(trials, names)),
+            "parallel_coordinates.png": png_bytes(plots.parallel_coordinates_figure(trials, names)),
+            **({"importance.png": png_bytes(plots.importance_figure(shares))} if shares else {}),
         }
         for name, content in pictures.items():
             storage.write_bytes(storage.join(self.folder, name), content)

@@ -12,7 +12,7 @@ from pharmclf.config import RunConfig, to_dict, to_record
 from pharmclf.core.events import EpochRecord
 from pharmclf.core.hashing import fingerprint
 from pharmclf.models.devices import with_precision
-from pharmclf.reporting.sweep_tables import TrialInfo, TrialState
+from pharmclf.reporting.trial_info import TrialInfo, TrialState
 from pharmclf.runs.record import RUN_FILE, result_settings, versions
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.training.checkpoint import list_checkpoints

@@ -25,7 +25,8 @@ from pharmclf.core.console import Say
 from pharmclf.core.events import EpochRecord
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_duration
-from pharmclf.reporting.sweep_tables import live_table, short_names
+from pharmclf.reporting.sweep_tables import live_table
+from pharmclf.reporting.trial_info import short_names
 from pharmclf.tuning.options import TrialResources
 from pharmclf.tuning.trial import QUARANTINED, StopFlag, TrialContext, train_group
 from pharmclf.tuning.trial_store import Trial, TrialStore

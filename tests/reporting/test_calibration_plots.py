@@ -18,11 +18,9 @@ from support.report_examples import make_decision, make_scores
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.reporting import calibration_plots as drawn
-from pharmclf.reporting.plots import styled
-from pharmclf.reporting.svg import inline_svg
+from pharmclf.reporting.figures import inline_svg, png_bytes
 
 NAMES = ("a", "b", "c")
-HEADING = ("Title", "and what it is about")
 
 
 def make_curves(decision: AbstentionPolicy, num_extra: int = 1) -> dict[str, EvaluationResult]:
@@ -49,8 +47,8 @@ def test_pictures_are_png_and_the_same_every_time():
     decision = make_decision()
     curves = make_curves(decision)
     for make in (
-        lambda: drawn.reliability_png(curves["test"], threshold=0.8),
-        lambda: drawn.risk_coverage_png(curves, decision),
+        lambda: png_bytes(drawn.reliability_figure(curves["test"], 0.8)),
+        lambda: png_bytes(drawn.risk_coverage_figure(curves, decision)),
     ):
         image = Image.open(io.BytesIO(make()))
         image.load()
@@ -60,21 +58,15 @@ def test_pictures_are_png_and_the_same_every_time():
 
 
 @pytest.mark.parametrize("threshold", [0.02, 0.45, 0.8, 0.999])
-@pytest.mark.parametrize("heading", [None, HEADING])
-def test_no_text_of_the_reliability_is_clipped_or_covered(threshold: float, heading: tuple[str, str] | None):
+def test_no_text_of_the_reliability_is_clipped_or_covered(threshold: float):
     scores = make_scores(NAMES, make_decision(threshold), mistakes=6, surest=2)[0]
-    with styled():
-        figure = drawn.reliability_figure(scores, threshold, heading=heading)
-        check_texts(figure)
+    check_texts(drawn.reliability_figure(scores, threshold))
 
 
 @pytest.mark.parametrize("num_extra", [0, 1, 4])
-@pytest.mark.parametrize("heading", [None, HEADING])
-def test_no_text_of_the_risk_is_clipped_or_covered(num_extra: int, heading: tuple[str, str] | None):
+def test_no_text_of_the_risk_is_clipped_or_covered(num_extra: int):
     decision = make_decision()
-    with styled():
-        figure = drawn.risk_coverage_figure(make_curves(decision, num_extra), decision, heading=heading)
-        check_texts(figure)
+    check_texts(drawn.risk_coverage_figure(make_curves(decision, num_extra), decision))
 
 
 def check_texts(figure: Figure) -> None:
@@ -152,19 +144,18 @@ def test_extremes_are_a_picture(threshold: float):
     """Nothing answered, everything answered without a mistake, no decision at all."""
     decision = make_decision(threshold)
     scores = make_scores(NAMES, decision, mistakes=0)[0]
-    assert drawn.risk_coverage_png({"test": scores}, decision)
-    assert drawn.risk_coverage_png({"test": scores}, None)
-    assert drawn.reliability_png(scores, threshold=threshold)
+    assert png_bytes(drawn.risk_coverage_figure({"test": scores}, decision))
+    assert png_bytes(drawn.risk_coverage_figure({"test": scores}, None))
+    assert png_bytes(drawn.reliability_figure(scores, threshold))
 
 
 def test_a_figure_within_a_page_is_whole_and_minds_its_own_business():
     """Well-formed SVG with its description, the page's colours and text, no style, script or outside address."""
     decision = make_decision()
     description = 'Errors <of> "sets" & \\1'
-    with styled():
-        text = inline_svg(drawn.risk_coverage_figure(make_curves(decision), decision), description)
-        again = inline_svg(drawn.risk_coverage_figure(make_curves(decision), decision), description)
-        other = inline_svg(drawn.risk_coverage_figure(make_curves(decision), decision), "another")
+    text = inline_svg(drawn.risk_coverage_figure(make_curves(decision), decision), description)
+    again = inline_svg(drawn.risk_coverage_figure(make_curves(decision), decision), description)
+    other = inline_svg(drawn.risk_coverage_figure(make_curves(decision), decision), "another")
     assert text == again
     root = xml.etree.ElementTree.fromstring(text.replace("xlink:", ""))
     assert root.tag == "svg"

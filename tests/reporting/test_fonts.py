@@ -16,8 +16,10 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image
 from support.report_examples import make_facts, make_scores
 
-from pharmclf.reporting import fonts, plots
+from pharmclf.reporting import fonts
+from pharmclf.reporting.figures import png_bytes
 from pharmclf.reporting.html_report import page_html
+from pharmclf.reporting.run_plots import confusion_matrix_figure
 
 CHINESE, THAI, RUSSIAN, ARABIC = "阿司匹林", "พาราเซตามอล", "Парацетамол", "أسبرين"
 NAMES = ("Paracetamol", CHINESE, THAI, RUSSIAN, ARABIC)
@@ -104,9 +106,9 @@ def test_a_name_is_drawn_with_the_font_that_has_its_letters_and_nothing_is_said(
     with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
         warnings.simplefilter("error")
         installed()
-        numbered = ink(plots.confusion_matrix_png(scores))
+        numbered = ink(png_bytes(confusion_matrix_figure(scores)))
         installed(write_font(tmp_path, "Square Chinese", CHINESE))
-        named = ink(plots.confusion_matrix_png(scores))
+        named = ink(png_bytes(confusion_matrix_figure(scores)))
     # four squares of 0.8 of 9 points at 150 dpi, 15 pixels a side, on each of two axes
     assert named - numbered > 4 * 2 * 15 * 15 * 0.5
     assert caplog.records == []

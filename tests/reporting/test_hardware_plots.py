@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 from support.node_samples import BEGAN_S, GIB, gpu, loop, played, row, steady
 
 from pharmclf.monitoring.alerts import AlertTracker, HardwareAlert
 from pharmclf.monitoring.samples import GpuReading, HostReading, NodeSample
-from pharmclf.reporting import hardware_plots
-from pharmclf.reporting.hardware_plots import hardware_curves, hardware_png
+from pharmclf.reporting.figures import INK, chart_style
+from pharmclf.reporting.hardware_plots import hardware_curves, node_figures
 from pharmclf.reporting.hardware_text import hardware_lines
-from pharmclf.reporting.plots import styled
 
 
 def judged(rows: Sequence[NodeSample]) -> list[HardwareAlert]:
@@ -75,38 +75,34 @@ WARNINGS = {name: judged(rows) for name, rows in SHEETS.items()}
 
 
 @pytest.mark.parametrize("name", list(SHEETS))
-def test_a_node_is_a_picture(name: str) -> None:
+def test_a_panel_is_a_picture(name: str) -> None:
     """It opens as PNG on a white ground, the same bytes every time."""
-    png = hardware_png(SHEETS[name], WARNINGS[name])
-    image = Image.open(io.BytesIO(png))
-    image.load()
-    assert image.format == "PNG"
-    assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
-    assert image.size[0] == 1980
-
-
-def test_the_same_rows_are_the_same_picture() -> None:
-    rows = SHEETS["no GPU and no training"]
-    assert hardware_png(rows) == hardware_png(rows)
+    panels = hardware_curves(SHEETS[name], WARNINGS[name])
+    for _, png in panels:
+        image = Image.open(io.BytesIO(png))
+        image.load()
+        assert image.format == "PNG"
+        assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    assert panels == hardware_curves(SHEETS[name], WARNINGS[name])
 
 
 @pytest.mark.parametrize("name", list(SHEETS))
 def test_no_text_is_clipped_or_covered_by_another(name: str) -> None:
     """Every text lies within the picture, and no two share a pixel of their boxes."""
-    with styled():
-        figure = hardware_plots._sheet(SHEETS[name], WARNINGS[name])
-        figure.draw_without_rendering()
+    for _, figure in node_figures(SHEETS[name], WARNINGS[name]):
+        with chart_style():
+            figure.draw_without_rendering()
         width, height = figure.get_size_inches() * figure.dpi
         beyond = hidden(figure)
         texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text not in beyond]
         boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_visible()]
-    for text, box in boxes:
-        assert box.x0 >= 0, text
-        assert box.y0 >= 0, text
-        assert box.x1 <= width, text
-        assert box.y1 <= height, text
-    for (one, first), (other, second) in itertools.combinations(boxes, 2):
-        assert not first.overlaps(second), (one, other)
+        for text, box in boxes:
+            assert box.x0 >= 0, text
+            assert box.y0 >= 0, text
+            assert box.x1 <= width, text
+            assert box.y1 <= height, text
+        for (one, first), (other, second) in itertools.combinations(boxes, 2):
+            assert not first.overlaps(second), (one, other)
 
 
 def hidden(figure: Any) -> list[Text]:
@@ -118,44 +114,40 @@ def hidden(figure: Any) -> list[Text]:
     return found
 
 
-def lines(figure: Any, title: str) -> tuple[Axes, list[Any]]:
-    axes = next(axes for axes in figure.axes if axes.get_title(loc="left").startswith(title))
+def lines(figures: Sequence[tuple[str, Figure]], title: str) -> tuple[Axes, list[Any]]:
+    (axes,) = next(figure.axes for heading, figure in figures if heading.startswith(title))
     return axes, axes.get_lines()
 
 
 def test_pauses_are_cut_out_and_marked() -> None:
     """Ten minutes were watched, before and after a night: the axis is ten minutes long, and the curve has a gap."""
-    with styled():
-        figure = hardware_plots._sheet(SHEETS["one GPU"], ())
-    axes, found = lines(figure, "GPU temperature")
+    axes, found = lines(node_figures(SHEETS["one GPU"]), "GPU temperature")
     assert axes.get_xlim() == (0.0, 10.0)
     values = found[0].get_ydata()
     assert sum(value != value for value in values) == 1
     assert max(value for value in values if value == value) == 86.0
-    assert "1 pause cut out" in " ".join(text.get_text() for text in figure.texts)
+    pauses = [line.get_xdata()[0] for line in found if line.get_color() == INK]
+    assert pauses == [pytest.approx(400 / 60)]
 
 
 def test_warnings_are_shaded_where_they_lasted() -> None:
     """From when to when, in the panel of what they are of, alarms apart from warnings; also behind a pause."""
     rows, findings = SHEETS["one GPU"], WARNINGS["one GPU"]
     heat = next(found for found in findings if found.rule == "temperature" and found.level == "alarm")
-    with styled():
-        figure = hardware_plots._sheet(rows, [*findings, dataclasses.replace(heat, node="another")])
-    axes, _ = lines(figure, "GPU temperature")
+    figures = node_figures(rows, findings)
+    axes, _ = lines(figures, "GPU temperature")
     spans = sorted(patch.get_x() for patch in axes.patches)
     mine = [found for found in findings if found.rule == "temperature"]
     assert len(spans) == len(mine)
     assert spans[0] == pytest.approx((heat.at_s - BEGAN_S) / 60.0 - 5.0 / 60.0, abs=0.1)
-    assert list(lines(figure, "Network")[0].patches) == []
+    assert list(lines(figures, "Network")[0].patches) == []
     marks = [line.get_markerfacecolor() for line in axes.get_lines() if line.get_marker() == "v"]
     assert marks == ["#c0330b"] * len(mine)
 
 
 def test_of_many_gpus_the_one_with_the_warning_stands_out() -> None:
     name = "eight GPUs for two days"
-    with styled():
-        figure = hardware_plots._sheet(SHEETS[name], WARNINGS[name])
-    axes, found = lines(figure, "GPU temperature")
+    axes, found = lines(node_figures(SHEETS[name], WARNINGS[name]), "GPU temperature")
     assert [line.get_color() for line in found[:8]].count("#c0330b") == 1
     assert found[5].get_color() == "#c0330b"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["each of 8 GPUs", "GPU 5"]
@@ -180,12 +172,6 @@ def test_a_report_gets_panels_of_the_nodes_that_have_most_to_tell() -> None:
         "Disk, MB/s",
     ]
     assert hardware_curves([]) == []
-
-
-def test_rows_of_several_nodes_or_none_are_no_sheet() -> None:
-    for rows in ([], [*steady(1), *steady(1, node="b")]):
-        with pytest.raises(ValueError, match="expected those of one"):
-            hardware_png(rows)
 
 
 # ---------------------------------------------------------------------- facts

@@ -23,7 +23,7 @@ from support.report_examples import (
 )
 
 from pharmclf.evaluation.metrics import Estimate, OperatingPoint, confusion_counts
-from pharmclf.reporting import html_report_images, html_report_tables, text_format
+from pharmclf.reporting import html_report, html_report_tables, text_format
 from pharmclf.reporting.html_report import page_html
 from pharmclf.reporting.report_data import DatasetReport, ReportData
 
@@ -178,7 +178,7 @@ def test_what_is_not_known_is_left_out(ordinary: str):
 def test_a_page_of_large_noisy_pictures_stays_below_three_megabytes():
     """Noise is the worst that a codec can get; the pictures are made smaller until they fit."""
     facts = make_facts([f"class {number}" for number in range(10)], side=320)
-    sides = [html_report_images.fit_side(facts, budget) for budget in (10**5, html_report_images.BUDGET_BYTES, 10**9)]
+    sides = [html_report.fit_side(facts, budget) for budget in (10**5, html_report.IMAGES_BUDGET_BYTES, 10**9)]
     assert sides == sorted(set(sides))
     assert len(page_html(facts).encode()) < 3_000_000
 
@@ -350,9 +350,9 @@ def test_heat_lights_up_the_picture_where_it_is():
     heat = np.zeros((48, 48), np.float32)
     heat[:24] = 1
     picture = dataclasses.replace(picture, image=np.full((48, 48, 3), 120, np.uint8), heatmap=heat)
-    over = html_report_images.heat_overlay(picture).astype(int)
+    over = html_report.heat_overlay(picture).astype(int)
     assert over[:24].mean() > 2 * over[24:].mean()
     assert np.ptp(over[40, 40]) == 0
     assert np.ptp(over[5, 5]) > 50
     with pytest.raises(ValueError, match=r"received \(8, 8\), expected the shape \(48, 48\)"):
-        html_report_images.heat_overlay(dataclasses.replace(picture, heatmap=heat[:8, :8]))
+        html_report.heat_overlay(dataclasses.replace(picture, heatmap=heat[:8, :8]))

@@ -13,7 +13,9 @@ from PIL import Image
 from support.report_examples import make_history
 
 from pharmclf.evaluation.evaluate import evaluate
-from pharmclf.reporting import plots
+from pharmclf.reporting import run_plots
+from pharmclf.reporting.figures import chart_style, png_bytes
+from pharmclf.reporting.fonts import format_names
 
 
 def make_evaluation(names, count=300, seed=0):
@@ -35,7 +37,7 @@ def opened(png):
 @pytest.mark.parametrize("names", [["a", "b"], [f"product {number}" for number in range(12)]])
 def test_confusion_matrix_is_a_picture(names):
     """It opens as PNG, on a white ground, with blue for right and orange for wrong."""
-    image = opened(plots.confusion_matrix_png(make_evaluation(names)))
+    image = opened(png_bytes(run_plots.confusion_matrix_figure(make_evaluation(names))))
     pixels = np.asarray(image.convert("RGB")).astype(int)
     assert image.format == "PNG"
     assert (pixels[0, 0] == 255).all()
@@ -47,8 +49,8 @@ def test_texts_of_fifty_classes_do_not_overlap():
     """No two texts of the matrix share a pixel of their boxes, with 50 long names and counts of three digits."""
     names = [f"product {number:02} prolonged release tablets {number} mg" for number in range(50)]
     evaluation = make_evaluation(names, count=7000)
-    with plots.style.context(["default", plots._STYLE]):
-        figure = plots._confusion_figure(evaluation, "Confusion matrix")
+    with chart_style():
+        figure = run_plots.confusion_matrix_figure(evaluation)
         figure.draw_without_rendering()
         axes = figure.axes[0]
         texts = [*figure.texts, *axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels()]
@@ -66,9 +68,9 @@ def test_texts_of_fifty_classes_do_not_overlap():
 
 def test_many_classes_are_cut_to_those_with_most_mistakes(monkeypatch):
     """Beyond the limit the picture shows the worst classes and says so."""
-    monkeypatch.setattr(plots, "MAX_CLASSES", 5)
-    with plots.style.context(["default", plots._STYLE]):
-        figure = plots._confusion_figure(make_evaluation([f"class {number}" for number in range(9)]), "Matrix")
+    monkeypatch.setattr(run_plots, "MAX_CLASSES", 5)
+    with chart_style():
+        figure = run_plots.confusion_matrix_figure(make_evaluation([f"class {number}" for number in range(9)]))
     assert any("the 5 of 9 classes with most mistakes" in text.get_text() for text in figure.texts)
     assert len(figure.axes[0].get_xticklabels()) == 5
 
@@ -76,19 +78,20 @@ def test_many_classes_are_cut_to_those_with_most_mistakes(monkeypatch):
 def test_names_in_any_script_and_with_dollars_are_drawn():
     """Missing glyphs warn nobody, and $...$ is no formula."""
     names = ["$\\frac$", "阿莫西林", "a_b^c", "50 % | é"]
-    assert opened(plots.confusion_matrix_png(make_evaluation(names))).width > 300
+    assert opened(png_bytes(run_plots.confusion_matrix_figure(make_evaluation(names)))).width > 300
 
 
 def test_pictures_are_the_same_every_time():
     """Equal input gives equal bytes."""
     evaluation = make_evaluation(["a", "b", "c"])
-    assert plots.confusion_matrix_png(evaluation) == plots.confusion_matrix_png(evaluation)
+    first, second = (png_bytes(run_plots.confusion_matrix_figure(evaluation)) for _ in range(2))
+    assert first == second
 
 
 def test_pictures_need_no_pyplot():
     """Neither pyplot with its global figures nor TensorFlow or Ray is imported."""
     code = (
-        "import sys, pharmclf.reporting.plots, pharmclf.reporting.run_summary; "
+        "import sys, pharmclf.reporting.run_plots, pharmclf.reporting.run_summary; "
         "print([name for name in ('matplotlib.pyplot', 'tensorflow', 'ray', 'keras') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -96,8 +99,8 @@ def test_pictures_need_no_pyplot():
 
 def test_learning_curves_mark_the_chosen_epoch_and_the_border():
     """Three panels; the subtitle names the chosen epoch, and every panel the two phases."""
-    with plots.style.context(["default", plots._STYLE]):
-        figure = plots._curves_figure(make_history(), 2)
+    with chart_style():
+        figure = run_plots.learning_curves_figure(make_history(), ("phase1", 2))
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Loss", "Accuracy", "Learning rate"]
     assert any("phase 1, epoch 3 of 7" in text.get_text() for text in figure.texts)
     for axes in figure.axes:
@@ -109,45 +112,34 @@ def test_learning_curves_mark_the_chosen_epoch_and_the_border():
 def test_learning_curves_of_any_length_are_a_picture(history):
     """One epoch, one phase and many epochs all open as PNG; unknown numbers leave gaps."""
     unknown = dataclasses.replace(history[0], val_loss=math.nan)
-    assert opened(plots.learning_curves_png([unknown, *history[1:]])).width > 1500
+    assert opened(png_bytes(run_plots.learning_curves_figure([unknown, *history[1:]]))).width > 1500
 
 
 def test_best_epoch_is_that_of_the_highest_validation_accuracy():
     """Of equal accuracies the lower loss wins, then the earlier epoch; a given one is kept, a strange one refused."""
     numbers = zip(make_history(3, 0), (0.9, 0.9, math.nan), (0.4, 0.3, 0.1), strict=True)
     history = [dataclasses.replace(record, val_accuracy=accuracy, val_loss=loss) for record, accuracy, loss in numbers]
-    assert plots.best_epoch(history) == 1
-    assert opened(plots.learning_curves_png(history, best=("phase1", 2)))
+    assert run_plots.chosen_index(history) == 1
+    assert opened(png_bytes(run_plots.learning_curves_figure(history, ("phase1", 2))))
     with pytest.raises(ValueError, match="expected the phase and epoch of an entry"):
-        plots.learning_curves_png(history, best=("phase2", 1))
+        run_plots.learning_curves_figure(history, ("phase2", 1))
     with pytest.raises(ValueError, match="no epochs"):
-        plots.learning_curves_png([])
+        run_plots.learning_curves_figure([])
 
 
 def test_sample_predictions_show_at_most_fifteen():
     """20 images make the picture of 15; one image makes a narrower one; numbers that differ are refused."""
     images = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), dtype=np.uint8)
     table = pd.DataFrame({"label": ["a"] * 20, "predicted": ["a", "b"] * 10, "confidence": 0.75})
-    png = plots.sample_predictions_png(images, table)
-    assert png == plots.sample_predictions_png(images[:15], table[:15])
-    assert opened(plots.sample_predictions_png(images[:1], table[:1])).width < opened(png).width
+    png = png_bytes(run_plots.sample_predictions_figure(images, table))
+    assert png == png_bytes(run_plots.sample_predictions_figure(images[:15], table[:15]))
+    assert opened(png_bytes(run_plots.sample_predictions_figure(images[:1], table[:1]))).width < opened(png).width
     with pytest.raises(ValueError, match="20 images and 3 predictions"):
-        plots.sample_predictions_png(images, table[:3])
-
-
-def test_contact_sheet_has_its_columns():
-    """Seven images in three columns stand in three rows; nonsense is refused."""
-    images = np.zeros((7, 16, 16, 3), np.uint8)
-    wide = opened(plots.contact_sheet_png(images, ["name"] * 7, 7, title="Images"))
-    tall = opened(plots.contact_sheet_png(images, ["name"] * 7, 3))
-    assert wide.width > tall.width
-    assert wide.height < tall.height
-    with pytest.raises(ValueError, match="7 images, 1 titles and 3 columns"):
-        plots.contact_sheet_png(images, ["name"], 3)
+        run_plots.sample_predictions_figure(images, table[:3])
 
 
 def test_shortened_name_keeps_both_ends():
     """Look-alikes differ at the end, so the middle gives way; short names stay."""
-    assert plots.format_names("amoxicillin trihydrate capsules 500 mg", 20) == "amoxicillin t…500 mg"
-    assert plots.format_names("zocor", 20) == "zocor"
-    assert all(len(plots.format_names("x" * 50, length)) <= length for length in range(2, 40))
+    assert format_names("amoxicillin trihydrate capsules 500 mg", 20) == "amoxicillin t…500 mg"
+    assert format_names("zocor", 20) == "zocor"
+    assert all(len(format_names("x" * 50, length)) <= length for length in range(2, 40))

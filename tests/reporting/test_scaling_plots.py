@@ -10,8 +10,8 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from pharmclf.reporting import scaling_plots
-from pharmclf.reporting.plots import styled
+from pharmclf.reporting.benchmark_plots import scaling_figure
+from pharmclf.reporting.figures import chart_style, png_bytes
 
 
 def make_rows(phases: int = 2, speeds: tuple[float, ...] = (10.0, 25.0, 100.0, 400.0)) -> list[dict[str, Any]]:
@@ -38,20 +38,20 @@ SIZES = {"phase1": 3.2e6, "phase2": 123.4e6}
 
 def test_a_forecast_is_a_picture():
     """It opens as PNG on a white ground, the same bytes every time."""
-    png = scaling_plots.scaling_png(make_rows(), SIZES)
+    png = png_bytes(scaling_figure(make_rows(), SIZES))
     image = Image.open(io.BytesIO(png))
     image.load()
     assert image.format == "PNG"
     assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
-    assert png == scaling_plots.scaling_png(make_rows(), SIZES)
+    assert png == png_bytes(scaling_figure(make_rows(), SIZES))
 
 
 @pytest.mark.parametrize(("phases", "speeds"), [(1, (10.0,)), (2, (10.0, 25.0, 100.0, 400.0)), (2, (0.5, 1600.0))])
 def test_no_text_is_clipped_or_covered_by_another(phases: int, speeds: tuple[float, ...]):
     """Every text lies within the picture, and no two share a pixel of their boxes."""
     sizes = dict(itertools.islice(SIZES.items(), phases))
-    with styled():
-        figure = scaling_plots._figure(make_rows(phases, speeds), sizes)
+    with chart_style():
+        figure = scaling_figure(make_rows(phases, speeds), sizes)
         figure.draw_without_rendering()
         width, height = figure.get_size_inches() * figure.dpi
         texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
@@ -67,4 +67,4 @@ def test_no_text_is_clipped_or_covered_by_another(phases: int, speeds: tuple[flo
 
 def test_an_empty_forecast_is_refused():
     with pytest.raises(ValueError, match="expected a forecast"):
-        scaling_plots.scaling_png([], SIZES)
+        scaling_figure([], SIZES)

@@ -12,8 +12,9 @@ from PIL import Image
 from test_sweep_tables import LOG_NAMES, make_history, make_trials
 
 from pharmclf.reporting import sweep_axes, sweep_plots
-from pharmclf.reporting.plots import styled
-from pharmclf.reporting.sweep_tables import TrialInfo, parameter_importances
+from pharmclf.reporting.figures import chart_style, png_bytes
+from pharmclf.reporting.sweep_tables import parameter_importances
+from pharmclf.reporting.trial_info import TrialInfo
 
 BACKBONES = ["efficientnet_lite0", "resnet50", "a_backbone_with_a_name_that_goes_on_and_on", "mobilenet"]
 EXTRA = {
@@ -50,11 +51,12 @@ def equal(trials):
 
 def figures(trials):
     """All four pictures as figures, before they become bytes."""
-    with styled():
-        yield sweep_plots._curves_figure(trials)
-        yield sweep_plots._parameters_figure(trials, LOG_NAMES)
-        yield sweep_plots._parallel_figure(trials, LOG_NAMES)
-        yield sweep_plots._importance_figure(parameter_importances(trials, LOG_NAMES))
+    with chart_style():
+        yield sweep_plots.trial_curves_figure(trials)
+        yield sweep_plots.parameters_figure(trials, LOG_NAMES)
+        yield sweep_plots.parallel_coordinates_figure(trials, LOG_NAMES)
+        if importances := parameter_importances(trials, LOG_NAMES):
+            yield sweep_plots.importance_figure(importances)
 
 
 SWEEPS = {
@@ -100,25 +102,25 @@ def test_pictures_are_png_and_the_same_every_time():
     """Equal trials give equal bytes; without trials there is no picture."""
     trials = make_trials(12)
     draws = (
-        sweep_plots.trial_curves_png,
-        lambda trials: sweep_plots.parameters_png(trials, LOG_NAMES),
-        lambda trials: sweep_plots.parallel_coordinates_png(trials, LOG_NAMES),
+        sweep_plots.trial_curves_figure,
+        lambda trials: sweep_plots.parameters_figure(trials, LOG_NAMES),
+        lambda trials: sweep_plots.parallel_coordinates_figure(trials, LOG_NAMES),
     )
     for draw in draws:
-        assert draw(trials) == draw(trials)
-        assert Image.open(io.BytesIO(draw(trials))).width > 1000
+        assert png_bytes(draw(trials)) == png_bytes(draw(trials))
+        assert Image.open(io.BytesIO(png_bytes(draw(trials)))).width > 1000
         with pytest.raises(ValueError, match="received none"):
             draw([])
-    assert Image.open(io.BytesIO(sweep_plots.importance_png({"head.dropout": 0.4}))).format == "PNG"
+    assert Image.open(io.BytesIO(png_bytes(sweep_plots.importance_figure({"head.dropout": 0.4})))).format == "PNG"
 
 
 def test_border_of_the_phases_is_drawn_where_all_trials_share_it():
     """After epoch 3 in all of them: a line at 3.5; where one leaves phase 1 earlier: none."""
     trials = make_trials(6)
-    with styled():
-        same = sweep_plots._curves_figure(trials)
+    with chart_style():
+        same = sweep_plots.trial_curves_figure(trials)
         other = dataclasses.replace(trials[0], history=make_history([0.5, 0.6, 0.7], phase1=1))
-        mixed = sweep_plots._curves_figure([other, *trials[1:]])
+        mixed = sweep_plots.trial_curves_figure([other, *trials[1:]])
     borders = [[list(line.get_xdata()) for line in figure.axes[0].lines] for figure in (same, mixed)]
     assert [3.5, 3.5] in borders[0]
     assert [3.5, 3.5] not in borders[1]
@@ -129,8 +131,8 @@ def test_best_trial_is_named_at_its_best_epoch():
     """With its number and its accuracy; the heading says the same."""
     trials = [dataclasses.replace(trial, history=make_history([0.5, 0.7, 0.6])) for trial in make_trials(3)]
     trials[2] = dataclasses.replace(trials[2], history=make_history([0.5, 0.875, 0.6]))
-    with styled():
-        figure = sweep_plots._curves_figure(trials)
+    with chart_style():
+        figure = sweep_plots.trial_curves_figure(trials)
     named = [text for text in figure.axes[0].texts if text.get_text() == "trial 2: 0.875"]
     assert named[0].xy == (2, 0.875)
     assert any("best: trial 2 with 0.875" in text.get_text() for text in figure.texts)
@@ -149,13 +151,13 @@ def test_diverged_and_far_trials_stand_at_the_lower_edge():
         for number, accuracy in enumerate([0.9, 0.91, 0.92, 0.93, 0.94, 0.2])
     ]
     trials.append(TrialInfo(number=6, params={"a": 6}, state="diverged", history=make_history([0.93])))
-    heights, (low, high) = sweep_axes.accuracies(trials)
+    heights, (low, high) = sweep_axes.clipped_accuracies(trials)
     assert 0.8 < low < 0.9
     assert high > 0.94
     assert heights[5] == heights[6] == low
     assert heights[4] == 0.94
-    with styled():
-        figure = sweep_plots._parameters_figure(trials, ())
+    with chart_style():
+        figure = sweep_plots.parameters_figure(trials, ())
     assert any(f"1 below {low:.2f} at the lower edge" in text.get_text() for text in figure.texts)
 
 
@@ -187,10 +189,8 @@ def test_accuracy_axis_shows_the_best_and_tells_its_ticks_apart(shares, cut):
 
 
 def test_importances_are_sorted_and_their_rest_is_the_combinations():
-    """The largest first, in percent; what is missing from 1 has a bar of its own; without any, a sentence."""
-    with styled():
-        figure = sweep_plots._importance_figure({"head.dropout": 0.05, "phase1.learning_rate": 0.7, "seed": 0.0})
-        empty = sweep_plots._importance_figure({})
+    """The largest first, in percent; what is missing from 1 has a bar of its own."""
+    with chart_style():
+        figure = sweep_plots.importance_figure({"head.dropout": 0.05, "phase1.learning_rate": 0.7, "seed": 0.0})
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["70%", "learning_rate", "5.0%", "dropout", "0%", "seed", "25%", "combinations"]
-    assert any("nothing can be told yet" in text.get_text() for text in empty.texts)

@@ -15,7 +15,7 @@ from support.epoch_records import epoch_record
 
 from pharmclf.evaluation.metrics import wilson_interval
 from pharmclf.reporting import sweep_tables
-from pharmclf.reporting.sweep_tables import TrialInfo
+from pharmclf.reporting.trial_info import TrialInfo, best_trial, rank_trials, short_names
 
 LOG_NAMES = ("phase1.learning_rate",)
 
@@ -73,13 +73,13 @@ sweeps = st.lists(facts, max_size=50, unique_by=lambda trial: trial.number)
 @settings(max_examples=25, deadline=None)
 def test_rank_is_that_of_the_accuracies_in_whatever_order_trials_come(trials, random):
     """No trial is lost, accuracies fall, trials without epochs come last, and the order of arrival is of no account."""
-    ranked = sweep_tables.rank_trials(trials)
+    ranked = rank_trials(trials)
     assert sorted(trial.number for trial in ranked) == sorted(trial.number for trial in trials)
     known = [trial for trial in ranked if trial.best]
     assert ranked[: len(known)] == known
     scores = [trial.best.val_accuracy for trial in known if not math.isnan(trial.best.val_accuracy)]
     assert scores == sorted(scores, reverse=True)
-    again = [trial.number for trial in sweep_tables.rank_trials(random.sample(trials, len(trials)))]
+    again = [trial.number for trial in rank_trials(random.sample(trials, len(trials)))]
     assert again == [trial.number for trial in ranked]
 
 
@@ -87,9 +87,9 @@ def test_equal_accuracies_are_ranked_by_loss_and_then_by_number():
     """So that the best trial of a sweep is the same every time."""
     trials = [dataclasses.replace(trial, history=make_history([0.9])) for trial in make_trials(3)]
     trials[1] = dataclasses.replace(trials[1], history={1: epoch_record(val_accuracy=0.9, val_loss=0.01)})
-    assert [trial.number for trial in sweep_tables.rank_trials(reversed(trials))] == [1, 0, 2]
-    assert sweep_tables.best_trial(trials) is trials[1]
-    assert sweep_tables.best_trial([dataclasses.replace(trials[0], history={})]) is None
+    assert [trial.number for trial in rank_trials(reversed(trials))] == [1, 0, 2]
+    assert best_trial(trials) is trials[1]
+    assert best_trial([dataclasses.replace(trials[0], history={})]) is None
 
 
 def test_an_epoch_without_a_number_is_never_the_best():
@@ -145,15 +145,15 @@ def test_a_parameter_of_mixed_types_becomes_text():
 def test_short_names_stay_apart():
     """The last part where it is the only one of its kind, else as many parts as tell it apart."""
     names = ["phase1.learning_rate", "phase2.learning_rate", "head.dropout", "dropout", "a.b.c", "x.b.c", "seed"]
-    short = sweep_tables.short_names(names)
+    short = short_names(names)
     assert list(short.values()) == [*names[:6], "seed"]
-    assert sweep_tables.short_names(names[:3])["head.dropout"] == "dropout"
+    assert short_names(names[:3])["head.dropout"] == "dropout"
 
 
 @given(st.lists(st.from_regex(r"[ab](\.[ab]){0,3}", fullmatch=True), unique=True))
 def test_no_two_short_names_are_equal(names):
     """Whatever the dotted names are."""
-    assert len(set(sweep_tables.short_names(names).values())) == len(names)
+    assert len(set(short_names(names).values())) == len(names)
 
 
 def test_table_shows_the_best_first_and_ends_with_the_sums():
@@ -195,7 +195,7 @@ def test_live_table_shows_the_best_and_those_that_run():
     trials = [dataclasses.replace(trial, state="running") if trial.number > 5 else trial for trial in make_trials(8)]
     lines = sweep_tables.live_table(trials, "3:12", num_trials=16).splitlines()
     assert lines[0] == "6 of 16 trials done (2 running, 5 trained, 1 stopped), ETA 3:12"
-    best = sweep_tables.best_trial(trials)
+    best = best_trial(trials)
     assert lines[2].split()[:2] == ["best", str(best.number)]
     assert {int(line.removeprefix("best").split()[0]) for line in lines[2:]} == {best.number, 6, 7}
     assert sweep_tables.live_table([], "-:--").splitlines() == ["0 trials done (none yet), ETA -:--"]

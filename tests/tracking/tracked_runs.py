@@ -15,7 +15,7 @@ from tensorboardX.record_writer import masked_crc32c
 from pharmclf import storage
 from pharmclf.config import PhaseConfig, RunConfig, to_dict
 from pharmclf.core.events import EpochEnd, EpochRecord
-from pharmclf.reporting.sweep_tables import TrialInfo, TrialState
+from pharmclf.reporting.trial_info import TrialInfo, TrialState
 from pharmclf.runs.record import RunRecord, result_settings
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position

@@ -69,13 +69,13 @@ def test_what_it_cannot_do_is_refused_before_anything_is_read(config: RunConfig)
 
 def test_a_curve_without_a_proposal_is_drawn_too():
     """Even where the loss broke down at the first step."""
-    from pharmclf.reporting.lr_finder_plot import lr_finder_png
+    from pharmclf.reporting.figures import png_bytes
+    from pharmclf.reporting.lr_finder_plot import lr_finder_figure
 
     rising = LrCurve("phase2", [1e-7, 1e-6, 1e-5], [1.0, 2.0, 3.0], "the loss is not finite at a rate of 0.0001")
     empty = LrCurve("phase1", [], [], "the loss is not finite at a rate of 1e-07")
-    drawn = lr_finder_png(
-        "<name>", [(each, 1e-4, suggest_lr(each.rates, each.losses, diverged=True)) for each in (rising, empty)]
-    )
+    curves = [(each, 1e-4, suggest_lr(each.rates, each.losses, diverged=True)) for each in (rising, empty)]
+    drawn = png_bytes(lr_finder_figure("<name>", curves))
     with Image.open(io.BytesIO(drawn)) as picture:
         picture.load()
 
