@@ -53,7 +53,6 @@ PENDING = (
     "pharmclf/config",
     "pharmclf/export",
     "pharmclf/inference",
-    "pharmclf/reporting",
     "pharmclf/runs",
     "pharmclf/tuning",
     "tune",

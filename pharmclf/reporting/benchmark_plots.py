@@ -23,11 +23,11 @@ from pharmclf.reporting.figures import (
     SOFT,
     chart_style,
     draw_grid,
-    phase_name,
     write_heading,
     write_key,
 )  # fmt: skip
 from pharmclf.reporting.fonts import format_names
+from pharmclf.reporting.text_format import phase_name
 
 _PARTS = ("#08355e", "#0072b2", "#7db8dd", "#d55e00", "#f5a563", "#00795c", "#8fc9b5", "#6b7785")
 _BAR, _HEAD, _FOOT = 0.34, 0.62, 0.12  # inches

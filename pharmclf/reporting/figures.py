@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pharmclf.reporting.fonts import FONT, fit_fonts, suppress_font_warnings
+from pharmclf.reporting.text_format import phase_name
 
 DPI = 150
 INK, SOFT, FAINT, GRID = "#1f2933", "#6b7785", "#dfe4ea", "#eef1f4"
@@ -143,11 +144,6 @@ def draw_phase_bar(axes: Axes, begin: float, end: float, height: float) -> None:
         [begin, end], [height, height], color=FAINT, linewidth=2.5, clip_on=False, solid_capstyle="butt",
         transform=axes.get_xaxis_transform(),
     )  # fmt: skip
-
-
-def phase_name(phase: str) -> str:
-    """phase1 -> phase 1."""
-    return phase.replace("phase", "phase ").replace("  ", " ")
 
 
 def rate_text(rate: float, _: object = None) -> str:

@@ -1,7 +1,7 @@
-"""Fonts for the letters of all scripts: what a chart takes where its own font lacks a letter.
+"""Fallback fonts for charts, so that texts in all scripts are readable.
 
-Matplotlib draws a box for a letter that its font lacks, and looks for no other font by itself. So the texts of a figure
-get further installed fonts that have their letters. Where none has them, charts show numbers in place of names.
+Matplotlib draws a box for a letter that its font lacks, and does not look for another font. So the texts of a figure
+get other installed fonts that have their letters. Where none has them, charts show numbers in place of names.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from pharmclf.core.units import format_count
 FONT = "DejaVu Sans"
 """The font of all charts; it comes with matplotlib."""
 _FALLBACK_FONT = "last resort"  # a font of matplotlib that has a box for every letter
-_INVISIBLE_CATEGORIES = {"Cc", "Cf", "Mn", "Zl", "Zp", "Zs"}  # categories that need no shape of their own to be read
+_INVISIBLE_CATEGORIES = {"Cc", "Cf", "Mn", "Zl", "Zp", "Zs"}  # categories that are readable without a glyph
 
 
 def chart_names(class_names: Sequence[str]) -> dict[str, str]:
-    """What a chart calls each class: its name, or `class 3` for the third where no font here has its letters."""
+    """Class name -> its label in charts: the name, or `class 3` for the third where no font has its letters."""
     lacking = _missing_letters(_letters(class_names))
     return {
         name: f"class {number}" if lacking & _letters([name]) else name
@@ -39,12 +39,12 @@ def chart_names(class_names: Sequence[str]) -> dict[str, str]:
 
 
 def numbered(class_names: Sequence[str]) -> list[tuple[str, str]]:
-    """(what charts show, name) of the classes that they show by number."""
+    """(label in charts, name) of the classes that charts show by number."""
     return [(shown, name) for name, shown in chart_names(class_names).items() if shown != name]
 
 
 def font_notes(class_names: Sequence[str]) -> list[str]:
-    """A line for the terminal where no font here has the letters of some classes; else none."""
+    """A line for the terminal where no installed font has the letters of some classes; else none."""
     names = [name for _, name in numbered(class_names)]
     if not names:
         return []
@@ -68,7 +68,7 @@ def fit_fonts(figure: Figure) -> None:
 
 
 def format_names(text: str, length: int) -> str:
-    """A text of at most `length` columns; the middle gives way, because names of look-alikes differ at the end.
+    """A text of at most `length` columns, shortened in the middle, because names of look-alikes differ at the end.
 
     A letter of Chinese, Japanese and Korean takes two columns.
     """
@@ -83,7 +83,7 @@ def format_names(text: str, length: int) -> str:
 
 @contextlib.contextmanager
 def suppress_font_warnings() -> Iterator[None]:
-    """Keep what matplotlib says of lacking letters and weights off the terminal; `font_notes` says what matters."""
+    """Suppress matplotlib's warnings of missing letters and weights; `font_notes` reports what matters."""
     logger = logging.getLogger("matplotlib.font_manager")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -96,12 +96,12 @@ def suppress_font_warnings() -> Iterator[None]:
 
 
 def text_width(text: str, points: float) -> float:
-    """About how wide a text is at a size in points, in inches."""
+    """Approximate width of a text at a size in points, in inches."""
     return display_width(text) * points * 0.6 / 72
 
 
 def _letters(texts: Iterable[str]) -> frozenset[str]:
-    """The letters of some texts that the charts' own font lacks."""
+    """The letters of some texts that the font of charts lacks."""
     return frozenset(
         letter
         for letter in set().union(*texts)
@@ -120,36 +120,36 @@ def _own_letters() -> Mapping[int, int]:
 
 @functools.cache
 def _fonts(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    # matplotlib lists fonts once for all time in a file: one installed later is found by looking again
+    # matplotlib caches its list of fonts in a file, which lacks fonts that are installed later
     files = sorted(font_manager.findSystemFonts(), key=lambda file: ("Regular" not in file, file))  # not bold ones
     return choose_fonts(letters, files)
 
 
 def choose_fonts(letters: frozenset[str], files: Iterable[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The fonts that have some letters, and make matplotlib know them.
+    """Choose fonts for some letters, and register them with matplotlib.
 
     Args:
-        letters: what is wanted.
-        files: of installed fonts; of two that have the same letters the first is taken.
+        letters: the letters.
+        files: of installed fonts; of two that have the same letters the first is chosen.
 
     Returns:
         Their families, the one with most of the letters first; and the letters that none has.
     """
     known = {entry.fname for entry in font_manager.fontManager.ttflist}
-    having = {file: found for file in files if (found := _letters_in_font(file, letters))}
+    candidates = {file: covered for file in files if (covered := _letters_in_font(file, letters))}
     families = []
-    while having:
-        file = max(having, key=lambda name: len(having[name]))  # the first of equal ones
+    while candidates:
+        file = max(candidates, key=lambda name: len(candidates[name]))  # the first of equal ones
         if file not in known:
             font_manager.fontManager.addfont(file)
         families.append(next(entry.name for entry in font_manager.fontManager.ttflist if entry.fname == file))
-        letters -= having.pop(file)
-        having = {name: left for name, found in having.items() if (left := found & letters)}
+        letters -= candidates.pop(file)
+        candidates = {name: rest for name, covered in candidates.items() if (rest := covered & letters)}
     return tuple(dict.fromkeys(families)), letters
 
 
 def _letters_in_font(file: str, letters: frozenset[str]) -> frozenset[str]:
-    """Which of some letters a font has; none where it cannot be read, or is of bitmaps."""
+    """The letters among some that a font has; none where the font cannot be read, or is a bitmap font."""
     try:
         font = FT2Font(file)
         if not font.scalable or font.family_name.lower().startswith(_FALLBACK_FONT):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import math
 from collections.abc import Iterator
 
 import jinja2
@@ -19,7 +20,7 @@ from PIL import Image
 from pharmclf.core.units import format_count, format_duration
 from pharmclf.reporting import html_report_tables, text_format
 from pharmclf.reporting.calibration_plots import reliability_figure, risk_coverage_figure
-from pharmclf.reporting.figures import inline_svg, phase_name
+from pharmclf.reporting.figures import inline_svg
 from pharmclf.reporting.fonts import format_names, numbered
 from pharmclf.reporting.report_data import PredictedThumbnail, ReportData
 from pharmclf.reporting.run_plots import CURVES, chosen_index, learning_curve_figure
@@ -64,7 +65,6 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "percent": text_format.format_percent,
-        "number": text_format.format_number,
         "limit": text_format.format_limit,
         "confidence": text_format.format_confidence,
         "interval": text_format.format_interval,
@@ -74,9 +74,10 @@ def _environment() -> jinja2.Environment:
         "duration": format_duration,
         "heat": heat_overlay,
         "png": lambda content: _data_uri("png", content),
-        "phase": phase_name,
+        "phase": text_format.phase_name,
         "tail": lambda path: "/".join(str(path).split("/")[-2:]),
     }
+    environment.tests["finite"] = math.isfinite
     environment.globals |= {"tables": html_report_tables, "words": text_format, "numbered": numbered}
     return environment
 

@@ -1,11 +1,11 @@
-"""How the examples load an image without this package: one text for README, model card and exports."""
+"""The code with which examples load an image without this package: one text for README, model card and exports."""
 
 from __future__ import annotations
 
 from pharmclf.data.pixel_depth import MAX_VALUE
 
 IMPORTS = "from PIL import Image, ImageOps  # for HEIC: import pillow_heif; pillow_heif.register_heif_opener()"
-"""What the function needs beside numpy as np."""
+"""Imports of the function, in addition to numpy as np."""
 _LOAD_IMAGE = """\
 def load_image(path, side, white={white}):  # RGB as in training: (side, side, 3) uint8
     image = Image.open(path)

@@ -76,9 +76,12 @@ def _environment() -> jinja2.Environment:
     for name, function in number_filters.items():
         environment.filters[name] = functools.partial(_format_safely, function)
     environment.globals |= {
-        "words": text_format, "thin": do_mark_safe(text_format.THIN), "missed_classes": _missed_classes, "worst": _WORST,
+        "words": text_format,
+        "thin": do_mark_safe(text_format.THIN),
+        "missed_classes": _missed_classes,
+        "worst": _WORST,
         "most_names": _MOST_NAMES,
-    }  # fmt: skip
+    }
     return environment
 
 

@@ -1,10 +1,9 @@
-"""What the report and the model card are made of: plain facts, gathered elsewhere, drawn here."""
+"""The data of a report and a model card, as plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -22,14 +21,13 @@ class Thumbnail:
     image: np.ndarray
     """(S, S, 3) uint8 RGB."""
     path: str
-    """Where the file lies."""
     label: str
-    """Its class, as the data set says."""
+    """Its class in the data set."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PredictedThumbnail(Thumbnail):
-    """An image with what the model says of it."""
+    """An image with its prediction."""
 
     predicted: str
     """The most probable class."""
@@ -38,7 +36,7 @@ class PredictedThumbnail(Thumbnail):
     abstain: bool
     """Whether the model leaves it to a human."""
     heatmap: np.ndarray | None = None
-    """(S, S) floats 0..1, how much each place spoke for the predicted class (Grad-CAM); None: not computed."""
+    """(S, S) floats 0..1, evidence for the predicted class at each place (Grad-CAM); None: not computed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,18 +44,18 @@ class EvalSetReport:
     """One set of images that the model was tested on."""
 
     name: str
-    """test, or the name that the user gave to the set."""
+    """test, or the name of an extra set."""
     source: str
-    """Where its images lie."""
+    """Location of its images."""
     evaluation: EvaluationResult
     samples: Sequence[PredictedThumbnail] = ()
-    """Some of its images, right and wrong as they come."""
+    """Some of its images, evenly spaced."""
     worst: Sequence[PredictedThumbnail] = ()
-    """The mistakes that the model was surest of, the surest first."""
+    """The mistakes with the highest confidence, the highest first."""
     confused: Sequence[tuple[ConfusedPair, Sequence[PredictedThumbnail]]] = ()
-    """The pairs of classes most confused, each with some of its pictures."""
+    """The most confused pairs of classes, each with some of its images."""
     notes: Sequence[str] = ()
-    """What a person should know of the set; one line each."""
+    """Remarks for readers, one line each."""
     drop: Estimate | None = None
     """Accuracy of this set minus that of the test split, -1..1; None: of the test split itself."""
 
@@ -69,36 +67,67 @@ class DatasetReport:
     counts: Sequence[tuple[str, int, int, int]]
     """(class, images in train, validation, test), and a last line "all" with the sums."""
     quarantined: Sequence[tuple[str, str]] = ()
-    """(path, reason) of images that cannot be used; perhaps only the first."""
+    """(path, reason) of unusable images, at least of the first."""
     num_quarantined: int
     num_duplicate_groups: int
-    """Groups of two or more images that are copies of one picture."""
+    """Groups of two or more images that are near duplicates."""
     num_duplicate_images: int
     """Images in those groups."""
     num_torn_groups: int
-    """Those of the groups that lie in several splits, because the list of the data set says so."""
+    """Groups that lie in several splits, as the list of the data set has them."""
     duplicate_groups: Sequence[Sequence[Thumbnail]] = ()
     """Some of those groups."""
     notes: Sequence[str] = ()
-    """What a person should know of the data set; one line each."""
+    """Remarks for readers, one line each."""
     has_splits: bool = True
-    """Whether it is divided; if not, all of it is there to test a model on, and counts as test."""
+    """Whether it is divided into splits; if not, a model is tested on all of it, which counts as test."""
     white_level: int = MAX_VALUE
-    """The value that is white in its files of 16 bits per channel."""
+    """The value of white in its files of 16 bits per channel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSummary:
+    """One phase of training."""
+
+    name: str
+    """phase1 or phase2."""
+    epochs: int
+    seconds: float
+    images_per_second: float
+    val_accuracy: float
+    """Best validation accuracy of the phase, 0..1."""
+    test_accuracy: Estimate | None = None
+    """Test accuracy of the phase's best weights; None: not evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """A run, apart from its scores."""
+
+    name: str
+    backbone: str
+    workers: int
+    """Workers that trained; 0: in the calling process."""
+    train_images: int
+    phases: Sequence[PhaseSummary]
+    """In the order of training."""
+    seconds_total: float
+    """Wall-clock time of the run, seconds."""
+    best_checkpoint: str
+    """Location of the checkpoint that the model was made of."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportData:
-    """All that the report shows. What is None or empty is left out."""
+    """The content of a report. Sections without data are left out."""
 
     sets: Sequence[EvalSetReport]
     """The test split first, then the extra sets; at least one."""
     decision: AbstentionPolicy | None
-    """When the model answers by itself."""
     validation: EvaluationResult | None = None
-    """Scores on the images that temperature and threshold were chosen on."""
-    result: Mapping[str, Any] | None = None
-    """The content of result.json; None: evaluated without a run."""
+    """Scores on the images with which temperature and threshold were chosen."""
+    run: RunSummary | None = None
+    """None: evaluated without a run."""
     history: Sequence[EpochRecord] | None = None
     """One record per epoch."""
     best: tuple[str, int] | None = None
@@ -109,15 +138,15 @@ class ReportData:
     versions: Mapping[str, str] = field(default_factory=dict)
     """Package -> version."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
-    """What was used -> its hash."""
+    """Input, such as data or weights -> its hash."""
     hardware: Sequence[tuple[str, str]] = ()
     """(what, text), such as ("GPU", "NVIDIA L4, 23 GB")."""
     hardware_curves: Sequence[tuple[str, bytes]] = ()
-    """(title, PNG) of the machine's load over time."""
+    """(title, PNG) of the load of the machines over time."""
     command: str | None = None
-    """The command line that made this."""
+    """The command line of the run."""
     created: str = ""
-    """When, as a text with its time zone."""
+    """Date and time with the time zone."""
 
     def __post_init__(self) -> None:
         if not self.sets:
@@ -131,4 +160,4 @@ class ReportData:
     @property
     def name(self) -> str:
         """The name of the run, or else of the first set."""
-        return str(self.result["name"]) if self.result else self.test.name
+        return self.run.name if self.run else self.test.name

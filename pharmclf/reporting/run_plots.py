@@ -27,12 +27,12 @@ from pharmclf.reporting.figures import (
     chart_style,
     draw_grid,
     mark_phases,
-    phase_name,
     rate_text,
     write_heading,
     write_key,
 )  # fmt: skip
 from pharmclf.reporting.fonts import chart_names, format_names, text_width
+from pharmclf.reporting.text_format import phase_name
 
 MAX_CLASSES = 100
 """Classes of a confusion matrix, those with most mistakes."""

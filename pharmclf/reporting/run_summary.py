@@ -1,74 +1,34 @@
-"""What a run says on its way and at its end: progress lines, result.json, the console summary. Text without colours."""
+"""Progress lines of a run, the content of result.json, and the summary for the console; text without colours."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pharmclf import storage
 from pharmclf.core.events import StepEnd
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_duration
-from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.accuracy_agreement import AccuracyMismatch
 from pharmclf.evaluation.metrics import Estimate
-from pharmclf.evaluation.results import EvaluationResult
-from pharmclf.reporting.report_data import EvalSetReport
+from pharmclf.reporting.report_data import EvalSetReport, ReportData
+from pharmclf.reporting.text_format import phase_name
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """What a run is, apart from its scores."""
-
-    name: str
-    backbone: str
-    workers: int
-    """Workers that trained; 0: in the calling process."""
-    train_images: int
-    seconds_total: float
-    """Wall-clock time of the whole run, seconds."""
-    best_checkpoint: str
-    """Location of the checkpoint that the model was made of."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseSummary:
-    """What one phase of training did."""
-
-    name: str
-    """phase1 or phase2."""
-    epochs: int
-    seconds: float
-    images_per_second: float
-    val_accuracy: float | None
-    """Best validation accuracy of the phase, 0..1."""
-    test_accuracy: Estimate | None = None
-    """Test accuracy of the phase's best weights; None: not evaluated."""
-
-
-def build_result(
-    run: RunSummary,
-    validation: EvaluationResult,
-    test: EvaluationResult,
-    phases: Sequence[PhaseSummary],
-    *,
-    decision: AbstentionPolicy | None = None,
-    extras: Sequence[EvalSetReport] = (),
-    mismatch: AccuracyMismatch | None = None,
-) -> dict[str, Any]:
+def build_result(report: ReportData, mismatch: AccuracyMismatch | None = None) -> dict[str, Any]:
     """The content of result.json; intervals are [low, high], 95 %; unknown numbers are None.
 
     Args:
-        run: what the run is.
-        validation: the chosen model on the validation split.
-        test: the same model on the test split.
-        phases: in the order they ran.
-        decision: when the model answers by itself.
-        extras: sets from another source, with the same model.
+        report: of a run, with its validation scores.
         mismatch: of the saved model with the epoch that it was saved from; None: they agree.
+
+    Raises:
+        ValueError: a report without a run.
     """
+    run, validation, test, decision = report.run, report.validation, report.test.evaluation, report.decision
+    if run is None or validation is None:
+        raise ValueError("report: received none of a run, expected one with a run and its validation scores")
     answered = test.answered
     return {
         "name": run.name,
@@ -93,7 +53,7 @@ def build_result(
                 "test_accuracy": phase.test_accuracy.value if phase.test_accuracy else None,
                 "test_accuracy_interval": _interval(phase.test_accuracy) if phase.test_accuracy else None,
             }
-            for phase in phases
+            for phase in run.phases
         ],
         "test_calibration_error": test.calibration_error.value,
         "test_calibration_error_interval": _interval(test.calibration_error),
@@ -105,7 +65,7 @@ def build_result(
         "test_answered_interval": _interval(answered.coverage) if answered else None,
         "test_answered_error": answered.error.value if answered and answered.error else None,
         "test_answered_error_interval": _interval(answered.error) if answered and answered.error else None,
-        "extra_tests": [_extra_result(extra) for extra in extras],
+        "extra_tests": [_extra_result(extra) for extra in report.sets[1:]],
         "val_accuracy_mismatch": vars(mismatch) if mismatch else None,
         "seconds_total": _finite(run.seconds_total),
         "best_checkpoint": run.best_checkpoint,
@@ -136,7 +96,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def summary_text(result: dict[str, Any], folder: str) -> str:
-    """The end of a run for the console; its last line alone tells the outcome.
+    """The summary of a run for the console; its last line has the result.
 
     Args:
         result: the content of result.json.
@@ -157,7 +117,7 @@ def summary_text(result: dict[str, Any], folder: str) -> str:
     ]
     phases = [["", "epochs", "time", "images/s", "validation", "test", "95 % interval"]]
     for phase in result["phases"]:
-        score = _score_row(_phase_name(phase["name"]), phase, "test_accuracy", phase["epochs"])
+        score = _score_row(phase_name(phase["name"]), phase, "test_accuracy", phase["epochs"])
         speed, validation = (
             _format_number(phase["images_per_second"], ".0f"),
             _format_number(phase["val_accuracy"], ".3f"),
@@ -187,7 +147,7 @@ def _extra_lines(result: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def _answers_line(result: Mapping[str, Any]) -> str | None:
-    """What the model answers by itself, in a line."""
+    """A line with the shares of images that the model answers, and answers wrongly."""
     if result.get("threshold") is None:
         return None
     share, error = result["test_answered"], result["test_answered_error"]
@@ -211,11 +171,6 @@ def _format_number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _phase_name(name: str) -> str:
-    """phase1 -> phase 1."""
-    return f"phase {name[5:]}" if name.startswith("phase") and name[5:].isdigit() else name
-
-
 def _table(rows: list[list[str]]) -> list[str]:
     """Rows as aligned lines: the first column to the left, the others to the right."""
     return [f"  {line}" for line in align_columns([[row[0].ljust(19), *row[1:]] for row in rows], left=[0])]
@@ -226,6 +181,6 @@ def progress_line(event: StepEnd) -> str:
     rate = event.images_per_second
     speed = f"{rate:.1f}" if rate < 9.95 else f"{rate:,.0f}"
     return (
-        f"{_phase_name(event.phase)}  epoch {event.epoch + 1}/{event.epochs}  step {event.step}/{event.steps}  "
+        f"{phase_name(event.phase)}  epoch {event.epoch + 1}/{event.epochs}  step {event.step}/{event.steps}  "
         f"loss {event.loss:.3f}  accuracy {event.accuracy:.3f}  {speed} images/s  ETA {format_duration(event.eta_s)}"
     )

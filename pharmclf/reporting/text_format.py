@@ -1,4 +1,4 @@
-"""Numbers and sentences that the report and the model card share: plain text, which each of them escapes."""
+"""Numbers and sentences of the report and the model card: plain text, which each of them escapes."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _PROMISE_TEXTS: dict[PromiseCheck, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a person needs to know first, a sentence or two each; "" where there is nothing to say."""
+    """The result in a sentence or two per aspect; "" where an aspect does not apply."""
 
     headline: str
-    """How often it is right; without a full stop."""
+    """The accuracy; without a full stop."""
     certainty: str
-    """The interval of that; without a full stop."""
+    """Its interval; without a full stop."""
     answers: str
-    """What it answers by itself, how often that is wrong, what is left to a human."""
+    """The shares that it answers, answers wrongly, and leaves to a human."""
     promise: str
-    """What the threshold promises, and whether the test images bear that out."""
+    """The promise of the threshold, and whether the test images confirm it."""
     shifts: tuple[str, ...]
-    """How it does on each extra set."""
+    """The accuracy on each extra set."""
 
 
 def format_number(share: float, digits: int = 1) -> str:
-    """Per cent without the sign; digits are added rather than round to a 0 or a 100 that it is not."""
+    """Per cent without the sign; with more digits where it would round to 0 or 100 without being it."""
     for places in range(digits, 5):
         text = f"{100 * share:.{places}f}"
         if float(text) not in (0.0, 100.0):
@@ -55,9 +55,9 @@ def format_percent(share: float, digits: int = 1) -> str:
 
 
 def format_parts(shares: Sequence[float]) -> list[str]:
-    """The parts of a whole in per cent, as `format_percent` shows them, so that what is shown sums to 100.
+    """Shares that sum to 1 in per cent, as `format_percent`, rounded so that the texts sum to 100.
 
-    Each is rounded down, and what is missing goes to those that lost most by it (largest remainder).
+    Each is rounded down, and the missing units go to those that lost most (largest remainder).
     """
     for digits in range(1, 5):
         unit = 10**digits
@@ -73,12 +73,12 @@ def format_parts(shares: Sequence[float]) -> list[str]:
 
 
 def format_confidence(share: float) -> str:
-    """A confidence in per cent, rounded down, so that none looks surer than it is."""
+    """A confidence in per cent, rounded down, so that none looks higher than it is."""
     return "100" + f"{THIN}%" if share >= 1 else f"{math.floor(1000 * share) / 10:.1f}{THIN}%"
 
 
 def format_limit(share: float) -> str:
-    """A share that somebody has chosen, as it was given: 0.01 -> 1 %."""
+    """A share from a setting, without rounding: 0.01 -> 1 %."""
     return f"{100 * share:.6g}{THIN}%"
 
 
@@ -98,8 +98,13 @@ def format_points(difference: float) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
+def phase_name(phase: str) -> str:
+    """phase1 -> phase 1."""
+    return phase.replace("phase", "phase ").replace("  ", " ")
+
+
 def images_label(facts: EvalSetReport) -> str:
-    """The test images; the images of a set by its name."""
+    """The images of a set, by its name unless it is the test split."""
     return "the test images" if facts.drop is None and facts.name == "test" else f"the images of “{facts.name}”"
 
 
@@ -118,7 +123,7 @@ def build_verdict(facts: ReportData) -> Verdict:
 
 
 def answers_sentence(point: OperatingPoint | None) -> str:
-    """What the model answers by itself at its threshold."""
+    """The shares of images that the model answers, answers wrongly, and leaves to a human at its threshold."""
     if point is None:
         return "It has no threshold: it answers always, and does not know when it should not."
     if not point.num_answered or point.error is None:
@@ -135,7 +140,7 @@ def answers_sentence(point: OperatingPoint | None) -> str:
 
 
 def check_promise(decision: AbstentionPolicy, point: OperatingPoint | None) -> PromiseCheck | None:
-    """Whether a set bears out the error that the threshold promises; None: it answers nothing, or has no threshold."""
+    """Compare the error on a set with the promise of the threshold; None: no answers, or no threshold."""
     if point is None or point.error is None:
         return None
     if point.error.high <= decision.max_error:
@@ -146,7 +151,7 @@ def check_promise(decision: AbstentionPolicy, point: OperatingPoint | None) -> P
 
 
 def promise_sentence(decision: AbstentionPolicy, facts: EvalSetReport) -> str:
-    """What the threshold promises, on what ground, and what a set says to that."""
+    """The promise of the threshold, its evidence, and whether a set confirms it."""
     most = f"at most {format_limit(decision.max_error)} wrong answers"
     if decision.threshold > 1:
         return f"The validation images showed no confidence from which it gives {most}."
@@ -165,7 +170,7 @@ def promise_sentence(decision: AbstentionPolicy, facts: EvalSetReport) -> str:
 
 
 def shift_sentence(facts: EvalSetReport, test: EvalSetReport, decision: AbstentionPolicy | None) -> str:
-    """How the model does on an extra set, against the test images."""
+    """The scores on an extra set, compared with the test images."""
     scores = facts.evaluation
     text = (
         f"On “{facts.name}”, {format_count(scores.num_images, 'image')}, it is right on "
@@ -182,7 +187,7 @@ def shift_sentence(facts: EvalSetReport, test: EvalSetReport, decision: Abstenti
     if decision is None or point is None or point.error is None:
         return text
     state = check_promise(decision, point)
-    word = {"broken": ", more than was asked for", "doubtful": ", perhaps more than was asked for"}
+    word = {"broken": ", more than the limit", "doubtful": ", perhaps more than the limit"}
     return (
         f"{text} It answers {format_percent(point.coverage.value)} of them by itself, and "
         f"{format_with_interval(point.error)} of "
@@ -204,7 +209,7 @@ def _difference_sentence(drop: Estimate | None, than: str) -> str:
 
 
 def calibration_sentence(scores: EvaluationResult, temperature: float | None) -> str:
-    """How far confidence and accuracy lie apart, before and after temperature scaling."""
+    """The distance of confidence and accuracy, before and after temperature scaling."""
     after, before = scores.calibration_error, scores.raw_calibration_error
     if before is None or temperature is None:
         return f"Confidence and accuracy lie {_calibration_gap(after)} apart on average."

@@ -98,19 +98,13 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> int:
         write_scored_dataset(scored, out, model.image_size)
         set_report = build_set_report(scored, None, model.image_size, explainer)
     report = ReportData(
-        result=None,
-        history=None,
-        best=None,
         decision=model.decision,
-        validation=None,
         sets=[set_report],
         data=build_dataset_report(quarantine.manifest, has_splits=options.data in _SPLITS),
         config_yaml=to_yaml(from_dict(record["config"], source="run.json")) if record else "",
         versions=record.get("versions", {}),
         fingerprints=record.get("fingerprints", {}) | {"model": model.sha256},
         hardware=describe_machine(device, workers),
-        hardware_curves=(),
-        command=None,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     location = storage.join(out, "report.html")

@@ -32,7 +32,7 @@ from pharmclf.reporting.hardware_plots import hardware_curves
 from pharmclf.reporting.hardware_text import hardware_lines
 from pharmclf.reporting.html_report import page_html
 from pharmclf.reporting.model_card import CARD_FILE, model_card
-from pharmclf.reporting.report_data import ReportData
+from pharmclf.reporting.report_data import PhaseSummary, ReportData, RunSummary
 from pharmclf.reporting.report_inputs import (
     build_dataset_report,
     build_set_report,
@@ -40,7 +40,7 @@ from pharmclf.reporting.report_inputs import (
     write_scored_dataset,
 )
 from pharmclf.reporting.run_plots import learning_curves_figure
-from pharmclf.reporting.run_summary import PhaseSummary, RunSummary, build_result, summary_text
+from pharmclf.reporting.run_summary import build_result, summary_text
 from pharmclf.runs.record import RunRecord
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
 from pharmclf.training.context import LABELS_FILE, MODEL_FILE, phase_model_file
@@ -130,21 +130,18 @@ def run_final_evaluation(
     best = (chosen, outcome.monitors[chosen].best_epoch)
     storage.write_json(storage.join(folder, "history.json"), [record.to_dict() for record in history])
     storage.write_bytes(storage.join(folder, "learning_curves.png"), png_bytes(learning_curves_figure(history, best)))
-    facts = RunSummary(
+    run = RunSummary(
         name=config.run_name,
         backbone=config.backbone,
         workers=outcome.workers,
         train_images=len(manifest.rows("train")) - len(quarantine.rows & set(manifest.rows("train").tolist())),
+        phases=[_phase_summary(name, history, outcome, phase_tests.get(name)) for name in outcome.best],
         seconds_total=record.seconds + time.monotonic() - began,
         best_checkpoint=storage.join(folder, "checkpoints", outcome.best[chosen]),
     )
-    phases = [_phase_summary(name, history, outcome, phase_tests.get(name)) for name in outcome.best]
-    summary = build_result(
-        facts, validation.evaluation, test.evaluation, phases, decision=decision, extras=shown[1:], mismatch=mismatch
-    )
     rows, findings = _read_hardware(folder)
     report = ReportData(
-        result=summary,
+        run=run,
         history=history,
         best=best,
         decision=decision,
@@ -159,6 +156,7 @@ def run_final_evaluation(
         command=record.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    summary = build_result(report, mismatch)
     if quarantine.rows:
         quarantine.manifest.write_quarantine(storage.join(folder, QUARANTINE_FILE))
     storage.write_bytes(storage.join(folder, "model", CARD_FILE), model_card(report).encode())

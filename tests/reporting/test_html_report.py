@@ -193,7 +193,7 @@ def test_the_head_tells_the_outcome(ordinary: str):
     assert "promises at most 5 % wrong answers: the 240 validation images that it answers show that" in head
     assert "The test images agree with it, but are too few to prove it." in head
     assert "On “shifted”, 60 images, it is right on 50.0 % (37.7–62.3 %): 40.0 points fewer than on the test" in head
-    assert "of these answers are wrong, more than was asked for." in head
+    assert "of these answers are wrong, more than the limit." in head
 
 
 @pytest.mark.parametrize("none", [True, False], ids=["nothing answered", "all right"])

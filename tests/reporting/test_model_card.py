@@ -70,7 +70,7 @@ def test_the_card_has_its_parts_and_numbers():
         "**It knows 3 products and nothing else.**",
         "| test | 60 | 90.0 % (79.9–95.3 %) |",
         "| amber | 20 | 90.0 % (69.9–97.2 %) |",
-        "Most often confused, of the test images: amber taken for birch (2 images, 10.0 % of it)",
+        "Most often confused, of the test images: amber predicted as birch (2 images, 10.0 % of it)",
         "On “shifted”, 60 images, it is right on 60.0 %",
         "From a confidence of 0.8000 after temperature scaling (temperature 1.5000); below that, ask a human.",
         "promises at most 5 % wrong answers",

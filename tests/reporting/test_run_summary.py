@@ -11,6 +11,7 @@ import pytest
 from pharmclf.core.events import StepEnd
 from pharmclf.evaluation.evaluate import evaluate
 from pharmclf.reporting import run_summary
+from pharmclf.reporting.report_data import EvalSetReport, PhaseSummary, ReportData, RunSummary
 
 KEYS = {
     "name", "backbone", "workers", "train_images", "val_accuracy", "test_accuracy", "test_macro_f1", "phases",
@@ -33,16 +34,18 @@ def make_evaluation(count, mistakes):
     return evaluate(table.assign(confidence=0.5), ["a", "b"], groups=table["row"], resamples=50)
 
 
+def make_result(run, validation, test):
+    """result.json of a run without a threshold and without extra sets."""
+    tested = EvalSetReport(name="test", source="images", evaluation=test)
+    return run_summary.build_result(ReportData(sets=[tested], decision=None, validation=validation, run=run))
+
+
 @pytest.fixture(scope="module")
 def finished():
-    run = run_summary.RunSummary(
-        name="demo", backbone="efficientnet_lite0", workers=2, train_images=640, seconds_total=3792.4,
-        best_checkpoint="runs/demo/checkpoints/phase2-0006",
-    )  # fmt: skip
     test = make_evaluation(200, 12)
     phases = [
-        run_summary.PhaseSummary(name="phase1", epochs=12, seconds=92.0, images_per_second=83.4, val_accuracy=0.912),
-        run_summary.PhaseSummary(
+        PhaseSummary(name="phase1", epochs=12, seconds=92.0, images_per_second=83.4, val_accuracy=0.912),
+        PhaseSummary(
             name="phase2",
             epochs=8,
             seconds=130.0,
@@ -51,7 +54,11 @@ def finished():
             test_accuracy=test.accuracy,
         ),
     ]
-    return run_summary.build_result(run, make_evaluation(160, 8), test, phases)
+    run = RunSummary(
+        name="demo", backbone="efficientnet_lite0", workers=2, train_images=640, seconds_total=3792.4, phases=phases,
+        best_checkpoint="runs/demo/checkpoints/phase2-0006",
+    )  # fmt: skip
+    return make_result(run, make_evaluation(160, 8), test)
 
 
 def test_result_has_the_keys_of_the_contract(finished):
@@ -73,13 +80,13 @@ def test_intervals_hold_their_numbers(finished):
 
 def test_numbers_that_are_not_finite_become_none():
     """A phase without a validation or a speed says so; JSON knows no NaN."""
-    run = run_summary.RunSummary(
-        name="x", backbone="b", workers=0, train_images=1, seconds_total=1.0, best_checkpoint="c"
-    )
-    phase = run_summary.PhaseSummary(
+    phase = PhaseSummary(
         name="phase1", epochs=1, seconds=0.0, images_per_second=float("inf"), val_accuracy=float("nan")
     )
-    result = run_summary.build_result(run, make_evaluation(4, 1), make_evaluation(4, 1), [phase])
+    run = RunSummary(
+        name="x", backbone="b", workers=0, train_images=1, phases=[phase], seconds_total=1.0, best_checkpoint="c"
+    )
+    result = make_result(run, make_evaluation(4, 1), make_evaluation(4, 1))
     assert result["phases"][0]["images_per_second"] is None
     assert result["phases"][0]["val_accuracy"] is None
     assert "in one process" in run_summary.summary_text(result, "runs/x")

@@ -12,8 +12,15 @@ from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.evaluate import evaluate, predictions_table
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.results import EvaluationResult, accuracy_difference, most_confused_pairs
-from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, PredictedThumbnail, ReportData, Thumbnail
-from pharmclf.reporting.run_summary import PhaseSummary, RunSummary, build_result
+from pharmclf.reporting.report_data import (
+    DatasetReport,
+    EvalSetReport,
+    PhaseSummary,
+    PredictedThumbnail,
+    ReportData,
+    RunSummary,
+    Thumbnail,
+)
 from support.epoch_records import epoch_record
 
 HOSTILE = (
@@ -158,9 +165,6 @@ def make_facts(
         item = make_set(name, names, decision, side=side, mistakes=extra_mistakes, surest=extra_mistakes // 2)
         drop = accuracy_difference(test.evaluation, item.evaluation)
         sets.append(EvalSetReport(**{**vars(item), "drop": drop, "notes": [f"left out: {names[0]} (2 images)"]}))
-    run = RunSummary(
-        name="made", backbone="lite0", workers=2, train_images=60, seconds_total=75.0, best_checkpoint="/runs/made/best"
-    )
     phases = [
         PhaseSummary(name="phase1", epochs=4, seconds=30.0, images_per_second=123.4, val_accuracy=0.8),
         PhaseSummary(
@@ -172,6 +176,10 @@ def make_facts(
             test_accuracy=test.evaluation.accuracy,
         ),
     ]
+    run = RunSummary(
+        name="made", backbone="lite0", workers=2, train_images=60, phases=phases, seconds_total=75.0,
+        best_checkpoint="/runs/made/best",
+    )  # fmt: skip
     images = [picture.image for picture in test.samples[:2]]
     thumbnails = [Thumbnail(image=image, path=f"/images/{names[0]}.jpg", label=names[0]) for image in images]
     counts = [(name, 20, 5, 20) for name in names]
@@ -179,7 +187,7 @@ def make_facts(
         sets=sets,
         decision=decision,
         validation=validation,
-        result=build_result(run, validation, test.evaluation, phases),
+        run=run,
         history=make_history(),
         best=("phase2", 1),
         data=DatasetReport(
