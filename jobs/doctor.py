@@ -2,7 +2,7 @@
 
 python jobs/doctor.py                                              this machine, storage runs/
 python jobs/doctor.py --data DIR --storage s3://BUCKET/PREFIX      what a run with these flags needs; --config FILE too
-python jobs/doctor.py --workers 2                                  with an all-reduce of two workers
+python jobs/doctor.py --num-workers 2                                  with an all-reduce of two workers
 ray job submit --working-dir . -- python jobs/doctor.py ...        every node of the cluster, and the network between
 
 Exit code: 0 training can start, perhaps with warnings; 1 it would fail; 2 bad flags. All files it writes are deleted.

@@ -1,7 +1,7 @@
 """Examine a data set before training: the manifest, the splits, and the list of images that cannot be used.
 
 python jobs/prepare.py --data DIR                          writes <storage>/<name>/manifest.parquet and quarantine.csv
-python jobs/prepare.py --data DIR --max-bad 1%             exit code 2 if more than 1 % of the images are invalid
+python jobs/prepare.py --data DIR --max-invalid 1%             exit code 2 if more than 1 % of the images are invalid
 python jobs/prepare.py --data DIR --precompute-features    also fills the feature cache that training would use
 """
 

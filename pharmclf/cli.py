@@ -26,7 +26,7 @@ T = TypeVar("T")
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag without a value and without a `--no-` form, for what is off unless it is given."""
 _FLATTEN = tyro.conf.arg(name="")
-_REPEATABLE = "--extra-test"
+_REPEATABLE = "--eval-data"
 _CONFIG_HELP = "A YAML file of the settings below; flags override it."
 
 

@@ -53,7 +53,7 @@ def find_learning_rates(config: RunConfig, say: Say) -> int:
         ConfigError: bad input.
     """
     refuse_auto(config.microbatch, "--find-lr")
-    config = dataclasses.replace(resolve_weights_path(config), workers="0")
+    config = dataclasses.replace(resolve_weights_path(config), num_workers="0")
     for warning in check_feasible(config):
         say(f"warning: {warning}")
     check_storage(config)
@@ -61,8 +61,8 @@ def find_learning_rates(config: RunConfig, say: Say) -> int:
     with GracefulShutdown() as stop, tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
         manifest = split_manifest(config, folder, scan_progress(say))
         describe_data(manifest, "", say)
-        connect(allow_open=config.allow_open_cluster)
-        quarantine = Quarantine(manifest, config.max_bad_share, say)
+        connect(allow_open=config.allow_unauthenticated_cluster)
+        quarantine = Quarantine(manifest, config.max_invalid_share, say)
 
         def should_stop() -> bool:
             return stop.received is not None or quarantine.exceeds_limit

@@ -179,7 +179,7 @@ class _ActiveRun:
         location = storage.join(self.folder, QUARANTINE_FILE)
         # the console exists before the first image is read
         self.quarantine = Quarantine(
-            self.manifest, self.config.max_bad_share, lambda text: self.console.say(text), location
+            self.manifest, self.config.max_invalid_share, lambda text: self.console.say(text), location
         )
 
     def train_and_evaluate(self) -> None:
@@ -201,12 +201,12 @@ class _ActiveRun:
     def _start_services(self, tracker: Tracker) -> None:
         """Connect to Ray; start metrics, hardware monitoring and the console."""
         config = self.config
-        connect(allow_open=config.allow_open_cluster)
+        connect(allow_open=config.allow_unauthenticated_cluster)
         self.services.callback(PrometheusExporter(config.run_name, self.status.now).close)
         self.hardware = HardwareMonitor(
             self.folder,
             node=node_address(),
-            every_s=config.hardware_every_s,
+            every_s=config.monitor_interval_s,
             send=lambda event: self.console.on_event(event),
             is_lost=lambda: self.lease.is_lost,
             context=RunContext(remote_data=storage.is_remote(config.data), wants_gpus=config.accelerator != "cpu"),
@@ -221,7 +221,7 @@ class _ActiveRun:
 
     def _train(self) -> TrainResult:
         context = build_training_context(self.config, self.folder, self.manifest, self.record.fingerprints)
-        context = dataclasses.replace(context, hardware_every_s=self.config.hardware_every_s)
+        context = dataclasses.replace(context, monitor_interval_s=self.config.monitor_interval_s)
         try:
             context = resolve_auto_settings(context, self.console, self.record)
             with self.console.explain_divergence():
@@ -279,10 +279,10 @@ def precompute_features(config: RunConfig, folder: str, manifest: Manifest, say:
     Raises:
         ConfigError: bad input.
     """
-    config = dataclasses.replace(resolve_weights_path(config), activations="always")
+    config = dataclasses.replace(resolve_weights_path(config), feature_cache="always")
     with GracefulShutdown() as stop:
-        connect(allow_open=config.allow_open_cluster)
-        quarantine = Quarantine(manifest, config.max_bad_share, say, storage.join(folder, QUARANTINE_FILE))
+        connect(allow_open=config.allow_unauthenticated_cluster)
+        quarantine = Quarantine(manifest, config.max_invalid_share, say, storage.join(folder, QUARANTINE_FILE))
 
         def stopped() -> bool:
             return stop.received is not None or quarantine.exceeds_limit

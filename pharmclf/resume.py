@@ -150,9 +150,9 @@ def reopen_complete_run(config: RunConfig, folder: str, record: RunRecord, say: 
     """
     check_data_location(config, folder, record.config, record.fingerprints["data"], say)
     evaluate_further_datasets(config, folder, record, say)
-    before = from_dict(record.config, source=RUN_FILE).max_error
-    if before != config.max_error:
-        say(f"note: the threshold of the run stays that of --max-error {before}; {config.max_error} is not used")
+    before = from_dict(record.config, source=RUN_FILE).target_error
+    if before != config.target_error:
+        say(f"note: the threshold of the run stays that of --target-error {before}; {config.target_error} is not used")
     track_complete(config, folder, record, say)
     say(summary_text(load_record(storage.join(folder, "result.json")), folder))
     say(f"the run {folder} is complete already; give another --name, or --overwrite, to train again")
@@ -179,7 +179,7 @@ def check_data_location(
 
 
 def evaluate_further_datasets(config: RunConfig, folder: str, record: RunRecord, say: Say) -> bool:
-    """Evaluate a complete run on the data sets of `extra_test` that are new to it, and write its report again.
+    """Evaluate a complete run on the data sets of `eval_data` that are new to it, and write its report again.
 
     Args:
         config: with the requested data sets; those of the run are kept.
@@ -203,19 +203,19 @@ def evaluate_further_datasets(config: RunConfig, folder: str, record: RunRecord,
     if manifest is None or not checkpoints:
         lacks = "manifest" if manifest is None else "checkpoints"
         raise ConfigError(
-            f"--extra-test: the run {folder} has lost its {lacks}, so that its report cannot be renewed. Test its "
+            f"--eval-data: the run {folder} has lost its {lacks}, so that its report cannot be renewed. Test its "
             f"model with jobs/evaluate.py --model {folder} --data {next(iter(sets.values()))}"
         )
     recorded = from_dict(record.config, source=RUN_FILE)
     evaluated = dataclasses.replace(
         recorded,
         storage=config.storage,
-        max_bad=config.max_bad,
-        extra_test=tuple(f"{name}={at}" for name, at in (recorded.extra_tests | config.extra_tests).items()),
+        max_invalid=config.max_invalid,
+        eval_data=tuple(f"{name}={at}" for name, at in (recorded.eval_locations | config.eval_locations).items()),
     )
     with run_lock(folder):
         rerun_final_evaluation(evaluated, folder, manifest, checkpoints[-1].state, result, record, say)
-        record.config = to_record(dataclasses.replace(recorded, extra_test=evaluated.extra_test))
+        record.config = to_record(dataclasses.replace(recorded, eval_data=evaluated.eval_data))
         record.write(folder)
     return True
 

@@ -154,14 +154,14 @@ def make_job(shared_ray: None, drawn_images: str, drawn_manifest: Any) -> Callab
         config = RunConfig(
             **{
                 "data": drawn_images,
-                "workers": "0",
+                "num_workers": "0",
                 "image_size": 64,
                 "batch_size": 10,
                 "head": HeadConfig(dense=(), dropout=0.2),
                 "augment": AugmentConfig(rotation_deg=180, vertical_flip=True),
                 "phase1": PhaseConfig(epochs=2, learning_rate=1e-3),
                 "phase2": PhaseConfig(epochs=2, learning_rate=1e-4),
-                "checkpoint_every_s": 0,
+                "checkpoint_interval_s": 0,
             }
             | settings
         )

@@ -100,7 +100,7 @@ def test_switches_are_flags_without_a_value():
 def test_switches_still_take_the_values_of_earlier_versions():
     """True and False, after a space or =; a text that reads True stays the value of its flag."""
     options, config = parse(
-        "--skip-checks", "True", "--halving=False", "--augment.vertical_flip", "False", "--name", "True"
+        "--skip-checks", "True", "--no-halving", "--augment.vertical_flip", "False", "--name", "True"
     )
     assert (options.halving, config.skip_checks, config.augment.vertical_flip) == (False, True, False)
     assert config.name == "True"
@@ -116,8 +116,8 @@ def test_flags_override_the_configuration_file(tmp_path: Path):
 
 def test_values_of_a_flag_that_is_given_twice_add_up():
     """Data sets to evaluate on, one or more behind each flag."""
-    _, config = parse("--extra-test", "a=x", "--seed=3", "--extra-test=b=y", "--extra_test", "c=z", "d=s3://v")
-    assert config.extra_tests == {"a": "x", "b": "y", "c": "z", "d": "s3://v"}
+    _, config = parse("--eval-data", "a=x", "--seed=3", "--eval-data=b=y", "--eval_data", "c=z", "d=s3://v")
+    assert config.eval_locations == {"a": "x", "b": "y", "c": "z", "d": "s3://v"}
     assert config.seed == 3
 
 

@@ -33,13 +33,13 @@ RANGES = {path: (info.low, info.high) for path, info in field_infos(RunConfig).i
 TRAPS = ["yes", "off", "null", "~", "007", "1e-3", "1_000", "2024-01-01", "12:30", "[a]", "a: b", "# no", "é药", " x "]
 SHAPED: dict[str, st.SearchStrategy[Any]] = {
     "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True) | st.just(""),
-    "workers": st.sampled_from(["0", "1", "2", "1-4", "16"]),
+    "num_workers": st.sampled_from(["0", "1", "2", "1-4", "16"]),
     "microbatch": st.sampled_from(["whole", "auto", "1", "16"]),
-    "wait_for_nodes": st.sampled_from(["0", "90s", "10m", "1.5h"]),
-    "max_bad": st.sampled_from(["0", "1", "1%", "0.01", "99.5 %"]),
-    "activations": st.sampled_from(["auto", "never"]),  # always goes with some values of augment.views only
-    "max_error": st.sampled_from(["0.1 %", "1%", "0.05"]),
-    "extra_test": st.sampled_from([(), ("shifted=/a/b",), ("x.1=s3://b/p", "y=c d")]),
+    "node_timeout": st.sampled_from(["0", "90s", "10m", "1.5h"]),
+    "max_invalid": st.sampled_from(["0", "1", "1%", "0.01", "99.5 %"]),
+    "feature_cache": st.sampled_from(["auto", "never"]),  # always goes with some values of augment.views only
+    "target_error": st.sampled_from(["0.1 %", "1%", "0.05"]),
+    "eval_data": st.sampled_from([(), ("shifted=/a/b",), ("x.1=s3://b/p", "y=c d")]),
     "mlflow": st.sampled_from(["", "http://127.0.0.1:5000", "databricks"]),
     "head.dense": st.lists(st.integers(1, 4096), max_size=4).map(tuple),
 }
@@ -156,9 +156,9 @@ def test_a_wrong_type_is_refused(mapping: dict[str, Any], expected: str):
 
 def test_numbers_are_read_as_people_write_them():
     """YAML reads 1e-3 as text and 2 as a whole number; both are a float where one is expected, and a text where not."""
-    text = "{phase1: {learning_rate: 1e-3}, augment: {shift: 0}, workers: 2}"
+    text = "{phase1: {learning_rate: 1e-3}, augment: {shift: 0}, num_workers: 2}"
     config = from_dict(yaml.safe_load(text))
-    assert (config.phase1.learning_rate, config.augment.shift, config.workers) == (0.001, 0.0, "2")
+    assert (config.phase1.learning_rate, config.augment.shift, config.num_workers) == (0.001, 0.0, "2")
     assert isinstance(config.augment.shift, float)
 
 
@@ -208,8 +208,8 @@ def test_every_number_has_a_range():
         ({"name": "../up"}, "name: received '../up'"),
         ({"name": ".hidden"}, "name: received '.hidden'"),
         ({"name": "a b"}, "name: received 'a b'"),
-        ({"workers": "2-1"}, "workers: received '2-1'"),
-        ({"max_bad": "2"}, "max_bad: received '2'"),
+        ({"num_workers": "2-1"}, "num_workers: received '2-1'"),
+        ({"max_invalid": "2"}, "max_invalid: received '2'"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(mapping: dict[str, Any], message: str):
@@ -224,7 +224,7 @@ def test_fields_that_do_not_fit_are_refused(mapping: dict[str, Any], message: st
 )
 def test_workers_are_a_number_or_a_span(text: str, expected: tuple[int, int]):
     """N, MIN-MAX, and 0 for the calling process."""
-    assert parse_workers(text) == RunConfig(workers=text).worker_range == expected
+    assert parse_workers(text) == RunConfig(num_workers=text).worker_range == expected
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1-", "-4", "4-1", "0-2", "1.5", "1-2-3", "1,2"])
@@ -311,21 +311,21 @@ def test_the_reference_config_is_the_reference_run():
     assert optimizer.class_weights == "off"
 
 
-@pytest.mark.parametrize("field", ["data", "storage", "weights", "extra_test"])
+@pytest.mark.parametrize("field", ["data", "storage", "weights", "eval_data"])
 def test_the_address_of_a_web_page_is_no_location(field: str):
     """It is refused before anything is asked of the network; the stores' own schemes are not."""
     for scheme in ("https", "HTTP", "ftp", "hf"):
         location = f"{scheme}://images.invalid/pills.zip"
         with pytest.raises(ConfigError, match=f"{field}: .*{scheme}:// is no folder or bucket. Download and unpack it"):
-            RunConfig(**{field: (f"x={location}",) if field == "extra_test" else location})
+            RunConfig(**{field: (f"x={location}",) if field == "eval_data" else location})
     for location in ("s3://bucket/x", "gs://bucket/x", "az://container/x", "file:///x", "C:/x", "a b"):
-        RunConfig(**{field: (f"x={location}",) if field == "extra_test" else location})
+        RunConfig(**{field: (f"x={location}",) if field == "eval_data" else location})
 
 
 def test_activations_can_always_be_kept_where_pictures_come_back():
     """With a number of views, or without augmentation; else the remedy is named."""
     still = AugmentConfig(rotation_deg=0, shift=0, shear=0, zoom=0, horizontal_flip=False)
-    assert RunConfig(activations="always", augment=AugmentConfig(views=2)).views == 2
-    assert RunConfig(activations="always", augment=still).views == 1
+    assert RunConfig(feature_cache="always", augment=AugmentConfig(views=2)).views == 2
+    assert RunConfig(feature_cache="always", augment=still).views == 1
     with pytest.raises(ConfigError, match=r"--augment\.views 2"):
-        RunConfig(activations="always")
+        RunConfig(feature_cache="always")

@@ -165,18 +165,18 @@ def test_a_complete_run_says_so_whatever_has_become_of_its_images(tmp_path):
     assert start.is_complete
     assert start.record is not None
     said: list[str] = []
-    assert reopen_complete_run(dataclasses.replace(config, max_error="5%"), folder, start.record, said.append) == 0
-    assert said.pop(0) == "note: the threshold of the run stays that of --max-error 1%; 5% is not used"
+    assert reopen_complete_run(dataclasses.replace(config, target_error="5%"), folder, start.record, said.append) == 0
+    assert said.pop(0) == "note: the threshold of the run stays that of --target-error 1%; 5% is not used"
     assert "test accuracy 0.750" in said[0]
     assert said[1] == f"the run {folder} is complete already; give another --name, or --overwrite, to train again"
     with pytest.raises(ConfigError, match=r"lost its manifest.*jobs/evaluate\.py"):
-        reopen_complete_run(dataclasses.replace(config, extra_test=(f"lamp={gone}",)), folder, start.record, print)
+        reopen_complete_run(dataclasses.replace(config, eval_data=(f"lamp={gone}",)), folder, start.record, print)
 
 
 def test_a_set_that_was_tested_is_known_by_name_and_place(tmp_path):
     """Another place under the same name, and another name of the same place, are tested."""
     result = {"extra_tests": [{"name": "lamp", "source": f"{tmp_path}/a"}]}
-    asked = RunConfig(head=HeadConfig(), extra_test=(f"lamp={tmp_path}/a", f"day={tmp_path}/a"))
+    asked = RunConfig(head=HeadConfig(), eval_data=(f"lamp={tmp_path}/a", f"day={tmp_path}/a"))
     assert untested_datasets(asked, result) == {"day": f"{tmp_path}/a"}
-    assert untested_datasets(RunConfig(extra_test=(f"lamp={tmp_path}/b",)), result) == {"lamp": f"{tmp_path}/b"}
+    assert untested_datasets(RunConfig(eval_data=(f"lamp={tmp_path}/b",)), result) == {"lamp": f"{tmp_path}/b"}
     assert untested_datasets(RunConfig(), result) == {}

@@ -103,7 +103,7 @@ def measure_steps_in_subprocess(
     if gpu is None and precision == "mixed_float16":
         return _skip(phases, _SLOW)
     try:
-        config = dataclasses.replace(config, workers="0")
+        config = dataclasses.replace(config, num_workers="0")
         return run_in_subprocess(partial(measure_steps, config, phases, precision, gpu, seconds))
     except ConfigError:
         raise

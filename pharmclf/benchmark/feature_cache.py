@@ -39,18 +39,18 @@ def benchmark_feature_cache(config: RunConfig, say: Say) -> Report:
         image, and `gain`, how many times as fast phase 2 would be.
     """
     never_early = StoppingConfig(early_patience=0, plateau_patience=0)
-    config = dataclasses.replace(config, workers="0", stopping=never_early, checkpoint_every_s=0.0)
+    config = dataclasses.replace(config, num_workers="0", stopping=never_early, checkpoint_interval_s=0.0)
     with suppress_native_stderr():
         configure_devices_for(config)
-    connect(allow_open=config.allow_open_cluster)
+    connect(allow_open=config.allow_unauthenticated_cluster)
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
         config = dataclasses.replace(config, data=data, storage=folder)
         faster = dataclasses.replace(config.phase1, learning_rate=2 * config.phase1.learning_rate)
         runs = {
-            "streamed": _run(dataclasses.replace(config, name="streamed", activations="never"), say),
-            "kept": _run(dataclasses.replace(config, name="kept", activations="always"), say),
-            "again": _run(dataclasses.replace(config, name="again", activations="always", phase1=faster), say),
+            "streamed": _run(dataclasses.replace(config, name="streamed", feature_cache="never"), say),
+            "kept": _run(dataclasses.replace(config, name="kept", feature_cache="always"), say),
+            "again": _run(dataclasses.replace(config, name="again", feature_cache="always", phase1=faster), say),
         }
     ratios = _ratios(runs)
     for what, value in ratios.items():
@@ -103,7 +103,7 @@ def _measure_splits(config: RunConfig, say: Say) -> list[Report]:
     backbone, side = build_backbone(config.backbone, config.image_size, "none"), config.image_size
     images = tf.constant(np.random.default_rng(0).integers(0, 256, (_BATCH_SIZE, side, side, 3)), tf.float32)
     prefixes = [trace(keras.Model(backbone.input, tensor)) for tensor in split_tensors(backbone)[:-1]]
-    outputs = [_compute(prefix, images).astype(config.activations_dtype) for prefix in prefixes]
+    outputs = [_compute(prefix, images).astype(config.feature_cache_dtype) for prefix in prefixes]
     # round by round, since the splits are compared: other load of the machine must not meet one of them alone
     rounds = [[_image_ms(_compute, prefix, images) for prefix in prefixes] for _ in range(_NUM_ROUNDS)]
     times = np.minimum.accumulate(np.min(rounds, axis=0))  # fewer blocks do not take longer

@@ -48,7 +48,7 @@ def benchmark_inference(config: RunConfig, say: Say) -> Report:
             read=read_images,
             columns=TopKOutput(labels=tuple(f"class {number}" for number in range(_NUM_CLASSES))),
         )
-        connect(allow_open=config.allow_open_cluster)
+        connect(allow_open=config.allow_unauthenticated_cluster)
         predictor = Predictor(spec)
         batch = read_images(ImageSet.of_paths(images.paths[:BATCH]), config.image_size)["image"]
         rows = []

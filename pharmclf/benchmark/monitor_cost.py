@@ -33,9 +33,9 @@ def benchmark_monitor(config: RunConfig, options: MeasureOptions, say: Say) -> R
         rows: reading_s and writing_s (processor seconds), every_s, share (of one core), images/s of the step without
         and with readings ten times as often; holds: the share is below 1 %.
     """
-    every_s = config.hardware_every_s or 5.0
+    every_s = config.monitor_interval_s or 5.0
     row = run_in_subprocess(
-        partial(measure_monitor, dataclasses.replace(config, workers="0"), every_s, options.seconds)
+        partial(measure_monitor, dataclasses.replace(config, num_workers="0"), every_s, options.seconds)
     )
     say(
         f"hardware monitor: {1e3 * row['reading_s']:.1f} ms of processor time a reading, one every {every_s:g} s, and "
@@ -60,7 +60,7 @@ class _CountingSampler(NodeSampler):
 
 def measure_monitor(config: RunConfig, every_s: float, seconds: float) -> dict[str, float]:
     """As `benchmark_monitor`, in this process."""
-    connect(allow_open=config.allow_open_cluster)
+    connect(allow_open=config.allow_unauthenticated_cluster)
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         reading_s, writing_s = _processor_s(folder, seconds)
         with suppress_native_stderr():

@@ -45,7 +45,7 @@ def run_pharmclf(config: RunConfig, input_s: float, began: float) -> SideResult:
         elif line.startswith(_TESTS):
             watch.end("train")
 
-    config = dataclasses.replace(config, name=NAME, workers="0")
+    config = dataclasses.replace(config, name=NAME, num_workers="0")
     code = pipeline.run(config, say)
     watch.end("test")
     whole_s = time.time() - began

@@ -181,7 +181,7 @@ def _measure_workers(job: TrainingContext, sizes: tuple[int, ...]) -> tuple[Work
     gpus = 0.0 if job.config.accelerator == "cpu" else total.get("GPU", 0.0)
     world = min(2, int(gpus)) if gpus else 2
     each = resources_per_worker(world, world, total.get("CPU", 0.0), gpus)
-    precision = run_precision(dataclasses.replace(job.config, workers=str(world)))  # one for all, as in a run
+    precision = run_precision(dataclasses.replace(job.config, num_workers=str(world)))  # one for all, as in a run
     job = dataclasses.replace(job, config=with_precision(job.config, precision), loader_cpus=each.loader_cpus)
     folder = tempfile.mkdtemp(prefix="pharmclf-ray-train-")
     settings = {"job": job, "sizes": sizes}

@@ -82,11 +82,11 @@ def benchmark_job(config: RunConfig, folder: str) -> TrainingContext:
         ConfigError: fewer training images than a batch, or `microbatch` auto.
     """
     refuse_auto(config.microbatch, "the benchmark")
-    connect(allow_open=config.allow_open_cluster)
+    connect(allow_open=config.allow_unauthenticated_cluster)
     epochs = PhaseConfig(epochs=_PLANNED_EPOCHS, learning_rate=1e-5)
     never = StoppingConfig(early_patience=0, plateau_patience=0)
     config = dataclasses.replace(
-        config, phase1=epochs, phase2=epochs, stopping=never, weights="none", workers="0", checkpoint_every_s=0.0
+        config, phase1=epochs, phase2=epochs, stopping=never, weights="none", num_workers="0", checkpoint_interval_s=0.0
     )
     job = with_loader_cpus(build_training_context(config, folder))
     num_rows = len(job.train_rows) - len(job.train_rows) % config.batch_size  # a padded batch would slow all stages

@@ -59,7 +59,7 @@ def benchmark_sweep(config: RunConfig, space: Path, say: Say) -> Report:
         one = timed("one-head", heads, dataclasses.replace(same, trials=1))
         many = timed("heads", heads, dataclasses.replace(same, trials=_NUM_HEADS))
         shared = timed("shared", config, same)
-        alone = timed("alone", dataclasses.replace(config, activations="never"), plain)
+        alone = timed("alone", dataclasses.replace(config, feature_cache="never"), plain)
     ratios = {
         "in all, alone / shared": alone["seconds"] / shared["seconds"],
         f"{_NUM_HEADS} heads / one head, trials alone": many["trials_s"] / one["trials_s"],

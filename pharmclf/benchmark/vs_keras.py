@@ -70,7 +70,7 @@ def benchmark_vs_keras(config: RunConfig, options: MeasureOptions, say: Say) -> 
         raise ConfigError("--sides: received none, expected plain, cached or both. Write --sides plain cached")
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
-        config = dataclasses.replace(config, data=data, storage=f"{folder}/runs", workers="0")
+        config = dataclasses.replace(config, data=data, storage=f"{folder}/runs", num_workers="0")
         # below another storage, so that the run has to scan the images itself
         manifest = split_manifest(dataclasses.replace(config, storage=f"{folder}/scan"), folder)
         link_splits(manifest, Path(folder) / "splits")

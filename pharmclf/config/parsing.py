@@ -25,7 +25,7 @@ def parse_workers(text: str) -> tuple[int, int]:
         if low <= high and (low > 0 or high == 0):
             return low, high
     raise ConfigError(
-        f"workers: received {text!r}, expected N, MIN-MAX or 0. "
+        f"num_workers: received {text!r}, expected N, MIN-MAX or 0. "
         "Write 2 for two workers, 1-4 for as many as there are, 0 to train in this process"
     )
 
@@ -90,12 +90,12 @@ def parse_data_sets(texts: Sequence[str]) -> dict[str, str]:
         name, _, location = text.partition("=")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not location:
             raise ConfigError(
-                f"extra_test: received {text!r}, expected NAME=DIR or NAME=s3://…, the name of letters, digits, '.', "
+                f"eval_data: received {text!r}, expected NAME=DIR or NAME=s3://…, the name of letters, digits, '.', "
                 "'_' and '-'. It becomes a folder's name"
             )
         if name in found or name in _SPLIT_NAMES:
-            raise ConfigError(f"extra_test: the name {name!r} is taken already. Give each set a name of its own")
-        check_location("extra_test", location)
+            raise ConfigError(f"eval_data: the name {name!r} is taken already. Give each set a name of its own")
+        check_location("eval_data", location)
         found[name] = location
     return found
 

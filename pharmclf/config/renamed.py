@@ -7,7 +7,21 @@ from typing import Any
 
 from pharmclf.core.errors import ConfigError
 
-RENAMED: dict[str, str] = {}
+RENAMED = {
+    "workers": "num_workers",
+    "max_bad": "max_invalid",
+    "checkpoint_every_s": "checkpoint_interval_s",
+    "keep_checkpoints": "num_checkpoints_to_keep",
+    "activations": "feature_cache",
+    "activations_dtype": "feature_cache_dtype",
+    "failures": "max_failures",
+    "wait_for_nodes": "node_timeout",
+    "hang_after_s": "step_timeout_s",
+    "hardware_every_s": "monitor_interval_s",
+    "allow_open_cluster": "allow_unauthenticated_cluster",
+    "extra_test": "eval_data",
+    "max_error": "target_error",
+}
 """Earlier name -> name. Records of runs (run.json, sweep.json) keep the earlier one, which their readers rely on."""
 _EARLIER = {name: earlier for earlier, name in RENAMED.items()}
 

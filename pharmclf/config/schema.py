@@ -138,7 +138,7 @@ class RunConfig:
     that holds the image, -2 the one above. 0: found where it is clear."""
     name: str = setting("", affects_result=False, per_head=True)
     """Name of the run, the folder below storage. The same name again resumes. Empty: named after the data."""
-    workers: str = setting("1", affects_result=False, per_head=True)
+    num_workers: str = setting("1", affects_result=False, per_head=True)
     """N: workers on Ray Train, one accelerator each; MIN-MAX: as many as there are; 0: train in this process."""
     backbone: BackboneName = "efficientnet_lite0"
     """The pretrained network."""
@@ -155,7 +155,7 @@ class RunConfig:
     batch; auto: the most that fit, found by trying before the start."""
     unfreeze_blocks: int = setting(2, "number of blocks", 0, per_head=True)
     """Blocks of the backbone, counted from the top, that phase 2 trains."""
-    max_bad: str = setting("20%", affects_result=False)
+    max_invalid: str = setting("20%", affects_result=False)
     """Largest share of quarantined images that the run accepts, as 1% or 0.01."""
     min_images: int = setting(3, "number of images", 1, 1_000_000)
     """Classes with fewer different images are left out by name; copies of one image count once, and a class that a list
@@ -166,31 +166,31 @@ class RunConfig:
     """Compile the training step with XLA."""
     deterministic: bool = True
     """Same steps bit for bit at every run on the same hardware; some GPU kernels are slower for it."""
-    checkpoint_every_s: float = setting(300.0, "number of seconds", 0, affects_result=False, per_head=True)
+    checkpoint_interval_s: float = setting(300.0, "number of seconds", 0, affects_result=False, per_head=True)
     """Seconds between checkpoints inside an epoch; the end of an epoch always writes one. 0: only there."""
-    keep_checkpoints: int = setting(2, "number", 1, affects_result=False, per_head=True)
+    num_checkpoints_to_keep: int = setting(2, "number", 1, affects_result=False, per_head=True)
     """Newest checkpoints that are kept beside each phase's best one."""
-    activations: Literal["auto", "always", "never"] = setting("auto", affects_result=False, per_head=True)
+    feature_cache: Literal["auto", "always", "never"] = setting("auto", affects_result=False, per_head=True)
     """Keep what the frozen part of the network gives for each image, to compute it once. auto: where it saves time."""
-    activations_dtype: Literal["float16", "float32"] = setting("float16", affects_result=False)
+    feature_cache_dtype: Literal["float16", "float32"] = setting("float16", affects_result=False)
     """Number format of kept activations."""
-    failures: int = setting(3, "number", 0, affects_result=False, per_head=True)
+    max_failures: int = setting(3, "number", 0, affects_result=False, per_head=True)
     """Crashed workers, lost nodes and hung steps after which the run goes on from its newest checkpoint."""
-    wait_for_nodes: str = setting("10m", affects_result=False, per_head=True)
+    node_timeout: str = setting("10m", affects_result=False, per_head=True)
     """How long to wait for the nodes that the workers need, at the start and after a loss: 90s, 10m, 2h."""
     accelerator: Literal["auto", "gpu", "cpu"] = setting("auto", affects_result=False)
     """auto: a GPU for each worker where the cluster has some. gpu: wait until it has. cpu: train without."""
-    hang_after_s: float = setting(600.0, "number of seconds", 0, affects_result=False, per_head=True)
+    step_timeout_s: float = setting(600.0, "number of seconds", 0, affects_result=False, per_head=True)
     """Seconds without a step after which the workers are taken for hung, and start again. 0: never."""
-    hardware_every_s: float = setting(5.0, "number of seconds", 0, 3600, affects_result=False, per_head=True)
+    monitor_interval_s: float = setting(5.0, "number of seconds", 0, 3600, affects_result=False, per_head=True)
     """Seconds between readings of GPUs, processors, memory, disks and network on every node. 0: none."""
-    allow_open_cluster: bool = setting(False, affects_result=False, per_head=True)
+    allow_unauthenticated_cluster: bool = setting(False, affects_result=False, per_head=True)
     """Join a cluster whose job server takes jobs from anyone who reaches it."""
     skip_checks: bool = setting(False, affects_result=False, per_head=True)
     """Leave out the short checks of machines and storage before the start (`jobs/doctor.py` has them all)."""
-    extra_test: tuple[str, ...] = setting((), affects_result=False, per_head=True)
+    eval_data: tuple[str, ...] = setting((), affects_result=False, per_head=True)
     """NAME=DIR or NAME=s3://…: images from another source, tested beside the test split; several may be given."""
-    max_error: str = setting("1%", affects_result=False, per_head=True)
+    target_error: str = setting("1%", affects_result=False, per_head=True)
     """Largest share of wrong answers among those that the model gives by itself; the other images go to people."""
     tensorboard: bool = setting(True, affects_result=False, per_head=True)
     """Write TensorBoard logs into the run's folder, where tensorboardX is installed."""
@@ -217,29 +217,29 @@ class RunConfig:
         return stem or "run"
 
     @property
-    def max_bad_share(self) -> float:
-        """`max_bad` as a number in 0..1."""
-        return parse_share(self.max_bad, "max_bad")
+    def max_invalid_share(self) -> float:
+        """`max_invalid` as a number in 0..1."""
+        return parse_share(self.max_invalid, "max_invalid")
 
     @property
-    def max_error_share(self) -> float:
-        """`max_error` as a number in 0..1."""
-        return parse_share(self.max_error, "max_error")
+    def target_error_share(self) -> float:
+        """`target_error` as a number in 0..1."""
+        return parse_share(self.target_error, "target_error")
 
     @property
-    def extra_tests(self) -> dict[str, str]:
-        """`extra_test` as name -> location."""
-        return parse_data_sets(self.extra_test)
+    def eval_locations(self) -> dict[str, str]:
+        """`eval_data` as name -> location."""
+        return parse_data_sets(self.eval_data)
 
     @property
     def worker_range(self) -> tuple[int, int]:
         """Fewest and most workers; (0, 0) trains in the calling process."""
-        return parse_workers(self.workers)
+        return parse_workers(self.num_workers)
 
     @property
-    def wait_for_nodes_s(self) -> float:
-        """`wait_for_nodes` in seconds."""
-        return parse_duration(self.wait_for_nodes, "wait_for_nodes", plain_seconds=True)
+    def node_timeout_s(self) -> float:
+        """`node_timeout` in seconds."""
+        return parse_duration(self.node_timeout, "node_timeout", plain_seconds=True)
 
     @property
     def microbatch_rows(self) -> int | None:
@@ -254,15 +254,16 @@ class RunConfig:
 
 def _check(config: RunConfig) -> None:
     """Every check over the fields of a run, each with what was received, what is expected and the remedy."""
-    parse_share(config.max_bad, "max_bad")
-    if not 0 < config.max_error_share < 1:
+    parse_share(config.max_invalid, "max_invalid")
+    if not 0 < config.target_error_share < 1:
         raise ConfigError(
-            f"max_error: received {config.max_error!r}, expected a share above 0 and below 1. Write it as 1% or 0.01"
+            f"target_error: received {config.target_error!r}, expected a share above 0 and below 1. Write it as 1% or "
+            f"0.01"
         )
-    parse_data_sets(config.extra_test)
-    parse_workers(config.workers)
+    parse_data_sets(config.eval_data)
+    parse_workers(config.num_workers)
     parse_microbatch(config.microbatch)
-    parse_duration(config.wait_for_nodes, "wait_for_nodes", plain_seconds=True)
+    parse_duration(config.node_timeout, "node_timeout", plain_seconds=True)
     if config.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
         raise ConfigError(
             f"name: received {config.name!r}, expected letters, digits, '.', '_' and '-'. It becomes a folder's name"
@@ -277,10 +278,11 @@ def _check(config: RunConfig) -> None:
     check_ranges(config)
     if any(units < 1 for units in config.head.dense):
         raise ConfigError(f"head.dense: received {config.head.dense}, expected layers of 1 unit or more")
-    if config.activations == "always" and config.views == 0:
+    if config.feature_cache == "always" and config.views == 0:
         raise ConfigError(
-            "activations: received always with augment.views 0, where every epoch sees new pictures and nothing would "
-            "be used twice. Give --augment.views 2 or more, or --activations auto"
+            "feature_cache: received always with augment.views 0, where every epoch sees new pictures and nothing "
+            "would "
+            "be used twice. Give --augment.views 2 or more, or --feature-cache auto"
         )
     if config.phase1.epochs + config.phase2.epochs == 0:
         raise ConfigError("phase1.epochs and phase2.epochs: both are 0. Give at least one phase an epoch")

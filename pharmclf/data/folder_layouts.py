@@ -173,7 +173,7 @@ def _extract_splits(
     if not reading.keep_splits or len(given) < 2:
         return rests, dict.fromkeys(rests, ""), [f"the folders {names} are splits and no labels; they are not kept"]
     listed = ", ".join(f"{totals[split]:,} {split}" for split in given)
-    notes = [f"the splits are those of the folders {names}: {listed}; --split.ignore-folders True draws them"]
+    notes = [f"the splits are those of the folders {names}: {listed}; --split.ignore-folders draws them"]
     if totals[""]:
         notes.append(f"{totals['']:,} images lie in no folder of a split, theirs is drawn")
     return rests, splits, notes

@@ -33,7 +33,7 @@ def prepare_manifest(config: RunConfig, folder: str, progress: ProgressCallback 
     """Make the manifest of a run, with splits, and write it and the list of quarantined images to a folder.
 
     Args:
-        config: its data, storage, max_bad, seed, split and demo decide the result.
+        config: its data, storage, max_invalid, seed, split and demo decide the result.
         folder: of `manifest.parquet` and `quarantine.csv`; local or a URI.
         progress: called with (files done, files) while images are scanned.
 
@@ -82,7 +82,7 @@ def split_manifest(config: RunConfig, folder: str, progress: ProgressCallback | 
     manifest = cached_manifest(
         data_location(config),
         manifest_cache(config.storage),
-        max_bad_share=config.max_bad_share,
+        max_invalid_share=config.max_invalid_share,
         progress=progress,
         quarantine=storage.join(folder, QUARANTINE_FILE),
         reading=layout_options(config),
@@ -203,7 +203,7 @@ def cached_manifest(
     data: str,
     cache_location: str,
     *,
-    max_bad_share: float = 1.0,
+    max_invalid_share: float = 1.0,
     progress: ProgressCallback | None = None,
     quarantine: str = "",
     min_classes: int = 2,
@@ -215,7 +215,7 @@ def cached_manifest(
         data: folder or prefix with one folder per class, at any depth, or a CSV or Parquet list: path, label[, group,
             split], paths relative to the list's folder.
         cache_location: folder or prefix of the cache, one Parquet file per data set.
-        max_bad_share: largest share of quarantined images, 0..1.
+        max_invalid_share: largest share of quarantined images, 0..1.
         progress: called with (files done, files) if images are scanned.
         quarantine: where the list of quarantined images is written if there are too many; "": nowhere.
         min_classes: fewer classes with usable images are refused.
@@ -234,22 +234,22 @@ def cached_manifest(
         manifest = scan_listing(listing, progress, min_classes)
         if not manifest.table["status"].str.startswith(NOT_READ).any():  # storage may give those the next time
             manifest.write(location)
-    _check_bad_share(manifest, max_bad_share, quarantine)
+    _check_bad_share(manifest, max_invalid_share, quarantine)
     return manifest
 
 
-def _check_bad_share(manifest: Manifest, max_bad_share: float, quarantine: str) -> None:
+def _check_bad_share(manifest: Manifest, max_invalid_share: float, quarantine: str) -> None:
     bad = manifest.quarantined
     share = len(bad) / max(1, len(manifest.table))
-    if share <= max_bad_share:
+    if share <= max_invalid_share:
         return
     if quarantine:
         manifest.write_quarantine(quarantine)
     first = format_examples([f"{row.path}: {row.status}" for row in bad.itertuples()], separator="; ")
     where = f", the full list is in {quarantine}" if quarantine else ""
     raise ConfigError(
-        f"{len(bad)} of {len(manifest.table)} images are bad ({share:.1%}), expected at most {max_bad_share:.1%}: "
-        f"{first}{where}. Repair or remove them, or accept more with --max-bad"
+        f"{len(bad)} of {len(manifest.table)} images are bad ({share:.1%}), expected at most {max_invalid_share:.1%}: "
+        f"{first}{where}. Repair or remove them, or accept more with --max-invalid"
     )
 
 

@@ -24,16 +24,16 @@ class Quarantine:
     Images that the manifest has quarantined count too. Thread-safe.
     """
 
-    def __init__(self, manifest: Manifest, max_bad_share: float, say: Say, location: str = "") -> None:
+    def __init__(self, manifest: Manifest, max_invalid_share: float, say: Say, location: str = "") -> None:
         """Start without further quarantined images.
 
         Args:
             manifest: of the images.
-            max_bad_share: largest share of quarantined images among all, 0..1.
+            max_invalid_share: largest share of quarantined images among all, 0..1.
             say: takes lines for the console.
             location: of the list of quarantined images, as CSV; "": none is written.
         """
-        self._manifest, self._share, self._say, self._location = manifest, max_bad_share, say, location
+        self._manifest, self._share, self._say, self._location = manifest, max_invalid_share, say, location
         self._lock = threading.Lock()
         self._lost: dict[int, str] = {}
         self._reported = 0
@@ -101,7 +101,7 @@ class Quarantine:
         """Raise where too many images are quarantined.
 
         Raises:
-            ConfigError: more than `max_bad_share` of the images are quarantined; the message names some.
+            ConfigError: more than `max_invalid_share` of the images are quarantined; the message names some.
         """
         if not self.exceeds_limit:
             return
@@ -114,7 +114,7 @@ class Quarantine:
         raise ConfigError(
             f"{bad:,} of {total:,} images are bad ({bad / total:.1%}), expected at most {self._share:.1%}; "
             f"{len(lost):,} of them have changed since the data set was listed: {first}{where}. "
-            "Restore them, or accept more with --max-bad, and give the same command again"
+            "Restore them, or accept more with --max-invalid, and give the same command again"
         )
 
 

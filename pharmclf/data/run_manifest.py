@@ -84,7 +84,7 @@ def update_run_manifest(
         progress: called with (files done, files) while images at another location are read.
 
     Raises:
-        ConfigError: no images there, or more of the run's are missing or changed than `max_bad` accepts.
+        ConfigError: no images there, or more of the run's are missing or changed than `max_invalid` accepts.
     """
     data, reading = data_location(config), layout_options(config)
     listing = list_dataset(data, reading)
@@ -102,11 +102,12 @@ def update_run_manifest(
         changes = compare_files(manifest, contents, labels, by="sha256")
     lost = len(changes.missing) + len(changes.changed)
     share = (lost + len(manifest.quarantined)) / max(1, len(manifest.table))
-    if lost and share > config.max_bad_share:
+    if lost and share > config.max_invalid_share:
         raise ConfigError(
             f"run {folder} started with other images than {config.data} has now: of its {len(manifest.table):,}, "
-            f"{changes.text()}; {share:.1%} are bad, expected at most {config.max_bad_share:.1%}. Restore the files, "
-            "accept more with --max-bad, or give a new --name"
+            f"{changes.text()}; {share:.1%} are bad, expected at most {config.max_invalid_share:.1%}. Restore the "
+            f"files, "
+            "accept more with --max-invalid, or give a new --name"
         )
     if text := changes.text():
         say(f"note: the run keeps the images that it started with: {text}")

@@ -169,7 +169,7 @@ def paths_written_by(config: RunConfig, ray_folder: str = "") -> dict[str, str]:
     folders[RAY_USE] = ray_folder or os.path.join(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray")
     if storage.is_remote(config.storage):
         folders["checkpoints before their upload"] = str(Path(staging_dir("")).parent)
-        if config.activations != "never":
+        if config.feature_cache != "never":
             folders["copies of the feature cache"] = str(local_cache.default_folder())
     return folders
 

@@ -81,7 +81,7 @@ def _check_resources(config: RunConfig, say: Say) -> None:
     if low > (cores := usable_cores()):
         say(
             f"warning: workers: {low} processes share {format_count(cores, 'core')}, and each loads TensorFlow and a "
-            "network; --workers 1 uses all cores and takes the same steps"
+            "network; --num-workers 1 uses all cores and takes the same steps"
         )
 
 
@@ -95,7 +95,7 @@ def _check_nodes(request: NodeRequest) -> Iterator[tuple[Section, NodeInfo | Non
     from pharmclf.diagnostics.cluster_check import ClusterNodes  # imports Ray
     from pharmclf.distributed.cluster import connect
 
-    connect(allow_open=request.config.allow_open_cluster)
+    connect(allow_open=request.config.allow_unauthenticated_cluster)
     with ClusterNodes() as nodes, write_heartbeat_file(request.config.storage) as path:
         yield from nodes.check(
             dataclasses.replace(request, heartbeat_file=path),

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 Show = Callable[[Section], None]
 _LISTING_TIMEOUT_S = 60.0
 _WORKERS = "workers"
-_ONE_WORKER = ok("all-reduce", "not tried: one worker exchanges nothing; --workers 2 tries it")
+_ONE_WORKER = ok("all-reduce", "not tried: one worker exchanges nothing; --num-workers 2 tries it")
 _REMOUNT = "mount again where the server of a mount is gone"
 
 
@@ -113,8 +113,8 @@ def _check_cluster(config: RunConfig) -> Iterator[Section]:
 def _check_all_nodes(config: RunConfig, nodes: ClusterNodes) -> Iterator[Finding]:
     """Findings about the nodes together."""
     same = nodes.same_code
-    yield _check_access(nodes.access_errors(), config.allow_open_cluster)
-    yield check_resources(config, nodes.nodes, waits=config.wait_for_nodes_s > 0)
+    yield _check_access(nodes.access_errors(), config.allow_unauthenticated_cluster)
+    yield check_resources(config, nodes.nodes, waits=config.node_timeout_s > 0)
     if len(same) > 1:
         network = check_network(nodes.check_connections(same))
         yield network
@@ -156,11 +156,13 @@ def check_resources(config: RunConfig, nodes: Sequence[ClusterNode], *, waits: b
         spec = plan_worker_group(nodes, low, high, config.accelerator)
     except ConfigError as error:
         if waits:
-            remedy = f"add nodes; a run waits --wait-for-nodes {config.wait_for_nodes} for them, and then ends"
+            remedy = f"add nodes; a run waits --node-timeout {config.node_timeout} for them, and then ends"
             return warn(_WORKERS, str(error), remedy)
-        return fail(_WORKERS, str(error), "give fewer --workers, or use a larger machine")
+        return fail(_WORKERS, str(error), "give fewer --num-workers, or use a larger machine")
     each = f"{spec.each.cpus:g} CPUs and {spec.each.gpus:g} GPUs each"
-    return ok(_WORKERS, f"room for {spec.size} of {config.workers}, with {each}; available: {format_capacity(nodes)}")
+    return ok(
+        _WORKERS, f"room for {spec.size} of {config.num_workers}, with {each}; available: {format_capacity(nodes)}"
+    )
 
 
 def _check_access(errors: dict[str, str], allowed: bool) -> Finding:
@@ -168,7 +170,9 @@ def _check_access(errors: dict[str, str], allowed: bool) -> Finding:
         return ok("access", "no node accepts jobs without authentication")
     text = f"on {', '.join(errors)}: {next(iter(errors.values()))}"
     if allowed:
-        return warn("access", f"{text} (allowed by --allow-open-cluster)", "start Ray with RAY_AUTH_MODE=token")
+        return warn(
+            "access", f"{text} (allowed by --allow-unauthenticated-cluster)", "start Ray with RAY_AUTH_MODE=token"
+        )
     return fail("access", text, "start Ray with RAY_AUTH_MODE=token and one token on all nodes")
 
 

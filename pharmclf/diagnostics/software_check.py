@@ -125,7 +125,7 @@ def check_tensorflow(info: TensorflowInfo, driver: DriverInfo, config: RunConfig
     findings = [_check_cuda(info, driver)] if has_gpus else []
     on_gpu = has_gpus and bool(info.gpus)
     if info.step_error:
-        remedy = "give --precision float32 and --xla False, and update the driver"
+        remedy = "give --precision float32 and --no-xla, and update the driver"
         text = f"a step in {info.precision} on the {'GPU' if on_gpu else 'processors'} fails: {info.step_error}"
         return [*findings, fail("tensorflow", text, remedy)]
     device = "the GPU, whose memory grows with its use" if on_gpu else "the processors"

@@ -237,6 +237,6 @@ def _check_speed(info: StorageInfo) -> Finding:
         if info.free_bytes < _SCARCE_BYTES:
             return warn("storage", text, _REMEDIES["full"])
     if info.request_s > _SLOW_S or any(speed is not None and speed < _SLOW_BYTES_PER_S for speed in (write, read)):
-        remedy = "slow: use a store in the region of the nodes; --activations auto reads less of it"
+        remedy = "slow: use a store in the region of the nodes; --feature-cache auto reads less of it"
         return warn("storage", text, remedy)
     return ok("storage", text)

@@ -228,7 +228,7 @@ def wait_for_workers(
         StopRequested: a stop was requested.
     """
     low, high = config.worker_range
-    timeout_s = 0.0 if _is_own_ray else config.wait_for_nodes_s
+    timeout_s = 0.0 if _is_own_ray else config.node_timeout_s
     started = noted = time.monotonic()
     while not callback.should_stop():
         nodes = usable_nodes()
@@ -242,7 +242,7 @@ def wait_for_workers(
                 raise
             if now - started >= timeout_s:
                 raise NodesUnavailableError(
-                    f"no room for the workers within --wait-for-nodes {config.wait_for_nodes}: requested {low}, "
+                    f"no room for the workers within --node-timeout {config.node_timeout}: requested {low}, "
                     f"available {format_capacity(nodes)}. {error}"
                 ) from error
             if noted == started or now - noted > _NOTE_INTERVAL_S:

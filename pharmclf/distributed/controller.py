@@ -57,7 +57,7 @@ def train_on_workers(job: TrainingContext, callback: RunCallback, *, share: floa
         TrainingFailedError: the workers failed more often than is allowed, or twice at the same step.
         StopRequested: a stop was requested; a checkpoint has been written.
     """
-    connect(allow_open=job.config.allow_open_cluster)
+    connect(allow_open=job.config.allow_unauthenticated_cluster)
     if job.config.worker_range[1] == 0:
         result = _train_here(with_loader_cpus(job, share), callback)
     else:
@@ -78,7 +78,7 @@ def _train_here(job: TrainingContext, callback: RunCallback) -> TrainResult:
 
         configure_devices_for(job.config)
     workers = collectives.single_worker()
-    with sampling(callback.on_event, node=node_address(), every_s=job.hardware_every_s, clock=workers.progress):
+    with sampling(callback.on_event, node=node_address(), every_s=job.monitor_interval_s, clock=workers.progress):
         return dataclasses.replace(trainer.Trainer(job, workers, callback).fit(), workers=0)
 
 
@@ -87,7 +87,7 @@ class TrainController:
 
     def __init__(self, job: TrainingContext, callback: RunCallback, share: float) -> None:
         self._job, self._config, self._callback, self._share = job, job.config, callback, share
-        self._failure_policy = FailurePolicy(job.config.failures)
+        self._failure_policy = FailurePolicy(job.config.max_failures)
         self._max_workers = job.config.worker_range[1]
         self._polled_at = self._free_since = 0.0
 
@@ -148,16 +148,14 @@ class TrainController:
         if group.size > low:
             self._max_workers = group.size - 1
             return
-        timeout_s = self._config.wait_for_nodes_s
+        timeout_s = self._config.node_timeout_s
         free = ray.available_resources()
         text = (
             f"{group.size} workers of {group.each.cpus:g} CPUs and {group.each.gpus:g} GPUs requested; available are "
             f"{format_capacity(usable_nodes())}, free {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs"
         )
         if time.monotonic() - since >= timeout_s:
-            raise NodesUnavailableError(
-                f"no room within --wait-for-nodes {self._config.wait_for_nodes}: {text}"
-            ) from error
+            raise NodesUnavailableError(f"no room within --node-timeout {self._config.node_timeout}: {text}") from error
         self._callback.on_event(Waiting(text=f"waiting for resources that others hold: {text}"))
 
     def _handle_exit(self, attempt: WorkerGroupRun, error: WorkerGroupError) -> None:

@@ -54,5 +54,5 @@ class FailurePolicy:
             verb = "crashed" if failure.kind == "crash" else "hung"
             return f"the workers {verb} a second time {where}: {failure.reason}"
         if count > self.max_failures:
-            return f"{failure.reason} ({where}; failure {count}, --failures {self.max_failures})"
+            return f"{failure.reason} ({where}; failure {count}, --max-failures {self.max_failures})"
         return ""

@@ -78,7 +78,7 @@ def resolve_microbatches(
 def _search(job: TrainingContext, observer: RunCallback) -> dict[str, int]:
     """The largest micro-batch of each phase that fits on every device; notes say what is found."""
     config, num_classes = job.config, len(job.class_names)
-    connect(allow_open=config.allow_open_cluster)
+    connect(allow_open=config.allow_unauthenticated_cluster)
     text = "microbatch auto: searching for the largest micro-batch that fits (minutes on a GPU), "
     if config.worker_range[1] == 0:
         share = config.batch_size

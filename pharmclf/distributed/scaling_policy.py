@@ -54,16 +54,16 @@ def resources_per_worker(low: int, high: int, total_cpus: float, total_gpus: flo
     """
     if 0 < total_gpus < low:
         raise ConfigError(
-            f"workers: received {low}, but the cluster has {total_gpus:g} GPUs and a worker drives one. "
-            f"Give --workers {int(total_gpus)} or fewer, or add nodes"
+            f"num_workers: received {low}, but the cluster has {total_gpus:g} GPUs and a worker drives one. "
+            f"Give --num-workers {int(total_gpus)} or fewer, or add nodes"
         )
     cpus = min(1.0, total_cpus / 2 / high)
     cpus = cpus if cpus == 1.0 else int(cpus * 100) / 100
     left = total_cpus - cpus * high
     if cpus <= 0 or left < 1:
         raise ConfigError(
-            f"workers: received {high}, but the cluster has {total_cpus:g} CPUs, and reading the images needs one. "
-            "Give fewer --workers, or add nodes"
+            f"num_workers: received {high}, but the cluster has {total_cpus:g} CPUs, and reading the images needs one. "
+            "Give fewer --num-workers, or add nodes"
         )
     return Resources(cpus, 1.0 if total_gpus else 0.0, max(1.0, left / high))
 
@@ -89,7 +89,7 @@ def plan_worker_group(
     cpus, gpus = share * sum(node.cpus for node in nodes), share * sum(node.gpus for node in nodes)
     if accelerator == "gpu" and gpus < low:
         raise ConfigError(
-            f"workers: received {low} with --accelerator gpu, but the cluster has {gpus:g} GPUs. "
+            f"num_workers: received {low} with --accelerator gpu, but the cluster has {gpus:g} GPUs. "
             "Add nodes, or give --accelerator auto"
         )
     gpus = 0.0 if accelerator == "cpu" else gpus
@@ -101,7 +101,8 @@ def plan_worker_group(
         per_host, most_cpus = -(-size // len(hosts)), max(hosts)
         if most_cpus <= 1:
             raise ConfigError(
-                f"workers: received {size}, but no node has more than {most_cpus:g} CPU, and reading the images needs "
+                f"num_workers: received {size}, but no node has more than {most_cpus:g} CPU, and reading the images "
+                f"needs "
                 "one more CPU than the worker. Add a node with 2 CPUs or more"
             )
         if each.cpus * per_host > most_cpus - 1:

@@ -123,7 +123,7 @@ class WorkerGroupRun:
             self.restart = reason
             self._callback.on_event(Note(text=f"{reason}: the workers write a checkpoint and restart"))
             self._send_command("stop")
-        limit = self.job.config.hang_after_s
+        limit = self.job.config.step_timeout_s
         if limit and self.position is None:  # TensorFlow, the model and its weights come first
             limit = max(limit, _START_TIMEOUT_S)
         if 0 < limit <= silent_s and not self.hung:
@@ -241,7 +241,7 @@ def _worker(settings: dict[str, Any]) -> None:
         with sampling(
             channel.on_event,
             node=node_address(),
-            every_s=job.hardware_every_s,
+            every_s=job.monitor_interval_s,
             clock=progress,
             rank=rank,
             whole_node=samples_node,

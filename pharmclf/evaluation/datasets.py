@@ -28,7 +28,7 @@ class EvalDataset:
     """Labelled images that a model is scored on."""
 
     name: str
-    """Of the split, or of the entry in `extra_test`; also the folder below evaluation/."""
+    """Of the split, or of the entry in `eval_data`; also the folder below evaluation/."""
     source: str
     """Location of the images."""
     manifest: Manifest
@@ -89,7 +89,7 @@ def external_dataset(
     class_names: Sequence[str],
     *,
     cache: str,
-    max_bad_share: float = 1.0,
+    max_invalid_share: float = 1.0,
     known: Manifest | None = None,
     white_level: int = MAX_VALUE,
     progress: ProgressCallback | None = None,
@@ -101,7 +101,7 @@ def external_dataset(
         location: folder, s3:// prefix or list, as `RunConfig.data`.
         class_names: the model's classes; images of others cannot be scored, and are named in a note.
         cache: folder or prefix that keeps manifests.
-        max_bad_share: largest share of images that cannot be read, 0..1.
+        max_invalid_share: largest share of images that cannot be read, 0..1.
         known: the data set of the model with its splits; None: unknown.
         white_level: that the model was trained with; it replaces a lower one of the set unless it is the default.
         progress: called with (files done, files) while images are examined.
@@ -112,7 +112,7 @@ def external_dataset(
     try:
         reading = LayoutOptions(keep_splits=False, results=cache.rpartition("/")[0], classes=tuple(class_names))
         manifest = cached_manifest(
-            location, cache, max_bad_share=max_bad_share, progress=progress, min_classes=1, reading=reading
+            location, cache, max_invalid_share=max_invalid_share, progress=progress, min_classes=1, reading=reading
         )
         match = align_labels(Counter(manifest.ok["label"].tolist()), class_names)
     except ConfigError as error:
@@ -137,7 +137,7 @@ def external_dataset(
 def external_datasets(
     config: RunConfig, manifest: Manifest, progress: ProgressCallback | None = None
 ) -> list[EvalDataset]:
-    """Load the sets of `extra_test`.
+    """Load the sets of `eval_data`.
 
     Raises:
         ConfigError: one of them has no image to score.
@@ -148,10 +148,10 @@ def external_datasets(
             location,
             manifest.class_names,
             cache=manifest_cache(config.storage),
-            max_bad_share=config.max_bad_share,
+            max_invalid_share=config.max_invalid_share,
             known=manifest,
             white_level=manifest.white_level,
             progress=progress,
         )
-        for name, location in config.extra_tests.items()
+        for name, location in config.eval_locations.items()
     ]

@@ -54,7 +54,7 @@ def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, p
         "backbone": config.backbone,
         "weights": weights,
         "cut": depth,
-        "dtype": config.activations_dtype,
+        "dtype": config.feature_cache_dtype,
         "precision": precision,
         "augment": dataclasses.asdict(config.augment) | {"views": config.views} if is_augmented else None,
         "seed": config.seed if is_augmented else None,

@@ -106,7 +106,7 @@ class FeatureExtractor:
         tensors = split_tensors(backbone)
         prefix = keras.Model(backbone.input, [tensors[target.depth] for target in plan.targets])
         # a CPU's own float16 is slow in TensorFlow; from a GPU it halves the transfer
-        on_device = "float32" if gpu_compute_capability() is None else config.activations_dtype
+        on_device = "float32" if gpu_compute_capability() is None else config.feature_cache_dtype
 
         def forward(images: Any, transforms: Any) -> list[Any]:
             images = tf.cast(images, tf.float32)
@@ -188,7 +188,7 @@ class FeatureExtractor:
             moved = transforms[places] if span.section == "train" else None
             outputs = self._forward(images[places // views], moved)
             with np.errstate(over="ignore"):  # infinite values are reported when they are written
-                yield [output.numpy()[: last - first].astype(config.activations_dtype) for output in outputs]
+                yield [output.numpy()[: last - first].astype(config.feature_cache_dtype) for output in outputs]
 
 
 def _write_values(
@@ -198,6 +198,6 @@ def _write_values(
     if not np.isfinite(values[~unusable]).all():
         raise FeatureCacheUnavailableError(
             f"the features at {target.depth} blocks from the top exceed the range of {target.layout.dtype}; "
-            "--activations-dtype float32 may hold them"
+            "--feature-cache-dtype float32 may hold them"
         )
     return write_shard(target.location, split, shard, values)

@@ -78,7 +78,7 @@ def get_or_compute(request: FeatureRequest, *, earlier: Sequence[str] | None = N
         PermissionError, StorageUnavailableError: the images cannot be read.
     """
     config = request.config
-    if config.activations == "never":
+    if config.feature_cache == "never":
         return {}
     if config.views == 0:
         request.say("feature cache: not used, since augment.views is 0: every epoch sees new views")
@@ -105,7 +105,7 @@ def _get_or_compute(request: FeatureRequest, earlier: Sequence[str] | None) -> d
     existing = _open_all(request, keys.values())
     costs: list[SplitCost] = []
     names: Sequence[str] = [phase.name for phase in request.phases]
-    if earlier is not None and config.activations == "auto":  # a resumed run keeps its choice: equal to the last bit
+    if earlier is not None and config.feature_cache == "auto":  # a resumed run keeps its choice: equal to the last bit
         names = earlier
     elif len(existing) < len(keys):
         costs = extract.measure_costs(config)
@@ -130,11 +130,11 @@ def _choose_phases(request: FeatureRequest, costs: Sequence[SplitCost], existing
     config = request.config
     for phase in request.phases:
         check_depth(config.backbone, len(costs) - 1, phase.depth)
-    if config.activations == "always":
+    if config.feature_cache == "always":
         return [phase.name for phase in request.phases if costs[phase.depth].work > 0]
     rows = (len(request.manifest.rows("train")), len(request.manifest.rows("validation")))
     machines = extract.estimate_throughput(cache_root(config.storage))
-    decision = decide_caching(request.phases, costs, rows, config.views, config.activations_dtype, machines, existing)
+    decision = decide_caching(request.phases, costs, rows, config.views, config.feature_cache_dtype, machines, existing)
     request.say(f"feature cache: {decision.reason}")
     return decision.phases
 

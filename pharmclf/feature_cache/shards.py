@@ -81,7 +81,7 @@ class ShardLayout:
     @staticmethod
     def of(config: RunConfig, manifest: Manifest, shape: tuple[int, ...]) -> ShardLayout:
         """The layout of a run's features at a cut of this shape."""
-        item_bytes = math.prod(shape) * np.dtype(config.activations_dtype).itemsize
+        item_bytes = math.prod(shape) * np.dtype(config.feature_cache_dtype).itemsize
         image_bytes = 3 * config.image_size**2
 
         def section(name: str) -> SplitShards:
@@ -89,7 +89,7 @@ class ShardLayout:
             most = min(_SHARD_BYTES // (item_bytes * views), _PIXEL_BYTES // image_bytes, _MAX_ROWS)
             return SplitShards(name, len(manifest.rows(name)), views, 1 << max(0, most.bit_length() - 1))
 
-        return ShardLayout(shape, config.activations_dtype, tuple(section(name) for name in SPLITS))
+        return ShardLayout(shape, config.feature_cache_dtype, tuple(section(name) for name in SPLITS))
 
     @property
     def item_bytes(self) -> int:

@@ -48,10 +48,10 @@ def assign_workers(what: PredictSpec, options: PredictOptions, num_images: int) 
     """
     on_cluster = bool(requested_address())
     gpus = count_local_gpus() if options.accelerator != "cpu" else 0
-    if not should_use_ray(options.workers, options.accelerator, num_images, on_cluster=on_cluster, gpus_here=gpus):
+    if not should_use_ray(options.num_workers, options.accelerator, num_images, on_cluster=on_cluster, gpus_here=gpus):
         return what
-    connect(allow_open=options.allow_open_cluster)
-    return dataclasses.replace(what, actors=plan_actors(usable_nodes(), options.workers, options.accelerator))
+    connect(allow_open=options.allow_unauthenticated_cluster)
+    return dataclasses.replace(what, actors=plan_actors(usable_nodes(), options.num_workers, options.accelerator))
 
 
 def predict_shards(

@@ -23,7 +23,7 @@ class PredictOptions:
     """The table: FILE.parquet or FILE.csv, local or s3://."""
     threshold: float | None = None
     """Confidence below which the model abstains, 0..1. None: the one that was chosen on its validation images."""
-    workers: str = AUTO
+    num_workers: str = AUTO
     """Processes on Ray that predict, one GPU each where there are some; 0: this process. auto: one for each GPU of the
     cluster, without GPUs one for each node; this process for few images, or where there is no cluster."""
     accelerator: Accelerator = "auto"
@@ -32,7 +32,7 @@ class PredictOptions:
     """Images of a part, the most that a kill costs. A job goes on only with parts of the size that it is given."""
     overwrite: bool = False
     """Replace a table that is there already, once the new one is whole."""
-    allow_open_cluster: bool = False
+    allow_unauthenticated_cluster: bool = False
     """Join a cluster whose job server takes jobs from anyone who reaches it."""
 
     def __post_init__(self) -> None:
@@ -48,7 +48,9 @@ class PredictOptions:
             check_location(name, location)
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ConfigError(f"--threshold: received {self.threshold:g}, expected a confidence from 0 to 1")
-        if self.workers != AUTO and not self.workers.isdecimal():
-            raise ConfigError(f"--workers: received {self.workers!r}, expected auto, or a number of processes from 0")
+        if self.num_workers != AUTO and not self.num_workers.isdecimal():
+            raise ConfigError(
+                f"--num-workers: received {self.num_workers!r}, expected auto, or a number of processes from 0"
+            )
         if self.part_size < 1:
             raise ConfigError(f"--part-size: received {self.part_size}, expected 1 image or more")

@@ -61,8 +61,8 @@ def plan_actors(nodes: Sequence[ClusterNode], workers: str, accelerator: Acceler
         return gpus or max(1, sum(node.cpus >= 1 for node in nodes))
     if 0 < gpus < int(workers):
         raise ConfigError(
-            f"--workers: received {workers}, but there are {gpus} GPUs and a process takes one. "
-            f"Give --workers {gpus} or fewer, or --accelerator cpu"
+            f"--num-workers: received {workers}, but there are {gpus} GPUs and a process takes one. "
+            f"Give --num-workers {gpus} or fewer, or --accelerator cpu"
         )
     return int(workers)
 

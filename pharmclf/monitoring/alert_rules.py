@@ -145,7 +145,7 @@ def _gpu_unused(gpu: GpuReading, samples: Sequence[NodeSample], context: RunCont
     mean = _mean_utilisation(trained, gpu.index)
     if mean is None:
         return None
-    remedy = "Give one worker for each GPU with --workers, or run python jobs/doctor.py to see why it is not used"
+    remedy = "Give one worker for each GPU with --num-workers, or run python jobs/doctor.py to see why it is not used"
     if gpu.index in samples[-1].ours:
         remedy = "TensorFlow does not use it: python jobs/doctor.py says why"
     return _on_gpu(gpu, "gpu unused", mean, f"is {mean:.0f} % busy{LIMIT} while steps are taken", remedy)

@@ -48,13 +48,13 @@ class EvaluationOptions:
     """What the set is called. Empty: the last part of its path."""
     out: str = ""
     """Folder or s3:// prefix of the result. Empty: evaluation/<name>/ in the run's folder."""
-    workers: str = "0"
+    num_workers: str = "0"
     """Processes on Ray that predict, one accelerator each; 0: this process."""
-    max_bad: str = "20%"
+    max_invalid: str = "20%"
     """Largest share of images that cannot be read, as 1% or 0.01."""
     storage: str = "runs"
     """Folder or s3:// prefix that keeps the lists of images examined."""
-    allow_open_cluster: bool = False
+    allow_unauthenticated_cluster: bool = False
     """Join a cluster whose job server takes jobs from anyone who reaches it."""
 
 
@@ -73,25 +73,25 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> int:
         check_location(f"--{flag}", getattr(options, flag))
     if options.out:
         check_destination("--out", storage.absolute(options.out))
-    max_bad_share, workers = parse_share(options.max_bad, "max_bad"), parse_workers(options.workers)[1]
+    max_invalid_share, workers = parse_share(options.max_invalid, "max_invalid"), parse_workers(options.num_workers)[1]
     model = load_model_info(options.model)
     record = load_record(storage.join(model.run_folder, "run.json")) if model.run_folder else {}
     name = options.name or _dataset_name(options.data)
     out = _output_location(options, model, name)
     check_destination("--out", out)
     manifest = _training_manifest(model)
-    images = _load_dataset(options, model, manifest, name, max_bad_share, say)
+    images = _load_dataset(options, model, manifest, name, max_invalid_share, say)
     for note in images.notes:
         say(f"note: {note}")
     say(f"testing {model.location} on {len(images.rows):,} images")
     if workers:
-        connect(allow_open=options.allow_open_cluster)
+        connect(allow_open=options.allow_unauthenticated_cluster)
     device = device_kind() if workers else "this process"
     with Explainer(model.location, on_ray=workers > 0) as explainer:
         ((images, probabilities),) = predict_datasets(
             [model.location], [images], model.image_size, actors=workers, gpus=device == "GPU"
         )
-        quarantine = Quarantine(images.manifest, max_bad_share, say)
+        quarantine = Quarantine(images.manifest, max_invalid_share, say)
         quarantine.add(images.lost)
         quarantine.check()
         scored = score_dataset(images, probabilities[:, 0], model.labels, model.decision)
@@ -135,7 +135,12 @@ def _training_manifest(model: SavedModel) -> Manifest | None:
 
 
 def _load_dataset(
-    options: EvaluationOptions, model: SavedModel, training: Manifest | None, name: str, max_bad_share: float, say: Say
+    options: EvaluationOptions,
+    model: SavedModel,
+    training: Manifest | None,
+    name: str,
+    max_invalid_share: float,
+    say: Say,
 ) -> EvalDataset:
     if options.data in _SPLITS:
         if training is None:
@@ -146,7 +151,7 @@ def _load_dataset(
         options.data,
         model.labels,
         cache=manifest_cache(options.storage),
-        max_bad_share=max_bad_share,
+        max_invalid_share=max_invalid_share,
         known=training,
         white_level=model.white_level,
         progress=scan_progress(say),

@@ -105,7 +105,7 @@ def run_final_evaluation(
             if images.lost:
                 say(f"note: {images.name}: {images.notes[-1]}")
         numbers = _class_numbers(sets[0].labels, class_names)
-        decision = fit_policy(found[0][1][:, 0], numbers, sets[0].groups, config.max_error_share)
+        decision = fit_policy(found[0][1][:, 0], numbers, sets[0].groups, config.target_error_share)
         write_policy(decision, storage.join(folder, "model", DECISION_FILE))
         validation, test, *extras = scored = [
             score_dataset(images, part[:, 0], class_names, decision) for images, part in found
@@ -170,7 +170,7 @@ def run_final_evaluation(
 
 def _number_formats(config: RunConfig, outcome: TrainResult, record: RunRecord, phase: str) -> tuple[str, ...]:
     """The number formats in which a phase was validated."""
-    kept = [config.activations_dtype] if phase in (record.resolved.cached_phases or ()) else []
+    kept = [config.feature_cache_dtype] if phase in (record.resolved.cached_phases or ()) else []
     tensor_cores = [] if outcome.device == "CPU" else ["float16"]  # float32 products are of TensorFloat-32 there
     return (outcome.precision, *kept, *tensor_cores)
 

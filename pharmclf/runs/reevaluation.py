@@ -17,7 +17,7 @@ from pharmclf.training.train_state import TrainState
 
 
 def untested_datasets(config: RunConfig, result: Mapping[str, Any]) -> dict[str, str]:
-    """The sets of `extra_test` that a complete run has not been tested on: name -> location.
+    """The sets of `eval_data` that a complete run has not been tested on: name -> location.
 
     Args:
         config: as a command asks for them.
@@ -26,7 +26,7 @@ def untested_datasets(config: RunConfig, result: Mapping[str, Any]) -> dict[str,
     known = {(each["name"], storage.absolute(each["source"])) for each in result.get("extra_tests") or ()}
     return {
         name: location
-        for name, location in config.extra_tests.items()
+        for name, location in config.eval_locations.items()
         if (name, storage.absolute(location)) not in known
     }
 
@@ -59,7 +59,7 @@ def rerun_final_evaluation(
     trained.load_state_dict(state)
     device, precision = record.device or "not known", record.resolved.precision or "float32"
     outcome = trained.to_result(device=device, precision=precision, workers=result["workers"])
-    quarantine = Quarantine(manifest, config.max_bad_share, say, storage.join(folder, QUARANTINE_FILE))
+    quarantine = Quarantine(manifest, config.max_invalid_share, say, storage.join(folder, QUARANTINE_FILE))
     try:
         run_final_evaluation(config, folder, manifest, outcome, record, say, quarantine, actors=0)
     finally:

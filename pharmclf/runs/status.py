@@ -171,7 +171,7 @@ class StatusBuilder:
             sizes: images of each split.
             previous: last status of the run's previous driver.
         """
-        self.status = Status(name=config.run_name, failures_allowed=config.failures)
+        self.status = Status(name=config.run_name, failures_allowed=config.max_failures)
         self._batch_size, self._sizes = config.batch_size, sizes
         self._phases = {phase.name: phase for phase in build_phases(config)}
         self._cached_phases: tuple[str, ...] = ()

@@ -61,7 +61,7 @@ class TrainingContext:
     """CPUs that the input pipeline of each worker may use."""
     saves_models: bool = True
     """Whether the trained models are saved; False for the trials of a sweep, of which only the best is saved."""
-    hardware_every_s: float = 0.0
+    monitor_interval_s: float = 0.0
     """Seconds between hardware samples of the workers; 0: none."""
 
     @property

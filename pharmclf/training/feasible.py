@@ -38,8 +38,9 @@ def check_feasible(config: RunConfig) -> list[str]:
         check_depth(config.backbone, BLOCKS[config.backbone], phase.unfreeze_blocks)
     if config.worker_range[0] > config.batch_size:
         raise ConfigError(
-            f"workers: received {config.workers}, but a batch has {config.batch_size} images, and each worker needs "
-            "one. Give fewer --workers, or a larger --batch-size"
+            f"num_workers: received {config.num_workers}, but a batch has {config.batch_size} images, and each worker "
+            f"needs "
+            "one. Give fewer --num-workers, or a larger --batch-size"
         )
     warnings = []
     for phase in phases:

@@ -19,7 +19,7 @@ def group_key(config: RunConfig) -> str | None:
         (mixed_float16), which all weights of a program would share.
     """
     trains_backbone = any(phase.unfreeze_blocks > 0 for phase in build_phases(config))
-    is_uncached = config.views == 0 or config.activations == "never"
+    is_uncached = config.views == 0 or config.feature_cache == "never"
     if trains_backbone or is_uncached or config.precision == "mixed_float16":
         return None
     common = to_dict(config)

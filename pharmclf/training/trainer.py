@@ -69,7 +69,9 @@ class Trainer:
         """
         job, (run,) = self.job, self.runs
         if self.workers.is_chief:
-            run.manager = CheckpointManager(job.checkpoints, job.fingerprints, job.config.keep_checkpoints, self._note)
+            run.manager = CheckpointManager(
+                job.checkpoints, job.fingerprints, job.config.num_checkpoints_to_keep, self._note
+            )
         try:
             precision = self._fit_phases(run)
             if run.status is TrainStatus.DIVERGED:
@@ -213,7 +215,7 @@ class Trainer:
         """Report progress, and write a checkpoint if one is due. (chief only)"""
         if not self.workers.is_chief:
             return
-        now, every_s = time.monotonic(), self.job.config.checkpoint_every_s
+        now, every_s = time.monotonic(), self.job.config.checkpoint_interval_s
         if now - self._progress_at >= _PROGRESS_INTERVAL_S and epoch.training.images() > 0:
             self._progress_at = now
             self.callback.on_event(epoch.progress())

@@ -50,8 +50,8 @@ def train_heads(
 ) -> list[TrainResult]:
     """Train the heads of several runs from their beginning, in this process.
 
-    Checkpoints are written at the end of a phase, every `checkpoint_every_s` at the end of an epoch, and at a stop: of
-    the current state, and before it of the best epoch. Models are not saved: `Trainer.fit` on the folder of a finished
+    Checkpoints are written at the end of a phase, every `checkpoint_interval_s` at the end of an epoch, and at a stop:
+    of the current state, and before it of the best epoch. Models are not saved: `Trainer.fit` on the folder of a finished
     run does that from its last checkpoint, and trains nothing. Each batch of features is computed at once, whatever
     `microbatch` says: it is small compared to one of images.
 
@@ -80,7 +80,7 @@ def train_heads(
         run.manager = CheckpointManager(
             folder,
             spec.fingerprints,
-            spec.config.keep_checkpoints,
+            spec.config.num_checkpoints_to_keep,
             lambda text: callback.on_event(Note(text=f"{spec.folder}: {text}")),
         )
         for checkpoint in list_checkpoints(folder):
@@ -159,7 +159,7 @@ class HeadsTrainer(Trainer):
         """No progress is reported, and no checkpoint written, within an epoch."""
 
     def _is_due(self, run: RunProgress) -> bool:
-        every_s = run.config.checkpoint_every_s
+        every_s = run.config.checkpoint_interval_s
         return not run.is_training or 0 < every_s <= time.monotonic() - run.saved_at
 
     def _save(self, step: TrainStep, runs: Iterable[RunProgress], position: Position) -> None:

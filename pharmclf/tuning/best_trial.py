@@ -76,7 +76,7 @@ def retrain_best_trial(trial: Trial, home: str, workers: str, manifest: Manifest
         manifest: with the splits of the sweep.
         say: takes lines for the console.
     """
-    config = dataclasses.replace(trial.config, name=RETRAINED, workers=workers, mlflow="")  # the sweep tells of it
+    config = dataclasses.replace(trial.config, name=RETRAINED, num_workers=workers, mlflow="")  # the sweep tells of it
     folder = storage.join(home, RETRAINED)
     return folder, pipeline.run(config, say, folder, manifest=manifest)
 

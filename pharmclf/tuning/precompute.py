@@ -79,7 +79,7 @@ def precompute_features(
     every = feature_variants(base, space)
     wanted = estimate_demand(base, space, trials, len(every))
     for config in every:
-        pool = dataclasses.replace(config, workers="1")  # by actors, so that this process needs no TensorFlow
+        pool = dataclasses.replace(config, num_workers="1")  # by actors, so that this process needs no TensorFlow
         blocks = len(extract.measure_costs(pool)) - 1
         mine = [work for work in wanted if work.depth <= blocks]
         found = get_or_compute(FeatureRequest(pool, manifest, weights["weights"], mine, say, stopped, lost))

@@ -120,7 +120,7 @@ def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say
         prints = {name: value for name, value in run_fingerprints(base, manifest).items() if name != "settings"}
         if stop.received is not None:
             return stop.exit_code
-        connect(allow_open=base.allow_open_cluster)
+        connect(allow_open=base.allow_unauthenticated_cluster)
         _check_depths(space, base, str(space_file))
         room = _plan_resources(options, base, space)
         with run_lock(folder) as lease:
@@ -128,7 +128,7 @@ def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say
                 clear_folder(folder)
             write_manifest(manifest, folder)
             # as the sweep began, whatever nodes there are now: its trials are compared, and go on from checkpoints
-            precision = (record or {}).get("precision") or run_precision(dataclasses.replace(base, workers="1"))
+            precision = (record or {}).get("precision") or run_precision(dataclasses.replace(base, num_workers="1"))
             record = {SCHEMA_KEY: SCHEMA_VERSION, "name": base.name}
             record |= {"settings": settings, "fingerprints": prints, "versions": versions()}
             record |= {"config": to_record(base), "options": dataclasses.asdict(options), "trials": total}
@@ -174,7 +174,7 @@ class _SweepRun:
         return HardwareMonitor(
             self.folder,
             node=node_address(),
-            every_s=self.base.hardware_every_s,
+            every_s=self.base.monitor_interval_s,
             send=tell,
             is_lost=lambda: lease.is_lost,
             context=RunContext(remote_data=remote, wants_gpus=gpus),
@@ -182,7 +182,7 @@ class _SweepRun:
 
     def _run(self, stop: GracefulShutdown, lease: Lease, tracker: SweepTracker) -> int:
         location = storage.join(self.folder, QUARANTINE_FILE)
-        quarantine = Quarantine(self.manifest, self.base.max_bad_share, self.say, location)
+        quarantine = Quarantine(self.manifest, self.base.max_invalid_share, self.say, location)
 
         def stop_requested() -> bool:
             return stop.received is not None or bool(lease.is_lost) or quarantine.exceeds_limit
@@ -318,16 +318,17 @@ def _trial_config(base: RunConfig, options: SweepOptions) -> RunConfig:
     Raises:
         ConfigError: it says itself how many workers there are.
     """
-    if base.workers != "1":
+    if base.num_workers != "1":
         raise ConfigError(
-            f"--workers: received {base.workers}, but the workers of a sweep are its trials'. Give --workers-per-trial"
+            f"--num-workers: received {base.num_workers}, but the workers of a sweep are its trials'. Give "
+            f"--workers-per-trial"
         )
     workers = options.workers_per_trial
     return dataclasses.replace(
         base,
         name=base.name or f"{base.run_name}-sweep",
-        workers=str(workers) if workers > 1 else "0",
-        activations="never" if base.activations == "never" else "auto",
+        num_workers=str(workers) if workers > 1 else "0",
+        feature_cache="never" if base.feature_cache == "never" else "auto",
     )
 
 
@@ -347,6 +348,6 @@ def _plan_resources(options: SweepOptions, base: RunConfig, space: Space) -> Tri
 
 
 def _check_depths(space: Space, base: RunConfig, source: str) -> None:
-    pools = [dataclasses.replace(config, workers="1") for config in feature_variants(base, space)]
+    pools = [dataclasses.replace(config, num_workers="1") for config in feature_variants(base, space)]
     blocks = {str(pool.backbone): len(extract.measure_costs(pool)) - 1 for pool in pools}
     check_depths(space, base, blocks, source)

@@ -15,7 +15,7 @@ from pharmclf.config import ConfigError, HeadConfig, RunConfig
 from pharmclf.core.subprocess_call import run_in_subprocess
 from pharmclf.training.phases import Phase, build_phases
 
-CONFIG = RunConfig(image_size=32, batch_size=4, weights="none", workers="0", head=HeadConfig(dense=()))
+CONFIG = RunConfig(image_size=32, batch_size=4, weights="none", num_workers="0", head=HeadConfig(dense=()))
 PHASES = build_phases(CONFIG)
 
 

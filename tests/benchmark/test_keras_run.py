@@ -95,7 +95,7 @@ def test_both_sides_are_measured_and_tested_on_the_same_images(tmp_path: Path):
     from pharmclf.benchmark.vs_keras import benchmark_vs_keras
 
     config = dataclasses.replace(CONFIG, storage=str(tmp_path), demo=DemoConfig(images_per_class=8),
-                                 activations="always")  # fmt: skip
+                                 feature_cache="always")  # fmt: skip
     lines: list[str] = []
     report: dict[str, Any] = benchmark_vs_keras(config, MeasureOptions(sides=("plain",), seconds=0.5), lines.append)
     plain, ours = report["sides"]["plain"], report["sides"]["ours"]

@@ -179,7 +179,7 @@ def no_ports(
 def submit_doctor(cluster: Cluster, gateway: Gateway, root: str) -> tuple[dict[str, Any], str, float]:
     """Submit the doctor -> its report, the job's status, seconds."""
     began = time.monotonic()
-    flags = (f"--data={root}/images", f"--storage={root}/runs", "--workers=2", "--json")
+    flags = (f"--data={root}/images", f"--storage={root}/runs", "--num-workers=2", "--json")
     job = cluster.submit("python", "jobs/doctor.py", *flags, **places(gateway))
     status = job.wait(_END_S)
     return report_of(text_of(job)), status, time.monotonic() - began

@@ -21,7 +21,7 @@ from pharmclf.training.phases import Position
 
 _FLAGS = (
     "--image-size=64", "--batch-size=20", "--unfreeze-blocks=2", "--head.dropout=0", "--demo.images-per-class=200",
-    "--activations=never", "--checkpoint-every-s=5", "--phase1.learning-rate=1e-3",
+    "--feature-cache=never", "--checkpoint-interval-s=5", "--phase1.learning-rate=1e-3",
     # so that the rounding of gradients stays below Adam's epsilon, and is not divided by its own size
     "--optimizer.clip-norm=1e-3",
 )  # fmt: skip
@@ -180,7 +180,9 @@ def undisturbed(cluster: Cluster, cluster_gateway: Gateway, root: str) -> Undist
     def get(flags: tuple[str, ...]) -> Done:
         if flags not in done:
             try:
-                run = Run(cluster, cluster_gateway, root, f"undisturbed-{len(done)}", "--workers=2", *_FLAGS, *flags)
+                run = Run(
+                    cluster, cluster_gateway, root, f"undisturbed-{len(done)}", "--num-workers=2", *_FLAGS, *flags
+                )
                 run.wait_beyond(Position(0, 0, 0), _START_S)
                 nodes = {address: len(workers) for address, workers in cluster.train_workers().items()}
                 run.finish()
@@ -205,7 +207,7 @@ def test_a_killed_worker_costs_less_than_a_minute(
     cluster: Cluster, submit: Submit, undisturbed: Undisturbed, note_cost: Note
 ):
     expected = undisturbed(_SHORT).run
-    run = submit("killed-worker", "--workers=2", *_SHORT)
+    run = submit("killed-worker", "--num-workers=2", *_SHORT)
     run.wait_for_the_middle()
     lost = run.seconds_to_next_step(lambda: kill_a_worker(cluster, cluster.workers[0]))
     check(run, expected, note_cost, "SIGKILL of a worker", lost, _KILLED_S)
@@ -216,7 +218,7 @@ def test_a_killed_raylet_costs_less_than_a_minute(
 ):
     """The node is started again at once, as its supervisor would."""
     expected = undisturbed(_SHORT).run
-    run = submit("killed-raylet", "--workers=2", *_SHORT)
+    run = submit("killed-raylet", "--num-workers=2", *_SHORT)
     run.wait_for_the_middle()
     lost = run.seconds_to_next_step(lambda: kill_raylet(cluster, cluster.workers[0]))
     check(run, expected, note_cost, "SIGKILL of a raylet", lost, _KILLED_S)
@@ -227,7 +229,7 @@ def test_a_cut_link_costs_less_than_75_seconds(
 ):
     """The link comes back while the run goes on without the node; its raylet finds itself given up, and starts anew."""
     expected = undisturbed(_SHORT).run
-    run = submit("cut-link", "--workers=2", *_SHORT)
+    run = submit("cut-link", "--num-workers=2", *_SHORT)
     run.wait_for_the_middle()
     lost = run.seconds_to_next_step(lambda: cut_link(cluster, cluster.workers[0]))
     check(run, expected, note_cost, f"a link cut, for {_AWAY_S:.0f} s", lost, _CUT_S)
@@ -237,7 +239,7 @@ def test_a_job_whose_driver_was_killed_goes_on_when_it_is_submitted_again(
     cluster: Cluster, submit: Submit, undisturbed: Undisturbed, note_cost: Note
 ):
     expected = undisturbed(_SHORT).run
-    run = submit("killed-driver", "--workers=2", *_SHORT)
+    run = submit("killed-driver", "--num-workers=2", *_SHORT)
     run.wait_for_the_middle()
     drivers = cluster.drivers()
     assert len(drivers) == 1
@@ -256,7 +258,7 @@ def test_a_node_about_to_be_taken_away_costs_no_step_and_is_no_failure(
     """A checkpoint is written at the notice, and both workers start again on the other node before it is gone."""
     expected = undisturbed(_SHORT).run
     first, second = cluster.workers
-    run = submit("drained", "--workers=2", "--checkpoint-every-s=0", *_SHORT)
+    run = submit("drained", "--num-workers=2", "--checkpoint-interval-s=0", *_SHORT)
     run.wait_for_the_middle()
     lost = run.seconds_to_next_step(lambda: cluster.drain(second, within_s=120))
     stopped, resumed = (
@@ -272,9 +274,9 @@ def test_a_node_about_to_be_taken_away_costs_no_step_and_is_no_failure(
 
 def test_a_run_whose_nodes_do_not_come_ends_and_says_what_it_asked_for(submit: Submit):
     """It waits as long as it was told to, and no longer."""
-    run = submit("nobody", "--workers=2", "--accelerator=gpu", "--wait-for-nodes=5s", *_SHORT)
+    run = submit("nobody", "--num-workers=2", "--accelerator=gpu", "--node-timeout=5s", *_SHORT)
     assert run.job.wait(_START_S) == "FAILED"
-    assert "--wait-for-nodes 5s" in run.job.tail()
+    assert "--node-timeout 5s" in run.job.tail()
     assert "GPU" in run.job.tail()
 
 
@@ -284,7 +286,7 @@ def test_an_elastic_run_shrinks_to_one_node_and_grows_back_to_two(
     """Two workers, one, two: the same steps."""
     expected = undisturbed(_ELASTIC).run
     first, second = cluster.workers
-    run = submit("elastic", "--workers=1-2", *_ELASTIC)
+    run = submit("elastic", "--num-workers=1-2", *_ELASTIC)
     run.wait_beyond(Position(0, 5, 0), _START_S)
     assert workers_at(cluster) == [first.address, second.address]
     shrinking = run.seconds_to_next_step(second.stop)
@@ -303,7 +305,7 @@ def test_ten_faults_at_random_moments_change_nothing(
     """Each comes after a checkpoint behind the one that the run went on from, and some seconds more."""
     rng = random.Random(0)
     expected = undisturbed(_LONG).run
-    run = submit("ten-faults", "--workers=2", *_LONG, "--failures=30")
+    run = submit("ten-faults", "--num-workers=2", *_LONG, "--max-failures=30")
     faults = [kill_a_worker] * 4 + [kill_raylet] * 3 + [cut_link] * 3
     rng.shuffle(faults)
     position, total = Position(0, 0, 0), 0.0

@@ -17,7 +17,7 @@ from pharmclf.training.checkpoint import list_checkpoints
 
 SCRIPT = REPOSITORY / "cluster" / "slurm.sbatch"
 SMALL = [
-    "--image-size=64", "--batch-size=10", "--unfreeze-blocks=2", "--checkpoint-every-s=0.3",
+    "--image-size=64", "--batch-size=10", "--unfreeze-blocks=2", "--checkpoint-interval-s=0.3",
     "--split.test=0.25", "--split.validation=0.25", "--stopping.early-patience=0",
 ]  # fmt: skip
 ON_TWO_NODES = ["--nodes=2", "--cpus-per-task=2", str(SCRIPT)]
@@ -157,7 +157,8 @@ def test_a_run_ends_though_its_time_and_then_its_nodes_are_taken_from_it(
 ) -> None:
     """The demo on two nodes: the signal before the time limit, then a job of a higher partition, each in the middle."""
     job = slurm.submit(
-        *ON_TWO_NODES, "jobs/train.py", f"--data={drawn_images}", f"--storage={tmp_path}", "--name=demo", "--workers=2",
+        *ON_TWO_NODES, "jobs/train.py", f"--data={drawn_images}", f"--storage={tmp_path}", "--name=demo",
+        "--num-workers=2",
         "--phase1.epochs=150", "--phase2.epochs=1", *SMALL,
     )  # fmt: skip
     job.wait_for("first checkpoints", lambda: steps_done(tmp_path / "demo") > 20, within=600)
@@ -187,7 +188,7 @@ def test_a_run_ends_though_its_time_and_then_its_nodes_are_taken_from_it(
 def test_a_cancelled_job_writes_a_checkpoint_and_stays_away(slurm: Slurm, drawn_images: str, tmp_path: Path) -> None:
     job = slurm.submit(
         "--nodes=1", "--cpus-per-task=2", str(SCRIPT), "jobs/train.py", f"--data={drawn_images}",
-        f"--storage={tmp_path}", "--name=demo", "--workers=1", "--phase1.epochs=400", *SMALL,
+        f"--storage={tmp_path}", "--name=demo", "--num-workers=1", "--phase1.epochs=400", *SMALL,
     )  # fmt: skip
     job.wait_for("first checkpoints", lambda: steps_done(tmp_path / "demo") > 8, within=600)
     job.signal()

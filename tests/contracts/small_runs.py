@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "unfreeze_blocks": 2,
     "phase1": PhaseConfig(epochs=2, learning_rate=1e-3),
     "phase2": PhaseConfig(epochs=2, learning_rate=1e-4),
-    "activations_dtype": "float32",
+    "feature_cache_dtype": "float32",
     "precision": "float32",
 }
 HEADS: list[dict[str, Any]] = [
@@ -127,7 +127,7 @@ def train_heads_together(jobs: list[TrainingContext]) -> list[Trained]:
 
 def with_features(job: TrainingContext, manifest: Any, storage: str) -> TrainingContext:
     """The job with the frozen features of its phases, which are computed where they are not there yet."""
-    config = dataclasses.replace(job.config, activations="always", storage=storage)
+    config = dataclasses.replace(job.config, feature_cache="always", storage=storage)
     works = [PhaseDemand(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in build_phases(config)]
     wish = FeatureRequest(config, manifest, config.weights, works, lambda _: None, lambda: False, lambda _: None)
     return dataclasses.replace(job, config=config, activations=get_or_compute(wish))

@@ -93,7 +93,7 @@ def test_the_resumed_run_is_evaluated_and_fetched_from(continued: Continued, tmp
     """jobs/evaluate.py finds the test split of the old manifest at its new place, and the accuracy of result.json."""
     folder = continued.folder
     accuracy = read(folder.runs / "tablets" / "result.json")["test_accuracy"]
-    call_job("jobs/evaluate.py", f"--model={folder.runs}/tablets", "--workers=0", f"--out={tmp_path}/evaluation")
+    call_job("jobs/evaluate.py", f"--model={folder.runs}/tablets", "--num-workers=0", f"--out={tmp_path}/evaluation")
     assert read(tmp_path / "evaluation" / "metrics.json")["accuracy"]["value"] == accuracy
     assert folder.states() == {"search": "complete", "tablets": "complete"}
     assert folder.fetch("tablets", tmp_path / "run")["state"] == "complete"

@@ -90,7 +90,7 @@ def test_durations_have_one_grammar():
     """Whatever setting they are given for; a number without a unit is seconds where that is allowed."""
     assert {text: parse_duration(text, "x") for text in DURATIONS} == DURATIONS
     assert {text: parse_duration(text, "x", plain_seconds=True) for text in DURATIONS} == DURATIONS
-    assert {text: RunConfig(wait_for_nodes=text).wait_for_nodes_s for text in DURATIONS} == DURATIONS
+    assert {text: RunConfig(node_timeout=text).node_timeout_s for text in DURATIONS} == DURATIONS
     assert [parse_duration(text, "x", plain_seconds=True) for text in ("90", "0", "1.5")] == [90.0, 0.0, 1.5]
 
 
@@ -136,7 +136,7 @@ def test_units_of_sizes_are_exact(text: str):
 )
 def test_shares_are_percent_or_plain(text: str, expected: float):
     """1% and 0.01 are the same."""
-    assert parse_share(text, "max_bad") == RunConfig(max_bad=text).max_bad_share == pytest.approx(expected)
+    assert parse_share(text, "max_invalid") == RunConfig(max_invalid=text).max_invalid_share == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("text", ["", "%", "x", "nan", "inf", "-1%", "101%", "1.1", "1 in 100"])

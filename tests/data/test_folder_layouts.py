@@ -147,7 +147,7 @@ def test_folders_of_splits_give_them(names: tuple[str, ...], layout: str):
     }
     found, notes = read(*folders)
     assert found == folders
-    assert f"folders {', '.join(names)}: 6 train, 6 validation, 6 test; --split.ignore-folders True" in notes
+    assert f"folders {', '.join(names)}: 6 train, 6 validation, 6 test; --split.ignore-folders" in notes
     drawn, notes = read(*folders, keep_splits=False)
     assert drawn == {folder: label.split()[0] for folder, label in folders.items()}
     assert "they are not kept" in notes

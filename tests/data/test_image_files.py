@@ -156,7 +156,7 @@ def test_a_storage_that_is_the_data_hides_its_own_files_only(folder: Path):
 
 
 def test_images_of_formats_that_are_not_read_have_rows(data: str):
-    """Each counts for --max-bad and has a row in predictions; one next to the same image in JPEG only counts."""
+    """Each counts for --max-invalid and has a row in predictions; one next to the same image in JPEG only counts."""
     for name in ("aspirin/x.nef", "aspirin/y.PSD", "ibuprofen/z.svg", "ibuprofen/01.cr2", "ibuprofen/notes.txt"):
         put(data, name, b"II*\0")
     made = build_manifest(data)
@@ -167,7 +167,7 @@ def test_images_of_formats_that_are_not_read_have_rows(data: str):
     assert len(made.ok) == 12
     assert "each next to the same image in a format that is read (1 .cr2): 1" in "\n".join(made.notes)
     with pytest.raises(ConfigError, match="3 of 15 images are bad"):
-        build_manifest(data, max_bad_share=0.1)
+        build_manifest(data, max_invalid_share=0.1)
     images = list_images(data)
     assert {images.paths[place].as_py(): reason for place, reason in images.unreadable.items()} == {
         storage.join(data, place): reason for place, reason in bad(made, data).items()

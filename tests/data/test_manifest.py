@@ -120,7 +120,7 @@ def test_too_many_bad_images_are_refused_with_the_first_and_the_whole_list(rubbi
     """The error names count, share and first files; the whole list is in the quarantine file."""
     where = str(tmp_path / "quarantine.csv")
     with pytest.raises(ConfigError, match=r"30 of 331 images are bad \(9.1%\), expected at most 5.0%: .*bad_.*25 more"):
-        build_manifest(str(rubbish), max_bad_share=0.05, quarantine=where)
+        build_manifest(str(rubbish), max_invalid_share=0.05, quarantine=where)
     listed = pd.read_csv(where)
     assert len(listed) == 30
     assert list(listed.columns) == ["path", "label", "status"]

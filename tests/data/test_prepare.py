@@ -51,8 +51,8 @@ def test_prepare_writes_manifest_and_quarantine(folder):
 
 
 def test_too_many_bad_images_leave_their_list_in_the_folder(folder):
-    """--max-bad refuses, and the quarantine file is there to be worked through."""
-    config = RunConfig(data=str(folder / "pills"), storage=str(folder / "runs"), max_bad="1%")
+    """--max-invalid refuses, and the quarantine file is there to be worked through."""
+    config = RunConfig(data=str(folder / "pills"), storage=str(folder / "runs"), max_invalid="1%")
     with pytest.raises(ConfigError, match="1 of 21 images are bad"):
         prepare_manifest(config, str(folder / "runs" / "one"))
     assert (folder / "runs" / "one" / "quarantine.csv").is_file()
@@ -82,7 +82,7 @@ def pills(folder):
 
 def test_a_class_of_few_images_is_left_out_by_name_and_the_others_stay_as_they_are(folder):
     """Its rows are no bad images; the fingerprint is that of the set without it, and --min-images decides."""
-    config = RunConfig(data=str(folder / "pills"), storage=str(folder / "runs"), max_bad="5%")
+    config = RunConfig(data=str(folder / "pills"), storage=str(folder / "runs"), max_invalid="5%")
     without = prepare_manifest(config, str(folder / "runs" / "without"))
     rare = folder / "pills" / "rare"
     rare.mkdir()

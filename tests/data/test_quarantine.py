@@ -52,4 +52,4 @@ def test_those_of_the_manifest_count_and_one_beyond_the_share_is_refused_by_name
     with pytest.raises(ConfigError) as refused:
         quarantine.check()
     assert f"{manifest.table['path'][2]}: changed" in str(refused.value)
-    assert "accept more with --max-bad" in str(refused.value)
+    assert "accept more with --max-invalid" in str(refused.value)

@@ -79,14 +79,16 @@ def test_a_file_in_another_class_folder_of_a_list_keeps_the_label_of_the_beginni
 
 
 def test_too_many_missing_files_are_refused_with_their_number_and_the_remedy(began):
-    """5 of 20 are more than the 20 % of --max-bad; with 30 % the run resumes."""
+    """5 of 20 are more than the 20 % of --max-invalid; with 30 % the run resumes."""
     config, folder, made = began
     for number in range(0, 10, 2):
         (Path(config.data) / "a" / f"{number:02d}.png").unlink()
-    with pytest.raises(ConfigError, match=r"5 files are gone \(the first is a/00\.png\); 25\.0% are bad.*--max-bad"):
+    with pytest.raises(
+        ConfigError, match=r"5 files are gone \(the first is a/00\.png\); 25\.0% are bad.*--max-invalid"
+    ):
         update_run_manifest(config, folder, made, print)
     said: list[str] = []
-    accepting = RunConfig(data=config.data, storage=config.storage, max_bad="30%")
+    accepting = RunConfig(data=config.data, storage=config.storage, max_invalid="30%")
     assert update_run_manifest(accepting, folder, made, said.append) is made
     assert len(said) == 1
 

@@ -305,12 +305,12 @@ def node(cpus: float, gpus: float = 0.0) -> ClusterNode:
 @pytest.mark.parametrize(
     ("settings", "nodes", "waits", "level", "words"),
     [
-        ({"workers": "0"}, [node(2)], False, "OK", "its own process"),
-        ({"workers": "2"}, [node(4), node(4)], True, "OK", "2 of 2"),
-        ({"workers": "4"}, [node(8, 2)], False, "FAIL", "the cluster has 2 GPUs"),
-        ({"workers": "4"}, [node(8, 2)], True, "warn", "--wait-for-nodes 10m"),
-        ({"workers": "1", "accelerator": "gpu"}, [node(8)], False, "FAIL", "0 GPUs"),
-        ({"workers": "1-8"}, [node(8, 2)], False, "OK", "2 of 1-8"),
+        ({"num_workers": "0"}, [node(2)], False, "OK", "its own process"),
+        ({"num_workers": "2"}, [node(4), node(4)], True, "OK", "2 of 2"),
+        ({"num_workers": "4"}, [node(8, 2)], False, "FAIL", "the cluster has 2 GPUs"),
+        ({"num_workers": "4"}, [node(8, 2)], True, "warn", "--node-timeout 10m"),
+        ({"num_workers": "1", "accelerator": "gpu"}, [node(8)], False, "FAIL", "0 GPUs"),
+        ({"num_workers": "1-8"}, [node(8, 2)], False, "OK", "2 of 1-8"),
     ],
 )
 def test_workers_without_room_fail_where_no_node_can_come(settings, nodes, waits, level, words):

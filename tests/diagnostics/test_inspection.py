@@ -137,7 +137,7 @@ def test_only_a_remote_storage_needs_a_spool_and_a_cache(monkeypatch: pytest.Mon
     remote = paths_written_by(RunConfig(storage="s3://b/runs"), "/ray")
     assert remote["Ray"] == "/ray"
     assert {str(tmp_path / "spool"), str(tmp_path / "cache")} <= set(remote.values())
-    assert str(tmp_path / "cache") not in paths_written_by(RunConfig(storage="s3://b", activations="never")).values()
+    assert str(tmp_path / "cache") not in paths_written_by(RunConfig(storage="s3://b", feature_cache="never")).values()
 
 
 def test_a_damaged_image_is_named_and_one_that_is_gone_too(drawn_images: str, tmp_path: Path) -> None:

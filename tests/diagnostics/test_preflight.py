@@ -113,14 +113,14 @@ def test_workers_without_room_on_this_machine_are_bad_input(tmp_path: Path, monk
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     lines: list[str] = []
-    with pytest.raises(ConfigError, match=r"workers: received 200, but the cluster has 2 CPUs"):
-        run_preflight(RunConfig(storage=str(tmp_path), workers="200", accelerator="cpu"), lines.append)
-    run_preflight(RunConfig(storage=str(tmp_path), workers="5", accelerator="cpu"), lines.append)
+    with pytest.raises(ConfigError, match=r"num_workers: received 200, but the cluster has 2 CPUs"):
+        run_preflight(RunConfig(storage=str(tmp_path), num_workers="200", accelerator="cpu"), lines.append)
+    run_preflight(RunConfig(storage=str(tmp_path), num_workers="5", accelerator="cpu"), lines.append)
     (warning,) = [line for line in lines if line.startswith("warning: workers: ")]
     assert "5 processes share 2 cores" in warning
-    assert "--workers 1 uses all cores" in warning
+    assert "--num-workers 1 uses all cores" in warning
     lines.clear()
-    run_preflight(RunConfig(storage=str(tmp_path), workers="1-5", accelerator="cpu"), lines.append)
+    run_preflight(RunConfig(storage=str(tmp_path), num_workers="1-5", accelerator="cpu"), lines.append)
     assert [line for line in lines if "workers: " in line] == []
 
 

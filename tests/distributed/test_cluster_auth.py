@@ -95,7 +95,9 @@ def test_an_open_job_server_is_refused_with_its_address_and_the_remedy(address: 
     with answering({SERVER: 200}, host="::" if ":" in address else "0.0.0.0") as port:
         host = address if told_as == "its own" else told_as
         cluster = {"webui_url": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"}
-        with pytest.raises(ConfigError, match=rf"{port}/api/jobs/, expected token.*RAY_AUTH_MODE=token.*--allow-open"):
+        with pytest.raises(
+            ConfigError, match=rf"{port}/api/jobs/, expected token.*RAY_AUTH_MODE=token.*--allow-unauth"
+        ):
             require_cluster_auth(cluster, allow=False)
         require_cluster_auth(cluster, allow=True)
 

@@ -67,7 +67,7 @@ def test_two_workers_take_the_steps_of_one(
     outcomes = {}
     for workers in (1, 2):
         head = HeadConfig(dense=(32,), dropout=dropout)
-        job = make_job(str(tmp_path / str(workers)), workers=str(workers), head=head, **RATES)
+        job = make_job(str(tmp_path / str(workers)), num_workers=str(workers), head=head, **RATES)
         observer = Recorder()
         outcomes[workers] = train_on_workers(dataclasses.replace(job, images=images), observer)
         told = [pair for event in observer.of(ImagesQuarantined) for pair in event.reasons.items()]
@@ -87,11 +87,11 @@ def test_a_run_begun_with_two_workers_ends_with_one(make_job: Any, tmp_path: Pat
     settings: dict[str, Any] = RATES | {"phase2": PhaseConfig(epochs=3, learning_rate=1e-5)}
     folder = str(tmp_path / "moved")
     with pytest.raises(StopRequested):
-        train_on_workers(make_job(folder, workers="2", **settings), Silent(stop_in="phase1"))
+        train_on_workers(make_job(folder, num_workers="2", **settings), Silent(stop_in="phase1"))
     position = list_checkpoints(f"{folder}/checkpoints")[-1].position
     assert position.phase == 1
-    resumed = train_on_workers(make_job(folder, workers="1", **settings), Silent())
-    whole = train_on_workers(make_job(str(tmp_path / "whole"), workers="1", **settings), Silent())
+    resumed = train_on_workers(make_job(folder, num_workers="1", **settings), Silent())
+    whole = train_on_workers(make_job(str(tmp_path / "whole"), num_workers="1", **settings), Silent())
     losses = [[record.train_loss for record in outcome.history] for outcome in (resumed, whole)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert largest_difference(weights(folder), weights(str(tmp_path / "whole"))) <= 1e-4
@@ -102,4 +102,4 @@ def test_a_run_begun_with_two_workers_ends_with_one(make_job: Any, tmp_path: Pat
 def test_bad_input_that_only_a_worker_sees_comes_back_as_such(make_job: Any, tmp_path: Path) -> None:
     """An unfreeze depth beyond the backbone is a ConfigError in the driver, not a failure of a worker."""
     with pytest.raises(ConfigError, match="unfreeze_blocks: received 99"):
-        train_on_workers(make_job(str(tmp_path), workers="1", unfreeze_blocks=99), Silent())
+        train_on_workers(make_job(str(tmp_path), num_workers="1", unfreeze_blocks=99), Silent())

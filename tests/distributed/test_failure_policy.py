@@ -16,7 +16,7 @@ def test_a_run_goes_on_after_as_many_failures_as_are_allowed() -> None:
     for step in range(3):
         assert recovery.decide(failure(place=("phase1", 0, step))) == ""
     assert recovery.decide(failure(place=("phase2", 0, 4))) == (
-        "ActorDiedError: gone (in phase2, epoch 1, step 5; failure 4, --failures 3)"
+        "ActorDiedError: gone (in phase2, epoch 1, step 5; failure 4, --max-failures 3)"
     )
 
 
@@ -47,8 +47,8 @@ def test_the_loss_of_nodes_says_nothing_of_the_step() -> None:
 
 
 def test_no_failure_is_survived_where_none_is_allowed() -> None:
-    """--failures 0."""
-    assert "--failures 0" in FailurePolicy(max_failures=0).decide(failure("node"))
+    """--max-failures 0."""
+    assert "--max-failures 0" in FailurePolicy(max_failures=0).decide(failure("node"))
 
 
 def test_places_are_told_as_people_count() -> None:

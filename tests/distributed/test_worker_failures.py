@@ -72,8 +72,8 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 def test_a_run_whose_worker_is_killed_ends_as_if_it_had_not_been(make_job: Any, tmp_path: Path) -> None:
     """SIGKILL behind the first epoch: another attempt goes on from its checkpoint, to the same weights."""
     calm, disturbed = Watching(), Watching(signalled(signal.SIGKILL))
-    train_on_workers(make_job(str(tmp_path / "calm"), workers="1", **RATES), calm)
-    outcome = train_on_workers(make_job(str(tmp_path / "killed"), workers="1", failures=1, **RATES), disturbed)
+    train_on_workers(make_job(str(tmp_path / "calm"), num_workers="1", **RATES), calm)
+    outcome = train_on_workers(make_job(str(tmp_path / "killed"), num_workers="1", max_failures=1, **RATES), disturbed)
     assert outcome.status == "complete"
     assert [event.attempt for event in disturbed.of(WorkersStarted)] == [1, 2]
     (failure,) = disturbed.of(WorkerFailure)
@@ -87,7 +87,7 @@ def test_a_run_whose_worker_is_killed_ends_as_if_it_had_not_been(make_job: Any, 
 @pytest.mark.slow
 def test_a_crash_at_the_same_step_twice_ends_the_run_and_says_where(make_job: Any, tmp_path: Path) -> None:
     """A row without a label raises in every attempt: the second one is the last, although ten are allowed."""
-    job = make_job(str(tmp_path), workers="1", failures=10, **RATES)
+    job = make_job(str(tmp_path), num_workers="1", max_failures=10, **RATES)
     job = dataclasses.replace(job, labels=job.labels[: int(job.train_rows.max())])
     watching = Watching()
     with pytest.raises(TrainingFailedError, match=r"a second time in phase1, epoch 1, step \d"):
@@ -99,7 +99,7 @@ def test_a_crash_at_the_same_step_twice_ends_the_run_and_says_where(make_job: An
 def test_a_worker_that_does_not_answer_is_named_and_ended(make_job: Any, tmp_path: Path) -> None:
     """A stopped process takes no step and no order: its node is named, it is killed, and the run goes on."""
     watching = Watching(signalled(signal.SIGSTOP))
-    job = make_job(str(tmp_path), workers="1", failures=1, hang_after_s=30.0, **RATES)
+    job = make_job(str(tmp_path), num_workers="1", max_failures=1, step_timeout_s=30.0, **RATES)
     assert train_on_workers(job, watching).status == "complete"
     (failure,) = watching.of(WorkerFailure)
     assert failure.kind == "hang"
@@ -126,7 +126,7 @@ def test_a_hung_step_leaves_the_stacks_of_all_workers_and_the_run_goes_on(make_j
     """One of two workers sticks in its input, the other waits for it: both stacks are in the run folder."""
     flag = tmp_path / "stick"
     watching = Watching(flag.touch)
-    job = make_job(str(tmp_path / "run"), workers="2", failures=1, hang_after_s=30.0, **RATES)
+    job = make_job(str(tmp_path / "run"), num_workers="2", max_failures=1, step_timeout_s=30.0, **RATES)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not know the modules of tests
     assert train_on_workers(dataclasses.replace(job, labels=Sticking(job.labels, flag)), watching).status == "complete"
     (failure,) = watching.of(WorkerFailure)
@@ -140,7 +140,7 @@ def test_a_hung_step_leaves_the_stacks_of_all_workers_and_the_run_goes_on(make_j
 
 @pytest.mark.slow
 def test_a_run_fails_after_more_failures_than_are_allowed(make_job: Any, tmp_path: Path) -> None:
-    """--failures 0: the first one is the last; its reason is one line."""
+    """--max-failures 0: the first one is the last; its reason is one line."""
     watching = Watching(signalled(signal.SIGKILL))
-    with pytest.raises(TrainingFailedError, match="failure 1, --failures 0"):
-        train_on_workers(make_job(str(tmp_path), workers="1", failures=0, **RATES), watching)
+    with pytest.raises(TrainingFailedError, match="failure 1, --max-failures 0"):
+        train_on_workers(make_job(str(tmp_path), num_workers="1", max_failures=0, **RATES), watching)

@@ -72,19 +72,19 @@ def test_a_set_in_which_nothing_can_be_scored_is_refused(other: Path, drawn_mani
 
 
 def test_a_run_takes_several_sets_by_their_names(other: Path, drawn_manifest: Manifest, tmp_path: Path):
-    config = RunConfig(storage=str(tmp_path / "runs"), extra_test=(f"one={other}", f"two={other}"))
+    config = RunConfig(storage=str(tmp_path / "runs"), eval_data=(f"one={other}", f"two={other}"))
     assert [images.name for images in external_datasets(config, drawn_manifest)] == ["one", "two"]
 
 
 @pytest.mark.parametrize("text", ["shifted", "=x", "a b=x", "test=x", "../a=x", "a="])
 def test_a_set_without_a_usable_name_or_place_is_refused(text: str):
-    with pytest.raises(ConfigError, match="extra_test"):
-        RunConfig(extra_test=(text,))
+    with pytest.raises(ConfigError, match="eval_data"):
+        RunConfig(eval_data=(text,))
 
 
 def test_a_name_that_stands_there_twice_is_refused():
     with pytest.raises(ConfigError, match="taken already"):
-        RunConfig(extra_test=("a=x", "a=y"))
+        RunConfig(eval_data=("a=x", "a=y"))
 
 
 def test_images_that_are_lost_leave_a_set_with_their_names(drawn_manifest: Manifest):

@@ -12,20 +12,21 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.feature_cache.cache_key import cache_location, key_parts
 
 KEYED = {  # another value of each changes the key
-    "backbone": "resnet50", "image_size": 96, "seed": 1, "activations_dtype": "float32",
+    "backbone": "resnet50", "image_size": 96, "seed": 1, "feature_cache_dtype": "float32",
     "augment.rotation_deg": 21.0, "augment.shift": 0.1, "augment.shear": 0.1, "augment.zoom": 0.1,
     "augment.horizontal_flip": False, "augment.vertical_flip": True, "augment.fill": "nearest", "augment.views": 3,
 }  # fmt: skip
 RESOLVED = {"weights", "precision", "unfreeze_blocks"}  # are in the key as what they come to
 BY_MANIFEST = {  # change its rows
-    "data", "label_level", "max_bad", "min_images", "split.ignore_folders", "split.test", "split.validation",
+    "data", "label_level", "max_invalid", "min_images", "split.ignore_folders", "split.test", "split.validation",
     "demo.images_per_class",
 }  # fmt: skip
 FREE = {  # what comes behind the frozen part, and where and how the run goes on
-    "storage": "elsewhere", "name": "other", "workers": "2", "batch_size": 7, "xla": True, "deterministic": False,
-    "checkpoint_every_s": 1.0, "keep_checkpoints": 5, "activations": "never", "failures": 2,
-    "accelerator": "cpu", "wait_for_nodes": "1m", "hang_after_s": 9.0,
-    "allow_open_cluster": True, "skip_checks": True, "hardware_every_s": 0.0, "extra_test": ["x=y"], "max_error": "2%",
+    "storage": "elsewhere", "name": "other", "num_workers": "2", "batch_size": 7, "xla": True, "deterministic": False,
+    "checkpoint_interval_s": 1.0, "num_checkpoints_to_keep": 5, "feature_cache": "never", "max_failures": 2,
+    "accelerator": "cpu", "node_timeout": "1m", "step_timeout_s": 9.0,
+    "allow_unauthenticated_cluster": True, "skip_checks": True, "monitor_interval_s": 0.0, "eval_data": ["x=y"],
+    "target_error": "2%",
     "microbatch": "3", "tensorboard": False, "mlflow": "http://127.0.0.1:1", "head.dense": [8], "head.dropout": 0.1,
     "phase1.epochs": 3, "phase1.learning_rate": 0.1, "phase1.schedule": "cosine", "phase1.warmup": 0.3,
     "phase2.epochs": 3, "phase2.learning_rate": 0.1, "phase2.schedule": "cosine", "phase2.warmup": 0.3,

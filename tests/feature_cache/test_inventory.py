@@ -79,7 +79,7 @@ def computing(root: str) -> Iterator[str]:
 
 def test_the_listing_tells_what_is_kept(root: str):
     """Everything that the index knows, the sum of the files' sizes, and the last use."""
-    location = keep(root, 7, used_s=NOW_S, backbone="resnet50", activations_dtype="float32")
+    location = keep(root, 7, used_s=NOW_S, backbone="resnet50", feature_cache_dtype="float32")
     size = sum(file.size_bytes for file in storage.list_files(location))
     assert size > 7 * 32 * 4
     assert list_entries(root) == [

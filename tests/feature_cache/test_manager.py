@@ -46,7 +46,7 @@ def made(
             "storage": place,
             "name": "run",
             "image_size": 64,
-            "activations": "always",
+            "feature_cache": "always",
             "augment": AugmentConfig(rotation_deg=180, vertical_flip=True, views=VIEWS),
         }
         | settings
@@ -99,7 +99,7 @@ def test_what_is_there_is_not_computed_again(wish: Any, drawn_manifest: Manifest
     """A second run with other learning rates and another head gets the same files without a pass; so does `auto`."""
     first = get_or_compute(wish)
     for mode in ("always", "auto"):
-        other = made(wish.config.storage, drawn_manifest, batch_size=7, activations=mode)
+        other = made(wish.config.storage, drawn_manifest, batch_size=7, feature_cache=mode)
         assert names(get_or_compute(other)) == names(first)
         assert other.said == ["feature cache: the features of phase1 and phase2 exist"]  # type: ignore[attr-defined]
 
@@ -251,7 +251,7 @@ def test_a_value_beyond_float16_falls_back_to_streaming(
     wish = made(str(tmp_path), drawn_manifest, weights=weights)
     assert get_or_compute(dataclasses.replace(wish, weights="0" * 64)) == {}
     said: list[str] = wish.said  # type: ignore[attr-defined]
-    assert any("--activations-dtype float32" in text for text in said), said
+    assert any("--feature-cache-dtype float32" in text for text in said), said
 
 
 def test_more_blocks_than_there_are_is_bad_input(shared_ray: None, drawn_manifest: Manifest, tmp_path: Path) -> None:

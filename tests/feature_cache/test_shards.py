@@ -159,7 +159,7 @@ def test_a_folder_counts_only_when_index_and_all_shards_stand(root: str, drawn_m
 )
 def test_a_shard_stays_within_its_bounds(drawn_manifest: Manifest, shape: Any, views: int, side: int, dtype: str):
     """At most 16 MiB and 64 MiB of decoded images, unless one row alone is more; always a power of two of rows."""
-    config = RunConfig(image_size=side, activations_dtype=dtype, augment=AugmentConfig(views=views))  # type: ignore[arg-type]
+    config = RunConfig(image_size=side, feature_cache_dtype=dtype, augment=AugmentConfig(views=views))  # type: ignore[arg-type]
     layout = ShardLayout.of(config, drawn_manifest, shape)
     for section in layout.sections:
         rows = section.rows_per_shard

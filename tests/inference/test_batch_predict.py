@@ -79,7 +79,7 @@ def directly(model: Path) -> Callable[[list[str]], np.ndarray]:
 
 def run(model: object, images: object, output: object, **settings: Any) -> list[str]:
     said: list[str] = []
-    options = {"workers": "0", "part_size": 30, "threshold": THRESHOLD} | settings
+    options = {"num_workers": "0", "part_size": 30, "threshold": THRESHOLD} | settings
     assert (
         predict_images(PredictOptions(model=str(model), input=str(images), output=str(output), **options), said.append)
         == 0
@@ -116,7 +116,7 @@ def test_every_image_has_one_row_in_order_with_the_answer_of_the_model(
 ):
     """In this process and by two of Ray's; parts and batches of other sizes than the whole; bad images listed."""
     paths = [str(path) for path in images.rglob("*") if path.is_file()]
-    said = run(model, images, tmp_path / "out.parquet", workers=workers)
+    said = run(model, images, tmp_path / "out.parquet", num_workers=workers)
     found = table(tmp_path / "out.parquet")
     check(found, paths, directly)
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
@@ -181,7 +181,7 @@ def test_parts_of_another_model_or_state_are_never_taken(model: Path, images: Pa
 
     for threshold in (0.5, THRESHOLD):
         options = PredictOptions(
-            model=str(model), input=str(images), output=str(output), workers="0", part_size=30, threshold=threshold
+            model=str(model), input=str(images), output=str(output), num_workers="0", part_size=30, threshold=threshold
         )
         kept.clear()
         with pytest.raises(RuntimeError, match="stopped before"):
@@ -222,7 +222,7 @@ def test_a_model_that_does_not_fit_its_labels_is_bad_input(
     shutil.copytree(model, folder)
     (folder / "labels.json").write_text(json.dumps(LABELS[:9]))
     with pytest.raises(ConfigError, match="received 10 outputs and 9 labels"):
-        run(folder, images, tmp_path / "out.parquet", workers=workers)
+        run(folder, images, tmp_path / "out.parquet", num_workers=workers)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

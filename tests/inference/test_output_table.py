@@ -406,7 +406,7 @@ def test_an_error_of_a_stream_comes_at_its_place():
         ({"output": "out.txt"}, "--output: received 'out.txt', expected FILE.parquet or FILE.csv"),
         ({"output": "images.csv", "input": "./images.csv"}, "--output: received the list of --input"),
         ({"threshold": 1.5}, "--threshold: received 1.5"),
-        ({"workers": "all"}, "--workers: received 'all'"),
+        ({"num_workers": "all"}, "--num-workers: received 'all'"),
         ({"part_size": 0}, "--part-size: received 0"),
     ],
 )

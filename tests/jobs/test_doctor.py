@@ -35,7 +35,7 @@ def test_what_is_broken_is_told_as_data_and_by_the_exit_code(drawn_images: str, 
     (folder / "a.jpg").write_bytes(b"none")
     (tmp_path / "file").write_text("x")
     flags = [f"--data={tmp_path}/images", f"--storage={tmp_path}/file", "--accelerator=gpu", "--json"]
-    done = doctor(*flags, "--wait-for-nodes=0")
+    done = doctor(*flags, "--node-timeout=0")
     assert done.returncode == 1, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["exit_code"] == 1
@@ -49,7 +49,7 @@ def test_what_is_broken_is_told_as_data_and_by_the_exit_code(drawn_images: str, 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [(["--no-such-flag"], "no-such-flag"), (["--workers=many"], "workers"), (["--config=none.yaml"], "none.yaml")],
+    [(["--no-such-flag"], "no-such-flag"), (["--num-workers=many"], "workers"), (["--config=none.yaml"], "none.yaml")],
 )
 def test_bad_flags_end_with_2(flags: list[str], said: str) -> None:
     done = doctor(*flags)

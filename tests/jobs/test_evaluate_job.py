@@ -86,7 +86,7 @@ def test_a_complete_run_is_tested_on_a_further_set(trained: TrainedRuns, tmp_pat
     before = json.loads((folder / "result.json").read_text())
     weights = (folder / "model" / "model.keras").read_bytes()
     for words in (["it is tested on night now", "night accuracy"], []):
-        ended = call(*flags, f"--extra-test=night={trained.other}")
+        ended = call(*flags, f"--eval-data=night={trained.other}")
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert all(word in ended.stdout for word in [*words, "is complete already"])
         assert ("it is tested on" in ended.stdout) == bool(words)
@@ -107,7 +107,7 @@ def test_a_complete_run_is_tested_on_a_further_set(trained: TrainedRuns, tmp_pat
         ([], "--model: received nothing"),
         (["--model=/nowhere"], "no model there"),
         (["--model={run}", "--data=/nowhere/at/all"], "/nowhere/at/all"),
-        (["--model={run}/model/model.keras", "--workers=two"], "workers: received 'two'"),
+        (["--model={run}/model/model.keras", "--num-workers=two"], "num_workers: received 'two'"),
     ],
 )
 def test_bad_input_ends_with_2_and_no_traceback(trained: TrainedRuns, arguments: list[str], words: str):

@@ -11,7 +11,14 @@ from support.programs import SMALL, call, final, finish, kill_tree, start, wait_
 from support.trained_runs import TrainedRuns
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
-KEEP = ["--activations=always", "--augment.views=2", "--workers=0", *SMALL, "--phase1.epochs=2", "--phase2.epochs=2"]
+KEEP = [
+    "--feature-cache=always",
+    "--augment.views=2",
+    "--num-workers=0",
+    *SMALL,
+    "--phase1.epochs=2",
+    "--phase2.epochs=2",
+]
 
 
 def shards(place: Path) -> dict[str, int]:
@@ -49,7 +56,7 @@ def test_a_damaged_shard_is_named_and_computed_again(shared_ray: None, drawn_ima
     on to its end by itself; a second run reads the same shards, and ends with the same weights."""
     shared = [f"--data={drawn_images}", f"--storage={tmp_path}", *KEEP]
     prepared = finish(
-        *shared[:2], *SMALL, "--augment.views=2", "--phase1.epochs=2", "--phase2.epochs=2", "--activations",
+        *shared[:2], *SMALL, "--augment.views=2", "--phase1.epochs=2", "--phase2.epochs=2", "--precompute-features",
         program="jobs/prepare.py",
     )  # fmt: skip
     assert prepared.returncode == 0, prepared.stdout + prepared.stderr
@@ -75,7 +82,7 @@ def test_a_damaged_shard_is_named_and_computed_again(shared_ray: None, drawn_ima
 
 def test_without_views_the_images_are_streamed_and_it_is_said(trained: TrainedRuns, tmp_path: Path) -> None:
     """`always` is refused with the remedy; `auto` says in one line why nothing is kept."""
-    refused = call(f"--data={trained.images}", f"--storage={tmp_path}", "--activations=always")
+    refused = call(f"--data={trained.images}", f"--storage={tmp_path}", "--feature-cache=always")
     assert refused.returncode == 2
     assert "--augment.views 2" in refused.stderr
     assert "Traceback" not in refused.stderr

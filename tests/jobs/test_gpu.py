@@ -12,7 +12,7 @@ import pytest
 from support import programs
 from support.programs import SMALL
 
-FAST = [*SMALL, "--phase1.epochs=1", "--phase2.epochs=1", "--augment.views=2", "--activations=always"]
+FAST = [*SMALL, "--phase1.epochs=1", "--phase2.epochs=1", "--augment.views=2", "--feature-cache=always"]
 finish = partial(programs.finish, timeout=800)
 real = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="there is no NVIDIA GPU here")
 
@@ -23,7 +23,7 @@ def test_a_run_reserves_the_gpus_that_ray_counts_and_goes_to_its_end(drawn_image
     """Ray's own checks of what holds a GPU need no GPU; TensorFlow computes on the processors."""
     counted = json.dumps({"CPU": os.cpu_count(), "GPU": 1})
     ended = finish(
-        f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--skip-checks=True", *FAST,
+        f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--skip-checks", *FAST,
         RAY_OVERRIDE_RESOURCES=counted,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -35,7 +35,7 @@ def test_a_run_reserves_the_gpus_that_ray_counts_and_goes_to_its_end(drawn_image
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_run_trains_on_the_gpu(drawn_images: str, tmp_path: Path, workers: str):
-    ended = finish(f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", f"--workers={workers}", *FAST)
+    ended = finish(f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", f"--num-workers={workers}", *FAST)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "hardware: 1 GPU" in ended.stdout
     assert json.loads((tmp_path / "run" / "run.json").read_text())["precision"].startswith("mixed_")

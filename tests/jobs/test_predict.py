@@ -56,7 +56,7 @@ def test_a_killed_job_goes_on_without_predicting_its_parts_again(images: Path, m
     Meanwhile a second job of the same output is refused.
     """
     output, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
-    arguments = [f"--model={model}", f"--input={images}", f"--output={output}", "--part-size=20", "--workers=0"]
+    arguments = [f"--model={model}", f"--input={images}", f"--output={output}", "--part-size=20", "--num-workers=0"]
     process = start(*arguments, program=PREDICT)
     wait_for(process, standing(parts, 9))
     process.send_signal(signal.SIGSTOP)
@@ -87,7 +87,7 @@ def test_a_killed_job_goes_on_without_predicting_its_parts_again(images: Path, m
     assert f"predicting {COUNT - 20 * (len(between) - 1):,} images in this process" in ended.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.parquet"]
     unbroken = PredictOptions(
-        model=str(model), input=str(images), output=str(tmp_path / "unbroken.parquet"), workers="0"
+        model=str(model), input=str(images), output=str(tmp_path / "unbroken.parquet"), num_workers="0"
     )
     assert predict_images(unbroken, lambda _: None) == 0
     found, expected = (pq.read_table(tmp_path / name).to_pandas() for name in ("out.parquet", "unbroken.parquet"))
@@ -105,7 +105,7 @@ def test_a_job_on_ray_ends_on_a_signal_and_goes_on(
 ):
     """While Ray starts, and in the middle, where SIGKILL follows for driver and workers; then it ends as unbroken."""
     output, parts = tmp_path / "out.csv", tmp_path / "out.csv.parts"
-    arguments = [f"--model={model}", f"--input={images}", f"--output={output}", "--part-size=20", "--workers=2"]
+    arguments = [f"--model={model}", f"--input={images}", f"--output={output}", "--part-size=20", "--num-workers=2"]
     process = start(*arguments, program=PREDICT)
     wait_for(process, (parts / "lease.json").exists)
     process.send_signal(number)

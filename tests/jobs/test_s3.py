@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.tf]
 def undisturbed(drawn_images: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndarray]]:
     """The final tensors of the same run on local disk."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    ended = finish(f"--data={drawn_images}", f"--storage={folder}", "--name=run", "--workers=0", *SMALL)
+    ended = finish(f"--data={drawn_images}", f"--storage={folder}", "--name=run", "--num-workers=0", *SMALL)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return final(folder / "run")
 
@@ -52,10 +52,10 @@ def test_a_run_of_two_workers_goes_from_bucket_to_bucket_and_the_best_is_fetched
     """It ends as a run of one process on local disk does; features are read through the node's cache; no secret stands
     in anything that was written or printed; and the fetched model predicts what the run has reported."""
     monkeypatch.setenv("PHARMCLF_STORAGE_CACHE", str(tmp_path / "cache"))
-    keep = ["--activations=always", "--augment.views=2", "--phase1.epochs=2", "--phase2.epochs=2"]
-    ended = finish("--workers=2", *remote, *keep)
+    keep = ["--feature-cache=always", "--augment.views=2", "--phase1.epochs=2", "--phase2.epochs=2"]
+    ended = finish("--num-workers=2", *remote, *keep)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    local = call(f"--data={drawn_images}", f"--storage={tmp_path}/runs", "--name=run", "--workers=0", *SMALL, *keep)
+    local = call(f"--data={drawn_images}", f"--storage={tmp_path}/runs", "--name=run", "--num-workers=0", *SMALL, *keep)
     assert local.returncode == 0, local.stdout + local.stderr
     assert largest_difference(final(f"{bucket}/runs/run"), final(tmp_path / "runs" / "run")) < 2e-3
     cached = {path.name for path in (tmp_path / "cache").glob("*.npy")}
@@ -90,10 +90,10 @@ def test_two_workers_killed_between_bucket_and_bucket_resume(
     remote: list[str], bucket: str, undisturbed: dict[str, Any]
 ):
     """SIGKILL in the middle; the same command ends as the local run does."""
-    process = start("--workers=2", *remote)
+    process = start("--num-workers=2", *remote)
     wait_for(process, in_the_middle_of(f"{bucket}/runs/run", 1))
     kill_tree(process)
-    ended = finish("--workers=2", *remote)
+    ended = finish("--num-workers=2", *remote)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "resumed from phase" in ended.stdout
     assert largest_difference(final(f"{bucket}/runs/run"), undisturbed) < 2e-3
@@ -107,9 +107,9 @@ def test_an_outage_of_twenty_seconds_changes_nothing(
 
     While it runs, a second driver of the same name is refused.
     """
-    process = start("--workers=0", *remote)
+    process = start("--num-workers=0", *remote)
     wait_for(process, in_the_middle_of(f"{bucket}/runs/run", 0))
-    second = finish("--workers=0", *remote)
+    second = finish("--num-workers=0", *remote)
     assert second.returncode == 2, second.stdout
     assert f"is being written by process {process.pid} on " in second.stderr
     gateway.stop_gateway()
@@ -135,7 +135,7 @@ def test_a_storage_gone_for_good_ends_the_run_with_its_last_checkpoint_in_the_sp
 ):
     """Exit code 1, the endpoint and the spool named, no traceback; with the server back, nothing has been lost."""
     monkeypatch.setenv("PHARMCLF_STORAGE_PATIENCE_S", "5")
-    process = start("--workers=0", *remote)
+    process = start("--num-workers=0", *remote)
     wait_for(process, in_the_middle_of(f"{bucket}/runs/run", 0))
     gateway.stop_gateway()
     try:
@@ -148,7 +148,7 @@ def test_a_storage_gone_for_good_ends_the_run_with_its_last_checkpoint_in_the_sp
     assert f"They are kept in {tmp_path}/spool" in output
     (spool,) = (tmp_path / "spool").iterdir()
     kept = list_checkpoints(str(spool))[-1]
-    ended = finish("--workers=0", *remote)
+    ended = finish("--num-workers=0", *remote)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert f"uploaded {kept.name} " in ended.stdout
     assert f"resumed from {kept.name}" in ended.stdout
@@ -165,7 +165,7 @@ def test_refusals_of_the_storage_are_bad_input(
 
     def refused(location: str) -> str:
         objects.reset_connections()
-        ended = call(*(f"{name}={value}" for name, value in (flags | {where: location}).items()), "--workers=0")
+        ended = call(*(f"{name}={value}" for name, value in (flags | {where: location}).items()), "--num-workers=0")
         assert ended.returncode == 2, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
         return ended.stderr

@@ -98,7 +98,7 @@ def test_a_run_is_told_of_while_it_trains_when_it_is_killed_and_when_it_is_done(
     drawn_images: str, tmp_path: Path
 ) -> None:
     """The same run: training, killed, resumed and interrupted, resumed and complete."""
-    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--workers=0", *SMALL]
+    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--num-workers=0", *SMALL]
     place = [f"--storage={tmp_path}", "--name=run"]
     file = tmp_path / "run" / "status.json"
 
@@ -142,7 +142,7 @@ def test_a_run_is_told_of_while_it_trains_when_it_is_killed_and_when_it_is_done(
 @pytest.mark.slow
 def test_a_run_that_fails_says_why(drawn_images: str, tmp_path: Path) -> None:
     """Bad input that only the loop could see: the same line as on the console."""
-    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--workers=0", *SMALL]
+    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--num-workers=0", *SMALL]
     ended = finish(*flags, "--unfreeze-blocks=99")
     assert ended.returncode == 2
     now = told(f"--storage={tmp_path}", "--name=run")
@@ -177,9 +177,9 @@ def test_the_numbers_of_a_run_stand_among_the_metrics_of_its_cluster(
     from pharmclf.runs.prometheus import GAUGES
 
     address, url = metrics_head
-    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=watched", "--workers=0", *SMALL]
+    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=watched", "--num-workers=0", *SMALL]
     process = start(
-        *flags, "--phase1.epochs=1000", "--stopping.early-patience=0", "--allow-open-cluster=True",
+        *flags, "--phase1.epochs=1000", "--stopping.early-patience=0", "--allow-unauthenticated-cluster",
         RAY_ADDRESS=address, RAY_AUTH_MODE="disabled",
     )  # fmt: skip
     try:

@@ -103,7 +103,7 @@ def test_a_submitted_run_goes_from_bucket_to_bucket(
 ) -> None:
     """The submission's variables reach driver and workers, its configuration travels, and no secret is printed."""
     storage.upload_folder(Path(drawn_images), f"{bucket}/images")
-    flags = [f"--data={bucket}/images", f"--storage={bucket}/runs", "--name=run", "--workers=2", *SMALL]
+    flags = [f"--data={bucket}/images", f"--storage={bucket}/runs", "--name=run", "--num-workers=2", *SMALL]
     flags += ["--phase1.epochs=1", "--phase2.epochs=1"]
     variables = gateway.environment()
     assert not set(variables) & set(ray_head.environment)

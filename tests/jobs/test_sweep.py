@@ -22,7 +22,7 @@ from pharmclf import storage
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 SMALL = [
     "--image-size=64", "--batch-size=10", "--phase1.epochs=2", "--phase2.epochs=2", "--unfreeze-blocks=2",
-    "--split.test=0.25", "--split.validation=0.25", "--augment.views=2", "--halving=False", "--checkpoint-every-s=0",
+    "--split.test=0.25", "--split.validation=0.25", "--augment.views=2", "--no-halving", "--checkpoint-interval-s=0",
 ]  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def test_a_sweep_of_two_workers_a_trial_stops_when_asked_and_goes_on(drawn_image
     space = write_space(tmp_path, head__dropout={"values": [0.1]})
     flags = [
         f"--data={drawn_images}", f"--storage={tmp_path}", "--name=sweep", "--search=grid", "--trials=1", space,
-        "--workers-per-trial=2", "--activations=never", "--reuse-workers=False", "--winner=retrain",
+        "--workers-per-trial=2", "--feature-cache=never", "--no-reuse-workers", "--winner=retrain",
     ]  # fmt: skip
     home = tmp_path / "sweep"
     process = start(*flags)

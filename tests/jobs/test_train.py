@@ -76,7 +76,7 @@ def test_a_signal_writes_a_checkpoint_and_leaves(
     drawn_images: str, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     """SIGINT ends with 130, SIGTERM with 143, each with a checkpoint in the middle of the epoch and the run's state."""
-    process = start(f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--workers=0", *SMALL)
+    process = start(f"--data={drawn_images}", f"--storage={tmp_path}", "--name=run", "--num-workers=0", *SMALL)
     wait_for(process, in_the_middle_of(tmp_path / "run", 0))
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
@@ -143,7 +143,7 @@ def _check_promises(images: str, storage: Path) -> None:
     ("arguments", "words"),
     [
         (["--data=/nowhere/at/all"], "/nowhere/at/all"),
-        (["--workers=two"], "workers: received 'two'"),
+        (["--num-workers=two"], "num_workers: received 'two'"),
         (["--config=/nowhere.yaml"], "--config /nowhere.yaml"),
         (["--split.test=1.5"], "split.test: received 1.5"),
         (["--backbone=resnet5"], "resnet50"),
@@ -163,7 +163,7 @@ def test_bad_input_ends_with_2_and_no_traceback(tmp_path: Path, arguments: list[
 @pytest.mark.tf
 def test_a_folder_with_rubbish_trains_on_what_is_good(shared_ray: None, drawn_images: str, tmp_path: Path) -> None:
     """Bad files are named with their reasons and left out, those too that change after the data set was listed; with
-    --max-bad 1% the same folder ends with 2, untrained. The run is complete even when the folder is gone."""
+    --max-invalid 1% the same folder ends with 2, untrained. The run is complete even when the folder is gone."""
     data = tmp_path / "data"
     shutil.copytree(drawn_images, data)
     first, second = sorted(folder for folder in data.iterdir() if folder.is_dir())[:2]
@@ -171,7 +171,14 @@ def test_a_folder_with_rubbish_trains_on_what_is_good(shared_ray: None, drawn_im
     (first / "empty.jpg").write_bytes(b"")
     (first / "short.jpg").write_bytes(whole[: len(whole) // 2])
     (second / "words.jpg").write_text("not an image")
-    flags = [f"--data={data}", f"--storage={tmp_path}", "--workers=0", *SMALL, "--phase1.epochs=1", "--phase2.epochs=0"]
+    flags = [
+        f"--data={data}",
+        f"--storage={tmp_path}",
+        "--num-workers=0",
+        *SMALL,
+        "--phase1.epochs=1",
+        "--phase2.epochs=0",
+    ]
     config = RunConfig(data=str(data), storage=str(tmp_path), split=SplitConfig(test=0.25, validation=0.25))
     manifest = split_manifest(config, str(tmp_path / "none"))
     # of the same size and time, so that the data set counts as unchanged
@@ -192,11 +199,11 @@ def test_a_folder_with_rubbish_trains_on_what_is_good(shared_ray: None, drawn_im
     for split, key in (("train", "train_images"), ("validation", "val_images"), ("test", "test_images")):
         assert result[key] == len(manifest.rows(split)) - 1
     assert result["val_accuracy_mismatch"] is None
-    full = call(*flags, "--name=full", "--max-bad=4%")  # three of 83 are bad before the training begins
+    full = call(*flags, "--name=full", "--max-invalid=4%")  # three of 83 are bad before the training begins
     assert full.returncode == 2
     assert re.search(r"[45] of 83 images are bad ", full.stderr)
     assert json.loads((tmp_path / "full" / "run.json").read_text())["state"] == "failed"
-    refused = call(*flags, "--name=refused", "--max-bad=1%")
+    refused = call(*flags, "--name=refused", "--max-invalid=1%")
     assert refused.returncode == 2
     assert "3 of 83 images are bad" in refused.stderr
     assert not (tmp_path / "refused" / "checkpoints").exists()
@@ -230,7 +237,7 @@ def test_the_name_of_another_run_is_refused_and_left_alone(trained: TrainedRuns,
     assert "seed: 0 there, 1 now" in changed.stderr
     other = tmp_path / "other"
     shutil.copytree(trained.images, other)
-    for image in sorted(other.glob("*/*.jpg"))[:20]:  # of 80: more than --max-bad
+    for image in sorted(other.glob("*/*.jpg"))[:20]:  # of 80: more than --max-invalid
         image.unlink()
     replaced = call(*flags, f"--data={other}")
     assert replaced.returncode == 2

@@ -23,7 +23,8 @@ def test_the_settings_that_no_result_depends_on_are_these():
     """A run that is resumed may differ in them; a setting that joins or leaves them changes what may be resumed."""
     assert set(select_names(RunConfig, "affects_result", False)) == {
         "data", "storage", "name", "weights", "mlflow", "tensorboard", "xla", "microbatch", "skip_checks",
-        "accelerator", "workers", "failures", "wait_for_nodes", "hang_after_s", "hardware_every_s",
-        "allow_open_cluster", "checkpoint_every_s", "keep_checkpoints", "activations", "activations_dtype",
-        "extra_test", "max_bad", "max_error",
+        "accelerator", "num_workers", "max_failures", "node_timeout", "step_timeout_s", "monitor_interval_s",
+        "allow_unauthenticated_cluster", "checkpoint_interval_s", "num_checkpoints_to_keep", "feature_cache",
+        "feature_cache_dtype",
+        "eval_data", "max_invalid", "max_error",
     }  # fmt: skip

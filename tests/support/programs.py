@@ -27,7 +27,7 @@ PROGRAMS = sorted(
     str(path.relative_to(REPOSITORY)) for path in [*REPOSITORY.glob("jobs/*.py"), REPOSITORY / "tune" / "sweep.py"]
 )
 SMALL = [
-    "--image-size=64", "--batch-size=10", "--unfreeze-blocks=2", "--checkpoint-every-s=0.3",
+    "--image-size=64", "--batch-size=10", "--unfreeze-blocks=2", "--checkpoint-interval-s=0.3",
     "--phase1.epochs=4", "--phase2.epochs=4", "--split.test=0.25", "--split.validation=0.25",
 ]  # fmt: skip
 

@@ -12,7 +12,7 @@ import pytest
 from support.programs import SMALL, call, finish, in_the_middle_of, kill_tree, signal_when, start, wait_for
 from support.sharing import make_once
 
-SETTINGS = [*SMALL, "--workers=0", "--name=run", "--max-error=10%", "--phase2.schedule=constant"]
+SETTINGS = [*SMALL, "--num-workers=0", "--name=run", "--target-error=10%", "--phase2.schedule=constant"]
 NUM_OTHER = 45
 """Images of an extra test set that are of products of the training."""
 
@@ -50,7 +50,7 @@ class TrainedRuns:
 
     def flags(self, storage: Path) -> list[str]:
         """The command line of the run."""
-        extra = [f"--extra-test=lamp={self.other}", "--extra-test", f"day={self.other}"]
+        extra = [f"--eval-data=lamp={self.other}", "--eval-data", f"day={self.other}"]
         return [f"--data={self.images}", f"--storage={storage}", *SETTINGS, *extra]
 
     def copy(self, storage: Path) -> list[str]:

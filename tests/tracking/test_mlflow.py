@@ -67,7 +67,7 @@ def test_a_run_is_told_with_all_that_it_has_come_to(uri: str, tmp_path: Path) ->
     assert (run.info.run_name, run.info.status) == ("tablets", "FINISHED")
     assert run.data.params["phase1.learning_rate"] == "0.0001"
     assert run.data.params["head.dense"] == "[512, 256]"
-    assert not {"storage", "workers", "mlflow"} & set(run.data.params)  # they may change when it is resumed
+    assert not {"storage", "num_workers", "mlflow"} & set(run.data.params)  # they may change when it is resumed
     about = {"folder": folder, "fingerprint.data": "d", "version.python": "3"}
     assert about.items() < run.data.tags.items()
     assert "**0.875**" in run.data.tags["mlflow.note.content"]

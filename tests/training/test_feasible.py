@@ -21,8 +21,8 @@ COSINE = PhaseConfig(epochs=1, schedule="cosine", warmup=1.0)
         ),
         ({"backbone": "vgg16", "unfreeze_blocks": 6}, "received 6, but vgg16 has 5 blocks"),
         ({"backbone": "inception_v3", "image_size": 74}, "image_size: received 74, but inception_v3 takes 75 pixels"),
-        ({"workers": "8", "batch_size": 4}, "workers: received 8, but a batch has 4 images"),
-        ({"workers": "8-16", "batch_size": 4}, "workers: received 8-16"),
+        ({"num_workers": "8", "batch_size": 4}, "num_workers: received 8, but a batch has 4 images"),
+        ({"num_workers": "8-16", "batch_size": 4}, "num_workers: received 8-16"),
     ],
 )
 def test_what_no_run_can_do_is_refused(settings: dict[str, Any], words: str) -> None:
@@ -35,7 +35,7 @@ def test_what_no_run_can_do_is_refused(settings: dict[str, Any], words: str) -> 
     "settings",
     [
         {}, {"unfreeze_blocks": 16}, {"unfreeze_blocks": 100, "phase2": PhaseConfig(epochs=0)},
-        {"backbone": "inception_v3", "image_size": 75}, {"workers": "1-16", "batch_size": 4}, {"workers": "0"},
+        {"backbone": "inception_v3", "image_size": 75}, {"num_workers": "1-16", "batch_size": 4}, {"num_workers": "0"},
     ],
 )  # fmt: skip
 def test_what_a_run_can_do_draws_no_word(settings: dict[str, Any]) -> None:

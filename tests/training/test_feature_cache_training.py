@@ -31,14 +31,14 @@ SETTINGS: dict[str, Any] = {
     "head": HeadConfig(dense=(16,), dropout=0.3),
     "phase1": PhaseConfig(epochs=3, learning_rate=1e-4),
     "phase2": PhaseConfig(epochs=3, learning_rate=1e-5),
-    "checkpoint_every_s": 1e-9,  # after every step, so that the loss of each can be read
-    "keep_checkpoints": 10_000,
-    "activations_dtype": "float32",
+    "checkpoint_interval_s": 1e-9,  # after every step, so that the loss of each can be read
+    "num_checkpoints_to_keep": 10_000,
+    "feature_cache_dtype": "float32",
 }
 
 
 def with_activations(job: TrainingContext, manifest: Manifest, storage: str) -> TrainingContext:
-    config = dataclasses.replace(job.config, activations="always", storage=storage)
+    config = dataclasses.replace(job.config, feature_cache="always", storage=storage)
     works = [PhaseDemand(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in build_phases(config)]
     wish = FeatureRequest(config, manifest, config.weights, works, lambda _: None, lambda: False, lambda _: None)
     job = dataclasses.replace(job, config=config, activations=get_or_compute(wish))
@@ -77,7 +77,7 @@ def test_cached_and_uncached_training_take_the_same_steps(
     """
     changed = [*drawn_manifest.rows("train")[:3], drawn_manifest.rows("validation")[0]] if workers == "2" else []
     manifest = with_changed(drawn_manifest, changed)
-    jobs = [make_job(str(tmp_path / name), workers=workers, **SETTINGS) for name in ("streamed", "cached")]
+    jobs = [make_job(str(tmp_path / name), num_workers=workers, **SETTINGS) for name in ("streamed", "cached")]
     jobs = [dataclasses.replace(job, images=ImageSet.of(manifest)) for job in jobs]
     streamed, cached = jobs[0], with_activations(jobs[1], manifest, str(tmp_path))
     for job in (streamed, cached):
@@ -104,7 +104,7 @@ def test_a_cached_run_resumes_bit_for_bit(make_job: Any, drawn_manifest: Manifes
     """Stopped within phase 2 and begun again, it ends with the weights of the run that was not stopped."""
     ends = []
     for name, stops in (("unbroken", [None]), ("broken", [18, None])):
-        settings = SETTINGS | {"checkpoint_every_s": 0, "activations_dtype": "float16", "workers": "0"}
+        settings = SETTINGS | {"checkpoint_interval_s": 0, "feature_cache_dtype": "float16", "num_workers": "0"}
         job = with_activations(make_job(str(tmp_path / name), **settings), drawn_manifest, str(tmp_path))
         for stop in stops:
             with pytest.raises(StopRequested) if stop else contextlib.nullcontext():

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.tf]
 def config(drawn_images: str, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return RunConfig(
         name="sought", data=drawn_images, storage=str(tmp_path_factory.mktemp("rates")), image_size=64, batch_size=8,
-        unfreeze_blocks=2, augment=AugmentConfig(views=2), activations="always", workers="0",
+        unfreeze_blocks=2, augment=AugmentConfig(views=2), feature_cache="always", num_workers="0",
         phase1=PhaseConfig(epochs=2), phase2=PhaseConfig(epochs=1),
     )  # fmt: skip
 

@@ -13,17 +13,19 @@ from pharmclf.training.grouping import group_key
 
 COMMON = {  # another value of each makes another group
     "data": "elsewhere", "backbone": "resnet50", "weights": "none", "seed": 1, "image_size": 96, "batch_size": 7,
-    "label_level": 1, "split.ignore_folders": True, "min_images": 5, "max_bad": "1%", "accelerator": "cpu",
-    "precision": "float32", "xla": True, "deterministic": False, "activations_dtype": "float32",
+    "label_level": 1, "split.ignore_folders": True, "min_images": 5, "max_invalid": "1%", "accelerator": "cpu",
+    "precision": "float32", "xla": True, "deterministic": False, "feature_cache_dtype": "float32",
     "split.test": 0.3, "split.validation": 0.3, "demo.images_per_class": 10,
     "augment.rotation_deg": 21.0, "augment.shift": 0.1, "augment.shear": 0.1, "augment.zoom": 0.1,
     "augment.horizontal_flip": False, "augment.vertical_flip": True, "augment.fill": "nearest", "augment.views": 3,
     "head.dense": [8], "phase1.epochs": 3, "phase2.epochs": 3, "optimizer.class_weights": "auto",
 }  # fmt: skip
 OWN = {  # in which members of a group may differ
-    "storage": "elsewhere", "name": "other", "workers": "2", "checkpoint_every_s": 1.0, "keep_checkpoints": 5,
-    "activations": "always", "failures": 2, "wait_for_nodes": "1m", "hang_after_s": 9.0,
-    "allow_open_cluster": True, "skip_checks": True, "hardware_every_s": 0.0, "extra_test": ["x=y"], "max_error": "2%",
+    "storage": "elsewhere", "name": "other", "num_workers": "2", "checkpoint_interval_s": 1.0,
+    "num_checkpoints_to_keep": 5,
+    "feature_cache": "always", "max_failures": 2, "node_timeout": "1m", "step_timeout_s": 9.0,
+    "allow_unauthenticated_cluster": True, "skip_checks": True, "monitor_interval_s": 0.0, "eval_data": ["x=y"],
+    "target_error": "2%",
     "microbatch": "3", "tensorboard": False, "mlflow": "http://127.0.0.1:1", "unfreeze_blocks": 3, "head.dropout": 0.1,
     "phase1.learning_rate": 0.1, "phase1.schedule": "cosine", "phase1.warmup": 0.3,
     "phase2.learning_rate": 0.1, "phase2.schedule": "cosine", "phase2.warmup": 0.3,
@@ -62,7 +64,7 @@ def test_a_run_that_must_train_alone_has_no_group():
         changed(BOTH, "unfreeze_blocks", 1),
         changed(BOTH, "precision", "mixed_float16"),
         changed(BOTH, "augment.views", 0),
-        changed(BOTH, "activations", "never"),
+        changed(BOTH, "feature_cache", "never"),
     ]
     assert [group_key(config) for config in alone] == [None] * 4
 

@@ -65,19 +65,19 @@ def test_a_gradient_that_is_not_finite_on_one_worker_skips_the_step_on_all(
     """
     settings: dict[str, Any] = {
         "precision": "mixed_float16",
-        "activations_dtype": "float32",
+        "feature_cache_dtype": "float32",
         "augment": AugmentConfig(views=1),
         "head": HeadConfig(dense=(16,), dropout=0.0),
         # so that the row has a gradient even where the model is right and sure
         "optimizer": OptimizerConfig(label_smoothing=0.1),
         "phase1": PhaseConfig(epochs=2, learning_rate=1e-4),
         "phase2": PhaseConfig(epochs=0),
-        "checkpoint_every_s": 1e-9,  # after every step
-        "keep_checkpoints": 100,
+        "checkpoint_interval_s": 1e-9,  # after every step
+        "num_checkpoints_to_keep": 100,
     }
     outcomes = {}
     for workers in (1, 2):
-        job = make_job(str(tmp_path / str(workers)), workers=str(workers), **settings)
+        job = make_job(str(tmp_path / str(workers)), num_workers=str(workers), **settings)
         plan = BatchPlan(job.train_rows, job.validation_rows, job.config.batch_size, job.config.seed, 0, 1, rank, 2)
         row = int(plan.step(OVERFLOWING_STEP).rows[0])
         job = dataclasses.replace(job, activations={"phase1": activations(job, drawn_manifest, row)})
@@ -100,7 +100,7 @@ def test_a_gradient_that_is_not_finite_on_one_worker_skips_the_step_on_all(
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_resumed_run_keeps_the_precision_that_it_began_with(make_job: Any, tmp_path: Path, workers: str) -> None:
     """Begun where GPUs were fast at bfloat16, it goes on so on processors; one that begins here takes float32."""
-    job = make_job(str(tmp_path), workers=workers)
+    job = make_job(str(tmp_path), num_workers=workers)
     for before, expected in ((None, "float32"), ("mixed_bfloat16", "mixed_bfloat16")):
         resolved = ResolvedSettings(precision=before)
         record = RunRecord(name="run", settings={}, config={}, fingerprints={}, resolved=resolved)

@@ -323,7 +323,7 @@ def test_a_timed_checkpoint_changes_nothing(
     make_job: Any, unbroken: tuple[TrainingContext, TrainResult], tmp_path: Path
 ) -> None:
     """Checkpoints after every step leave weights and history as they are."""
-    job = make_job(str(tmp_path), checkpoint_every_s=1e-9)
+    job = make_job(str(tmp_path), checkpoint_interval_s=1e-9)
     outcome, _ = run(job)
     assert same_bits(final_tensors(job), final_tensors(unbroken[0]))
     assert without_times(outcome.history) == without_times(unbroken[1].history)

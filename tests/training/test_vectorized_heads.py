@@ -30,7 +30,7 @@ Make = Callable[..., TrainingContext]
 SETTINGS: dict[str, Any] = {
     "augment": AugmentConfig(rotation_deg=180, vertical_flip=True, views=2),
     "unfreeze_blocks": 0,
-    "activations_dtype": "float32",
+    "feature_cache_dtype": "float32",
 }
 
 
@@ -46,7 +46,7 @@ def make(make_job: Any, drawn_manifest: Manifest, tmp_path_factory: pytest.TempP
     def job(folder: Path, changed: tuple[int, ...] = (), **settings: Any) -> TrainingContext:
         made: TrainingContext = make_job(str(folder), **SETTINGS | settings)
         if changed not in kept:
-            config = dataclasses.replace(made.config, activations="always", storage=home)
+            config = dataclasses.replace(made.config, feature_cache="always", storage=home)
             works, lost = [PhaseDemand("phase1", 0, 2)], dict[int, str]()
             manifest = with_changed(drawn_manifest, changed)
             wish = FeatureRequest(config, manifest, config.weights, works, lambda _: None, lambda: False, lost.update)
@@ -112,7 +112,7 @@ def check_same_end(one: TrainingContext, other: TrainingContext, best: dict[str,
 
 
 DIFFERENT: list[dict[str, Any]] = [  # four heads; the second stops early, the third meets plateaus
-    {"phase1": PhaseConfig(epochs=5, learning_rate=3e-3), "keep_checkpoints": 1},
+    {"phase1": PhaseConfig(epochs=5, learning_rate=3e-3), "num_checkpoints_to_keep": 1},
     {
         "phase1": PhaseConfig(epochs=5, learning_rate=1e-7),
         "phase2": PhaseConfig(epochs=3, learning_rate=1e-2),
@@ -320,7 +320,7 @@ def test_the_loop_has_nothing_to_train_behind_a_finished_head(make: Make, tmp_pa
 def test_a_checkpoint_is_written_at_every_epoch_that_asks_for_one(make: Make, tmp_path: Path) -> None:
     """With a time that has always passed all epochs leave one, and each one's best is there too."""
     jobs = [
-        make(tmp_path / str(seconds), checkpoint_every_s=seconds, keep_checkpoints=100, unfreeze_blocks=0)
+        make(tmp_path / str(seconds), checkpoint_interval_s=seconds, num_checkpoints_to_keep=100, unfreeze_blocks=0)
         for seconds in (1e-9, 0)
     ]
     of_group(jobs)

@@ -37,12 +37,12 @@ def pair(make_job: Any, drawn_manifest: Manifest, tmp_path_factory: pytest.TempP
         "augment": AugmentConfig(rotation_deg=180, views=1),
         "unfreeze_blocks": 0,
         "optimizer": OptimizerConfig(class_weights="auto"),
-        "activations_dtype": "float32",
+        "feature_cache_dtype": "float32",
         "phase1": PhaseConfig(epochs=EPOCHS, learning_rate=1e-3),
         "phase2": PhaseConfig(epochs=0),
     }
     whole = make_job(str(home / "whole"), **settings)
-    config = dataclasses.replace(whole.config, activations="always", storage=str(home / "kept"))
+    config = dataclasses.replace(whole.config, feature_cache="always", storage=str(home / "kept"))
     wish = FeatureRequest(
         config, drawn_manifest, config.weights, [PhaseDemand("phase1", 0, 1)], print, lambda: False, print
     )

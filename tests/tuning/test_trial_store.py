@@ -24,7 +24,7 @@ from pharmclf.tuning.trial_store import SweepSpec, Trial, TrialStore, feature_ca
 
 BASE = RunConfig(
     name="sweep",
-    workers="0",
+    num_workers="0",
     unfreeze_blocks=0,
     augment=AugmentConfig(views=2),
     phase1=PhaseConfig(epochs=2),

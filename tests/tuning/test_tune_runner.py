@@ -18,7 +18,7 @@ from pharmclf.tuning.trial_store import SweepSpec, Trial, TrialStore
 pytestmark = pytest.mark.ray
 BASE = RunConfig(
     name="sweep",
-    workers="0",
+    num_workers="0",
     augment=AugmentConfig(views=2),
     phase1=PhaseConfig(epochs=1),
     phase2=PhaseConfig(epochs=1),
