@@ -1,11 +1,11 @@
-"""List the activations that a storage keeps, and delete those that are not wanted any more.
+"""List the feature caches of a storage, and delete those that are no longer needed.
 
 python jobs/activations.py                                          a table of those of runs/, the last used first
 python jobs/activations.py --storage s3://bucket/prefix             of a bucket
 python jobs/activations.py --delete-older-than 30d                  delete what no run has used for 30 days
 python jobs/activations.py --delete-down-to 20GB                    delete the least recently used, until 20 GB are left
 
-Activations that are being computed are left alone. What is deleted is computed again when a run wants it.
+A cache that is being computed is never deleted. A deleted cache is computed again when a run needs it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pharmclf.feature_cache.inventory import delete_entries, entries_table, list
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where they lie, and which of them go."""
+    """Where the caches are, and which are deleted."""
 
     storage: str = "runs"
     """Folder or s3:// prefix that holds the runs."""
@@ -34,7 +34,7 @@ class Options:
 
 
 def main() -> int:
-    """Parse, list, delete what is asked for."""
+    """Parse the flags, list the caches, delete those selected."""
     options = parse_options(__doc__ or "", Options)
     age, size = options.delete_older_than, options.delete_down_to
     older_than_s = parse_duration(age, "--delete-older-than") if age else None
@@ -45,13 +45,13 @@ def main() -> int:
             raise ConfigError(f"--storage {location}: nothing there. Give the folder or prefix that the runs lie in")
         kept = list_entries(location)
         for entry in select_for_eviction(kept, time.time(), older_than_s, down_to_bytes):
-            deleted, skipped = delete_entries([entry])  # one by one, so that each is told of when it is gone
+            deleted, skipped = delete_entries([entry])  # one by one, so that each is reported when it is deleted
             for gone in deleted:
                 print(f"deleted: {gone.key}, {format_size(gone.size_bytes)}", flush=True)
                 kept.remove(gone)
             for reason in skipped:
                 print(f"left: {reason}", flush=True)
-    print(entries_table(kept, time.time()) if kept else f"no activations are kept in {location}")
+    print(entries_table(kept, time.time()) if kept else f"no feature cache in {location}")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Test a saved model on labelled images, and write numbers with their intervals, pictures and report.html.
+"""Evaluate a saved model on labelled images: metrics with intervals, plots and report.html.
 
-python jobs/evaluate.py --model runs/NAME                        on the test split of its own images
+python jobs/evaluate.py --model runs/NAME                        on the test split of its run
 python jobs/evaluate.py --model runs/NAME --data DIR             on images from another source, one folder per product
 python jobs/evaluate.py --model model.keras --data s3://bucket/images --out DIR
 

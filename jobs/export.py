@@ -9,7 +9,7 @@ Each format is run in its own runtime on up to 256 real images and compared with
 code 1; the other formats are written) where a probability differs by more than 0.0001 (float32) or 0.05 (float16), or
 where fewer than 99 % (float16) or 98 % (int8) of the images get the same class. int8 gets a threshold of its
 own, chosen with it on the run's validation images, and is refused where that promises less; --accept-loss keeps it.
-Written are the models, labels.json, decision.json if the model has one (decision-tflite.json for int8 beside other
+Written are the models, labels.json, decision.json if the model has one (decision-tflite.json for int8 with other
 formats), load_image.py, and export.json: inputs, outputs, sha256 of every file, what was measured.
 """
 

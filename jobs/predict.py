@@ -10,7 +10,7 @@ and confidence of the answer; label_2, confidence_2, label_3, confidence_3; abst
 confidence is below the model's threshold or the image is bad; error: why an image is bad; then the other columns of the
 list. Confidences are calibrated where the model has a decision.json. FILE.csv comes with FILE.csv.json, which says of
 which model and images it is.
-What is interrupted goes on with the same command: finished parts wait in FILE.parts/ and are not predicted again.
+The same command resumes an interrupted job: finished parts are in FILE.parts/ and are not predicted again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 python jobs/status.py --storage s3://bucket/prefix                a table of all
 python jobs/status.py --storage DIR --name NAME                   all that is known of one; also SWEEP/trials/TRIAL
-python jobs/status.py --storage DIR --name NAME --watch           shown anew every few seconds, until it ends
+python jobs/status.py --storage DIR --name NAME --watch           updated every few seconds, until it ends
 python jobs/status.py --storage DIR --json                        for other programs; with --watch one line each time
 
 An ETA with a + is the least that is left: what has not begun yet could not be measured. Times are in UTC.
@@ -39,7 +39,7 @@ class Options:
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """As JSON: an object with --name, otherwise a list."""
     watch: bool = False
-    """Show it again every few seconds, until nothing that is shown goes on."""
+    """Update it every few seconds, until nothing shown is active."""
 
 
 def main() -> int:

@@ -94,7 +94,7 @@ def parse_data_sets(texts: Sequence[str]) -> dict[str, str]:
                 "'_' and '-'. It becomes a folder's name"
             )
         if name in found or name in _SPLIT_NAMES:
-            raise ConfigError(f"eval_data: the name {name!r} is taken already. Give each set a name of its own")
+            raise ConfigError(f"eval_data: the name {name!r} is taken already. Give each set another name")
         check_location("eval_data", location)
         found[name] = location
     return found

@@ -62,13 +62,13 @@ class AugmentConfig:
     vertical_flip: bool = False
     """Mirror top-bottom with probability 1/2."""
     fill: Literal["nearest", "reflect", "constant"] = "reflect"
-    """What stands beyond the edge of a moved picture."""
+    """How pixels beyond the edge of a moved image are filled."""
     views: int = setting(0, "number", 0, 10_000)
-    """Different pictures of a row: epoch e sees view e mod views. 0: a new one every epoch."""
+    """Different augmentations of an image: epoch e sees view e mod views. 0: a new one every epoch."""
 
     @property
     def is_enabled(self) -> bool:
-        """Whether any transform is asked for."""
+        """Whether any transform changes an image."""
         ranges = (self.rotation_deg, self.shift, self.shear, self.zoom)
         return any(ranges) or self.horizontal_flip or self.vertical_flip
 
@@ -169,19 +169,19 @@ class RunConfig:
     checkpoint_interval_s: float = setting(300.0, "number of seconds", 0, affects_result=False, per_head=True)
     """Seconds between checkpoints inside an epoch; the end of an epoch always writes one. 0: only there."""
     num_checkpoints_to_keep: int = setting(2, "number", 1, affects_result=False, per_head=True)
-    """Newest checkpoints that are kept beside each phase's best one."""
+    """Number of newest checkpoints that are kept, besides the best of each phase."""
     feature_cache: Literal["auto", "always", "never"] = setting("auto", affects_result=False, per_head=True)
-    """Keep what the frozen part of the network gives for each image, to compute it once. auto: where it saves time."""
+    """Compute the features of the frozen blocks once, and keep them. auto: where it saves time."""
     feature_cache_dtype: Literal["float16", "float32"] = setting("float16", affects_result=False)
-    """Number format of kept activations."""
+    """Number format of cached features."""
     max_failures: int = setting(3, "number", 0, affects_result=False, per_head=True)
-    """Crashed workers, lost nodes and hung steps after which the run goes on from its newest checkpoint."""
+    """Worker crashes, node losses and hung steps after which the run restarts from its newest checkpoint."""
     node_timeout: str = setting("10m", affects_result=False, per_head=True)
     """How long to wait for the nodes that the workers need, at the start and after a loss: 90s, 10m, 2h."""
     accelerator: Literal["auto", "gpu", "cpu"] = setting("auto", affects_result=False)
     """auto: a GPU for each worker where the cluster has some. gpu: wait until it has. cpu: train without."""
     step_timeout_s: float = setting(600.0, "number of seconds", 0, affects_result=False, per_head=True)
-    """Seconds without a step after which the workers are taken for hung, and start again. 0: never."""
+    """Seconds without a step after which the workers are considered hung, and restarted. 0: never."""
     monitor_interval_s: float = setting(5.0, "number of seconds", 0, 3600, affects_result=False, per_head=True)
     """Seconds between readings of GPUs, processors, memory, disks and network on every node. 0: none."""
     allow_unauthenticated_cluster: bool = setting(False, affects_result=False, per_head=True)
@@ -189,9 +189,9 @@ class RunConfig:
     skip_checks: bool = setting(False, affects_result=False, per_head=True)
     """Leave out the short checks of machines and storage before the start (`jobs/doctor.py` has them all)."""
     eval_data: tuple[str, ...] = setting((), affects_result=False, per_head=True)
-    """NAME=DIR or NAME=s3://…: images from another source, tested beside the test split; several may be given."""
+    """NAME=DIR or NAME=s3://…: images from another source, evaluated besides the test split; may be repeated."""
     target_error: str = setting("1%", affects_result=False, per_head=True)
-    """Largest share of wrong answers among those that the model gives by itself; the other images go to people."""
+    """Share of wrong answers, at most, among images that the model does not send to manual review, as 1% or 0.01."""
     tensorboard: bool = setting(True, affects_result=False, per_head=True)
     """Write TensorBoard logs into the run's folder, where tensorboardX is installed."""
     mlflow: str = setting("", affects_result=False, per_head=True)
@@ -248,7 +248,7 @@ class RunConfig:
 
     @property
     def views(self) -> int:
-        """Different pictures of a training row; 0: one per epoch. Without augmentation there is but one."""
+        """Different augmentations of a training image; 0: one per epoch; without augmentation 1."""
         return self.augment.views if self.augment.is_enabled else 1
 
 
@@ -280,7 +280,7 @@ def _check(config: RunConfig) -> None:
         raise ConfigError(f"head.dense: received {config.head.dense}, expected layers of 1 unit or more")
     if config.feature_cache == "always" and config.views == 0:
         raise ConfigError(
-            "feature_cache: received always with augment.views 0, where every epoch sees new pictures and nothing "
+            "feature_cache: received always with augment.views 0, where every epoch sees new images and nothing "
             "would "
             "be used twice. Give --augment.views 2 or more, or --feature-cache auto"
         )
