@@ -41,8 +41,9 @@ INSTEAD = {
 """Regular expression of a word or phrase -> what is written in its place."""
 
 ALLOWED = re.compile(
-    "']",
-    "|\bactivation(?:=|_)|[\",
+    r"early_patience|plateau_patience|patience=|early stopping|activation (?:function|layer)|activations\.py"
+    r"|\bactivation(?:=|_)|[\"']activation[\"']|--activations|benchmark\.py activations|activations/"
+    r"|\.activations|activations_dtype|[\"']activations?(?:_\w+)?[\"']",
     re.IGNORECASE,
 )
 """Lines in which such a word is the field's own, or a name that files and command lines rely on."""
