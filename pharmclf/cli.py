@@ -88,12 +88,15 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str:
 def _switches(cls: Any, prefix: str = "--") -> set[str]:
     """The flags of a dataclass that take no value."""
     found: set[str] = set()
-    for name, hint in typing.get_type_hints(cls).items():
-        flag = prefix + name.replace("_", "-")
+    for field_name, annotation in typing.get_type_hints(cls, include_extras=True).items():
+        marks = getattr(annotation, "__metadata__", ())
+        hint = annotation.__origin__ if marks else annotation
+        given = [mark.name for mark in marks if getattr(mark, "name", None) is not None]  # by tyro.conf.arg
+        name = given[0] if given else field_name.replace("_", "-")
         if dataclasses.is_dataclass(hint):
-            found |= _switches(hint, f"{flag}.")
+            found |= _switches(hint, f"{prefix}{name}." if name else prefix)
         elif hint is bool:
-            found.add(flag)
+            found.add(prefix + name)
     return found
 
 

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import tyro
 
 from pharmclf.cli import Switch, parse_run
 from pharmclf.config import ConfigError, RunConfig, load_yaml
@@ -104,6 +106,18 @@ def test_switches_still_take_the_values_of_earlier_versions():
     )
     assert (options.halving, config.skip_checks, config.augment.vertical_flip) == (False, True, False)
     assert config.name == "True"
+
+
+def test_switches_of_a_section_without_a_name_take_the_values_of_earlier_versions():
+    """As the options of a sweep, which are flags of tune/sweep.py next to its own."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Outer:
+        inner: Annotated[Options, tyro.conf.arg(name="")] = Options()
+        as_json: Annotated[Switch, tyro.conf.arg(name="json")] = False
+
+    outer, _ = parse_run("A job.", ROOT / "jobs" / "configs" / "demo.yaml", Outer(), ["--halving=False", "--json"])
+    assert outer == Outer(inner=Options(halving=False), as_json=True)
 
 
 def test_flags_override_the_configuration_file(tmp_path: Path):

@@ -49,8 +49,6 @@ ALLOWED = re.compile(
 """Lines in which such a word is the field's own, or a name that files and command lines rely on."""
 
 PENDING = (
-    "pharmclf/export",
-    "pharmclf/inference",
     "pharmclf/runs",
     "pharmclf/tuning",
 )

@@ -77,7 +77,7 @@ def _write_onnx(model: keras.Model, path: Path) -> None:
     serve = _serving_model(model, None)
     proto, _ = tf2onnx.convert.from_function(serve, serve.input_signature, opset=ONNX_OPSET)
     for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"  # tf2onnx leaves a number of its own there
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"  # tf2onnx leaves another number there
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString())
 

@@ -25,7 +25,7 @@ def make_convertible(model: keras.Model) -> keras.Model:
     copy = keras.models.clone_model(model, clone_function=_replace_layer)
     for source, target in zip(model.layers, copy.layers, strict=True):
         if _is_normalisation(source):
-            continue  # what it knows stands in the copy's configuration
+            continue  # its settings are in the copy's configuration
         weights = source.get_weights()
         if _is_depthwise(source):  # (height, width, 1, channels) -> (height, width, channels, 1)
             weights[0] = weights[0].transpose(0, 1, 3, 2)

@@ -147,7 +147,7 @@ def _load_keras_model(found: SavedModel) -> keras.Model:
     if model.output_shape[-1] != len(found.labels):
         raise ConfigError(
             f"--model {found.location}: it has {model.output_shape[-1]} outputs and {len(found.labels)} labels. "
-            "Put the labels.json beside it that it was saved with"
+            "Put the labels.json that it was saved with next to it"
         )
     return model
 

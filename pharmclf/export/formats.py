@@ -15,7 +15,7 @@ Precision = Literal["float32", "float16", "int8"]
 INPUT, OUTPUT = "image", "probabilities"
 """The names that every exported model has: (batch, S, S, 3) uint8 RGB in, (batch, classes) float32 out.
 
-Pixels are uint8 as image libraries give them, and not float: so nobody can feed a model that scales its pixels itself
+Pixels are uint8 as image libraries give them, and not float: so a model that scales its pixels itself is never fed
 with pixels that are scaled already. Every runtime refuses them by their type.
 """
 ONNX_OPSET = 17
@@ -31,7 +31,7 @@ class Format:
     runtime: str
     """The package that runs it, as pip knows it."""
     modules: tuple[str, ...] = ()
-    """What writing it and trying it needs beside this package's own dependencies."""
+    """What writing it and trying it needs besides this package's dependencies."""
     any_batch: bool = True
     """Whether one call takes any number of images; otherwise one."""
 

@@ -36,7 +36,7 @@ def missing_shards(parts: OutputShards, say: Say) -> list[int]:
     if others:
         say(f"deleted: {len(others)} parts of another model, threshold, part size or state of the images")
     if there:
-        say(f"{len(there)} of {len(parts)} parts are there already")
+        say(f"{len(there)} of {len(parts)} parts exist already")
     return [number for number, name in enumerate(parts.names) if name not in there]
 
 
@@ -44,7 +44,7 @@ def assign_workers(what: PredictSpec, options: PredictOptions, num_images: int) 
     """Choose who predicts, and join or start Ray where it does.
 
     Raises:
-        ConfigError: the cluster has not what is asked for, or may not be joined.
+        ConfigError: the cluster lacks the requested resources, or may not be joined.
     """
     on_cluster = bool(requested_address())
     gpus = count_local_gpus() if options.accelerator != "cpu" else 0
@@ -63,7 +63,7 @@ def predict_shards(
     say: Say,
     white_level: int,
 ) -> None:
-    """Predict and write parts, until all stand or a stop is asked for.
+    """Predict and write parts, until all are written or a stop is requested.
 
     Args:
         what: the model, and who predicts.

@@ -14,13 +14,13 @@ _SHUTDOWN_TIMEOUT_S = 10.0  # for what the stream is at when it is left
 
 
 def interruptible(stopped: Callable[[], bool], items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """The items of a stream, as long as no stop is asked for.
+    """Yield the items of a stream until a stop is requested.
 
-    A thread waits for them, so that a stop is noticed meanwhile, and so that the stream goes on while an item is used.
+    A thread waits for them: a stop is noticed while it waits, and the stream continues while an item is used.
 
     Args:
         stopped: whether to end.
-        items: small ones, since those that come in meanwhile are kept.
+        items: small ones, since those that arrive before they are used are kept in memory.
 
     Raises:
         What the stream raises, at its place.

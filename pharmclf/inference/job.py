@@ -1,4 +1,4 @@
-"""Prediction at scale: images -> parts -> one table; after a kill the same command goes on with the missing parts."""
+"""Prediction at scale: images -> parts -> one table; after a kill the same command predicts the missing parts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pharmclf.storage.lease import Lease, LeaseHeldError
 
 
 def predict_images(options: PredictOptions, say: Say) -> int:
-    """Predict images, or go on with it, or say that it is done.
+    """Predict images, or resume the prediction, or report that it is complete.
 
     Args:
         options: what, by which model, and where the table goes.
@@ -48,11 +48,11 @@ def predict_images(options: PredictOptions, say: Say) -> int:
         with GracefulShutdown() as stop, _output_lock(parts) as lease:
             complete = _is_complete(parts, options)  # by another process, which has ended since
             if not complete and not _predict_and_join(parts, model, answers, options, stop, lease, say):
-                say("stopped on request; the parts that are done stay, and the same command goes on with the rest")
+                say("stopped on request; finished parts are kept, and the same command predicts the rest")
                 return stop.exit_code
         storage.delete_folder(parts.folder)
     if complete:
-        say(f"{parts.output} is complete already, {len(parts.images):,} images; --overwrite predicts them anew")
+        say(f"{parts.output} is complete already, {len(parts.images):,} images; --overwrite predicts them again")
     return EXIT_OK
 
 
@@ -126,7 +126,7 @@ def _predict_and_join(
     lease: Lease,
     say: Say,
 ) -> bool:
-    """Predict what is missing and join all parts -> whether it came to that, or a stop was asked for."""
+    """Predict the missing parts and join all -> True; False if a stop was requested first."""
 
     def stopped() -> bool:
         return stop.received is not None or bool(lease.is_lost)

@@ -1,4 +1,4 @@
-"""What a prediction job is asked for. Pure."""
+"""Options of a prediction job. Pure."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class PredictOptions:
     accelerator: Accelerator = "auto"
     """auto: GPUs where there are any. gpu: nothing else. cpu: GPUs are left to others."""
     part_size: int = 2048
-    """Images of a part, the most that a kill costs. A job goes on only with parts of the size that it is given."""
+    """Images of a part, the most that a kill costs. A job resumes only from parts of the same size."""
     overwrite: bool = False
-    """Replace a table that is there already, once the new one is whole."""
+    """Replace an existing table, once the new one is complete."""
     allow_unauthenticated_cluster: bool = False
     """Join a cluster whose job server takes jobs from anyone who reaches it."""
 

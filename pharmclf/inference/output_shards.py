@@ -1,8 +1,8 @@
 """The parts of a table of predictions: which stand, which are missing, and how they become one file.
 
-A part is a Parquet file beside the output. Its name holds its number and a fingerprint of the model, of what decides
-its answers, and of its images; so the names alone tell what is done, and nothing of another model or other images is
-ever taken for it.
+A part is a Parquet file next to the output. Its name holds its number and a fingerprint of the model, of what decides
+its answers, and of its images; so the names alone show what is complete, and a part of another model or of
+other images is never used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OUTPUTS = (".parquet", ".csv")
 _METADATA_KEY = b"pharmclf"  # key of the output's metadata
 _PREFIX = "part-"
 _STRIDE = 1 << 14  # images that are hashed at a time
-_VERSION = 1  # raise it when the same model would answer otherwise than before: parts are then made anew
+_VERSION = 1  # raise it when the same model would answer otherwise than before: parts are then predicted again
 
 
 class CorruptedShardError(RunError, ValueError):
@@ -47,7 +47,7 @@ class OutputShards:
     size: int
     """Images of a part; the last may have fewer."""
     about: Mapping[str, Any]
-    """What decides the answers beside the images: of JSON's types."""
+    """What decides the answers besides the images, as JSON values."""
 
     @property
     def folder(self) -> str:
@@ -112,7 +112,7 @@ class OutputShards:
         if about.get("key") == self.key:
             return True
         others = [name for name, value in self.about.items() if about and about.get(name) != value] or ["images"]
-        what = f"of another {' and '.join(others)}" if about else "and does not tell of which model and images it is"
+        what = f"of another {' and '.join(others)}" if about else "and does not say of which model and images it is"
         raise ConfigError(f"--output {self.output}: is there already, {what}. Give --overwrite, or another --output")
 
     def existing(self) -> tuple[set[str], set[str]]:
@@ -145,7 +145,7 @@ class OutputShards:
         except (ValueError, pa.ArrowException) as error:
             storage.delete_file(location)
             raise CorruptedShardError(
-                f"{location}: {error}. It has been deleted; the same command makes it anew"
+                f"{location}: {error}. It has been deleted; the same command predicts it again"
             ) from error
         return table
 

@@ -58,7 +58,7 @@ class TopKOutput:
         if given.shape[1] != len(self.labels):
             raise ConfigError(
                 f"model: received {given.shape[1]} outputs and {len(self.labels)} labels, expected one label for each. "
-                "Put the labels.json of this model beside it"
+                "Put the labels.json of this model next to it"
             )
         if not ((given >= 0).all() and (np.abs(given.sum(axis=1) - 1) < _SUM_TOLERANCE).all()):
             raise ConfigError(

@@ -18,7 +18,7 @@ _MIN_IMAGES_FOR_RAY = 1000  # are predicted here before processes on a cluster h
 def should_use_ray(
     workers: str, accelerator: Accelerator, num_images: int, *, on_cluster: bool, gpus_here: int
 ) -> bool:
-    """Whether Ray shall predict, or this process; pure.
+    """Whether Ray predicts, or this process; pure.
 
     On one machine with at most one GPU nothing is gained by Ray: images would only be copied between processes.
 
@@ -30,7 +30,7 @@ def should_use_ray(
         gpus_here: of this machine.
 
     Raises:
-        ConfigError: this process shall predict on a GPU that it has not.
+        ConfigError: a GPU is required and this process has none.
     """
     lacking = accelerator == "gpu" and not gpus_here
     many = num_images >= _MIN_IMAGES_FOR_RAY
@@ -46,11 +46,11 @@ def plan_actors(nodes: Sequence[ClusterNode], workers: str, accelerator: Acceler
 
     Args:
         nodes: that can be used.
-        workers: auto, or how many are asked for.
+        workers: auto, or a number.
         accelerator: what may be used.
 
     Raises:
-        ConfigError: no GPU where one is asked for, or more processes than GPUs.
+        ConfigError: no GPU although one is required, or more processes than GPUs.
     """
     gpus = 0 if accelerator == "cpu" else sum(int(node.gpus) for node in nodes)
     if accelerator == "gpu" and not gpus:

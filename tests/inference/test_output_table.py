@@ -279,7 +279,7 @@ def test_a_csv_table_is_known_again_until_its_text_changes(root: str):
     """What Parquet holds in its footer is in a file beside it, and only for the text that was written."""
     output = storage.join(root, "out.csv")
     storage.write_bytes(output, b"path\n")
-    with pytest.raises(ConfigError, match="does not tell of which model and images it is"):
+    with pytest.raises(ConfigError, match="of which model and images it is"):
         parts(6, 3, output).is_complete()
     whole = parts(6, 3, output)
     for number in (0, 1):
@@ -289,7 +289,7 @@ def test_a_csv_table_is_known_again_until_its_text_changes(root: str):
     with pytest.raises(ConfigError, match="is there already, of another threshold"):
         parts(6, 3, output, threshold=0.9).is_complete()
     storage.write_bytes(output, storage.read_bytes(output) + b"a row of the user\n")
-    with pytest.raises(ConfigError, match="does not tell of which model and images it is"):
+    with pytest.raises(ConfigError, match="of which model and images it is"):
         whole.is_complete()
 
 
