@@ -19,7 +19,7 @@ from pharmclf.core.errors import ConfigError, did_you_mean, first_line
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The whole configuration as plain values, ready for YAML or JSON."""
-    return _plain(dataclasses.asdict(config))
+    return {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
 
 
 def to_record(config: RunConfig) -> dict[str, Any]:
@@ -50,7 +50,8 @@ def from_dict(mapping: dict[str, Any], *, source: str = "config") -> RunConfig:
         check_batch_word(f"{source}: batch_size", size)
         rest = {key: value for key, value in mapping.items() if key != "batch_size"}
         mapping = {"microbatch": AUTO} | rest
-    return _build(RunConfig, mapping, source, "")
+    config: RunConfig = _build(RunConfig, mapping, source, "")
+    return config
 
 
 def load_yaml(path: str | Path) -> RunConfig:

@@ -53,7 +53,7 @@ def _serving_model(model: keras.Model, batch: int | None) -> Any:
 
     pixels = tf.TensorSpec((batch, *model.inputs[0].shape[1:]), tf.uint8, name=INPUT)
 
-    @tf.function(input_signature=[pixels], autograph=False)
+    @tf.function(input_signature=[pixels], autograph=False)  # type: ignore[untyped-decorator]
     def serve(image: Any) -> dict[str, Any]:
         return {OUTPUT: model(tf.cast(image, tf.float32), training=False)}
 

@@ -156,7 +156,7 @@ def _probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """(n, classes) float32 of the Keras model."""
     import tensorflow as tf
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *images.shape[1:]), tf.float32)])
+    @tf.function(input_signature=[tf.TensorSpec((None, *images.shape[1:]), tf.float32)])  # type: ignore[untyped-decorator]
     def predict(pixels: Any) -> Any:
         return model(pixels, training=False)
 

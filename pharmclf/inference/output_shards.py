@@ -182,7 +182,7 @@ def _read_metadata(output: str) -> dict[str, Any]:
     try:
         with storage.local_file(output) as path:
             if not output.endswith(".csv"):
-                return json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY])
+                return dict(json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY]))
             about = dict(storage.read_json(_metadata_file(output)))
             return about if about.pop("sha256") == sha256_file(path) else {}
     except (FileNotFoundError, ValueError, LookupError, TypeError, pa.ArrowException):
