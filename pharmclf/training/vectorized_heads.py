@@ -51,9 +51,9 @@ def train_heads(
     """Train the heads of several runs from their beginning, in this process.
 
     Checkpoints are written at the end of a phase, every `checkpoint_interval_s` at the end of an epoch, and at a stop:
-    of the current state, and before it of the best epoch. Models are not saved: `Trainer.fit` on the folder of a finished
-    run does that from its last checkpoint, and trains nothing. Each batch of features is computed at once, whatever
-    `microbatch` says: it is small compared to one of images.
+    of the current state, and before it of the best epoch. Models are not saved: `Trainer.fit` on the folder of a
+    finished run does that from its last checkpoint, and trains nothing. Each batch of features is computed at once,
+    whatever `microbatch` says: it is small compared to one of images.
 
     Args:
         job: of the first run, with cached pooled features for each phase. Rows, labels and features are those of all.
