@@ -116,7 +116,7 @@ def test_switches_of_a_section_without_a_name_take_the_values_of_earlier_version
         inner: Annotated[Options, tyro.conf.arg(name="")] = Options()
         as_json: Annotated[Switch, tyro.conf.arg(name="json")] = False
 
-    outer, _ = parse_run("A job.", ROOT / "jobs" / "configs" / "demo.yaml", Outer(), ["--halving=False", "--json"])
+    outer, _ = parse_run("A job.", ROOT / "jobs" / "configs" / "demo.yaml", Outer(), ["--no-halving", "--json"])
     assert outer == Outer(inner=Options(halving=False), as_json=True)
 
 
