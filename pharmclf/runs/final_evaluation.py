@@ -62,7 +62,7 @@ def run_final_evaluation(
     actors: int | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Test the saved models of a run, from images, and write evaluation, pictures, result, report and model card.
+    """Test the saved models of a run on images, and write evaluation, figures, result, report and model card.
 
     Args:
         config: the run.

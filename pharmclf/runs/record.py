@@ -189,7 +189,7 @@ def weights_fingerprint(config: RunConfig) -> str:
 
 
 def resolve_weights_path(config: RunConfig) -> RunConfig:
-    """The configuration with the place of a weights file made absolute: workers stand in other folders."""
+    """Make the location of a weights file absolute, since workers have other working directories."""
     if config.weights in _WEIGHT_NAMES:
         return config
     location = storage.absolute(config.weights)
@@ -198,7 +198,7 @@ def resolve_weights_path(config: RunConfig) -> RunConfig:
     except PermissionError as error:
         raise ConfigError(f"--weights {config.weights}: {error}") from error
     if not found:
-        raise ConfigError(f"weights: received {config.weights!r}, expected imagenet, none, or a file that is there")
+        raise ConfigError(f"weights: received {config.weights!r}, expected imagenet, none, or an existing file")
     return dataclasses.replace(config, weights=location)
 
 

@@ -1,4 +1,4 @@
-"""Asynchronous successive halving: which trials go on, from what all have shown so far. Pure.
+"""Asynchronous successive halving (ASHA): decides which trials continue. Pure.
 
 After Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pharmclf.core.events import EpochRecord
 from pharmclf.training.lr_schedule import selection_score
 
-_MIN_TRIALS = 2  # trials that go on at every rung, however few have come to it
+_MIN_TRIALS = 2  # trials that always continue at a rung, however few have reached it
 
 
 def rungs(epochs: tuple[int, int], grace: int, factor: int) -> list[int]:
@@ -38,16 +38,16 @@ def default_grace(epochs: tuple[int, int]) -> int:
 def rung_that_stops(
     number: int, histories: Mapping[int, Mapping[int, EpochRecord]], at_rungs: Sequence[int], factor: int
 ) -> int | None:
-    """The rung at which a trial is not among the best 1 / `factor` of those that have come to it; None: it goes on.
+    """The rung at which a trial is not among the best 1 / `factor` of those that have reached it; None: it continues.
 
-    A rung that it has passed counts again, as others come to it later; against them stands the best that the trial has
-    shown since, so that the most accurate of all is never stopped.
+    A rung that it has passed counts again when others reach it later; they are compared with the best of the trial
+    since, so that the most accurate of all is never stopped.
 
     Args:
         number: of the trial.
         histories: by number of the trial its epochs, by their number counted over both phases.
         at_rungs: of `rungs`.
-        factor: of all at a rung, the best 1 / factor go on, equals among them.
+        factor: of all at a rung, the best 1 / factor continue, equals included.
     """
     for rung in at_rungs:
         if _score(histories[number], rung) is None:

@@ -67,7 +67,7 @@ def evaluate_best_trial(
 
 
 def retrain_best_trial(trial: Trial, home: str, workers: str, manifest: Manifest, say: Say) -> tuple[str, int]:
-    """Train the configuration of a trial anew, to its end, and test it -> its folder, the run's exit code.
+    """Train the configuration of a trial again, to its end, and test it -> its folder, the run's exit code.
 
     Args:
         trial: whose configuration it is.
@@ -76,7 +76,7 @@ def retrain_best_trial(trial: Trial, home: str, workers: str, manifest: Manifest
         manifest: with the splits of the sweep.
         say: takes lines for the console.
     """
-    config = dataclasses.replace(trial.config, name=RETRAINED, num_workers=workers, mlflow="")  # the sweep tells of it
+    config = dataclasses.replace(trial.config, name=RETRAINED, num_workers=workers, mlflow="")  # the sweep logs it
     folder = storage.join(home, RETRAINED)
     return folder, pipeline.run(config, say, folder, manifest=manifest)
 

@@ -1,4 +1,4 @@
-"""What a sweep is asked to do, beside the plain run that its trials vary."""
+"""Options of a sweep, besides the plain run that its trials vary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SweepOptions:
     """How many trials there are, how they are chosen, and what becomes of the best."""
 
     trials: int = 16
-    """Trials in all; trial 0 is the plain run. A sweep that is given more of them goes on."""
+    """Trials in all; trial 0 is the plain run. A sweep with more of them continues."""
     space: str = ""
     """YAML file of what is searched. Empty: tune/space.yaml: learning rates, dropout, unfreeze depth."""
     search: SearchName = "tpe"
@@ -34,9 +34,9 @@ class SweepOptions:
     reuse_workers: bool = True
     """Give a worker that has ended a trial the next one, with TensorFlow and the backbone loaded."""
     winner: Literal["keep", "retrain"] = "keep"
-    """keep: the best trial's model is tested as it is; retrain: its configuration is trained anew to the end first."""
+    """keep: the best trial's model is tested as it is; retrain: its configuration is first trained again to the end."""
     price_per_hour: float = 0.0
-    """Price of the whole cluster for an hour, in any currency, for the price of each trial. 0: not told."""
+    """Price of the whole cluster for an hour, in any currency, for the price of each trial. 0: unknown."""
 
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("grace", 0), ("workers_per_trial", 1), ("max_concurrent", 0)):
@@ -108,7 +108,7 @@ def plan_trial_resources(
     # a trial of one worker reserves a hundredth of a CPU at the least, and all of them no more than half
     concurrent = max(1, most if workers > 1 else min(most, int(cpus / 2 * 100)))
     if options.max_concurrent and not 0 < drivable < options.max_concurrent:
-        concurrent, reason = options.max_concurrent, "as asked for"
+        concurrent, reason = options.max_concurrent, "as requested"
     # half of the CPUs stay free for the images, as in a plain run
     reserved = 0.0 if workers > 1 else int(100 * min(1.0, cpus / 2 / concurrent)) / 100
     if workers == 1 and reserved <= 0:

@@ -1,4 +1,4 @@
-"""The activations of a sweep: computed ahead of its trials, at every cut that one of them can ask for, in one pass."""
+"""Computes the frozen features of a sweep before its trials, in one pass, at every depth that a trial may have."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pharmclf.tuning.trial_store import feature_cache_settings
 
 
 def feature_variants(base: RunConfig, space: Space) -> list[RunConfig]:
-    """The configurations that need activations of their own: every backbone with every strength. Pure."""
+    """The configurations with separate feature caches: every backbone with every augmentation strength. Pure."""
     names = [p.name for p in space.parameters if p.name in ("backbone", STRENGTH)]
     values = [space.possible_values(base, name) for name in names]
     return [space.config(base, dict(zip(names, chosen, strict=True))) for chosen in itertools.product(*values)]

@@ -1,6 +1,6 @@
 """Which parameters a trial has: a function of its number, the seed, and what is known of the other trials.
 
-It holds no state, so that a resumed sweep goes on where the broken one would have.
+It holds no state, so that a resumed sweep continues like an unbroken one.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Search:
 
 
 def check_search(search: Search, trials: int) -> int:
-    """The number of trials there will be: what was asked for, or as many as a grid has.
+    """The number of trials: as requested, or the size of the grid.
 
     Raises:
         ConfigError: none, or a grid over a range without points.

@@ -193,7 +193,7 @@ def build_space(mapping: Any, base: RunConfig, source: str) -> Space:
     Args:
         mapping: {name: {low, high[, scale: log][, points][, when: {name: {low, high}}]} or {values: [...]}}.
         base: the plain run.
-        source: stands at the head of errors.
+        source: named in errors.
 
     Raises:
         ConfigError: as `load_space`.
@@ -224,7 +224,7 @@ def check_depths(space: Space, base: RunConfig, blocks: Mapping[str, int], sourc
 
     Args:
         blocks: of each backbone, by its name.
-        source: stands at the head of errors.
+        source: named in errors.
 
     Raises:
         ConfigError: one has fewer.
@@ -279,7 +279,7 @@ def _parse_parameter(name: str, about: Any, source: str) -> Parameter:
         return Parameter(name=name, values=_parse_values(name, about, source), when=when)
     if name in _CACHE_RELEVANT:
         raise ConfigError(
-            f"{source}: {name}: received a range, expected values, since each one needs activations of its own. "
+            f"{source}: {name}: received a range, expected values, since each one needs its own feature cache. "
             f"Give values: [{'0.5, 1.0' if name == STRENGTH else 'efficientnet_lite0, resnet50'}]"
         )
     return _parse_range(name, about, when, source)

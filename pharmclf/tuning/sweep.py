@@ -1,4 +1,4 @@
-"""A whole sweep: images -> manifest -> activations -> trials -> winner -> test, tables and pictures."""
+"""Runs a sweep: images -> manifest -> feature cache -> trials -> winner -> test, tables and figures."""
 
 from __future__ import annotations
 
@@ -63,22 +63,22 @@ from pharmclf.tuning.trial_store import SweepSpec, Trial, TrialStore
 from pharmclf.tuning.tune_runner import TuneRunner
 
 TABLE_FILE = "sweep.parquet"
-_FACTOR = 3  # of the trials at a rung, the best third goes on
+_FACTOR = 3  # the best third of the trials at a rung continues
 
 
 class SweepError(RunError):
-    """No trial has come to the end of an epoch."""
+    """No trial has finished an epoch."""
 
 
 def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say, *, overwrite: bool = False) -> int:
-    """Do a whole sweep, or go on with it, or say that it is complete.
+    """Run a sweep, or resume it, or report that it is complete.
 
     Args:
         options: of the sweep.
         base: the plain run, which is trial 0.
         space_file: what is searched.
         say: takes lines for the console.
-        overwrite: delete the sweep that is there, with its trials, and begin again.
+        overwrite: delete an existing sweep, with its trials, and begin again.
 
     Returns:
         The exit code: 0, or 130 and 143 after a signal.
@@ -86,7 +86,7 @@ def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say
     Raises:
         ConfigError: bad input; nothing has been trained or changed.
         PreflightError: the machines or the storage are in a state in which it would fail; nothing has been changed.
-        StorageUnavailableError: the storage did not answer; the same command goes on.
+        StorageUnavailableError: the storage did not answer; the same command resumes.
         SweepError: every trial failed.
     """
     refuse_auto(base.microbatch, "a sweep")
@@ -97,7 +97,7 @@ def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say
     check_storage(base)
     check_tracking(base, base.name)
     if storage.is_file(storage.join(folder, RUN_FILE)):
-        raise ConfigError(f"--name {base.name}: {folder} holds a run, and a sweep needs a folder of its own. Rename it")
+        raise ConfigError(f"--name {base.name}: {folder} holds a run, and a sweep needs another folder. Rename it")
     space = load_space(space_file, base)
     check_depths(space, base, max_blocks(base, space), str(space_file))
     search = Search(options.search, space, base.seed)
@@ -127,7 +127,7 @@ def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say
             if clears:
                 clear_folder(folder)
             write_manifest(manifest, folder)
-            # as the sweep began, whatever nodes there are now: its trials are compared, and go on from checkpoints
+            # as the sweep began: its trials are compared, and resume from checkpoints
             precision = (record or {}).get("precision") or run_precision(dataclasses.replace(base, num_workers="1"))
             record = {SCHEMA_KEY: SCHEMA_VERSION, "name": base.name}
             record |= {"settings": settings, "fingerprints": prints, "versions": versions()}
@@ -152,7 +152,7 @@ class _SweepRun:
     say: Say
 
     def run(self, stop: GracefulShutdown, lease: Lease) -> int:
-        """Train the trials, then test the winner, and tell of it where the sweep is tracked."""
+        """Train the trials, then test the winner, and track both."""
         self._write()
         tracker = SweepTracker(self.base, self.folder, self.record, lambda: lease.is_lost, self.say)
         with contextlib.closing(self._hardware(lease)) as hardware:
@@ -204,29 +204,29 @@ class _SweepRun:
         kept = precompute_features(
             base, self.space, self.total, self.manifest, weights, self.say, stop_requested, quarantine.add
         )
-        ledger, room = self._open_store(kept), self.room
+        store, room = self._open_store(kept), self.room
 
         def ended(trial: Trial) -> None:
-            tracker.on_trial_end(ledger.trial_info(trial), trial.folder)
+            tracker.on_trial_end(store.trial_info(trial), trial.folder)
 
-        before = [trial for trial in ledger.trials.values() if trial.ended]
+        before = [trial for trial in store.trials.values() if trial.ended]
         for trial in before:
             ended(trial)
-        if ledger.trials:
-            self.say(f"resumed: {len(before)} trials have ended, {len(ledger.broken_off)} go on from their checkpoints")
+        if store.trials:
+            self.say(f"resumed: {len(before)} trials have ended, {len(store.broken_off)} resume from their checkpoints")
         self.say(f"{self.total} trials, {room.concurrent} at a time ({room.reason})")
         reuse = self.options.reuse_workers
         conductor = TuneRunner(
-            ledger, room, stop_requested, self.say, ended=ended, lost=quarantine.add, reuse_workers=reuse
+            store, room, stop_requested, self.say, ended=ended, lost=quarantine.add, reuse_workers=reuse
         )
         conductor.run(self._trial_context(room))
-        self._write_results(ledger, room)
-        if ledger.fatal:
-            raise storage.StorageUnavailableError(ledger.fatal)
+        self._write_results(store, room)
+        if store.fatal:
+            raise storage.StorageUnavailableError(store.fatal)
         if stop_requested():
             raise StopRequested
         self.say(f"all trials have ended after {time.monotonic() - began:.0f} s")
-        return self._finish(ledger, quarantine, stop_requested)
+        return self._finish(store, quarantine, stop_requested)
 
     def _open_store(self, kept: dict[str, list[int]]) -> TrialStore:
         epochs = self.base.phase1.epochs, self.base.phase2.epochs
@@ -252,9 +252,9 @@ class _SweepRun:
         threads = max(1, int(cores / room.concurrent)) if room.concurrent > 1 else 0
         return TrialContext(manifest=self.manifest, share=room.share, threads=threads)
 
-    def _write_results(self, ledger: TrialStore, room: TrialResources) -> None:
-        """Table and pictures of what is there."""
-        trials = ledger.trial_infos()
+    def _write_results(self, store: TrialStore, room: TrialResources) -> None:
+        """Write the table and the figures of the trials so far."""
+        trials = store.trial_infos()
         if not trials:
             return
         price, images = self.options.price_per_hour or None, len(self.manifest.rows("validation"))
@@ -266,22 +266,22 @@ class _SweepRun:
         names = self.space.log_names
         shares = parameter_importances(trials, names)
         self.record["importances"] = shares
-        pictures = {
+        figures = {
             "trial_curves.png": png_bytes(plots.trial_curves_figure(trials)),
             "parameters.png": png_bytes(plots.parameters_figure(trials, names)),
             "parallel_coordinates.png": png_bytes(plots.parallel_coordinates_figure(trials, names)),
             **({"importance.png": png_bytes(plots.importance_figure(shares))} if shares else {}),
         }
-        for name, content in pictures.items():
+        for name, content in figures.items():
             storage.write_bytes(storage.join(self.folder, name), content)
 
-    def _finish(self, ledger: TrialStore, quarantine: Quarantine, stop_requested: Callable[[], bool]) -> int:
-        best = best_trial(ledger.trial_infos())
+    def _finish(self, store: TrialStore, quarantine: Quarantine, stop_requested: Callable[[], bool]) -> int:
+        best = best_trial(store.trial_infos())
         if best is None:
             self._write(state="failed")
-            reasons = sorted({trial.reason for trial in ledger.trials.values() if trial.reason})
-            raise SweepError(f"no trial has come to the end of an epoch: {'; '.join(reasons[:3])}")
-        trial = ledger.trials[best.number]
+            reasons = sorted({trial.reason for trial in store.trials.values() if trial.reason})
+            raise SweepError(f"no trial has finished an epoch: {'; '.join(reasons[:3])}")
+        trial = store.trials[best.number]
         self.say(f"the winner is trial {trial.number}, the only one that is tested")
         workers = self.options.workers_per_trial
         if self.options.winner == "retrain":
@@ -297,14 +297,14 @@ class _SweepRun:
         result = load_record(storage.join(folder, "result.json"))
         self._write(state="complete", winner=trial.number, winner_folder=folder, result=result)
         drawn = ["trial_curves.png", "parameters.png", "parallel_coordinates.png"]
-        pictures = ", ".join([*drawn, *(["importance.png"] if self.record.get("importances") else [])])
-        self.say(f"in {self.folder}: {TABLE_FILE}, {pictures}; the model in {folder}/model")
+        figures = ", ".join([*drawn, *(["importance.png"] if self.record.get("importances") else [])])
+        self.say(f"in {self.folder}: {TABLE_FILE}, {figures}; the model in {folder}/model")
         return EXIT_OK
 
     def _mark_interrupted(self, stop: GracefulShutdown, lease: Lease) -> int:
         lease.check()
         self._write(state="interrupted")
-        self.say("stopped on request; the same command goes on with the trials that are left")
+        self.say("stopped on request; the same command resumes with the remaining trials")
         return stop.exit_code
 
     def _write(self, **more: Any) -> None:
@@ -313,7 +313,7 @@ class _SweepRun:
 
 
 def _trial_config(base: RunConfig, options: SweepOptions) -> RunConfig:
-    """The plain run as trials have it: where it trains, and on which activations, the sweep says.
+    """The plain run as its trials have it: the sweep decides the workers and the feature cache.
 
     Raises:
         ConfigError: it says itself how many workers there are.

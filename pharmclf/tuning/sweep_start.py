@@ -22,7 +22,7 @@ def inspect_sweep_folder(folder: str, say: Say, *, overwrite: bool) -> tuple[dic
     Args:
         folder: of the sweep.
         say: takes lines for the console.
-        overwrite: whether a sweep that is there is replaced.
+        overwrite: whether an existing sweep is replaced.
 
     Returns:
         The record of the sweep that is resumed, None where one begins; and whether the folder is cleared first.
@@ -47,7 +47,7 @@ def inspect_sweep_folder(folder: str, say: Say, *, overwrite: bool) -> tuple[dic
 
 
 def reopen_complete_sweep(base: RunConfig, folder: str, record: dict[str, Any], say: Say) -> int:
-    """A complete sweep is asked for again: test its winner on the sets that it has not seen, and say so.
+    """Evaluate the winner of a complete sweep on the data sets that are new to it, and report that it is complete.
 
     Args:
         base: the plain run, as the command gives it.

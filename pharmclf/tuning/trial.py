@@ -57,13 +57,13 @@ class TrialContext:
 
 
 class StopFlag:
-    """An actor that tells the workers of all trials, in the middle of an epoch too, that the sweep ends."""
+    """Actor that signals the end of the sweep to the workers of all trials, also in the middle of an epoch."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     async def set(self) -> None:
-        """Tell them."""
+        """Signal the end."""
         self._event.set()
 
     async def wait(self) -> None:
@@ -75,42 +75,42 @@ def train_group(group: dict[str, Any], shared: TrialContext) -> None:
     """Train one trial, or several heads that are one program, and report to Ray Tune.
 
     A report holds `epoch`: number of the trial, record of the epoch, and what has been used by then; the last one
-    `ended`: for each trial number, state, reason, history (None: as reported) and what was used. With an epoch come the
-    images that are not what the manifest says, row and reason. An error of a trial is in its report, so that the sweep
-    goes on.
+    `ended`: for each trial number, state, reason, history (None: as reported) and what was used. An epoch also reports
+    the images that differ from the manifest, row and reason. An error of a trial is in its report, so that the sweep
+    continues.
 
     Args:
-        group: `members`: for each trial number, config, folder, record (of its run.json) and fingerprints; `depths`:
-            those whose activations are kept; `gpus`: that it holds.
+        group: `trials`: for each trial number, config, folder, record (of its run.json) and fingerprints; `depths`:
+            those with cached features; `gpus`: that it holds.
         shared: of the sweep.
     """
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_FINAL_CHECKPOINT_TIMEOUT_S)
     if shared.threads:
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(shared.threads))
-    process, began, parts = psutil.Process(), time.monotonic(), len(group["members"])
+    process, began, parts = psutil.Process(), time.monotonic(), len(group["trials"])
     before = sum(process.cpu_times()[:2])
 
     def used() -> dict[str, float]:
         seconds, cpu_s = time.monotonic() - began, sum(process.cpu_times()[:2]) - before
         return {"seconds": seconds / parts, "cpu_s": cpu_s / parts, "gpu_s": group["gpus"] * seconds / parts}
 
-    with _hold_leases([member["folder"] for member in group["members"]]):
+    with _hold_leases([trial["folder"] for trial in group["trials"]]):
         outcomes = (_train_one if parts == 1 else _train_heads)(group, shared, used)
-    gc.collect()  # the graphs of a trial hold each other; the next one shall not find the memory taken
-    numbers = [member["number"] for member in group["members"]]
+    gc.collect()  # the graphs of a trial reference each other; free them before the next one
+    numbers = [trial["number"] for trial in group["trials"]]
     tune.report({"ended": [[number, outcome | used()] for number, outcome in zip(numbers, outcomes, strict=True)]})
 
 
 def _train_one(
     group: Mapping[str, Any], shared: TrialContext, used: Callable[[], dict[str, float]]
 ) -> list[dict[str, Any]]:
-    (member,) = group["members"]
-    config = from_dict(member["config"])
-    observer = _TrialCallback(member["number"], used, shared.stop)
+    (trial,) = group["trials"]
+    config = from_dict(trial["config"])
+    observer = _TrialCallback(trial["number"], used, shared.stop)
     names = [phase.name for phase in build_phases(config) if phase.unfreeze_blocks in group["depths"]]
     try:
-        job = _trial_context(config, member, shared)
-        record = RunRecord.from_dict(member["record"])
+        job = _trial_context(config, trial, shared)
+        record = RunRecord.from_dict(trial["record"])
         record.resolved = replace(record.resolved, cached_phases=tuple(names))
         outcome = train_with_feature_cache(job, shared.manifest, observer, record, share=shared.share)
     except TrainingDivergedError as error:
@@ -131,19 +131,19 @@ def _train_heads(
         from pharmclf.training import collectives
         from pharmclf.training.vectorized_heads import HeadSpec, train_heads
 
-    members = group["members"]
-    configs = [from_dict(member["config"]) for member in members]
+    trials = group["trials"]
+    configs = [from_dict(trial["config"]) for trial in trials]
     observer = _TrialCallback(None, used, shared.stop)
     try:
         configure_devices_for(configs[0])
-        job = _trial_context(configs[0], members[0], shared)
+        job = _trial_context(configs[0], trials[0], shared)
         wish = feature_request(
             job, shared.manifest, 0, observer.say, observer.should_stop, quarantine_reporter(observer)
         )
         names = [phase.name for phase in build_phases(configs[0])]
         heads = [
-            HeadSpec(config=config, folder=member["folder"], fingerprints=member["fingerprints"])
-            for config, member in zip(configs, members, strict=True)
+            HeadSpec(config=config, folder=trial["folder"], fingerprints=trial["fingerprints"])
+            for config, trial in zip(configs, trials, strict=True)
         ]
         try:
             kept = get_or_compute(wish, earlier=names)
@@ -157,21 +157,21 @@ def _train_heads(
     except StopRequested:
         observer.leave()
     except Exception as error:
-        return [_trial_failure(error) for _ in members]
+        return [_trial_failure(error) for _ in trials]
     states = {TrainStatus.COMPLETE: "trained", TrainStatus.DIVERGED: "diverged"}
     return [
         {
             "state": states[outcome.status],
             "reason": outcome.reason,
             # of the time that all took together, each has its part
-            "history": [record.to_dict() | {"seconds": record.seconds / len(members)} for record in outcome.history],
+            "history": [record.to_dict() | {"seconds": record.seconds / len(trials)} for record in outcome.history],
         }
         for outcome in outcomes
     ]
 
 
-def _trial_context(config: RunConfig, member: Mapping[str, Any], shared: TrialContext) -> TrainingContext:
-    job = build_training_context(config, member["folder"], shared.manifest, member["fingerprints"])
+def _trial_context(config: RunConfig, trial: Mapping[str, Any], shared: TrialContext) -> TrainingContext:
+    job = build_training_context(config, trial["folder"], shared.manifest, trial["fingerprints"])
     return replace(job, saves_models=False)
 
 
@@ -246,5 +246,5 @@ class _TrialCallback:
         lost = [self._lost.get() for _ in range(self._lost.qsize())]
         try:
             tune.report(values | ({QUARANTINED: lost} if lost else {}))
-        except SystemExit:  # Ray Tune's way to end a trial; the loop shall end in its own way
+        except SystemExit:  # Ray Tune ends a trial in this way; the loop must end by itself
             self._stopped = True

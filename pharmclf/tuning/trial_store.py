@@ -1,4 +1,4 @@
-"""The trials of a sweep, as they stand in storage: what has ended stays ended, what was broken off goes on."""
+"""The trials of a sweep in storage: finished ones stay finished, interrupted ones resume."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Trial:
     before: dict[str, float] = field(default_factory=dict)
     """Of `used`, what the processes before the present one had used."""
     told: dict[str, float] = field(default_factory=dict)
-    """What the present process has told last."""
+    """The last report of the present process."""
     fingerprints: dict[str, Any] = field(default_factory=dict)
     """What its checkpoints hold, of a trial that has begun; an earlier version may have had other settings."""
 
@@ -94,7 +94,7 @@ class SweepSpec:
     fingerprints: Mapping[str, Any]
     """data and weights, as of a plain run."""
     kept: Mapping[str, Sequence[int]]
-    """By `feature_cache_settings` a configuration, the depths whose activations are kept."""
+    """By `feature_cache_settings` a configuration, the depths with cached features."""
     rungs: Sequence[int]
     """Where trials are compared; none: all train to their end."""
     factor: int
@@ -107,7 +107,7 @@ class TrialStore:
     """All trials of a sweep."""
 
     def __init__(self, plan: SweepSpec) -> None:
-        """Take up what stands in the sweep's folder.
+        """Read the trials in the folder of the sweep.
 
         Raises:
             OSError: the storage does not answer.
@@ -116,7 +116,7 @@ class TrialStore:
         self.trials: dict[int, Trial] = {}
         self._versions = versions()  # once, because it takes a while, and every trial is written twice
         self.fatal = ""
-        """Why no trial can go on; "" while they can."""
+        """Why no trial can continue; "": they can."""
         home = storage.join(plan.folder, "trials")
         for name in storage.list_folders(home):
             location = storage.join(home, name, RUN_FILE)
@@ -133,10 +133,10 @@ class TrialStore:
     # ------------------------------------------------------------------ choice
 
     def next_group(self) -> list[Trial]:
-        """The trials that shall be trained next, as one program if they are several; [] where there are none."""
+        """The trials to train next, as one program if they are several; []: there are none."""
         if self.fatal:
             return []
-        if self.broken_off:  # they go on from their own checkpoints, each by itself
+        if self.broken_off:  # they resume from their own checkpoints, one by one
             return [self.trials[self.broken_off.pop(0)]]
         self._choose()
         waiting = [trial for trial in self.trials.values() if trial.state is None]
@@ -190,11 +190,11 @@ class TrialStore:
         return with_precision(trial.config, self.plan.precision)
 
     def trains_head_only(self, trial: Trial) -> bool:
-        """Whether a trial trains the head alone, on kept activations."""
+        """Whether a trial trains only the head, on cached features."""
         return self._group_key(trial) is not None
 
     def cached_depths(self, config: RunConfig) -> Sequence[int]:
-        """The depths at which a configuration's activations are kept."""
+        """The depths at which the features of a configuration are cached."""
         return self.plan.kept.get(feature_cache_settings(config), ())
 
     def _trial(self, number: int, values: Mapping[str, Value]) -> Trial:
@@ -223,7 +223,7 @@ class TrialStore:
         return members
 
     def add_epoch(self, number: int, record: EpochRecord, used: Mapping[str, float]) -> bool:
-        """An epoch of a trial has ended -> whether it goes on."""
+        """Add an epoch of a trial -> whether it continues."""
         trial = self.trials[number]
         trial.history |= number_epochs(trial.config, [record])
         trial.add_used(used)
@@ -240,7 +240,7 @@ class TrialStore:
         if outcome["history"] is not None:
             trial.history = number_epochs(trial.config, map(EpochRecord.from_dict, outcome["history"]))
         trial.add_used({name: outcome[name] for name in ("seconds", "cpu_s", "gpu_s")})
-        if outcome.get("away"):  # it goes on when the storage is there again
+        if outcome.get("away"):  # it resumes when the storage is available again
             self.fatal = outcome["reason"]
             return trial
         self._end(trial, outcome["state"], outcome["reason"])
@@ -312,6 +312,6 @@ class TrialStore:
 
 
 def feature_cache_settings(config: RunConfig) -> str:
-    """What decides the activations of a trial, its depth aside; trials alike in it share them."""
+    """The settings, without the depth, that decide the features of a trial; trials that agree in them share a cache."""
     alike = {"backbone": config.backbone, "augment": to_dict(config)["augment"]}
     return fingerprint(alike)

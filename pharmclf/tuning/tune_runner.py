@@ -1,6 +1,6 @@
-"""Lets Ray Tune train the trials of a ledger: it has the workers, and asks here what to train and what to stop.
+"""Lets Ray Tune train the trials of a store: Ray Tune has the workers, the store decides what to train and to stop.
 
-What Ray Tune itself keeps of a sweep lies in a temporary folder: what a resumed sweep needs is in the ledger.
+The files of Ray Tune are temporary: a resumed sweep needs only the store.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _QUIET = {
 
 
 class TuneRunner:
-    """Between the ledger and Ray Tune; Ray Tune's thread and the driver's call it."""
+    """Connects the store with Ray Tune; called by the threads of Ray Tune and of the driver."""
 
     def __init__(
         self,
-        ledger: TrialStore,
+        store: TrialStore,
         room: TrialResources,
         stop_requested: Callable[[], bool],
         say: Say,
@@ -58,15 +58,15 @@ class TuneRunner:
         """Nothing is started yet.
 
         Args:
-            ledger: of the sweep.
+            store: the trials of the sweep.
             room: that the cluster has for trials.
-            stop_requested: whether the sweep shall end.
+            stop_requested: whether the sweep must end.
             say: takes lines for the console.
-            ended: is told of each trial that ends.
+            ended: is called with each trial that ends.
             lost: takes the images that a trial has found to be other than the manifest says.
             reuse_workers: a worker that has ended a trial is given the next.
         """
-        self.ledger, self.room, self.say, self._reuse = ledger, room, say, reuse_workers
+        self.store, self.room, self.say, self._reuse = store, room, say, reuse_workers
         self._ended, self._lost = ended, lost
         self._stop_requested = stop_requested
         self._lock = threading.Lock()
@@ -74,10 +74,10 @@ class TuneRunner:
         self._flag: Any = None
         self._told = False  # the workers, that the sweep ends
         self._began = self._shown = time.monotonic()
-        self._done_before = sum(trial.ended for trial in ledger.trials.values())
+        self._done_before = sum(trial.ended for trial in store.trials.values())
 
     def run(self, shared: TrialContext) -> None:
-        """Train all trials, or until a stop is asked for; those that are broken off by it go on the next time."""
+        """Train all trials, or until a stop is requested; interrupted ones resume the next time."""
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         own = tempfile.mkdtemp(prefix="pharmclf-ray-tune-")
@@ -109,40 +109,40 @@ class TuneRunner:
     # ------------------------------------------------------------------ asked by Ray Tune
 
     def suggest(self, tune_id: str) -> dict[str, Any] | str | None:
-        """What a worker shall train; None while there is no room; FINISHED when nothing is left."""
+        """What a worker trains next; None: all resources are used; FINISHED: nothing is left."""
         with self._lock:
-            if self._stop_requested() or self.ledger.all_chosen:
+            if self._stop_requested() or self.store.all_chosen:
                 return str(Searcher.FINISHED)
             if len(self._running) >= self.room.concurrent:
                 return None
-            trials = self.ledger.next_group()
+            trials = self.store.next_group()
             if not trials:
                 return None
             self._running[tune_id] = trials
             config = trials[0].config
-            heads = self.ledger.trains_head_only(trials[0])
+            heads = self.store.trains_head_only(trials[0])
             return {
-                "members": self.ledger.start(trials),
-                "depths": list(self.ledger.cached_depths(config)),
+                "trials": self.store.start(trials),
+                "depths": list(self.store.cached_depths(config)),
                 "cpus": self.room.cpus,
                 "gpus": self.room.head_gpus if heads else self.room.gpus,
             }
 
     def on_result(self, result: Mapping[str, Any]) -> bool:
-        """A worker has reported -> whether it goes on."""
+        """Handle the report of a worker -> whether it continues."""
         with self._lock:
             if "note" in result:
                 self.say(result["note"])
             if QUARANTINED in result:
                 self._lost(dict(result[QUARANTINED]))
             for number, outcome in result.get("ended", ()):
-                self._print_trial(self.ledger.end(number, outcome))
+                self._print_trial(self.store.end(number, outcome))
             goes_on = True
             if "epoch" in result:
                 number, record, used = result["epoch"]
-                goes_on = self.ledger.add_epoch(number, EpochRecord.from_dict(record), used)
+                goes_on = self.store.add_epoch(number, EpochRecord.from_dict(record), used)
                 if not goes_on:
-                    self._print_trial(self.ledger.trials[number])
+                    self._print_trial(self.store.trials[number])
             return goes_on and not self._stop_requested()
 
     def on_trial_end(self, tune_id: str, *, error: bool) -> None:
@@ -151,10 +151,10 @@ class TuneRunner:
             for trial in self._running.pop(tune_id, ()):
                 if error and not trial.ended:
                     self._print_trial(
-                        self.ledger.fail(trial.number, f"its worker died {_MAX_WORKER_FAILURES + 1} times")
+                        self.store.fail(trial.number, f"its worker died {_MAX_WORKER_FAILURES + 1} times")
                     )
 
-    # ------------------------------------------------------------------ told to the user
+    # ------------------------------------------------------------------ console
 
     def _on_poll(self) -> None:
         if self._stop_requested() and not self._told:
@@ -163,7 +163,7 @@ class TuneRunner:
         with self._lock:
             if time.monotonic() - self._shown > _TABLE_INTERVAL_S:
                 self._shown = time.monotonic()
-                self.say(live_table(self.ledger.trial_infos(), self._eta(), num_trials=self.ledger.plan.total))
+                self.say(live_table(self.store.trial_infos(), self._eta(), num_trials=self.store.plan.total))
 
     def _print_trial(self, trial: Trial) -> None:
         if trial.state == "running":
@@ -178,12 +178,12 @@ class TuneRunner:
         self._shown = time.monotonic()
 
     def _eta(self) -> str:
-        trials = self.ledger.trials.values()
+        trials = self.store.trials.values()
         done = sum(trial.ended for trial in trials)
         here = done - self._done_before
         if not here:
             return "not known yet"
-        return format_duration((time.monotonic() - self._began) / here * (self.ledger.plan.total - done))
+        return format_duration((time.monotonic() - self._began) / here * (self.store.plan.total - done))
 
 
 def _resources(group: Mapping[str, Any]) -> dict[str, float]:
@@ -214,17 +214,17 @@ class _LedgerSearcher(Searcher):
         self._conductor.on_trial_end(trial_id, error=error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger has it."""
+        """Do nothing: the store has it."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger has it."""
+        """Do nothing: the store has it."""
 
     def __getstate__(self) -> dict[str, Any]:  # Ray Tune pickles what it is given
         return {}
 
 
 class _LedgerScheduler(FIFOScheduler):
-    """Tells Ray Tune which trials go on."""
+    """Reports to Ray Tune which trials continue."""
 
     def __init__(self, conductor: TuneRunner) -> None:
         super().__init__()

@@ -129,7 +129,7 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, number: signal.Si
     run = tmp_path / "runs" / "run"
     (run / "model").mkdir(parents=True)
     epoch = epoch_record(val_accuracy=0.5, val_loss=1.0).to_dict()
-    record = {"state": "complete", "config": {}, "fingerprints": {"data": ""}}
+    record = {"settings": {}, "seconds": 1.0, "state": "complete", "config": {}, "fingerprints": {"data": ""}}
     result = {"best_checkpoint": "checkpoints/phase1-epoch0001-step000000"}
     for name, value in (("run", record), ("result", result), ("history", [epoch]), ("model/checksums", {})):
         (run / f"{name}.json").write_text(json.dumps(value))

@@ -80,8 +80,8 @@ def test_memory_may_be_the_narrowest():
 
 def test_what_is_asked_for_wins():
     """More at a time than there is room for reserve less each; fewer leave the rest to each other."""
-    assert room(4, 0, max_concurrent=4) == TrialResources(4, "as asked for", 0.5, 0.0, 0.0)
-    assert room(16, 0, max_concurrent=1) == TrialResources(1, "as asked for", 1.0, 0.0, 0.0)
+    assert room(4, 0, max_concurrent=4) == TrialResources(4, "as requested", 0.5, 0.0, 0.0)
+    assert room(16, 0, max_concurrent=1) == TrialResources(1, "as requested", 1.0, 0.0, 0.0)
 
 
 def test_too_little_for_one_trial_is_refused():

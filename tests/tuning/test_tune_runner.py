@@ -65,7 +65,7 @@ def test_each_trial_that_ends_is_told_once_with_how_it_ended(tmp_path: Path) -> 
         ledger, TrialResources(4, "", 1.0, 0.0, 0.0), lambda: False, print, ended=ended, lost=lost.update
     )
     for name in "abcd":
-        assert conductor.suggest(name)["members"][0]["number"] == "abcd".index(name)
+        assert conductor.suggest(name)["trials"][0]["number"] == "abcd".index(name)
     for number, accuracy in ((0, 0.9), (1, 0.8)):
         assert conductor.on_result({"epoch": [number, epoch(accuracy), USED]})
     assert told == []
