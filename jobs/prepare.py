@@ -43,7 +43,7 @@ def main() -> int:
     print(f"{len(manifest.ok):,} usable images of {len(manifest.table):,}; written to {folder}", flush=True)
     if not options.precompute_features:
         return 0
-    from pharmclf.pipeline import precompute_features
+    from pharmclf.training_run import precompute_features
 
     return precompute_features(config, folder, manifest, print_line)
 

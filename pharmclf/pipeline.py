@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 from pharmclf import storage
-from pharmclf.cli import EXIT_FAILED, EXIT_OK, scan_progress
+from pharmclf.cli import EXIT_OK, scan_progress
 from pharmclf.config import RunConfig, to_record
 from pharmclf.console import ConsoleLogger
 from pharmclf.core.console import Say
@@ -19,7 +19,6 @@ from pharmclf.core.errors import format_error
 from pharmclf.core.events import FinalEvaluationStarted, RunEnd
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
-from pharmclf.core.units import format_size
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import (
@@ -33,7 +32,6 @@ from pharmclf.data.quarantine import Quarantine
 from pharmclf.diagnostics.preflight import run_preflight
 from pharmclf.distributed.cluster import autoscaling_request, connect, node_address
 from pharmclf.evaluation.datasets import external_datasets
-from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.resume import RunStart, inspect_run_folder, reopen_complete_run, run_manifest
@@ -58,7 +56,6 @@ from pharmclf.training.feasible import batch_warning, check_feasible
 from pharmclf.training.train_state import TrainResult
 from pharmclf.training_run import (
     build_training_context,
-    feature_request,
     resolve_auto_settings,
     train_with_feature_cache,
 )
@@ -268,34 +265,6 @@ class _ActiveRun:
             self.record.seconds = time.monotonic() - self.started
             self.status.on_event(RunEnd(state=self.record.state, reason=reason))
             write_final_record(self.folder, self.record, self.lease)
-
-
-def precompute_features(config: RunConfig, folder: str, manifest: Manifest, say: Say) -> int:
-    """Compute the feature cache of a run before it begins.
-
-    Returns:
-        The exit code: 0; 1 if the features cannot be cached; 130 and 143 after a signal, with the computed shards kept.
-
-    Raises:
-        ConfigError: bad input.
-    """
-    config = dataclasses.replace(resolve_weights_path(config), feature_cache="always")
-    with GracefulShutdown() as stop:
-        connect(allow_open=config.allow_unauthenticated_cluster)
-        quarantine = Quarantine(manifest, config.max_invalid_share, say, storage.join(folder, QUARANTINE_FILE))
-
-        def stopped() -> bool:
-            return stop.received is not None or quarantine.exceeds_limit
-
-        job = build_training_context(config, folder, manifest)
-        try:
-            caches = get_or_compute(feature_request(job, manifest, 0, say, stopped, quarantine.add))
-        except StopRequested:
-            quarantine.check()
-            return stop.exit_code
-    for phase, cache in caches.items():
-        say(f"{phase}: {cache.location}, {format_size(cache.layout.num_bytes)}")
-    return EXIT_OK if caches else EXIT_FAILED
 
 
 def dry_run(config: RunConfig, say: Say) -> int:

@@ -8,15 +8,28 @@ from typing import Any
 
 import numpy as np
 
+from pharmclf import storage
+from pharmclf.cli import EXIT_FAILED, EXIT_OK
 from pharmclf.config import RunConfig
 from pharmclf.console import Console
 from pharmclf.core.console import Say
-from pharmclf.core.events import Callback, FeatureCacheReady, ImagesQuarantined, RunCallback
+from pharmclf.core.events import (
+    Callback,
+    FeatureCacheReady,
+    ImagesQuarantined,
+    RunCallback,
+)
+from pharmclf.core.signals import GracefulShutdown, StopRequested
+from pharmclf.core.units import format_size
 from pharmclf.data.batch_sampler import effective_batch_size
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import prepare_manifest
-from pharmclf.distributed.cluster import wait_for_workers
+from pharmclf.data.prepare import (
+    QUARANTINE_FILE,
+    prepare_manifest,
+)
+from pharmclf.data.quarantine import Quarantine
+from pharmclf.distributed.cluster import connect, wait_for_workers
 from pharmclf.distributed.controller import train_on_workers
 from pharmclf.distributed.microbatch_search import resolve_microbatches
 from pharmclf.feature_cache.cache_policy import PhaseDemand
@@ -24,7 +37,11 @@ from pharmclf.feature_cache.manager import FeatureRequest, delete_corrupted, fal
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCacheUnavailableError
 from pharmclf.models.devices import with_precision
 from pharmclf.models.precision import run_precision
-from pharmclf.runs.record import RunRecord, run_fingerprints
+from pharmclf.runs.record import (
+    RunRecord,
+    resolve_weights_path,
+    run_fingerprints,
+)
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import build_phases
@@ -160,3 +177,31 @@ def quarantine_reporter(observer: Callback) -> Lost:
         observer.on_event(ImagesQuarantined(reasons=dict(reasons)))
 
     return lost
+
+
+def precompute_features(config: RunConfig, folder: str, manifest: Manifest, say: Say) -> int:
+    """Compute the feature cache of a run before it begins.
+
+    Returns:
+        The exit code: 0; 1 if the features cannot be cached; 130 and 143 after a signal, with the computed shards kept.
+
+    Raises:
+        ConfigError: bad input.
+    """
+    config = dataclasses.replace(resolve_weights_path(config), feature_cache="always")
+    with GracefulShutdown() as stop:
+        connect(allow_open=config.allow_unauthenticated_cluster)
+        quarantine = Quarantine(manifest, config.max_invalid_share, say, storage.join(folder, QUARANTINE_FILE))
+
+        def stopped() -> bool:
+            return stop.received is not None or quarantine.exceeds_limit
+
+        job = build_training_context(config, folder, manifest)
+        try:
+            caches = get_or_compute(feature_request(job, manifest, 0, say, stopped, quarantine.add))
+        except StopRequested:
+            quarantine.check()
+            return stop.exit_code
+    for phase, cache in caches.items():
+        say(f"{phase}: {cache.location}, {format_size(cache.layout.num_bytes)}")
+    return EXIT_OK if caches else EXIT_FAILED

@@ -5,6 +5,7 @@ Where two readings make sense, an error names both, and the setting that chooses
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -248,11 +249,8 @@ def _possible_label_levels(names: Folder, first: int = 0) -> list[int]:
 
 def _common_prefix_length(paths: Iterable[Folder]) -> int:
     """Number of leading folders that all paths share, without the last folder of any."""
-    every = list(paths)
-    shared, least = 0, min(map(len, every), default=1)
-    while shared < least - 1 and len({path[shared] for path in every}) == 1:
-        shared += 1
-    return shared
+    levels = zip(*(path[:-1] for path in paths), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
 
 
 def _nested_label_note(rests: Mapping[Folder, Folder], places: Mapping[Folder, int]) -> list[str]:

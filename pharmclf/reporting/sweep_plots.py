@@ -252,9 +252,7 @@ def importance_figure(importances: Mapping[str, float]) -> Figure:
         text = f"{share:.0%}" if share >= 0.1 or not share else f"{share:.1%}"
         axes.annotate(text, (share, index), xytext=(5, 0), **placing)
         axes.annotate(name, (0, index), xytext=(-7, 0), ha="right", **placing)
-    axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_xlim(0, max(share for share, _, _ in bars) or 1.0)
-    axes.set(xticks=[], yticks=[])
+    axes.set(ylim=(len(bars) - 0.5, -0.5), xlim=(0, max(share for share, _, _ in bars) or 1.0), xticks=[], yticks=[])
     axes.spines["bottom"].set_visible(False)
     return figure
 

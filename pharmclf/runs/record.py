@@ -78,10 +78,10 @@ class RunRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "resolved"}
         phases = self.resolved.cached_phases
-        values |= {"precision": self.resolved.precision, "microbatch": self.resolved.microbatch}
+        values: dict[str, Any] = {"precision": self.resolved.precision, "microbatch": self.resolved.microbatch}
         values["activations"] = None if phases is None else list(phases)
+        values |= {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "resolved"}
         return {SCHEMA_KEY: SCHEMA_VERSION} | {name: value for name, value in values.items() if value is not None}
 
     @classmethod

@@ -24,8 +24,6 @@ from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.diagnostics.preflight import run_preflight
 from pharmclf.distributed.cluster import connect, node_address
-from pharmclf.distributed.scaling_policy import resources_per_worker
-from pharmclf.feature_cache import extract
 from pharmclf.models.devices import with_precision
 from pharmclf.models.precision import run_precision
 from pharmclf.monitoring import HardwareMonitor, RunContext
@@ -53,13 +51,22 @@ from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.feasible import batch_warning, check_feasible
 from pharmclf.tuning.asha import default_grace, rungs
 from pharmclf.tuning.best_trial import evaluate_best_trial, retrain_best_trial
-from pharmclf.tuning.options import SweepOptions, TrialResources, plan_trial_resources
-from pharmclf.tuning.precompute import feature_variants, max_blocks, precompute_features
+from pharmclf.tuning.options import SweepOptions, TrialResources
+from pharmclf.tuning.precompute import max_blocks, precompute_features
 from pharmclf.tuning.search import Search, check_search
-from pharmclf.tuning.space import Space, check_depths, load_space
-from pharmclf.tuning.sweep_start import SWEEP_FILE, inspect_sweep_folder, reopen_complete_sweep
+from pharmclf.tuning.space import Space, check_depths
+from pharmclf.tuning.space_file import load_space
+from pharmclf.tuning.sweep_spec import SweepSpec
+from pharmclf.tuning.sweep_start import (
+    SWEEP_FILE,
+    check_backbone_depths,
+    inspect_sweep_folder,
+    plan_resources,
+    reopen_complete_sweep,
+    trial_config,
+)
 from pharmclf.tuning.trial import TrialContext
-from pharmclf.tuning.trial_store import SweepSpec, Trial, TrialStore
+from pharmclf.tuning.trial_store import Trial, TrialStore
 from pharmclf.tuning.tune_runner import TuneRunner
 
 TABLE_FILE = "sweep.parquet"
@@ -90,7 +97,7 @@ def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say
         SweepError: every trial failed.
     """
     refuse_auto(base.microbatch, "a sweep")
-    base = _trial_config(resolve_weights_path(base), options)
+    base = trial_config(resolve_weights_path(base), options)
     folder = storage.join(storage.absolute(base.storage), base.name)
     for warning in [*check_feasible(base), *destination_warnings(folder)]:
         say(f"warning: {warning}")
@@ -121,8 +128,8 @@ def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say
         if stop.received is not None:
             return stop.exit_code
         connect(allow_open=base.allow_unauthenticated_cluster)
-        _check_depths(space, base, str(space_file))
-        room = _plan_resources(options, base, space)
+        check_backbone_depths(space, base, str(space_file))
+        room = plan_resources(options, base, space)
         with run_lock(folder) as lease:
             if clears:
                 clear_folder(folder)
@@ -310,44 +317,3 @@ class _SweepRun:
     def _write(self, **more: Any) -> None:
         self.record.update(more)
         storage.write_json(storage.join(self.folder, SWEEP_FILE), self.record)
-
-
-def _trial_config(base: RunConfig, options: SweepOptions) -> RunConfig:
-    """The plain run as its trials have it: the sweep decides the workers and the feature cache.
-
-    Raises:
-        ConfigError: it says itself how many workers there are.
-    """
-    if base.num_workers != "1":
-        raise ConfigError(
-            f"--num-workers: received {base.num_workers}, but the workers of a sweep are its trials'. Give "
-            f"--workers-per-trial"
-        )
-    workers = options.workers_per_trial
-    return dataclasses.replace(
-        base,
-        name=base.name or f"{base.run_name}-sweep",
-        num_workers=str(workers) if workers > 1 else "0",
-        feature_cache="never" if base.feature_cache == "never" else "auto",
-    )
-
-
-def _plan_resources(options: SweepOptions, base: RunConfig, space: Space) -> TrialResources:
-    """What the cluster has for trials.
-
-    Raises:
-        ConfigError: it has no room for one.
-    """
-    total = ray.cluster_resources()
-    heads_only = base.phase2.epochs == 0 or space.possible_values(base, "unfreeze_blocks") == [0]
-    cpus, gpus, memory = (total.get(name, 0.0) for name in ("CPU", "GPU", "memory"))
-    room, workers = plan_trial_resources(options, cpus, gpus, memory, heads_only=heads_only), options.workers_per_trial
-    if workers > 1:
-        resources_per_worker(workers, workers, room.share * cpus, room.share * gpus)
-    return room
-
-
-def _check_depths(space: Space, base: RunConfig, source: str) -> None:
-    pools = [dataclasses.replace(config, num_workers="1") for config in feature_variants(base, space)]
-    blocks = {str(pool.backbone): len(extract.measure_costs(pool)) - 1 for pool in pools}
-    check_depths(space, base, blocks, source)

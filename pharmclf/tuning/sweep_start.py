@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
+
+import ray
 
 from pharmclf import storage
 from pharmclf.cli import EXIT_OK
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
+from pharmclf.distributed.scaling_policy import resources_per_worker
+from pharmclf.feature_cache import extract
 from pharmclf.resume import check_data_location, evaluate_further_datasets, has_record
-from pharmclf.runs.record import has_trained, read_record
+from pharmclf.runs.record import (
+    has_trained,
+    read_record,
+)
 from pharmclf.schema_version import check_schema_version, load_record
+from pharmclf.tuning.options import SweepOptions, TrialResources, plan_trial_resources
+from pharmclf.tuning.precompute import feature_variants
+from pharmclf.tuning.space import Space, check_depths
 
 SWEEP_FILE = "sweep.json"
 
@@ -82,3 +93,49 @@ def _read_sweep(folder: str) -> dict[str, Any] | None:
         raise ConfigError(f"{location}: not JSON ({error}). Delete it; the trials below it are found again") from error
     check_schema_version(record, location)
     return record if isinstance(record, dict) and {"settings", "fingerprints", "state"} <= set(record) else None
+
+
+def trial_config(base: RunConfig, options: SweepOptions) -> RunConfig:
+    """The plain run as its trials have it: the sweep decides the workers and the feature cache.
+
+    Raises:
+        ConfigError: it says itself how many workers there are.
+    """
+    if base.num_workers != "1":
+        raise ConfigError(
+            f"--num-workers: received {base.num_workers}, but the workers of a sweep are its trials'. Give "
+            f"--workers-per-trial"
+        )
+    workers = options.workers_per_trial
+    return dataclasses.replace(
+        base,
+        name=base.name or f"{base.run_name}-sweep",
+        num_workers=str(workers) if workers > 1 else "0",
+        feature_cache="never" if base.feature_cache == "never" else "auto",
+    )
+
+
+def plan_resources(options: SweepOptions, base: RunConfig, space: Space) -> TrialResources:
+    """What the cluster has for trials.
+
+    Raises:
+        ConfigError: it has no room for one.
+    """
+    total = ray.cluster_resources()
+    heads_only = base.phase2.epochs == 0 or space.possible_values(base, "unfreeze_blocks") == [0]
+    cpus, gpus, memory = (total.get(name, 0.0) for name in ("CPU", "GPU", "memory"))
+    room, workers = plan_trial_resources(options, cpus, gpus, memory, heads_only=heads_only), options.workers_per_trial
+    if workers > 1:
+        resources_per_worker(workers, workers, room.share * cpus, room.share * gpus)
+    return room
+
+
+def check_backbone_depths(space: Space, base: RunConfig, source: str) -> None:
+    """Check the depths of a search space with the number of blocks of each backbone.
+
+    Raises:
+        ConfigError: a backbone has fewer blocks.
+    """
+    pools = [dataclasses.replace(config, num_workers="1") for config in feature_variants(base, space)]
+    blocks = {str(pool.backbone): len(extract.measure_costs(pool)) - 1 for pool in pools}
+    check_depths(space, base, blocks, source)

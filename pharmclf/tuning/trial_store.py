@@ -20,8 +20,9 @@ from pharmclf.training.grouping import group_key
 from pharmclf.training.lr_schedule import selection_score
 from pharmclf.training.phases import number_epochs
 from pharmclf.tuning.asha import rung_that_stops
-from pharmclf.tuning.search import ObservedTrial, Search
-from pharmclf.tuning.space import Space, Value
+from pharmclf.tuning.search import ObservedTrial
+from pharmclf.tuning.space import Value
+from pharmclf.tuning.sweep_spec import SweepSpec
 
 HISTORY_FILE = "history.json"
 _MAX_HEADS = 32  # of one program
@@ -77,30 +78,6 @@ class Trial:
             self.before = dict(self.used)
         self.told = dict(used)
         self.used = {name: self.before.get(name, 0.0) + value for name, value in used.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepSpec:
-    """What decides the trials of a sweep."""
-
-    base: RunConfig
-    """The plain run."""
-    space: Space
-    search: Search
-    total: int
-    """Trials in all."""
-    folder: str
-    """Of the sweep."""
-    fingerprints: Mapping[str, Any]
-    """data and weights, as of a plain run."""
-    kept: Mapping[str, Sequence[int]]
-    """By `feature_cache_settings` a configuration, the depths with cached features."""
-    rungs: Sequence[int]
-    """Where trials are compared; none: all train to their end."""
-    factor: int
-    batch_heads: bool
-    precision: str
-    """That trials compute in; `auto` has become what the device takes."""
 
 
 class TrialStore:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pharmclf.config import PhaseConfig, RunConfig
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.tuning.precompute import estimate_demand, feature_variants, max_blocks
-from pharmclf.tuning.space import STRENGTH, Space, build_space
+from pharmclf.tuning.space import STRENGTH, Space
+from pharmclf.tuning.space_file import build_space
 from pharmclf.tuning.trial_store import feature_cache_settings
 
 BASE = RunConfig(phase1=PhaseConfig(epochs=4), phase2=PhaseConfig(epochs=6))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.tuning.search import STARTUP, ObservedTrial, Search, SearchName, check_search
-from pharmclf.tuning.space import Parameter, Space, Value, build_space
+from pharmclf.tuning.space import Parameter, Space, Value
+from pharmclf.tuning.space_file import build_space
 
 FLOATS = ("phase1.learning_rate", "head.dropout", "optimizer.weight_decay")
 INTS = ("unfreeze_blocks", "batch_size")

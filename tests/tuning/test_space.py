@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from pharmclf.config import AugmentConfig, ConfigError, RunConfig, load_yaml, to_dict
 from pharmclf.tuning import space as module
-from pharmclf.tuning.space import STRENGTH, Parameter, Space, build_space, check_depths, load_space
+from pharmclf.tuning.space import STRENGTH, Parameter, Space, check_depths
+from pharmclf.tuning.space_file import build_space, load_space
 
 ROOT = Path(__file__).parents[2]
 BASE = RunConfig()

@@ -19,8 +19,10 @@ from pharmclf.core.events import EpochRecord
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position
 from pharmclf.tuning.search import STARTUP, ObservedTrial, Search, SearchName
-from pharmclf.tuning.space import Space, Value, build_space
-from pharmclf.tuning.trial_store import SweepSpec, Trial, TrialStore, feature_cache_settings
+from pharmclf.tuning.space import Space, Value
+from pharmclf.tuning.space_file import build_space
+from pharmclf.tuning.sweep_spec import SweepSpec
+from pharmclf.tuning.trial_store import Trial, TrialStore, feature_cache_settings
 
 BASE = RunConfig(
     name="sweep",
