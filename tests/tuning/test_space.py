@@ -61,7 +61,7 @@ def test_the_plain_run_of_the_project_lies_in_its_space():
 
 def test_every_parameter_is_a_setting_of_a_run():
     """Each known name but the strength is a field, whose values in a plain run can be read and set."""
-    for name, kind in module._KINDS.items():
+    for name, kind in module.KINDS.items():
         value = module._value_of(BASE, name)
         assert isinstance(value, {"float": float, "int": int, "choice": str}[kind])
         assert Space(()).config(BASE, {name: value}) == BASE
@@ -212,7 +212,7 @@ _any_about = _plain | st.lists(_plain, max_size=3) | st.dictionaries(_keys, _pla
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.dictionaries(st.sampled_from([*module._KINDS, "x"]), _any_about, max_size=3))
+@given(st.dictionaries(st.sampled_from([*module.KINDS, "x"]), _any_about, max_size=3))
 def test_whatever_is_written_it_is_a_space_or_a_config_error(mapping: Any):
     """No other error comes out of a wrong file."""
     try:
@@ -314,11 +314,11 @@ def test_a_grid_that_nobody_could_train_is_refused_at_once():
 @st.composite
 def _grids(draw: st.DrawFn) -> Space:
     """Some parameters by values, some of which depend on others."""
-    names = draw(st.lists(st.sampled_from(list(module._KINDS)[:7]), min_size=1, max_size=4, unique=True))
+    names = draw(st.lists(st.sampled_from(list(module.KINDS)[:7]), min_size=1, max_size=4, unique=True))
     free = draw(st.integers(1, len(names)))
     parameters = []
     for place, name in enumerate(names):
-        numbers = st.integers(1, 4) if module._KINDS[name] == "int" else st.sampled_from([0.1, 0.2, 0.3])
+        numbers = st.integers(1, 4) if module.KINDS[name] == "int" else st.sampled_from([0.1, 0.2, 0.3])
         values = tuple(draw(st.lists(numbers, min_size=1, max_size=3)))
         when = {}
         if place >= free:
