@@ -40,7 +40,7 @@ from pharmclf.models.devices import MEMORY_VARIABLE
 from pharmclf.monitoring.cores import ray_cpus
 from pharmclf.training.proxy import reach_directly
 
-_WORKER_ENVIRONMENT = {
+WORKER_ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default of later versions of Ray; avoids a warning
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # detects the end of the workers sooner
@@ -48,6 +48,7 @@ _WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it would keep the workers until the node is lost
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
+"""Variables of Ray, Ray Train and TensorFlow in the driver and its workers; `connect` sets those that are not set."""
 _POLL_INTERVAL_S = 1.0
 _NOTE_INTERVAL_S = 30.0
 _ANSWER_TIMEOUT_S = 2.0  # for a raylet to accept a connection
@@ -71,13 +72,13 @@ def connect(*, allow_open: bool = False) -> None:
         ConfigError: the cluster has no authentication, or none answers at RAY_ADDRESS.
     """
     global _is_own_ray
-    for name, value in _WORKER_ENVIRONMENT.items():
+    for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
     # Ray refuses variables of the submission, and would print both values, secrets included
     submitted = submitted_runtime_env()
-    names = (*_WORKER_ENVIRONMENT, MEMORY_VARIABLE, MAX_PIXELS_VARIABLE, "KERAS_BACKEND")
+    names = (*WORKER_ENVIRONMENT, MEMORY_VARIABLE, MAX_PIXELS_VARIABLE, "KERAS_BACKEND")
     variables = {name: os.environ[name] for name in names if name in os.environ}
     variables |= storage.environment()
     variables = {name: value for name, value in variables.items() if name not in submitted.get("env_vars", {})}

@@ -19,7 +19,7 @@ import pytest
 
 from pharmclf.core.compat import IncompatibleVersionError
 from pharmclf.core.compat import ray as compat
-from pharmclf.distributed import worker_group
+from pharmclf.distributed.cluster import WORKER_ENVIRONMENT
 from pharmclf.tuning import tune_runner
 
 pytestmark = pytest.mark.ray
@@ -227,7 +227,7 @@ def test_the_settings_of_train_and_tune_are_variables_that_ray_reads():
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
     from ray.tune import constants
 
-    assert set(worker_group.SETTINGS) <= set(ENV_VARS_TO_PROPAGATE)
+    assert {name for name in WORKER_ENVIRONMENT if name.startswith("RAY_TRAIN_")} <= set(ENV_VARS_TO_PROPAGATE)
     tune = {name for name in tune_runner._QUIET if name.startswith("TUNE_")} | {"TUNE_FUNCTION_THREAD_TIMEOUT_S"}
     assert all(f'"{name}"' in Path(constants.__file__).read_text("utf-8") for name in tune)
 
