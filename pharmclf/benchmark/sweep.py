@@ -16,7 +16,8 @@ from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.data.prepare import data_location
 from pharmclf.tuning.options import SweepOptions
-from pharmclf.tuning.sweep import TABLE_FILE, run_sweep
+from pharmclf.tuning.sweep import run_sweep
+from pharmclf.tuning.sweep_results import TABLE_FILE
 from pharmclf.tuning.sweep_start import SWEEP_FILE
 
 _NUM_TRIALS = 6

@@ -28,9 +28,6 @@ from pharmclf.models.devices import with_precision
 from pharmclf.models.precision import run_precision
 from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.pipeline import describe_data
-from pharmclf.reporting import sweep_plots as plots
-from pharmclf.reporting.figures import png_bytes
-from pharmclf.reporting.sweep_tables import parameter_importances, results_table, trial_frame
 from pharmclf.reporting.trial_info import best_trial
 from pharmclf.resume import run_manifest
 from pharmclf.runs.record import (
@@ -56,6 +53,7 @@ from pharmclf.tuning.precompute import max_blocks, precompute_features
 from pharmclf.tuning.search import Search, check_search
 from pharmclf.tuning.space import Space, check_depths
 from pharmclf.tuning.space_file import load_space
+from pharmclf.tuning.sweep_results import TABLE_FILE, write_results
 from pharmclf.tuning.sweep_spec import SweepSpec
 from pharmclf.tuning.sweep_start import (
     SWEEP_FILE,
@@ -69,7 +67,6 @@ from pharmclf.tuning.trial import TrialContext
 from pharmclf.tuning.trial_store import Trial, TrialStore
 from pharmclf.tuning.tune_runner import TuneRunner
 
-TABLE_FILE = "sweep.parquet"
 _FACTOR = 3  # the best third of the trials at a rung continues
 
 
@@ -261,26 +258,12 @@ class _SweepRun:
 
     def _write_results(self, store: TrialStore, room: TrialResources) -> None:
         """Write the table and the figures of the trials so far."""
-        trials = store.trial_infos()
-        if not trials:
+        if not (trials := store.trial_infos()):
             return
         price, images = self.options.price_per_hour or None, len(self.manifest.rows("validation"))
-        table = results_table(trials, price, room.share, val_images=images)
+        table, importances = write_results(self.folder, trials, self.space.log_names, price, room.share, images)
         self.say(table)
-        self.record["table"] = table
-        frame = trial_frame(trials, price, room.share, val_images=images)
-        storage.write_bytes(storage.join(self.folder, TABLE_FILE), frame.to_parquet(index=False))
-        names = self.space.log_names
-        shares = parameter_importances(trials, names)
-        self.record["importances"] = shares
-        figures = {
-            "trial_curves.png": png_bytes(plots.trial_curves_figure(trials)),
-            "parameters.png": png_bytes(plots.parameters_figure(trials, names)),
-            "parallel_coordinates.png": png_bytes(plots.parallel_coordinates_figure(trials, names)),
-            **({"importance.png": png_bytes(plots.importance_figure(shares))} if shares else {}),
-        }
-        for name, content in figures.items():
-            storage.write_bytes(storage.join(self.folder, name), content)
+        self.record.update(table=table, importances=importances)
 
     def _finish(self, store: TrialStore, quarantine: Quarantine, stop_requested: Callable[[], bool]) -> int:
         best = best_trial(store.trial_infos())
@@ -303,9 +286,7 @@ class _SweepRun:
             folder = evaluate_best_trial(trial, self.manifest, workers, precision, self.say, quarantine, stop_requested)
         result = load_record(storage.join(folder, "result.json"))
         self._write(state="complete", winner=trial.number, winner_folder=folder, result=result)
-        drawn = ["trial_curves.png", "parameters.png", "parallel_coordinates.png"]
-        figures = ", ".join([*drawn, *(["importance.png"] if self.record.get("importances") else [])])
-        self.say(f"in {self.folder}: {TABLE_FILE}, {figures}; the model in {folder}/model")
+        self.say(f"in {self.folder}: {TABLE_FILE} and its figures; the model in {folder}/model")
         return EXIT_OK
 
     def _mark_interrupted(self, stop: GracefulShutdown, lease: Lease) -> int:
