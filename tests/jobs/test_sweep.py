@@ -79,13 +79,13 @@ def test_a_sweep_shares_features_and_tests_only_its_winner(shared_ray: None, dra
     The same command again says that all is done, and with another space it is refused, with the field that differs.
     """
     parameters = {"unfreeze_blocks": {"values": [1, 2]}, "phase2__learning_rate": {"values": [1e-4, 3e38]}}
-    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=sweep", "--search=grid", "--trials=3"]
+    flags = [f"--data={drawn_images}", f"--storage={tmp_path}", "--name=sweep", "--search=grid", "--trials=4"]
     home = tmp_path / "sweep"
     done = sweep(*flags, write_space(tmp_path, **parameters))
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(re.findall(r"feature cache: [\d,]+ views computed", done.stdout)) == 1
-    check_records(records(home), num_trials=3)
-    tested = check_winner(home, num_trials=3)
+    check_records(records(home), num_trials=4)
+    tested = check_winner(home, num_trials=4)
     assert list(home.glob("hardware/*.jsonl")), "nothing was read of the machine"
     assert "hardware: " in done.stdout
 
