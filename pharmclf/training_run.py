@@ -13,22 +13,14 @@ from pharmclf.cli import EXIT_FAILED, EXIT_OK
 from pharmclf.config import RunConfig
 from pharmclf.console import Console
 from pharmclf.core.console import Say
-from pharmclf.core.events import (
-    Callback,
-    FeatureCacheReady,
-    ImagesQuarantined,
-    RunCallback,
-)
+from pharmclf.core.events import Callback, FeatureCacheReady, ImagesQuarantined, RunCallback
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.units import format_size
 from pharmclf.data.batch_sampler import effective_batch_size
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import (
-    QUARANTINE_FILE,
-    prepare_manifest,
-)
-from pharmclf.data.quarantine import Quarantine
+from pharmclf.data.prepare import QUARANTINE_FILE, prepare_manifest
+from pharmclf.data.quarantine import OnLost, Quarantine
 from pharmclf.distributed.cluster import connect, wait_for_workers
 from pharmclf.distributed.controller import train_on_workers
 from pharmclf.distributed.microbatch_search import resolve_microbatches
@@ -37,18 +29,12 @@ from pharmclf.feature_cache.manager import FeatureRequest, delete_corrupted, fal
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCacheUnavailableError
 from pharmclf.models.devices import with_precision
 from pharmclf.models.precision import run_precision
-from pharmclf.runs.record import (
-    RunRecord,
-    resolve_weights_path,
-    run_fingerprints,
-)
+from pharmclf.runs.record import RunRecord, resolve_weights_path, run_fingerprints
 from pharmclf.training.checkpoint import list_checkpoints
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.phases import build_phases
 from pharmclf.training.train_state import TrainResult
 
-Lost = Callable[[Mapping[int, str]], None]
-"""Takes rows of the manifest whose images differ from it, with the reasons."""
 _MAX_REPAIRS = 2  # times that a run computes a corrupted feature cache again
 
 
@@ -153,7 +139,7 @@ def _record_cached_phases(
 
 
 def feature_request(
-    job: TrainingContext, manifest: Manifest, first: int, say: Say, stop_requested: Callable[[], bool], lost: Lost
+    job: TrainingContext, manifest: Manifest, first: int, say: Say, stop_requested: Callable[[], bool], lost: OnLost
 ) -> FeatureRequest:
     """Build the request for the features of a run's phases.
 
@@ -170,7 +156,7 @@ def feature_request(
     return FeatureRequest(job.config, manifest, job.fingerprints["weights"], demands, say, stop_requested, lost)
 
 
-def quarantine_reporter(observer: Callback) -> Lost:
+def quarantine_reporter(observer: Callback) -> OnLost:
     """Make a function that reports images which the feature extraction has lost as an event of the run."""
 
     def lost(reasons: Mapping[int, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pharmclf import storage
 from pharmclf.core.console import Say
@@ -14,6 +14,8 @@ from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.core.units import format_examples
 from pharmclf.data.manifest import Manifest
 
+OnLost = Callable[[Mapping[int, str]], None]
+"""Called with rows of the manifest whose files differ from it, and the reasons."""
 _MAX_NAMED = 5  # reported one by one; the others are counted
 _WRITE_INTERVAL_S = 10.0  # between two writes of the list
 

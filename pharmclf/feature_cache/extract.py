@@ -21,6 +21,7 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
+from pharmclf.data.quarantine import OnLost
 from pharmclf.data.ray_loader import Block, configure_dataset, prefetch, raise_block_error
 from pharmclf.feature_cache.cache_policy import ThroughputEstimate
 from pharmclf.feature_cache.extractor import ExtractionPlan, FeatureExtractor, RangeReport, decode_range
@@ -39,7 +40,7 @@ def extract_features(
     targets: Sequence[CacheTarget],
     precision: str,
     progress: Callable[[int, int], None],
-    on_lost: Callable[[Mapping[int, str]], None],
+    on_lost: OnLost,
 ) -> list[dict[ShardId, str]]:
     """Compute the missing shards of some targets in one pass over the images, and write them.
 

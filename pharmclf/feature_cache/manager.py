@@ -19,6 +19,7 @@ from pharmclf.core.hashing import sha256_file
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.units import format_size
 from pharmclf.data.manifest import Manifest
+from pharmclf.data.quarantine import OnLost
 from pharmclf.feature_cache import extract
 from pharmclf.feature_cache.cache_key import KeyParts, cache_location, cache_root, key_parts
 from pharmclf.feature_cache.cache_policy import PhaseDemand, decide_caching
@@ -58,8 +59,8 @@ class FeatureRequest:
     say: Say
     should_stop: Callable[[], bool]
     """Whether a stop of the run was requested."""
-    on_lost: Callable[[Mapping[int, str]], None]
-    """Called with rows of the manifest whose files differ from it, and the reasons; their features are NaN."""
+    on_lost: OnLost
+    """The features of such rows are NaN."""
 
 
 def get_or_compute(request: FeatureRequest, *, earlier: Sequence[str] | None = None) -> dict[str, CachedFeatures]:

@@ -10,11 +10,11 @@ from typing import Any
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.data.manifest import Manifest
+from pharmclf.data.quarantine import OnLost
 from pharmclf.feature_cache import extract
 from pharmclf.feature_cache.cache_policy import PhaseDemand
 from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
 from pharmclf.training.feasible import BLOCKS
-from pharmclf.training_run import Lost
 from pharmclf.tuning.space import STRENGTH, Space
 from pharmclf.tuning.trial_store import feature_cache_settings
 
@@ -59,7 +59,7 @@ def precompute_features(
     weights: Mapping[str, Any],
     say: Say,
     stopped: Callable[[], bool],
-    lost: Lost,
+    lost: OnLost,
 ) -> dict[str, list[int]]:
     """Compute what the trials share -> by `feature_cache_settings` a configuration, the depths that are kept.
 

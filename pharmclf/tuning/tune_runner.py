@@ -25,6 +25,7 @@ from pharmclf.core.console import Say
 from pharmclf.core.events import EpochRecord
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_duration
+from pharmclf.data.quarantine import OnLost
 from pharmclf.reporting.sweep_tables import live_table
 from pharmclf.reporting.trial_info import short_names
 from pharmclf.tuning.options import TrialResources
@@ -52,7 +53,7 @@ class TuneRunner:
         say: Say,
         *,
         ended: Callable[[Trial], None],
-        lost: Callable[[Mapping[int, str]], None],
+        lost: OnLost,
         reuse_workers: bool = True,
     ) -> None:
         """Nothing is started yet.
