@@ -21,13 +21,7 @@ from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import (
-    QUARANTINE_FILE,
-    check_storage,
-    imbalance_note,
-    split_manifest,
-    write_manifest,
-)
+from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, imbalance_note, split_manifest, write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.diagnostics.preflight import run_preflight
 from pharmclf.distributed.cluster import autoscaling_request, connect, node_address
@@ -54,11 +48,7 @@ from pharmclf.storage.lease import Lease
 from pharmclf.tracking import Tracker, check_tracking
 from pharmclf.training.feasible import batch_warning, check_feasible
 from pharmclf.training.train_state import TrainResult
-from pharmclf.training_run import (
-    build_training_context,
-    resolve_auto_settings,
-    train_with_feature_cache,
-)
+from pharmclf.training_run import build_training_context, resolve_auto_settings, train_with_feature_cache
 
 
 def run(

@@ -7,13 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pharmclf.config.fields import check_ranges, setting
-from pharmclf.config.parsing import (
-    check_location,
-    has_credentials,
-    parse_data_sets,
-    parse_microbatch,
-    parse_workers,
-)
+from pharmclf.config.parsing import check_location, has_credentials, parse_data_sets, parse_microbatch, parse_workers
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import parse_duration, parse_share
 

@@ -7,9 +7,7 @@ import time
 
 import ray
 
-from pharmclf.core.compat.ray import (
-    draining_nodes,
-)
+from pharmclf.core.compat.ray import draining_nodes
 from pharmclf.core.errors import RunError
 from pharmclf.core.events import Note, RunCallback, Waiting, WorkerFailure
 from pharmclf.core.signals import StopRequested

@@ -21,12 +21,7 @@ from pharmclf.evaluation.saved_model import SavedModel, load_model_info
 from pharmclf.export.compare import ExportError
 from pharmclf.export.convert import write_model
 from pharmclf.export.convertible_model import make_convertible
-from pharmclf.export.formats import (
-    FORMATS,
-    FormatName,
-    Precision,
-    check_installed,
-)
+from pharmclf.export.formats import FORMATS, FormatName, Precision, check_installed
 from pharmclf.export.output_dir import atomic_output_dir
 from pharmclf.export.reference_images import sample_images, validation_images
 from pharmclf.export.runtime_check import RuntimeCheck

@@ -20,13 +20,7 @@ from pharmclf.evaluation.abstention_policy import AbstentionPolicy, fit_policy
 from pharmclf.evaluation.saved_model import SavedModel
 from pharmclf.export import exported_runtime
 from pharmclf.export.compare import Comparison, ExportError, check_policy, check_tolerance, compare
-from pharmclf.export.formats import (
-    FORMATS,
-    ONNX_OPSET,
-    TOLERANCES,
-    FormatName,
-    Precision,
-)
+from pharmclf.export.formats import FORMATS, ONNX_OPSET, TOLERANCES, FormatName, Precision
 from pharmclf.export.reference_images import ValidationImages
 from pharmclf.monitoring.cores import usable_cores
 

@@ -19,15 +19,7 @@ from pharmclf.core.errors import ConfigError, closest_names, first_line
 from pharmclf.data.prepare import storage_errors_as_config_errors
 from pharmclf.runs.record import RUN_FILE, RecordState, RunRecord
 from pharmclf.runs.registry import TRIALS_FOLDER, UNREADABLE, read_run
-from pharmclf.runs.status import (
-    ACTIVE_STATES,
-    MAX_REASON,
-    STATUS_FILE,
-    RunState,
-    Status,
-    parse_status,
-    utc_timestamp,
-)
+from pharmclf.runs.status import ACTIVE_STATES, MAX_REASON, STATUS_FILE, RunState, Status, parse_status, utc_timestamp
 from pharmclf.schema_version import check_schema_version, load_record
 from pharmclf.storage import lease
 

@@ -15,10 +15,7 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.distributed.scaling_policy import resources_per_worker
 from pharmclf.feature_cache import extract
 from pharmclf.resume import check_data_location, evaluate_further_datasets, has_record
-from pharmclf.runs.record import (
-    has_trained,
-    read_record,
-)
+from pharmclf.runs.record import has_trained, read_record
 from pharmclf.schema_version import check_schema_version, load_record
 from pharmclf.tuning.options import SweepOptions, TrialResources, plan_trial_resources
 from pharmclf.tuning.precompute import feature_variants
