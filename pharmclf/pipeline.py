@@ -196,7 +196,7 @@ class _ActiveRun:
             every_s=config.monitor_interval_s,
             send=lambda event: self.console.on_event(event),
             is_lost=lambda: self.lease.is_lost,
-            context=RunContext(remote_data=storage.is_remote(config.data), wants_gpus=config.accelerator != "cpu"),
+            context=RunContext.of(config),
         )
         self.services.callback(self.hardware.close)
         self.services.callback(self.quarantine.write)

@@ -194,8 +194,7 @@ def nearest_existing_parent(folder: str) -> str:
     Raises:
         NotADirectoryError: that is a file.
     """
-    path = Path(folder).absolute()
-    nearest = next(each for each in (path, *path.parents) if each.exists())
+    nearest = storage.nearest_existing(folder)
     if not nearest.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "a file is in its place", str(nearest))
     return str(nearest)

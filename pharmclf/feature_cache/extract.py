@@ -10,7 +10,6 @@ import functools
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import ray
 import ray.data
@@ -175,11 +174,7 @@ def estimate_throughput(location: str) -> ThroughputEstimate:
     resources = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
     remote = storage.is_remote(location)
-    if remote:
-        free = LocalCache().limit_bytes
-    else:
-        folder = Path(location)
-        free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    free = LocalCache().limit_bytes if remote else shutil.disk_usage(storage.nearest_existing(location)).free
     cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
     return ThroughputEstimate(
         # a core: measured with both backbones; a GPU: published for ResNet50 on a small one

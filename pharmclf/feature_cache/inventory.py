@@ -43,7 +43,7 @@ class CacheEntry:
     dtype: str = ""
     views: int | None = None
     """Augmented views of a training image."""
-    pictures: int | None = None
+    num_views: int | None = None
     """Cached views of all images."""
 
 
@@ -139,7 +139,7 @@ def _read_entry(root: str, key: str) -> CacheEntry | None:
             cut=parts["cut"],
             dtype=parts["dtype"],
             views=parts["augment"]["views"] if parts["augment"] else 1,
-            pictures=sum(section.rows * section.views for section in index.layout.sections),
+            num_views=sum(section.rows * section.views for section in index.layout.sections),
         )
     except (LookupError, TypeError, ValueError):  # of another version, or damaged
         return entry

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pharmclf import storage
+from pharmclf.config import RunConfig
 from pharmclf.core.units import format_size
 from pharmclf.monitoring.samples import NodeSample, time_weighted_mean
 
@@ -29,6 +31,11 @@ class RunContext:
     """Phases that train on cached features and so neither read nor decode images."""
     wants_gpus: bool = True
     """Whether GPUs should be used where there are some."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RunContext:
+        """The context of a run that has no feature cache yet."""
+        return cls(remote_data=storage.is_remote(config.data), wants_gpus=config.accelerator != "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ _MARKS: dict[str, Look] = {
 
 @chart_style()
 def trial_curves_figure(trials: Sequence[TrialInfo]) -> Figure:
-    """The validation accuracy of every trial over its epochs, counted over both phases; the best trial stands out.
+    """The validation accuracy of every trial over its epochs, counted over both phases; the best one is orange.
 
     The border between the phases is drawn where it is the same in all trials.
 

@@ -35,6 +35,12 @@ _UPLOADS = 16  # concurrent uploads of a folder's files
 _DISK = LocalDisk()
 
 
+def nearest_existing(path: str) -> Path:
+    """A local path, or the nearest folder around it that exists."""
+    absolute_path = Path(path).absolute()
+    return next(each for each in (absolute_path, *absolute_path.parents) if each.exists())
+
+
 def is_remote(location: str) -> bool:
     """Whether a location is a URI of an object store, not a local path."""
     return "://" in location and not location.startswith("file://")

@@ -174,14 +174,13 @@ class _SweepRun:
             if isinstance(event, Note):
                 self.say(event.text)
 
-        remote, gpus = storage.is_remote(self.base.data), self.base.accelerator != "cpu"
         return HardwareMonitor(
             self.folder,
             node=node_address(),
             every_s=self.base.monitor_interval_s,
             send=tell,
             is_lost=lambda: lease.is_lost,
-            context=RunContext(remote_data=remote, wants_gpus=gpus),
+            context=RunContext.of(self.base),
         )
 
     def _run(self, stop: GracefulShutdown, lease: Lease, tracker: SweepTracker) -> int:

@@ -95,7 +95,7 @@ def test_the_listing_tells_what_is_kept(root: str):
             cut=2,
             dtype="float32",
             views=2,
-            pictures=7,
+            num_views=7,
         )
     ]
 
@@ -104,7 +104,7 @@ def test_without_augmentation_there_is_one_view(tmp_path: Path):
     """The key then holds no augmentation at all."""
     still = AugmentConfig(rotation_deg=0, shift=0, shear=0, zoom=0, horizontal_flip=False)
     keep(str(tmp_path), augment=still)
-    assert [(kept.views, kept.pictures) for kept in list_entries(str(tmp_path))] == [(1, 4)]
+    assert [(kept.views, kept.num_views) for kept in list_entries(str(tmp_path))] == [(1, 4)]
 
 
 def test_the_most_recently_used_comes_first(root: str):
