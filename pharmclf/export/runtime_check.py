@@ -55,7 +55,7 @@ class RuntimeCheck:
         """
         own = validation if self.precision == "int8" else None
         shown = images if own is None else np.concatenate([images, own.images])
-        probabilities, about, runtime = _predict_in_runtime(self.name, path, shown)
+        probabilities, about, runtime = predict_in_runtime(self.name, path, shown)
         decision, of_images = self.found.decision, probabilities[: len(images)]
         about |= {"precision": self.precision, "runtime": runtime}
         about |= {"opset": ONNX_OPSET} if self.name == "onnx" else {}
@@ -114,7 +114,7 @@ class RuntimeCheck:
         return None
 
 
-def _predict_in_runtime(name: FormatName, path: Path, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any], str]:
+def predict_in_runtime(name: FormatName, path: Path, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any], str]:
     """Predict images by an exported model in its own runtime -> probabilities, input and output, the runtime's name.
 
     Raises:

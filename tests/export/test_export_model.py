@@ -246,7 +246,7 @@ def test_what_a_converter_or_a_runtime_cannot_take_is_refused_by_name(exported: 
     """An operation that neither TFLite nor ONNX has, and a file that is no model; nothing is left behind."""
     import keras
 
-    from pharmclf.export.export_model import _predict_in_runtime
+    from pharmclf.export.runtime_check import predict_in_runtime
 
     image = keras.Input((16, 16, 3), name="image")
     strange = keras.ops.erfinv(keras.layers.Rescaling(1 / 256)(image))
@@ -258,7 +258,7 @@ def test_what_a_converter_or_a_runtime_cannot_take_is_refused_by_name(exported: 
             export(folder, tmp_path / "out", name, images=str(tmp_path))
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ExportError, match=r"onnx: it cannot be run in onnxruntime .*INVALID_PROTOBUF"):
-        _predict_in_runtime("onnx", tmp_path / "model.onnx", exported.images)
+        predict_in_runtime("onnx", tmp_path / "model.onnx", exported.images)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["grey.png", "model", "model.onnx"]
 
 
