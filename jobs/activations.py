@@ -17,7 +17,6 @@ from pharmclf import storage
 from pharmclf.cli import parse_options, run_job
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_size, parse_duration, parse_size
-from pharmclf.data.prepare import storage_errors_as_config_errors
 from pharmclf.feature_cache.inventory import delete_entries, entries_table, list_entries, select_for_eviction
 
 
@@ -40,7 +39,7 @@ def main() -> int:
     older_than_s = parse_duration(age, "--delete-older-than") if age else None
     down_to_bytes = parse_size(size, "--delete-down-to") if size else None
     location = storage.absolute(options.storage)
-    with storage_errors_as_config_errors(location):
+    with storage.errors_as_config_errors(location):
         if not storage.exists(location):
             raise ConfigError(f"--storage {location}: nothing there. Give the folder or prefix that the runs lie in")
         kept = list_entries(location)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,17 +60,8 @@ def check_storage(config: RunConfig) -> None:
     """
     if config.data != DEMO:  # results of the demo may be lost
         check_destination("--storage", storage.absolute(config.storage))
-    with storage_errors_as_config_errors(config.storage):
+    with storage.errors_as_config_errors(config.storage):
         storage.list_folders(storage.absolute(config.storage))
-
-
-@contextlib.contextmanager
-def storage_errors_as_config_errors(location: str) -> Iterator[None]:
-    """Raise a ConfigError where the block finds that the storage is missing or may not be read."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError) as error:
-        raise ConfigError(f"--storage {location}: {error}") from error
 
 
 def split_manifest(config: RunConfig, folder: str, progress: ProgressCallback | None = None) -> Manifest:

@@ -21,7 +21,7 @@ from pharmclf.core.units import format_duration, format_examples, format_size
 from pharmclf.data.destination import atomic_folder, check_new_folder
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import MAX_VALUE
-from pharmclf.data.prepare import MANIFEST_FILE, storage_errors_as_config_errors
+from pharmclf.data.prepare import MANIFEST_FILE
 from pharmclf.evaluation.abstention_policy import DECISION_FILE
 from pharmclf.models.devices import configure_devices
 from pharmclf.reporting.model_card import CARD_FILE
@@ -74,7 +74,7 @@ def fetch_best(
     while candidates:
         run, best = candidates.pop(0)
         try:
-            with atomic_folder("--out", target) as part, storage_errors_as_config_errors(location):
+            with atomic_folder("--out", target) as part, storage.errors_as_config_errors(location):
                 _fetch(run, best, part, metric, say)
             return run
         except CorruptedRunError as error:

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pharmclf import storage
 from pharmclf.config import RunConfig, to_dict
@@ -17,12 +17,14 @@ from pharmclf.config.fields import select_names
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import fingerprint, sha256_bytes
 from pharmclf.core.timeouts import FINAL_STORAGE_S
-from pharmclf.data.manifest import Manifest
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 from pharmclf.storage.lease import LEASE_FILE, Lease, LeaseHeldError
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.checkpoint_manager import staging_dir
 from pharmclf.training.microbatch import MicrobatchRecord
+
+if TYPE_CHECKING:
+    from pharmclf.data.manifest import Manifest  # imports pandas, which the status of runs does without
 
 RUN_FILE = "run.json"
 # settings that records of runs may lack, as dotted names: with its default, each is as if it were not there

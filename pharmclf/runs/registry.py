@@ -14,7 +14,6 @@ from pharmclf import storage
 from pharmclf.core.errors import ConfigError, closest_names
 from pharmclf.core.events import EpochRecord
 from pharmclf.core.tables import align_columns
-from pharmclf.data.prepare import storage_errors_as_config_errors
 from pharmclf.runs.record import RUN_FILE, RecordState, RunRecord
 from pharmclf.schema_version import load_record
 from pharmclf.training.checkpoint import list_checkpoints
@@ -74,7 +73,7 @@ def list_runs(location: str, *, name: str = "", experiment: str = "") -> list[Ru
         raise ConfigError(f"--name {name} and --experiment {experiment}: received both, expected one of them or none")
     wanted = (name or experiment).strip("/")
     location = storage.absolute(location)
-    with storage_errors_as_config_errors(location), ThreadPoolExecutor(_READERS) as pool:
+    with storage.errors_as_config_errors(location), ThreadPoolExecutor(_READERS) as pool:
         paths = _run_paths(location, pool, wanted)
         if wanted:
             paths = [path for path in paths if path == wanted or (experiment and path.startswith(f"{wanted}/"))]

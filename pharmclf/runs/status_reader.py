@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeVar
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError, closest_names, first_line
-from pharmclf.data.prepare import storage_errors_as_config_errors
 from pharmclf.runs.record import RUN_FILE, RecordState, RunRecord
 from pharmclf.runs.registry import TRIALS_FOLDER, UNREADABLE, read_run
 from pharmclf.runs.status import ACTIVE_STATES, MAX_REASON, STATUS_FILE, RunState, Status, parse_status, utc_timestamp
@@ -126,7 +125,7 @@ def list_status(location: str, name: str = "") -> list[RunStatus]:
         OSError: the storage does not answer.
     """
     location, name = storage.absolute(location), name.strip("/")
-    with storage_errors_as_config_errors(location):
+    with storage.errors_as_config_errors(location):
         if name and (run := read_status(location, name)):
             return [run]
         folders = storage.list_folders(location)

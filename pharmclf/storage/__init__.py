@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pharmclf.core.errors import ConfigError
 from pharmclf.storage.local import BROKEN_LINK as BROKEN_LINK
 from pharmclf.storage.local import LocalDisk
 from pharmclf.storage.objects import ObjectStore, object_store
@@ -33,6 +34,15 @@ from pharmclf.storage.types import displayed as displayed
 _CHUNK_BYTES = 8 << 20
 _UPLOADS = 16  # concurrent uploads of a folder's files
 _DISK = LocalDisk()
+
+
+@contextlib.contextmanager
+def errors_as_config_errors(location: str) -> Iterator[None]:
+    """Raise a ConfigError where the block finds that the storage is missing or may not be read."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError) as error:
+        raise ConfigError(f"--storage {location}: {error}") from error
 
 
 def nearest_existing(path: str) -> Path:

@@ -36,7 +36,7 @@ def told(*arguments: str) -> Any:
 
 
 def test_the_table_comes_from_storage_alone(root: str) -> None:
-    """Neither Ray nor TensorFlow is loaded for it, and the processor is busy for less than two seconds."""
+    """Neither Ray, TensorFlow nor pandas is loaded for it, and the processor is busy for less than two seconds."""
     write_record(root, "begun", "failed")
     incomplete_run(root, "part", [(1, 0, 0.25, 1.0)])
     code = (
@@ -46,7 +46,7 @@ def test_the_table_comes_from_storage_alone(root: str) -> None:
         f"    runpy.run_path({SCRIPT!r}, run_name='__main__')\n"
         "except SystemExit as end:\n"
         "    assert end.code == 0\n"
-        "print(*sorted({'ray', 'tensorflow', 'keras'} & set(sys.modules)), 'loaded')\n"
+        "print(*sorted({'ray', 'tensorflow', 'keras', 'pandas'} & set(sys.modules)), 'loaded')\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
         "print(used.ru_utime + used.ru_stime, 'seconds')\n"
     )
