@@ -77,7 +77,7 @@ def files() -> list[Path]:
     names = ("pharmclf", "jobs", "tune", "cluster", ".github")
     suffixes = {".py", ".md", ".sh", ".yaml", ".html", ".j2"}
     found = [path for name in names for path in (ROOT / name).rglob("*") if path.suffix in suffixes]
-    return [ROOT / "README.md", *sorted(found)]
+    return [ROOT / "README.md", ROOT / "tests" / "README.md", *sorted(found)]
 
 
 @pytest.mark.parametrize("path", files(), ids=str)
