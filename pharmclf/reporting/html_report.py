@@ -45,7 +45,7 @@ def page_html(report: ReportData) -> str:
         facts=report,
         test=report.test,
         uri=functools.partial(_webp_uri, side=fit_side(report)),
-        verdict=text_format.build_verdict(report),
+        sentences=text_format.score_sentences(report),
         curves=_curves(report),
         confidence=_confidence(report),
         heat_scale=_heat_scale(),

@@ -40,7 +40,7 @@ def model_card(report: ReportData) -> str:
     snippet = load_image_snippet.load_image_text(report.data.white_level if report.data else MAX_VALUE)
     text = _environment().get_template("model_card.md.j2").render(
         report=report,
-        verdict=text_format.build_verdict(report),
+        sentences=text_format.score_sentences(report),
         classes=classes if len(classes) <= MAX_OPEN_CLASSES else sort_by_recall(report.test.evaluation)[0],
         has_fall=any(item.drop and item.drop.high < 0 for item in report.sets),
         vaguest=max(tested, key=lambda item: item.recall.high - item.recall.low),

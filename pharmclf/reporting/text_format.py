@@ -25,7 +25,7 @@ _PROMISE_TEXTS: dict[PromiseCheck, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class ScoreSentences:
     """The result in a sentence or two per aspect; "" where an aspect does not apply."""
 
     headline: str
@@ -108,12 +108,12 @@ def images_label(facts: EvalSetReport) -> str:
     return "the test images" if facts.drop is None and facts.name == "test" else f"the images of “{facts.name}”"
 
 
-def build_verdict(facts: ReportData) -> Verdict:
+def score_sentences(facts: ReportData) -> ScoreSentences:
     """The report in a few sentences."""
     test, decision = facts.test, facts.decision
     scores = test.evaluation
     kind = "test image" if test.name == "test" else "image"
-    return Verdict(
+    return ScoreSentences(
         headline=f"Right on {format_percent(scores.accuracy.value)} of {format_count(scores.num_images, kind)}",
         certainty=f"95{THIN}% interval {format_interval(scores.accuracy)}",
         answers=answers_sentence(scores.answered),

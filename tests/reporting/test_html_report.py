@@ -247,7 +247,7 @@ def test_a_promise_is_checked_with_the_interval(error: Estimate | None, state: s
 def test_what_is_not_assured_is_not_promised():
     """A threshold that was only observed says so, and up to which share may be wrong."""
     facts = make_facts(decision=make_decision(assured=False))
-    text = text_format.build_verdict(facts).promise.replace(text_format.THIN, " ")
+    text = text_format.score_sentences(facts).promise.replace(text_format.THIN, " ")
     assert "promises" not in text
     assert "this is not assured: after the 240 validation images that it answers, up to 3.2 % may be wrong" in text
 
@@ -256,14 +256,14 @@ def test_a_difference_within_chance_is_no_fall():
     facts = make_facts(extra_mistakes=3)
     assert facts.sets[1].drop is not None
     assert facts.sets[1].drop.high > 0
-    assert "no clear difference from the test images" in text_format.build_verdict(facts).shifts[0]
+    assert "no clear difference from the test images" in text_format.score_sentences(facts).shifts[0]
 
 
 def test_a_calibration_that_does_not_hold_elsewhere_is_told():
     """Where confidence and accuracy lie farther apart than on the test images beyond chance, and only there."""
     told = "a temperature fitted on images of one source does not hold for another."
-    assert told in text_format.build_verdict(make_facts(extra_mistakes=12)).shifts[0]
-    assert told not in text_format.build_verdict(make_facts(extra_mistakes=2)).shifts[0]
+    assert told in text_format.score_sentences(make_facts(extra_mistakes=12)).shifts[0]
+    assert told not in text_format.score_sentences(make_facts(extra_mistakes=2)).shifts[0]
 
 
 def test_copies_in_several_splits_are_confessed(ordinary: str):
