@@ -129,7 +129,8 @@ def _is_log(parameter: Parameter) -> bool:
 def _suggest(asked: Any, parameter: Parameter) -> Value:
     name, low, high = parameter.name, parameter.low, parameter.high
     if parameter.values:
-        return asked.suggest_categorical(name, list(parameter.values))
+        choice: Value = asked.suggest_categorical(name, list(parameter.values))
+        return choice
     if parameter.is_whole:
         return int(asked.suggest_int(name, int(low), int(high), log=parameter.log))
     value = float(asked.suggest_float(name, low, high, log=_is_log(parameter)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -184,7 +185,5 @@ def check_depths(space: Space, base: RunConfig, blocks: Mapping[str, int], sourc
 def _value_of(config: RunConfig, name: str) -> Value:
     if name == STRENGTH:
         return 1.0
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
+    value: Value = operator.attrgetter(name)(config)
     return value
