@@ -157,3 +157,41 @@ def test_so_many_images_without_an_error_are_needed(max_share, count):
     """The bound of 0 in `count` reaches the share, that of one image fewer does not."""
     assert metrics.min_samples_for_guarantee(max_share) == count
     assert metrics.upper_bound(0, count) <= max_share < metrics.upper_bound(0, count - 1)
+
+
+@settings(deadline=None)
+@given(st.floats(0.5, 1e5), st.floats(0, 1))
+def test_the_size_of_a_sample_can_be_read_from_its_wilson_interval(total, share):
+    """Also of fractional sizes, and where the proportion is 0 or 1; of nothing it is 0."""
+    assert metrics.independent_size(metrics.wilson_interval(share * total, total)) == pytest.approx(total, rel=1e-4)
+    assert metrics.independent_size(metrics.wilson_interval(0, 0)) == 0
+
+
+def test_mean_of_proportions_covers_the_truth_in_95_of_100_samples():
+    """Balanced accuracies of four classes with 5 to 60 images, and of a model that always gives the same answer."""
+    generator = np.random.default_rng(0)
+    sizes, shares = np.array([5, 12, 30, 60]), np.array([0.95, 0.5, 0.8, 0.1])
+    hits = generator.binomial(sizes, shares, (3000, 4))
+    found = [
+        metrics.mean_proportion([metrics.wilson_interval(*pair) for pair in zip(row, sizes, strict=True)])
+        for row in hits
+    ]
+    covered = np.mean([estimate.low <= shares.mean() <= estimate.high for estimate in found])
+    assert 0.93 < covered < 0.98
+    constant = metrics.mean_proportion([metrics.wilson_interval(30, 30), metrics.wilson_interval(0, 30)])
+    assert constant.low < constant.value == 0.5 < constant.high
+
+
+def test_mean_of_one_proportion_is_that_proportion():
+    assert metrics.mean_proportion([metrics.wilson_interval(8, 10)]) == metrics.wilson_interval(8, 10)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_exact_interval_is_that_of_clopper_and_pearson(successes, more):
+    """It equals scipy's, and begins at 0.025 for one of one."""
+    if successes + more:
+        found = metrics.exact_interval(successes, successes + more)
+        expected = stats.binomtest(successes, successes + more).proportion_ci(0.95, "exact")
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert metrics.exact_interval(1, 1).low == pytest.approx(0.025)

@@ -20,6 +20,9 @@ from pharmclf.evaluation.metrics.intervals import (
     Estimate,
     bootstrap_interval,
     effective_size,
+    exact_interval,
+    independent_size,
+    mean_proportion,
     min_samples_for_guarantee,
     proportion,
     proportion_difference,
@@ -31,8 +34,9 @@ from pharmclf.evaluation.metrics.scores import ConfusionCounts, class_f1, confus
 
 __all__ = [
     "REJECT_ALL", "ConfusionCounts", "Estimate", "OperatingPoint", "ReliabilityBin", "RiskCoverage",
-    "apply_temperature", "bootstrap_interval", "calibration_error", "choose_threshold", "class_f1", "confusion_counts",
-    "effective_size", "fit_temperature", "macro_f1", "min_samples_for_guarantee", "most_probable", "operating_point",
-    "proportion", "proportion_difference", "reliability", "risk_coverage", "tail_probability", "top_k_hits",
-    "upper_bound", "wilson_interval",
+    "apply_temperature", "bootstrap_interval", "calibration_error", "choose_threshold", "class_f1",
+    "confusion_counts", "effective_size", "exact_interval", "fit_temperature", "independent_size", "macro_f1",
+    "mean_proportion", "min_samples_for_guarantee", "most_probable", "operating_point", "proportion",
+    "proportion_difference", "reliability", "risk_coverage", "tail_probability", "top_k_hits", "upper_bound",
+    "wilson_interval",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ All functions accept fractional counts, because effective sizes are fractional.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +75,31 @@ def share_interval(share: float, groups: np.ndarray) -> Estimate:
     return Estimate(share, min(share, bounds.low), max(share, bounds.high))
 
 
+def independent_size(estimate: Estimate) -> float:
+    """On how many independent images a Wilson interval is based, the inverse of `wilson_interval`.
+
+    Args:
+        estimate: of `wilson_interval`, `proportion` or `share_interval`.
+    """
+    bound = estimate.low if estimate.value > 0.5 else estimate.high
+    return _Z95**2 * bound * (1 - bound) / (estimate.value - bound) ** 2
+
+
+def mean_proportion(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of proportions of independent samples with its 95 % interval, such as the balanced accuracy.
+
+    Source: Zou and Donner 2008, "Construction of confidence limits about effect measures" (MOVER): the distances of the
+    bounds are added as variances are. It has a width also where all proportions are 0 or 1.
+
+    Args:
+        estimates: proportions with their intervals, Wilson's or exact ones, at least one.
+    """
+    value = sum(each.value for each in estimates) / len(estimates)
+    down = math.hypot(*(each.value - each.low for each in estimates)) / len(estimates)
+    up = math.hypot(*(each.high - each.value for each in estimates)) / len(estimates)
+    return Estimate(value, max(0.0, value - down), min(1.0, value + up))
+
+
 def proportion_difference(first: Estimate, second: Estimate) -> Estimate:
     """Second minus first with its 95 % interval, for proportions of two independent samples.
 
@@ -123,6 +148,17 @@ def upper_bound(successes: float, total: float, *, level: float = 0.95) -> float
     from scipy.special import betaincinv
 
     return float(betaincinv(successes + 1.0, total - successes, level)) if successes < total else 1.0
+
+
+def exact_interval(successes: float, total: float) -> Estimate:
+    """A proportion with its exact 95 % interval (Clopper and Pearson 1934): wider than Wilson's, and never too narrow.
+
+    Args:
+        successes: 0 to the total.
+        total: above 0.
+    """
+    low, high = 1 - upper_bound(total - successes, total, level=0.975), upper_bound(successes, total, level=0.975)
+    return Estimate(successes / total, low, high)
 
 
 def min_samples_for_guarantee(max_share: float, *, level: float = 0.95) -> int:
