@@ -14,8 +14,9 @@ import time
 from dataclasses import dataclass
 
 from pharmclf import storage
-from pharmclf.cli import parse_options, run_job
+from pharmclf.commands.parser import parse_options
 from pharmclf.core.errors import ConfigError
+from pharmclf.core.program import run_job
 from pharmclf.core.units import format_size, parse_duration, parse_size
 from pharmclf.feature_cache.inventory import delete_entries, entries_table, list_entries, select_for_eviction
 

@@ -35,9 +35,10 @@ from pharmclf.benchmark.registry import (
     run_benchmarks,
 )
 from pharmclf.benchmark.scaling_options import ScalingOptions
-from pharmclf.cli import Switch, parse_run, run_job
+from pharmclf.commands.parser import Switch, parse_run
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError, did_you_mean
+from pharmclf.core.program import run_job
 
 _HOME = Path(__file__).resolve().parents[1]
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from pharmclf.cli import Switch, parse_run, run_job
+from pharmclf.commands.parser import Switch, parse_run
+from pharmclf.core.program import run_job
 
 if TYPE_CHECKING:
     from pharmclf.diagnostics.results import Section

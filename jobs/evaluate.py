@@ -9,8 +9,9 @@ Images that the model was trained on are found and left out; labels that it does
 
 from __future__ import annotations
 
-from pharmclf.cli import parse_options, run_job
+from pharmclf.commands.parser import parse_options
 from pharmclf.core.console import print_line
+from pharmclf.core.program import run_job
 from pharmclf.runs.evaluate_model import EvaluationOptions, evaluate_saved_model
 
 

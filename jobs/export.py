@@ -15,8 +15,9 @@ formats), load_image.py, and export.json: inputs, outputs, sha256 of every file,
 
 from __future__ import annotations
 
-from pharmclf.cli import parse_options, run_job
+from pharmclf.commands.parser import parse_options
 from pharmclf.core.console import print_line
+from pharmclf.core.program import run_job
 from pharmclf.core.signals import exit_on_sigterm
 from pharmclf.export.export_model import ExportOptions, export_model
 

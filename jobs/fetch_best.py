@@ -16,9 +16,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pharmclf.cli import parse_options, run_job
+from pharmclf.commands.parser import parse_options
 from pharmclf.core.console import print_line
 from pharmclf.core.errors import ConfigError
+from pharmclf.core.program import run_job
 from pharmclf.core.signals import exit_on_sigterm
 from pharmclf.runs.best_model import fetch_best
 from pharmclf.runs.registry import list_runs, rank_runs, runs_table

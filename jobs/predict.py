@@ -15,8 +15,9 @@ The same command resumes an interrupted job: finished parts are in FILE.parts/ a
 
 from __future__ import annotations
 
-from pharmclf.cli import parse_options, run_job
+from pharmclf.commands.parser import parse_options
 from pharmclf.core.console import print_line
+from pharmclf.core.program import run_job
 from pharmclf.inference.job import predict_images
 from pharmclf.inference.options import PredictOptions
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pharmclf.cli import Switch, parse_run, run_job, scan_progress
+from pharmclf.commands.parser import Switch, parse_run
 from pharmclf.core.console import print_line
+from pharmclf.core.program import run_job
+from pharmclf.progress import scan_progress
 
 _MAX_LISTED = 20
 

@@ -19,7 +19,8 @@ from typing import Annotated
 import tyro
 
 from pharmclf import storage
-from pharmclf.cli import parse_options, run_job
+from pharmclf.commands.parser import parse_options
+from pharmclf.core.program import run_job
 from pharmclf.runs.status_format import status_details, status_table
 from pharmclf.runs.status_reader import RunStatus, list_status
 

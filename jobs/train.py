@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pharmclf.cli import Switch, parse_run, run_job
+from pharmclf.commands.parser import Switch, parse_run
 from pharmclf.core.console import print_line
 from pharmclf.core.errors import ConfigError
+from pharmclf.core.program import run_job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.cli import EXIT_OK, scan_progress
 from pharmclf.config import RunConfig, refuse_auto
 from pharmclf.core.console import Say
+from pharmclf.core.errors import EXIT_OK
 from pharmclf.core.events import Callback
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
@@ -24,6 +24,7 @@ from pharmclf.distributed.controller import with_loader_cpus
 from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.models.devices import configure_devices_for, gpu_compute_capability, resolve_precision
 from pharmclf.pipeline import describe_data
+from pharmclf.progress import scan_progress
 from pharmclf.reporting.figures import png_bytes
 from pharmclf.reporting.lr_finder_plot import lr_finder_figure
 from pharmclf.runs.record import resolve_weights_path

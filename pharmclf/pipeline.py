@@ -11,11 +11,10 @@ import time
 from collections.abc import Iterator
 
 from pharmclf import storage
-from pharmclf.cli import EXIT_OK, scan_progress
 from pharmclf.config import RunConfig, to_record
 from pharmclf.console import ConsoleLogger
 from pharmclf.core.console import Say
-from pharmclf.core.errors import format_error
+from pharmclf.core.errors import EXIT_OK, format_error
 from pharmclf.core.events import FinalEvaluationStarted, RunEnd
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
@@ -28,6 +27,7 @@ from pharmclf.distributed.cluster import autoscaling_request, connect, node_addr
 from pharmclf.evaluation.datasets import external_datasets
 from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring import HardwareMonitor, RunContext
+from pharmclf.progress import scan_progress
 from pharmclf.resume import RunStart, inspect_run_folder, reopen_complete_run, run_manifest
 from pharmclf.runs.final_evaluation import run_final_evaluation
 from pharmclf.runs.prometheus import PrometheusExporter

@@ -27,3 +27,8 @@ def progress_reporter(say: Callable[[str], None], what: str) -> Callable[[int, i
             say(f"{what}: {done:,} of {total:,}, {format_duration((now - began) / done * (total - done))} to go")
 
     return progress
+
+
+def scan_progress(say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """A progress callback for the scan of a data set."""
+    return progress_reporter(say, "images examined")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from pharmclf import storage
-from pharmclf.cli import EXIT_OK, scan_progress
 from pharmclf.config import RunConfig, from_dict, to_record
 from pharmclf.core.console import Say
-from pharmclf.core.errors import ConfigError
+from pharmclf.core.errors import EXIT_OK, ConfigError
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_manifest
 from pharmclf.data.run_manifest import read_run_manifest, update_run_manifest
+from pharmclf.progress import scan_progress
 from pharmclf.reporting.run_summary import summary_text
 from pharmclf.runs.record import (
     RUN_FILE,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.cli import EXIT_FAILED, EXIT_OK
 from pharmclf.config import RunConfig
 from pharmclf.console import Console
 from pharmclf.core.console import Say
+from pharmclf.core.errors import EXIT_FAILED, EXIT_OK
 from pharmclf.core.events import Callback, FeatureCacheReady, ImagesQuarantined, RunCallback
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.units import format_size

@@ -12,14 +12,14 @@ from typing import Annotated
 import pytest
 import tyro
 
-from pharmclf.cli import Switch, parse_run
+from pharmclf.commands.parser import Switch, parse_run
 from pharmclf.config import ConfigError, RunConfig, load_yaml
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"ray", "tensorflow", "keras", "pandas", "matplotlib", "sklearn", "scipy", "optuna"}
 _SAYS = r"""
 import sys, time
-from pharmclf.cli import run_job
+from pharmclf.core.program import run_job
 
 def main():
     for number in range(200):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pharmclf.cli import _note_once, parse_run
+from pharmclf.commands.parser import _note_once, parse_run
 from pharmclf.config import RENAMED, ConfigError, RunConfig, from_dict, load_yaml, to_dict, to_record, to_yaml
 
 ROOT = Path(__file__).parents[1]

@@ -16,8 +16,9 @@ from typing import Annotated
 
 import tyro
 
-from pharmclf.cli import Switch, parse_run, run_job
+from pharmclf.commands.parser import Switch, parse_run
 from pharmclf.core.console import print_line
+from pharmclf.core.program import run_job
 from pharmclf.tuning.options import SweepOptions
 
 _HERE = Path(__file__).parent

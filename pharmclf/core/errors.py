@@ -6,6 +6,9 @@ import difflib
 import signal
 from collections.abc import Collection, Iterable
 
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+"""Exit codes of a program."""
+
 
 class UserError(Exception):
     """Bad input: what was received, what was expected, and the remedy. A job ends with exit code 2."""

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pharmclf.cli import run_job
 from pharmclf.core.compat.ray import runtime_env_of_submission, upload_limit, uploaded_paths
 from pharmclf.core.errors import ConfigError
+from pharmclf.core.program import run_job
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_size
 

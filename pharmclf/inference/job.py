@@ -6,9 +6,8 @@ import contextlib
 from collections.abc import Iterator
 
 from pharmclf import storage
-from pharmclf.cli import EXIT_OK
 from pharmclf.core.console import Say
-from pharmclf.core.errors import ConfigError
+from pharmclf.core.errors import EXIT_OK, ConfigError
 from pharmclf.core.signals import GracefulShutdown
 from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.data.destination import check_destination

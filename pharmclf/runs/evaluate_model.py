@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pharmclf import storage
-from pharmclf.cli import EXIT_OK, scan_progress
 from pharmclf.config import check_location, from_dict, parse_workers, to_yaml
 from pharmclf.core.console import Say
-from pharmclf.core.errors import ConfigError
+from pharmclf.core.errors import EXIT_OK, ConfigError
 from pharmclf.core.units import parse_share
 from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
@@ -22,6 +21,7 @@ from pharmclf.evaluation.gradcam import Explainer
 from pharmclf.evaluation.result_files import console_table
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
 from pharmclf.evaluation.scoring import predict_datasets, score_dataset
+from pharmclf.progress import scan_progress
 from pharmclf.reporting.fonts import font_notes
 from pharmclf.reporting.html_report import page_html
 from pharmclf.reporting.report_data import ReportData

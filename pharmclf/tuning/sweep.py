@@ -12,10 +12,9 @@ from typing import Any
 import ray
 
 from pharmclf import storage
-from pharmclf.cli import EXIT_OK
 from pharmclf.config import RunConfig, refuse_auto, to_record
 from pharmclf.core.console import Say
-from pharmclf.core.errors import ConfigError, RunError
+from pharmclf.core.errors import EXIT_OK, ConfigError, RunError
 from pharmclf.core.events import Event, Note
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.data.destination import destination_warnings

@@ -8,10 +8,9 @@ from typing import Any
 import ray
 
 from pharmclf import storage
-from pharmclf.cli import EXIT_OK
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
-from pharmclf.core.errors import ConfigError
+from pharmclf.core.errors import EXIT_OK, ConfigError
 from pharmclf.distributed.scaling_policy import resources_per_worker
 from pharmclf.feature_cache import extract
 from pharmclf.resume import check_data_location, evaluate_further_datasets, has_record

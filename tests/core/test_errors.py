@@ -7,7 +7,6 @@ import pickle
 
 import pytest
 
-from pharmclf.cli import run_job
 from pharmclf.core.errors import (
     ConfigError,
     RunError,
@@ -20,6 +19,7 @@ from pharmclf.core.errors import (
     format_error,
     single_line,
 )
+from pharmclf.core.program import run_job
 from pharmclf.runs.best_model import CorruptedRunError
 from pharmclf.storage import StorageUnavailableError, WebAddressError
 
@@ -108,7 +108,7 @@ def test_the_base_of_an_error_decides_the_exit_code(
     error: Exception, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """2 for bad input, 1 for what failed."""
-    monkeypatch.setattr("pharmclf.cli.make_output_robust", lambda: None)
+    monkeypatch.setattr("pharmclf.core.program.make_output_robust", lambda: None)
 
     def main() -> int:
         raise error

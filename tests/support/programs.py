@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 import psutil
 
-from pharmclf.cli import run_job
+from pharmclf.core.program import run_job
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,26 +1,18 @@
-"""The command line of every job: one parser for all flags, errors without tracebacks, exit codes."""
+"""One parser for the flags of all commands: options, run configurations, earlier spellings."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
-import os
 import sys
-import traceback
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from pharmclf.config import RENAMED, RunConfig, check_batch_word, load_yaml
-from pharmclf.core.console import Say, make_output_robust
-from pharmclf.core.errors import UserError, format_error
-from pharmclf.progress import progress_reporter
-
-EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
 T = TypeVar("T")
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -150,41 +142,3 @@ def _negative(flag: str) -> str:
 @functools.cache
 def _note_once(text: str) -> None:
     print(text, file=sys.stderr)  # noqa: T201
-
-
-def scan_progress(say: Say) -> Callable[[int, int], None]:
-    """A progress callback for the scan of a data set."""
-    return progress_reporter(say, "images examined")
-
-
-def run_job(main: Callable[[], int]) -> None:
-    """Run a job's main function and end the process with its exit code.
-
-    Bad input ends with 2, other failures with 1, each with one line on standard error; PHARMCLF_DEBUG=1 shows the
-    traceback. An interrupt ends with 130. A closed output, as behind `| head`, does not end the job.
-    """
-    make_output_robust()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        code = main()
-    except UserError as error:
-        code = print_error(error, EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        code = 130
-    except Exception as error:
-        code = print_error(error, EXIT_FAILED)
-    sys.stdout.flush()
-    sys.exit(code)
-
-
-def print_error(error: Exception, code: int) -> int:
-    """Print an error to stderr, with its traceback where PHARMCLF_DEBUG is set -> the exit code."""
-    if os.environ.get("PHARMCLF_DEBUG"):
-        traceback.print_exception(error)
-    text = str(error)
-    if code == EXIT_FAILED:
-        several = "\n" in text.strip()
-        more = " (PHARMCLF_DEBUG=1 shows all of it)" if several or "PHARMCLF_DEBUG" not in os.environ else ""
-        text = f"{format_error(error)}{more}"
-    print(f"error: {text}", file=sys.stderr)  # noqa: T201
-    return code

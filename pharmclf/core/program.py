@@ -1,0 +1,45 @@
+"""Runs a program's main function: output that never fails, errors without tracebacks, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from pharmclf.core.console import make_output_robust
+from pharmclf.core.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError, format_error
+
+
+def run_job(main: Callable[[], int]) -> None:
+    """Run a job's main function and end the process with its exit code.
+
+    Bad input ends with 2, other failures with 1, each with one line on standard error; PHARMCLF_DEBUG=1 shows the
+    traceback. An interrupt ends with 130. A closed output, as behind `| head`, does not end the job.
+    """
+    make_output_robust()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        code = main()
+    except UserError as error:
+        code = print_error(error, EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        code = print_error(error, EXIT_FAILED)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def print_error(error: Exception, code: int) -> int:
+    """Print an error to stderr, with its traceback where PHARMCLF_DEBUG is set -> the exit code."""
+    if os.environ.get("PHARMCLF_DEBUG"):
+        traceback.print_exception(error)
+    text = str(error)
+    if code == EXIT_FAILED:
+        several = "\n" in text.strip()
+        more = " (PHARMCLF_DEBUG=1 shows all of it)" if several or "PHARMCLF_DEBUG" not in os.environ else ""
+        text = f"{format_error(error)}{more}"
+    print(f"error: {text}", file=sys.stderr)  # noqa: T201
+    return code
