@@ -1,35 +1,9 @@
-"""Export a saved model for other runtimes: SavedModel, ONNX, TFLite; preprocessing inside, raw pixels in.
-
-python jobs/export.py --model runs/NAME --out DIR --format onnx                      one format
-python jobs/export.py --model runs/NAME --out s3://… --format savedmodel onnx        several, into a bucket
-python jobs/export.py --model runs/NAME --out DIR --format tflite --tflite int8      for phones and integer hardware
-python jobs/export.py --model model.keras --out DIR --format onnx --images DIR       a model without its run
-
-Each format is run in its own runtime on up to 256 real images and compared with the Keras model. It is refused (exit
-code 1; the other formats are written) where a probability differs by more than 0.0001 (float32) or 0.05 (float16), or
-where fewer than 99 % (float16) or 98 % (int8) of the images get the same class. int8 gets a threshold of its
-own, chosen with it on the run's validation images, and is refused where that promises less; --accept-loss keeps it.
-Written are the models, labels.json, decision.json if the model has one (decision-tflite.json for int8 with other
-formats), load_image.py, and export.json: inputs, outputs, sha256 of every file, what was measured.
-"""
+"""The command export for a folder with the code: `python jobs/export.py --help`."""
 
 from __future__ import annotations
 
-from pharmclf.commands.parser import parse_options
-from pharmclf.core.console import print_line
+from pharmclf.commands.export import main
 from pharmclf.core.program import run_job
-from pharmclf.core.signals import exit_on_sigterm
-from pharmclf.export.export_model import ExportOptions, export_model
-
-
-def main() -> int:
-    """Parse, then export."""
-    exit_on_sigterm()  # what is half written is deleted
-    options = parse_options(__doc__ or "", ExportOptions)
-    export_model(options, print_line)
-    print(f"exported: {', '.join(dict.fromkeys(options.format))} into {options.out}")
-    return 0
-
 
 if __name__ == "__main__":
     run_job(main)

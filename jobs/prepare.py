@@ -1,54 +1,9 @@
-"""Examine a data set before training: the manifest, the splits, and the list of images that cannot be used.
-
-python jobs/prepare.py --data DIR                          writes <storage>/<name>/manifest.parquet and quarantine.csv
-python jobs/prepare.py --data DIR --max-invalid 1%             exit code 2 if more than 1 % of the images are invalid
-python jobs/prepare.py --data DIR --precompute-features    also fills the feature cache that training would use
-"""
+"""The command prepare for a folder with the code: `python jobs/prepare.py --help`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-from pharmclf.commands.parser import Switch, parse_run
-from pharmclf.core.console import print_line
+from pharmclf.commands.prepare import main
 from pharmclf.core.program import run_job
-from pharmclf.progress import scan_progress
-
-_MAX_LISTED = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What is done besides the manifest."""
-
-    precompute_features: Switch = False
-    """Compute the cached features that training would use."""
-
-
-def main() -> int:
-    """Parse the flags, prepare, and print a summary."""
-    options, config = parse_run(__doc__ or "", Path(__file__).parent / "configs" / "demo.yaml", Options())
-    from pharmclf import storage
-    from pharmclf.data.prepare import MANIFEST_FILE, format_split_counts, prepare_manifest, split_counts
-
-    folder = storage.join(storage.absolute(config.storage), config.run_name)
-    manifest = prepare_manifest(config, folder, scan_progress(print))
-    print("\n".join(format_split_counts(split_counts(manifest), storage.join(folder, MANIFEST_FILE))))
-    invalid = manifest.quarantined
-    for path, status in zip(invalid["path"].head(_MAX_LISTED), invalid["status"], strict=False):
-        print(f"quarantined: {path}: {status}")
-    if len(invalid) > _MAX_LISTED:
-        print(f"quarantined: and {len(invalid) - _MAX_LISTED} more, see {storage.join(folder, 'quarantine.csv')}")
-    for note in manifest.notes:
-        print(f"note: {note}")
-    print(f"{len(manifest.ok):,} usable images of {len(manifest.table):,}; written to {folder}", flush=True)
-    if not options.precompute_features:
-        return 0
-    from pharmclf.training_run import precompute_features
-
-    return precompute_features(config, folder, manifest, print_line)
-
 
 if __name__ == "__main__":
     run_job(main)

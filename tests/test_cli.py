@@ -14,6 +14,7 @@ import tyro
 
 from pharmclf.commands.parser import Switch, parse_run
 from pharmclf.config import ConfigError, RunConfig, load_yaml
+from pharmclf.config.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"ray", "tensorflow", "keras", "pandas", "matplotlib", "sklearn", "scipy", "optuna"}
@@ -86,7 +87,7 @@ class Options:
 
 
 def parse(*arguments: str) -> tuple[Options, RunConfig]:
-    return parse_run("A job.", ROOT / "jobs" / "configs" / "demo.yaml", Options(), arguments)
+    return parse_run("A job.", PRESETS / "demo.yaml", Options(), arguments)
 
 
 def test_switches_are_flags_without_a_value():
@@ -96,7 +97,7 @@ def test_switches_are_flags_without_a_value():
     )
     assert (options.dry_run, options.halving) == (True, False)
     assert (config.skip_checks, config.deterministic, config.augment.vertical_flip) == (True, False, False)
-    assert parse() == (Options(), load_yaml(ROOT / "jobs" / "configs" / "demo.yaml"))
+    assert parse() == (Options(), load_yaml(PRESETS / "demo.yaml"))
 
 
 def test_switches_still_take_the_values_of_earlier_versions():
@@ -116,7 +117,7 @@ def test_switches_of_a_section_without_a_name_take_the_values_of_earlier_version
         inner: Annotated[Options, tyro.conf.arg(name="")] = Options()
         as_json: Annotated[Switch, tyro.conf.arg(name="json")] = False
 
-    outer, _ = parse_run("A job.", ROOT / "jobs" / "configs" / "demo.yaml", Outer(), ["--no-halving", "--json"])
+    outer, _ = parse_run("A job.", PRESETS / "demo.yaml", Outer(), ["--no-halving", "--json"])
     assert outer == Outer(inner=Options(halving=False), as_json=True)
 
 

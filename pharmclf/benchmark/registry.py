@@ -13,6 +13,7 @@ from pharmclf import storage
 from pharmclf.benchmark.measure import MeasureOptions, Report, describe_machine
 from pharmclf.benchmark.scaling_options import ScalingOptions
 from pharmclf.config import RunConfig
+from pharmclf.config.presets import SPACES
 from pharmclf.core.console import print_line
 from pharmclf.core.errors import format_error
 from pharmclf.core.subprocess_call import run_in_subprocess
@@ -33,8 +34,8 @@ class Benchmark:
     """Settings where --config gives none."""
     options: BenchmarkOptions = None
     """Defaults of its options, the second argument of the function."""
-    argument: list[str] | str | None = None
-    """Without options, the second argument: a path below the folder of the project where it is a text."""
+    argument: list[str] | Path | None = None
+    """Without options, the second argument."""
 
 
 BENCHMARKS = {
@@ -44,7 +45,7 @@ BENCHMARKS = {
     "monitor": Benchmark("monitor_cost:benchmark_monitor", options=MeasureOptions()),
     "activations": Benchmark("feature_cache:benchmark_feature_cache"),
     "scaling": Benchmark("scaling:benchmark_scaling", "scaling.yaml", ScalingOptions()),
-    "sweep": Benchmark("sweep:benchmark_sweep", argument="tune/space.yaml"),
+    "sweep": Benchmark("sweep:benchmark_sweep", argument=SPACES / "default.yaml"),
     "storage": Benchmark("storage_throughput:benchmark_storage"),
     "predict": Benchmark("inference:benchmark_inference"),
 }
@@ -64,19 +65,18 @@ def get_benchmark(name: str, *, quick: bool) -> Benchmark:
     return dataclasses.replace(benchmark, file=QUICK_FILE, options=options)
 
 
-def run_benchmark(name: str, config: RunConfig, options: BenchmarkOptions, home: Path) -> Report:
+def run_benchmark(name: str, config: RunConfig, options: BenchmarkOptions) -> Report:
     """Run a benchmark, and write its report and its plot below the storage.
 
     Args:
         name: of the benchmark.
         config: what is measured.
         options: of the benchmark; None where it has none.
-        home: folder of the project.
     """
     place = storage.absolute(config.storage)
     check_destination("--storage", place)
     argument = BENCHMARKS[name].argument
-    second = home / argument if isinstance(argument, str) else argument if options is None else options
+    second = argument if options is None else options
     module, function = BENCHMARKS[name].function.split(":")
     call = getattr(importlib.import_module(f"pharmclf.benchmark.{module}"), function)
     measured: Report = call(config, *([] if second is None else [second]), print_line)
@@ -92,21 +92,20 @@ def run_benchmark(name: str, config: RunConfig, options: BenchmarkOptions, home:
 
 
 def run_benchmarks(
-    names: Sequence[str], settings: Mapping[str, tuple[BenchmarkOptions, RunConfig]], home: Path
+    names: Sequence[str], settings: Mapping[str, tuple[BenchmarkOptions, RunConfig]]
 ) -> dict[str, Report]:
     """Run several benchmarks, each in a fresh process -> reports by name; that of a failed one has the reason.
 
     Args:
         names: of the benchmarks.
         settings: options and configuration of each, by name.
-        home: folder of the project.
     """
     reports: dict[str, Report] = {}
     for name in names:
         print_line(f"=== {name}")
         options, config = settings[name]
         try:
-            reports[name] = run_in_subprocess(partial(run_benchmark, name, config, options, home))
+            reports[name] = run_in_subprocess(partial(run_benchmark, name, config, options))
         except Exception as error:
             print_line(f"{name} failed: {format_error(error)}")
             reports[name] = {"benchmark": name, "rows": [], "failed": format_error(error), "holds": False}

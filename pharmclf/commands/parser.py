@@ -141,4 +141,4 @@ def _negative(flag: str) -> str:
 
 @functools.cache
 def _note_once(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201
+    print(text, file=sys.stderr)

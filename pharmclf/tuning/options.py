@@ -18,7 +18,7 @@ class SweepOptions:
     trials: int = 16
     """Trials in all; trial 0 is the plain run. A sweep with more of them continues."""
     space: str = ""
-    """YAML file of what is searched. Empty: tune/space.yaml: learning rates, dropout, unfreeze depth."""
+    """YAML file of what is searched. Empty: learning rates, dropout, unfreeze depth."""
     search: SearchName = "tpe"
     """tpe: learns from the trials before (Optuna); random; grid: every combination of values and points."""
     halving: bool = True

@@ -29,7 +29,7 @@ def test_the_help_of_a_job_is_its_golden_text(program: str, request: pytest.Fixt
 
 def test_the_options_of_each_benchmark_are_their_golden_text(request: pytest.FixtureRequest) -> None:
     """Those that jobs/benchmark.py does not have without the name of a part."""
-    config, texts = f"--config={REPOSITORY}/jobs/configs/benchmark.yaml", []  # so that all have the same defaults
+    config, texts = f"--config={REPOSITORY}/pharmclf/presets/benchmark.yaml", []  # so that all have the same defaults
     shared = set(help_of("jobs/benchmark.py", config).splitlines())
     for part in sorted(BENCHMARKS):
         lines = help_of("jobs/benchmark.py", part, config).splitlines()

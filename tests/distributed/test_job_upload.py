@@ -19,10 +19,10 @@ from pharmclf.distributed.job_upload import before_submit, check_upload, list_up
 REPOSITORY = Path(__file__).parents[2]
 CODE = [
     "jobs/train.py",
-    "jobs/configs/demo.yaml",
+    "pharmclf/presets/demo.yaml",
     "my.yaml",
     "pharmclf/data/image_decoding.py",
-    "tune/space.yaml",
+    "tune/sweep.py",
     "list.csv",
 ]
 DEBRIS = [

@@ -107,7 +107,7 @@ def test_a_submitted_run_goes_from_bucket_to_bucket(
     flags += ["--phase1.epochs=1", "--phase2.epochs=1"]
     variables = gateway.environment()
     assert not set(variables) & set(ray_head.environment)
-    config = "--config=jobs/configs/lookalikes-quick.yaml"
+    config = "--config=pharmclf/presets/lookalikes-quick.yaml"
     ended = ray_head.submit("python", "jobs/train.py", config, *flags, **variables)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert storage.read_json(f"{bucket}/runs/run/result.json")["workers"] == 2

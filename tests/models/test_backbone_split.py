@@ -186,7 +186,7 @@ def test_more_blocks_than_there_are_is_refused():
 
 @pytest.mark.tf
 def test_ten_blocks_of_resnet50_are_the_nearest_to_the_references_100_layers():
-    """As jobs/configs/resnet50.yaml says: 94 layers in 9 blocks, 104 in 10."""
+    """As the preset resnet50 says: 94 layers in 9 blocks, 104 in 10."""
     model = _backbone("resnet50")
     counts = []
     for depth in (9, 10):

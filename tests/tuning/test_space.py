@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pharmclf.config import AugmentConfig, ConfigError, RunConfig, load_yaml, to_dict
+from pharmclf.config.presets import PRESETS, SPACES
 from pharmclf.tuning import space as module
 from pharmclf.tuning.space import STRENGTH, Parameter, Space, check_depths
 from pharmclf.tuning.space_file import build_space, load_space
@@ -40,21 +41,21 @@ def refusal(mapping: Any, base: RunConfig = BASE) -> str:
 
 
 def test_the_files_of_the_project_fit_each_other():
-    """tune/space.yaml loads over tune/base.yaml, searches what the design names, and can be searched as a grid."""
-    base = load_yaml(ROOT / "tune" / "base.yaml")
-    space = load_space(ROOT / "tune" / "space.yaml", base)
+    """The default space loads over the plain run, searches what the design names, and can be searched as a grid."""
+    base = load_yaml(PRESETS / "sweep.yaml")
+    space = load_space(SPACES / "default.yaml", base)
     names = {"phase1.learning_rate", "phase2.learning_rate", "head.dropout", "unfreeze_blocks"}
     assert {parameter.name for parameter in space.parameters} == names
     assert space.log_names == ("phase1.learning_rate", "phase2.learning_rate")
-    check_depths(space, base, {"efficientnet_lite0": 16}, "tune/space.yaml")
+    check_depths(space, base, {"efficientnet_lite0": 16}, "default.yaml")
     assert len(list(space.grid())) == 3 * 3 * 3 * 5
     assert base.views > 0  # else nothing could be kept
 
 
 def test_the_plain_run_of_the_project_lies_in_its_space():
     """Otherwise trial 0 would teach the search nothing."""
-    base = load_yaml(ROOT / "tune" / "base.yaml")
-    space = load_space(ROOT / "tune" / "space.yaml", base)
+    base = load_yaml(PRESETS / "sweep.yaml")
+    space = load_space(SPACES / "default.yaml", base)
     plain = space.values_of(base)
     assert all(parameter.low <= float(plain[parameter.name]) <= parameter.high for parameter in space.parameters)
 

@@ -1,0 +1,64 @@
+"""Where the runs and sweeps of a storage stand, read from it alone: no cluster is asked, and none need be there.
+
+python jobs/status.py --storage s3://bucket/prefix                a table of all
+python jobs/status.py --storage DIR --name NAME                   all that is known of one; also SWEEP/trials/TRIAL
+python jobs/status.py --storage DIR --name NAME --watch           updated every few seconds, until it ends
+python jobs/status.py --storage DIR --json                        for other programs; with --watch one line each time
+
+An ETA with a + is the least that is left: what has not begun yet could not be measured. Times are in UTC.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from pharmclf import storage
+from pharmclf.commands.parser import parse_options
+from pharmclf.runs.status_format import status_details, status_table
+from pharmclf.runs.status_reader import RunStatus, list_status
+
+_EVERY_S = 3.0
+_PATIENCE_S = 20.0  # with a storage that does not answer; somebody waits for this one
+_CLEAR = "\033[H\033[2J"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is shown, and how."""
+
+    storage: str = "runs"
+    """Folder or s3:// prefix that holds the runs."""
+    name: str = ""
+    """Only this one, by its path below the storage: NAME, or SWEEP/trials/TRIAL. Empty: all runs and sweeps."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """As JSON: an object with --name, otherwise a list."""
+    watch: bool = False
+    """Update it every few seconds, until nothing shown is active."""
+
+
+def main() -> int:
+    """Parse, read, show."""
+    options = parse_options(__doc__ or "", Options)
+    while True:
+        with storage.timeout(_PATIENCE_S):
+            found = list_status(options.storage, options.name)
+        clear = _CLEAR if options.watch and sys.stdout.isatty() else ""
+        print(clear + _shown(found, options), flush=True)
+        if not (options.watch and any(run.is_active for run in found)):
+            return 0
+        time.sleep(_EVERY_S)
+
+
+def _shown(found: list[RunStatus], options: Options) -> str:
+    if options.as_json:
+        values = [run.to_dict() for run in found]
+        return json.dumps(values[0] if options.name else values, indent=None if options.watch else 2)
+    if options.name:
+        return status_details(found[0], time.time())
+    return status_table(found, time.time())
