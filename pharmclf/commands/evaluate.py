@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from pharmclf.commands.parser import parse_options
 from pharmclf.core.console import print_line
-from pharmclf.runs.evaluate_model import EvaluationOptions, evaluate_saved_model
+from pharmclf.runs.evaluate_model import evaluate_saved_model
+from pharmclf.runs.evaluation_options import EvaluationOptions
 
 
 def main() -> int:

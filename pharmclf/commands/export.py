@@ -18,7 +18,8 @@ from __future__ import annotations
 from pharmclf.commands.parser import parse_options
 from pharmclf.core.console import print_line
 from pharmclf.core.signals import exit_on_sigterm
-from pharmclf.export.export_model import ExportOptions, export_model
+from pharmclf.export.export_model import export_model
+from pharmclf.export.options import ExportOptions
 
 
 def main() -> int:

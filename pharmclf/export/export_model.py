@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,8 @@ from pharmclf.evaluation.saved_model import SavedModel, load_model_info
 from pharmclf.export.compare import ExportError
 from pharmclf.export.convert import write_model
 from pharmclf.export.convertible_model import make_convertible
-from pharmclf.export.formats import FORMATS, FormatName, Precision, check_installed
+from pharmclf.export.formats import FORMATS, FormatName, check_installed
+from pharmclf.export.options import ExportOptions
 from pharmclf.export.output_dir import atomic_output_dir
 from pharmclf.export.reference_images import sample_images, validation_images
 from pharmclf.export.runtime_check import RuntimeCheck
@@ -39,34 +39,6 @@ TFLITE_POLICY_FILE = "decision-tflite.json"
 """The decision of int8, where other formats have the Keras model's."""
 SCHEMA_VERSION = 1
 _BATCH = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """What is exported, and where it goes."""
-
-    model: str
-    """A run's folder, its model folder, a folder of fetch_best.py, or a .keras file; local or s3://."""
-    out: str
-    """Folder or s3:// prefix for all formats; it must not be there yet, or be empty."""
-    format: tuple[FormatName, ...]
-    """One or more."""
-    tflite: Precision = "float32"
-    """Numbers of the TFLite file: float16 halves it and keeps the answers; int8 quarters it, for integer hardware."""
-    images: str = ""
-    """Folder of images, or a list, to compare on. Empty: the test split of the run."""
-    calibration: str = ""
-    """Folder of images, or a list, to find the ranges of int8 on. Empty: the train split of the run."""
-    accept_loss: bool = False
-    """Keep a format that answers otherwise than the Keras model, or promises less; what was measured is noted."""
-
-    def __post_init__(self) -> None:
-        if not self.format:
-            raise ConfigError(f"--format: received nothing, expected one or more of {', '.join(FORMATS)}")
-        if self.tflite != "float32" and "tflite" not in self.format:
-            raise ConfigError(f"--tflite: received {self.tflite} without tflite. Add it: --format … tflite")
-        if self.calibration and self.tflite != "int8":
-            raise ConfigError(f"--calibration: received {self.calibration!r}; only --tflite int8 is calibrated")
 
 
 def export_model(options: ExportOptions, say: Say) -> None:

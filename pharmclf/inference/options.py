@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pharmclf import storage
 from pharmclf.config import check_location
 from pharmclf.core.errors import ConfigError
-from pharmclf.inference.output_shards import OUTPUTS
-from pharmclf.inference.placement import AUTO, Accelerator
+
+Accelerator = Literal["auto", "cpu", "gpu"]
+AUTO = "auto"
+OUTPUTS = (".parquet", ".csv")
 
 
 @dataclass(frozen=True, kw_only=True)

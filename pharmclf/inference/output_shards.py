@@ -26,7 +26,6 @@ from pharmclf.core.hashing import fingerprint, sha256_file
 from pharmclf.inference.image_listing import ImageListing
 from pharmclf.inference.output_table import SCHEMA
 
-OUTPUTS = (".parquet", ".csv")
 _METADATA_KEY = b"pharmclf"  # key of the output's metadata
 _PREFIX = "part-"
 _STRIDE = 1 << 14  # images that are hashed at a time

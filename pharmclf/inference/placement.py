@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Sequence
-from typing import Literal
 
 from pharmclf.core.errors import ConfigError
 from pharmclf.distributed.scaling_policy import ClusterNode, format_capacity
+from pharmclf.inference.options import AUTO, Accelerator
 
-Accelerator = Literal["auto", "cpu", "gpu"]
-AUTO = "auto"
 _MIN_IMAGES_FOR_RAY = 1000  # are predicted here before processes on a cluster have started
 
 

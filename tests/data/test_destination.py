@@ -15,7 +15,8 @@ from pharmclf.export.output_dir import atomic_output_dir
 from pharmclf.inference.job import predict_images
 from pharmclf.inference.options import PredictOptions
 from pharmclf.runs.best_model import fetch_best
-from pharmclf.runs.evaluate_model import EvaluationOptions, evaluate_saved_model
+from pharmclf.runs.evaluate_model import evaluate_saved_model
+from pharmclf.runs.evaluation_options import EvaluationOptions
 
 JOB = {"runtime_env": {"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"}}
 

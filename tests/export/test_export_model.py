@@ -18,7 +18,8 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy, fit_policy, read_policy, write_policy
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.export.compare import ExportError
-from pharmclf.export.export_model import ExportOptions, export_model
+from pharmclf.export.export_model import export_model
+from pharmclf.export.options import ExportOptions
 
 pytestmark = pytest.mark.tf
 SIDE = 32

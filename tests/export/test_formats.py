@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pharmclf.config import ConfigError
-from pharmclf.export.export_model import ExportOptions
 from pharmclf.export.formats import check_installed
+from pharmclf.export.options import ExportOptions
 
 
 def test_what_is_not_installed_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch):
