@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pharmclf.console import ConsoleLogger
 from pharmclf.core.console import Say
 from pharmclf.core.errors import EXIT_OK, format_error
 from pharmclf.core.events import FinalEvaluationStarted, RunEnd
+from pharmclf.core.program import command_line
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.destination import destination_warnings
@@ -140,7 +140,7 @@ def begin_record(config: RunConfig, folder: str, start: RunStart, manifest: Mani
         config=to_record(config),
         fingerprints=previous.fingerprints if previous else run_fingerprints(config, manifest),
         versions=versions(),
-        command=shlex.join(argument for argument in sys.argv if argument != "--overwrite"),
+        command=shlex.join(word for word in command_line() if word != "--overwrite"),
         seconds=previous.seconds if previous else 0.0,
         resolved=previous.resolved if previous else ResolvedSettings(),
     )

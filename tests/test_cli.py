@@ -1,196 +1,159 @@
-"""What every job shares: one parser, and output that does not end it, whether it is read or not."""
+"""The command `pharmclf`: its help, its errors, the speed of both, and its completion in a shell."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import pytest
-import tyro
+from support.programs import PROGRAMS, finish
 
-from pharmclf.commands.parser import Switch, parse_run
-from pharmclf.config import ConfigError, RunConfig, load_yaml
-from pharmclf.config.presets import PRESETS
+from pharmclf import cli
+from pharmclf.commands.registry import COMMANDS, load_command
+from pharmclf.config import ConfigError
+from pharmclf.core.program import command_line
+from pharmclf.core.version import VERSION
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"ray", "tensorflow", "keras", "pandas", "matplotlib", "sklearn", "scipy", "optuna"}
-_SAYS = r"""
-import sys, time
-from pharmclf.core.program import run_job
-
-def main():
-    for number in range(200):
-        print("line", number, "\u00e9\u4e2d\udcff" if {odd} else "", flush=True)
-        print("warning", number, file=sys.stderr, flush=True)
-    open({file!r}, "w").write("the end")
-    return {code}
-
-run_job(main)
+_MAX_CPU_S = 1.0
+_COMPLETE = """
+source <(pharmclf --tyro-print-completion bash)
+COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+eval "$(complete -p pharmclf | sed 's/.*-F \\(\\S*\\).*/\\1/')"
+printf '%s\\n' "${{COMPREPLY[@]}}"
 """
 
 
-def _start(file: Path, code: int = 0, *, odd: bool = False, **variables: str) -> subprocess.Popen[bytes]:
-    text = _SAYS.format(file=str(file), code=code, odd=odd)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
-    command = [sys.executable, "-c", text]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT)
-
-
-@pytest.mark.parametrize("code", [0, 1])
-def test_a_program_whose_output_nobody_reads_ends_as_it_would(tmp_path: Path, code: int):
-    """Both pipes are closed behind the first line, as by `| head -1`: the work is done, the exit code its own."""
-    process = _start(tmp_path / "end", code)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    assert process.stdout.readline() == b"line 0 \n"
-    process.stdout.close()
-    process.stderr.close()
-    assert process.wait(60) == code
-    assert (tmp_path / "end").read_text() == "the end"
-
-
-@pytest.mark.parametrize(
-    ("encoding", "shown"), [("ascii", rb"\xe9\u4e2d\udcff"), ("utf-8", "é中".encode() + rb"\udcff")]
-)
-def test_letters_that_the_output_cannot_show_are_written_as_their_numbers(tmp_path: Path, encoding: str, shown: bytes):
-    """In ASCII all that is beyond it; in UTF-8 the bytes of file names that are not UTF-8."""
-    process = _start(tmp_path / "end", odd=True, PYTHONIOENCODING=encoding)
-    output, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors.splitlines()[0]) == (0, b"warning 0")
-    assert output.splitlines()[-1] == b"line 199 " + shown
-
-
-def test_a_full_disk_behind_the_output_ends_nothing(tmp_path: Path):
-    """Each write to /dev/full fails with "no space left on device"."""
-    text = _SAYS.format(file=str(tmp_path / "end"), code=0, odd=False)
-    with open("/dev/full", "wb") as full:
-        command = [sys.executable, "-c", text]
-        ended = subprocess.run(
-            command, stdout=full, stderr=full, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60
-        )
-    assert ended.returncode == 0
-    assert (tmp_path / "end").read_text() == "the end"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """Of a job."""
-
-    dry_run: Switch = False
-    """Do nothing."""
-    halving: bool = True
-    """Stop early."""
-
-
-def parse(*arguments: str) -> tuple[Options, RunConfig]:
-    return parse_run("A job.", PRESETS / "demo.yaml", Options(), arguments)
-
-
-def test_switches_are_flags_without_a_value():
-    """Options of the job, settings of the run, and settings of a section."""
-    options, config = parse(
-        "--dry-run", "--no-halving", "--skip-checks", "--no-deterministic", "--augment.no-vertical-flip"
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a fresh process, with the modules that it has imported and its processor time on stderr."""
+    code = (
+        "import resource, sys\n"
+        "from pharmclf.cli import main\n"
+        f"sys.argv = ['pharmclf', *{arguments!r}]\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        f"    print(used.ru_utime + used.ru_stime, *{HEAVY!r} & set(sys.modules), file=sys.stderr)\n"
     )
-    assert (options.dry_run, options.halving) == (True, False)
-    assert (config.skip_checks, config.deterministic, config.augment.vertical_flip) == (True, False, False)
-    assert parse() == (Options(), load_yaml(PRESETS / "demo.yaml"))
-
-
-def test_switches_still_take_the_values_of_earlier_versions():
-    """True and False, after a space or =; a text that reads True stays the value of its flag."""
-    options, config = parse(
-        "--skip-checks", "True", "--no-halving", "--augment.vertical_flip", "False", "--name", "True"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60, check=False
     )
-    assert (options.halving, config.skip_checks, config.augment.vertical_flip) == (False, True, False)
-    assert config.name == "True"
 
 
-def test_switches_of_a_section_without_a_name_take_the_values_of_earlier_versions():
-    """As the options of a sweep, which are flags of tune/sweep.py next to its own."""
-
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Outer:
-        inner: Annotated[Options, tyro.conf.arg(name="")] = Options()
-        as_json: Annotated[Switch, tyro.conf.arg(name="json")] = False
-
-    outer, _ = parse_run("A job.", PRESETS / "demo.yaml", Outer(), ["--no-halving", "--json"])
-    assert outer == Outer(inner=Options(halving=False), as_json=True)
-
-
-def test_flags_override_the_configuration_file(tmp_path: Path):
-    """The last --config counts, after a space or =."""
-    (tmp_path / "run.yaml").write_text("{seed: 7, image_size: 96}")
-    for given in (["--config", f"{tmp_path}/run.yaml"], ["--config=none.yaml", f"--config={tmp_path}/run.yaml"]):
-        _, config = parse(*given, "--image-size", "64")
-        assert (config.seed, config.image_size) == (7, 64)
+@pytest.mark.parametrize("arguments", [(), *((name,) for name in COMMANDS)], ids=" ".join)
+def test_help_answers_at_once(arguments: tuple[str, ...]):
+    """Within a second of processor time, and before TensorFlow, Ray, pandas or Matplotlib could be loaded."""
+    ended = start(*arguments, "--help")
+    assert ended.returncode == 0, ended.stderr
+    seconds, *heavy = ended.stderr.split()
+    assert heavy == []
+    assert float(seconds) < _MAX_CPU_S
+    assert " ".join(["usage: pharmclf", *arguments]) in ended.stdout
 
 
-def test_values_of_a_flag_that_is_given_twice_add_up():
-    """Data sets to evaluate on, one or more behind each flag."""
-    _, config = parse("--eval-data", "a=x", "--seed=3", "--eval-data=b=y", "--eval_data", "c=z", "d=s3://v")
-    assert config.eval_locations == {"a": "x", "b": "y", "c": "z", "d": "s3://v"}
-    assert config.seed == 3
+def test_help_names_all_commands_and_nothing_is_help_too(capsys: pytest.CaptureFixture[str]):
+    assert cli.run_command([]) == 0
+    shown = capsys.readouterr().out
+    assert [name for name in COMMANDS if f"  {name} " not in shown] == []
+    assert cli.run_command(["--help"]) == 0
+    assert capsys.readouterr().out == shown
+    assert max(map(len, shown.splitlines())) <= 120
 
 
-def test_auto_leaves_the_batch_size_as_it_is():
-    """It asks for a micro-batch to be found; another word is refused."""
-    _, config = parse("--batch-size", "auto")
-    assert (config.batch_size, config.microbatch) == (32, "auto")
-    assert parse("--batch-size=16")[1].batch_size == 16
-    with pytest.raises(ConfigError, match="--batch-size: received 'all', expected a number of images, or auto"):
-        parse("--batch-size", "all")
+def test_each_module_of_commands_is_one_of_the_table():
+    """With the name of its parser, and a line of help that is not longer than the terminal."""
+    shared = {"__init__", "completion", "parser", "registry"}
+    modules = {path.stem for path in (ROOT / "pharmclf" / "commands").glob("*.py")} - shared
+    assert modules == {name.replace("-", "_") for name in COMMANDS}
+    assert {name: load_command(name).PARSER.command for name in COMMANDS} == {name: name for name in COMMANDS}
+
+
+def test_version_is_the_one_of_the_package(capsys: pytest.CaptureFixture[str]):
+    assert cli.run_command(["--version"]) == 0
+    assert capsys.readouterr().out.split() == ["pharmclf", VERSION]
+
+
+@pytest.mark.parametrize("word", ["fetch-best", "fetch_best"])
+def test_flags_go_to_the_command(word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Its exit code and its errors are those of the command, which may be written like its module."""
+    with pytest.raises(ConfigError, match="--out"):
+        cli.run_command([word, "--storage", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.run_command([word, "--otu", "x"])
+    assert ended.value.code == 2
+    assert "--out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--sed", "3"], "--seed"),
-        (["--skip-check"], "--skip-checks"),
-        (["--dryrun"], "--dry-run"),
-        (["--seed", "x"], "'x'"),
-        (["stray"], "stray"),
+        (["tarin"], "did you mean train?"),
+        (["fetchbest", "--list"], "did you mean fetch-best?"),
+        (["xyz"], ", ".join(COMMANDS)),
+        (["--data", "photos"], "pharmclf COMMAND --data"),
     ],
 )
-def test_an_unknown_flag_ends_with_exit_code_2(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]):
-    """The nearest known one is named."""
-    with pytest.raises(SystemExit) as ended:
-        parse(*arguments)
-    printed = capsys.readouterr()
-    assert ended.value.code == 2
-    assert expected in printed.err
-    assert not printed.out
+def test_an_unknown_command_ends_with_exit_code_2(arguments: list[str], expected: str):
+    """And with the nearest command, or with all of them."""
+    ended = start(*arguments)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert expected in ended.stderr
 
 
 @pytest.mark.parametrize(
-    ("program", "flags"),
+    ("words", "expected"),
     [
-        ("jobs/train.py", ["--dry-run", "--find-lr", "--overwrite", "--config", "--skip-checks, --no-skip-checks"]),
-        ("jobs/prepare.py", ["--precompute-features"]),
-        ("jobs/doctor.py", ["--json"]),
-        ("jobs/benchmark.py", ["--quick"]),
-        ("tune/sweep.py", ["--overwrite", "--halving, --no-halving"]),
+        (("", "tr"), ["train"]),
+        (("", "''"), ["-h", "--help", *sorted(COMMANDS)]),
+        (("train", "--dat"), ["--data"]),
+        (("train", "--config", "look"), ["lookalikes", "lookalikes-quick"]),
+        (("train", "--backbone", "resnet50v"), ["resnet50v2"]),
+        (("sweep", "--search", "''"), ["tpe", "random", "grid"]),
+        (("export", "--format", "on"), ["onnx"]),
     ],
 )
-def test_help_shows_every_switch_and_imports_nothing_heavy(program: str, flags: list[str]):
-    """In a fresh process: it answers before TensorFlow, Ray, pandas or Matplotlib could be loaded."""
-    code = (
-        f"import runpy, sys; sys.argv = [{program!r}, '--help']\n"
-        "try:\n"
-        f"    runpy.run_path({str(ROOT / program)!r}, run_name='__main__')\n"
-        "except SystemExit as end:\n"
-        f"    heavy = {HEAVY!r} & set(sys.modules)\n"
-        "    sys.exit(f'imported: {heavy}' if heavy else end.code)\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
+def test_bash_completes_commands_flags_and_values(words: tuple[str, ...], expected: list[str], tmp_path: Path):
+    """With the script that `pharmclf --help` describes, in a real shell."""
+    program = tmp_path / "pharmclf"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m pharmclf "$@"\n')
+    program.chmod(0o755)
+    line = ["pharmclf", *filter(None, words)]
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", _COMPLETE.format(words=" ".join(line))],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"},
+        env=environment,
         timeout=60,
+        check=False,
     )
-    assert ended.returncode == 0, ended.stderr
-    assert [flag for flag in flags if flag not in ended.stdout] == []
+    assert done.stdout.split() == expected, done.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_programs_of_jobs_and_tune_are_the_commands(program: str):
+    """Those that `ray job submit --working-dir . -- python jobs/train.py` starts, from any folder."""
+    name = {"activations": "cache"}.get(Path(program).stem, Path(program).stem)
+    shown = finish("--help", program=program, COLUMNS="120")
+    assert (shown.returncode, shown.stdout) == (0, start(name, "--help").stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["/opt/venv/bin/pharmclf", "train"], ["pharmclf", "train"]),
+        (["/x/pharmclf/__main__.py", "train"], ["pharmclf", "train"]),
+        (["jobs/train.py", "--seed=3"], ["jobs/train.py", "--seed=3"]),
+    ],
+)
+def test_a_run_records_the_command_as_it_is_typed(
+    words: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "argv", words)
+    assert command_line() == expected

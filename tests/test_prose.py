@@ -42,7 +42,7 @@ INSTEAD = {
 
 ALLOWED = re.compile(
     r"early_patience|plateau_patience|patience=|early stopping|activation (?:function|layer)|activations\.py"
-    r"|\bactivation(?:=|_)|[\"']activation[\"']|--activations|benchmark\.py activations|activations/"
+    r"|\bactivation(?:=|_)|[\"']activation[\"']|--activations|benchmark(?:\.py)? activations|activations/"
     r"|\.activations|activations_dtype|[\"']activations?(?:_\w+)?[\"']",
     re.IGNORECASE,
 )

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pharmclf.commands.parser import _note_once, parse_run
+from pharmclf.commands.parser import RunParser, _note_once
 from pharmclf.config import RENAMED, ConfigError, RunConfig, from_dict, load_yaml, to_dict, to_record, to_yaml
-from pharmclf.config.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 OLD_FLAGS = [
@@ -30,6 +29,9 @@ class Options:
     """None."""
 
 
+PARSER = RunParser("train", "A job.", Options(), preset="demo")
+
+
 def test_every_renamed_setting_is_one_of_the_configuration():
     names = {field.name for field in dataclasses.fields(RunConfig)}
     assert set(RENAMED.values()) <= names
@@ -40,19 +42,19 @@ def test_earlier_flags_are_accepted_with_a_note(capsys: pytest.CaptureFixture[st
     """Each is named once, whatever is parsed again; the current ones are silent."""
     _note_once.cache_clear()
     for _ in range(2):
-        _, config = parse_run("A job.", PRESETS / "demo.yaml", Options(), OLD_FLAGS)
+        _, config = PARSER.parse(OLD_FLAGS)
         for name in RENAMED.values():
             assert getattr(config, name) == getattr(CONFIG, name), name
     notes = capsys.readouterr().err.splitlines()
     assert len(notes) == len(RENAMED)
     assert "note: --failures is now --max-failures" in notes
-    parse_run("A job.", PRESETS / "demo.yaml", Options(), ["--num-workers=2", "--feature-cache=auto"])
+    PARSER.parse(["--num-workers=2", "--feature-cache=auto"])
     assert capsys.readouterr().err == ""
 
 
 def test_help_shows_the_current_flags_only(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        parse_run("A job.", PRESETS / "demo.yaml", Options(), ["--help"])
+        PARSER.parse(["--help"])
     shown = capsys.readouterr().out
     for earlier, name in RENAMED.items():
         assert f"--{name.replace('_', '-')}" in shown

@@ -20,7 +20,7 @@ from pharmclf.core.subprocess_call import run_in_subprocess
 from pharmclf.data.destination import check_destination
 
 BACKBONES = ["efficientnet_lite0", "resnet50"]
-QUICK_FILE = "benchmark-quick.yaml"
+QUICK_PRESET = "benchmark-quick"
 BenchmarkOptions = MeasureOptions | ScalingOptions | None
 
 
@@ -30,8 +30,8 @@ class Benchmark:
 
     function: str
     """module:function below pharmclf.benchmark, imported when it runs: most import Ray or TensorFlow."""
-    file: str = "benchmark.yaml"
-    """Settings where --config gives none."""
+    preset: str = "benchmark"
+    """Configuration where --config gives none."""
     options: BenchmarkOptions = None
     """Defaults of its options, the second argument of the function."""
     argument: list[str] | Path | None = None
@@ -39,12 +39,12 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    "plain": Benchmark("vs_keras:benchmark_vs_keras", "lookalikes-quick.yaml", MeasureOptions()),
+    "plain": Benchmark("vs_keras:benchmark_vs_keras", "lookalikes-quick", MeasureOptions()),
     "stages": Benchmark("stages:benchmark_stages", argument=BACKBONES),
     "devices": Benchmark("devices:benchmark_devices", options=MeasureOptions()),
     "monitor": Benchmark("monitor_cost:benchmark_monitor", options=MeasureOptions()),
     "activations": Benchmark("feature_cache:benchmark_feature_cache"),
-    "scaling": Benchmark("scaling:benchmark_scaling", "scaling.yaml", ScalingOptions()),
+    "scaling": Benchmark("scaling:benchmark_scaling", "scaling", ScalingOptions()),
     "sweep": Benchmark("sweep:benchmark_sweep", argument=SPACES / "default.yaml"),
     "storage": Benchmark("storage_throughput:benchmark_storage"),
     "predict": Benchmark("inference:benchmark_inference"),
@@ -62,7 +62,7 @@ def get_benchmark(name: str, *, quick: bool) -> Benchmark:
         return benchmark
     is_short = isinstance(benchmark.options, MeasureOptions)
     options = MeasureOptions(sides=("plain",), seconds=2.0) if is_short else benchmark.options
-    return dataclasses.replace(benchmark, file=QUICK_FILE, options=options)
+    return dataclasses.replace(benchmark, preset=QUICK_PRESET, options=options)
 
 
 def run_benchmark(name: str, config: RunConfig, options: BenchmarkOptions) -> Report:

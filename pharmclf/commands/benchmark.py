@@ -1,21 +1,23 @@
 """Measure how fast each part of a run is on this machine, each figure with what it is compared to.
 
-python jobs/benchmark.py                                          all of it, which takes long; a failed part is named
-python jobs/benchmark.py --quick                                  plain and devices, on a few small images
-python jobs/benchmark.py plain --data DIR                         a run and the same job in plain Keras
-python jobs/benchmark.py stages --data DIR                        decoding, stream, training step, loop
-python jobs/benchmark.py devices --backbone resnet50              CPU and GPUs: speed, memory, energy by precision
-python jobs/benchmark.py monitor                                  costs of the hardware monitor
-python jobs/benchmark.py activations                              runs with and without the feature cache; every split
-python jobs/benchmark.py sweep --data DIR                         trials with shared features and workers, and without
-python jobs/benchmark.py storage --storage s3://BUCKET/PREFIX     the same images from the storage and from local disk
-python jobs/benchmark.py predict --backbone resnet50              prediction from files, and the bare forward pass
-python jobs/benchmark.py scaling --link-gbit 25 100               one and two workers, and a forecast up to 256 GPUs
+pharmclf benchmark                                         all of it, which takes long; a failed part is named
+pharmclf benchmark --quick                                 plain and devices, on a few small images
+pharmclf benchmark plain --data DIR                        a run and the same job in plain Keras
+pharmclf benchmark stages --data DIR                       decoding, stream, training step, loop
+pharmclf benchmark devices --backbone resnet50             CPU and GPUs: speed, memory, energy by precision
+pharmclf benchmark monitor                                 costs of the hardware monitor
+pharmclf benchmark activations                             runs with and without the feature cache; every split
+pharmclf benchmark sweep --data DIR                        trials with shared features and workers, and without
+pharmclf benchmark storage --storage s3://BUCKET/PREFIX    the same images from the storage and from local disk
+pharmclf benchmark predict --backbone resnet50             prediction from files, and the bare forward pass
+pharmclf benchmark scaling --link-gbit 25 100              one and two workers, and a forecast up to 256 GPUs
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -34,10 +36,9 @@ from pharmclf.benchmark.registry import (
     run_benchmarks,
 )
 from pharmclf.benchmark.scaling_options import ScalingOptions
-from pharmclf.commands.parser import Switch, parse_run
+from pharmclf.commands.parser import RunParser, Switch
 from pharmclf.config import RunConfig
-from pharmclf.config.presets import PRESETS
-from pharmclf.core.errors import ConfigError, did_you_mean
+from pharmclf.core.errors import EXIT_FAILED, EXIT_OK, ConfigError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,38 +58,30 @@ class Options:
     """Options of the benchmark."""
 
 
-def parse_benchmark(benchmark: Benchmark, own: object) -> tuple[Options, RunConfig]:
-    """Parse the flags, with the default configuration of a benchmark.
+PARSER = RunParser("benchmark", __doc__, Options(), preset="benchmark")
 
-    Raises:
-        ConfigError: the command line names an unknown benchmark, or names it after other flags.
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the flags, measure, and write the figures and their plots into the storage.
+
+    Args:
+        arguments: the flags; None: those of this process.
+
+    Returns:
+        The exit code.
     """
-    file = PRESETS / benchmark.file
-    options, config = parse_run(__doc__ or "", file, Options(own=own))
-    if (name := options.benchmark) not in ("", *BENCHMARKS):
-        raise ConfigError(f"benchmark: received {name!r}; {did_you_mean(name, BENCHMARKS)}")
-    if name not in ("", _first_word()):
-        raise ConfigError(f"benchmark: received {name} after other flags, expected it before them. Give it first")
-    return options, config
-
-
-def _first_word() -> str:
-    return next((argument for argument in sys.argv[1:] if argument != "--quick"), "")
-
-
-def main() -> int:
-    """Parse the flags, measure, and write the figures and their plots into the storage."""
-    quick, name = "--quick" in sys.argv[1:], _first_word()
+    given = sys.argv[1:] if arguments is None else arguments
+    quick, name = "--quick" in given, _first_word(given)
     if name in BENCHMARKS:
         benchmark = get_benchmark(name, quick=quick)
         own = NoOptions() if benchmark.options is None else benchmark.options
-        options, config = parse_benchmark(benchmark, own)
-        given = options.own if isinstance(options.own, MeasureOptions | ScalingOptions) else None
-        return 0 if run_benchmark(name, config, given).get("holds", True) else 1
+        options, config = parse_benchmark(benchmark, own, given)
+        of_benchmark = options.own if isinstance(options.own, MeasureOptions | ScalingOptions) else None
+        return EXIT_OK if run_benchmark(name, config, of_benchmark).get("holds", True) else EXIT_FAILED
 
     def settings(name: str) -> tuple[BenchmarkOptions, RunConfig]:
         benchmark = get_benchmark(name, quick=quick)
-        return benchmark.options, parse_benchmark(benchmark, NoOptions())[1]
+        return benchmark.options, parse_benchmark(benchmark, NoOptions(), given)[1]
 
     names = QUICK if quick else ALL
     configs = {name: settings(name) for name in names}
@@ -99,4 +92,28 @@ def main() -> int:
     print(
         f"benchmark: {len(reports)} parts, written to {location}" + (f"; failed: {', '.join(failed)}" if failed else "")
     )
-    return 1 if failed else 0
+    return EXIT_FAILED if failed else EXIT_OK
+
+
+def parse_benchmark(benchmark: Benchmark, own: object, arguments: Sequence[str]) -> tuple[Options, RunConfig]:
+    """Parse the flags, with the default configuration of a benchmark.
+
+    Args:
+        benchmark: whose configuration is the default.
+        own: defaults of its options.
+        arguments: the flags.
+
+    Raises:
+        ConfigError: the command line names an unknown benchmark, or names it after other flags.
+    """
+    parser = dataclasses.replace(PARSER, options=Options(own=own), preset=benchmark.preset)
+    options, config = parser.parse(arguments)
+    if (name := options.benchmark) not in ("", *BENCHMARKS):
+        raise ConfigError(f"benchmark: received {name!r}; {did_you_mean(name, BENCHMARKS)}")
+    if name not in ("", _first_word(arguments)):
+        raise ConfigError(f"benchmark: received {name} after other flags, expected it before them. Give it first")
+    return options, config
+
+
+def _first_word(arguments: Sequence[str]) -> str:
+    return next((argument for argument in arguments if argument != "--quick"), "")

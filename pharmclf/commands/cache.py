@@ -1,9 +1,9 @@
 """List the feature caches of a storage, and delete those that are no longer needed.
 
-python jobs/activations.py                                          a table of those of runs/, the last used first
-python jobs/activations.py --storage s3://bucket/prefix             of a bucket
-python jobs/activations.py --delete-older-than 30d                  delete what no run has used for 30 days
-python jobs/activations.py --delete-down-to 20GB                    delete the least recently used, until 20 GB are left
+pharmclf cache                                 a table of those of runs/, the last used first
+pharmclf cache --storage s3://bucket/prefix    of a bucket
+pharmclf cache --delete-older-than 30d         delete what no run has used for 30 days
+pharmclf cache --delete-down-to 20GB           delete the least recently used, until 20 GB are left
 
 A cache that is being computed is never deleted. A deleted cache is computed again when a run needs it.
 """
@@ -11,13 +11,13 @@ A cache that is being computed is never deleted. A deleted cache is computed aga
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pharmclf import storage
-from pharmclf.commands.parser import parse_options
+from pharmclf.commands.parser import OptionsParser
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_size, parse_duration, parse_size
-from pharmclf.feature_cache.inventory import delete_entries, entries_table, list_entries, select_for_eviction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,24 @@ class Options:
     """Delete the least recently used until so much is left: a number with TB, GB, MB or kB, as 20GB. Empty: none."""
 
 
-def main() -> int:
-    """Parse the flags, list the caches, delete those selected."""
-    options = parse_options(__doc__ or "", Options)
+PARSER = OptionsParser("cache", __doc__, Options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the flags, list the caches, delete those selected.
+
+    Args:
+        arguments: the flags; None: those of this process.
+
+    Returns:
+        The exit code.
+    """
+    options = PARSER.parse(arguments)
     age, size = options.delete_older_than, options.delete_down_to
     older_than_s = parse_duration(age, "--delete-older-than") if age else None
     down_to_bytes = parse_size(size, "--delete-down-to") if size else None
+    from pharmclf.feature_cache.inventory import delete_entries, entries_table, list_entries, select_for_eviction
+
     location = storage.absolute(options.storage)
     with storage.errors_as_config_errors(location):
         if not storage.exists(location):

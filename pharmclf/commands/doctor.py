@@ -1,9 +1,9 @@
 """Examine machines, storage and data before a run: a table of what is available, what is wrong, and the remedy.
 
-python jobs/doctor.py                                              this machine, storage runs/
-python jobs/doctor.py --data DIR --storage s3://BUCKET/PREFIX      what a run with these flags needs; --config FILE too
-python jobs/doctor.py --num-workers 2                                  with an all-reduce of two workers
-ray job submit --working-dir . -- python jobs/doctor.py ...        every node of the cluster, and the network between
+pharmclf doctor                                            this machine, storage runs/
+pharmclf doctor --data DIR --storage s3://BUCKET/PREFIX    what a run with these flags needs; --config FILE too
+pharmclf doctor --num-workers 2                            with an all-reduce of two workers
+ray job submit -- pharmclf doctor ...                      every node of the cluster, and the network between
 
 Exit code: 0 training can start, perhaps with warnings; 1 it would fail; 2 bad flags. All files it writes are deleted.
 """
@@ -13,13 +13,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from pharmclf.commands.parser import Switch, parse_run
-from pharmclf.config.presets import PRESETS
+from pharmclf.commands.parser import RunParser, Switch
 
 if TYPE_CHECKING:
     from pharmclf.diagnostics.results import Section
@@ -33,9 +33,19 @@ class Options:
     """Print JSON, for other programs."""
 
 
-def main() -> int:
-    """Parse the flags, examine, and print the result."""
-    options, config = parse_run(__doc__ or "", PRESETS / "demo.yaml", Options())
+PARSER = RunParser("doctor", __doc__, Options(), preset="demo")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the flags, examine, and print the result.
+
+    Args:
+        arguments: the flags; None: those of this process.
+
+    Returns:
+        The exit code.
+    """
+    options, config = PARSER.parse(arguments)
     from pharmclf.diagnostics.results import exit_code, format_section, to_dict, verdict
     from pharmclf.diagnostics.runner import run_diagnostics
 

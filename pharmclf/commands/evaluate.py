@@ -1,21 +1,33 @@
 """Evaluate a saved model on labelled images: metrics with intervals, plots and report.html.
 
-python jobs/evaluate.py --model runs/NAME                        on the test split of its run
-python jobs/evaluate.py --model runs/NAME --data DIR             on images from another source, one folder per product
-python jobs/evaluate.py --model model.keras --data s3://bucket/images --out DIR
+pharmclf evaluate --model runs/NAME               on the test split of its run
+pharmclf evaluate --model runs/NAME --data DIR    on images from another source, one folder per product
+pharmclf evaluate --model model.keras --data s3://bucket/images --out DIR
 
 Images that the model was trained on are found and left out; labels that it does not know, or lacks, are named.
 """
 
 from __future__ import annotations
 
-from pharmclf.commands.parser import parse_options
+from collections.abc import Sequence
+
+from pharmclf.commands.parser import OptionsParser
 from pharmclf.core.console import print_line
-from pharmclf.runs.evaluate_model import evaluate_saved_model
 from pharmclf.runs.evaluation_options import EvaluationOptions
 
+PARSER = OptionsParser("evaluate", __doc__, EvaluationOptions)
 
-def main() -> int:
-    """Parse, test."""
-    options = parse_options(__doc__ or "", EvaluationOptions)
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, test.
+
+    Args:
+        arguments: the flags; None: those of this process.
+
+    Returns:
+        The exit code.
+    """
+    options = PARSER.parse(arguments)
+    from pharmclf.runs.evaluate_model import evaluate_saved_model  # after the flags: --help answers at once
+
     return evaluate_saved_model(options, print_line)

@@ -1,9 +1,9 @@
 """Export a saved model for other runtimes: SavedModel, ONNX, TFLite; preprocessing inside, raw pixels in.
 
-python jobs/export.py --model runs/NAME --out DIR --format onnx                      one format
-python jobs/export.py --model runs/NAME --out s3://… --format savedmodel onnx        several, into a bucket
-python jobs/export.py --model runs/NAME --out DIR --format tflite --tflite int8      for phones and integer hardware
-python jobs/export.py --model model.keras --out DIR --format onnx --images DIR       a model without its run
+pharmclf export --model runs/NAME --out DIR --format onnx                    one format
+pharmclf export --model runs/NAME --out s3://… --format savedmodel onnx      several, into a bucket
+pharmclf export --model runs/NAME --out DIR --format tflite --tflite int8    for phones and integer hardware
+pharmclf export --model model.keras --out DIR --format onnx --images DIR     a model without its run
 
 Each format is run in its own runtime on up to 256 real images and compared with the Keras model. It is refused (exit
 code 1; the other formats are written) where a probability differs by more than 0.0001 (float32) or 0.05 (float16), or
@@ -15,17 +15,29 @@ formats), load_image.py, and export.json: inputs, outputs, sha256 of every file,
 
 from __future__ import annotations
 
-from pharmclf.commands.parser import parse_options
+from collections.abc import Sequence
+
+from pharmclf.commands.parser import OptionsParser
 from pharmclf.core.console import print_line
 from pharmclf.core.signals import exit_on_sigterm
-from pharmclf.export.export_model import export_model
 from pharmclf.export.options import ExportOptions
 
+PARSER = OptionsParser("export", __doc__, ExportOptions)
 
-def main() -> int:
-    """Parse, then export."""
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, then export.
+
+    Args:
+        arguments: the flags; None: those of this process.
+
+    Returns:
+        The exit code.
+    """
     exit_on_sigterm()  # what is half written is deleted
-    options = parse_options(__doc__ or "", ExportOptions)
+    options = PARSER.parse(arguments)
+    from pharmclf.export.export_model import export_model  # after the flags are parsed, so that --help answers at once
+
     export_model(options, print_line)
     print(f"exported: {', '.join(dict.fromkeys(options.format))} into {options.out}")
     return 0

@@ -1,9 +1,9 @@
 """Fetch the best model of all runs and trials below a storage, verified: complete runs and others.
 
-python jobs/fetch_best.py --out DIR                                 the best of runs/
-python jobs/fetch_best.py --storage s3://bucket/prefix --out DIR    the best of a bucket, trials of sweeps among them
-python jobs/fetch_best.py --experiment PREFIX --out DIR             the best trial of a sweep
-python jobs/fetch_best.py --list                                    a table of the runs, the best first
+pharmclf fetch-best --out DIR                                 the best of runs/
+pharmclf fetch-best --storage s3://bucket/prefix --out DIR    the best of a bucket, trials of sweeps among them
+pharmclf fetch-best --experiment PREFIX --out DIR             the best trial of a sweep
+pharmclf fetch-best --list                                    a table of the runs, the best first
 
 Written are model.keras, labels.json, config.yaml and metrics.json, of a complete run also decision.json and the model
 card README.md; all of them or nothing.
@@ -11,17 +11,16 @@ card README.md; all of them or nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
-from pharmclf.commands.parser import parse_options
+from pharmclf.commands.parser import OptionsParser
 from pharmclf.core.console import print_line
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import exit_on_sigterm
-from pharmclf.runs.best_model import fetch_best
-from pharmclf.runs.registry import list_runs, rank_runs, runs_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +41,30 @@ class Options:
     """Print a table of the runs, and end."""
 
 
-def main() -> int:
-    """Parse, then list or fetch."""
+PARSER = OptionsParser("fetch-best", __doc__, Options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, then list or fetch.
+
+    Args:
+        arguments: the flags; None: those of this process.
+
+    Returns:
+        The exit code.
+    """
     exit_on_sigterm()  # what is half fetched is deleted
-    options = parse_options(__doc__ or "", Options)
+    options = PARSER.parse(arguments)
     if options.show:
+        from pharmclf.runs.registry import list_runs, rank_runs, runs_table  # after the flags: --help answers at once
+
         runs = list_runs(options.storage, name=options.name, experiment=options.experiment)
         print(runs_table(rank_runs(runs, options.metric)))
         return 0
     if not options.out:
         raise ConfigError("--out: received nothing, expected a local folder for the model. Give --out DIR, or --list")
+    from pharmclf.runs.best_model import fetch_best
+
     run = fetch_best(
         options.storage,
         options.out,

@@ -7,68 +7,110 @@ import functools
 import sys
 import typing
 from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from pharmclf.config import RENAMED, RunConfig, check_batch_word, load_yaml
+from pharmclf.config import RENAMED, RunConfig, check_batch_word
+from pharmclf.config.presets import load_preset, preset_names
+
+PROGRAM = "pharmclf"
 
 T = TypeVar("T")
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag without a value and without a `--no-` form, for what is off unless it is given."""
 _FLATTEN = tyro.conf.arg(name="")
 _REPEATABLE = "--eval-data"
-_CONFIG_HELP = "A YAML file of the settings below; flags override it."
 
 
-def parse_options(description: str, options: type[T], arguments: Sequence[str] | None = None) -> T:
-    """Parse the flags of a job that has no run configuration.
+@dataclasses.dataclass(frozen=True)
+class OptionsParser(Generic[T]):
+    """Flags of a command that has no run configuration."""
 
-    Args:
-        description: text of `--help`.
-        options: a dataclass whose fields become flags.
-        arguments: the command line without the program's name; None: that of this process.
+    command: str
+    """Its name, as in `pharmclf predict`."""
+    description: str | None
+    """Text of `--help`."""
+    options: type[T]
+    """A dataclass whose fields become flags."""
 
-    Raises:
-        ConfigError: a bad value. An unknown flag ends the process with exit code 2.
-    """
-    given = _modernize(sys.argv[1:] if arguments is None else arguments, _switches(options))
-    pairs_off = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(options, description=_paragraphs(description), args=given, config=pairs_off)
+    def parse(self, arguments: Sequence[str] | None = None) -> T:
+        """Parse the flags.
 
+        Args:
+            arguments: those behind the name of the command; None: those of this process.
 
-def parse_run(
-    description: str, default: Path, options: T, arguments: Sequence[str] | None = None
-) -> tuple[T, RunConfig]:
-    """Parse the flags of a job that has options and a run configuration: the file of `--config`, then the flags.
+        Raises:
+            ConfigError: a bad value. An unknown flag ends the process with exit code 2.
+        """
+        given = _modernize(sys.argv[1:] if arguments is None else arguments, _switches(self.options))
+        return tyro.cli(
+            self.options,
+            prog=f"{PROGRAM} {self.command}",
+            description=_paragraphs(self.description),
+            args=given,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
 
-    Args:
-        description: text of `--help`.
-        default: the configuration file if `--config` is not given.
-        options: a dataclass with the job's options and their defaults.
-        arguments: the command line without the program's name; None: that of this process.
-
-    Raises:
-        ConfigError: a bad file or value. An unknown flag ends the process with exit code 2.
-    """
-    switches = _switches(type(options)) | _switches(RunConfig)
-    given = _modernize(sys.argv[1:] if arguments is None else arguments, switches)
-    base = load_yaml(_value_of("--config", given) or default)
-    file = tyro.conf.arg(metavar="FILE", help=_CONFIG_HELP, help_behavior_hint=f"(default: {default.name})")
-    fields = [
-        ("options", Annotated[type(options), _FLATTEN]),
-        ("config", Annotated[str, file]),
-        ("run", Annotated[RunConfig, _FLATTEN]),
-    ]
-    flags: Any = dataclasses.make_dataclass("Flags", fields, frozen=True)
-    parsed = tyro.cli(flags, description=_paragraphs(description), default=flags(options, "", base), args=given)
-    return parsed.options, parsed.run
+    def subcommand(self) -> object:
+        """The type of the options as a subcommand of tyro."""
+        marks = (tyro.conf.subcommand(self.command), tyro.conf.FlagCreatePairsOff)
+        return Annotated[(self.options, *marks)]
 
 
-def _paragraphs(description: str) -> str:
-    """A job's docstring for `--help`, which keeps only paragraphs apart: each line becomes one."""
-    return "\n\n".join(line for line in description.strip().splitlines() if line)
+@dataclasses.dataclass(frozen=True)
+class RunParser(Generic[T]):
+    """Flags of a command that has options and a run configuration: the file of `--config`, then the flags."""
+
+    command: str
+    """Its name, as in `pharmclf train`."""
+    description: str | None
+    """Text of `--help`."""
+    options: T
+    """A dataclass with the options of the command and their defaults."""
+    preset: str
+    """Name of the configuration where `--config` is not given."""
+
+    def parse(self, arguments: Sequence[str] | None = None) -> tuple[T, RunConfig]:
+        """Parse the flags.
+
+        Args:
+            arguments: those behind the name of the command; None: those of this process.
+
+        Raises:
+            ConfigError: a bad file or value. An unknown flag ends the process with exit code 2.
+        """
+        switches = _switches(type(self.options)) | _switches(RunConfig)
+        given = _modernize(sys.argv[1:] if arguments is None else arguments, switches)
+        default = self._flags(load_preset(_value_of("--config", given) or self.preset))
+        parsed = tyro.cli(
+            type(default),
+            prog=f"{PROGRAM} {self.command}",
+            description=_paragraphs(self.description),
+            default=default,
+            args=given,
+        )
+        return parsed.options, parsed.run
+
+    def subcommand(self) -> object:
+        """The type of the flags as a subcommand of tyro, which completes the names of presets."""
+        default = self._flags(load_preset(self.preset), Literal[tuple(preset_names())])
+        return Annotated[type(default), tyro.conf.subcommand(self.command, default=default)]
+
+    def _flags(self, base: RunConfig, config_type: Any = str) -> Any:
+        text = f"A preset ({', '.join(preset_names())}) or a YAML file of the settings below; flags override it."
+        config = tyro.conf.arg(metavar="NAME|FILE", help=text, help_behavior_hint=f"(default: {self.preset})")
+        fields = [
+            ("options", Annotated[type(self.options), _FLATTEN]),
+            ("config", Annotated[config_type, config]),
+            ("run", Annotated[RunConfig, _FLATTEN]),
+        ]
+        return dataclasses.make_dataclass("Flags", fields, frozen=True)(self.options, self.preset, base)
+
+
+def _paragraphs(description: str | None) -> str:
+    """A docstring for `--help`, which keeps only paragraphs apart: each line becomes one."""
+    return "\n\n".join(line for line in (description or "").strip().splitlines() if line)
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
 """Predict the images of a folder, bucket or list with a saved model, into one table.
 
-python jobs/predict.py --model runs/NAME --input DIR --output FILE.parquet
-python jobs/predict.py --model best/ --input s3://bucket/prefix --output s3://bucket/FILE.csv
-python jobs/predict.py --model runs/NAME --input LIST.csv --output FILE.csv       a list with a column path
-ray job submit --working-dir . -- python jobs/predict.py ...                      the same on a cluster
+pharmclf predict --model runs/NAME --input DIR --output FILE.parquet
+pharmclf predict --model best/ --input s3://bucket/prefix --output s3://bucket/FILE.csv
+pharmclf predict --model runs/NAME --input LIST.csv --output FILE.csv    a list with a column path
+ray job submit -- pharmclf predict ...                                   the same on a cluster
 
 The table has one row per image in the order of the paths, or per row of a list in the order of the list: path; label
 and confidence of the answer; label_2, confidence_2, label_3, confidence_3; abstain: a person must look, since the
@@ -15,13 +15,25 @@ The same command resumes an interrupted job: finished parts are in FILE.parts/ a
 
 from __future__ import annotations
 
-from pharmclf.commands.parser import parse_options
+from collections.abc import Sequence
+
+from pharmclf.commands.parser import OptionsParser
 from pharmclf.core.console import print_line
-from pharmclf.inference.job import predict_images
 from pharmclf.inference.options import PredictOptions
 
+PARSER = OptionsParser("predict", __doc__, PredictOptions)
 
-def main() -> int:
-    """Parse, predict."""
-    options = parse_options(__doc__ or "", PredictOptions)
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, predict.
+
+    Args:
+        arguments: the flags; None: those of this process.
+
+    Returns:
+        The exit code.
+    """
+    options = PARSER.parse(arguments)
+    from pharmclf.inference.job import predict_images  # after the flags are parsed, so that --help answers at once
+
     return predict_images(options, print_line)

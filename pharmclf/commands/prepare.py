@@ -1,16 +1,16 @@
 """Examine a data set before training: the manifest, the splits, and the list of images that cannot be used.
 
-python jobs/prepare.py --data DIR                          writes <storage>/<name>/manifest.parquet and quarantine.csv
-python jobs/prepare.py --data DIR --max-invalid 1%             exit code 2 if more than 1 % of the images are invalid
-python jobs/prepare.py --data DIR --precompute-features    also fills the feature cache that training would use
+pharmclf prepare --data DIR                          writes <storage>/<name>/manifest.parquet and quarantine.csv
+pharmclf prepare --data DIR --max-invalid 1%         exit code 2 if more than 1 % of the images are invalid
+pharmclf prepare --data DIR --precompute-features    also fills the feature cache that training would use
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pharmclf.commands.parser import Switch, parse_run
-from pharmclf.config.presets import PRESETS
+from pharmclf.commands.parser import RunParser, Switch
 from pharmclf.core.console import print_line
 from pharmclf.progress import scan_progress
 
@@ -25,9 +25,19 @@ class Options:
     """Compute the cached features that training would use."""
 
 
-def main() -> int:
-    """Parse the flags, prepare, and print a summary."""
-    options, config = parse_run(__doc__ or "", PRESETS / "demo.yaml", Options())
+PARSER = RunParser("prepare", __doc__, Options(), preset="demo")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the flags, prepare, and print a summary.
+
+    Args:
+        arguments: the flags; None: those of this process.
+
+    Returns:
+        The exit code.
+    """
+    options, config = PARSER.parse(arguments)
     from pharmclf import storage
     from pharmclf.data.prepare import MANIFEST_FILE, format_split_counts, prepare_manifest, split_counts
 

@@ -1,9 +1,9 @@
 """Where the runs and sweeps of a storage stand, read from it alone: no cluster is asked, and none need be there.
 
-python jobs/status.py --storage s3://bucket/prefix                a table of all
-python jobs/status.py --storage DIR --name NAME                   all that is known of one; also SWEEP/trials/TRIAL
-python jobs/status.py --storage DIR --name NAME --watch           updated every few seconds, until it ends
-python jobs/status.py --storage DIR --json                        for other programs; with --watch one line each time
+pharmclf status --storage s3://bucket/prefix         a table of all
+pharmclf status --storage DIR --name NAME            all that is known of one; also SWEEP/trials/TRIAL
+pharmclf status --storage DIR --name NAME --watch    updated every few seconds, until it ends
+pharmclf status --storage DIR --json                 for other programs; with --watch one line each time
 
 An ETA with a + is the least that is left: what has not begun yet could not be measured. Times are in UTC.
 """
@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
 from pharmclf import storage
-from pharmclf.commands.parser import parse_options
+from pharmclf.commands.parser import OptionsParser
 from pharmclf.runs.status_format import status_details, status_table
 from pharmclf.runs.status_reader import RunStatus, list_status
 
@@ -42,9 +43,19 @@ class Options:
     """Update it every few seconds, until nothing shown is active."""
 
 
-def main() -> int:
-    """Parse, read, show."""
-    options = parse_options(__doc__ or "", Options)
+PARSER = OptionsParser("status", __doc__, Options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, read, show.
+
+    Args:
+        arguments: the flags; None: those of this process.
+
+    Returns:
+        The exit code.
+    """
+    options = PARSER.parse(arguments)
     while True:
         with storage.timeout(_PATIENCE_S):
             found = list_status(options.storage, options.name)

@@ -1,23 +1,23 @@
 """Search learning rates, dropout and unfreeze depth; all trials share the frozen features of the backbone.
 
-python tune/sweep.py --data DIR --name NAME --trials 16             on this machine
-ray job submit --working-dir . -- python tune/sweep.py ...          the same on a cluster
-python tune/sweep.py --space FILE --search grid --trials 100 ...    other parameters, every combination of them
-python jobs/fetch_best.py --experiment NAME --out DIR               the model of the best trial
+pharmclf sweep --data DIR --name NAME --trials 16             on this machine
+ray job submit -- pharmclf sweep ...                          the same on a cluster
+pharmclf sweep --space FILE --search grid --trials 100 ...    other parameters, every combination of them
+pharmclf fetch-best --experiment NAME --out DIR               the model of the best trial
 
 The same command again resumes the sweep: completed trials are kept, interrupted ones continue.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from pharmclf.commands.parser import Switch, parse_run
-from pharmclf.config.presets import PRESETS, SPACES
+from pharmclf.commands.parser import RunParser, Switch
+from pharmclf.config.presets import DEFAULT_SPACE, SPACES, find_preset
 from pharmclf.core.console import print_line
 from pharmclf.tuning.options import SweepOptions
 
@@ -31,10 +31,20 @@ class Options:
     """Delete the sweep of this name, with its trials, and start a new one."""
 
 
-def main() -> int:
-    """Parse the flags, then sweep."""
-    options, base = parse_run(__doc__ or "", PRESETS / "sweep.yaml", Options())
-    space = Path(options.sweep.space) if options.sweep.space else SPACES / "default.yaml"
+PARSER = RunParser("sweep", __doc__, Options(), preset="sweep")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the flags, then sweep.
+
+    Args:
+        arguments: the flags; None: those of this process.
+
+    Returns:
+        The exit code.
+    """
+    options, base = PARSER.parse(arguments)
+    space = find_preset(options.sweep.space or DEFAULT_SPACE, "--space", SPACES)
     from pharmclf.tuning.sweep import run_sweep  # after the flags are parsed, so that --help answers at once
 
     return run_sweep(options.sweep, base, space, print_line, overwrite=options.overwrite)

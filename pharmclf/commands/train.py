@@ -1,18 +1,18 @@
 """Train a classifier of product images: both phases, final evaluation, report.
 
-python jobs/train.py                                          the demo, in minutes
-python jobs/train.py --data DIR --name NAME                   your own images, one folder per product
-ray job submit --working-dir . -- python jobs/train.py ...    the same on a cluster
+pharmclf train                           the demo, in minutes
+pharmclf train --data DIR --name NAME    your own images, one folder per product
+ray job submit -- pharmclf train ...     the same on a cluster
 
 The same command again resumes the run, or reports that it is complete.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pharmclf.commands.parser import Switch, parse_run
-from pharmclf.config.presets import PRESETS
+from pharmclf.commands.parser import RunParser, Switch
 from pharmclf.core.console import print_line
 from pharmclf.core.errors import ConfigError
 
@@ -34,9 +34,19 @@ class Options:
             raise ConfigError(f"received {' and '.join(given)}, expected at most one of them. Give one at a time")
 
 
-def main() -> int:
-    """Parse the flags, then train."""
-    options, config = parse_run(__doc__ or "", PRESETS / "demo.yaml", Options())
+PARSER = RunParser("train", __doc__, Options(), preset="demo")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the flags, then train.
+
+    Args:
+        arguments: the flags; None: those of this process.
+
+    Returns:
+        The exit code.
+    """
+    options, config = PARSER.parse(arguments)
     # imported after the flags are parsed, so that --help and a bad flag answer at once
     if options.dry_run:
         from pharmclf.pipeline import dry_run

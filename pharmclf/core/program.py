@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from pharmclf.core.console import make_output_robust
 from pharmclf.core.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError, format_error
@@ -43,3 +44,10 @@ def print_error(error: Exception, code: int) -> int:
         text = f"{format_error(error)}{more}"
     print(f"error: {text}", file=sys.stderr)  # noqa: T201
     return code
+
+
+def command_line() -> list[str]:
+    """Words of the command that started this process, as a user types them: no path where the package is installed."""
+    program = Path(sys.argv[0])
+    is_command = program.name in ("pharmclf", "__main__.py")
+    return ["pharmclf" if is_command else sys.argv[0], *sys.argv[1:]]

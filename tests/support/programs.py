@@ -4,7 +4,7 @@ quicker, since TensorFlow is imported and Ray may be running."""
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import os
 import signal
@@ -26,8 +26,6 @@ REPOSITORY = Path(__file__).parents[2]
 PROGRAMS = sorted(
     str(path.relative_to(REPOSITORY)) for path in [*REPOSITORY.glob("jobs/*.py"), REPOSITORY / "tune" / "sweep.py"]
 )
-RENAMED = {"activations": "cache"}
-"""Programs of jobs/ whose command has another name."""
 SMALL = [
     "--image-size=64", "--batch-size=10", "--unfreeze-blocks=2", "--checkpoint-interval-s=0.3",
     "--phase1.epochs=4", "--phase2.epochs=4", "--split.test=0.25", "--split.validation=0.25",
@@ -67,8 +65,14 @@ def finish(
 
 def main_of(program: str) -> Callable[[], int]:
     """The main function of a program, such as jobs/train.py."""
-    name = Path(program).stem
-    main: Callable[[], int] = importlib.import_module(f"pharmclf.commands.{RENAMED.get(name, name)}").main
+    name = f"program_{Path(program).stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, REPOSITORY / program)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    main: Callable[[], int] = sys.modules[name].main
     return main
 
 

@@ -1,0 +1,30 @@
+"""The commands of `pharmclf`; a module is imported when its command is called."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+COMMANDS = {
+    "train": "train and test a classifier of product images",
+    "sweep": "search learning rates, dropout and unfreeze depth",
+    "predict": "predict the images of a folder, bucket or list into a table",
+    "evaluate": "test a saved model on labelled images",
+    "export": "write a model as SavedModel, ONNX or TFLite, verified in its runtime",
+    "fetch-best": "copy the best model out of a storage, verified",
+    "status": "show where runs and sweeps are",
+    "doctor": "check machines, storage and data before a run",
+    "benchmark": "measure the speed of each part on this machine",
+    "prepare": "list, check and split a data set without training",
+    "cache": "list and delete cached features",
+}
+"""Name of each command, and what it does."""
+
+
+def load_command(name: str) -> ModuleType:
+    """Import the module of a command, which has a parser PARSER and a function main(arguments) -> exit code.
+
+    Args:
+        name: one of COMMANDS.
+    """
+    return importlib.import_module(f"pharmclf.commands.{name.replace('-', '_')}")

@@ -1,0 +1,103 @@
+"""The parser of all commands: switches, configurations, earlier spellings, unknown flags."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import tyro
+
+from pharmclf.commands.parser import RunParser, Switch
+from pharmclf.config import ConfigError, RunConfig
+from pharmclf.config.presets import load_preset
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of a job."""
+
+    dry_run: Switch = False
+    """Do nothing."""
+    halving: bool = True
+    """Stop early."""
+
+
+def parse(*arguments: str) -> tuple[Options, RunConfig]:
+    return RunParser("train", "A job.", Options(), preset="demo").parse(arguments)
+
+
+def test_switches_are_flags_without_a_value():
+    """Options of the job, settings of the run, and settings of a section."""
+    options, config = parse(
+        "--dry-run", "--no-halving", "--skip-checks", "--no-deterministic", "--augment.no-vertical-flip"
+    )
+    assert (options.dry_run, options.halving) == (True, False)
+    assert (config.skip_checks, config.deterministic, config.augment.vertical_flip) == (True, False, False)
+    assert parse() == (Options(), load_preset("demo"))
+
+
+def test_switches_still_take_the_values_of_earlier_versions():
+    """True and False, after a space or =; a text that reads True stays the value of its flag."""
+    options, config = parse(
+        "--skip-checks", "True", "--no-halving", "--augment.vertical_flip", "False", "--name", "True"
+    )
+    assert (options.halving, config.skip_checks, config.augment.vertical_flip) == (False, True, False)
+    assert config.name == "True"
+
+
+def test_switches_of_a_section_without_a_name_take_the_values_of_earlier_versions():
+    """As the options of a sweep, which are flags of `pharmclf sweep` next to its own."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Outer:
+        inner: Annotated[Options, tyro.conf.arg(name="")] = Options()
+        as_json: Annotated[Switch, tyro.conf.arg(name="json")] = False
+
+    outer, _ = RunParser("sweep", "A job.", Outer(), preset="demo").parse(["--no-halving", "--json"])
+    assert outer == Outer(inner=Options(halving=False), as_json=True)
+
+
+def test_flags_override_the_configuration_file(tmp_path: Path):
+    """The last --config counts, after a space or =."""
+    (tmp_path / "run.yaml").write_text("{seed: 7, image_size: 96}")
+    for given in (["--config", f"{tmp_path}/run.yaml"], ["--config=none.yaml", f"--config={tmp_path}/run.yaml"]):
+        _, config = parse(*given, "--image-size", "64")
+        assert (config.seed, config.image_size) == (7, 64)
+
+
+def test_values_of_a_flag_that_is_given_twice_add_up():
+    """Data sets to evaluate on, one or more behind each flag."""
+    _, config = parse("--eval-data", "a=x", "--seed=3", "--eval-data=b=y", "--eval_data", "c=z", "d=s3://v")
+    assert config.eval_locations == {"a": "x", "b": "y", "c": "z", "d": "s3://v"}
+    assert config.seed == 3
+
+
+def test_auto_leaves_the_batch_size_as_it_is():
+    """It asks for a micro-batch to be found; another word is refused."""
+    _, config = parse("--batch-size", "auto")
+    assert (config.batch_size, config.microbatch) == (32, "auto")
+    assert parse("--batch-size=16")[1].batch_size == 16
+    with pytest.raises(ConfigError, match="--batch-size: received 'all', expected a number of images, or auto"):
+        parse("--batch-size", "all")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--sed", "3"], "--seed"),
+        (["--skip-check"], "--skip-checks"),
+        (["--dryrun"], "--dry-run"),
+        (["--seed", "x"], "'x'"),
+        (["stray"], "stray"),
+    ],
+)
+def test_an_unknown_flag_ends_with_exit_code_2(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]):
+    """The nearest known one is named."""
+    with pytest.raises(SystemExit) as ended:
+        parse(*arguments)
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert expected in printed.err
+    assert not printed.out
