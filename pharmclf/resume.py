@@ -14,6 +14,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_manifest
 from pharmclf.data.run_manifest import read_run_manifest, update_run_manifest
 from pharmclf.progress import scan_progress
+from pharmclf.reporting.next_steps import TrainedModel
 from pharmclf.reporting.run_summary import summary_text
 from pharmclf.runs.record import (
     RUN_FILE,
@@ -154,7 +155,8 @@ def reopen_complete_run(config: RunConfig, folder: str, record: RunRecord, say: 
     if before != config.target_error:
         say(f"note: the threshold of the run stays that of --target-error {before}; {config.target_error} is not used")
     track_complete(config, folder, record, say)
-    say(summary_text(load_record(storage.join(folder, "result.json")), folder))
+    trained = TrainedModel.of_run(config, folder)
+    say(summary_text(load_record(storage.join(folder, "result.json")), folder, trained))
     say(f"the run {folder} is complete already; give another --name, or --overwrite, to train again")
     return EXIT_OK
 

@@ -20,7 +20,19 @@ class Level(StrEnum):
     REVIEW = "usable with review"
     """Proposals that a person checks."""
     NOT_USABLE = "not usable"
+    """Nothing: its answers are not to be used."""
 
+    @property
+    def meaning(self) -> str:
+        """What a user may do, as part of a sentence."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Level.GOOD: "its answers from its threshold can be used, a person gets the other images",
+    Level.REVIEW: "a person must check every answer",
+    Level.NOT_USABLE: "do not use its answers",
+}
 
 SEVERITY = {level: number for number, level in enumerate(Level)}
 """The higher, the less a model can be used for."""

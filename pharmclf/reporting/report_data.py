@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from pharmclf.core.events import EpochRecord
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
+from pharmclf.evaluation.accuracy_agreement import AccuracyMismatch
+from pharmclf.evaluation.judge import Evidence, judge
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.results import ConfusedPair, EvaluationResult
+from pharmclf.evaluation.verdict import Verdict
+from pharmclf.reporting.next_steps import NextStep, TrainedModel, next_steps
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,6 +130,10 @@ class ReportData:
     decision: AbstentionPolicy | None
     validation: EvaluationResult | None = None
     """Scores on the images with which temperature and threshold were chosen."""
+    verdict: Verdict | None = None
+    """What the model can be used for; None: it was not judged."""
+    next_steps: Sequence[NextStep] = ()
+    """Commands that come next."""
     run: RunSummary | None = None
     """None: evaluated without a run."""
     history: Sequence[EpochRecord] | None = None
@@ -161,3 +169,25 @@ class ReportData:
     def name(self) -> str:
         """The name of the run, or else of the first set."""
         return self.run.name if self.run else self.test.name
+
+    def with_verdict(self, trained: TrainedModel, mismatch: AccuracyMismatch | None = None) -> ReportData:
+        """The same content with the verdict on the model, and the commands that come next.
+
+        Args:
+            trained: the model, as commands name it.
+            mismatch: of the saved model with the epoch that it was saved from; None: they agree, or it is not known.
+        """
+        counts = self.data.counts[:-1] if self.data and self.data.has_splits else ()
+        verdict = judge(
+            Evidence(
+                test=self.test.evaluation,
+                decision=self.decision,
+                validation=self.validation,
+                elsewhere={item.name: item.evaluation for item in self.sets[1:]},
+                train_images={name: train for name, train, _, _ in counts},
+                history=self.history or (),
+                best=self.best,
+                mismatch=mismatch,
+            )
+        )
+        return replace(self, verdict=verdict, next_steps=next_steps(verdict, trained))

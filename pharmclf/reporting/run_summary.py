@@ -1,8 +1,10 @@
-"""Progress lines of a run, the content of result.json, and the summary for the console; text without colours."""
+"""Progress lines of a run, the content of result.json, and the summary for the terminal; text without colours."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +14,14 @@ from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_duration
 from pharmclf.evaluation.accuracy_agreement import AccuracyMismatch
 from pharmclf.evaluation.metrics import Estimate
+from pharmclf.evaluation.verdict import Verdict
+from pharmclf.reporting.next_steps import NextStep, TrainedModel, next_steps, report_link, shown_location
 from pharmclf.reporting.report_data import EvalSetReport, ReportData
 from pharmclf.reporting.text_format import phase_name
+
+WIDTH = 80
+"""Columns of a terminal that a summary fits, but for locations."""
+_MAX_REASONS = 6
 
 
 def build_result(report: ReportData, mismatch: AccuracyMismatch | None = None) -> dict[str, Any]:
@@ -69,6 +77,7 @@ def build_result(report: ReportData, mismatch: AccuracyMismatch | None = None) -
         "val_accuracy_mismatch": vars(mismatch) if mismatch else None,
         "seconds_total": _finite(run.seconds_total),
         "best_checkpoint": run.best_checkpoint,
+        **(report.verdict.to_dict() if report.verdict else {}),
     }
 
 
@@ -95,70 +104,78 @@ def _finite(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def summary_text(result: dict[str, Any], folder: str) -> str:
-    """The summary of a run for the console; its last line has the result.
+def summary_text(result: Mapping[str, Any], folder: str, trained: TrainedModel) -> str:
+    """The summary of a run for the terminal: scores, phases, verdict, next commands, and where the report is.
 
     Args:
         result: the content of result.json.
         folder: location of the run folder.
+        trained: the model, as commands name it.
     """
     workers = {0: "in one process", 1: "1 worker"}.get(result["workers"], f"{result['workers']} workers")
     took = format_duration(result["seconds_total"])
     head = f"{result['name']}: {result['backbone']}, {result['train_images']:,} training images, {workers}, {took}"
+    extras = result.get("extra_tests") or ()
     scores = [
         ["", "images", "score", "95 % interval"],
         _score_row("validation accuracy", result, "val_accuracy", result["val_images"]),
         _score_row("test accuracy", result, "test_accuracy", result["test_images"]),
         _score_row("test macro F1", result, "test_macro_f1", result["test_images"]),
-        *(
-            _score_row(f"{extra['name']} accuracy", extra, "accuracy", extra["images"])
-            for extra in _extra_lines(result)
-        ),
+        *(_score_row(f"{extra['name']} accuracy", extra, "accuracy", extra["images"]) for extra in extras),
     ]
     phases = [["", "epochs", "time", "images/s", "validation", "test", "95 % interval"]]
     for phase in result["phases"]:
         score = _score_row(phase_name(phase["name"]), phase, "test_accuracy", phase["epochs"])
-        speed, validation = (
-            _format_number(phase["images_per_second"], ".0f"),
-            _format_number(phase["val_accuracy"], ".3f"),
-        )
+        speed = _format_number(phase["images_per_second"], ".0f")
+        validation = _format_number(phase["val_accuracy"], ".3f")
         phases.append([*score[:2], format_duration(phase["seconds"]), speed, validation, *score[2:]])
-    model = storage.join(folder, "model", "model.keras")
-    places = [
-        ("model", model),
-        ("best checkpoint", result["best_checkpoint"]),
-        ("report", storage.join(folder, "report.html")),
-        ("numbers", storage.join(folder, "result.json")),
-    ]
-    lines = [*_table(scores), "", *_table(phases), "", *(f"  {name:<21}{place}" for name, place in places)]
-    if (answers := _answers_line(result)) is not None:
-        lines = [*lines, "", f"  {answers}"]
-    rule = "-" * min(100, max(len(line) for line in (head, *lines)))
-    low, high = result["test_accuracy_interval"]
-    outcome = (
-        f"{result['name']}: test accuracy {result['test_accuracy']:.3f} (95 % interval {low:.3f}-{high:.3f}) "
-        f"on {result['test_images']:,} images; model: {model}"
+    trained = dataclasses.replace(trained, model=shown_location(trained.model))
+    report, verdict = storage.join(folder, "report.html"), Verdict.from_dict(result)
+    end = (
+        verdict_lines(verdict, next_steps(verdict, trained), report) if verdict else [f"report: {report_link(report)}"]
     )
-    return "\n".join(["", head, rule, *lines, rule, outcome])
+    return "\n".join(["", head, "", *_table(scores), "", *_table(phases), *_answers_lines(result), "", *end])
 
 
-def _extra_lines(result: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return result.get("extra_tests") or ()
+def verdict_lines(verdict: Verdict, steps: Sequence[NextStep], report: str) -> list[str]:
+    """A verdict with its reasons, the next commands, and the address of the report, as lines for the terminal.
+
+    Args:
+        verdict: on a model.
+        steps: what comes next.
+        report: location of report.html.
+    """
+    lines = _wrap(f"verdict: {verdict.level}: {verdict.level.meaning}", "")
+    for reason in verdict.reasons[:_MAX_REASONS]:
+        lines += [*_wrap(reason.text, "  - "), *_wrap(reason.remedy, "    ")]
+    if len(verdict.reasons) > _MAX_REASONS:
+        lines.append(f"  - and {len(verdict.reasons) - _MAX_REASONS} more in the report")
+    lines += ["", "next:"]
+    for step in steps:
+        lines += [f"  {step.command}", f"      {step.purpose}"]
+    return ["-" * WIDTH, *lines, "", f"report: {report_link(report)}"]
 
 
-def _answers_line(result: Mapping[str, Any]) -> str | None:
-    """A line with the shares of images that the model answers, and answers wrongly."""
+def _wrap(text: str, indent: str) -> list[str]:
+    """Lines of at most `WIDTH` columns; the first one begins with the indent, the others with blanks."""
+    after = " " * len(indent)
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=after, break_on_hyphens=False)
+
+
+def _answers_lines(result: Mapping[str, Any]) -> list[str]:
+    """The shares of images that the model answers, and answers wrongly."""
     if result.get("threshold") is None:
-        return None
+        return []
     share, error = result["test_answered"], result["test_answered_error"]
     if not share or error is None:
-        return f"no answer is sure enough for an error of at most {result['max_error']:.1%}: all images go to people"
-    low, high = result["test_answered_error_interval"]
-    kind = "assured" if result["threshold_assured"] else "observed, not assured"
-    return (
-        f"at a confidence of {result['threshold']:.3f} or more it answers {share:.1%} of the test images, "
-        f"{error:.1%} of them wrongly ({low:.1%}-{high:.1%}; at most {result['max_error']:.1%} on validation, {kind})"
-    )
+        text = f"no answer is sure enough for an error of at most {result['max_error']:.1%}: all images go to people"
+    else:
+        low, high = result["test_answered_error_interval"]
+        text = (
+            f"from a confidence of {result['threshold']:.3f} it answers {share:.1%} of the test images by itself, "
+            f"{error:.1%} of them wrongly ({low:.1%}-{high:.1%})"
+        )
+    return ["", *_wrap(text, "  ")]
 
 
 def _score_row(title: str, values: Mapping[str, Any], key: str, count: int) -> list[str]:
@@ -173,7 +190,7 @@ def _format_number(value: float | None, form: str) -> str:
 
 def _table(rows: list[list[str]]) -> list[str]:
     """Rows as aligned lines: the first column to the left, the others to the right."""
-    return [f"  {line}" for line in align_columns([[row[0].ljust(19), *row[1:]] for row in rows], left=[0])]
+    return [f"  {line}" for line in align_columns(rows, left=[0])]
 
 
 def progress_line(event: StepEnd) -> str:

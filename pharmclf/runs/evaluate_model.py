@@ -23,6 +23,7 @@ from pharmclf.evaluation.scoring import predict_datasets, score_dataset
 from pharmclf.progress import scan_progress
 from pharmclf.reporting.fonts import font_notes
 from pharmclf.reporting.html_report import page_html
+from pharmclf.reporting.next_steps import TrainedModel, shown_location
 from pharmclf.reporting.report_data import ReportData
 from pharmclf.reporting.report_inputs import (
     build_dataset_report,
@@ -30,6 +31,7 @@ from pharmclf.reporting.report_inputs import (
     describe_machine,
     write_scored_dataset,
 )
+from pharmclf.reporting.run_summary import verdict_lines
 from pharmclf.runs.evaluation_options import EvaluationOptions
 from pharmclf.schema_version import load_record
 
@@ -75,22 +77,28 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> int:
         scored = score_dataset(images, probabilities[:, 0], model.labels, model.decision)
         write_scored_dataset(scored, out, model.image_size)
         set_report = build_set_report(scored, None, model.image_size, explainer)
+    config = from_dict(record["config"], source="run.json") if record else None
     report = ReportData(
         decision=model.decision,
         sets=[set_report],
         data=build_dataset_report(quarantine.manifest, has_splits=options.data in _SPLITS),
-        config_yaml=to_yaml(from_dict(record["config"], source="run.json")) if record else "",
+        config_yaml=to_yaml(config) if config else "",
         versions=record.get("versions", {}),
         fingerprints=record.get("fingerprints", {}) | {"model": model.sha256},
         hardware=describe_machine(device, workers),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    where = shown_location(model.run_folder or model.location)
+    trained = TrainedModel.of_run(config, where) if config else TrainedModel(model=where, image_size=model.image_size)
+    report = report.with_verdict(trained)
     location = storage.join(out, "report.html")
     storage.write_bytes(location, page_html(report).encode())
     say(console_table(scored.evaluation))
     for line in font_notes(model.labels):
         say(f"note: {line}")
-    say(f"{name}: accuracy {scored.evaluation.accuracy} on {len(images.rows):,} images; report: {location}")
+    say(f"{name}: accuracy {scored.evaluation.accuracy} on {len(images.rows):,} images")
+    if report.verdict:
+        say("\n".join(verdict_lines(report.verdict, report.next_steps, location)))
     return EXIT_OK
 
 

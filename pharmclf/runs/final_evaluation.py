@@ -32,6 +32,7 @@ from pharmclf.reporting.hardware_plots import hardware_curves
 from pharmclf.reporting.hardware_text import hardware_lines
 from pharmclf.reporting.html_report import page_html
 from pharmclf.reporting.model_card import CARD_FILE, model_card
+from pharmclf.reporting.next_steps import TrainedModel
 from pharmclf.reporting.report_data import PhaseSummary, ReportData, RunSummary
 from pharmclf.reporting.report_inputs import (
     build_dataset_report,
@@ -125,8 +126,6 @@ def run_final_evaluation(
         lost=len(quarantine.rows & set(manifest.rows("validation").tolist())),
         tie=rounding_tolerance(_number_formats(config, outcome, record, chosen)),
     )
-    if mismatch:
-        say(f"warning: {mismatch.text}")
     best = (chosen, outcome.monitors[chosen].best_epoch)
     storage.write_json(storage.join(folder, "history.json"), [record.to_dict() for record in history])
     storage.write_bytes(storage.join(folder, "learning_curves.png"), png_bytes(learning_curves_figure(history, best)))
@@ -156,6 +155,8 @@ def run_final_evaluation(
         command=record.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    trained = TrainedModel.of_run(config, folder)
+    report = report.with_verdict(trained, mismatch)
     summary = build_result(report, mismatch)
     if quarantine.rows:
         quarantine.manifest.write_quarantine(storage.join(folder, QUARANTINE_FILE))
@@ -165,7 +166,7 @@ def run_final_evaluation(
     say(console_table(test.evaluation))
     for line in font_notes(class_names):
         say(f"note: {line}")
-    say(summary_text(summary, folder))
+    say(summary_text(summary, folder, trained))
 
 
 def _number_formats(config: RunConfig, outcome: TrainResult, record: RunRecord, phase: str) -> tuple[str, ...]:

@@ -122,7 +122,7 @@ PARQUET_FILES = {
 VERSIONED = (
     "run.json", "result.json", "status.json", "checkpoint.json", "decision.json", "sweep.json", "trial-run.json",
 )  # fmt: skip
-_ANSWERED = ("test_answered_error", "test_answered_error_interval", "val_accuracy_mismatch")
+_ANSWERED = ("test_answered_error", "test_answered_error_interval", "val_accuracy_mismatch", "warnings[].classes")
 # whose types depend on the numbers of the run, or on the moment
 FREE = {
     "status.json": ("eta_s", "images_per_second", "hardware_warnings", "last_failures"),

@@ -44,7 +44,7 @@ def test_a_submitted_job_ends_with_the_summary(drawn_images: str, tmp_path: Path
     flags += ["--phase1.epochs=1", "--phase2.epochs=1"]
     submitted = ray_head.submit("python", "jobs/train.py", *flags, AWS_REGION="eu-west-1", TF_CPP_MIN_LOG_LEVEL="2")
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    assert "job: test accuracy" in submitted.stdout
+    assert "\nverdict: " in submitted.stdout
     assert json.loads((tmp_path / "job" / "result.json").read_text())["workers"] == 1
     lost = ray_head.submit("python", "tune/sweep.py", f"--data={drawn_images}", "--name=search", "--trials=2")
     assert "failed with exit code 2" in lost.stdout

@@ -31,7 +31,7 @@ ELEMENTS = {
     "html", "head", "meta", "title", "link", "style", "body", "nav", "main", "header", "section", "p", "ol", "ul", "li",
     "a", "h1", "h2", "h3", "h4", "bdi", "b", "small", "span", "div", "dl", "dt", "dd", "details", "summary", "pre",
     "table", "thead", "tbody", "tfoot", "tr", "th", "td", "figure", "figcaption", "img", "svg", "line", "rect",
-    "circle", "g", "path", "text", "defs", "clippath", "use",
+    "circle", "code", "g", "path", "text", "defs", "clippath", "use",
 }  # fmt: skip
 VOID = {"meta", "link", "img"}
 
@@ -116,6 +116,20 @@ def test_the_page_can_be_read_without_seeing_it(ordinary: str):
     assert all("scope" in found for tag, found in page.elements if tag == "th")
     pictures = [found for tag, found in page.elements if tag == "svg"]
     assert all(found.get("aria-hidden") == "true" or found.get("aria-label") for found in pictures)
+
+
+def test_the_page_has_the_verdict_with_its_reasons_and_commands():
+    """Before any score, whatever the classes are called; a page of a model that was not judged has none."""
+    facts = make_facts(HOSTILE, mistakes=8)
+    assert facts.verdict is not None
+    assert facts.verdict.reasons
+    text = " ".join(Read(page_html(facts)).text.split())
+    place = text.index(f"{facts.verdict.level.capitalize()}: {facts.verdict.level.meaning}")
+    assert place < text.index("Macro F1")
+    for reason in facts.verdict.reasons:
+        assert " ".join(reason.text.split()) in text
+    assert all(step.command in text for step in facts.next_steps)
+    assert "Usable" not in Read(page_html(alone())).text
 
 
 def test_equal_facts_give_equal_pages(ordinary: str):

@@ -80,6 +80,18 @@ def test_the_card_has_its_parts_and_numbers():
         assert part in card, part
 
 
+def test_the_card_begins_with_the_verdict_and_its_reasons():
+    """Before any score; a card of a model that was not judged has none."""
+    facts = make_facts()
+    assert facts.verdict is not None
+    card = plain(model_card(facts))
+    first = card.index(f"**{facts.verdict.level.capitalize()}: ")
+    assert first < card.index("**Right on")
+    shown = html.unescape(rendered(card))
+    assert all(reason.text in shown and reason.remedy in shown for reason in facts.verdict.reasons)
+    assert "sable" not in model_card(alone()).split("## ")[0]
+
+
 def test_what_is_not_assured_is_said_with_what_it_would_take():
     """Only observed: how many images it would need, and no promise; nothing answered: no threshold is named."""
     observed = plain(model_card(make_facts(decision=make_decision(assured=False))))

@@ -10,7 +10,9 @@ import pytest
 
 from pharmclf.core.events import StepEnd
 from pharmclf.evaluation.evaluate import evaluate
+from pharmclf.evaluation.verdict import Level, Reason, ReasonCode, Verdict
 from pharmclf.reporting import run_summary
+from pharmclf.reporting.next_steps import TrainedModel
 from pharmclf.reporting.report_data import EvalSetReport, PhaseSummary, ReportData, RunSummary
 
 KEYS = {
@@ -21,8 +23,9 @@ MORE_KEYS = {
     "val_images", "test_images", "val_accuracy_interval", "test_accuracy_interval", "test_macro_f1_interval",
     "test_calibration_error", "test_calibration_error_interval", "temperature", "threshold", "threshold_assured",
     "max_error", "test_answered", "test_answered_interval", "test_answered_error", "test_answered_error_interval",
-    "extra_tests", "val_accuracy_mismatch",
+    "extra_tests", "val_accuracy_mismatch", "verdict", "warnings",
 }  # fmt: skip
+TRAINED = TrainedModel(model="runs/demo", data="photos", name="demo")
 
 
 def make_evaluation(count, mistakes):
@@ -37,7 +40,8 @@ def make_evaluation(count, mistakes):
 def make_result(run, validation, test):
     """result.json of a run without a threshold and without extra sets."""
     tested = EvalSetReport(name="test", source="images", evaluation=test)
-    return run_summary.build_result(ReportData(sets=[tested], decision=None, validation=validation, run=run))
+    report = ReportData(sets=[tested], decision=None, validation=validation, run=run)
+    return run_summary.build_result(report.with_verdict(TRAINED))
 
 
 @pytest.fixture(scope="module")
@@ -89,26 +93,48 @@ def test_numbers_that_are_not_finite_become_none():
     result = make_result(run, make_evaluation(4, 1), make_evaluation(4, 1))
     assert result["phases"][0]["images_per_second"] is None
     assert result["phases"][0]["val_accuracy"] is None
-    assert "in one process" in run_summary.summary_text(result, "runs/x")
+    assert "in one process" in run_summary.summary_text(result, "runs/x", TRAINED)
 
 
-def test_last_line_of_the_summary_tells_the_outcome(finished):
-    """One line with the score, its interval, the number of images and the model's place."""
-    low, high = finished["test_accuracy_interval"]
-    last = run_summary.summary_text(finished, "runs/demo").splitlines()[-1]
-    assert last == (
-        f"demo: test accuracy 0.940 (95 % interval {low:.3f}-{high:.3f}) on 200 images; "
-        "model: runs/demo/model/model.keras"
-    )
+def test_the_summary_ends_with_verdict_commands_and_report(finished, tmp_path):
+    """The last line is the address of the report, in a browser's form; before it three commands and the verdict."""
+    lines = run_summary.summary_text(finished, str(tmp_path / "my runs" / "demo"), TRAINED).splitlines()
+    assert lines[-1] == f"report: file://{tmp_path}/my%20runs/demo/report.html"
+    assert [line.split()[:2] for line in lines if line.startswith("  pharmclf")] == [
+        ["pharmclf", "predict"], ["pharmclf", "evaluate"], ["pharmclf", "prepare"]
+    ]  # fmt: skip
+    level = next(line for line in lines if line.startswith("verdict: "))
+    assert level.startswith("verdict: usable with review: ")
+    assert "runs/demo" in next(line for line in lines if "predict" in line)
+    remote = run_summary.summary_text(finished, "s3://bucket/runs/demo/", TRAINED).splitlines()
+    assert remote[-1] == "report: s3://bucket/runs/demo/report.html"
+
+
+def test_a_record_without_a_verdict_has_a_summary(finished):
+    """As earlier versions wrote it."""
+    before = {name: value for name, value in finished.items() if name not in ("verdict", "warnings")}
+    text = run_summary.summary_text(before, "s3://bucket/runs/demo", TRAINED)
+    assert "verdict" not in text
+    assert text.endswith("\nreport: s3://bucket/runs/demo/report.html")
+
+
+def test_many_reasons_are_counted(finished):
+    """Of ten, six are shown; the others are in the report."""
+    reason = Reason(code=ReasonCode.LOOK_ALIKES, level=Level.REVIEW, text="a " * 80, remedy="b " * 80)
+    result = finished | Verdict((reason,) * 10).to_dict()
+    text = run_summary.summary_text(result, "s3://bucket/runs/demo", TRAINED)
+    assert sum(line.startswith("  - a a") for line in text.splitlines()) == 6
+    assert "and 4 more" in text
 
 
 def test_summary_is_plain_aligned_text(finished):
-    """No colours, no line ends in blanks, phases and places are named, also those in a bucket."""
-    text = run_summary.summary_text(finished, "s3://bucket/runs/demo/")
+    """80 columns, no colours, no line ends in blanks; phases are named, and their numbers are in columns."""
+    text = run_summary.summary_text(finished, "s3://bucket/runs/demo/", TRAINED)
     assert text.isascii()
     assert "\x1b" not in text
     assert all(line == line.rstrip() for line in text.splitlines())
-    for part in ("phase 1", "phase 2", "2 workers", "1:03:12", "phase2-0006"):
+    assert max(map(len, text.splitlines())) <= 80
+    for part in ("phase 1", "phase 2", "2 workers", "1:03:12"):
         assert part in text
     columns = [line for line in text.splitlines() if line.startswith("  phase ")]
     assert len({line.index("0.9") for line in columns}) == 1

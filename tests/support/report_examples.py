@@ -12,6 +12,7 @@ from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.evaluate import evaluate, predictions_table
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.results import EvaluationResult, accuracy_difference, most_confused_pairs
+from pharmclf.reporting.next_steps import TrainedModel
 from pharmclf.reporting.report_data import (
     DatasetReport,
     EvalSetReport,
@@ -183,7 +184,7 @@ def make_facts(
     images = [picture.image for picture in test.samples[:2]]
     thumbnails = [Thumbnail(image=image, path=f"/images/{names[0]}.jpg", label=names[0]) for image in images]
     counts = [(name, 20, 5, 20) for name in names]
-    return ReportData(
+    facts = ReportData(
         sets=sets,
         decision=decision,
         validation=validation,
@@ -207,6 +208,7 @@ def make_facts(
         command=f"python jobs/train.py --name '{names[0]}'",
         created="2026-11-25 21:40 UTC",
     )
+    return facts.with_verdict(TrainedModel(model="runs/made", data=names[0], name="made"))
 
 
 def alone(names: Sequence[str] = ("amber", "birch", "cedar"), **scores: Any) -> ReportData:
