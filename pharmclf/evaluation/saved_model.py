@@ -12,6 +12,7 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import sha256_file
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.abstention_policy import DECISION_FILE, AbstentionPolicy, read_policy
+from pharmclf.evaluation.verdict import Verdict
 from pharmclf.training.context import MODEL_FILE, PIXELS_FILE
 
 _LABELS, _CHECKSUMS, _FETCHED = "labels.json", "checksums.json", "metrics.json"
@@ -35,6 +36,8 @@ class SavedModel:
     """Folder of its run; None where it was copied out of one."""
     white_level: int = MAX_VALUE
     """White level with which its images were decoded."""
+    verdict: Verdict | None = None
+    """What its run said of it; None where it has none."""
 
 
 def load_model_info(where: str, flag: str = "--model") -> SavedModel:
@@ -93,7 +96,17 @@ def _resolve_model(location: str, flag: str, where: str) -> SavedModel:
         decision=read_policy(decision) if storage.is_file(decision) else None,
         run_folder=run_folder,
         white_level=int(storage.read_json(pixels)["white_level"]) if storage.is_file(pixels) else MAX_VALUE,
+        verdict=_read_verdict(folder, run_folder),
     )
+
+
+def _read_verdict(folder: str, run_folder: str | None) -> Verdict | None:
+    """The verdict of a run, or that which was fetched with its model."""
+    location = storage.join(run_folder, "result.json") if run_folder else storage.join(folder, _FETCHED)
+    if not storage.is_file(location):
+        return None
+    record = storage.read_json(location)
+    return Verdict.from_dict(record if run_folder else record.get("result", {}))
 
 
 def _recorded_sha256(folder: str, name: str) -> str | None:

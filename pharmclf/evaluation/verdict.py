@@ -85,6 +85,11 @@ class Verdict:
         """That of the most severe reason."""
         return max((reason.level for reason in self.reasons), key=SEVERITY.__getitem__, default=Level.GOOD)
 
+    @property
+    def warning(self) -> str:
+        """A line for the user of a model that is not usable; "" of others."""
+        return f"warning: {self.level}: {self.reasons[0].text}" if self.level is Level.NOT_USABLE else ""
+
     def to_dict(self) -> dict[str, Any]:
         """The keys of result.json, `verdict` and `warnings`."""
         return {

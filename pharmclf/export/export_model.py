@@ -59,6 +59,8 @@ def export_model(options: ExportOptions, say: Say) -> None:
     refused: list[str] = []
     with atomic_output_dir(options.out, last=EXPORT_FILE) as folder:
         found = load_model_info(options.model)
+        if found.verdict and found.verdict.warning:
+            say(found.verdict.warning)
         images = sample_images(found, options.images, "test", "--images", say)
         calibration = validation = None
         if options.tflite == "int8":

@@ -40,6 +40,8 @@ def predict_images(options: PredictOptions, say: Say) -> int:
     """
     check_destination("--output", storage.absolute(options.output))
     model = load_model_info(options.model)
+    if model.verdict and model.verdict.warning:
+        say(model.verdict.warning)
     answers = _build_output(model, options.threshold, say)
     parts = _build_shards(model, answers, options, say)
     complete = _is_complete(parts, options)  # another table is refused before anything is written

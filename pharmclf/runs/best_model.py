@@ -23,6 +23,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.data.prepare import MANIFEST_FILE
 from pharmclf.evaluation.abstention_policy import DECISION_FILE
+from pharmclf.evaluation.verdict import Verdict
 from pharmclf.models.devices import configure_devices
 from pharmclf.reporting.model_card import CARD_FILE
 from pharmclf.runs.registry import METRICS, RunInfo, list_runs, rank_runs, read_run
@@ -98,6 +99,9 @@ def _fetch(run: RunInfo, best: EpochRecord, part: Path, metric: str, say: Say) -
     scores = {name: float(getattr(best, name)) for name in METRICS}
     say(f"best: run {run.name}, {run.state}, {metric} {scores[metric]:.4f}, checkpoint {run.checkpoint}")
     if run.result is not None:
+        verdict = Verdict.from_dict(run.result)
+        if verdict and verdict.warning:
+            say(verdict.warning)
         _copy(run, part, say)
     else:
         _restore(run, best, part, say)

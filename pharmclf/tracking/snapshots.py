@@ -169,7 +169,8 @@ def run_tags(folder: str, fingerprints: Mapping[str, str], versions: Mapping[str
 def outcome_text(result: Mapping[str, Any], folder: str) -> str:
     """Describe the result of a run in Markdown."""
     low, high = result["test_accuracy_interval"]
+    verdict = f"Verdict: **{result['verdict']}**. " if "verdict" in result else ""
     return (
-        f"Test accuracy **{result['test_accuracy']:.3f}** (95 % interval {low:.3f}–{high:.3f}) on "
+        f"{verdict}Test accuracy **{result['test_accuracy']:.3f}** (95 % interval {low:.3f}–{high:.3f}) on "
         f"{result['test_images']:,} images. The report is among the artifacts, the model in `{folder}/model`."
     )

@@ -12,6 +12,7 @@ import pytest
 from pharmclf.config import ConfigError
 from pharmclf.core.hashing import sha256_file
 from pharmclf.evaluation.saved_model import load_model_info
+from pharmclf.evaluation.verdict import Level, Reason, ReasonCode, Verdict
 
 
 @pytest.fixture
@@ -40,6 +41,19 @@ def test_a_model_is_found_by_its_run_its_folder_and_its_file(run: Path):
     shutil.copytree(run / "model", run.parent / "fetched")
     fetched = load_model_info(str(run.parent / "fetched"))
     assert (fetched.run_folder, fetched.white_level) == (None, 4095)
+
+
+def test_a_model_comes_with_the_verdict_of_its_run(run: Path):
+    """From result.json of the run, from metrics.json of a fetched model; from before there were verdicts: none."""
+    reason = Reason(code=ReasonCode.AT_CHANCE, level=Level.NOT_USABLE, text="At chance.", remedy="Train.")
+    verdict = Verdict((reason,))
+    assert verdict.warning == "warning: not usable: At chance."
+    assert load_model_info(str(run)).verdict is None
+    shutil.copytree(run / "model", run.parent / "fetched")
+    for result, expected in (({}, None), (verdict.to_dict(), verdict)):
+        (run / "result.json").write_text(json.dumps(result))
+        (run.parent / "fetched" / "metrics.json").write_text(json.dumps({"result": result}))
+        assert load_model_info(str(run)).verdict == load_model_info(str(run.parent / "fetched")).verdict == expected
 
 
 def test_a_model_that_is_not_what_was_saved_is_refused(run: Path):

@@ -90,3 +90,4 @@ def test_people_are_shown_report_card_numbers_and_pictures(root: str) -> None:
 def test_the_outcome_is_told_with_its_interval() -> None:
     """One sentence on the score, one on where to look."""
     assert re.match(r"Test accuracy \*\*0\.875\*\* \(95 % interval 0\.750–0\.938\) on 123", outcome_text(RESULT, "/r"))
+    assert outcome_text(RESULT | {"verdict": "good"}, "/r").startswith("Verdict: **good**. Test accuracy")
