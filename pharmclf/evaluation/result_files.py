@@ -29,29 +29,37 @@ _UNKNOWN = "-"  # in place of a score of 0 that rests on no image
 _GROUP_NUMBERS = 2**24  # probabilities in a row group of predictions.parquet: 64 MiB
 
 
-def classification_table(evaluation: EvaluationResult, *, worst: int | None = None) -> str:
-    """Precision, recall and F1 of the classes as aligned text, each with its interval; - where nothing is known.
-
-    Args:
-        evaluation: the scores.
-        worst: show only this many classes, those with the lowest F1 first; all in the model's order if not given.
-    """
-    classes = list(evaluation.classes)
-    if worst is not None and worst < len(classes):
-        classes = sorted(classes, key=lambda result: (not result.has_examples, result.f1.value))[:worst]
-    rows = [("class", "precision", "recall", "F1", "images"), *(_class_row(result) for result in classes)]
+def classification_table(evaluation: EvaluationResult) -> str:
+    """Precision, recall and F1 of all classes as aligned text, each with its interval; - where nothing is known."""
+    rows = [("class", "precision", "recall", "F1", "images"), *map(_class_row, evaluation.classes)]
     rows.append(("macro average", "", "", str(evaluation.macro_f1), f"{evaluation.num_images:,}"))
     rows.append(("accuracy", "", "", str(evaluation.accuracy), f"{evaluation.num_images:,}"))
     lines = align_columns(rows, left=[0])
     rule = "-" * max(len(line) for line in lines)
-    left_out = len(evaluation.classes) - len(classes)
-    note = [f"(the {len(classes)} classes with the lowest F1; {left_out:,} more are in report.txt)"] if left_out else []
-    return "\n".join([lines[0], rule, *lines[1:-2], *note, rule, *lines[-2:]])
+    return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:]])
 
 
 def console_table(evaluation: EvaluationResult) -> str:
-    """The table of classes for a terminal: all, or of more than `MAX_OPEN_CLASSES` the `WEAKEST`."""
-    return classification_table(evaluation, worst=WEAKEST if len(evaluation.classes) > MAX_OPEN_CLASSES else None)
+    """The classes for a terminal of 80 columns; of more than `MAX_OPEN_CLASSES` the `WEAKEST`, by rising F1."""
+    classes, left_out = list(evaluation.classes), 0
+    if len(classes) > MAX_OPEN_CLASSES:
+        left_out = len(classes) - WEAKEST
+        classes = sorted(classes, key=lambda result: (not result.has_examples, result.f1.value))[:WEAKEST]
+    rows = [("class", "images", "recall", "95 % interval", "precision", "F1"), *map(_short_class_row, classes)]
+    note = [f"(the {WEAKEST} classes with the lowest F1; {left_out:,} more are in report.txt)"] if left_out else []
+    return "\n".join([*align_columns(rows, left=[0]), *note])
+
+
+def _short_class_row(result: ClassResult) -> tuple[str, str, str, str, str, str]:
+    recall = result.recall
+    known = (f"{recall.value:.3f}", f"{recall.low:.3f}-{recall.high:.3f}") if result.support else (_UNKNOWN, _UNKNOWN)
+    return (
+        result.name,
+        f"{result.support:,}",
+        *known,
+        f"{result.precision.value:.3f}" if result.predicted else _UNKNOWN,
+        f"{result.f1.value:.3f}" if result.has_examples else _UNKNOWN,
+    )
 
 
 def _class_row(result: ClassResult) -> tuple[str, str, str, str, str]:
