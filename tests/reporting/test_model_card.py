@@ -90,6 +90,9 @@ def test_the_card_begins_with_the_verdict_and_its_reasons():
     shown = html.unescape(rendered(card))
     assert all(reason.text in shown and reason.remedy in shown for reason in facts.verdict.reasons)
     assert "sable" not in model_card(alone()).split("## ")[0]
+    purpose = "It proposes the name of a product"
+    assert purpose in card
+    assert purpose not in model_card(make_facts(mistakes=20))
 
 
 def test_what_is_not_assured_is_said_with_what_it_would_take():
