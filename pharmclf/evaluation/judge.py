@@ -78,14 +78,14 @@ def _divergence(evidence: Evidence) -> Iterator[Reason]:
         diverged = [record for record in (*chosen, records[-1]) if has_diverged(record.val_loss, num_classes)]
         if not diverged:
             continue
-        is_chosen = diverged[0] in chosen
+        record, is_chosen = diverged[0], diverged[0] in chosen
         rest = "" if is_chosen else " The weights of a better epoch are used."
         yield Reason(
             code=ReasonCode.DIVERGED,
             level=Level.NOT_USABLE if is_chosen else Level.REVIEW,
             text=(
-                f"The loss of {phase} diverged: {diverged[0].val_loss:.3g} on the validation images after epoch "
-                f"{diverged[0].epoch + 1}, and a random guess has {chance_loss(num_classes):.3g}.{rest}"
+                f"The loss of phase {phase.removeprefix('phase')} diverged: {record.val_loss:.3g} on validation images "
+                f"after epoch {record.epoch + 1}, and a random guess has {chance_loss(num_classes):.3g}.{rest}"
             ),
             remedy=f"Lower --{phase}.learning-rate; --find-lr suggests one.",
         )
@@ -242,26 +242,26 @@ def _look_alikes(test: EvaluationResult) -> Iterator[Reason]:
 def _few_training_images(counts: Mapping[str, int]) -> Iterator[Reason]:
     few = sorted((count, name) for name, count in counts.items() if count < MIN_TRAIN_IMAGES)
     if few:
-        yield _few_images(ReasonCode.FEW_TRAINING_IMAGES, "Trained on few images of", few, MIN_TRAIN_IMAGES)
+        enough = f"{MIN_TRAIN_IMAGES} to train on"
+        yield _few_images(ReasonCode.FEW_TRAINING_IMAGES, "Trained on few images of", few, enough)
 
 
 def _few_test_images(test: EvaluationResult) -> Iterator[Reason]:
     sizes = ((metrics.independent_size(item.recall), item) for item in test.classes)
     few = sorted((item.support, item.name) for size, item in sizes if round(size, 6) < MIN_TEST_IMAGES)
     if few:
-        yield _few_images(
-            ReasonCode.FEW_TEST_IMAGES, "Tested on too few images for a reliable recall of", few, MIN_TEST_IMAGES
-        )
+        what, enough = "Tested on too few images for a reliable recall of", f"{MIN_TEST_IMAGES} to test on"
+        yield _few_images(ReasonCode.FEW_TEST_IMAGES, what, few, enough)
 
 
-def _few_images(code: ReasonCode, what: str, few: Sequence[tuple[int, str]], enough: int) -> Reason:
+def _few_images(code: ReasonCode, what: str, few: Sequence[tuple[int, str]], enough: str) -> Reason:
     names = tuple(name for _, name in few)
     shown = format_examples([f"{name} ({count:,})" for count, name in few], 3)
     return Reason(
         code=code,
         level=Level.REVIEW,
         text=f"{what} {format_count(len(few), 'class')}: {shown}.",
-        remedy=f"Take more photos of them, with at least {enough} different ones here.",
+        remedy=f"Take more photos: at least {enough}, of each class.",
         classes=names,
     )
 

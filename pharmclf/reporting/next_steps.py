@@ -11,7 +11,7 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.evaluation.verdict import Level, ReasonCode, Verdict
 
-_MORE_EPOCHS = "lookalikes"  # the configuration that trains most blocks, for most epochs
+_STRONGER = "lookalikes"  # the configuration that trains most blocks, for most epochs
 _RESOLUTION_STEP = 32  # pixels; backbones halve an image five times
 
 
@@ -50,33 +50,33 @@ class TrainedModel:
 def next_steps(verdict: Verdict, trained: TrainedModel) -> tuple[NextStep, NextStep, NextStep]:
     """The commands that are sensible after a verdict.
 
-    A good model is used; one that needs review is used with care and improved by what its first reason names; for one
-    that is not usable, the images are examined, and it is trained with other learning rates, and for longer.
+    A good model is used; one that needs review is used with care and improved by what its reasons name; for one that is
+    not usable, its images or its learning rates are examined, and it is trained again.
     """
     model, data, name = (shlex.quote(text) for text in (trained.model, trained.data, f"{trained.name}-2"))
+    again = f"pharmclf train --data {data} --name {name}"
     prepare = NextStep(f"pharmclf prepare --data {data}", "count and check the images of each class")
-    stronger = f"pharmclf train --data {data} --name {name} --config {_MORE_EPOCHS}"
+    find_rate = NextStep(f"pharmclf train --data {data} --find-lr", "find learning rates that suit these images")
+    stronger = NextStep(f"{again} --config {_STRONGER}", "train more blocks, for more epochs")
+    codes = {reason.code for reason in verdict.reasons}
     if verdict.level is Level.NOT_USABLE:
-        return (
-            prepare,
-            NextStep(f"pharmclf train --data {data} --find-lr", "find learning rates that suit these images"),
-            NextStep(stronger, "train more blocks, for more epochs"),
-        )
+        if ReasonCode.TOO_FEW_TEST_IMAGES in codes:
+            compare = NextStep("pharmclf train", "compare with the demo, which has 100 images of each class")
+            return prepare, NextStep(again, "train again, with more photos"), compare
+        return (find_rate, stronger, prepare) if ReasonCode.DIVERGED in codes else (prepare, find_rate, stronger)
     predict = f"pharmclf predict --model {model} --input DIR --output answers.csv"
     evaluate = NextStep(f"pharmclf evaluate --model {model} --data DIR", "test it on images of another camera or place")
     if verdict.level is Level.GOOD:
         export = f"pharmclf export --model {model} --format onnx --out exported"
         return NextStep(predict, "name new images"), evaluate, NextStep(export, "use it without this package")
-    codes = {reason.code for reason in verdict.reasons}
+    improve = NextStep(prepare.command, "with more photos: count and check the images of each class")
     if ReasonCode.DIVERGED in codes:
-        improve = NextStep(f"pharmclf train --data {data} --find-lr", "find a learning rate that does not diverge")
+        improve = find_rate
     elif ReasonCode.LOOK_ALIKES in codes:
         size = round(1.5 * trained.image_size / _RESOLUTION_STEP) * _RESOLUTION_STEP
-        improve = NextStep(f"{stronger} --image-size {size}", "train on larger images")
+        improve = NextStep(f"{stronger.command} --image-size {size}", "train on larger images")
     elif ReasonCode.WEAK in codes:
-        improve = NextStep(stronger, "train more blocks, for more epochs")
-    else:
-        improve = NextStep(prepare.command, "with more photos: count and check the images of each class")
+        improve = stronger
     return NextStep(predict, "propose names for new images; a person checks them"), evaluate, improve
 
 

@@ -41,7 +41,12 @@ def test_the_commands_are_those_of_the_verdict() -> None:
     assert subcommands(Verdict()) == ["predict", "evaluate", "export"]
     assert subcommands(verdict(ReasonCode.LOOK_ALIKES)) == ["predict", "evaluate", "train"]
     assert subcommands(verdict(ReasonCode.FEW_TEST_IMAGES)) == ["predict", "evaluate", "prepare"]
-    assert subcommands(verdict(ReasonCode.AT_CHANCE, level=Level.NOT_USABLE)) == ["prepare", "train", "train"]
+    chance, diverged, few = (
+        subcommands(verdict(code, level=Level.NOT_USABLE))
+        for code in (ReasonCode.AT_CHANCE, ReasonCode.DIVERGED, ReasonCode.TOO_FEW_TEST_IMAGES)
+    )
+    assert (chance, diverged) == (["prepare", "train", "train"], ["train", "train", "prepare"])
+    assert few == chance
 
 
 def test_look_alikes_are_trained_on_larger_images() -> None:
