@@ -231,7 +231,7 @@ def _look_alikes(test: EvaluationResult) -> Iterator[Reason]:
             code=ReasonCode.LOOK_ALIKES,
             level=Level.REVIEW,
             text=(
-                f"It cannot distinguish the look-alikes {names}: {_with_interval(group.confused)} of their images get "
+                f"It confuses the look-alikes {names}: {_with_interval(group.confused)} of their images get "
                 "the name of another."
             ),
             remedy="What helps: closer crops, larger images (--image-size), more photos of them, the back side.",

@@ -146,8 +146,11 @@ def verdict_lines(verdict: Verdict, steps: Sequence[NextStep], report: str) -> l
         report: location of report.html.
     """
     lines = _wrap(f"verdict: {verdict.level}: {verdict.level.meaning}", "")
-    for reason in verdict.reasons[:_MAX_REASONS]:
-        lines += [*_wrap(reason.text, "  - "), *_wrap(reason.remedy, "    ")]
+    shown = verdict.reasons[:_MAX_REASONS]
+    for reason, following in zip(shown, [*shown[1:], None], strict=True):
+        lines += _wrap(reason.text, "  - ")
+        if following is None or following.remedy != reason.remedy:  # once for several groups of look-alikes
+            lines += _wrap(reason.remedy, "    ")
     if len(verdict.reasons) > _MAX_REASONS:
         lines.append(f"  - and {len(verdict.reasons) - _MAX_REASONS} more in the report")
     lines += ["", "next:"]

@@ -124,6 +124,7 @@ def test_many_reasons_are_counted(finished):
     result = finished | Verdict((reason,) * 10).to_dict()
     text = run_summary.summary_text(result, "s3://bucket/runs/demo", TRAINED)
     assert sum(line.startswith("  - a a") for line in text.splitlines()) == 6
+    assert sum(line.startswith("    b b") for line in text.splitlines()) == 3  # one remedy of three lines, once
     assert "and 4 more" in text
 
 
