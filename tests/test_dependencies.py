@@ -22,6 +22,7 @@ USED_WITHOUT_AN_IMPORT = {
     "flask-cors": "the MLflow server of a test",
     "import-linter": "a test starts it",
     "nvidia-ml-py": "imported by name where a GPU is looked for",
+    "setuptools": "builds the wheel of a test",
     "pytest-timeout": "plugin",
     "pytest-xdist": "plugin",
 }
