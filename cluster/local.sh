@@ -6,7 +6,7 @@
 # Start      cluster/local.sh start
 # Submit     cluster/local.sh submit -- python jobs/train.py --num-workers 1 --storage "$PWD/runs" --name demo
 # Watch      cluster/local.sh status;  cluster/local.sh logs JOB;  http://127.0.0.1:8265 (requires the token)
-# Fetch      python jobs/fetch_best.py --storage runs --out best/
+# Fetch      pharmclf fetch-best --storage runs --out best/
 # Tear down  cluster/local.sh halt JOB     ends one job; its run writes a checkpoint first
 #            cluster/local.sh stop         ends this Ray and its jobs; other Rays on the machine continue
 #

@@ -206,7 +206,7 @@ def evaluate_further_datasets(config: RunConfig, folder: str, record: RunRecord,
         lacks = "manifest" if manifest is None else "checkpoints"
         raise ConfigError(
             f"--eval-data: the run {folder} has lost its {lacks}, so that its report cannot be renewed. Test its "
-            f"model with jobs/evaluate.py --model {folder} --data {next(iter(sets.values()))}"
+            f"model with pharmclf evaluate --model {folder} --data {next(iter(sets.values()))}"
         )
     recorded = from_dict(record.config, source=RUN_FILE)
     evaluated = dataclasses.replace(

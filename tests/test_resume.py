@@ -169,7 +169,7 @@ def test_a_complete_run_says_so_whatever_has_become_of_its_images(tmp_path):
     assert said.pop(0) == "note: the threshold of the run stays that of --target-error 1%; 5% is not used"
     assert ["test", "accuracy", "3", "0.750", "0.300-0.900"] in [line.split() for line in said[0].splitlines()]
     assert said[1] == f"the run {folder} is complete already; give another --name, or --overwrite, to train again"
-    with pytest.raises(ConfigError, match=r"lost its manifest.*jobs/evaluate\.py"):
+    with pytest.raises(ConfigError, match=r"lost its manifest.*pharmclf evaluate"):
         reopen_complete_run(dataclasses.replace(config, eval_data=(f"lamp={gone}",)), folder, start.record, print)
 
 

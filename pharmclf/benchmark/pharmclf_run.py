@@ -29,7 +29,7 @@ _TESTS = "testing the saved model"  # the start of the line that a run says afte
 
 
 def run_pharmclf(config: RunConfig, input_s: float, began: float) -> SideResult:
-    """Train, test and report as jobs/train.py does, in a storage that is empty.
+    """Train, test and report as `pharmclf train` does, in a storage that is empty.
 
     Args:
         config: the run.

@@ -168,7 +168,7 @@ def _current_flag(flag: str, values: Sequence[str]) -> str:
     """A flag by its current name; a note says so where it has changed."""
     name = RENAMED.get(flag.removeprefix("--").replace("-", "_"))
     if flag == "--activations" and not values:
-        name = "precompute_features"  # of jobs/prepare.py
+        name = "precompute_features"  # of `pharmclf prepare`
     if name is None:
         return flag
     current = f"--{name.replace('_', '-')}"

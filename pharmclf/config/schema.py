@@ -181,7 +181,7 @@ class RunConfig:
     allow_unauthenticated_cluster: bool = setting(False, affects_result=False, per_head=True)
     """Join a cluster whose job server takes jobs from anyone who reaches it."""
     skip_checks: bool = setting(False, affects_result=False, per_head=True)
-    """Leave out the short checks of machines and storage before the start (`jobs/doctor.py` has them all)."""
+    """Leave out the short checks of machines and storage before the start (`pharmclf doctor` has them all)."""
     eval_data: tuple[str, ...] = setting((), affects_result=False, per_head=True)
     """NAME=DIR or NAME=s3://…: images from another source, evaluated besides the test split; may be repeated."""
     target_error: str = setting("1%", affects_result=False, per_head=True)

@@ -120,7 +120,7 @@ class Manifest:
         Raises:
             ConfigError: missing, or not a manifest of this version.
         """
-        remedy = "Make it again with jobs/prepare.py"
+        remedy = "Make it again with pharmclf prepare"
         try:
             table = pq.read_table(io.BytesIO(storage.read_bytes(location)))
             metadata = json.loads((table.schema.metadata or {})[_METADATA])

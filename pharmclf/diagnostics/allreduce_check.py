@@ -151,6 +151,6 @@ def check_allreduce(info: AllreduceInfo) -> Finding:
         f"{info.start_s:.0f} s"
     )
     if not info.on_one_node and info.bits_per_s < _SLOW_BITS_PER_S:
-        remedy = "put the nodes into one zone or placement group; jobs/benchmark.py scaling forecasts the cost"
+        remedy = "put the nodes into one zone or placement group; pharmclf benchmark scaling forecasts the cost"
         return warn("all-reduce", text, remedy)
     return ok("all-reduce", text)

@@ -91,7 +91,7 @@ def check_images(info: ImagesInfo, data: str) -> Finding:
     examples = "; ".join(f"{location.removeprefix(f'{data}/')}: {why}" for location, why in info.bad[:_NUM_EXAMPLES])
     text = f"{data}: {len(info.bad)} of {info.num_read} images cannot be used: {examples}"
     if len(info.bad) < info.num_read:
-        return warn("data", text, "jobs/prepare.py finds all bad images; a run leaves them out, up to --max-invalid")
+        return warn("data", text, "pharmclf prepare finds all bad images; a run leaves them out, up to --max-invalid")
     if all(why.startswith(NOT_READ) for _, why in info.bad):
         remedy = "the driver lists them and this node cannot read them: give --data an s3:// prefix, or a folder that "
         return fail("data", text, f"{remedy}all nodes mount, readable by the user of Ray")

@@ -59,7 +59,7 @@ _REMEDIES: dict[StorageFailureKind, str] = {
     "read-only": "it can be read and not written: mount it for writing, let the key write, or give another --storage",
     "not reachable": "check that it runs, that AWS_ENDPOINT_URL is right on this node, and that no firewall or proxy "
     "blocks it; mount again where the server of a mount is gone",
-    "full": "delete old files (jobs/activations.py deletes the feature cache), or give another --storage",
+    "full": "delete old files (pharmclf cache deletes the feature cache), or give another --storage",
     "another region": "set AWS_REGION to the bucket's region",
     "another place": "give an s3:// prefix, or a folder that all nodes mount",
     "other": "give a folder or an s3:// prefix that can be written",

@@ -71,7 +71,7 @@ def _resolve_model(location: str, flag: str, where: str) -> SavedModel:
     if not storage.is_file(model):
         raise ConfigError(
             f"{flag} {where}: no model there. Expected the folder of a run that is complete, a folder of "
-            "jobs/fetch_best.py, or a .keras file"
+            "pharmclf fetch-best, or a .keras file"
         )
     folder, _, name = model.rpartition("/")
     if (

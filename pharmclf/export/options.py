@@ -13,7 +13,7 @@ class ExportOptions:
     """What is exported, and where it goes."""
 
     model: str
-    """A run's folder, its model folder, a folder of fetch_best.py, or a .keras file; local or s3://."""
+    """A run's folder, its model folder, a folder of `pharmclf fetch-best`, or a .keras file; local or s3://."""
     out: str
     """Folder or s3:// prefix for all formats; it must not be there yet, or be empty."""
     format: tuple[FormatName, ...]

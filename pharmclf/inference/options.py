@@ -19,7 +19,7 @@ class PredictOptions:
     """What is predicted by which model, and where the table goes."""
 
     model: str = ""
-    """A run's folder, its model folder, a folder of fetch_best.py, or a .keras file with its labels.json; or s3://."""
+    """A run's folder, its model folder, a folder of `pharmclf fetch-best`, or a .keras file with its labels.json; or s3://."""
     input: str = ""
     """Folder or s3:// prefix of images at any depth, one image, or a .csv or .parquet list with a column path."""
     output: str = ""

@@ -145,9 +145,9 @@ def _gpu_unused(gpu: GpuReading, samples: Sequence[NodeSample], context: RunCont
     mean = _mean_utilisation(trained, gpu.index)
     if mean is None:
         return None
-    remedy = "Give one worker for each GPU with --num-workers, or run python jobs/doctor.py to see why it is not used"
+    remedy = "Give one worker for each GPU with --num-workers, or run pharmclf doctor to see why it is not used"
     if gpu.index in samples[-1].ours:
-        remedy = "TensorFlow does not use it: python jobs/doctor.py says why"
+        remedy = "TensorFlow does not use it: pharmclf doctor says why"
     return _on_gpu(gpu, "gpu unused", mean, f"is {mean:.0f} % busy{LIMIT} while steps are taken", remedy)
 
 
@@ -207,8 +207,7 @@ def _disk(host: HostReading) -> Measurement | None:
         rule="disk",
         value=percent,
         text=f"is {percent:.0f} % full{LIMIT}, {format_size(host.disk_free_bytes)} are left",
-        remedy="From 95 % on Ray writes no objects to it: delete old runs or cached features "
-        "(python jobs/activations.py)",
+        remedy="From 95 % on Ray writes no objects to it: delete old runs or cached features (pharmclf cache)",
         subject=f"the disk of {host.disk_folder}",
     )
 

@@ -10,7 +10,7 @@ class EvaluationOptions:
     """What is tested on what, and where the result goes."""
 
     model: str = ""
-    """A run's folder, its model folder, a folder of fetch_best.py, or a .keras file; local or s3://."""
+    """A run's folder, its model folder, a folder of `pharmclf fetch-best`, or a .keras file; local or s3://."""
     data: str = "test"
     """Folder, s3:// prefix or list of labelled images; test or validation: that split of the run's own data."""
     name: str = ""

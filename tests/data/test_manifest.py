@@ -138,7 +138,7 @@ def test_a_manifest_reads_back_as_it_was_written(rubbish, tmp_path):
     assert (read.ok["split"].to_numpy() == splits).all()
     (tmp_path / "other.parquet").write_bytes(b"other")
     for name in ("other.parquet", "missing.parquet"):
-        with pytest.raises(ConfigError, match=r"jobs/prepare\.py"):
+        with pytest.raises(ConfigError, match=r"pharmclf prepare"):
             Manifest.read(str(tmp_path / name))
 
 

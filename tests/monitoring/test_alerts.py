@@ -160,7 +160,7 @@ def test_a_gpu_that_its_worker_does_not_use_is_told_of() -> None:
     rows = steady(14, [idle], loop=loop(), phase="phase1", ours=(0,))
     (found,) = said(rows)
     assert (found.level, found.rule) == ("warning", "gpu unused")
-    assert "jobs/doctor.py" in found.text
+    assert "pharmclf doctor" in found.text
     assert said(rows, RunContext(wants_gpus=False)) == []
     assert said(steady(14, [idle], loop=loop(steps=0), phase="phase1")) == []
     assert rules(said(steady(14, [idle], loop=loop(0.9), phase="phase1"))) == [("warning", "waiting")]
