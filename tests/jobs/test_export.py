@@ -84,7 +84,7 @@ def test_the_script_of_the_readme_gives_the_models_answer(run: Path, tmp_path: P
     """With onnxruntime, Pillow and numpy alone: label and confidence of the Keras model, or that a human must look."""
     import keras
 
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "jobs" / "README.md").read_text(encoding="utf-8")
     [script] = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "onnxruntime" in block]
     model = keras.saving.load_model(run / "model" / "model.keras", compile=False)
     labels = json.loads((run / "model" / "labels.json").read_text())
