@@ -34,6 +34,10 @@ def blocks(readme: str) -> list[Block]:
     return [Block(match[1], text.count("\n", 0, match.start()) + 2, match[2]) for match in found]
 
 
+def git_files(*arguments: str) -> list[str]:
+    return subprocess.check_output(["git", "ls-files", *arguments], cwd=ROOT, text=True).split()
+
+
 def script(readme: str) -> str:
     """All blocks of a README as one program of bash, which ends at the first command that fails."""
     lines = ["set -eo pipefail"]
@@ -75,7 +79,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory, drawn_images: str, gateway
     for name in ("photos", "more-photos", "dim-light"):
         shutil.copytree(drawn_images, home / name)
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-    for changed in subprocess.check_output(["git", "ls-files", "-mo", "--exclude-standard"], cwd=ROOT, text=True).split():
+    for changed in git_files("-mo", "--exclude-standard"):
         (clone / changed).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / changed, clone / changed)
     images = sorted(path for path in (home / "photos").rglob("*.jpg"))
@@ -86,9 +90,12 @@ def machine(tmp_path_factory: pytest.TempPathFactory, drawn_images: str, gateway
         for prefix in prefixes:
             for path in images:
                 client.upload_file(str(path), bucket, f"{prefix}/{path.relative_to(home / 'photos')}")
-    kept = {name: os.environ[name] for name in ("LANG", "PIP_INDEX_URL", "PIP_CACHE_DIR") if name in os.environ}
-    # the suite itself is only collected: it would run inside itself
-    variables = kept | gateway.environment() | {"HOME": str(home), "PATH": os.defpath, "PYTEST_ADDOPTS": "--collect-only"}
+    variables = gateway.environment() | {
+        "HOME": str(home),
+        "PATH": os.defpath,
+        "PIP_CACHE_DIR": str(Path.home() / ".cache" / "pip"),
+        "PYTEST_ADDOPTS": "--collect-only -q",  # the suite itself is only collected: it would run inside itself
+    }
     return Machine(clone, variables)
 
 
@@ -121,7 +128,7 @@ def test_a_command_that_is_not_run_needs_an_account(readme: str):
 
 def test_every_readme_is_read():
     """A new one is added to the lists above."""
-    tracked = subprocess.check_output(["git", "ls-files", "*README.md", "*CONTRIBUTING.md"], cwd=ROOT, text=True).split()
+    tracked = git_files("*README.md", "*CONTRIBUTING.md")
     elsewhere = {name for name in tracked if name.startswith("tests/") and name != "tests/README.md"}
     assert set(tracked) - elsewhere == {*READMES, *OTHERS} & set(tracked)
     assert all((ROOT / name).exists() for name in READMES)
