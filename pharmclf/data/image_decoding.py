@@ -86,6 +86,26 @@ def decode(content: bytes, image_size: int, white_level: int = MAX_VALUE) -> Pix
     return _orient(resize(decoded.pixels, image_size), decoded.orientation)
 
 
+def decode_upright(content: bytes, longest_side: int, white_level: int = MAX_VALUE) -> Pixels:
+    """Decode an image for people, with its aspect ratio.
+
+    Args:
+        content: as in `decode`.
+        longest_side: bound on both sides, in pixels; smaller images keep their size.
+        white_level: as in `decode`.
+
+    Returns:
+        (height, width, 3) uint8, RGB, EXIF orientation applied, transparency on white.
+
+    Raises:
+        InvalidImageError: as `decode`.
+    """
+    decoded = _decode(content, longest_side, white_level)
+    image = Image.fromarray(_orient(decoded.pixels, decoded.orientation))
+    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    return np.array(image, dtype=np.uint8)
+
+
 def resize(pixels: Pixels, image_size: int) -> Pixels:
     """The resize rule: (height, width, 3) uint8 -> (image_size, image_size, 3) uint8, bilinear, antialiased."""
     if pixels.shape[:2] == (image_size, image_size):

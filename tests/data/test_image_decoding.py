@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from pharmclf.config import ConfigError
 from pharmclf.data import decoded_image
-from pharmclf.data.image_decoding import InvalidImageError, decode, read_image_info
+from pharmclf.data.image_decoding import InvalidImageError, decode, decode_upright, read_image_info
 from pharmclf.data.pillow_decoder import PillowWarningFilter
 
 RNG = np.random.default_rng(0)
@@ -97,6 +97,18 @@ def test_exif_orientation_is_applied_once(kind, orientation):
     assert gap.max() <= (12 if kind == "JPEG" else 1)
     described = read_image_info(content, f"a.{kind.lower()}")
     assert (described.width, described.height) == (96, 64)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_an_image_for_people_keeps_its_aspect_and_is_upright_and_never_enlarged(kind):
+    pixels = smooth(600, 300)
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn
+    shown = decode_upright(encode(pixels, kind, exif=exif), 100)
+    assert shown.shape == (100, 50, 3)
+    expected = np.asarray(Image.fromarray(np.rot90(pixels, -1)).resize((50, 100), Image.Resampling.LANCZOS))
+    assert np.abs(shown.astype(int) - expected).mean() < 4
+    assert decode_upright(encode(pixels, kind), 1000).shape == (300, 600, 3)
 
 
 def test_a_damaged_exif_block_does_not_cost_the_image():
