@@ -1,13 +1,16 @@
 """report.html: one file with all of a run or an evaluation, without external references.
 
-Jinja2 escapes all text, images are `data:` URIs, there is no script, and the page's content security policy forbids
-anything else.
+Jinja2 escapes all text, images are `data:` URIs, and the page's content security policy allows one script by its hash
+and forbids anything else. The page is readable without the script, which filters and sorts a table and moves between
+enlarged images.
 """
 
 from __future__ import annotations
 
 import base64
 import functools
+import hashlib
+import importlib.resources
 import io
 import math
 from collections.abc import Iterator
@@ -18,16 +21,18 @@ from matplotlib import colormaps
 from PIL import Image
 
 from pharmclf.core.units import format_count, format_duration
+from pharmclf.evaluation.results import most_confused_pairs
 from pharmclf.reporting import html_report_tables, text_format
 from pharmclf.reporting.calibration_plots import reliability_figure, risk_coverage_figure
 from pharmclf.reporting.figures import inline_svg
 from pharmclf.reporting.fonts import format_names, numbered
+from pharmclf.reporting.image_sample import DISPLAY_SIDE
 from pharmclf.reporting.report_data import PredictedThumbnail, ReportData
 from pharmclf.reporting.run_plots import CURVES, chosen_index, learning_curve_figure
 
 IMAGES_BUDGET_BYTES = 2_000_000
 """Approximate size of all images of a page as text."""
-_SIDES = (256, 208, 160, 128, 96)  # of images, pixels; the largest that fits
+_SIDES = (DISPLAY_SIDE, 256, 208, 160, 128, 96)  # of images, pixels; the largest that fits
 _QUALITY = 80
 _MAX_TRIED = 12  # images that are encoded to estimate their size
 _HEAT = "inferno"
@@ -41,8 +46,11 @@ def page_html(report: ReportData) -> str:
     Args:
         report: its content; sections without data are left out.
     """
+    script = (importlib.resources.files("pharmclf.reporting") / "templates" / "report.js").read_text("utf-8")
     return _environment().get_template("page.html.j2").render(
         facts=report,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         test=report.test,
         uri=functools.partial(_webp_uri, side=fit_side(report)),
         sentences=text_format.score_sentences(report),
@@ -71,6 +79,7 @@ def _environment() -> jinja2.Environment:
         "points": text_format.format_points,
         "count": format_count,
         "shorten": format_names,
+        "measured": text_format.format_measure,
         "duration": format_duration,
         "heat": heat_overlay,
         "png": lambda content: _data_uri("png", content),
@@ -78,7 +87,12 @@ def _environment() -> jinja2.Environment:
         "tail": lambda path: "/".join(str(path).split("/")[-2:]),
     }
     environment.tests["finite"] = math.isfinite
-    environment.globals |= {"tables": html_report_tables, "words": text_format, "numbered": numbered}
+    environment.globals |= {
+        "tables": html_report_tables,
+        "words": text_format,
+        "numbered": numbered,
+        "most_confused_pairs": most_confused_pairs,
+    }
     return environment
 
 
@@ -110,7 +124,7 @@ def _confidence(report: ReportData) -> dict[str, str]:
 
 def _first_heat(report: ReportData) -> str:
     """The first section with heatmaps, where they are explained; "" where there are none."""
-    sections = {"samples": [item.samples for item in report.sets], "mistakes": [item.worst for item in report.sets]}
+    sections = {"mistakes": [item.worst for item in report.sets], "samples": [item.samples for item in report.sets]}
     for name, groups in sections.items():
         if any(image.heatmap is not None for group in groups for image in group):
             return name
@@ -130,8 +144,10 @@ def fit_side(report: ReportData, budget_bytes: int = IMAGES_BUDGET_BYTES) -> int
 
 def _images(report: ReportData) -> Iterator[np.ndarray]:
     """All images of a page, heat overlays included."""
-    for group in report.data.duplicate_groups if report.data else ():
-        yield from (item.image for item in group)
+    if report.data:
+        groups = [*report.data.duplicate_groups, report.data.examples.values()]
+        groups += [measure.extremes for measure in report.data.quality]
+        yield from (item.image for group in groups for item in group)
     for item in report.sets:
         for thumbnail in (*item.samples, *item.worst, *(image for _, images in item.confused for image in images)):
             yield thumbnail.image
@@ -140,17 +156,20 @@ def _images(report: ReportData) -> Iterator[np.ndarray]:
 
 
 def heat_overlay(thumbnail: PredictedThumbnail) -> np.ndarray:
-    """The image in grey and dimmed, lit up where the heatmap is high: (S, S, 3) uint8.
+    """The image in grey and dimmed, lit up where the heatmap is high: (height, width, 3) uint8.
 
     Raises:
-        ValueError: no heatmap, or one of another size than the image.
+        ValueError: no heatmap.
     """
     heat, image = thumbnail.heatmap, thumbnail.image
-    if heat is None or heat.shape != image.shape[:2]:
-        received = "none" if heat is None else str(heat.shape)
-        raise ValueError(f"heatmap of {thumbnail.path}: received {received}, expected the shape {image.shape[:2]}")
+    if heat is None:
+        raise ValueError(f"heatmap of {thumbnail.path}: received none, expected an array")
+    height, width = image.shape[:2]
+    stretched = Image.fromarray(np.nan_to_num(heat).astype(np.float32)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
+    heat = np.clip(np.asarray(stretched), 0, 1)
     grey = np.asarray(Image.fromarray(image).convert("L"), np.float32)[..., None] / 255
-    heat = np.clip(np.nan_to_num(heat), 0, 1).astype(np.float32)
     colour = colormaps[_HEAT](heat)[..., :3].astype(np.float32)
     strength = 0.75 * heat[..., None]
     mixed = (1 - strength) * grey * (_DIMMED + (1 - _DIMMED) * heat[..., None]) + strength * colour
@@ -164,7 +183,7 @@ def _heat_scale() -> list[str]:
 
 
 def _webp_uri(image: np.ndarray, side: int) -> str:
-    """An (S, S, 3) uint8 image as WebP of at most `side` pixels."""
+    """A (height, width, 3) uint8 image as WebP with sides of at most `side` pixels."""
     return _data_uri("webp", _webp(image, side))
 
 

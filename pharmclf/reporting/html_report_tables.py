@@ -9,16 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from pharmclf.core.units import format_count
-from pharmclf.evaluation.metrics import Estimate, OperatingPoint
+from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.result_files import MAX_OPEN_CLASSES, WEAKEST
 from pharmclf.evaluation.results import ClassResult, EvaluationResult
 from pharmclf.reporting import text_format
-from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, ReportData
+from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, ReportData, Thumbnail
 
-MAX_MATRIX = 50
+MAX_MATRIX = 100
 """Classes of a confusion matrix on the page, those with most mistakes."""
 MAX_FULL_MATRIX = 25
-"""Up to so many, classes without a mistake are shown too."""
+"""Up to so many, classes without a mistake are shown too, and the matrix is not folded."""
+MAX_PAIRS = 20
+"""Confused pairs of classes in a list."""
 MAX_ROWS = 500
 """Rows of a table on the page, folded ones included: a browser takes seconds for ten thousand."""
 DEPTHS = (0.575, 0.775, 0.975)
@@ -49,6 +51,8 @@ class Card:
     axis: Axis
     note: str
     """Its meaning in a few words."""
+    text: str = ""
+    """Its value where it is rounded as a part of a whole; "": by itself."""
     mark: float | None = None
     """A share that is marked on the bar."""
     bad: bool = False
@@ -75,7 +79,8 @@ def build_cards(facts: ReportData) -> list[Card]:
     cards = [Card(title=title, estimate=estimate, axis=axis, note=note) for title, estimate, note in top]
     if point is not None:
         note = f"{point.num_answered:,} of {format_count(point.num_images, 'image')}"
-        cards.append(Card(title="Answers by itself", estimate=point.coverage, axis=FULL_AXIS, note=note))
+        text = text_format.format_rest(text_format.format_parts(text_format.answer_shares(point))[2])
+        cards.append(Card(title="Answers by itself", estimate=point.coverage, axis=FULL_AXIS, note=note, text=text))
     if point is not None and decision is not None:
         most, error = decision.max_error, point.error
         note = f"limit: {text_format.format_limit(most)}" if error else "nothing is answered"
@@ -94,25 +99,6 @@ def _round_up(share: float) -> float:
     return min(1.0, math.ceil(20 * share - 1e-9) / 20)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnswerShares:
-    """Shares of the images of a set that are answered rightly, wrongly, or not at all; they sum to 1."""
-
-    right: float
-    wrong: float
-    left: float
-    """Left to a human."""
-
-
-def answer_shares(point: OperatingPoint | None) -> AnswerShares | None:
-    """What happens to the images at the threshold; None where there is none."""
-    if point is None:
-        return None
-    error = point.error.value if point.error else 0.0
-    coverage = point.coverage.value
-    return AnswerShares(right=coverage * (1 - error), wrong=coverage * error, left=1 - coverage)
-
-
 def sort_by_recall(evaluation: EvaluationResult) -> tuple[list[ClassResult], list[ClassResult]]:
     """All classes by rising F1, those that do not occur last: first the open ones of a table, then the folded ones."""
     classes = sorted(evaluation.classes, key=lambda item: (not item.has_examples, item.f1.value, item.name))
@@ -120,10 +106,45 @@ def sort_by_recall(evaluation: EvaluationResult) -> tuple[list[ClassResult], lis
     return classes[:shown], classes[shown:]
 
 
-def rarest_counts(data: DatasetReport) -> list[tuple[str, int, int, int]]:
-    """(class, train, validation, test) of all classes; of more than `MAX_ROWS`, of the rarest by rising count."""
+@dataclass(frozen=True, kw_only=True)
+class ClassTile:
+    """One class of the data set: its number of images, and one of them."""
+
+    name: str
+    counts: Sequence[int]
+    """In train, validation and test."""
+    share: float
+    """Of the images of the largest class, 0..1."""
+    example: Thumbnail | None
+
+    @property
+    def total(self) -> int:
+        """Its images in all splits."""
+        return sum(self.counts)
+
+
+def class_tiles(data: DatasetReport) -> tuple[list[ClassTile], list[ClassTile]]:
+    """All classes, of more than `MAX_ROWS` the rarest by rising count: first the open ones, then the folded ones."""
     counts = list(data.counts[:-1])
-    return sorted(counts, key=lambda row: sum(row[1:]))[:MAX_ROWS] if len(counts) > MAX_ROWS else counts
+    if len(counts) > MAX_ROWS:
+        counts = sorted(counts, key=lambda row: sum(row[1:]))[:MAX_ROWS]
+    largest = max((sum(row[1:]) for row in data.counts[:-1]), default=0)
+    tiles = [
+        ClassTile(name=name, counts=amounts, share=sum(amounts) / max(1, largest), example=data.examples.get(name))
+        for name, *amounts in counts
+    ]
+    return tiles[:MAX_OPEN_CLASSES], tiles[MAX_OPEN_CLASSES:]
+
+
+def histogram(values: np.ndarray, bins: int = 24) -> list[float]:
+    """Numbers of values in equal parts of their range, as shares of the largest number.
+
+    Args:
+        values: (n,) floats, not all equal.
+        bins: number of parts.
+    """
+    counts = np.histogram(values, bins)[0]
+    return [float(count) / int(counts.max()) for count in counts]
 
 
 def class_axis(evaluation: EvaluationResult) -> Axis:

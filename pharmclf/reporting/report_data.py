@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
@@ -17,13 +18,15 @@ from pharmclf.evaluation.results import ConfusedPair, EvaluationResult
 from pharmclf.evaluation.verdict import Verdict
 from pharmclf.reporting.next_steps import NextStep, TrainedModel, next_steps
 
+MeasureName = Literal["size", "brightness", "sharpness"]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Thumbnail:
     """An image of the data set."""
 
     image: np.ndarray
-    """(S, S, 3) uint8 RGB."""
+    """(height, width, 3) uint8 RGB, upright, with its aspect ratio."""
     path: str
     label: str
     """Its class in the data set."""
@@ -40,7 +43,44 @@ class PredictedThumbnail(Thumbnail):
     abstain: bool
     """Whether the model leaves it to a human."""
     heatmap: np.ndarray | None = None
-    """(S, S) floats 0..1, evidence for the predicted class at each place (Grad-CAM); None: not computed."""
+    """(S, S) floats 0..1 over the whole image, evidence for the predicted class at each place (Grad-CAM); None: not
+    computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer of the model to one image."""
+
+    path: str
+    """Without the `root` of its set."""
+    label: str
+    predicted: str
+    confidence: float
+    """As of a `PredictedThumbnail`."""
+    abstain: bool | None
+    """Whether the model leaves it to a human; None: it has no threshold."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeasuredThumbnail(Thumbnail):
+    """An image at an end of a measured range."""
+
+    value: float
+    """In the unit of its measure."""
+    is_outlier: bool
+    """Whether it lies far from the other images."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QualityMeasure:
+    """One property of the images of a data set."""
+
+    name: MeasureName
+    """Size: the shorter side in pixels, of all images; brightness 0..1 and sharpness: of a sample."""
+    values: np.ndarray
+    """(n,) floats, rising."""
+    extremes: Sequence[MeasuredThumbnail]
+    """The outliers, or else the images at the ends of the range; the lowest first."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +98,10 @@ class EvalSetReport:
     """The mistakes with the highest confidence, the highest first."""
     confused: Sequence[tuple[ConfusedPair, Sequence[PredictedThumbnail]]] = ()
     """The most confused pairs of classes, each with some of its images."""
+    predictions: Sequence[Prediction] = ()
+    """The mistakes, the surest first, then the other images, the least sure first; of large sets not all."""
+    root: str = ""
+    """The folder or prefix of its images, which the paths of `predictions` leave out."""
     notes: Sequence[str] = ()
     """Remarks for readers, one line each."""
     drop: Estimate | None = None
@@ -81,6 +125,10 @@ class DatasetReport:
     """Groups that lie in several splits, as the list of the data set has them."""
     duplicate_groups: Sequence[Sequence[Thumbnail]] = ()
     """Some of those groups."""
+    examples: Mapping[str, Thumbnail] = field(default_factory=dict)
+    """Class -> one of its images; of very many classes not all."""
+    quality: Sequence[QualityMeasure] = ()
+    """The measured properties of its images."""
     notes: Sequence[str] = ()
     """Remarks for readers, one line each."""
     has_splits: bool = True

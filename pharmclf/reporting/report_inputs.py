@@ -5,33 +5,36 @@ from __future__ import annotations
 import platform
 
 import numpy as np
+import pandas as pd
 import psutil
 
 from pharmclf import storage
 from pharmclf.core.units import format_memory
-from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_counts
 from pharmclf.data.ray_loader import load_images
+from pharmclf.evaluation.evaluate import ABSTAIN
 from pharmclf.evaluation.gradcam import Explainer
 from pharmclf.evaluation.result_files import write_evaluation
 from pharmclf.evaluation.results import accuracy_difference, most_confused_pairs
 from pharmclf.evaluation.scoring import ScoredDataset, evenly_spaced_indices
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.reporting.figures import png_bytes
-from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, PredictedThumbnail, Thumbnail
+from pharmclf.reporting.image_sample import load_thumbnails, load_upright, sample_dataset
+from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, PredictedThumbnail, Prediction
 from pharmclf.reporting.run_plots import NUM_SAMPLES, confusion_matrix_figure, sample_predictions_figure
 
 _GROUPS, _PER_GROUP, _QUARANTINED = 4, 4, 50
-_SIDE = 128  # of thumbnails of copies, pixels
 _SAMPLES, _WORST, _PAIRS, _PER_PAIR = 10, 8, 4, 4
+MAX_PREDICTIONS = 1000
+"""Rows of the table of test images: a row takes about 150 bytes of the page."""
 
 
 def build_dataset_report(manifest: Manifest, *, has_splits: bool = True) -> DatasetReport:
     """The data section of a report.
 
     Args:
-        manifest: of the data set.
+        manifest: of the data set; a bounded sample of its images is read.
         has_splits: whether it is the data of a run; if not, a model is tested on all of it, whatever a list says.
     """
     if not has_splits:
@@ -40,6 +43,8 @@ def build_dataset_report(manifest: Manifest, *, has_splits: bool = True) -> Data
     sizes = rows["group"].value_counts()
     copies = sizes[sizes > 1]
     bad = manifest.quarantined
+    examples, quality = sample_dataset(manifest)
+    groups = [rows.index[rows["group"] == group][:_PER_GROUP].tolist() for group in sorted(copies.index)[:_GROUPS]]
     return DatasetReport(
         counts=split_counts(manifest),
         quarantined=[(str(row.path), str(row.status)) for row in bad.head(_QUARANTINED).itertuples()],
@@ -47,22 +52,13 @@ def build_dataset_report(manifest: Manifest, *, has_splits: bool = True) -> Data
         num_duplicate_groups=len(copies),
         num_duplicate_images=int(copies.sum()),
         num_torn_groups=int((rows.groupby("group")["split"].nunique() > 1).sum()),
-        duplicate_groups=[_group_thumbnails(manifest, int(group)) for group in sorted(copies.index)[:_GROUPS]],
+        duplicate_groups=[list(load_thumbnails(manifest, group).values()) for group in groups],
+        examples=examples,
+        quality=quality,
         notes=manifest.notes,
         has_splits=has_splits,
         white_level=manifest.white_level,
     )
-
-
-def _group_thumbnails(manifest: Manifest, group: int) -> list[Thumbnail]:
-    """Some images of a group of near duplicates."""
-    rows = manifest.ok[manifest.ok["group"] == group].head(_PER_GROUP)
-    images, bad = load_images(ImageSet.of(manifest).select(rows.index), _SIDE)
-    return [
-        Thumbnail(image=image, path=str(row.path), label=str(row.label))
-        for image, reason, row in zip(images, bad, rows.itertuples(), strict=True)
-        if not reason
-    ]
 
 
 def describe_machine(device: str, workers: int) -> list[tuple[str, str]]:
@@ -83,10 +79,10 @@ def build_set_report(
     Args:
         scored: the set.
         first: the set that it is compared with; None: this is the first.
-        image_size: side of the thumbnails in pixels, that of the model's input.
+        image_size: side of the model's input in pixels, for the heatmaps.
         explainer: computes the heatmaps of mistakes; None: there are none.
     """
-    table = scored.table
+    table, root = scored.table, scored.images.manifest.root
     wrong = table[table["label"] != table["predicted"]].sort_values(["confidence", "row"], ascending=[False, True])
     samples, worst = evenly_spaced_indices(len(table), _SAMPLES), wrong.index[:_WORST].to_numpy()
     pairs = most_confused_pairs(scored.evaluation, _PAIRS)
@@ -109,6 +105,8 @@ def build_set_report(
         worst=select(worst),
         confused=[(pair, select(indices)) for pair, indices in zip(pairs, confused, strict=True)],
         notes=scored.images.notes,
+        predictions=() if first else list_predictions(table, root),
+        root=root,
         drop=accuracy_difference(first.evaluation, scored.evaluation) if first else None,
     )
 
@@ -117,13 +115,12 @@ def _load_thumbnails(
     scored: ScoredDataset, chosen: np.ndarray, explained: np.ndarray, image_size: int, explainer: Explainer | None
 ) -> dict[int, PredictedThumbnail]:
     """Index in the table -> thumbnail; without files that differ from the manifest."""
-    images, bad = load_images(scored.images.files.select(chosen), image_size)
-    images, chosen = images[bad == ""], chosen[bad == ""]
-    explained = np.intersect1d(explained, chosen)
+    files = scored.images.files
     heatmaps: dict[int, np.ndarray] = {}
     if explainer and len(explained):
-        predicted = scored.probabilities[explained].argmax(axis=1)
-        maps = explainer.heatmaps(images[np.searchsorted(chosen, explained)], predicted)
+        images, bad = load_images(files.select(explained), image_size)
+        explained = explained[bad == ""]
+        maps = explainer.heatmaps(images[bad == ""], scored.probabilities[explained].argmax(axis=1))
         heatmaps = dict(zip(explained.tolist(), maps, strict=True))
     rows = scored.table.iloc[chosen].to_dict("records")
     return {
@@ -133,11 +130,36 @@ def _load_thumbnails(
             label=str(row["label"]),
             predicted=str(row["predicted"]),
             confidence=float(row["confidence"]),
-            abstain=bool(row.get("abstain", False)),
+            abstain=bool(row.get(ABSTAIN, False)),
             heatmap=heatmaps.get(index),
         )
-        for index, image, row in zip(chosen.tolist(), images, rows, strict=True)
+        for index, image, row in zip(chosen.tolist(), load_upright(files.select(chosen)), rows, strict=True)
+        if image is not None
     }
+
+
+def list_predictions(table: pd.DataFrame, root: str, most: int = MAX_PREDICTIONS) -> list[Prediction]:
+    """The images of a set that a reader wants to see first: the surest mistakes, then the least sure right answers.
+
+    Args:
+        table: of `predictions_table`.
+        root: the folder or prefix that paths leave out.
+        most: bound on the result.
+    """
+    right = table["label"] == table["predicted"]
+    doubt = table["confidence"].where(right, -table["confidence"])
+    order = table.assign(right=right, doubt=doubt).sort_values(["right", "doubt", "row"])
+    prefix = root.rstrip("/") + "/"
+    return [
+        Prediction(
+            path=str(row["path"]).removeprefix(prefix),
+            label=str(row["label"]),
+            predicted=str(row["predicted"]),
+            confidence=float(row["confidence"]),
+            abstain=bool(row[ABSTAIN]) if ABSTAIN in row else None,
+        )
+        for row in order.head(most).to_dict("records")
+    ]
 
 
 def write_scored_dataset(scored: ScoredDataset, folder: str, image_size: int) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 from pharmclf.core.units import format_count
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.metrics import Estimate, OperatingPoint
 from pharmclf.evaluation.results import EvaluationResult
-from pharmclf.reporting.report_data import EvalSetReport, ReportData
+from pharmclf.reporting.report_data import EvalSetReport, MeasureName, ReportData
 
 THIN = "\u202f"
 """The narrow space that cannot break, between a number and its unit."""
@@ -72,6 +73,19 @@ def format_parts(shares: Sequence[float]) -> list[str]:
     return [format_percent(share) for share in shares]
 
 
+def format_rest(part: str) -> str:
+    """What a text of `format_parts` leaves of 100 %."""
+    number = part.removesuffix(f"{THIN}%")
+    return f"{Decimal(100) - Decimal(number)}{THIN}%" if number[0] not in "<>" else f">99.9999{THIN}%"
+
+
+def format_measure(value: float, measure: MeasureName) -> str:
+    """A measured property of an image: 300 px, 47 %, 0.31."""
+    if measure == "size":
+        return f"{value:,.0f}{THIN}px"
+    return format_percent(value, 0) if measure == "brightness" else f"{value:.2f}"
+
+
 def format_confidence(share: float) -> str:
     """A confidence in per cent, rounded down, so that none looks higher than it is."""
     return "100" + f"{THIN}%" if share >= 1 else f"{math.floor(1000 * share) / 10:.1f}{THIN}%"
@@ -122,6 +136,12 @@ def score_sentences(facts: ReportData) -> ScoreSentences:
     )
 
 
+def answer_shares(point: OperatingPoint) -> tuple[float, float, float]:
+    """The shares of all images that are answered rightly, answered wrongly, and left to a human; they sum to 1."""
+    error, coverage = point.error.value if point.error else 0.0, point.coverage.value
+    return coverage * (1 - error), coverage * error, 1 - coverage
+
+
 def answers_sentence(point: OperatingPoint | None) -> str:
     """The shares of images that the model answers, answers wrongly, and leaves to a human at its threshold."""
     if point is None:
@@ -129,10 +149,10 @@ def answers_sentence(point: OperatingPoint | None) -> str:
     if not point.num_answered or point.error is None:
         return "It answers none of them by itself: all are left to a human."
     left = point.num_images - point.num_answered
-    shown, others = format_parts([point.coverage.value, left / point.num_images])
+    others = format_parts(answer_shares(point))[2]
     rest = f"The other {format_count(left, 'image')} ({others})" if left else "None"
     return (
-        f"At a confidence of {point.threshold:.3f} or more it answers by itself: {shown} "
+        f"At a confidence of {point.threshold:.3f} or more it answers by itself: {format_rest(others)} "
         f"({format_interval(point.coverage)}) "
         f"of the images, and {format_with_interval(point.error)} of these answers are wrong. "
         f"{rest} {'is' if left < 2 else 'are'} left to a human."

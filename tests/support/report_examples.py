@@ -16,12 +16,15 @@ from pharmclf.reporting.next_steps import TrainedModel
 from pharmclf.reporting.report_data import (
     DatasetReport,
     EvalSetReport,
+    MeasuredThumbnail,
     PhaseSummary,
     PredictedThumbnail,
+    QualityMeasure,
     ReportData,
     RunSummary,
     Thumbnail,
 )
+from pharmclf.reporting.report_inputs import list_predictions
 from support.epoch_records import epoch_record
 
 HOSTILE = (
@@ -119,6 +122,8 @@ def make_set(
         samples=make_pictures(table, range(0, len(table), len(table) // 8), side=side, heat=True),
         worst=make_pictures(table, wrong[:6], side=side, heat=True),
         confused=pairs,
+        predictions=list_predictions(table, "/images"),
+        root="/images",
     )
 
 
@@ -183,6 +188,11 @@ def make_facts(
     )  # fmt: skip
     images = [picture.image for picture in test.samples[:2]]
     thumbnails = [Thumbnail(image=image, path=f"/images/{names[0]}.jpg", label=names[0]) for image in images]
+    ends = [
+        MeasuredThumbnail(**vars(item), value=value, is_outlier=value < 0.1)
+        for item, value in zip(thumbnails, (0.02, 0.9), strict=True)
+    ]
+    values = np.array([0.02, *np.linspace(0.4, 0.6, 30), 0.9])
     counts = [(name, 20, 5, 20) for name in names]
     facts = ReportData(
         sets=sets,
@@ -199,6 +209,12 @@ def make_facts(
             num_duplicate_images=2,
             num_torn_groups=0,
             duplicate_groups=[thumbnails],
+            examples={name: Thumbnail(image=images[0], path=f"/images/{name}.jpg", label=name) for name in names[:200]},
+            quality=[
+                QualityMeasure(name="size", values=np.full(60, 300.0), extremes=()),
+                QualityMeasure(name="brightness", values=values, extremes=ends),
+                QualityMeasure(name="sharpness", values=values, extremes=ends[:1]),
+            ],
             notes=[f"a note on {names[0]}"],
         ),
         config_yaml=f"name: made\ndata: {names[0]}\n",
