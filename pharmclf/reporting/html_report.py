@@ -30,10 +30,11 @@ from pharmclf.reporting.image_sample import DISPLAY_SIDE
 from pharmclf.reporting.report_data import PredictedThumbnail, ReportData
 from pharmclf.reporting.run_plots import CURVES, chosen_index, learning_curve_figure
 
-IMAGES_BUDGET_BYTES = 2_000_000
+IMAGES_BUDGET_BYTES = 1_200_000
 """Approximate size of all images of a page as text."""
 _SIDES = (DISPLAY_SIDE, 256, 208, 160, 128, 96)  # of images, pixels; the largest that fits
-_QUALITY = 80
+_QUALITY = 75
+_HEAT_SIDE = 160  # of heatmaps, which show places and no details, pixels
 _MAX_TRIED = 12  # images that are encoded to estimate their size
 _HEAT = "inferno"
 _DIMMED = 0.45  # brightness where the model found no evidence
@@ -156,20 +157,18 @@ def _images(report: ReportData) -> Iterator[np.ndarray]:
 
 
 def heat_overlay(thumbnail: PredictedThumbnail) -> np.ndarray:
-    """The image in grey and dimmed, lit up where the heatmap is high: (height, width, 3) uint8.
+    """The image in grey and dimmed, lit up where the heatmap is high: (height, width, 3) uint8, small.
 
     Raises:
         ValueError: no heatmap.
     """
-    heat, image = thumbnail.heatmap, thumbnail.image
-    if heat is None:
+    if thumbnail.heatmap is None:
         raise ValueError(f"heatmap of {thumbnail.path}: received none, expected an array")
-    height, width = image.shape[:2]
-    stretched = Image.fromarray(np.nan_to_num(heat).astype(np.float32)).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
-    heat = np.clip(np.asarray(stretched), 0, 1)
-    grey = np.asarray(Image.fromarray(image).convert("L"), np.float32)[..., None] / 255
+    shown = Image.fromarray(thumbnail.image).convert("L")
+    shown.thumbnail((_HEAT_SIDE, _HEAT_SIDE), Image.Resampling.LANCZOS)
+    evidence = Image.fromarray(np.nan_to_num(thumbnail.heatmap).astype(np.float32))
+    heat = np.clip(np.asarray(evidence.resize(shown.size, Image.Resampling.BILINEAR)), 0, 1)
+    grey = np.asarray(shown, np.float32)[..., None] / 255
     colour = colormaps[_HEAT](heat)[..., :3].astype(np.float32)
     strength = 0.75 * heat[..., None]
     mixed = (1 - strength) * grey * (_DIMMED + (1 - _DIMMED) * heat[..., None]) + strength * colour
