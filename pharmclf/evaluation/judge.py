@@ -176,8 +176,8 @@ def _threshold(decision: AbstentionPolicy | None, test: EvaluationResult) -> Ite
             "Have a person check every answer.",
         )
         return
-    error = test.answered.error if test.answered else None
-    if error and error.low > decision.max_error:
+    error = _excess_error(decision, test)
+    if error:
         yield _threshold_reason(
             ReasonCode.THRESHOLD_CONTRADICTED,
             f"The test contradicts its threshold: {_with_interval(error)} of its answers are wrong, "
@@ -200,7 +200,7 @@ def _threshold_reason(code: ReasonCode, text: str, remedy: str) -> Reason:
 
 
 def _other_sets(evidence: Evidence) -> Iterator[Reason]:
-    """Sets whose accuracy differs from that of the test images beyond chance."""
+    """Sets whose accuracy differs from that of the test images beyond chance, or on which the threshold fails."""
     test = evidence.test
     if evidence.validation:
         difference = accuracy_difference(evidence.validation, test)
@@ -215,13 +215,21 @@ def _other_sets(evidence: Evidence) -> Iterator[Reason]:
                 remedy="Check that both show the same products, cameras and light, and no copies of training images.",
             )
     for name, scores in evidence.elsewhere.items():
-        if accuracy_difference(test, scores).high < 0:
+        error = _excess_error(evidence.decision, scores)
+        if error or accuracy_difference(test, scores).high < 0:
+            wrong = f", and {_with_interval(error)} of its answers from its threshold are wrong" if error else ""
             yield Reason(
                 code=ReasonCode.WORSE_ELSEWHERE,
                 level=Level.REVIEW,
-                text=f"It does worse on {name}: {_with_interval(scores.accuracy)} of its images are right.",
+                text=f"It does worse on {name}: {_with_interval(scores.accuracy)} of its images are right{wrong}.",
                 remedy="Add photos from there to the training images.",
             )
+
+
+def _excess_error(decision: AbstentionPolicy | None, scores: EvaluationResult) -> Estimate | None:
+    """The share of wrong answers of a set if it is above the limit beyond chance."""
+    error = scores.answered.error if scores.answered else None
+    return error if decision and error and error.low > decision.max_error else None
 
 
 def _look_alikes(test: EvaluationResult) -> Iterator[Reason]:

@@ -262,6 +262,9 @@ def test_validation_and_test_that_differ_beyond_chance_are_a_reason() -> None:
 def test_a_set_of_another_source_where_it_does_worse_is_named() -> None:
     sets = {"lamp": score(*mistaken(4, 50, 0.3), 4), "day": score(*mistaken(4, 50, 0.04), 4)}
     assert "lamp" in only(good(elsewhere=sets), CODES.WORSE_ELSEWHERE, Level.REVIEW).text
+    loose = dataclasses.replace(policy(400, 0.01), threshold=0.3)
+    fails = {"dim": score(*mistaken(4, 100, 0.03), 4, loose)}  # 12 of 400 answers are wrong
+    assert "answers" in only(good(decision=loose, elsewhere=fails), CODES.WORSE_ELSEWHERE, Level.REVIEW).text
 
 
 def test_look_alikes_are_named_as_a_group() -> None:
