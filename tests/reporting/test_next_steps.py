@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pharmclf.commands.registry import load_command
 from pharmclf.evaluation.verdict import Level, Reason, ReasonCode, Verdict
 from pharmclf.reporting.next_steps import TrainedModel, next_steps, report_link, shown_location
 
@@ -47,6 +48,15 @@ def test_the_commands_are_those_of_the_verdict() -> None:
     )
     assert (chance, diverged) == (["prepare", "train", "train"], ["train", "train", "prepare"])
     assert few == chance
+
+
+@pytest.mark.parametrize("level", Level)
+@pytest.mark.parametrize("code", ReasonCode)
+def test_a_command_is_accepted_as_it_is_suggested(code: ReasonCode, level: Level) -> None:
+    """By the parser of its command, with every flag."""
+    for step in next_steps(verdict(code, level=level), TrainedModel(model="runs/a b", data="my photos", name="a")):
+        _, name, *arguments = shlex.split(step.command)
+        load_command(name).PARSER.parse(arguments)
 
 
 def test_look_alikes_are_trained_on_larger_images() -> None:
