@@ -42,9 +42,11 @@ class TrainedModel:
 
         Args:
             config: of the run.
-            folder: of the run.
+            folder: of the run; that of a trial gives the name of its sweep.
         """
-        return cls(model=folder, data=config.data, name=config.run_name, image_size=config.image_size)
+        *_, sweep, home, _ = ("", "", *folder.rstrip("/").split("/"))
+        name = sweep if home == "trials" else config.run_name
+        return cls(model=folder, data=config.data, name=name, image_size=config.image_size)
 
 
 def next_steps(verdict: Verdict, trained: TrainedModel) -> tuple[NextStep, NextStep, NextStep]:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pharmclf.commands.registry import load_command
+from pharmclf.config import RunConfig
 from pharmclf.evaluation.verdict import Level, Reason, ReasonCode, Verdict
 from pharmclf.reporting.next_steps import TrainedModel, next_steps, report_link, shown_location
 
@@ -57,6 +58,14 @@ def test_a_command_is_accepted_as_it_is_suggested(code: ReasonCode, level: Level
     for step in next_steps(verdict(code, level=level), TrainedModel(model="runs/a b", data="my photos", name="a")):
         _, name, *arguments = shlex.split(step.command)
         load_command(name).PARSER.parse(arguments)
+
+
+def test_a_trial_has_the_name_of_its_sweep() -> None:
+    """Its own is a number; a run has its name, wherever it is."""
+    config = RunConfig(name="0003", data="photos", image_size=96)
+    trial = TrainedModel.of_run(config, "s3://bucket/search/trials/0003/")
+    assert (trial.name, trial.data, trial.image_size) == ("search", "photos", 96)
+    assert [TrainedModel.of_run(config, folder).name for folder in ("0003", "/runs/0003")] == ["0003", "0003"]
 
 
 def test_look_alikes_are_trained_on_larger_images() -> None:
