@@ -117,6 +117,51 @@ def test_difference_covers_the_truth_in_95_of_100_samples():
     assert 0.93 < np.mean(covered) < 0.97
 
 
+def paired(gained, lost, same):
+    """Hits of two models on the same images: so many that only the second, only the first, and both have right."""
+    first = np.repeat([False, True, True], [gained, lost, same])
+    return first, np.repeat([True, False, True], [gained, lost, same]), np.arange(gained + lost + same)
+
+
+def test_difference_on_the_same_images_counts_only_those_on_which_the_models_differ():
+    """1 of 21 gained and 7 lost (Bentur 2009, the example of the method): (2 - 8) / 23 within 1.96 standard errors."""
+    found = metrics.paired_difference(*paired(1, 7, 13))
+    assert found.value == pytest.approx(-6 / 21)
+    assert (round(found.low, 3), round(found.high, 3)) == (-0.508, -0.013)
+    alike = metrics.paired_difference(*paired(0, 0, 50))
+    assert alike.value == 0.0
+    assert alike.low == -alike.high < 0.0
+
+
+@pytest.mark.parametrize(("gained", "is_clear"), [(0, False), (3, False), (5, False), (6, True), (12, True)])
+def test_a_few_gained_images_prove_no_difference(gained, is_clear):
+    """Of 50 images, 5 gained and none lost may be chance, 6 are not (McNemar: p = 0.06 and 0.03)."""
+    assert (metrics.paired_difference(*paired(gained, 0, 50 - gained)).low > 0) == is_clear
+
+
+def test_difference_on_the_same_images_covers_the_truth_in_95_of_100_samples():
+    """2 % gained and 5 % lost, on 150 images: over 3,000 samples it holds -0.03 in 94 to 98 %."""
+    generator, covered = np.random.default_rng(0), []
+    for gained, lost, same in generator.multinomial(150, [0.02, 0.05, 0.93], 3000):
+        found = metrics.paired_difference(*paired(gained, lost, same))
+        covered.append(found.low <= -0.03 <= found.high)
+    assert 0.94 < np.mean(covered) < 0.98
+
+
+def test_copies_of_images_do_not_narrow_the_difference():
+    """Each image twice gives the interval of each image once."""
+    first, second, groups = paired(8, 2, 40)
+    once = metrics.paired_difference(first, second, groups)
+    twice = metrics.paired_difference(*(np.repeat(part, 2) for part in (first, second, groups)))
+    assert (twice.value, twice.low, twice.high) == pytest.approx((once.value, once.low, once.high))
+
+
+@pytest.mark.parametrize("lengths", [(0, 0, 0), (3, 2, 3)])
+def test_difference_on_the_same_images_needs_the_same_images(lengths):
+    with pytest.raises(ValueError, match="expected the same number above 0"):
+        metrics.paired_difference(*(np.ones(length, bool) for length in lengths))
+
+
 @settings(deadline=None)
 @given(st.integers(0, 400), st.integers(1, 400), st.floats(0.001, 0.999))
 def test_tail_probability_is_the_binomial_distribution(successes, more, share):

@@ -24,6 +24,7 @@ from pharmclf.evaluation.metrics.intervals import (
     independent_size,
     mean_proportion,
     min_samples_for_guarantee,
+    paired_difference,
     proportion,
     proportion_difference,
     tail_probability,
@@ -36,7 +37,7 @@ __all__ = [
     "REJECT_ALL", "ConfusionCounts", "Estimate", "OperatingPoint", "ReliabilityBin", "RiskCoverage",
     "apply_temperature", "bootstrap_interval", "calibration_error", "choose_threshold", "class_f1",
     "confusion_counts", "effective_size", "exact_interval", "fit_temperature", "independent_size", "macro_f1",
-    "mean_proportion", "min_samples_for_guarantee", "most_probable", "operating_point", "proportion",
-    "proportion_difference", "reliability", "risk_coverage", "tail_probability", "top_k_hits", "upper_bound",
-    "wilson_interval",
+    "mean_proportion", "min_samples_for_guarantee", "most_probable", "operating_point", "paired_difference",
+    "proportion", "proportion_difference", "reliability", "risk_coverage", "tail_probability", "top_k_hits",
+    "upper_bound", "wilson_interval",
 ]  # fmt: skip

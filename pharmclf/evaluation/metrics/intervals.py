@@ -116,6 +116,32 @@ def proportion_difference(first: Estimate, second: Estimate) -> Estimate:
     return Estimate(value, max(-1.0, value - down), min(1.0, value + up))
 
 
+def paired_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> Estimate:
+    """Share of the hits of the second model minus that of the first, on the same images, with its 95 % interval.
+
+    Only images that one of the models has right and the other wrong carry information on the difference.
+    Source: Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on
+    paired data", at the effective size of the sample. It has a width also where the models never differ.
+
+    Args:
+        first: (n,) booleans; n is 1 or more.
+        second: (n,) booleans of the same images, in their order.
+        groups: (n,) numbers or texts; rows of one value are near duplicates.
+
+    Raises:
+        ValueError: no rows, or arrays of different lengths.
+    """
+    if not len(groups) or not len(first) == len(second) == len(groups):
+        raise ValueError(f"received {len(first)}, {len(second)} and {len(groups)} rows, expected the same number above 0")
+    size = effective_size(groups)
+    gained, lost = float((second & ~first).mean()), float((first & ~second).mean())
+    up, down = (share * size + 1.0 for share in (gained, lost))  # one more of each kind, of two more images
+    centre = (up - down) / (size + 2.0)
+    half = _Z95 * math.sqrt(((up + down) / (size + 2.0) - centre**2) / (size + 2.0))
+    value = gained - lost
+    return Estimate(value, max(-1.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
+
+
 def tail_probability(successes: float | np.ndarray, total: float | np.ndarray, share: float | np.ndarray) -> np.ndarray:
     """Probability of at most so many successes if each of `total` images is one with the probability `share`.
 
