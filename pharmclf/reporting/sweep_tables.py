@@ -7,12 +7,12 @@ import statistics
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 
 from pharmclf.core.tables import align_columns
-from pharmclf.evaluation.metrics import wilson_interval
+from pharmclf.evaluation.metrics import Estimate, wilson_interval
 from pharmclf.reporting.trial_info import (
     ParameterValue,
     TrialInfo,
@@ -23,6 +23,11 @@ from pharmclf.reporting.trial_info import (
     short_names,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    import optuna
+
+MIN_IMPORTANCE_TRIALS = 10
+"""Trials from which importances are computed; of fewer they are noise."""
 _MAX_ROWS = 40  # of the table of results
 _MAX_LIVE = 8  # running trials in the live table
 _MAX_REASON = 48  # characters
@@ -46,8 +51,8 @@ def trial_frame(
     trials, rows = sorted(trials, key=lambda trial: trial.number), list[dict[str, Any]]()
     for trial in trials:
         best = trial.best
-        low, high = _interval(trial, val_images) or (math.nan, math.nan)
-        price = math.nan if price_per_hour is None else _price(trial, price_per_hour, share)
+        interval = accuracy_estimate(trial, val_images)
+        price = math.nan if price_per_hour is None else trial_price(trial, price_per_hour, share)
         rows.append(
             {
                 "number": trial.number,
@@ -58,8 +63,8 @@ def trial_frame(
                 "best_phase": best.phase if best else None,
                 "best_epoch": best.epoch + 1 if best else None,
                 "val_accuracy": trial.best_accuracy,
-                "val_accuracy_low": low,
-                "val_accuracy_high": high,
+                "val_accuracy_low": interval.low if interval else math.nan,
+                "val_accuracy_high": interval.high if interval else math.nan,
                 "val_loss": best.val_loss if best else math.nan,
                 "train_s": trial.train_s,
                 "overhead_s": trial.seconds - trial.train_s,
@@ -87,9 +92,9 @@ def results_table(trials: Sequence[TrialInfo], price_per_hour: float | None, sha
         val_images: images of the validation split, for the 95 % intervals.
     """
     shown = rank_trials(trials)[:_MAX_ROWS]
-    prices = [] if price_per_hour is None else [_price(trial, price_per_hour, share) for trial in shown]
+    prices = [] if price_per_hour is None else [trial_price(trial, price_per_hour, share) for trial in shown]
     digits = 2 if max(prices, default=1.0) >= 1 else 4
-    names, values = _parameter_cells(shown)
+    names, values = parameter_cells(shown)
     rows = [["trial", *names, "epochs", "val acc (95 %)", "seconds", *(["price"] if prices else []), "state"]]
     for index, trial in enumerate(shown):
         numbers = [str(len(trial.history)), _format_accuracy(trial, val_images), f"{trial.seconds:.1f}"]
@@ -112,7 +117,7 @@ def live_table(trials: Sequence[TrialInfo], eta: str, *, num_trials: int | None 
     best = best_trial(trials)
     running = sorted((trial for trial in trials if trial.state == "running"), key=lambda trial: trial.number)
     shown = ([best] if best else []) + [trial for trial in running if trial is not best][:_MAX_LIVE]
-    names, values = _parameter_cells(shown)
+    names, values = parameter_cells(shown)
     rows = [["", "trial", *names, "epochs", "val acc", "last", "state"]]
     for trial, cells in zip(shown, values, strict=True):
         last = f"{list(trial.history.values())[-1].val_accuracy:.3f}" if trial.history else "-"
@@ -127,24 +132,25 @@ def live_table(trials: Sequence[TrialInfo], eta: str, *, num_trials: int | None 
 
 
 def parameter_importances(trials: Iterable[TrialInfo], log_names: Collection[str] = ()) -> dict[str, float]:
-    """The share of the variation of the best validation accuracy that each parameter explains by itself, 0..1.
+    """How much each parameter decides whether a trial is among the best, as shares of 1.
 
-    By fANOVA (Hutter, Hoos and Leyton-Brown 2014), which splits the variance of a random forest over the search space.
-    The rest to 1 is due to combinations of parameters. It counts trials that ended, except failed ones, whose end says
-    nothing of their parameters; a diverged one has accuracy 0.
+    By PED-ANOVA (Watanabe, Bansal and Hutter 2023), which compares where the best trials lie with where all lie. It
+    counts trials that ended, except failed ones, whose end says nothing of their parameters; a diverged one has
+    accuracy 0.
 
     Args:
         trials: those of one sweep.
         log_names: parameters that were searched on a logarithmic scale; one with a value of 0 or less counts as linear.
 
     Returns:
-        Parameter -> share, in the trials' order; {} with fewer than 4 trials, or where all are equally accurate.
+        Parameter -> share, in the trials' order; {} with fewer than `MIN_IMPORTANCE_TRIALS` trials that count, or where
+        all are equally accurate.
     """
     trials = [trial for trial in trials if trial.state == "diverged" or (_has_result(trial) and trial.best)]
     scores = [
         trial.best_accuracy if _has_result(trial) and math.isfinite(trial.best_accuracy) else 0.0 for trial in trials
     ]
-    if len(scores) < 4 or len(set(scores)) == 1:
+    if len(scores) < MIN_IMPORTANCE_TRIALS or len(set(scores)) == 1:
         return {}
     import optuna  # here, because it takes a second, and only the end of a sweep needs it
 
@@ -153,66 +159,61 @@ def parameter_importances(trials: Iterable[TrialInfo], log_names: Collection[str
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return _fanova([trial.params for trial in trials], scores, log_names)
+            study = _as_study([trial.params for trial in trials], scores, log_names)
+            # the best tenth, or the best five where that is more
+            judge = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, 5 / len(scores)))
+            shares = optuna.importance.get_param_importances(study, evaluator=judge)
     finally:
         optuna.logging.set_verbosity(verbosity)
+    return {name: float(shares[name]) for name in trials[0].params}
 
 
 def _has_result(trial: TrialInfo) -> bool:
     return trial.state in ("trained", "stopped")
 
 
-def _fanova(
+def _as_study(
     params: Sequence[Mapping[str, ParameterValue]], scores: Sequence[float], log_names: Collection[str]
-) -> dict[str, float]:
+) -> optuna.Study:
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     distributions: dict[str, optuna.distributions.BaseDistribution] = {}
     columns: dict[str, list[Any]] = {name: [trial[name] for trial in params] for name in params[0]}
     for name, values in columns.items():
+        log = name in log_names and not is_category(values) and min(values) > 0
         if is_category(values):
-            values = [str(value) for value in values]
-            distributions[name] = CategoricalDistribution(sorted(set(values)))
-        elif name in log_names and min(values) > 0:
-            # Optuna's evaluator integrates over the plain values, where the largest decade takes nearly all the space
-            values = [math.log10(value) for value in values]
-            distributions[name] = FloatDistribution(min(values), max(values))
+            columns[name] = [str(value) for value in values]
+            distributions[name] = CategoricalDistribution(sorted(set(columns[name])))
         elif all(isinstance(value, int) for value in values):
-            distributions[name] = IntDistribution(min(values), max(values))
+            distributions[name] = IntDistribution(min(values), max(values), log=log)
         else:
-            distributions[name] = FloatDistribution(min(values), max(values))
-        columns[name] = values
+            distributions[name] = FloatDistribution(min(values), max(values), log=log)
     study = optuna.create_study(direction="maximize")
     for index, score in enumerate(scores):
         row = {name: column[index] for name, column in columns.items()}
         study.add_trial(optuna.create_trial(params=row, distributions=distributions, value=score))
-    try:
-        importances = optuna.importance.FanovaImportanceEvaluator(seed=0).evaluate(study)
-    except RuntimeError:  # no tree of the forest has a split
-        return {}
-    return {name: float(importances[name]) for name in columns}
+    return study
 
 
-def _price(trial: TrialInfo, price_per_hour: float, share: float) -> float:
+def trial_price(trial: TrialInfo, price_per_hour: float, share: float) -> float:
+    """What a trial has cost, in the currency of the price of the whole cluster, of which it held a share."""
     return trial.seconds / 3600 * price_per_hour * share
 
 
-def _interval(trial: TrialInfo, val_images: int) -> tuple[float, float] | None:
-    """The 95 % interval of the best validation accuracy; None where there is none."""
+def accuracy_estimate(trial: TrialInfo, val_images: int) -> Estimate | None:
+    """The best validation accuracy with its 95 % interval; None where there is none."""
     if not math.isfinite(trial.best_accuracy) or val_images <= 0:
         return None
-    estimate = wilson_interval(trial.best_accuracy * val_images, val_images)
-    return estimate.low, estimate.high
+    return wilson_interval(trial.best_accuracy * val_images, val_images)
 
 
 def _format_accuracy(trial: TrialInfo, val_images: int) -> str:
     """0.912 (0.885-0.934), or 0.912 without a number of images."""
     if trial.best is None:
         return "-"
-    interval = _interval(trial, val_images)
-    text = f"{trial.best_accuracy:.3f}"
-    return f"{text} ({interval[0]:.3f}-{interval[1]:.3f})" if interval else text
+    estimate = accuracy_estimate(trial, val_images)
+    return str(estimate) if estimate else f"{trial.best_accuracy:.3f}"
 
 
 def _format_state(trial: TrialInfo) -> str:
@@ -236,13 +237,13 @@ def _sums_line(trials: Sequence[TrialInfo], price_per_hour: float | None, share:
     parts = [f"{len(trials)} trials: {_count_states(trials)}"]
     parts.append(f"{seconds:,.1f} s, {cpu_s:,.1f} CPU-s, {gpu_s:,.1f} GPU-s")
     if price_per_hour is not None:
-        price = sum(_price(trial, price_per_hour, share) for trial in trials)
+        price = sum(trial_price(trial, price_per_hour, share) for trial in trials)
         parts.append(f"price {price:.{2 if price >= 1 else 4}f}")
     parts.append(f"median overhead {statistics.median(overheads):.1f} s a trial" if overheads else "no trial ended")
     return "; ".join(parts)
 
 
-def _parameter_cells(trials: Sequence[TrialInfo]) -> tuple[list[str], list[tuple[str, ...]]]:
+def parameter_cells(trials: Sequence[TrialInfo]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Short names of the parameters, and for each trial their values as texts; those of a parameter have one form."""
     short = short_names(trials[0].params if trials else ())
     columns = [_format_values([trial.params[name] for trial in trials]) for name in short]
@@ -253,6 +254,6 @@ def _format_values(values: Sequence[Any]) -> list[str]:
     """Values as texts, numbers in 3 digits; where one is small, all are written like 1.2e-03."""
     if is_category(values) or all(isinstance(value, int) for value in values):
         return [str(value) for value in values]
-    if not any(0 < abs(value) < 0.01 for value in values):
+    if not any(0 < abs(value) < 0.001 for value in values):
         return [f"{value:.3g}" for value in values]
     return [f"{float(mantissa):g}e{power}" for mantissa, power in (f"{value:.2e}".split("e") for value in values)]

@@ -212,13 +212,14 @@ def test_importance_goes_to_the_parameter_that_the_accuracy_hangs_on(capfd):
     assert list(shares) == list(trials[0].params)
     assert shares["phase1.learning_rate"] > 0.6
     assert shares["seed"] == shares["way"] == 0.0
-    assert sum(shares.values()) <= 1.0 + 1e-9
+    assert sum(shares.values()) == pytest.approx(1.0)
     assert shares == sweep_tables.parameter_importances(trials, LOG_NAMES)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_logarithmic_parameter_counts_by_its_decades():
-    """Accuracy that rises by decade is seen in a logarithm, and hardly where only the last decade has any width."""
+@pytest.mark.parametrize("log_names", [["rate"], []])
+def test_a_parameter_over_decades_is_found_on_either_scale(log_names):
+    """Accuracy that falls by decade goes to the rate, and not to what only orders the bad trials."""
     rates = [10.0**-power for power in (6, 5, 4, 3, 2, 1)] * 4
     trials = [
         TrialInfo(
@@ -229,17 +230,14 @@ def test_a_logarithmic_parameter_counts_by_its_decades():
         )
         for number, rate in enumerate(rates)
     ]
-    assert (
-        sweep_tables.parameter_importances(trials, ["rate"])["rate"]
-        > 0.6
-        > sweep_tables.parameter_importances(trials)["rate"]
-    )
+    assert sweep_tables.parameter_importances(trials, log_names)["rate"] > 0.6
 
 
 def test_nothing_is_said_of_importances_without_enough_trials():
-    """Fewer than four that ended, or equal accuracies: {}; failed and running ones do not count, diverged ones as 0."""
-    trials = make_trials(4)
-    assert sweep_tables.parameter_importances(trials[:3], LOG_NAMES) == {}
+    """Fewer than ten that ended, or equal accuracies: {}; failed and running ones do not count, diverged ones as 0."""
+    trials = make_trials(10)
+    assert sweep_tables.parameter_importances(trials, LOG_NAMES)
+    assert sweep_tables.parameter_importances(trials[1:], LOG_NAMES) == {}
     assert (
         sweep_tables.parameter_importances([dataclasses.replace(trial, state="failed") for trial in trials], LOG_NAMES)
         == {}
@@ -251,7 +249,7 @@ def test_nothing_is_said_of_importances_without_enough_trials():
     )
 
 
-@given(st.lists(facts, min_size=4, max_size=10, unique_by=lambda trial: trial.number))
+@given(st.lists(facts, min_size=10, max_size=16, unique_by=lambda trial: trial.number))
 @settings(max_examples=5, deadline=None)
 def test_importances_of_any_trials_are_shares(trials):
     """None, or one for each parameter, from 0 to 1."""
