@@ -44,6 +44,7 @@ from pharmclf.runs.record import (
     write_final_record,
 )
 from pharmclf.runs.status_writer import StatusWriter
+from pharmclf.runs.storage_index import renew_index
 from pharmclf.storage.lease import Lease
 from pharmclf.tracking import Tracker, check_tracking
 from pharmclf.training.feasible import batch_warning, check_feasible
@@ -72,6 +73,7 @@ def run(
     """
     started = time.monotonic()
     config = resolve_weights_path(config)
+    is_trial = bool(folder)
     folder = folder or storage.join(storage.absolute(config.storage), config.run_name)
     warnings = [*check_feasible(config), *destination_warnings(folder)]
     check_storage(config)
@@ -90,7 +92,11 @@ def run(
         with run_lock(folder) as lease:
             record = begin_record(config, folder, start, manifest)
             record.seconds += time.monotonic() - started
-            _ActiveRun(config, folder, manifest, record, stop, lease, say).train_and_evaluate()
+            try:
+                _ActiveRun(config, folder, manifest, record, stop, lease, say).train_and_evaluate()
+            finally:
+                if not is_trial:
+                    renew_index(storage.absolute(config.storage), config.run_name, say)
     return EXIT_OK if record.state is RecordState.COMPLETE else stop.exit_code
 
 

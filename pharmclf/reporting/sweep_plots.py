@@ -32,12 +32,11 @@ from pharmclf.reporting.figures import (
 )  # fmt: skip
 from pharmclf.reporting.fonts import format_names
 from pharmclf.reporting.sweep_axes import accuracy_range, accuracy_ticks, build_scales, clipped_accuracies
-from pharmclf.reporting.trial_info import TrialInfo, TrialState, best_trial, short_names
+from pharmclf.reporting.trial_info import TrialInfo, TrialState, best_trial
 
 Look = dict[str, Any]
 """Keyword arguments of matplotlib's `plot`."""
 _ACCURACY = LinearSegmentedColormap.from_list("accuracy", ["#d9e6f0", "#86b9dc", "#2a7fba", "#08355e"])
-_REST = "#b4bdc8"
 _DASHES = (0, (4, 2))
 _MARKS: dict[str, Look] = {
     "best": {"marker": "*", "color": ORANGE, "markersize": 15, "markeredgecolor": "white"},
@@ -110,7 +109,7 @@ def _annotate_best(axes: Axes, trial: TrialInfo, last: int) -> None:
     side, shift = ("left", -5) if epoch < 0.2 * last else ("right", 5) if epoch > 0.85 * last else ("center", 0)
     axes.annotate(
         f"trial {trial.number}: {accuracy:.3f}", (epoch, accuracy), xytext=(shift, 9), textcoords="offset points",
-        ha="center" if last == 1 else side, va="bottom", color=ORANGE, weight="bold", zorder=7,
+        ha="center" if last == 1 else side, va="bottom", color=INK, weight="bold", zorder=7,
     )  # fmt: skip
 
 
@@ -227,34 +226,6 @@ def _write_tick(axes: Axes, x: float, y: float, text: str, *, ha: str, shift: fl
         text, (x, y), xytext=(shift, 0), textcoords="offset points", ha=ha, va="center", size=8, color=SOFT, zorder=7,
         bbox=box,
     )  # fmt: skip
-
-
-@chart_style()
-def importance_figure(importances: Mapping[str, float]) -> Figure:
-    """How much of the variation of the accuracy each parameter explains, the largest share first.
-
-    Args:
-        importances: of `parameter_importances`; at least one.
-    """
-    short = short_names(importances)
-    bars = sorted(((share, format_names(short[name], 34), BLUE) for name, share in importances.items()), reverse=True)
-    rest = 1.0 - sum(importances.values())
-    if bars[0][0] > 0 and rest > 0.005:
-        bars.append((rest, "combinations", _REST))
-    left, height = 0.5 + 0.085 * max(len(name) for _, name, _ in bars), 1.15 + 0.36 * len(bars)
-    width = max(7.2, left + 4.6)
-    figure = Figure(figsize=(width, height), dpi=DPI)
-    write_heading(figure, "What matters", "share of the variation of the best validation accuracy (fANOVA)")
-    axes = figure.add_axes((left / width, 0.2 / height, 1 - (left + 0.75) / width, 1 - 1.1 / height))
-    placing: dict[str, Any] = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
-    for index, (share, name, colour) in enumerate(bars):
-        axes.barh(index, share, height=0.62, color=colour)
-        text = f"{share:.0%}" if share >= 0.1 or not share else f"{share:.1%}"
-        axes.annotate(text, (share, index), xytext=(5, 0), **placing)
-        axes.annotate(name, (0, index), xytext=(-7, 0), ha="right", **placing)
-    axes.set(ylim=(len(bars) - 0.5, -0.5), xlim=(0, max(share for share, _, _ in bars) or 1.0), xticks=[], yticks=[])
-    axes.spines["bottom"].set_visible(False)
-    return figure
 
 
 def _format_accuracies(axes: Axes, low: float, high: float) -> None:

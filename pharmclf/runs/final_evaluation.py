@@ -42,13 +42,11 @@ from pharmclf.reporting.report_inputs import (
 )
 from pharmclf.reporting.run_plots import learning_curves_figure
 from pharmclf.reporting.run_summary import build_result, summary_text
-from pharmclf.runs.record import RunRecord
+from pharmclf.runs.record import REPORT_FILE, RunRecord
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
 from pharmclf.training.context import LABELS_FILE, MODEL_FILE, phase_model_file
 from pharmclf.training.lr_schedule import best_phase
 from pharmclf.training.train_state import TrainResult
-
-REPORT_FILE = "report.html"
 
 
 def run_final_evaluation(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pharmclf.data.manifest import Manifest  # imports pandas, which the status of runs does without
 
 RUN_FILE = "run.json"
+REPORT_FILE = "report.html"
 # settings that records of runs may lack, as dotted names: with its default, each is as if it were not there
 _ADDED_SETTINGS = ("label_level", "min_images", "split.ignore_folders")
 _WEIGHT_NAMES = ("imagenet", "none")

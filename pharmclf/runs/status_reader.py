@@ -26,9 +26,10 @@ LOST = "no sign of life"
 """State of a run or sweep whose driver disappeared."""
 BROKEN_OFF = "broken off"
 """State of a trial whose worker disappeared; the command of its sweep resumes it."""
-_SWEEP_FILE = "sweep.json"
+SWEEP_FILE = "sweep.json"
 _READERS = 16  # concurrent readers of runs
 _log = logging.getLogger(__name__)
+S = TypeVar("S")
 T = TypeVar("T")
 RunKind = Literal["run", "sweep", "trial"]
 
@@ -129,7 +130,7 @@ def list_status(location: str, name: str = "") -> list[RunStatus]:
         if name and (run := read_status(location, name)):
             return [run]
         folders = storage.list_folders(location)
-        runs = _read_all(functools.partial(_read_or_skip, location), folders)
+        runs = read_in_threads(functools.partial(read_or_skip, location), folders)
         if not runs:
             found = "a folder without runs" if folders or storage.exists(location) else "nothing there"
             if _read_folder(*location.rstrip("/").rsplit("/", 1)):
@@ -141,14 +142,15 @@ def list_status(location: str, name: str = "") -> list[RunStatus]:
     raise ConfigError(f"--name: received {name!r}, expected a run of {location}, such as {near}")
 
 
-def _read_all(read: Callable[[str], T | None], names: Iterable[str]) -> list[T]:
+def read_in_threads(read: Callable[[S], T | None], names: Iterable[S]) -> list[T]:
     """Call `read` in several threads, with this thread's `storage.timeout`; leave out None."""
     calls = [functools.partial(contextvars.copy_context().run, read, name) for name in names]
     with ThreadPoolExecutor(_READERS) as pool:
         return [result for result in pool.map(lambda call: call(), calls) if result is not None]
 
 
-def _read_or_skip(location: str, path: str) -> RunStatus | None:
+def read_or_skip(location: str, path: str) -> RunStatus | None:
+    """As `read_status`; None also for a folder that may not be read."""
     try:
         return read_status(location, path)
     except PermissionError as error:  # a folder such as lost+found
@@ -170,7 +172,7 @@ def read_status(location: str, path: str) -> RunStatus | None:
 def _read_folder(location: str, path: str) -> RunStatus | None:
     folder = storage.join(location, path)
     is_held, held_s = _read_lease(folder)
-    kinds: tuple[tuple[str, RunKind], ...] = ((RUN_FILE, "run"), (_SWEEP_FILE, "sweep"))
+    kinds: tuple[tuple[str, RunKind], ...] = ((RUN_FILE, "run"), (SWEEP_FILE, "sweep"))
     for file, kind in kinds:
         stored = storage.read_versioned(storage.join(folder, file))
         if stored is None:
@@ -258,7 +260,7 @@ def _status_from_checkpoints(run: RunStatus, record: RunRecord) -> Status:
 def _sweep_status(run: RunStatus, content: Mapping[str, Any], is_held: bool, held_s: float) -> RunStatus:
     """Complete the status of a sweep, given as to `_run_status`, from the content of sweep.json."""
     home, seen_s = storage.join(run.location, TRIALS_FOLDER), max(held_s, run.seen_s)
-    trials = _read_all(functools.partial(_read_trial, home, is_held), storage.list_folders(home))
+    trials = read_in_threads(functools.partial(_read_trial, home, is_held), storage.list_folders(home))
     is_lost = content["state"] == RecordState.RUNNING and not is_held
     result = content.get("result")
     sweep = SweepStatus(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,11 @@ from pharmclf.models.devices import with_precision
 from pharmclf.models.precision import run_precision
 from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.pipeline import describe_data
+from pharmclf.reporting.sweep_report import SweepReport
 from pharmclf.reporting.trial_info import best_trial
 from pharmclf.resume import run_manifest
 from pharmclf.runs.record import (
+    REPORT_FILE,
     RUN_FILE,
     check_settings,
     clear_folder,
@@ -40,19 +41,20 @@ from pharmclf.runs.record import (
     versions,
     weights_fingerprint,
 )
+from pharmclf.runs.storage_index import renew_index
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 from pharmclf.storage.lease import Lease
 from pharmclf.tracking import SweepTracker, check_tracking
 from pharmclf.training.checkpoint import check_fingerprints
 from pharmclf.training.feasible import batch_warning, check_feasible
 from pharmclf.tuning.asha import default_grace, rungs
-from pharmclf.tuning.best_trial import evaluate_best_trial, retrain_best_trial
+from pharmclf.tuning.best_trial import StopRequest, evaluate_winner
 from pharmclf.tuning.options import SweepOptions, TrialResources
 from pharmclf.tuning.precompute import max_blocks, precompute_features
 from pharmclf.tuning.search import Search, check_search
 from pharmclf.tuning.space import Space, check_depths
 from pharmclf.tuning.space_file import load_space
-from pharmclf.tuning.sweep_results import TABLE_FILE, write_results
+from pharmclf.tuning.sweep_results import TABLE_FILE, write_results, write_winner
 from pharmclf.tuning.sweep_spec import SweepSpec
 from pharmclf.tuning.sweep_start import (
     SWEEP_FILE,
@@ -165,6 +167,7 @@ class _SweepRun:
                 tracker.close(self.record)
                 if line := hardware.line():
                     self.say(line)
+                renew_index(storage.absolute(self.base.storage), self.base.name, self.say)
 
     def _hardware(self, lease: Lease) -> HardwareMonitor:
         """Watches the node of the sweep's driver; on one machine that is where all trials are."""
@@ -199,7 +202,7 @@ class _SweepRun:
                     quarantine.check()
                 return self._mark_interrupted(stop, lease)
 
-    def _run_trials(self, stop_requested: Callable[[], bool], tracker: SweepTracker, quarantine: Quarantine) -> int:
+    def _run_trials(self, stop_requested: StopRequest, tracker: SweepTracker, quarantine: Quarantine) -> int:
         began = time.monotonic()
         base = with_precision(self.base, self.record["precision"])
         weights = self.record["fingerprints"]
@@ -222,13 +225,13 @@ class _SweepRun:
             store, room, stop_requested, self.say, ended=ended, lost=quarantine.add, reuse_workers=reuse
         )
         conductor.run(self._trial_context(room))
-        self._write_results(store, room)
+        report = self._write_results(store, room)
         if store.fatal:
             raise storage.StorageUnavailableError(store.fatal)
         if stop_requested():
             raise StopRequested
         self.say(f"all trials have ended after {time.monotonic() - began:.0f} s")
-        return self._finish(store, quarantine, stop_requested)
+        return self._finish(store, report, quarantine, stop_requested)
 
     def _open_store(self, kept: dict[str, list[int]]) -> TrialStore:
         epochs = self.base.phase1.epochs, self.base.phase2.epochs
@@ -254,37 +257,35 @@ class _SweepRun:
         threads = max(1, int(cores / room.concurrent)) if room.concurrent > 1 else 0
         return TrialContext(manifest=self.manifest, share=room.share, threads=threads)
 
-    def _write_results(self, store: TrialStore, room: TrialResources) -> None:
-        """Write the table and the figures of the trials so far."""
-        if not (trials := store.trial_infos()):
-            return
-        price, images = self.options.price_per_hour or None, len(self.manifest.rows("validation"))
-        table, importances = write_results(self.folder, trials, self.space.log_names, price, room.share, images)
+    def _write_results(self, store: TrialStore, room: TrialResources) -> SweepReport | None:
+        """Write the table, the figures and the page of the trials so far; None: none has begun."""
+        if not store.trial_infos():
+            return None
+        table, report = write_results(store, self.options, room.share, len(self.manifest.rows("validation")))
         self.say(table)
-        self.record.update(table=table, importances=importances)
+        self.record.update(table=table, importances=dict(report.importances))
+        return report
 
-    def _finish(self, store: TrialStore, quarantine: Quarantine, stop_requested: Callable[[], bool]) -> int:
-        best = best_trial(store.trial_infos())
-        if best is None:
+    def _finish(
+        self, store: TrialStore, report: SweepReport | None, quarantine: Quarantine, stop_requested: StopRequest
+    ) -> int:
+        best = best_trial(report.trials) if report else None
+        if report is None or best is None:
             self._write(state="failed")
             reasons = sorted({trial.reason for trial in store.trials.values() if trial.reason})
             raise SweepError(f"no trial has finished an epoch: {'; '.join(reasons[:3])}")
-        trial = store.trials[best.number]
-        self.say(f"the winner is trial {trial.number}, the only one that is tested")
-        workers = self.options.workers_per_trial
-        if self.options.winner == "retrain":
-            home = storage.join(self.folder, "trials")
-            alike = str(workers) if workers > 1 else "1"
-            folder, code = retrain_best_trial(trial, home, alike, self.manifest, self.say)
-            if code != EXIT_OK:
-                self._write(state="interrupted")
-                return code
-        else:
-            precision = self.record["precision"]
-            folder = evaluate_best_trial(trial, self.manifest, workers, precision, self.say, quarantine, stop_requested)
+        self.say(f"the winner is trial {best.number}, chosen without the test images")
+        folder, code, comparison = evaluate_winner(
+            store, best.number, self.options, self.manifest, self.say, quarantine, stop_requested
+        )
+        if code != EXIT_OK:
+            self._write(state="interrupted")
+            return code
         result = load_record(storage.join(folder, "result.json"))
-        self._write(state="complete", winner=trial.number, winner_folder=folder, result=result)
-        self.say(f"in {self.folder}: {TABLE_FILE} and its figures; the model in {folder}/model")
+        write_winner(self.folder, report, best, folder, result, comparison)
+        about = {"result": result, "comparison": comparison.to_dict() if comparison else None}
+        self._write(state="complete", winner=best.number, winner_folder=folder, **about)
+        self.say(f"in {self.folder}: {REPORT_FILE}, {TABLE_FILE} and its figures; the model in {folder}/model")
         return EXIT_OK
 
     def _mark_interrupted(self, stop: GracefulShutdown, lease: Lease) -> int:

@@ -1,45 +1,96 @@
-"""Writes the table and the figures of a sweep."""
+"""Writes the table, the figures and the page of a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 from pharmclf import storage
+from pharmclf.config import to_yaml
+from pharmclf.evaluation.metrics import Estimate
 from pharmclf.reporting import sweep_plots as plots
 from pharmclf.reporting.figures import png_bytes
+from pharmclf.reporting.sweep_page import sweep_page
+from pharmclf.reporting.sweep_report import PlainComparison, SweepReport
 from pharmclf.reporting.sweep_tables import parameter_importances, results_table, trial_frame
 from pharmclf.reporting.trial_info import TrialInfo
+from pharmclf.runs.record import REPORT_FILE
+from pharmclf.tuning.options import SweepOptions
+from pharmclf.tuning.trial_store import TrialStore
 
 TABLE_FILE = "sweep.parquet"
 
 
-def write_results(
-    folder: str,
-    trials: Sequence[TrialInfo],
-    log_names: Collection[str],
-    price_per_hour: float | None,
-    share: float,
-    val_images: int,
-) -> tuple[str, dict[str, float]]:
-    """Write the table and the figures of the trials so far -> the table as text, the importance of each parameter.
+def write_results(store: TrialStore, options: SweepOptions, share: float, val_images: int) -> tuple[str, SweepReport]:
+    """Write the table, the figures and the page of the trials so far.
 
     Args:
-        folder: of the sweep.
-        trials: those that have begun, at least one.
-        log_names: parameters that are searched by factors.
-        price_per_hour: of the whole cluster; None: unknown.
-        share: of the cluster that a trial uses, 0..1.
+        store: the trials, of which at least one has begun.
+        options: of the sweep.
+        share: of the cluster that a trial holds, 0..1.
         val_images: validation images, for the intervals.
+
+    Returns:
+        The table as text, and the content of the page.
     """
+    folder, trials, log_names = store.plan.folder, store.trial_infos(), list(store.plan.space.log_names)
+    price_per_hour = options.price_per_hour or None
+    report = SweepReport(
+        name=store.plan.base.name,
+        trials=trials,
+        num_trials=store.plan.total,
+        log_names=log_names,
+        val_images=val_images,
+        price_per_hour=price_per_hour,
+        share=share,
+        importances=parameter_importances(trials, log_names),
+        settings=to_yaml(store.plan.base),
+    )
     frame = trial_frame(trials, price_per_hour, share, val_images=val_images)
     storage.write_bytes(storage.join(folder, TABLE_FILE), frame.to_parquet(index=False))
-    importances = parameter_importances(trials, log_names)
     figures = {
         "trial_curves.png": plots.trial_curves_figure(trials),
         "parameters.png": plots.parameters_figure(trials, log_names),
         "parallel_coordinates.png": plots.parallel_coordinates_figure(trials, log_names),
-        **({"importance.png": plots.importance_figure(importances)} if importances else {}),
     }
     for name, figure in figures.items():
         storage.write_bytes(storage.join(folder, name), png_bytes(figure))
-    return results_table(trials, price_per_hour, share, val_images=val_images), importances
+    _write_page(folder, report)
+    return results_table(trials, price_per_hour, share, val_images=val_images), report
+
+
+def write_winner(
+    folder: str,
+    report: SweepReport,
+    winner: TrialInfo,
+    winner_folder: str,
+    result: Mapping[str, Any],
+    comparison: PlainComparison | None,
+) -> None:
+    """Write the page of a complete sweep.
+
+    Args:
+        folder: of the sweep.
+        report: of `write_results`.
+        winner: the tested trial.
+        winner_folder: of the tested model.
+        result: its result.json.
+        comparison: with the plain run; None: there is none.
+    """
+    low, high = result["test_accuracy_interval"]
+    report = dataclasses.replace(
+        report,
+        winner=winner,
+        winner_folder=winner_folder.removeprefix(f"{folder}/"),
+        test_accuracy=Estimate(result["test_accuracy"], low, high),
+        comparison=comparison,
+        verdict=str(result.get("verdict", "")),
+    )
+    _write_page(folder, report)
+
+
+def _write_page(folder: str, report: SweepReport) -> None:
+    report = dataclasses.replace(report, created=datetime.now(UTC).isoformat(timespec="seconds"))
+    storage.write_bytes(storage.join(folder, REPORT_FILE), sweep_page(report).encode())

@@ -118,7 +118,7 @@ def check_records(found: dict[int, dict[str, Any]], num_trials: int) -> None:
 
 
 def check_winner(home: Path, num_trials: int) -> str:
-    """The best trial alone has seen the test split -> its folder's name."""
+    """The best trial alone has an evaluation and a model; the page compares it with the plain run -> its folder."""
     table = pd.read_parquet(home / "sweep.parquet")
     assert list(table["number"]) == list(range(num_trials))
     best = table.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]
@@ -130,7 +130,24 @@ def check_winner(home: Path, num_trials: int) -> str:
     assert len(summary["result"]["test_accuracy_interval"]) == 2
     for picture in ("trial_curves", "parameters", "parallel_coordinates"):
         assert (home / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    check_comparison(home, summary)
+    assert [path.parent.name for path in home.glob("trials/*/model")] == [tested]
     return tested
+
+
+def check_comparison(home: Path, summary: dict[str, Any]) -> None:
+    """Of a winner that is not the plain run: the difference of the accuracies, within its interval; and it is shown."""
+    page, compared = (home / "report.html").read_text(), summary["comparison"]
+    assert f'href="trials/{summary["winner"]:04d}/report.html"' in page
+    assert (compared is None) == (summary["winner"] == 0)
+    if compared:
+        assert compared["images"] == summary["result"]["test_images"]
+        assert compared["winner_accuracy"] == pytest.approx(summary["result"]["test_accuracy"])
+        assert compared["difference"] == pytest.approx(compared["winner_accuracy"] - compared["plain_accuracy"])
+        low, high = compared["difference_interval"]
+        assert low <= compared["difference"] <= high
+        assert compared["is_clear"] == (not low <= 0 <= high)
+        assert ("not distinguishable" in page) == (not compared["is_clear"])
 
 
 @pytest.mark.slow

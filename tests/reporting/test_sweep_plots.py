@@ -13,7 +13,6 @@ from test_sweep_tables import LOG_NAMES, make_history, make_trials
 
 from pharmclf.reporting import sweep_axes, sweep_plots
 from pharmclf.reporting.figures import chart_style, png_bytes
-from pharmclf.reporting.sweep_tables import parameter_importances
 from pharmclf.reporting.trial_info import TrialInfo
 
 BACKBONES = ["efficientnet_lite0", "resnet50", "a_backbone_with_a_name_that_goes_on_and_on", "mobilenet"]
@@ -50,13 +49,11 @@ def equal(trials):
 
 
 def figures(trials):
-    """All four pictures as figures, before they become bytes."""
+    """All three pictures as figures, before they become bytes."""
     with chart_style():
         yield sweep_plots.trial_curves_figure(trials)
         yield sweep_plots.parameters_figure(trials, LOG_NAMES)
         yield sweep_plots.parallel_coordinates_figure(trials, LOG_NAMES)
-        if importances := parameter_importances(trials, LOG_NAMES):
-            yield sweep_plots.importance_figure(importances)
 
 
 SWEEPS = {
@@ -77,7 +74,7 @@ SWEEPS = {
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_no_text_is_clipped_or_covered_by_another(name):
-    """Every text of the four pictures lies within the picture, and no two share a pixel of their boxes."""
+    """Every text of the three pictures lies within the picture, and no two share a pixel of their boxes."""
     for figure in figures(SWEEPS[name]):
         figure.draw_without_rendering()
         texts = list(figure.texts)
@@ -111,7 +108,6 @@ def test_pictures_are_png_and_the_same_every_time():
         assert Image.open(io.BytesIO(png_bytes(draw(trials)))).width > 1000
         with pytest.raises(ValueError, match="received none"):
             draw([])
-    assert Image.open(io.BytesIO(png_bytes(sweep_plots.importance_figure({"head.dropout": 0.4})))).format == "PNG"
 
 
 def test_border_of_the_phases_is_drawn_where_all_trials_share_it():
@@ -186,11 +182,3 @@ def test_accuracy_axis_shows_the_best_and_tells_its_ticks_apart(shares, cut):
     texts = [text for _, text in sweep_axes.accuracy_ticks(low, high)]
     assert len(set(texts)) == len(texts) >= 1
     assert not any(math.isnan(float(text)) or float(text) > 1 for text in texts)
-
-
-def test_importances_are_sorted_and_their_rest_is_the_combinations():
-    """The largest first, in percent; what is missing from 1 has a bar of its own."""
-    with chart_style():
-        figure = sweep_plots.importance_figure({"head.dropout": 0.05, "phase1.learning_rate": 0.7, "seed": 0.0})
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ["70%", "learning_rate", "5.0%", "dropout", "0%", "seed", "25%", "combinations"]

@@ -132,7 +132,9 @@ def paired_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray)
         ValueError: no rows, or arrays of different lengths.
     """
     if not len(groups) or not len(first) == len(second) == len(groups):
-        raise ValueError(f"received {len(first)}, {len(second)} and {len(groups)} rows, expected the same number above 0")
+        raise ValueError(
+            f"received {len(first)}, {len(second)} and {len(groups)} rows, expected the same number above 0"
+        )
     size = effective_size(groups)
     gained, lost = float((second & ~first).mean()), float((first & ~second).mean())
     up, down = (share * size + 1.0 for share in (gained, lost))  # one more of each kind, of two more images

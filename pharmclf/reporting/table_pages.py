@@ -1,0 +1,47 @@
+"""Pages around a table: that of a sweep, and the index of a storage. One file each, without external references.
+
+The table is sorted by a small script; without it the page shows the same rows in their first order.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+from pharmclf.core.units import format_count, format_duration, format_size
+from pharmclf.reporting import text_format
+
+_TEMPLATES = resources.files("pharmclf.reporting") / "templates"
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Fill a template of this package; all text is escaped, and the page runs no script but that of its table."""
+    script = (_TEMPLATES / "sortable.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    page = _environment().get_template(template)
+    return page.render(script=script, script_hash=f"sha256-{digest}", **values)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pharmclf.reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": text_format.format_percent,
+        "interval": text_format.format_interval,
+        "count": format_count,
+        "duration": format_duration,
+        "size": format_size,
+    }
+    return environment
