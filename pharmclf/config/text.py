@@ -14,7 +14,8 @@ import yaml
 from pharmclf.config.parsing import AUTO, check_batch_word
 from pharmclf.config.renamed import to_current_names, to_record_names
 from pharmclf.config.schema import RunConfig
-from pharmclf.core.errors import ConfigError, did_you_mean, first_line
+from pharmclf.config.source import Source, read_yaml
+from pharmclf.core.errors import ConfigError, did_you_mean
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -38,20 +39,31 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, width=120)
 
 
-def from_dict(mapping: dict[str, Any], *, source: str = "config") -> RunConfig:
+def from_dict(mapping: dict[str, Any], *, source: str | Source = "config") -> RunConfig:
     """Build a configuration from a file or a record, with current or earlier names; what is missing has its default.
+
+    Args:
+        mapping: keys and values.
+        source: of them; named in errors.
 
     Raises:
         ConfigError: an unknown key (the nearest known one is named) or a value of a wrong type.
     """
+    source = Source(source) if isinstance(source, str) else source
     if isinstance(mapping, dict):
-        mapping = to_current_names(mapping, source)
+        mapping = to_current_names(mapping, source.name)
+        source = Source(source.name, to_current_names(source.places, source.name))
     if isinstance(mapping, dict) and isinstance(size := mapping.get("batch_size"), str):
-        check_batch_word(f"{source}: batch_size", size)
+        check_batch_word(f"{source.at('batch_size')}: batch_size", size)
         rest = {key: value for key, value in mapping.items() if key != "batch_size"}
         mapping = {"microbatch": AUTO} | rest
-    config: RunConfig = _build(RunConfig, mapping, source, "")
-    return config
+    values = _convert_values(RunConfig, mapping, source, "")
+    try:
+        return RunConfig(**values)
+    except ConfigError as error:  # of a range, or of a text that it reads: with the name of the setting in front
+        if not source.places:
+            raise
+        raise ConfigError(f"{source.at(str(error).partition(':')[0])}: {error}") from error
 
 
 def load_yaml(path: str | Path) -> RunConfig:
@@ -60,36 +72,31 @@ def load_yaml(path: str | Path) -> RunConfig:
     Raises:
         ConfigError: no such file, not YAML, or not a configuration.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}. Give the path of a YAML file") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--config {path}: not a text file. Give the path of a YAML file") from error
-    try:
-        mapping = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, ValueError) as error:  # a date that no calendar has is a ValueError
-        raise ConfigError(f"--config {path}: not YAML: {first_line(error)}") from error
-    return from_dict(mapping, source=str(path))
+    mapping, source = read_yaml(path, "--config")
+    return from_dict({} if mapping is None else mapping, source=source)
 
 
-def _build(cls: Any, mapping: Any, source: str, prefix: str) -> Any:
-    where = prefix.rstrip(".") or "the file"
+def _convert_values(cls: Any, mapping: Any, source: Source, prefix: str) -> dict[str, Any]:
+    """The values of a section's keys as its fields have them."""
+    section = prefix.rstrip(".")
     if not isinstance(mapping, dict):
-        raise ConfigError(f"{source}: {where}: received {mapping!r}, expected keys and values")
+        where = section or "the file"
+        raise ConfigError(f"{source.at(section)}: {where}: received {mapping!r}, expected keys and values")
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in mapping.items():
         if key not in hints:
-            raise ConfigError(f"{source}: unknown key {prefix}{key}; {did_you_mean(key, hints, prefix)}")
+            where = source.at(f"{prefix}{key}")
+            raise ConfigError(f"{where}: unknown key {prefix}{key}; {did_you_mean(key, hints, prefix)}")
         values[key] = _convert(hints[key], value, source, f"{prefix}{key}")
-    return cls(**values)
+    return values
 
 
-def _convert(hint: Any, value: Any, source: str, path: str) -> Any:
+def _convert(hint: Any, value: Any, source: Source, path: str) -> Any:
     """One value as the field's type; a whole number is a float too, and so is 1e-4, which YAML reads as text."""
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, source, f"{path}.")
+        section: Any = hint
+        return section(**_convert_values(section, value, source, f"{path}."))
     if typing.get_origin(hint) is Literal:
         if value is False and "off" in typing.get_args(hint):
             return "off"  # YAML reads a bare off as false
@@ -98,7 +105,7 @@ def _convert(hint: Any, value: Any, source: str, path: str) -> Any:
         near = difflib.get_close_matches(str(value), typing.get_args(hint), n=1, cutoff=0.4)
         did = f" Did you mean {near[0]}?" if near else ""
         known = ", ".join(typing.get_args(hint))
-        raise ConfigError(f"{source}: {path}: received {value!r}, expected one of {known}.{did}")
+        raise ConfigError(f"{source.at(path)}: {path}: received {value!r}, expected one of {known}.{did}")
     if typing.get_origin(hint) is tuple:
         if isinstance(value, (list, tuple)):
             return tuple(_convert(typing.get_args(hint)[0], item, source, path) for item in value)
@@ -115,4 +122,4 @@ def _convert(hint: Any, value: Any, source: str, path: str) -> Any:
     elif hint is int and isinstance(value, int):
         return value
     name = str(hint) if isinstance(hint, types.GenericAlias) else hint.__name__
-    raise ConfigError(f"{source}: {path}: received {value!r}, expected {name}")
+    raise ConfigError(f"{source.at(path)}: {path}: received {value!r}, expected {name}")

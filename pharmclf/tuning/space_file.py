@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pharmclf.config import RunConfig
-from pharmclf.core.errors import ConfigError, did_you_mean, first_line
+from pharmclf.config.source import Source, read_yaml
+from pharmclf.core.errors import ConfigError, did_you_mean
 from pharmclf.tuning.space import KINDS, STRENGTH, Parameter, Space, Value
 
 _CACHE_RELEVANT = (STRENGTH, "backbone")  # each value of them needs a pass over the images
@@ -26,19 +25,11 @@ def load_space(path: str | Path, base: RunConfig) -> Space:
         ConfigError: no such file, an unknown key (the nearest known one is named), an empty range, a value that no run
             can have.
     """
-    try:
-        mapping = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", "") or "not a text file"
-        raise ConfigError(f"--space {path}: {reason}. Give the path of a YAML file") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--space {path}: not YAML: {first_line(error)}") from error
-    except ValueError as error:  # a date that there is not, which YAML reads as one
-        raise ConfigError(f"--space {path}: not YAML that can be read: {error}. Give numbers") from error
-    return build_space(mapping, base, str(path))
+    mapping, source = read_yaml(path, "--space")
+    return build_space(mapping, base, source)
 
 
-def build_space(mapping: Any, base: RunConfig, source: str) -> Space:
+def build_space(mapping: Any, base: RunConfig, source: str | Source) -> Space:
     """A space from plain values: by the name of each parameter its range or values.
 
     Args:
@@ -49,15 +40,16 @@ def build_space(mapping: Any, base: RunConfig, source: str) -> Space:
     Raises:
         ConfigError: as `load_space`.
     """
+    source = Source(source) if isinstance(source, str) else source
     if not isinstance(mapping, dict) or not mapping:
-        raise ConfigError(f"{source}: received {mapping!r}, expected parameters with their ranges")
+        raise ConfigError(f"{source.name}: received {mapping!r}, expected parameters with their ranges")
     found = {str(name): _parse_parameter(str(name), about, source) for name, about in mapping.items()}
     for parameter in found.values():
         for other in parameter.when:
             if other not in found or found[other].when or not _is_numeric(found[other]):
-                raise ConfigError(
-                    f"{source}: {parameter.name}: when: received {other!r}, expected a searched number that depends "
-                    "on nothing itself"
+                raise source.error(
+                    f"{parameter.name}.when",
+                    f"received {other!r}, expected a searched number that depends on nothing itself",
                 )
     space = Space(tuple(sorted(found.values(), key=lambda parameter: bool(parameter.when))))
     for parameter in space.parameters:
@@ -66,7 +58,7 @@ def build_space(mapping: Any, base: RunConfig, source: str) -> Space:
             try:
                 space.config(base, {parameter.name: value})
             except ConfigError as error:
-                raise ConfigError(f"{source}: {error}") from error
+                raise ConfigError(f"{source.at(parameter.name)}: {error}") from error
     return space
 
 
@@ -74,44 +66,42 @@ def _is_numeric(parameter: Parameter) -> bool:
     return KINDS[parameter.name] != "choice"
 
 
-def _parse_parameter(name: str, about: Any, source: str) -> Parameter:
+def _parse_parameter(name: str, about: Any, source: Source) -> Parameter:
     if name not in KINDS:
-        raise ConfigError(f"{source}: unknown parameter {name}; {did_you_mean(name, KINDS)}")
+        raise ConfigError(f"{source.at(name)}: unknown parameter {name}; {did_you_mean(name, KINDS)}")
     if not isinstance(about, dict):
-        raise ConfigError(f"{source}: {name}: received {about!r}, expected low and high, or values")
+        raise source.error(name, f"received {about!r}, expected low and high, or values")
     for key in about:
         if key not in _KEYS:
-            raise ConfigError(f"{source}: unknown key {name}.{key}; {did_you_mean(key, _KEYS)}")
+            raise ConfigError(f"{source.at(f'{name}.{key}')}: unknown key {name}.{key}; {did_you_mean(key, _KEYS)}")
     when, conditions = {}, about.get("when") or {}
     if not isinstance(conditions, dict):
-        raise ConfigError(f"{source}: {name}: when: received {conditions!r}, expected parameters with low or high")
+        raise source.error(f"{name}.when", f"received {conditions!r}, expected parameters with low or high")
     for other, span in conditions.items():
         if not isinstance(span, dict) or not span or not set(span) <= {"low", "high"}:
-            raise ConfigError(f"{source}: {name}: when: {other}: received {span!r}, expected low, high or both")
+            raise source.error(f"{name}.when.{other}", f"received {span!r}, expected low, high or both")
         low, high = (
-            _parse_number(span.get(key, edge), f"{name}: when: {other}.{key}", source, finite=False)
+            _parse_number(span.get(key, edge), f"{name}.when.{other}.{key}", source, finite=False)
             for key, edge in (("low", -math.inf), ("high", math.inf))
         )
         if low > high:
-            raise ConfigError(
-                f"{source}: {name}: when: {other}: received low {low:g} above high {high:g}: an empty range. "
-                "Exchange them"
-            )
+            raise source.error(f"{name}.when.{other}", _empty_range(low, high))
         when[str(other)] = (low, high)
     if "values" in about:
         return Parameter(name=name, values=_parse_values(name, about, source), when=when)
     if name in _CACHE_RELEVANT:
-        raise ConfigError(
-            f"{source}: {name}: received a range, expected values, since each one needs its own feature cache. "
-            f"Give values: [{'0.5, 1.0' if name == STRENGTH else 'efficientnet_lite0, resnet50'}]"
+        raise source.error(
+            name,
+            f"received a range, expected values, since each one needs its own feature cache. "
+            f"Give values: [{'0.5, 1.0' if name == STRENGTH else 'efficientnet_lite0, resnet50'}]",
         )
     return _parse_range(name, about, when, source)
 
 
-def _parse_values(name: str, about: Mapping[str, Any], source: str) -> tuple[Value, ...]:
+def _parse_values(name: str, about: Mapping[str, Any], source: Source) -> tuple[Value, ...]:
     values = about["values"]
     if not isinstance(values, list) or not values or {"low", "high", "scale", "points"} & set(about):
-        raise ConfigError(f"{source}: {name}: received {about!r}, expected values: a list, or low and high")
+        raise source.error(name, f"received {about!r}, expected values: a list, or low and high")
     if KINDS[name] == "choice":
         return tuple(str(value) for value in values)
     numbers = [_parse_number(value, f"{name}.values", source) for value in values]
@@ -119,30 +109,34 @@ def _parse_values(name: str, about: Mapping[str, Any], source: str) -> tuple[Val
 
 
 def _parse_range(
-    name: str, about: Mapping[str, Any], when: Mapping[str, tuple[float, float]], source: str
+    name: str, about: Mapping[str, Any], when: Mapping[str, tuple[float, float]], source: Source
 ) -> Parameter:
     missing = [key for key in ("low", "high") if key not in about]
     if missing:
-        raise ConfigError(f"{source}: {name}: {' and '.join(missing)} missing. Give low and high, or values")
+        raise source.error(name, f"{' and '.join(missing)} missing. Give low and high, or values")
     low, high = (_parse_number(about[key], f"{name}.{key}", source) for key in ("low", "high"))
     if KINDS[name] == "int":
         low, high = _check_whole(low, name, source), _check_whole(high, name, source)
     if low > high:
-        raise ConfigError(f"{source}: {name}: received low {low:g} above high {high:g}: an empty range. Exchange them")
+        raise source.error(name, _empty_range(low, high))
     scale = about.get("scale", "linear")
     if scale not in ("linear", "log"):
-        raise ConfigError(f"{source}: {name}: scale: received {scale!r}, expected linear or log")
+        raise source.error(f"{name}.scale", f"received {scale!r}, expected linear or log")
     if scale == "log" and low <= 0:
-        raise ConfigError(f"{source}: {name}: received low {low:g} with scale log, expected a low above 0")
+        raise source.error(name, f"received low {low:g} with scale log, expected a low above 0")
     points = about.get("points", 0)
     if not isinstance(points, int) or isinstance(points, bool) or not 0 <= points <= _MAX_POINTS:
-        raise ConfigError(
-            f"{source}: {name}: points: received {points!r}, expected a number of values from 1 to {_MAX_POINTS}"
+        raise source.error(
+            f"{name}.points", f"received {points!r}, expected a number of values from 1 to {_MAX_POINTS}"
         )
     return Parameter(name=name, low=low, high=high, log=scale == "log", points=points, when=when)
 
 
-def _parse_number(value: Any, where: str, source: str, *, finite: bool = True) -> float:
+def _empty_range(low: float, high: float) -> str:
+    return f"received low {low:g} above high {high:g}: an empty range. Exchange them"
+
+
+def _parse_number(value: Any, where: str, source: Source, *, finite: bool = True) -> float:
     """A number; 1e-4 is one too, which YAML reads as text."""
     try:
         if isinstance(value, bool):
@@ -151,11 +145,11 @@ def _parse_number(value: Any, where: str, source: str, *, finite: bool = True) -
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if math.isnan(number) or (finite and math.isinf(number)):
-        raise ConfigError(f"{source}: {where}: received {value!r}, expected a number")
+        raise source.error(where, f"received {value!r}, expected a number")
     return number
 
 
-def _check_whole(number: float, name: str, source: str) -> int:
+def _check_whole(number: float, name: str, source: Source) -> int:
     if number != int(number) or abs(number) > _MAX_WHOLE:
-        raise ConfigError(f"{source}: {name}: received {number:g}, expected a whole number up to {_MAX_WHOLE}")
+        raise source.error(name, f"received {number:g}, expected a whole number up to {_MAX_WHOLE}")
     return int(number)

@@ -167,11 +167,11 @@ def test_an_unknown_backbone_is_refused_with_the_nearest():
         ({"optimizer.weight_decay": {"low": 0}}, "expected a searched number that depends on nothing itself"),
         ({"backbone": {"low": 0}}, "when: received 'backbone', expected a searched number"),
         ({"zzz": {"low": 0}}, "when: received 'zzz', expected a searched number"),
-        ({"unfreeze_blocks": {"lowest": 1}}, "when: unfreeze_blocks: received {'lowest': 1}, expected low, high or"),
+        ({"unfreeze_blocks": {"lowest": 1}}, "when.unfreeze_blocks: received {'lowest': 1}, expected low, high or"),
         ({"unfreeze_blocks": {}}, "expected low, high or both"),
-        ({"unfreeze_blocks": 1}, "when: unfreeze_blocks: received 1, expected low, high or both"),
-        ({"unfreeze_blocks": {"low": "x"}}, "when: unfreeze_blocks.low: received 'x', expected a number"),
-        ({"unfreeze_blocks": {"high": math.nan}}, "when: unfreeze_blocks.high: received nan, expected a number"),
+        ({"unfreeze_blocks": 1}, "when.unfreeze_blocks: received 1, expected low, high or both"),
+        ({"unfreeze_blocks": {"low": "x"}}, "when.unfreeze_blocks.low: received 'x', expected a number"),
+        ({"unfreeze_blocks": {"high": math.nan}}, "when.unfreeze_blocks.high: received nan, expected a number"),
         ({"unfreeze_blocks": {"low": 3, "high": 1}}, "received low 3 above high 1: an empty range"),
         (5, "when: received 5, expected parameters with low or high"),
         (["unfreeze_blocks"], "when: received ['unfreeze_blocks'], expected parameters with low or high"),
@@ -186,19 +186,19 @@ def test_a_condition_that_cannot_be_met_is_refused(when: Any, message: str):
         "optimizer.weight_decay": {"low": 0, "high": 0.1, "when": ONLY_IF_DEEP},
     }
     told = refusal(mapping)
-    assert "head.dropout: when: " in told
+    assert "head.dropout.when" in told
     assert message in told
 
 
 def test_a_file_that_is_no_space_is_refused(tmp_path: Path):
     """Missing, a folder, not text, not YAML, a date that there is not: with the flag and the file's path."""
     cases = {"binary.yaml": (b"\xff\xfe\x00", "not a text file"), "torn.yaml": (b"a: [", "not YAML")}
-    cases |= {"date.yaml": (b"head.dropout: 2024-99-99", "not YAML"), "key.yaml": (b"{[a]: 1}", "not YAML")}
+    cases |= {"date.yaml": (b"head.dropout: 2024-99-99", "date.yaml:1:1: "), "key.yaml": (b"{[a]: 1}", "not YAML")}
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match=message) as caught:
             load_space(tmp_path / name, BASE)
-        assert str(caught.value).startswith(f"--space {tmp_path / name}: ")
+        assert str(tmp_path / name) in str(caught.value)
     for name, message in (("none.yaml", "No such file"), ("", "Is a directory")):
         with pytest.raises(ConfigError, match=rf"{message}.*Give the path of a YAML file"):
             load_space(tmp_path / name, BASE)
