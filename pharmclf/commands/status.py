@@ -4,6 +4,7 @@ pharmclf status --storage s3://bucket/prefix         a table of all
 pharmclf status --storage DIR --name NAME            all that is known of one; also SWEEP/trials/TRIAL
 pharmclf status --storage DIR --name NAME --watch    updated every few seconds, until it ends
 pharmclf status --storage DIR --json                 for other programs; with --watch one line each time
+pharmclf status --storage DIR --html                 a page of all, index.html in the storage
 
 An ETA with a + is the least that is left: what has not begun yet could not be measured. Times are in UTC.
 """
@@ -20,7 +21,8 @@ from typing import Annotated
 import tyro
 
 from pharmclf import storage
-from pharmclf.commands.parser import OptionsParser
+from pharmclf.commands.parser import OptionsParser, Switch
+from pharmclf.core.errors import ConfigError
 from pharmclf.runs.status_format import status_details, status_table
 from pharmclf.runs.status_reader import RunStatus, list_status
 
@@ -41,6 +43,15 @@ class Options:
     """As JSON: an object with --name, otherwise a list."""
     watch: bool = False
     """Update it every few seconds, until nothing shown is active."""
+    html: Switch = False
+    """Write index.html into the storage: all runs and sweeps with score, verdict and size; print its address."""
+
+    def __post_init__(self) -> None:
+        others = {"--name": self.name, "--json": self.as_json, "--watch": self.watch}
+        if self.html and (given := [flag for flag, value in others.items() if value]):
+            raise ConfigError(
+                f"--html: received {given[0]} too, expected --html alone, which shows all. Give one of them"
+            )
 
 
 PARSER = OptionsParser("status", __doc__, Options)
@@ -56,6 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = PARSER.parse(arguments)
+    if options.html:
+        from pharmclf.reporting.next_steps import report_link
+        from pharmclf.runs.storage_index import write_index  # imports what draws pages
+
+        with storage.timeout(_PATIENCE_S):
+            print(report_link(write_index(options.storage)))
+        return 0
     while True:
         with storage.timeout(_PATIENCE_S):
             found = list_status(options.storage, options.name)

@@ -10,9 +10,9 @@ import pandas as pd
 import ray
 
 from pharmclf import pipeline, storage
-from pharmclf.cli import EXIT_OK
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
+from pharmclf.core.errors import EXIT_OK
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_count
