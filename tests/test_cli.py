@@ -67,7 +67,7 @@ def test_help_names_all_commands_and_nothing_is_help_too(capsys: pytest.CaptureF
 
 def test_each_module_of_commands_is_one_of_the_table():
     """With the name of its parser, and a line of help that is not longer than the terminal."""
-    shared = {"__init__", "completion", "parser", "registry"}
+    shared = {"__init__", "completion", "parser", "refusals", "registry"}
     modules = {path.stem for path in (ROOT / "pharmclf" / "commands").glob("*.py")} - shared
     assert modules == {name.replace("-", "_") for name in COMMANDS}
     assert {name: load_command(name).PARSER.command for name in COMMANDS} == {name: name for name in COMMANDS}
@@ -79,14 +79,12 @@ def test_version_is_the_one_of_the_package(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize("word", ["fetch-best", "fetch_best"])
-def test_flags_go_to_the_command(word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_flags_go_to_the_command(word: str, tmp_path: Path):
     """Its exit code and its errors are those of the command, which may be written like its module."""
     with pytest.raises(ConfigError, match="--out"):
         cli.run_command([word, "--storage", str(tmp_path)])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(ConfigError, match="did you mean --out"):
         cli.run_command([word, "--otu", "x"])
-    assert ended.value.code == 2
-    assert "--out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
+from pharmclf.commands.refusals import refusals_as_errors, value_of
 from pharmclf.config import RENAMED, RunConfig, check_batch_word
 from pharmclf.config.presets import load_preset, preset_names
+from pharmclf.core.errors import ConfigError
 
 PROGRAM = "pharmclf"
 
@@ -41,16 +44,19 @@ class OptionsParser(Generic[T]):
             arguments: those behind the name of the command; None: those of this process.
 
         Raises:
-            ConfigError: a bad value. An unknown flag ends the process with exit code 2.
+            ConfigError: an unknown flag, or a bad value.
         """
-        given = _modernize(sys.argv[1:] if arguments is None else arguments, _switches(self.options))
-        return tyro.cli(
-            self.options,
-            prog=f"{PROGRAM} {self.command}",
-            description=_paragraphs(self.description),
-            args=given,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        flags = _flag_types(self.options)
+        given = _modernize(sys.argv[1:] if arguments is None else arguments, _switches(flags))
+        program = f"{PROGRAM} {self.command}"
+        with refusals_as_errors(program, flags, given):
+            return tyro.cli(
+                self.options,
+                prog=program,
+                description=_paragraphs(self.description),
+                args=given,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
 
     def subcommand(self) -> object:
         """The type of the options as a subcommand of tyro."""
@@ -78,18 +84,17 @@ class RunParser(Generic[T]):
             arguments: those behind the name of the command; None: those of this process.
 
         Raises:
-            ConfigError: a bad file or value. An unknown flag ends the process with exit code 2.
+            ConfigError: an unknown flag, or a bad file or value.
         """
-        switches = _switches(type(self.options)) | _switches(RunConfig)
-        given = _modernize(sys.argv[1:] if arguments is None else arguments, switches)
-        default = self._flags(load_preset(_value_of("--config", given) or self.preset))
-        parsed = tyro.cli(
-            type(default),
-            prog=f"{PROGRAM} {self.command}",
-            description=_paragraphs(self.description),
-            default=default,
-            args=given,
-        )
+        settings = _flag_types(RunConfig)
+        flags = _flag_types(type(self.options)) | settings | {"--config": str}
+        given = _modernize(sys.argv[1:] if arguments is None else arguments, _switches(flags))
+        default = self._flags(load_preset(value_of("--config", given) or self.preset))
+        program = f"{PROGRAM} {self.command}"
+        with refusals_as_errors(program, flags, given), _settings_as_flags(settings):
+            parsed = tyro.cli(
+                type(default), prog=program, description=_paragraphs(self.description), default=default, args=given
+            )
         return parsed.options, parsed.run
 
     def subcommand(self) -> object:
@@ -113,25 +118,35 @@ def _paragraphs(description: str | None) -> str:
     return "\n\n".join(line for line in (description or "").strip().splitlines() if line)
 
 
-def _value_of(flag: str, arguments: Sequence[str]) -> str:
-    """The last value of a flag; "" where it is not given."""
-    places = [place for place, argument in enumerate(arguments[:-1]) if argument == flag]
-    return arguments[places[-1] + 1] if places else ""
+@contextlib.contextmanager
+def _settings_as_flags(flags: Collection[str]) -> Iterator[None]:
+    """Name a setting as its flag in an error of the configuration: phase1.epochs: … -> --phase1.epochs: …"""
+    try:
+        yield
+    except ConfigError as error:
+        name, colon, rest = str(error).partition(": ")
+        flag = f"--{name.replace('_', '-')}"
+        raise ConfigError(f"{flag}{colon}{rest}") if flag in flags else error from error
 
 
-def _switches(cls: Any, prefix: str = "--") -> set[str]:
-    """The flags of a dataclass that take no value."""
-    found: set[str] = set()
+def _flag_types(cls: Any, prefix: str = "--") -> dict[str, Any]:
+    """The flags of a dataclass with the types of their values."""
+    found: dict[str, Any] = {}
     for field_name, annotation in typing.get_type_hints(cls, include_extras=True).items():
         marks = getattr(annotation, "__metadata__", ())
         hint = annotation.__origin__ if marks else annotation
         given = [mark.name for mark in marks if getattr(mark, "name", None) is not None]  # by tyro.conf.arg
         name = given[0] if given else field_name.replace("_", "-")
         if dataclasses.is_dataclass(hint):
-            found |= _switches(hint, f"{prefix}{name}." if name else prefix)
-        elif hint is bool:
-            found.add(prefix + name)
+            found |= _flag_types(hint, f"{prefix}{name}." if name else prefix)
+        else:
+            found[prefix + name] = hint
     return found
+
+
+def _switches(flags: Mapping[str, Any]) -> set[str]:
+    """The flags that take no value."""
+    return {flag for flag, hint in flags.items() if hint is bool}
 
 
 def _modernize(arguments: Sequence[str], switches: Collection[str]) -> list[str]:

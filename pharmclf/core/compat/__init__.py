@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from pharmclf.core.errors import RunError
 
-KNOWN_VERSIONS = {"ray": ("2.60.0",), "keras": ("3.15.0", "3.15.1")}
+KNOWN_VERSIONS = {"ray": ("2.60.0",), "keras": ("3.15.0", "3.15.1"), "tyro": ("1.0.17",)}
 """Versions that are known to have every part used here, oldest first."""
 
 
