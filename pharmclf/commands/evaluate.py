@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from pharmclf.commands.parser import OptionsParser
 from pharmclf.core.console import print_line
+from pharmclf.core.errors import EXIT_OK
 from pharmclf.runs.evaluation_options import EvaluationOptions
 
 PARSER = OptionsParser("evaluate", __doc__, EvaluationOptions)
@@ -30,4 +31,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = PARSER.parse(arguments)
     from pharmclf.runs.evaluate_model import evaluate_saved_model  # after the flags: --help answers at once
 
-    return evaluate_saved_model(options, print_line)
+    evaluate_saved_model(options, print_line)
+    return EXIT_OK

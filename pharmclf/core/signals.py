@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 
 
@@ -13,13 +14,18 @@ class StopRequested(Exception):  # noqa: N818 - a request, no error
 
 
 class GracefulShutdown:
-    """Records SIGINT and SIGTERM, so that a run can write its checkpoint and end; a second signal ends it at once."""
+    """Records SIGINT and SIGTERM, so that a run can write its checkpoint and end; a second signal ends it at once.
+
+    A thread that is not the main one gets no signals, and none is recorded there.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> GracefulShutdown:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)
         return self

@@ -14,10 +14,11 @@ import imagehash
 import numpy as np
 from PIL import Image
 
+from pharmclf.core.errors import first_line
 from pharmclf.data.decoded_image import THUMBNAIL_SIDE, DecodedImage, Pixels
 from pharmclf.data.decoded_image import InvalidImageError as InvalidImageError
 from pharmclf.data.jpeg import END_MARKER, decode_jpeg, misses_only_end_marker
-from pharmclf.data.pillow_decoder import decode_pillow
+from pharmclf.data.pillow_decoder import convert_image, decode_pillow
 from pharmclf.data.pixel_depth import MAX_VALUE
 
 EXTENSIONS: dict[str, tuple[str, ...]] = {
@@ -104,6 +105,20 @@ def decode_upright(content: bytes, longest_side: int, white_level: int = MAX_VAL
     image = Image.fromarray(_orient(decoded.pixels, decoded.orientation))
     image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     return np.array(image, dtype=np.uint8)
+
+
+def prepare_image(image: Image.Image, image_size: int, white_level: int = MAX_VALUE) -> Pixels:
+    """As `decode`, for an image that Pillow has opened; pixels of a JPEG may differ by rounding.
+
+    Raises:
+        InvalidImageError: damaged, or with values above the white level.
+    """
+    try:
+        image.load()
+        decoded = convert_image(image, white_level)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InvalidImageError(f"unreadable: {first_line(error, 80)}") from error
+    return _orient(resize(decoded.pixels, image_size), decoded.orientation)
 
 
 def resize(pixels: Pixels, image_size: int) -> Pixels:

@@ -43,16 +43,9 @@ def decode_pillow(content: bytes, kind: str, least_side: int, white_level: int) 
             check_size(width, height, image.width * image.height)
             wide_colour = is_wide_colour(image)
             image.load()
-            orientation = read_orientation(image)  # after the load: Pillow turns a TIFF itself and then forgets the tag
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-                grey, largest = scale_grey(image, white_level)
-                pixels = np.repeat(grey[:, :, None], 3, axis=2)
-            else:
-                colours, largest = scale_colour(image, content, white_level) if wide_colour else (image, 0)
-                pixels = _to_rgb(colours)
-            if largest > white_level:
-                raise InvalidImageError(f"values up to {largest} in a file of 16 bits, expected 0 to {white_level}")
-            return DecodedImage(pixels, width, height, orientation, largest)
+            return convert_image(image, white_level, content if wide_colour else b"")._replace(
+                width=width, height=height
+            )
     except (InvalidImageError, ConfigError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -61,6 +54,30 @@ def decode_pillow(content: bytes, kind: str, least_side: int, white_level: int) 
         text = single_line(error)
         cut = isinstance(error, EOFError) or "truncat" in text.lower()
         raise InvalidImageError("truncated" if cut else f"unreadable: {text[:80]}") from error
+
+
+def convert_image(image: Image.Image, white_level: int, wide_colours: bytes = b"") -> DecodedImage:
+    """Convert a loaded image of any mode to RGB of 8 bits, transparency on white.
+
+    Args:
+        image: loaded.
+        white_level: as in `image_decoding.decode`.
+        wide_colours: the file of an image with 16 bits per channel, of which Pillow keeps the upper 8; b"": another one.
+
+    Raises:
+        InvalidImageError: values above the white level.
+        ValueError: grey values outside of 0 to 65,535.
+    """
+    orientation = read_orientation(image)  # after the load: Pillow turns a TIFF itself and then forgets the tag
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        grey, largest = scale_grey(image, white_level)
+        pixels = np.repeat(grey[:, :, None], 3, axis=2)
+    else:
+        colours, largest = scale_colour(image, wide_colours, white_level) if wide_colours else (image, 0)
+        pixels = _to_rgb(colours)
+    if largest > white_level:
+        raise InvalidImageError(f"values up to {largest} in a file of 16 bits, expected 0 to {white_level}")
+    return DecodedImage(pixels, image.width, image.height, orientation, largest)
 
 
 def header_orientation(content: bytes) -> int:

@@ -178,12 +178,15 @@ def predict(
     return np.concatenate(probabilities), np.concatenate(bad)
 
 
-def predict_stream(what: PredictSpec, images: ImageSet) -> Generator[Block, None, None]:
+def predict_stream(
+    what: PredictSpec, images: ImageSet, predictor: Predictor | None = None
+) -> Generator[Block, None, None]:
     """Predict images in one stream.
 
     Args:
         what: the models, and how they are used.
         images: n files.
+        predictor: of `what`, for a prediction in this process; None: the models are loaded.
 
     Yields:
         The columns of consecutive images, in the order of `images`, every image once.
@@ -194,7 +197,7 @@ def predict_stream(what: PredictSpec, images: ImageSet) -> Generator[Block, None
     """
     if not len(images):
         return
-    blocks = _predict_ray(what, images) if what.actors else _predict_local(what, images)
+    blocks = _predict_ray(what, images) if what.actors else _predict_local(what, images, predictor)
     done = 0
     with contextlib.closing(blocks):
         for block in blocks:
@@ -213,7 +216,7 @@ def _read_span(what: PredictSpec, images: ImageSet, first: int, count: int) -> B
     return {"place": np.arange(first, first + len(span))} | what.read(span, what.image_size)
 
 
-def _predict_local(what: PredictSpec, images: ImageSet) -> Generator[Block, None, None]:
+def _predict_local(what: PredictSpec, images: ImageSet, predictor: Predictor | None) -> Generator[Block, None, None]:
     """Predict in this process, with one decoding thread per core."""
     threads = max(1, min(usable_cores(), _AHEAD_BYTES // (BATCH * what.image_size**2 * 3)))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -228,7 +231,7 @@ def _predict_local(what: PredictSpec, images: ImageSet) -> Generator[Block, None
 
     try:
         read_ahead()  # while TensorFlow is imported
-        predictor = Predictor(what)
+        predictor = predictor or Predictor(what)
         while ahead:
             block = ahead.popleft().result()
             read_ahead()

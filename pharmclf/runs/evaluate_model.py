@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pharmclf import storage
 from pharmclf.config import check_location, from_dict, parse_workers, to_yaml
 from pharmclf.core.console import Say
-from pharmclf.core.errors import EXIT_OK, ConfigError
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import parse_share
 from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
@@ -18,6 +18,7 @@ from pharmclf.distributed.cluster import connect, device_kind
 from pharmclf.evaluation.datasets import EvalDataset, external_dataset, split_dataset
 from pharmclf.evaluation.gradcam import Explainer
 from pharmclf.evaluation.result_files import console_table
+from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
 from pharmclf.evaluation.scoring import predict_datasets, score_dataset
 from pharmclf.progress import scan_progress
@@ -38,11 +39,11 @@ from pharmclf.schema_version import load_record
 _SPLITS = ("test", "validation")
 
 
-def evaluate_saved_model(options: EvaluationOptions, say: Say) -> int:
+def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResult:
     """Test a saved model, and write metrics, plots and a report.
 
     Returns:
-        The exit code, 0.
+        The scores.
 
     Raises:
         ConfigError: no model, no images, or no location for the result.
@@ -99,7 +100,7 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> int:
     say(f"{name}: accuracy {scored.evaluation.accuracy} on {len(images.rows):,} images")
     if report.verdict:
         say("\n".join(verdict_lines(report.verdict, report.next_steps, location)))
-    return EXIT_OK
+    return scored.evaluation
 
 
 def _dataset_name(data: str) -> str:

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from pharmclf.config import ConfigError
 from pharmclf.data import decoded_image
-from pharmclf.data.image_decoding import InvalidImageError, decode, decode_upright, read_image_info
+from pharmclf.data.image_decoding import InvalidImageError, decode, decode_upright, prepare_image, read_image_info
 from pharmclf.data.pillow_decoder import PillowWarningFilter
 
 RNG = np.random.default_rng(0)
@@ -345,3 +345,29 @@ def test_rubbish_behind_any_header_never_raises_anything_else():
             broken[rng.integers(4, len(broken), 6)] = rng.integers(0, 256, 6)
             with suppress(InvalidImageError):
                 assert decode(broken.tobytes(), 32).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("RGB", "PNG"), ("RGBA", "PNG"), ("L", "PNG"), ("P", "PNG"), ("I;16", "PNG"), ("RGB", "TIFF")]
+)
+def test_an_image_that_pillow_has_opened_has_the_pixels_of_its_file(mode, kind):
+    """Of every mode and orientation, for formats that Pillow decodes."""
+    image = Image.fromarray(smooth(90, 60))
+    if mode == "I;16":
+        image = Image.fromarray(smooth(90, 60)[:, :, 0].astype(np.uint16) * 200)
+    elif mode != "RGB":
+        image = image.convert(mode)
+    if mode == "RGBA":
+        image.putalpha(120)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(image, kind, exif=exif)
+    with Image.open(io.BytesIO(content)) as opened:
+        assert np.array_equal(prepare_image(opened, 48), decode(content, 48))
+
+
+def test_an_opened_image_that_is_cut_is_invalid():
+    """Pillow reads pixels late; what it then finds is the reason."""
+    content = encode(smooth(200, 200), "PNG")
+    with Image.open(io.BytesIO(content[:-2000])) as opened, pytest.raises(InvalidImageError, match="unreadable"):
+        prepare_image(opened, 48)
