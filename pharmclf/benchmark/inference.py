@@ -21,7 +21,7 @@ from pharmclf.evaluation.predict import BATCH, Predictor, PredictSpec, predict_s
 from pharmclf.inference.image_listing import list_images
 from pharmclf.inference.output_table import TopKOutput
 from pharmclf.inference.tolerant_reader import read_images
-from pharmclf.models.devices import device_name
+from pharmclf.models.devices import configure_devices, device_name
 from pharmclf.monitoring.cores import usable_cores
 
 _MEASURED_S = 30.0  # of each measurement
@@ -75,6 +75,7 @@ def _saved_model(config: RunConfig, folder: str) -> str:
         from pharmclf.models.backbones import build_backbone
         from pharmclf.models.head import build_head, build_inference_model
 
+        configure_devices(deterministic=False)
         backbone = build_backbone(config.backbone, config.image_size, "none")
         head = build_head(config.head, backbone.output.shape[-1], _NUM_CLASSES, config.seed)
         location = storage.join(folder, "model.keras")

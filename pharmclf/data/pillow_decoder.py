@@ -62,7 +62,7 @@ def convert_image(image: Image.Image, white_level: int, wide_colours: bytes = b"
     Args:
         image: loaded.
         white_level: as in `image_decoding.decode`.
-        wide_colours: the file of an image with 16 bits per channel, of which Pillow keeps the upper 8; b"": another one.
+        wide_colours: the file of an image with 16 bits per channel, of which Pillow keeps 8; b"": another one.
 
     Raises:
         InvalidImageError: values above the white level.

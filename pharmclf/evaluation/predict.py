@@ -71,7 +71,7 @@ class Predictor:
         with suppress_native_stderr():
             import tensorflow  # noqa: F401 - its import writes to stderr
 
-            configure_devices(deterministic=False, gpus=what.gpus)
+            configure_devices(deterministic=False, gpus=what.gpus, late=True)
         self._columns, self._error = what.columns, ""
         self._models: list[tuple[Any, Any]] = []
         try:

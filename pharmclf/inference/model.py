@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from pharmclf.inference.output_table import TopKOutput
 from pharmclf.inference.tolerant_reader import read_images
 from pharmclf.runs.evaluation_options import EvaluationOptions
 
-ImageInput = str | Path | np.ndarray | Image.Image
+ImageInput: TypeAlias = str | Path | np.ndarray | Image.Image
 """A location, the pixels of an image, or an image of Pillow."""
 
 

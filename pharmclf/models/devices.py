@@ -5,6 +5,7 @@ TensorFlow is imported where it is needed; choosing a precision does not need it
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -92,7 +93,7 @@ def configure_devices_for(config: RunConfig) -> None:
     configure_devices(deterministic=config.deterministic, gpus=config.accelerator != "cpu")
 
 
-def configure_devices(*, deterministic: bool, gpus: bool = True) -> None:
+def configure_devices(*, deterministic: bool, gpus: bool = True, late: bool = False) -> None:
     """Set GPU memory growth or limit, the number of threads, deterministic kernels, and Keras's defaults. (all ranks)
 
     The first call in a process decides, and must precede TensorFlow's first operation.
@@ -100,26 +101,34 @@ def configure_devices(*, deterministic: bool, gpus: bool = True) -> None:
     Args:
         deterministic: equal steps to the last bit in every run.
         gpus: whether to use them.
+        late: whether a process in which TensorFlow is already in use may keep its devices as they are.
 
     Raises:
-        RuntimeError: TensorFlow has been in use before the first call.
+        RuntimeError: TensorFlow has been in use before the first call, and `late` is False.
         ConfigError: Keras runs on another backend in this process.
     """
     global _configured
     import tensorflow as tf
 
     if not _configured:
-        # one logical CPU is the default; as a setting it makes TensorFlow refuse late calls also without GPUs
-        for processor in tf.config.list_physical_devices("CPU"):
-            tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()])
-        _configure_gpus(gpus)
-        if (cores := usable_cores()) < schedulable_cores():  # the number that TensorFlow uses
-            tf.config.threading.set_intra_op_parallelism_threads(cores)
-            tf.config.threading.set_inter_op_parallelism_threads(cores)
+        with contextlib.suppress(RuntimeError) if late else contextlib.nullcontext():
+            _set_devices(gpus)
         _configured = True
     reset_keras_settings()
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def _set_devices(gpus: bool) -> None:
+    import tensorflow as tf
+
+    # one logical CPU is the default; as a setting it makes TensorFlow refuse late calls also without GPUs
+    for processor in tf.config.list_physical_devices("CPU"):
+        tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()])
+    _configure_gpus(gpus)
+    if (cores := usable_cores()) < schedulable_cores():  # the number that TensorFlow uses
+        tf.config.threading.set_intra_op_parallelism_threads(cores)
+        tf.config.threading.set_inter_op_parallelism_threads(cores)
 
 
 def keep_devices() -> None:

@@ -28,6 +28,13 @@ def test_a_process_that_has_computed_cannot_be_prepared_any_more():
 
 
 @pytest.mark.tf
+def test_a_process_that_only_predicts_may_have_computed_before():
+    """A notebook that has used TensorFlow opens a model."""
+    ended = run(COMPUTE + "configure_devices(deterministic=False, late=True); " + COMPUTE)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.tf
 def test_the_first_who_asks_decides_for_the_process():
     ended = run(PREPARE % True + COMPUTE + PREPARE % False + COMPUTE)
     assert ended.returncode == 0, ended.stderr
