@@ -64,7 +64,7 @@ def test_a_notebook_shows_verdict_scores_and_curves(trained: TrainedRuns):
     opened: list[str] = []
 
     class Reader(HTMLParser):
-        def handle_starttag(self, tag: str, attrs: object) -> None:
+        def handle_starttag(self, tag: str, attrs: object) -> None:  # noqa: ARG002
             if tag not in ("img", "br"):
                 opened.append(tag)
 

@@ -40,7 +40,7 @@ def require_cluster_auth(cluster: Mapping[str, Any], allow: bool) -> None:
             raise ConfigError(
                 f"cluster: received one that accepts jobs without a token at {url}, expected token "
                 "authentication. Start it with RAY_AUTH_MODE=token and one token on all nodes (`ray get-auth-token "
-                "--generate`), as README.md describes under On a cluster; or give --allow-unauthenticated-cluster "
+                "--generate`), as cluster/README.md describes; or give --allow-unauthenticated-cluster "
                 "where this network is private"
             )
 
