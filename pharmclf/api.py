@@ -193,7 +193,7 @@ def load(location: str | Path) -> Model:
 
 
 def _merge(config: str | Path | RunConfig, data: str | Path, name: str, settings: Mapping[str, Any]) -> RunConfig:
-    """A configuration with settings in place of its own; nested ones one by one."""
+    """A configuration with settings, some of them replaced; nested ones one by one."""
     merged = to_dict(config if isinstance(config, RunConfig) else load_preset(str(config)))
     given = {key: value for key, value in (("data", data), ("name", name)) if value} | dict(settings)
     for key, value in given.items():
