@@ -7,12 +7,14 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import ray
 from ray.autoscaler.sdk import request_resources
 
+import pharmclf
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.compat.ray import (
@@ -95,7 +97,7 @@ def connect(*, allow_open: bool = False) -> None:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
                 configure_logging=False,
-                runtime_env={"env_vars": variables},
+                runtime_env={"env_vars": variables} | ({} if _is_own_ray else _package_for(submitted)),
                 **local,
             )
         except ConnectionError as error:
@@ -112,6 +114,17 @@ def connect(*, allow_open: bool = False) -> None:
         except BaseException:
             ray.shutdown()
             raise
+
+
+def _package_for(submitted: Mapping[str, object]) -> dict[str, list[str]]:
+    """The part of a runtime environment that uploads this package, so that nodes need its dependencies alone.
+
+    Args:
+        submitted: runtime environment of the job; code that it has goes before.
+    """
+    if submitted.keys() & {"working_dir", "py_modules"}:
+        return {}
+    return {"py_modules": [str(Path(pharmclf.__file__).parent)]}
 
 
 def _check_answer(address: str) -> None:

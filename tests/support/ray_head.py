@@ -40,12 +40,14 @@ class Head:
     ray_address: str
     """What RAY_ADDRESS takes."""
     environment: dict[str, str]
+    folder: Path = REPOSITORY
+    """Where `ray job` is called."""
 
     def job(self, verb: str, *arguments: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
-        """`ray job VERB`, from the repository."""
+        """`ray job VERB`."""
         command = [RAY, "job", verb, "--address", self.address, *arguments]
         return subprocess.run(
-            command, cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=timeout_s
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout_s
         )
 
     def submit(self, *entrypoint: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -90,7 +92,11 @@ class Head:
 
 @contextlib.contextmanager
 def running_head(
-    *, with_token: bool, dashboard_host: str = "127.0.0.1", metrics_port: int | None = None
+    *,
+    with_token: bool,
+    dashboard_host: str = "127.0.0.1",
+    metrics_port: int | None = None,
+    python: Path | None = None,
 ) -> Iterator[Head]:
     """`ray start --head`; stopped by the ids of its own processes.
 
@@ -98,11 +104,13 @@ def running_head(
         with_token: whether it asks for one, which the head's `environment` then holds.
         dashboard_host: where its job server listens.
         metrics_port: where the node's metrics are; None: anywhere.
+        python: interpreter of the node and of its workers; None: the one of this process.
     """
     import psutil
 
     port, dashboard = free_port(), free_port()
-    binaries = str(Path(sys.executable).parent)
+    python = python or Path(sys.executable)
+    binaries = str(python.parent)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     # jobs find their `python` on the PATH of `ray start`
     environment |= {"PATH": f"{binaries}{os.pathsep}{environment['PATH']}", "RAY_AUTH_MODE": "disabled"}
@@ -111,7 +119,8 @@ def running_head(
     folder = Path("/tmp") / f"ray-test-{port}"  # short, since the paths of Ray's sockets have a limit
     head = subprocess.Popen(
         [
-            RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+            str(python), "-m", "ray.scripts.scripts", "start", "--head", "--block",
+            f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
             "--node-ip-address=127.0.0.1", f"--dashboard-host={dashboard_host}", f"--temp-dir={folder}",
             # its usual port, 10001, may be held by the Ray of another test
             f"--ray-client-server-port={free_port()}",
