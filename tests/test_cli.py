@@ -94,6 +94,8 @@ def test_flags_go_to_the_command(word: str, tmp_path: Path):
         (["fetchbest", "--list"], "did you mean fetch-best?"),
         (["xyz"], ", ".join(COMMANDS)),
         (["--data", "photos"], "pharmclf COMMAND --data"),
+        (["--tyro-print-completion"], "bash, zsh"),
+        (["--tyro-print-completion", "bahs"], "bash, zsh"),
     ],
 )
 def test_an_unknown_command_ends_with_exit_code_2(arguments: list[str], expected: str):

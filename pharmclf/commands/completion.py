@@ -11,14 +11,23 @@ import tyro
 
 from pharmclf.commands.parser import PROGRAM
 from pharmclf.commands.registry import COMMANDS, load_command
+from pharmclf.core.errors import ConfigError
+
+_SHELLS = ("bash", "zsh", "fish")
 
 
 def completion_script(arguments: Sequence[str]) -> str:
     """The script that teaches a shell the commands, their flags and the values of these.
 
     Args:
-        arguments: `--tyro-print-completion` and the shell: bash, zsh, fish or tcsh.
+        arguments: `--tyro-print-completion` and the shell.
+
+    Raises:
+        ConfigError: no shell, or another one.
     """
+    if len(arguments) != 2 or arguments[1] not in _SHELLS:
+        received = " ".join(arguments[1:]) or "nothing"
+        raise ConfigError(f"{arguments[0]}: received {received}, expected one of {', '.join(_SHELLS)}")
     commands: Any = Union[tuple(load_command(name).PARSER.subcommand() for name in COMMANDS)]  # noqa: UP007
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
