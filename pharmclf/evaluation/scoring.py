@@ -75,8 +75,3 @@ def score_dataset(
     table = predictions_table(images.rows, images.paths, images.labels, probabilities, class_names, decision)
     evaluation = evaluate(table, class_names, groups=images.groups, probabilities=probabilities, decision=decision)
     return ScoredDataset(images=images, probabilities=probabilities, table=table, evaluation=evaluation)
-
-
-def evenly_spaced_indices(count: int, most: int) -> np.ndarray:
-    """(at most `most`,) indices, evenly over 0..count-1."""
-    return np.linspace(0, count - 1, min(count, most)).round().astype(int)

@@ -12,7 +12,6 @@ from pharmclf.data.image_decoding import InvalidImageError, decode_upright
 from pharmclf.data.image_quality import measure_brightness, measure_sharpness, outlier_scores
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
-from pharmclf.evaluation.scoring import evenly_spaced_indices
 from pharmclf.reporting.report_data import MeasuredThumbnail, MeasureName, QualityMeasure, Thumbnail
 
 DISPLAY_SIDE = 320
@@ -126,3 +125,8 @@ def find_extremes(name: MeasureName, values: Sequence[float]) -> list[tuple[int,
     low = order[: max(1, min(_EXTREMES, int((scores < -1).sum())))]
     high = order[len(order) - max(1, min(_EXTREMES, int((scores > 1).sum()))) :] if name == "brightness" else order[:0]
     return [(int(place), bool(abs(scores[place]) > 1)) for place in dict.fromkeys([*low, *high])]
+
+
+def evenly_spaced_indices(count: int, most: int) -> np.ndarray:
+    """(at most `most`,) indices, evenly over 0..count-1."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)

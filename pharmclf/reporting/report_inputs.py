@@ -17,10 +17,10 @@ from pharmclf.evaluation.evaluate import ABSTAIN
 from pharmclf.evaluation.gradcam import Explainer
 from pharmclf.evaluation.result_files import write_evaluation
 from pharmclf.evaluation.results import accuracy_difference, most_confused_pairs
-from pharmclf.evaluation.scoring import ScoredDataset, evenly_spaced_indices
+from pharmclf.evaluation.scoring import ScoredDataset
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.reporting.figures import png_bytes
-from pharmclf.reporting.image_sample import load_thumbnails, load_upright, sample_dataset
+from pharmclf.reporting.image_sample import evenly_spaced_indices, load_thumbnails, load_upright, sample_dataset
 from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, PredictedThumbnail, Prediction
 from pharmclf.reporting.run_plots import NUM_SAMPLES, confusion_matrix_figure, sample_predictions_figure
 
