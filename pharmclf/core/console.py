@@ -1,20 +1,75 @@
-"""Lines for the console, and streams that never fail."""
+"""The terminal of this process, and streams that never fail."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from pharmclf.core.terminal import Activity, Terminal, Verbosity
+
 Say = Callable[[str], None]
 """Takes a line for the console."""
 
+_terminal = Terminal()
+
+
+def configure_terminal(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Choose what this process shows, and how: a moving line where a person watches, else plain lines.
+
+    Args:
+        quiet: only results, warnings and errors.
+        verbose: also details.
+    """
+    global _terminal
+    close_terminal()
+    verbosity = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
+    if quiet or not is_watched():
+        _terminal = Terminal(verbosity)
+    else:
+        from pharmclf.core.live_terminal import LiveTerminal  # rich takes a while to import
+
+        _terminal = LiveTerminal(verbosity)
+
+
+def is_watched() -> bool:
+    """Whether standard output is a terminal that can move its cursor, and no log of a CI system."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("CI")
+
+
+def close_terminal() -> None:
+    """Erase the moving line, if there is one; what follows is plain."""
+    global _terminal
+    _terminal.close()
+    _terminal = Terminal(_terminal.verbosity)
+
 
 def print_line(line: str) -> None:
-    """Print a line that a pipe or a log shows at once."""
-    print(line, flush=True)  # noqa: T201
+    """Show a line at once; of these a quiet terminal shows warnings only."""
+    _terminal.line(line)
+
+
+def print_result(text: str) -> None:
+    """Show a result, also where the terminal is quiet."""
+    _terminal.result(text)
+
+
+def print_detail(text: str) -> None:
+    """Show lines where the terminal is verbose."""
+    _terminal.detail(text)
+
+
+def show_activity(text: str = "", usual_s: float = 0.0) -> Activity:
+    """Show what is being done, until the returned context ends.
+
+    Args:
+        text: what, as "starting Ray"; "": nothing before `Activity.begin`.
+        usual_s: seconds that it usually takes; 0: unknown.
+    """
+    return _terminal.open(text, usual_s)
 
 
 class _DroppingFile(io.FileIO):

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from pharmclf.core.console import make_output_robust
+from pharmclf.core.console import close_terminal, make_output_robust
 from pharmclf.core.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError, format_error
 
 
@@ -29,12 +29,15 @@ def run_job(main: Callable[[], int]) -> None:
         code = 130
     except Exception as error:
         code = print_error(error, EXIT_FAILED)
+    finally:
+        close_terminal()
     sys.stdout.flush()
     sys.exit(code)
 
 
 def print_error(error: Exception, code: int) -> int:
     """Print an error to stderr, with its traceback where PHARMCLF_DEBUG is set -> the exit code."""
+    close_terminal()
     if os.environ.get("PHARMCLF_DEBUG"):
         traceback.print_exception(error)
     text = str(error)

@@ -8,6 +8,8 @@ import sys
 import threading
 from types import FrameType
 
+from pharmclf.core.console import close_terminal, print_result
+
 
 class StopRequested(Exception):  # noqa: N818 - a request, no error
     """A stop was requested; what is finished stays."""
@@ -36,9 +38,10 @@ class GracefulShutdown:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
+            close_terminal()
             os._exit(128 + number)
         self.received = number
-        print("\nstopping: a checkpoint is written first (once more to end at once)", flush=True)  # noqa: T201
+        print_result("\nstopping: a checkpoint is written first (once more to end at once)")
 
     @property
     def exit_code(self) -> int:

@@ -47,6 +47,11 @@ def format_age(seconds: float) -> str:
     return f"{seconds // factor:.0f} {unit} ago"
 
 
+def format_rate(per_second: float) -> str:
+    """A number per second: 0.5, 41, 1,234."""
+    return f"{per_second:.1f}" if per_second < 9.95 else f"{per_second:,.0f}"
+
+
 def format_count(number: int, noun: str) -> str:
     """A number and its noun: 1 image, 1,234 images, 2 classes."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}{'es' if noun.endswith('s') else 's'}"

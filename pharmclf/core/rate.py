@@ -1,0 +1,75 @@
+"""Speed of work in progress, and the time that is left of it."""
+
+from __future__ import annotations
+
+import bisect
+
+_MIN_WINDOW_S = 1.0  # measured before an ETA is given
+_MIN_UPDATES = 4  # in the window
+_MAX_RATIO = 1.5  # between the speeds of the halves of the window
+_MAX_SAMPLES = 256
+
+
+class RateEstimator:
+    """Measures speed over the later half of the work so far, so that a slow start does not count.
+
+    The time before the first update is never part of it: programs that start and graphs that are compiled.
+    """
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+        self._done: list[float] = []
+
+    def update(self, done: float, now_s: float) -> None:
+        """Take the state of the work.
+
+        Args:
+            done: units that are done, never fewer than before.
+            now_s: seconds of any clock.
+        """
+        if self._done and done <= self._done[-1]:
+            return
+        self._times.append(now_s)
+        self._done.append(done)
+        if len(self._times) > _MAX_SAMPLES:
+            del self._times[1:-1:2], self._done[1:-1:2]
+
+    @property
+    def per_second(self) -> float | None:
+        """Units per second of late; None before the second update."""
+        if len(self._times) < 2 or self._times[-1] <= self._times[0]:
+            return None
+        return self._speed(self._window_start, self._times[-1])
+
+    def eta_s(self, left: float) -> float | None:
+        """Seconds to the end; None while they are not known to within a factor of two.
+
+        Args:
+            left: units that are left.
+        """
+        speed = self.per_second
+        if speed is None or not self._is_steady():
+            return None
+        return left / speed
+
+    @property
+    def _window_start(self) -> float:
+        return (self._times[0] + self._times[-1]) / 2
+
+    def _is_steady(self) -> bool:
+        start, end = self._window_start, self._times[-1]
+        updates = len(self._times) - bisect.bisect_left(self._times, start)
+        if end - start < _MIN_WINDOW_S or updates < _MIN_UPDATES:
+            return False
+        middle = (start + end) / 2
+        earlier, later = self._speed(start, middle), self._speed(middle, end)
+        return max(earlier, later) <= _MAX_RATIO * min(earlier, later)
+
+    def _speed(self, start: float, end: float) -> float:
+        return (self._done_at(end) - self._done_at(start)) / (end - start)
+
+    def _done_at(self, time_s: float) -> float:
+        """Units that were done at a time, between two updates in proportion."""
+        after = min(max(1, bisect.bisect_left(self._times, time_s)), len(self._times) - 1)
+        (begin, end), (low, high) = self._times[after - 1 : after + 1], self._done[after - 1 : after + 1]
+        return low + (high - low) * (time_s - begin) / (end - begin) if end > begin else high
