@@ -6,11 +6,24 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from pharmclf.core.console import Say
-from pharmclf.core.events import Callback, CallbackList, EpochEnd, Event, Note, RunCallback, StepEnd, Waiting
+from pharmclf.core.console import Say, print_detail, show_activity
+from pharmclf.core.events import (
+    ActivityStarted,
+    Callback,
+    CallbackList,
+    CheckpointSaved,
+    EpochEnd,
+    Event,
+    FinalEvaluationStarted,
+    Note,
+    RunCallback,
+    StepEnd,
+    Waiting,
+    WorkersStarted,
+)
 from pharmclf.core.signals import GracefulShutdown
 from pharmclf.data.quarantine import Quarantine
-from pharmclf.reporting.run_summary import progress_line
+from pharmclf.reporting.epoch_rows import epoch_header, epoch_row, step_progress
 from pharmclf.storage.lease import Lease
 from pharmclf.training.context import TrainingDivergedError
 from pharmclf.training.lr_schedule import chance_loss, has_diverged
@@ -24,7 +37,7 @@ class Console(RunCallback, Protocol):
 
 
 class ConsoleLogger:
-    """Shows the events of a run as lines, and requests a stop on a signal, a lost lease or too many invalid images."""
+    """Shows the events of a run, and requests a stop on a signal, a lost lease or too many invalid images."""
 
     def __init__(
         self,
@@ -49,6 +62,8 @@ class ConsoleLogger:
         self._stop, self._lease, self._quarantine, self._say = stop, lease, quarantine, say
         self._callbacks = CallbackList([quarantine, *callbacks])
         self._num_classes = num_classes
+        self._activity = show_activity()
+        self._phase = ""  # whose epochs have a heading
         self._diverged: dict[str, float] = {}  # phase -> its first validation loss that counts as diverged
 
     def say(self, text: str, /) -> None:
@@ -59,24 +74,35 @@ class ConsoleLogger:
         """As `Callback.on_event`."""
         self._callbacks.on_event(event)
         match event:
-            case Note(text=text) | Waiting(text=text):
+            case Note(text=text):
                 self._say(text)
+            case Waiting(text=text):
+                self._say(text)
+                self._activity.begin("waiting for resources")
+            case ActivityStarted(text=text, usual_s=usual_s):
+                self._activity.begin(text, usual_s)
+            case WorkersStarted(nodes=nodes):
+                print_detail(f"workers have started on {', '.join(nodes)}")
+            case CheckpointSaved(name=name):
+                print_detail(f"checkpoint {name}")
             case StepEnd():
-                self._say(progress_line(event))
+                self._activity.progress(*step_progress(event))
             case EpochEnd():
                 self._show_epoch(event)
+            case FinalEvaluationStarted():
+                self._activity.begin("")
+
+    def close(self) -> None:
+        """End the display."""
+        self._activity.close()
 
     def _show_epoch(self, event: EpochEnd) -> None:
         record = event.record
         diverged = has_diverged(record.val_loss, self._num_classes)
-        best = "  best so far" if event.is_best and not diverged else ""
-        balanced = "" if record.val_balanced_accuracy is None else f" balanced {record.val_balanced_accuracy:.4f}"
-        self._say(
-            f"{record.phase} epoch {record.epoch + 1}/{event.epochs}: "
-            f"train loss {record.train_loss:.4f} accuracy {record.train_accuracy:.4f}, "
-            f"validation loss {record.val_loss:.4f} accuracy {record.val_accuracy:.4f}{balanced}, "
-            f"{record.images_per_second:.1f} images/s, {record.seconds:.0f} s{best}"
-        )
+        if record.phase != self._phase:
+            self._phase = record.phase
+            self._say(epoch_header(is_balanced=record.val_balanced_accuracy is not None))
+        self._say(epoch_row(record, event.epochs, is_best=event.is_best and not diverged))
         if diverged and record.phase not in self._diverged:
             self._diverged[record.phase] = record.val_loss
             self.say(

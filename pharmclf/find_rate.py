@@ -60,7 +60,7 @@ def find_learning_rates(config: RunConfig, say: Say) -> int:
     check_storage(config)
     configured = {phase.name: phase.settings.learning_rate for phase in build_phases(config)}
     with GracefulShutdown() as stop, tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
-        manifest = split_manifest(config, folder, scan_progress(say))
+        manifest = split_manifest(config, folder, scan_progress())
         describe_data(manifest, "", say)
         connect(allow_open=config.allow_unauthenticated_cluster)
         quarantine = Quarantine(manifest, config.max_invalid_share, say)

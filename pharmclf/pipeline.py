@@ -120,7 +120,7 @@ def prepare(config: RunConfig, folder: str, record: RunRecord | None, manifest: 
     describe_data(manifest, folder, say)
     if warning := batch_warning(config, len(manifest.rows("train"))):
         say(f"warning: {warning}")
-    for images in external_datasets(config, manifest, scan_progress(say)):
+    for images in external_datasets(config, manifest, scan_progress()):
         say(f"{images.name}: {len(images.rows):,} images to test on, {'; '.join(images.notes) or 'all usable'}")
     return manifest
 
@@ -210,6 +210,7 @@ class _ActiveRun:
         self.console = ConsoleLogger(
             self.stop, self.lease, self.quarantine, callbacks, self.say, num_classes=num_classes
         )
+        self.services.callback(self.console.close)
         self.services.enter_context(autoscaling_request(config))
 
     def _train(self) -> TrainResult:
@@ -270,7 +271,7 @@ def dry_run(config: RunConfig, say: Say) -> int:
         ConfigError: bad input.
     """
     with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
-        manifest = split_manifest(config, folder, scan_progress(say))
+        manifest = split_manifest(config, folder, scan_progress())
     with suppress_native_stderr():
         from pharmclf.models.model_summary import describe_model
 

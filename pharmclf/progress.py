@@ -1,34 +1,52 @@
-"""Progress lines of long tasks."""
+"""Progress of long tasks."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from pharmclf.core.units import format_duration
+from pharmclf.core.console import show_activity
+from pharmclf.core.rate import RateEstimator
+from pharmclf.core.terminal import Activity, Progress
+from pharmclf.core.units import format_rate
 
-_REPORT_INTERVAL_S = 3.0
 
-
-def progress_reporter(say: Callable[[str], None], what: str) -> Callable[[int, int], None]:
-    """A callback for work that begins now, called with (done, total): says a line with an ETA every few seconds.
+def progress_reporter(
+    what: str,
+    describe: Callable[[int, int], str] = "{:,}/{:,}".format,
+    format_speed: Callable[[float], str] | None = None,
+) -> Callable[[int, int], None]:
+    """A callback that shows how far work is, called with (done, total), and with equal numbers at the end.
 
     Args:
-        say: takes lines for the console.
-        what: is done, at the head of the line.
+        what: is being done, as "examining images".
+        describe: (done, total) in words.
+        format_speed: units per second as text; None: the speed is not shown.
     """
-    began = shown = time.monotonic()
+    rate = RateEstimator()
+    activity: Activity | None = None
 
     def progress(done: int, total: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown > _REPORT_INTERVAL_S and done:
-            shown = now
-            say(f"{what}: {done:,} of {total:,}, {format_duration((now - began) / done * (total - done))} to go")
+        nonlocal activity
+        activity = activity or show_activity()
+        rate.update(done, time.monotonic())
+        speed = rate.per_second
+        details = [f"{format_speed(speed)}/s"] if format_speed and speed else []
+        activity.progress(
+            what, Progress(done / max(1, total), describe(done, total), details, rate.eta_s(total - done))
+        )
+        if done >= total:
+            activity.close()
+            activity = None
 
     return progress
 
 
-def scan_progress(say: Callable[[str], None]) -> Callable[[int, int], None]:
+def image_progress(what: str) -> Callable[[int, int], None]:
+    """`progress_reporter` for images."""
+    return progress_reporter(what, format_speed=lambda speed: f"{format_rate(speed)} images")
+
+
+def scan_progress() -> Callable[[int, int], None]:
     """A progress callback for the scan of a data set."""
-    return progress_reporter(say, "images examined")
+    return image_progress("examining images")

@@ -119,8 +119,8 @@ def run_manifest(config: RunConfig, folder: str, fingerprint: str | None, say: S
     trained = fingerprint or _training_fingerprint(folder)
     kept = read_run_manifest(folder, trained) if trained else None
     if kept is not None:
-        return update_run_manifest(config, folder, kept, say, scan_progress(say))
-    manifest = split_manifest(config, folder, scan_progress(say))
+        return update_run_manifest(config, folder, kept, say, scan_progress())
+    manifest = split_manifest(config, folder, scan_progress())
     if fingerprint:
         check_fingerprints({"data": fingerprint}, {"data": manifest.fingerprint}, f"run {folder}")
     return manifest

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pharmclf.data.prepare import MANIFEST_FILE, format_split_counts, prepare_manifest, split_counts
 
     folder = storage.join(storage.absolute(config.storage), config.run_name)
-    manifest = prepare_manifest(config, folder, scan_progress(print))
+    manifest = prepare_manifest(config, folder, scan_progress())
     print("\n".join(format_split_counts(split_counts(manifest), storage.join(folder, MANIFEST_FILE))))
     invalid = manifest.quarantined
     for path, status in zip(invalid["path"].head(_MAX_LISTED), invalid["status"], strict=False):

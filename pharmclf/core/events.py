@@ -71,6 +71,16 @@ class Waiting(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ActivityStarted(Event):
+    """Something that takes a while has begun, and lasts until the next of these events or the next step."""
+
+    text: str
+    """What, as "importing TensorFlow"."""
+    usual_s: float = 0.0
+    """Seconds that it usually takes; 0: unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkersStarted(Event):
     """All workers of an attempt have started."""
 
@@ -105,7 +115,7 @@ class FeatureCacheReady(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepEnd(Event):
-    """Progress within an epoch, sent every few seconds."""
+    """Progress within an epoch, sent every second."""
 
     phase: str
     epoch: int
@@ -121,8 +131,9 @@ class StepEnd(Event):
     accuracy: float
     """Of the epoch so far, 0..1."""
     images_per_second: float
-    eta_s: float
-    """Seconds to the end of the phase."""
+    """Of late."""
+    eta_s: float | None
+    """Seconds to the end of the phase if it does not stop early; None: not known yet."""
 
 
 @dataclass(frozen=True, kw_only=True)

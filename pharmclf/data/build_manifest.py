@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pharmclf import storage
+from pharmclf.core.console import show_activity
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_examples
 from pharmclf.data import duplicates
@@ -139,7 +140,8 @@ def _group_rows(
         content = read_verified(paths[rows[place]], sums[rows[place]])
         return decode(content, duplicates.CHECK_SIDE, white_level)
 
-    pairs = duplicates.near_pairs(hashes, thumbnails[rows], load)
+    with show_activity("searching for near copies"):
+        pairs = duplicates.near_pairs(hashes, thumbnails[rows], load)
     near = [(int(rows[one]), int(rows[other])) for one, other in pairs]
     apart = [(one, other) for one, other in near if given[one] and given[other] and given[one] != given[other]]
     if apart:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from pharmclf import storage
 from pharmclf.config import DEMO, RunConfig
+from pharmclf.core.console import show_activity
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_examples
@@ -182,7 +183,8 @@ def data_location(config: RunConfig) -> str:
     name = f"demo-data-{config.seed}-{config.demo.images_per_class}"
     location = storage.join(storage.absolute(config.storage), name)
     if not storage.is_remote(location):
-        write_demo(location, seed=config.seed, images_per_class=config.demo.images_per_class)
+        with show_activity("drawing the images of the demo"):
+            write_demo(location, seed=config.seed, images_per_class=config.demo.images_per_class)
     elif not storage.is_file(storage.join(location, MARKER)):
         with tempfile.TemporaryDirectory(prefix="pharmclf-demo-") as folder:
             write_demo(f"{folder}/{name}", seed=config.seed, images_per_class=config.demo.images_per_class)
@@ -215,7 +217,8 @@ def cached_manifest(
     Raises:
         ConfigError: nothing there, no image, too few classes, or too many bad images.
     """
-    listing = list_dataset(data, reading)
+    with show_activity("listing the images"):
+        listing = list_dataset(data, reading)
     location = storage.join(cache_location, f"{listing.key}.parquet")
     manifest = None
     if storage.is_file(location):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
-from pharmclf.core.console import Say
+from pharmclf.core.console import Say, show_activity
 from pharmclf.core.errors import ConfigError
 from pharmclf.data.dataset_listing import list_dataset
 from pharmclf.data.folder_layouts import label_key
@@ -87,7 +87,8 @@ def update_run_manifest(
         ConfigError: no images there, or more of the run's are missing or changed than `max_invalid` accepts.
     """
     data, reading = data_location(config), layout_options(config)
-    listing = list_dataset(data, reading)
+    with show_activity("listing the images"):
+        listing = list_dataset(data, reading)
     if listing.root == manifest.root:
         labels = {item.location: item.label for item in listing.items}
         changes = compare_files(manifest, {item.location: item.size_bytes for item in listing.items}, labels)

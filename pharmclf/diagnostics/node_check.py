@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.core.console import show_activity
 from pharmclf.core.errors import format_error
 from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
+from pharmclf.core.usual_times import IMPORT_TENSORFLOW_S
 from pharmclf.diagnostics.gpu_check import DriverInfo, check_gpus, inspect_driver
 from pharmclf.diagnostics.image_check import ImagesInfo, check_images, probe_images
 from pharmclf.diagnostics.machine_check import (
@@ -97,8 +99,10 @@ def inspect_node(request: NodeRequest, ray_folder: str = "") -> NodeInfo:
     config, facts, silent = request.config, dict[str, Any](), dict[str, str]()
 
     def collect(name: str, work: Callable[[], object], timeout_s: float | None = None) -> None:
+        usual_s = IMPORT_TENSORFLOW_S if name == "tensorflow" else 0.0
         try:
-            facts[name] = run_with_timeout(timeout_s or _LIMITS[name].timeout_s, work)
+            with show_activity(f"examining {_LIMITS[name].check}", usual_s):
+                facts[name] = run_with_timeout(timeout_s or _LIMITS[name].timeout_s, work)
         except CallTimeoutError as error:
             silent[name] = str(error)
         except Exception as error:  # an unexpected error of one check must not hide the results of the others

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
-from pharmclf.core.console import Say
+from pharmclf.core.console import Say, show_activity
 from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.units import format_count
 from pharmclf.diagnostics.node_check import STORAGE_TIMEOUT_S, NodeInfo, NodeRequest, check_node, inspect_node
@@ -46,7 +46,8 @@ def run_preflight(config: RunConfig, say: Say) -> None:
     if not requested_address():
         _check_resources(config, say)
     request = NodeRequest(config=config, full=False, storage_timeout_s=storage.timeout_s())
-    local = inspect_node(request)
+    with show_activity("checking this machine and the storage"):
+        local = inspect_node(request)
     results: list[tuple[Section, NodeInfo | None]] = [
         (Section(title="", findings=tuple(check_node(local, request, None))), local)
     ]

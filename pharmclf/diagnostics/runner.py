@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from pharmclf import storage
 from pharmclf.config import DEMO, RunConfig
+from pharmclf.core.console import show_activity
 from pharmclf.core.errors import ConfigError, single_line
 from pharmclf.core.timeouts import CallTimeoutError, run_with_timeout
+from pharmclf.core.usual_times import ALLREDUCE_S, EXAMINE_NODES_S
 from pharmclf.diagnostics.allreduce_check import check_allreduce, probe_allreduce
 from pharmclf.diagnostics.image_check import sample_locations
 from pharmclf.diagnostics.network_check import check_network
@@ -103,7 +105,7 @@ def _check_cluster(config: RunConfig) -> Iterator[Section]:
             return
         is_writable = storage_info is not None and not storage_info.failed
         heartbeat = write_heartbeat_file(config.storage) if is_writable else contextlib.nullcontext("")
-        with ClusterNodes() as nodes, heartbeat as path:
+        with ClusterNodes() as nodes, heartbeat as path, show_activity("examining the nodes", EXAMINE_NODES_S):
             request = NodeRequest(config=config, full=True, images=images, heartbeat_file=path)
             for section, _ in nodes.check(request, timeout_s=FULL_CHECK_TIMEOUT_S):
                 yield section
@@ -138,7 +140,8 @@ def _check_allreduce(config: RunConfig, nodes: Sequence[ClusterNode], avoided: S
         spec = plan_worker_group(nodes, 2, 2, config.accelerator)
     except ConfigError as error:
         return warn("all-reduce", f"not tried: {error}", "give two workers room")
-    return check_allreduce(probe_allreduce(spec, avoided, gpus=spec.each.gpus > 0))
+    with show_activity("all-reduce of two workers", ALLREDUCE_S):
+        return check_allreduce(probe_allreduce(spec, avoided, gpus=spec.each.gpus > 0))
 
 
 def check_resources(config: RunConfig, nodes: Sequence[ClusterNode], *, waits: bool) -> Finding:
@@ -179,7 +182,7 @@ def _check_access(errors: dict[str, str], allowed: bool) -> Finding:
 def _sample_images(config: RunConfig) -> tuple[tuple[str, ...], list[Finding]]:
     """Locations of some images, and why there are none."""
     try:
-        with storage.timeout(STORAGE_TIMEOUT_S):
+        with storage.timeout(STORAGE_TIMEOUT_S), show_activity("listing the images"):
             return tuple(run_with_timeout(_LISTING_TIMEOUT_S, lambda: sample_locations(config))), []
     except CallTimeoutError as error:
         remedy = f"{_REMOUNT}; give --data a list in Parquet, which needs no listing"

@@ -25,9 +25,11 @@ from pharmclf.core.compat.ray import (
     preserve_signal_handlers,
     submitted_runtime_env,
 )
+from pharmclf.core.console import show_activity
 from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.events import RunCallback, Waiting
 from pharmclf.core.signals import StopRequested
+from pharmclf.core.usual_times import START_RAY_S
 from pharmclf.data.decoded_image import MAX_PIXELS_VARIABLE
 from pharmclf.distributed.cluster_auth import require_cluster_auth
 from pharmclf.distributed.ray_address import (
@@ -92,14 +94,16 @@ def connect(*, allow_open: bool = False) -> None:
     reach_directly([node_address()])
     mute_token_notice()
     with preserve_signal_handlers():
+        text = "starting Ray" if _is_own_ray else "joining the Ray cluster"
         try:
-            context = ray.init(
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                configure_logging=False,
-                runtime_env={"env_vars": variables} | ({} if _is_own_ray else _package_for(submitted)),
-                **local,
-            )
+            with show_activity(text, START_RAY_S if _is_own_ray else 0.0):
+                context = ray.init(
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    runtime_env={"env_vars": variables} | ({} if _is_own_ray else _package_for(submitted)),
+                    **local,
+                )
         except ConnectionError as error:
             if _is_own_ray:
                 raise

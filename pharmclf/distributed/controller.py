@@ -9,9 +9,10 @@ import ray
 
 from pharmclf.core.compat.ray import draining_nodes
 from pharmclf.core.errors import RunError
-from pharmclf.core.events import Note, RunCallback, Waiting, WorkerFailure
+from pharmclf.core.events import ActivityStarted, Note, RunCallback, Waiting, WorkerFailure
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
+from pharmclf.core.usual_times import IMPORT_TENSORFLOW_S
 from pharmclf.distributed.cluster import (
     NodesUnavailableError,
     connect,
@@ -71,6 +72,7 @@ def with_loader_cpus(job: TrainingContext, share: float = 1.0) -> TrainingContex
 
 
 def _train_here(job: TrainingContext, callback: RunCallback) -> TrainResult:
+    callback.on_event(ActivityStarted(text="importing TensorFlow", usual_s=IMPORT_TENSORFLOW_S))
     with suppress_native_stderr():
         from pharmclf.training import collectives, trainer
 

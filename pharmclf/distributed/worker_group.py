@@ -18,8 +18,10 @@ from pharmclf import storage
 from pharmclf.core.background import run_in_thread
 from pharmclf.core.compat.ray import startup_timeout, worker_errors
 from pharmclf.core.errors import ConfigError, RunError, format_error
-from pharmclf.core.events import Note, RunCallback, WorkersStarted
+from pharmclf.core.events import ActivityStarted, Note, RunCallback, WorkersStarted
 from pharmclf.core.stderr_filter import suppress_native_stderr
+from pharmclf.core.units import format_count
+from pharmclf.core.usual_times import IMPORT_TENSORFLOW_S, START_WORKERS_S
 from pharmclf.distributed.cluster import node_address
 from pharmclf.distributed.scaling_policy import WorkerGroupSpec
 from pharmclf.distributed.worker_channel import ChannelState, DriverChannel, WorkerChannel
@@ -101,6 +103,8 @@ class WorkerGroupRun:
         settings = {"job": job, "channel": self._channel, "number": self.number, "driver_node": node}
         # GPUs of one node exchange gradients faster; without GPUs a worker needs the cores of a node
         placement = "PACK" if self.group.each.gpus else "SPREAD"
+        text = f"starting {format_count(self.group.size, 'worker')}"
+        self._callback.on_event(ActivityStarted(text=text, usual_s=START_WORKERS_S))
         trainer = build_trainer(_worker, settings, self.group, folder, placement=placement, excluded=self._excluded)
         try:
             run_in_thread(trainer.fit, lambda: self._monitor_loop(restart_reason))
@@ -229,6 +233,8 @@ def _worker(settings: dict[str, Any]) -> None:
     progress = LoopProgress()
     channel = WorkerChannel(settings["channel"], rank, progress, job.folder, settings["number"])
     try:
+        if rank == 0:
+            channel.on_event(ActivityStarted(text="importing TensorFlow", usual_s=IMPORT_TENSORFLOW_S))
         from pharmclf.training import collectives, trainer
 
         configure_devices_for(job.config)

@@ -19,12 +19,15 @@ import ray
 import ray.data
 
 from pharmclf import storage
+from pharmclf.core.console import show_activity
 from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.core.stderr_filter import suppress_native_stderr
+from pharmclf.core.usual_times import LOAD_MODEL_S
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.ray_loader import configure_dataset, encode_error, load_block, raise_block_error
 from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring.cores import usable_cores
+from pharmclf.progress import image_progress
 
 BATCH = 64
 """Images of one forward pass. One shape needs one graph."""
@@ -170,11 +173,14 @@ def predict(
         PermissionError, StorageUnavailableError: the storage cannot be read at all.
     """
     what = PredictSpec(models=tuple(models), image_size=image_size, actors=actors, gpus=gpus)
-    probabilities, bad = [], []
-    for block in predict_stream(what, images):
-        check()
-        probabilities.append(block["probabilities"])
-        bad.append(block["bad"])
+    probabilities, bad, done = [], [], 0
+    report = image_progress("predicting")
+    with show_activity("loading the model", LOAD_MODEL_S):
+        for block in predict_stream(what, images):
+            check()
+            probabilities.append(block["probabilities"])
+            bad.append(block["bad"])
+            report(done := done + len(bad[-1]), len(images))
     return np.concatenate(probabilities), np.concatenate(bad)
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.core.console import Say
+from pharmclf.core.console import Say, show_activity
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import sha256_file
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_size
+from pharmclf.core.usual_times import LOAD_MODEL_S, WRITE_FORMAT_S
 from pharmclf.evaluation.abstention_policy import DECISION_FILE, AbstentionPolicy, write_policy
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
 from pharmclf.export.compare import ExportError
@@ -57,7 +58,7 @@ def export_model(options: ExportOptions, say: Say) -> None:
     names = tuple(dict.fromkeys(options.format))
     check_installed(names)
     refused: list[str] = []
-    with atomic_output_dir(options.out, last=EXPORT_FILE) as folder:
+    with atomic_output_dir(options.out, last=EXPORT_FILE) as folder, show_activity("reading images") as activity:
         found = load_model_info(options.model)
         if found.verdict and found.verdict.warning:
             say(found.verdict.warning)
@@ -67,7 +68,9 @@ def export_model(options: ExportOptions, say: Say) -> None:
             calibration = sample_images(found, options.calibration, "train", "--calibration", say)
             say(f"int8 is calibrated on {len(calibration):,} images")
             validation = validation_images(found, say) if found.decision else None
+        activity.begin("loading the model", LOAD_MODEL_S)
         model = _load_keras_model(found)
+        activity.begin(f"predicting {len(images):,} images with the Keras model")
         reference, written = _probabilities(model, images), make_convertible(model)
         formats: dict[FormatName, Any] = {}
         decision = found.decision  # of the TFLite file
@@ -77,8 +80,10 @@ def export_model(options: ExportOptions, say: Say) -> None:
             )
             path = folder / FORMATS[name].file
             try:
+                activity.begin(f"writing {name} {trial.precision}", WRITE_FORMAT_S)
                 with suppress_native_stderr():
                     write_model(written, name, path, trial.precision, calibration)
+                activity.begin(f"verifying {name} in {FORMATS[name].runtime}", LOAD_MODEL_S)
                 comparison, about, fitted = trial.run(path, images, reference, validation)
             except ExportError as error:
                 (shutil.rmtree if path.is_dir() else _remove)(path)

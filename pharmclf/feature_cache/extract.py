@@ -16,8 +16,10 @@ import ray.data
 
 from pharmclf import storage
 from pharmclf.config import BackboneName, RunConfig
+from pharmclf.core.console import show_activity
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.stderr_filter import suppress_native_stderr
+from pharmclf.core.usual_times import LOAD_MODEL_S
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.quarantine import OnLost
@@ -156,7 +158,8 @@ def _measure_costs(backbone: BackboneName, image_size: int, *, is_local: bool) -
     # without GPUs the process is reused for the actor, which needs TensorFlow as well
     task = ray.remote(num_cpus=0.5, max_calls=1 if has_gpus else 0)(measure_without_gpu)
     try:
-        costs: list[SplitCost] = ray.get(task.remote())
+        with show_activity(f"measuring {backbone}, for the feature cache", LOAD_MODEL_S):
+            costs: list[SplitCost] = ray.get(task.remote())
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     return costs

@@ -39,7 +39,7 @@ from pharmclf.feature_cache.shards import (
 )
 from pharmclf.models.backbone_split import SplitCost, check_depth
 from pharmclf.models.precision import run_precision
-from pharmclf.progress import progress_reporter
+from pharmclf.progress import image_progress
 from pharmclf.storage.lease import Lease, LeaseHeldError, LeaseLostError
 
 _WAIT_S = 2.0
@@ -188,7 +188,7 @@ def _compute_missing(
         them: they have no index, so that the next run, or this one when resumed, computes incomplete shards again.
     """
     started, num_views = time.monotonic(), 0
-    report = progress_reporter(request.say, "feature cache")
+    report = image_progress("computing the feature cache")
 
     def progress(done: int, total: int) -> None:
         nonlocal num_views

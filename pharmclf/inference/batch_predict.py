@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pharmclf import storage
-from pharmclf.core.console import Say
+from pharmclf.core.console import Say, show_activity
+from pharmclf.core.usual_times import LOAD_MODEL_S
 from pharmclf.data.image_set import ImageSet
 from pharmclf.distributed.cluster import connect, usable_nodes
 from pharmclf.distributed.ray_address import requested_address
@@ -23,7 +23,7 @@ from pharmclf.inference.options import PredictOptions
 from pharmclf.inference.output_shards import OutputShards
 from pharmclf.inference.output_table import SCHEMA, TopKOutput
 from pharmclf.inference.placement import count_local_gpus, plan_actors, should_use_ray
-from pharmclf.progress import progress_reporter
+from pharmclf.progress import image_progress
 
 _SHOWN = 20  # bad images that are named on the console
 
@@ -81,11 +81,10 @@ def predict_shards(
     read = pa.array(np.where(reasons == "", paths.to_numpy(zero_copy_only=False), ""), pa.string()) if given else paths
     by = f"{what.actors} processes on Ray" if what.actors else "this process"
     say(f"predicting {len(paths):,} images in {by}")
-    progress = _progress_callback(say)
+    progress = image_progress("predicting")
     waiting, done, written = SCHEMA.empty_table(), 0, 0
-    with contextlib.closing(
-        interruptible(stopped, predict_stream(what, ImageSet.of_paths(read, white_level)))
-    ) as blocks:
+    stream = interruptible(stopped, predict_stream(what, ImageSet.of_paths(read, white_level)))
+    with show_activity("loading the model", LOAD_MODEL_S), contextlib.closing(stream) as blocks:
         for block in blocks:
             bad = block["bad"].astype(object)
             known = reasons[done : done + len(bad)]
@@ -96,25 +95,6 @@ def predict_shards(
             while written < len(missing) and len(waiting) >= (size := spans[written][1] - spans[written][0]):
                 parts.write(missing[written], waiting.slice(0, size).combine_chunks())
                 waiting, written = waiting.slice(size), written + 1
-
-
-def _progress_callback(say: Say) -> Callable[[int, int], None]:
-    """A callback with (done, total) for lines with the time that is left, and the pace since the first images.
-
-    What TensorFlow and Ray take to start, which is before them, is in neither.
-    """
-    began, first, pace = 0.0, 0, 0.0
-    lines: Callable[[int, int], None] | None = None
-
-    def progress(done: int, total: int) -> None:
-        nonlocal began, first, pace, lines
-        if lines is None:
-            began, first = time.monotonic(), done
-            lines = progress_reporter(lambda line: say(f"{line}, {pace:.1f} images/s"), "predicted")
-        pace = (done - first) / max(time.monotonic() - began, 1e-6)
-        lines(done, total)
-
-    return progress
 
 
 @dataclass

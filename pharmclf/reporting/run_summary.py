@@ -1,4 +1,4 @@
-"""Progress lines of a run, the content of result.json, and the summary for the terminal; text without colours."""
+"""The content of result.json, and the summary of a run for the terminal; text without colours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pharmclf import storage
-from pharmclf.core.events import StepEnd
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_duration
 from pharmclf.evaluation.accuracy_agreement import AccuracyMismatch
@@ -194,13 +193,3 @@ def _format_number(value: float | None, form: str) -> str:
 def _table(rows: list[list[str]]) -> list[str]:
     """Rows as aligned lines: the first column to the left, the others to the right."""
     return [f"  {line}" for line in align_columns(rows, left=[0])]
-
-
-def progress_line(event: StepEnd) -> str:
-    """One line of progress; epochs are counted from 1."""
-    rate = event.images_per_second
-    speed = f"{rate:.1f}" if rate < 9.95 else f"{rate:,.0f}"
-    return (
-        f"{phase_name(event.phase)}  epoch {event.epoch + 1}/{event.epochs}  step {event.step}/{event.steps}  "
-        f"loss {event.loss:.3f}  accuracy {event.accuracy:.3f}  {speed} images/s  ETA {format_duration(event.eta_s)}"
-    )

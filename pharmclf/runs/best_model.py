@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.events import EpochRecord
 from pharmclf.core.hashing import sha256_bytes, sha256_file
 from pharmclf.core.stderr_filter import suppress_native_stderr
-from pharmclf.core.units import format_duration, format_examples, format_size
+from pharmclf.core.units import format_examples, format_size
 from pharmclf.data.destination import atomic_folder, check_new_folder
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import MAX_VALUE
@@ -25,13 +24,12 @@ from pharmclf.data.prepare import MANIFEST_FILE
 from pharmclf.evaluation.abstention_policy import DECISION_FILE
 from pharmclf.evaluation.verdict import Verdict
 from pharmclf.models.devices import configure_devices
+from pharmclf.progress import progress_reporter
 from pharmclf.reporting.model_card import CARD_FILE
 from pharmclf.runs.registry import METRICS, RunInfo, list_runs, rank_runs, read_run
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.context import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE
 from pharmclf.training.phases import Phase, build_phases
-
-_PROGRESS_INTERVAL_S = 2.0
 
 
 class CorruptedRunError(RunError, ValueError):
@@ -102,7 +100,7 @@ def _fetch(run: RunInfo, best: EpochRecord, part: Path, metric: str, say: Say) -
         verdict = Verdict.from_dict(run.result)
         if verdict and verdict.warning:
             say(verdict.warning)
-        _copy(run, part, say)
+        _copy(run, part)
     else:
         _restore(run, best, part, say)
     text = yaml.safe_dump(run.config, sort_keys=False, width=120)
@@ -126,7 +124,7 @@ def _corruption_as_error() -> Iterator[None]:
         raise CorruptedRunError(text) from error
 
 
-def _copy(run: RunInfo, part: Path, say: Say) -> None:
+def _copy(run: RunInfo, part: Path) -> None:
     """Copy the saved model of a complete run, and verify it.
 
     Raises:
@@ -139,7 +137,8 @@ def _copy(run: RunInfo, part: Path, say: Say) -> None:
         for file in (MODEL_FILE, LABELS_FILE, *depth):
             location = storage.join(run.location, file)
             copy = part / Path(file).name
-            storage.download(location, copy, _progress(copy.name, sizes[location], say) if file == MODEL_FILE else None)
+            progress = _download_progress(copy.name, sizes[location]) if file == MODEL_FILE else None
+            storage.download(location, copy, progress)
             received, expected = sha256_file(copy), checksums[copy.name]
             if received != expected:
                 raise CorruptedRunError(f"{location} has sha256 {received}, expected {expected}")
@@ -149,22 +148,14 @@ def _copy(run: RunInfo, part: Path, say: Say) -> None:
                 storage.download(location, part / file)
 
 
-def _progress(name: str, size_bytes: int, say: Say) -> Callable[[int], None]:
-    """A callback that prints the progress of a download every two seconds and at the end."""
-    began = printed = time.monotonic()
+def _download_progress(name: str, size_bytes: int) -> Callable[[int], None]:
+    """A callback that shows the progress of a download, called with the bytes that are there."""
 
-    def progress(done: int) -> None:
-        nonlocal printed
-        now = time.monotonic()
-        if done < size_bytes and now - printed < _PROGRESS_INTERVAL_S:
-            return
-        printed = now
-        rate = done / max(now - began, 1e-6)
-        left = f", {format_duration((size_bytes - done) / rate)} to go" if done < size_bytes else ""
-        share = 100 * done // max(size_bytes, 1)
-        say(f"{name}: {share} % of {format_size(size_bytes)}, {format_size(rate)}/s{left}")
+    def describe(done: int, total: int) -> str:
+        return f"{100 * done // max(total, 1)} % of {format_size(total)}"
 
-    return progress
+    report = progress_reporter(f"downloading {name}", describe, format_size)
+    return lambda done: report(done, size_bytes)
 
 
 def _restore(run: RunInfo, best: EpochRecord, part: Path, say: Say) -> None:

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 
 from pharmclf import storage
 from pharmclf.config import check_location, from_dict, parse_workers, to_yaml
-from pharmclf.core.console import Say
+from pharmclf.core.console import Say, show_activity
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import parse_share
+from pharmclf.core.usual_times import DRAW_S
 from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, manifest_cache
@@ -65,6 +66,7 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResu
     for note in images.notes:
         say(f"note: {note}")
     say(f"testing {model.location} on {len(images.rows):,} images")
+    activity = show_activity()
     if workers:
         connect(allow_open=options.allow_unauthenticated_cluster)
     device = device_kind() if workers else "this process"
@@ -72,6 +74,7 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResu
         ((images, probabilities),) = predict_datasets(
             [model.location], [images], model.image_size, actors=workers, gpus=device == "GPU"
         )
+        activity.begin("scoring and drawing", DRAW_S)
         quarantine = Quarantine(images.manifest, max_invalid_share, say)
         quarantine.add(images.lost)
         quarantine.check()
@@ -94,6 +97,7 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResu
     report = report.with_verdict(trained)
     location = storage.join(out, "report.html")
     storage.write_bytes(location, page_html(report).encode())
+    activity.close()
     say(console_table(scored.evaluation))
     for line in font_notes(model.labels):
         say(f"note: {line}")
@@ -141,5 +145,5 @@ def _load_dataset(
         max_invalid_share=max_invalid_share,
         known=training,
         white_level=model.white_level,
-        progress=scan_progress(say),
+        progress=scan_progress(),
     )

@@ -10,10 +10,11 @@ import numpy as np
 
 from pharmclf import storage
 from pharmclf.config import RunConfig, to_yaml
-from pharmclf.core.console import Say
+from pharmclf.core.console import Say, show_activity
 from pharmclf.core.events import EpochRecord
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
+from pharmclf.core.usual_times import DRAW_S
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE
 from pharmclf.data.quarantine import Quarantine
@@ -84,7 +85,7 @@ def run_final_evaluation(
             raise StopRequested
 
     check()
-    began = time.monotonic()
+    began, activity = time.monotonic(), show_activity()
     chosen = best_phase(outcome.monitors)
     others = [name for name in outcome.best if name != chosen]
     class_names = tuple(storage.read_json(storage.join(folder, LABELS_FILE)))
@@ -96,6 +97,7 @@ def run_final_evaluation(
     with Explainer(models[0], on_ray=actors > 0) as explainer:
         gpus = actors > 0 and outcome.device != "CPU"
         found = predict_datasets(models, sets, config.image_size, actors=actors, gpus=gpus, check=check)
+        activity.begin("scoring and drawing", DRAW_S)
         sets = [images for images, _ in found]
         for images in sets[:2]:  # the others are of another manifest
             quarantine.add(images.lost)
@@ -161,6 +163,7 @@ def run_final_evaluation(
     storage.write_bytes(storage.join(folder, "model", CARD_FILE), model_card(report).encode())
     storage.write_bytes(storage.join(folder, REPORT_FILE), page_html(report).encode())
     storage.write_json(storage.join(folder, "result.json"), {SCHEMA_KEY: SCHEMA_VERSION} | summary)
+    activity.close()
     say(console_table(test.evaluation))
     for line in font_notes(class_names):
         say(f"note: {line}")

@@ -1,9 +1,13 @@
-"""Position of a worker's training loop, which other threads read."""
+"""Position of a worker's training loop, which other threads read, and the time to the end of a phase."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from pharmclf.core.rate import RateEstimator
+from pharmclf.data.batch_sampler import BatchPlan
 
 LoopPosition = tuple[str, int, int]
 """Phase, epoch and step, both from 0; validation steps are counted after the training steps."""
@@ -39,3 +43,50 @@ class LoopProgress:
         """Seconds in which the device has waited for batches, except for the first one of each phase."""
         since = self._waits_since
         return self._waited_s + (time.monotonic() - since if since is not None and not self._first else 0.0)
+
+
+class PhaseClock:
+    """Speed of the steps of a phase, and the time to its end; the validation is timed separately."""
+
+    def __init__(self, plan: BatchPlan, epochs: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """No step has been taken.
+
+        Args:
+            plan: of the phase.
+            epochs: maximum of the phase.
+            clock: seconds.
+        """
+        self._plan, self._epochs, self._clock = plan, epochs, clock
+        self._rate, self._validating_s = RateEstimator(), 0.0
+        self._validation_s: float | None = None  # of the latest epoch
+
+    def after_step(self, epoch: int, step: int) -> None:
+        """Training steps of an epoch have been computed."""
+        self._rate.update(epoch * self._plan.train_steps + step, self._clock() - self._validating_s)
+
+    def after_validation(self, seconds: float) -> None:
+        """An epoch has been validated."""
+        self._validation_s = seconds
+        self._validating_s += seconds
+
+    def steps_per_second(self) -> float | None:
+        """Training steps per second of late; None where unknown."""
+        return self._rate.per_second
+
+    def eta_s(self, epoch: int, step: int) -> float | None:
+        """Seconds to the end of the phase if it does not stop early; None while they are not known.
+
+        Args:
+            epoch: from 0.
+            step: training steps of it that have been started.
+        """
+        epochs_left = self._epochs - epoch
+        steps_left = epochs_left * self._plan.train_steps - step
+        training_s, step_s = self._rate.eta_s(steps_left), self._rate.eta_s(1.0)
+        if training_s is None or step_s is None:
+            return None
+        # a validation step costs no more than a training step, but the first one compiles its graph
+        validation_s = self._plan.validation_steps * step_s
+        if self._validation_s is not None:
+            validation_s = min(validation_s, self._validation_s)
+        return training_s + epochs_left * validation_s

@@ -10,6 +10,7 @@ import numpy as np
 
 from pharmclf.core.events import EpochRecord, StepEnd
 from pharmclf.data.batch_sampler import BatchPlan
+from pharmclf.training.loop_progress import PhaseClock
 from pharmclf.training.phases import Phase, Position
 from pharmclf.training.run_progress import RunProgress
 from pharmclf.training.train_step import Batch, StepResult, TrainStep
@@ -148,20 +149,21 @@ class RunningEpoch:
             images_per_second=max(1.0, training.images(run)) / training.seconds,
         )
 
-    def progress(self) -> StepEnd:
+    def progress(self, clock: PhaseClock) -> StepEnd:
         """Progress of the first run; steps have been started since the epoch began or was resumed."""
-        seconds_per_step = (time.monotonic() - self._began) / (self.step - self._first_step)
-        epochs = self.phase.settings.epochs
+        steps_per_second = clock.steps_per_second()
+        if steps_per_second is None:
+            steps_per_second = (self.step - self._first_step) / (time.monotonic() - self._began)
         return StepEnd(
             phase=self.phase.name,
             epoch=self.number,
-            epochs=epochs,
+            epochs=self.phase.settings.epochs,
             step=self.step,
             steps=self.plan.train_steps,
             loss=self.training.mean_loss(),
             accuracy=self.training.accuracy(),
-            images_per_second=self.plan.batch_size / seconds_per_step,
-            eta_s=((epochs - self.number) * self.plan.train_steps - self.step) * seconds_per_step,
+            images_per_second=self.plan.batch_size * steps_per_second,
+            eta_s=clock.eta_s(self.number, self.step),
         )
 
     def _divergence_reason(self, phase: Phase, loss: float) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from pharmclf import storage
-from pharmclf.core.events import CheckpointSaved, EpochEnd, Event, Note, RunCallback
+from pharmclf.core import usual_times
+from pharmclf.core.events import ActivityStarted, CheckpointSaved, EpochEnd, Event, Note, RunCallback
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.ray_loader import Prefetcher
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
@@ -22,6 +23,7 @@ from pharmclf.training.batch_loader import device_batches
 from pharmclf.training.checkpoint_manager import CheckpointManager
 from pharmclf.training.collectives import Workers
 from pharmclf.training.context import TrainingContext, TrainingDivergedError
+from pharmclf.training.loop_progress import PhaseClock
 from pharmclf.training.lr_schedule import BALANCED_NOTE, is_best_of_run
 from pharmclf.training.model_step import ModelStep
 from pharmclf.training.oom import oom_as_user_error
@@ -33,7 +35,7 @@ from pharmclf.training.train_metrics import RunningEpoch
 from pharmclf.training.train_state import TrainResult, TrainStatus, finalize_best
 from pharmclf.training.train_step import Batch, TrainStep
 
-_PROGRESS_INTERVAL_S = 2.0
+_PROGRESS_INTERVAL_S = 1.0
 _UNBALANCED_NOTE = "epochs are chosen by validation accuracy, because an earlier version of pharmclf began this run"
 
 
@@ -54,6 +56,7 @@ class Trainer:
         self.job, self.workers, self.callback = job, workers, callback
         self.runs = runs or [RunProgress(job.config)]
         self._progress_at = 0.0
+        self._clock: PhaseClock
 
     def fit(self) -> TrainResult:
         """Train both phases, from the newest checkpoint if there is one, and save the models. (all ranks)
@@ -81,6 +84,7 @@ class Trainer:
             if run.manager and run.status is TrainStatus.COMPLETE:
                 run.manager.flush()
                 if job.saves_models:
+                    self._begin("saving the models", usual_times.SAVE_MODEL_S)
                     finalize_best(run.state, job.checkpoints, self._note)  # models are read from the checkpoints
                     level = job.images.white_level[0].as_py()  # the same for all rows of a manifest
                     save_final_models(job.config, job.folder, job.class_names, run.state, level)
@@ -95,6 +99,7 @@ class Trainer:
         """Resume, and train what is left of both phases -> the precision. (all ranks)"""
         job, config, workers = self.job, self.job.config, self.workers
         precision = resolve_precision(config.precision, gpu_compute_capability())
+        self._begin(f"building the model {config.backbone}", usual_times.BUILD_MODEL_S)
         backbone, head = build_networks(job, workers, precision)
         resumed = resume_training(job, workers, run.state, self._note)
         position = resumed[0] if resumed else Position(0, 0, 0)
@@ -135,6 +140,10 @@ class Trainer:
             job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch,
             phase.settings.epochs, workers.rank, workers.world,
         )  # fmt: skip
+        self._clock = PhaseClock(plan, phase.settings.epochs)
+        cached = phase.name in job.activations
+        usual_s = usual_times.FIRST_CACHED_STEP_S if cached else usual_times.FIRST_STEP_S
+        self._begin(f"starting phase {phase.number + 1}: first images, first step", usual_s)
         for run in self.runs:
             run.begin_phase(phase.name)
         batches = device_batches(job, phase, plan, plan.index(start.epoch, start.step), self.callback)
@@ -153,7 +162,6 @@ class Trainer:
         is_last_phase = epoch.phase.number == build_phases(self.job.config)[-1].number
         unfinished = self.active if is_last_phase else self.runs
         plan, ended = epoch.plan, False
-        self._progress_at = time.monotonic()
         while not ended and epoch.step < plan.train_steps:
             ended = self._take_step(step, epoch, batches)
             if not ended:
@@ -164,6 +172,7 @@ class Trainer:
             ended = self._take_step(step, epoch, batches)
         if epoch.is_complete:
             epoch.end_validation()
+            self._clock.after_validation(epoch.validation.seconds)
             ended = self._has_ended(epoch)
             self._after_epoch(step, epoch)
         else:  # a resumed run repeats the validation
@@ -216,9 +225,10 @@ class Trainer:
         if not self.workers.is_chief:
             return
         now, every_s = time.monotonic(), self.job.config.checkpoint_interval_s
+        self._clock.after_step(epoch.number, epoch.step - 1)  # the last one has only been started
         if now - self._progress_at >= _PROGRESS_INTERVAL_S and epoch.training.images() > 0:
             self._progress_at = now
-            self.callback.on_event(epoch.progress())
+            self.callback.on_event(epoch.progress(self._clock))
         is_due = 0 < every_s <= now - self.runs[0].saved_at
         if is_due and epoch.step < epoch.plan.train_steps:
             self._save_unfinished(step, epoch)
@@ -259,6 +269,11 @@ class Trainer:
         state = trained[0].state
         is_best = is_best_of_run(state.monitors, epoch.phase.name, epoch.number)
         return EpochEnd(record=state.history[-1], epochs=epoch.phase.settings.epochs, is_best=is_best)
+
+    def _begin(self, text: str, usual_s: float) -> None:
+        """Emit an `ActivityStarted`. (chief only; nothing happens on other ranks)"""
+        if self.workers.is_chief:
+            self.callback.on_event(ActivityStarted(text=text, usual_s=usual_s))
 
     def _note(self, text: str) -> None:
         """Emit a `Note`. (chief only; nothing happens on other ranks)"""

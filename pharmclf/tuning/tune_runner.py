@@ -21,10 +21,13 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from pharmclf.core.background import run_in_thread
-from pharmclf.core.console import Say
+from pharmclf.core.console import Say, show_activity
 from pharmclf.core.events import EpochRecord
+from pharmclf.core.rate import RateEstimator
 from pharmclf.core.stderr_filter import suppress_native_stderr
+from pharmclf.core.terminal import Activity, Progress
 from pharmclf.core.units import format_duration
+from pharmclf.core.usual_times import START_WORKERS_S
 from pharmclf.data.quarantine import OnLost
 from pharmclf.reporting.sweep_tables import live_table
 from pharmclf.reporting.trial_info import short_names
@@ -74,8 +77,8 @@ class TuneRunner:
         self._running: dict[str, list[Trial]] = {}
         self._flag: Any = None
         self._told = False  # the workers, that the sweep ends
-        self._began = self._shown = time.monotonic()
-        self._done_before = sum(trial.ended for trial in store.trials.values())
+        self._shown = time.monotonic()
+        self._rate = RateEstimator()
 
     def run(self, shared: TrialContext) -> None:
         """Train all trials, or until a stop is requested; interrupted ones resume the next time."""
@@ -101,8 +104,8 @@ class TuneRunner:
             ),
         )
         try:
-            with suppress_native_stderr():
-                run_in_thread(tuner.fit, self._on_poll)
+            with suppress_native_stderr(), show_activity("starting the trials", START_WORKERS_S) as activity:
+                run_in_thread(tuner.fit, lambda: self._on_poll(activity))
         finally:
             ray.kill(self._flag)
             shutil.rmtree(own, ignore_errors=True)
@@ -157,11 +160,13 @@ class TuneRunner:
 
     # ------------------------------------------------------------------ console
 
-    def _on_poll(self) -> None:
+    def _on_poll(self, activity: Activity) -> None:
         if self._stop_requested() and not self._told:
             self._told = True
             self._flag.set.remote()
         with self._lock:
+            if progress := self._progress():
+                activity.progress("trials", progress)
             if time.monotonic() - self._shown > _TABLE_INTERVAL_S:
                 self._shown = time.monotonic()
                 self.say(live_table(self.store.trial_infos(), self._eta(), num_trials=self.store.plan.total))
@@ -175,16 +180,25 @@ class TuneRunner:
         score = f" {trial.score:.4f}" if trial.score is not None else ""
         reason = f" ({trial.reason})" if trial.reason else ""
         seconds = trial.used.get("seconds", 0.0)
-        self.say(f"trial {trial.number}: {trial.state}{score} in {seconds:.0f} s{reason}: {about}; ETA {self._eta()}")
+        self.say(f"trial {trial.number}: {trial.state}{score} in {seconds:.0f} s{reason}: {about}")
         self._shown = time.monotonic()
 
+    def _progress(self) -> Progress | None:
+        """How far the sweep is; None before the first epoch. A trial counts by its epochs until it has ended."""
+        trials, total, base = self.store.trials.values(), self.store.plan.total, self.store.plan.base
+        epochs = base.phase1.epochs + base.phase2.epochs
+        done = sum(1.0 if trial.ended else min(1.0, len(trial.history) / epochs) for trial in trials)
+        if not done:
+            return None
+        self._rate.update(done, time.monotonic())
+        ended, running = sum(trial.ended for trial in trials), sum(trial.state == "running" for trial in trials)
+        scores = [trial.score for trial in trials if trial.score is not None]
+        details = [f"{running} running", *([f"best {max(scores):.3f}"] if scores else [])]
+        return Progress(done / total, f"{ended}/{total}", details, self._rate.eta_s(total - done))
+
     def _eta(self) -> str:
-        trials = self.store.trials.values()
-        done = sum(trial.ended for trial in trials)
-        here = done - self._done_before
-        if not here:
-            return "not known yet"
-        return format_duration((time.monotonic() - self._began) / here * (self.store.plan.total - done))
+        progress = self._progress()
+        return "not known yet" if progress is None or progress.eta_s is None else format_duration(progress.eta_s)
 
 
 def _resources(group: Mapping[str, Any]) -> dict[str, float]:

@@ -1,14 +1,11 @@
-"""result.json, the console summary and progress lines."""
+"""result.json and the console summary."""
 
-import dataclasses
 import json
-import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from pharmclf.core.events import StepEnd
 from pharmclf.evaluation.evaluate import evaluate
 from pharmclf.evaluation.verdict import Level, Reason, ReasonCode, Verdict
 from pharmclf.reporting import run_summary
@@ -139,15 +136,3 @@ def test_summary_is_plain_aligned_text(finished):
         assert part in text
     columns = [line for line in text.splitlines() if line.startswith("  phase ")]
     assert len({line.index("0.9") for line in columns}) == 1
-
-
-def test_progress_line_says_where_and_how_fast():
-    """Phase, epoch, step, loss, accuracy, speed and the estimated rest."""
-    step = StepEnd(
-        phase="phase2", epoch=2, epochs=30, step=12, steps=20, loss=0.4119, accuracy=0.8831, images_per_second=41.3,
-        eta_s=192.0,
-    )  # fmt: skip
-    line = run_summary.progress_line(step)
-    assert line == "phase 2  epoch 3/30  step 12/20  loss 0.412  accuracy 0.883  41 images/s  ETA 3:12"
-    slow = run_summary.progress_line(dataclasses.replace(step, images_per_second=0.46, eta_s=math.inf))
-    assert slow.endswith("0.5 images/s  ETA -:--")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from support.run_folders import MODEL, complete_run, incomplete_run, small_confi
 
 from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig, load_yaml
+from pharmclf.core import console
 from pharmclf.core.compat.keras import flatten_layers
 from pharmclf.core.hashing import sha256_bytes
+from pharmclf.core.terminal import Terminal
 from pharmclf.data.manifest import Manifest
 from pharmclf.runs import best_model
 from pharmclf.runs.best_model import CorruptedRunError, fetch_best
@@ -48,7 +51,7 @@ def test_the_best_model_arrives_with_its_labels_config_and_metrics(root: str, tm
     checksums = storage.read_json(storage.join(folder, "model/checksums.json")) | {"pixels.json": sha256_bytes(depth)}
     storage.write_json(storage.join(folder, "model/checksums.json"), checksums)
     out = tmp_path / "a" / "best"
-    fetched, said = _fetch(root, out)
+    fetched = _fetch(root, out)[0]
     assert fetched.name == "sweep/trials/3"
     assert sorted(path.name for path in out.iterdir()) == [*FILES, "pixels.json"]
     assert (out / "pixels.json").read_bytes() == depth
@@ -69,7 +72,6 @@ def test_the_best_model_arrives_with_its_labels_config_and_metrics(root: str, tm
         "sha256": sha256_bytes(MODEL),
         "result": storage.read_json(storage.join(folder, "result.json")),
     }
-    assert any(line.startswith("model.keras: 100 % of ") for line in said)
     assert _fetch(root, tmp_path / "by-loss", metric="val_loss")[0].name == "worse"
 
 
@@ -216,21 +218,19 @@ def test_runs_on_different_images_are_remarked_upon(tmp_path: Path):
     assert not any("different images" in line for line in _fetch(root, tmp_path / "c", name="two")[1])
 
 
-def test_progress_is_said_every_two_seconds_with_what_is_left(monkeypatch: pytest.MonkeyPatch):
-    """Percent, size, speed, time to go; the last line stands without them."""
-    now, said = [100.0], []
-    monkeypatch.setattr(best_model.time, "monotonic", lambda: now[0])
-    progress = best_model._progress("model.keras", 100_000_000, said.append)
-    for done in range(10, 101, 10):
-        now[0] += 1.0
-        progress(done * 1_000_000)
-    assert said == [
-        "model.keras: 20 % of 100.0 MB, 10.0 MB/s, 0:08 to go",
-        "model.keras: 40 % of 100.0 MB, 10.0 MB/s, 0:06 to go",
-        "model.keras: 60 % of 100.0 MB, 10.0 MB/s, 0:04 to go",
-        "model.keras: 80 % of 100.0 MB, 10.0 MB/s, 0:02 to go",
-        "model.keras: 100 % of 100.0 MB, 10.0 MB/s",
-    ]
+def test_a_download_shows_percent_size_and_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """And an ETA once the speed is known, in a line every few seconds."""
+    now = [100.0]
+    monkeypatch.setattr(console, "_terminal", Terminal(clock=lambda: now[0]))
+    monkeypatch.setattr("pharmclf.progress.time.monotonic", lambda: now[0])
+    report = best_model._download_progress("model.keras", 100_000_000)
+    for done in range(1, 101):
+        report(done * 1_000_000)
+        now[0] += 0.1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("downloading model.keras: ")
+    for part in (r"5\d % of 100\.0 MB", r"10\.0 MB/s", "ETA 0:05"):
+        assert re.search(part, line), line
 
 
 def test_a_complete_run_is_fetched_without_tensorflow(tmp_path: Path):
