@@ -32,7 +32,7 @@ class Options:
     """Delete the least recently used until so much is left: a number with TB, GB, MB or kB, as 20GB. Empty: none."""
 
 
-PARSER = OptionsParser("cache", __doc__, Options)
+PARSER = OptionsParser("cache", __doc__, Options, shows_progress=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from pharmclf.commands.parser import RunParser, Switch
+from pharmclf.core.console import print_result, show_loading
 
 if TYPE_CHECKING:
     from pharmclf.diagnostics.results import Section
@@ -46,15 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options, config = PARSER.parse(arguments)
-    from pharmclf.diagnostics.results import exit_code, format_section, to_dict, verdict
-    from pharmclf.diagnostics.runner import run_diagnostics
-
-    def show(section: Section) -> None:
-        if not options.as_json:
-            print(format_section(section), flush=True)
-
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr if options.as_json else out):  # Ray prints there when a node is lost
+        with show_loading():
+            from pharmclf.diagnostics.results import exit_code, format_section, to_dict, verdict
+            from pharmclf.diagnostics.runner import run_diagnostics
+
+        def show(section: Section) -> None:
+            if not options.as_json:
+                print_result(format_section(section))
+
         sections = run_diagnostics(config, show)
         text = json.dumps(to_dict(sections), indent=2) if options.as_json else verdict(sections)
         print(text, file=out, flush=True)

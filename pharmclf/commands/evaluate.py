@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pharmclf.commands.parser import OptionsParser
-from pharmclf.core.console import print_line
+from pharmclf.core.console import print_line, show_loading
 from pharmclf.core.errors import EXIT_OK
 from pharmclf.runs.evaluation_options import EvaluationOptions
 
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = PARSER.parse(arguments)
-    from pharmclf.runs.evaluate_model import evaluate_saved_model  # after the flags: --help answers at once
+    with show_loading():  # after the flags are parsed, so that --help answers at once
+        from pharmclf.runs.evaluate_model import evaluate_saved_model
 
     evaluate_saved_model(options, print_line)
     return EXIT_OK

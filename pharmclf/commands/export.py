@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pharmclf.commands.parser import OptionsParser
-from pharmclf.core.console import print_line
+from pharmclf.core.console import print_line, print_result, show_loading
 from pharmclf.core.signals import exit_on_sigterm
 from pharmclf.export.options import ExportOptions
 
@@ -36,8 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     exit_on_sigterm()  # what is half written is deleted
     options = PARSER.parse(arguments)
-    from pharmclf.export.export_model import export_model  # after the flags are parsed, so that --help answers at once
+    with show_loading():  # after the flags are parsed, so that --help answers at once
+        from pharmclf.export.export_model import export_model
 
     export_model(options, print_line)
-    print(f"exported: {', '.join(dict.fromkeys(options.format))} into {options.out}")
+    print_result(f"exported: {', '.join(dict.fromkeys(options.format))} into {options.out}")
     return 0

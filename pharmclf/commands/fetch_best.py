@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pharmclf.commands.parser import OptionsParser
-from pharmclf.core.console import print_line
+from pharmclf.core.console import print_line, print_result, show_loading
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.signals import exit_on_sigterm
 
@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not options.out:
         raise ConfigError("--out: received nothing, expected a local folder for the model. Give --out DIR, or --list")
-    from pharmclf.runs.best_model import fetch_best
+    with show_loading():
+        from pharmclf.runs.best_model import fetch_best
 
     run = fetch_best(
         options.storage,
@@ -73,5 +74,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metric=options.metric,
         say=print_line,
     )
-    print(f"fetched: the model of run {run.name} into {options.out}")
+    print_result(f"fetched: the model of run {run.name} into {options.out}")
     return 0

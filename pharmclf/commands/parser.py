@@ -15,6 +15,7 @@ import tyro
 from pharmclf.commands.refusals import refusals_as_errors, value_of
 from pharmclf.config import RENAMED, RunConfig, check_batch_word
 from pharmclf.config.presets import load_preset, preset_names
+from pharmclf.core.console import configure_terminal
 from pharmclf.core.errors import ConfigError
 
 PROGRAM = "pharmclf"
@@ -24,6 +25,20 @@ Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag without a value and without a `--no-` form, for what is off unless it is given."""
 _FLATTEN = tyro.conf.arg(name="")
 _REPEATABLE = "--eval-data"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What a command prints."""
+
+    quiet: Switch = False
+    """Print only the result, warnings and errors."""
+    verbose: Switch = False
+    """Print details too, such as the duration of each wait."""
+
+    def __post_init__(self) -> None:
+        if self.quiet and self.verbose:
+            raise ConfigError("received --quiet and --verbose, expected at most one of them. Give one at a time")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +51,11 @@ class OptionsParser(Generic[T]):
     """Text of `--help`."""
     options: type[T]
     """A dataclass whose fields become flags."""
+    shows_progress: bool = True
+    """Whether it has the switches for that, and sets up the terminal."""
 
     def parse(self, arguments: Sequence[str] | None = None) -> T:
-        """Parse the flags.
+        """Parse the flags, and set up the terminal of this process.
 
         Args:
             arguments: those behind the name of the command; None: those of this process.
@@ -46,22 +63,33 @@ class OptionsParser(Generic[T]):
         Raises:
             ConfigError: an unknown flag, or a bad value.
         """
-        flags = _flag_types(self.options)
+        flags = _flag_types(self.options) | (_flag_types(OutputOptions) if self.shows_progress else {})
         given = _modernize(sys.argv[1:] if arguments is None else arguments, _switches(flags))
         program = f"{PROGRAM} {self.command}"
         with refusals_as_errors(program, flags, given):
-            return tyro.cli(
-                self.options,
+            parsed = tyro.cli(
+                self._flags(),
                 prog=program,
                 description=_paragraphs(self.description),
                 args=given,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
+        if self.shows_progress:
+            configure_terminal(quiet=parsed.output.quiet, verbose=parsed.output.verbose)
+        options: T = parsed.options
+        return options
 
     def subcommand(self) -> object:
         """The type of the options as a subcommand of tyro."""
         marks = (tyro.conf.subcommand(self.command), tyro.conf.FlagCreatePairsOff)
-        return Annotated[(self.options, *marks)]
+        return Annotated[(self._flags(), *marks)]
+
+    def _flags(self) -> Any:
+        fields: list[Any] = [("options", Annotated[self.options, _FLATTEN])]
+        if self.shows_progress:
+            output = dataclasses.field(default_factory=OutputOptions)
+            fields.append(("output", Annotated[OutputOptions, _FLATTEN], output))
+        return dataclasses.make_dataclass("Flags", fields, frozen=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +106,7 @@ class RunParser(Generic[T]):
     """Name of the configuration where `--config` is not given."""
 
     def parse(self, arguments: Sequence[str] | None = None) -> tuple[T, RunConfig]:
-        """Parse the flags.
+        """Parse the flags, and set up the terminal of this process.
 
         Args:
             arguments: those behind the name of the command; None: those of this process.
@@ -87,7 +115,7 @@ class RunParser(Generic[T]):
             ConfigError: an unknown flag, or a bad file or value.
         """
         settings = _flag_types(RunConfig)
-        flags = _flag_types(type(self.options)) | settings | {"--config": str}
+        flags = _flag_types(type(self.options)) | _flag_types(OutputOptions) | settings | {"--config": str}
         given = _modernize(sys.argv[1:] if arguments is None else arguments, _switches(flags))
         default = self._flags(load_preset(value_of("--config", given) or self.preset))
         program = f"{PROGRAM} {self.command}"
@@ -95,6 +123,7 @@ class RunParser(Generic[T]):
             parsed = tyro.cli(
                 type(default), prog=program, description=_paragraphs(self.description), default=default, args=given
             )
+        configure_terminal(quiet=parsed.output.quiet, verbose=parsed.output.verbose)
         return parsed.options, parsed.run
 
     def subcommand(self) -> object:
@@ -107,10 +136,13 @@ class RunParser(Generic[T]):
         config = tyro.conf.arg(metavar="NAME|FILE", help=text, help_behavior_hint=f"(default: {self.preset})")
         fields = [
             ("options", Annotated[type(self.options), _FLATTEN]),
+            ("output", Annotated[OutputOptions, _FLATTEN]),
             ("config", Annotated[config_type, config]),
             ("run", Annotated[RunConfig, _FLATTEN]),
         ]
-        return dataclasses.make_dataclass("Flags", fields, frozen=True)(self.options, self.preset, base)
+        return dataclasses.make_dataclass("Flags", fields, frozen=True)(
+            self.options, OutputOptions(), self.preset, base
+        )
 
 
 def _paragraphs(description: str | None) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pharmclf.commands.parser import OptionsParser
-from pharmclf.core.console import print_line
+from pharmclf.core.console import print_line, show_loading
 from pharmclf.inference.options import PredictOptions
 
 PARSER = OptionsParser("predict", __doc__, PredictOptions)
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = PARSER.parse(arguments)
-    from pharmclf.inference.job import predict_images  # after the flags are parsed, so that --help answers at once
+    with show_loading():  # after the flags are parsed, so that --help answers at once
+        from pharmclf.inference.job import predict_images
 
     return predict_images(options, print_line)

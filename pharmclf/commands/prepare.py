@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pharmclf.commands.parser import RunParser, Switch
-from pharmclf.core.console import print_line
+from pharmclf.core.console import print_line, show_loading
 from pharmclf.progress import scan_progress
 
 _MAX_LISTED = 20
@@ -38,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options, config = PARSER.parse(arguments)
-    from pharmclf import storage
-    from pharmclf.data.prepare import MANIFEST_FILE, format_split_counts, prepare_manifest, split_counts
+    with show_loading():
+        from pharmclf import storage
+        from pharmclf.data.prepare import MANIFEST_FILE, format_split_counts, prepare_manifest, split_counts
 
     folder = storage.join(storage.absolute(config.storage), config.run_name)
     manifest = prepare_manifest(config, folder, scan_progress())
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(manifest.ok):,} usable images of {len(manifest.table):,}; written to {folder}", flush=True)
     if not options.precompute_features:
         return 0
-    from pharmclf.training_run import precompute_features
+    with show_loading():
+        from pharmclf.training_run import precompute_features
 
     return precompute_features(config, folder, manifest, print_line)

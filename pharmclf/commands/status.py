@@ -54,7 +54,7 @@ class Options:
             )
 
 
-PARSER = OptionsParser("status", __doc__, Options)
+PARSER = OptionsParser("status", __doc__, Options, shows_progress=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ import tyro
 
 from pharmclf.commands.parser import RunParser, Switch
 from pharmclf.config.presets import DEFAULT_SPACE, SPACES, find_preset
-from pharmclf.core.console import print_line
+from pharmclf.core.console import print_line, show_loading
 from pharmclf.tuning.options import SweepOptions
 
 
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options, base = PARSER.parse(arguments)
     space = find_preset(options.sweep.space or DEFAULT_SPACE, "--space", SPACES)
-    from pharmclf.tuning.sweep import run_sweep  # after the flags are parsed, so that --help answers at once
+    with show_loading():  # after the flags are parsed, so that --help answers at once
+        from pharmclf.tuning.sweep import run_sweep
 
     return run_sweep(options.sweep, base, space, print_line, overwrite=options.overwrite)

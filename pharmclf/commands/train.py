@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pharmclf.commands.parser import RunParser, Switch
-from pharmclf.core.console import print_line
+from pharmclf.core.console import print_line, show_loading
 from pharmclf.core.errors import ConfigError
 
 
@@ -49,13 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, config = PARSER.parse(arguments)
     # imported after the flags are parsed, so that --help and a bad flag answer at once
     if options.dry_run:
-        from pharmclf.pipeline import dry_run
+        with show_loading():
+            from pharmclf.pipeline import dry_run
 
         return dry_run(config, print_line)
     if options.find_lr:
-        from pharmclf.find_rate import find_learning_rates
+        with show_loading():
+            from pharmclf.find_rate import find_learning_rates
 
         return find_learning_rates(config, print_line)
-    from pharmclf.pipeline import run
+    with show_loading():
+        from pharmclf.pipeline import run
 
     return run(config, print_line, overwrite=options.overwrite)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pharmclf.core.terminal import Activity, Terminal, Verbosity
+from pharmclf.core.usual_times import LOAD_PROGRAM_S
 
 Say = Callable[[str], None]
 """Takes a line for the console."""
@@ -60,6 +61,11 @@ def print_result(text: str) -> None:
 def print_detail(text: str) -> None:
     """Show lines where the terminal is verbose."""
     _terminal.detail(text)
+
+
+def show_loading() -> Activity:
+    """`show_activity` for the imports of a command, which its flags have chosen."""
+    return show_activity("loading", LOAD_PROGRAM_S)
 
 
 def show_activity(text: str = "", usual_s: float = 0.0) -> Activity:

@@ -36,8 +36,8 @@ class RateEstimator:
 
     @property
     def per_second(self) -> float | None:
-        """Units per second of late; None before the second update."""
-        if len(self._times) < 2 or self._times[-1] <= self._times[0]:
+        """Units per second of late; None while it has been measured for less than a second."""
+        if len(self._times) < 2 or self._times[-1] - self._window_start < _MIN_WINDOW_S:
             return None
         return self._speed(self._window_start, self._times[-1])
 
@@ -59,7 +59,7 @@ class RateEstimator:
     def _is_steady(self) -> bool:
         start, end = self._window_start, self._times[-1]
         updates = len(self._times) - bisect.bisect_left(self._times, start)
-        if end - start < _MIN_WINDOW_S or updates < _MIN_UPDATES:
+        if updates < _MIN_UPDATES:
             return False
         middle = (start + end) / 2
         earlier, later = self._speed(start, middle), self._speed(middle, end)

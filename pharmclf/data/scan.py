@@ -69,6 +69,8 @@ def scan_files(
         progress: called with (files done, files).
         white_level: as in `image_decoding.decode`.
     """
+    if progress and locations:
+        progress(0, len(locations))
     cores = usable_cores()
     many = len(locations) > _MIN_FILES_FOR_PROCESSES
     size = _CHUNK_FILES if many else 8

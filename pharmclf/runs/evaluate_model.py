@@ -62,7 +62,7 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResu
     out = _output_location(options, model, name)
     check_destination("--out", out)
     manifest = _training_manifest(model)
-    images = _load_dataset(options, model, manifest, name, max_invalid_share, say)
+    images = _load_dataset(options, model, manifest, name, max_invalid_share)
     for note in images.notes:
         say(f"note: {note}")
     say(f"testing {model.location} on {len(images.rows):,} images")
@@ -131,7 +131,6 @@ def _load_dataset(
     training: Manifest | None,
     name: str,
     max_invalid_share: float,
-    say: Say,
 ) -> EvalDataset:
     if options.data in _SPLITS:
         if training is None:
