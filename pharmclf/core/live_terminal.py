@@ -84,12 +84,6 @@ class LiveTerminal(Terminal):
     def on_progress(self, _activity: Activity, /) -> None:
         """As `Terminal.on_progress`: it is drawn the next time."""
 
-    def on_end(self, activity: Activity) -> None:
-        """As `Terminal.on_end`."""
-        super().on_end(activity)
-        with self._lock:
-            self._draw()
-
     def _write(self, text: str) -> None:
         with self._lock, self._console:  # one write
             self._erase()

@@ -80,7 +80,7 @@ class Activity:
             text: what is being done.
             state: how far it is.
         """
-        if text.partition(" ")[0] != self.text.partition(" ")[0]:  # not the next epoch of a phase
+        if self.state is None:
             self.began_s = self._clock()
         self.text, self.state = text, state
         self._terminal.on_progress(self)

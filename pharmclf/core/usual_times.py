@@ -4,7 +4,8 @@ LOAD_PROGRAM_S = 3.0
 """The imports of a command."""
 IMPORT_TENSORFLOW_S = 8.0
 START_RAY_S = 12.0
-START_WORKERS_S = 15.0
+START_WORKERS_S = 25.0
+"""Processes on Ray, which import TensorFlow."""
 BUILD_MODEL_S = 4.0
 FIRST_STEP_S = 15.0
 """From the start of a phase that reads images to the end of its first step."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pharmclf.core.errors import ConfigError
 from pharmclf.data.demo_images import CLASS_NAMES, render_jpeg
+from pharmclf.progress import image_progress
 
 MARKER = ".pharmclf-demo.json"
 """File in a folder of `write_demo` with the parameters of its images."""
@@ -44,12 +45,14 @@ def write_demo(folder: str | Path, *, seed: int, images_per_class: int) -> Path:
         )
     temporary, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}") for _ in range(2))
     try:
+        progress = image_progress("drawing the demo")
         for class_index, name in enumerate(CLASS_NAMES):
             (temporary / name).mkdir(parents=True)
             for index in range(images_per_class):
                 (temporary / name / f"{name.lower()}_{index:04d}.jpg").write_bytes(
                     render_jpeg(seed, class_index, index)
                 )
+                progress(class_index * images_per_class + index + 1, len(CLASS_NAMES) * images_per_class)
         (temporary / MARKER).write_text(json.dumps(wanted))
         if folder.exists():
             folder.rename(old)

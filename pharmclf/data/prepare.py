@@ -183,8 +183,7 @@ def data_location(config: RunConfig) -> str:
     name = f"demo-data-{config.seed}-{config.demo.images_per_class}"
     location = storage.join(storage.absolute(config.storage), name)
     if not storage.is_remote(location):
-        with show_activity("drawing the images of the demo"):
-            write_demo(location, seed=config.seed, images_per_class=config.demo.images_per_class)
+        write_demo(location, seed=config.seed, images_per_class=config.demo.images_per_class)
     elif not storage.is_file(storage.join(location, MARKER)):
         with tempfile.TemporaryDirectory(prefix="pharmclf-demo-") as folder:
             write_demo(f"{folder}/{name}", seed=config.seed, images_per_class=config.demo.images_per_class)

@@ -21,7 +21,7 @@ from pharmclf.core.errors import ConfigError, RunError, format_error
 from pharmclf.core.events import ActivityStarted, Note, RunCallback, WorkersStarted
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_count
-from pharmclf.core.usual_times import IMPORT_TENSORFLOW_S, START_WORKERS_S
+from pharmclf.core.usual_times import START_WORKERS_S
 from pharmclf.distributed.cluster import node_address
 from pharmclf.distributed.scaling_policy import WorkerGroupSpec
 from pharmclf.distributed.worker_channel import ChannelState, DriverChannel, WorkerChannel
@@ -233,8 +233,6 @@ def _worker(settings: dict[str, Any]) -> None:
     progress = LoopProgress()
     channel = WorkerChannel(settings["channel"], rank, progress, job.folder, settings["number"])
     try:
-        if rank == 0:
-            channel.on_event(ActivityStarted(text="importing TensorFlow", usual_s=IMPORT_TENSORFLOW_S))
         from pharmclf.training import collectives, trainer
 
         configure_devices_for(job.config)

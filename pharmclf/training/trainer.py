@@ -167,6 +167,7 @@ class Trainer:
             if not ended:
                 self._after_step(step, epoch)
         epoch.end_training()
+        self._begin(f"phase {epoch.phase.number + 1} epoch {epoch.number + 1}: validating", 0.0)
         ended = ended or self._has_ended(epoch)
         while not ended and epoch.validated < plan.validation_steps:
             ended = self._take_step(step, epoch, batches)
