@@ -16,6 +16,7 @@ from pharmclf.core.events import Callback
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.tables import align_columns
+from pharmclf.core.terminal import Result
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.prepare import check_storage, split_manifest
 from pharmclf.data.quarantine import Quarantine
@@ -90,7 +91,7 @@ def find_learning_rates(config: RunConfig, say: Say) -> int:
     ]
     storage.write_json(f"{location}.json", {"phases": phases})
     storage.write_bytes(f"{location}.png", png_bytes(lr_finder_figure(config.run_name, found)))
-    for line in [*_format_table(found), f"curves: {location}.png, .json"]:
+    for line in map(Result, [*_format_table(found), f"curves: {location}.png, .json"]):
         say(line)
     return EXIT_OK
 

@@ -10,6 +10,7 @@ from pharmclf import storage
 from pharmclf.config import RunConfig, from_dict, to_record
 from pharmclf.core.console import Say
 from pharmclf.core.errors import EXIT_OK, ConfigError
+from pharmclf.core.terminal import Result
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_manifest
 from pharmclf.data.run_manifest import read_run_manifest, update_run_manifest
@@ -156,7 +157,7 @@ def reopen_complete_run(config: RunConfig, folder: str, record: RunRecord, say: 
         say(f"note: the threshold of the run stays that of --target-error {before}; {config.target_error} is not used")
     track_complete(config, folder, record, say)
     trained = TrainedModel.of_run(config, folder)
-    say(summary_text(load_record(storage.join(folder, "result.json")), folder, trained))
+    say(Result(summary_text(load_record(storage.join(folder, "result.json")), folder, trained)))
     say(f"the run {folder} is complete already; give another --name, or --overwrite, to train again")
     return EXIT_OK
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pharmclf.core.terminal import Activity, Terminal, Verbosity
+from pharmclf.core.terminal import Activity, Result, Terminal, Verbosity
 from pharmclf.core.usual_times import LOAD_PROGRAM_S
 
 Say = Callable[[str], None]
@@ -49,13 +49,13 @@ def close_terminal() -> None:
 
 
 def print_line(line: str) -> None:
-    """Show a line at once; of these a quiet terminal shows warnings only."""
+    """Show a line at once; of these a quiet terminal shows only warnings and each `Result`."""
     _terminal.line(line)
 
 
 def print_result(text: str) -> None:
     """Show a result, also where the terminal is quiet."""
-    _terminal.result(text)
+    _terminal.line(Result(text))
 
 
 def print_detail(text: str) -> None:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from pharmclf.core.background import BackgroundTask
 from pharmclf.core.stderr_filter import is_stderr_suppressed
-from pharmclf.core.terminal import MIN_WAIT_S, Activity, Terminal, Verbosity, format_usual
+from pharmclf.core.terminal import MIN_WAIT_S, Activity, Result, Terminal, Verbosity, format_usual
 from pharmclf.core.units import format_duration
 
 _REDRAW_S = 0.25
@@ -153,7 +153,7 @@ class _LineStream(io.TextIOBase, TextIO):
         """Show the lines that are complete."""
         *lines, self._pending = (self._pending + text).split("\n")
         if lines and not (self._is_error and is_stderr_suppressed()):
-            self._terminal.result("\n".join(line.rpartition("\r")[2] for line in lines))
+            self._terminal.line(Result("\n".join(line.rpartition("\r")[2] for line in lines)))
         return len(text)
 
     def end_line(self) -> None:

@@ -20,6 +20,12 @@ _PROGRESS_INTERVAL_S = 5.0  # between lines of progress
 _MAX_PROGRESS_INTERVAL_S = 60.0  # after an hour
 
 
+class Result(str):
+    """Lines that a quiet terminal shows too, because they are the result of a command."""
+
+    __slots__ = ()
+
+
 class Verbosity(IntEnum):
     """What is shown."""
 
@@ -115,13 +121,9 @@ class Terminal:
         self._progress_at = self._began_s - _PROGRESS_INTERVAL_S
 
     def line(self, text: str) -> None:
-        """Show one or more lines; of these a quiet terminal shows warnings only."""
-        if self.verbosity > Verbosity.QUIET or text.startswith("warning"):
+        """Show one or more lines; of these a quiet terminal shows only warnings and each `Result`."""
+        if self.verbosity > Verbosity.QUIET or isinstance(text, Result) or text.startswith("warning"):
             self._write(text)
-
-    def result(self, text: str) -> None:
-        """Show a result, also where a terminal is quiet."""
-        self._write(text)
 
     def detail(self, text: str) -> None:
         """Show lines where a terminal is verbose."""

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from pharmclf import storage
 from pharmclf.core.console import Say, show_activity
+from pharmclf.core.terminal import Result
 from pharmclf.core.usual_times import LOAD_MODEL_S
 from pharmclf.data.image_set import ImageSet
 from pharmclf.distributed.cluster import connect, usable_nodes
@@ -128,4 +129,4 @@ class PredictionSummary:
             unsure = self.num_abstained - self.num_bad
             share = unsure / max(good, 1)
             say(f"{unsure:,} of {good:,} images ({share:.1%}) are below the confidence {threshold:.4f}: for a person")
-        say(f"{self.num_images:,} images, {self.num_bad:,} of them bad; written to {output}")
+        say(Result(f"{self.num_images:,} images, {self.num_bad:,} of them bad; written to {output}"))

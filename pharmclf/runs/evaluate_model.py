@@ -9,6 +9,7 @@ from pharmclf import storage
 from pharmclf.config import check_location, from_dict, parse_workers, to_yaml
 from pharmclf.core.console import Say, show_activity
 from pharmclf.core.errors import ConfigError
+from pharmclf.core.terminal import Result
 from pharmclf.core.units import parse_share
 from pharmclf.core.usual_times import DRAW_S
 from pharmclf.data.destination import check_destination
@@ -101,9 +102,9 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResu
     say(console_table(scored.evaluation))
     for line in font_notes(model.labels):
         say(f"note: {line}")
-    say(f"{name}: accuracy {scored.evaluation.accuracy} on {len(images.rows):,} images")
+    say(Result(f"{name}: accuracy {scored.evaluation.accuracy} on {len(images.rows):,} images"))
     if report.verdict:
-        say("\n".join(verdict_lines(report.verdict, report.next_steps, location)))
+        say(Result("\n".join(verdict_lines(report.verdict, report.next_steps, location))))
     return scored.evaluation
 
 

@@ -13,6 +13,7 @@ from pharmclf.config import RunConfig, to_yaml
 from pharmclf.core.console import Say, show_activity
 from pharmclf.core.events import EpochRecord
 from pharmclf.core.signals import StopRequested
+from pharmclf.core.terminal import Result
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.core.usual_times import DRAW_S
 from pharmclf.data.manifest import Manifest
@@ -167,7 +168,7 @@ def run_final_evaluation(
     say(console_table(test.evaluation))
     for line in font_notes(class_names):
         say(f"note: {line}")
-    say(summary_text(summary, folder, trained))
+    say(Result(summary_text(summary, folder, trained)))
 
 
 def _number_formats(config: RunConfig, outcome: TrainResult, record: RunRecord, phase: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from pharmclf.core.console import Say
 from pharmclf.core.errors import EXIT_OK, ConfigError, RunError
 from pharmclf.core.events import Event, Note
 from pharmclf.core.signals import GracefulShutdown, StopRequested
+from pharmclf.core.terminal import Result
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, write_manifest
@@ -262,7 +263,7 @@ class _SweepRun:
         if not store.trial_infos():
             return None
         table, report = write_results(store, self.options, room.share, len(self.manifest.rows("validation")))
-        self.say(table)
+        self.say(Result(table))
         self.record.update(table=table, importances=dict(report.importances))
         return report
 
@@ -285,7 +286,8 @@ class _SweepRun:
         write_winner(self.folder, report, best, folder, result, comparison)
         about = {"result": result, "comparison": comparison.to_dict() if comparison else None}
         self._write(state="complete", winner=best.number, winner_folder=folder, **about)
-        self.say(f"in {self.folder}: {REPORT_FILE}, {TABLE_FILE} and its figures; the model in {folder}/model")
+        written = f"{REPORT_FILE}, {TABLE_FILE} and its figures"
+        self.say(Result(f"in {self.folder}: {written}; the model in {folder}/model"))
         return EXIT_OK
 
     def _mark_interrupted(self, stop: GracefulShutdown, lease: Lease) -> int:

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from pharmclf.core import console
-from pharmclf.core.terminal import Progress, Terminal, Verbosity, format_usual
+from pharmclf.core.terminal import Progress, Result, Terminal, Verbosity, format_usual
 
 
 class Clock:
@@ -35,7 +35,7 @@ def test_a_quiet_terminal_shows_warnings_and_results_a_verbose_one_details(
     terminal.line("a note")
     terminal.line("warning: hot")
     terminal.detail("a detail")
-    terminal.result("the result")
+    terminal.line(Result("the result"))
     assert capsys.readouterr().out.splitlines() == shown
 
 
