@@ -175,8 +175,9 @@ def predict(
     what = PredictSpec(models=tuple(models), image_size=image_size, actors=actors, gpus=gpus)
     probabilities, bad, done = [], [], 0
     report = image_progress("predicting")
-    with show_activity("loading the model", LOAD_MODEL_S):
+    with show_activity("loading the model", LOAD_MODEL_S) as loading:
         for block in predict_stream(what, images):
+            loading.begin("")
             check()
             probabilities.append(block["probabilities"])
             bad.append(block["bad"])

@@ -85,8 +85,9 @@ def predict_shards(
     progress = image_progress("predicting")
     waiting, done, written = SCHEMA.empty_table(), 0, 0
     stream = interruptible(stopped, predict_stream(what, ImageSet.of_paths(read, white_level)))
-    with show_activity("loading the model", LOAD_MODEL_S), contextlib.closing(stream) as blocks:
+    with show_activity("loading the model", LOAD_MODEL_S) as loading, contextlib.closing(stream) as blocks:
         for block in blocks:
+            loading.begin("")
             bad = block["bad"].astype(object)
             known = reasons[done : done + len(bad)]
             bad = np.where(known == "", bad, known)
