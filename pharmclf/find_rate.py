@@ -10,13 +10,14 @@ import numpy as np
 
 from pharmclf import storage
 from pharmclf.config import RunConfig, refuse_auto
-from pharmclf.core.console import Say
+from pharmclf.core.console import Say, show_activity
 from pharmclf.core.errors import EXIT_OK
 from pharmclf.core.events import Callback
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.tables import align_columns
 from pharmclf.core.terminal import Result
+from pharmclf.core.usual_times import IMPORT_TENSORFLOW_S
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.prepare import check_storage, split_manifest
 from pharmclf.data.quarantine import Quarantine
@@ -70,12 +71,12 @@ def find_learning_rates(config: RunConfig, say: Say) -> int:
             return stop.received is not None or quarantine.exceeds_limit
 
         job = with_loader_cpus(build_training_context(config, folder, manifest))
-        with suppress_native_stderr():
+        with suppress_native_stderr(), show_activity("importing TensorFlow", IMPORT_TENSORFLOW_S):
             configure_devices_for(config)
         try:
             features = get_or_compute(feature_request(job, manifest, 0, say, should_stop, quarantine.add))
             job = dataclasses.replace(job, activations=features)
-            with suppress_native_stderr():
+            with suppress_native_stderr(), show_activity("testing learning rates"):
                 curves = range_test(
                     job, say, lambda curve: curve.suggest().rate or configured[curve.phase], should_stop, quarantine
                 )

@@ -14,7 +14,7 @@ from pharmclf.benchmark.measure import MeasureOptions, Report, describe_machine
 from pharmclf.benchmark.scaling_options import ScalingOptions
 from pharmclf.config import RunConfig
 from pharmclf.config.presets import SPACES
-from pharmclf.core.console import print_line
+from pharmclf.core.console import print_line, show_activity
 from pharmclf.core.errors import format_error
 from pharmclf.core.subprocess_call import run_in_subprocess
 from pharmclf.data.destination import check_destination
@@ -79,7 +79,8 @@ def run_benchmark(name: str, config: RunConfig, options: BenchmarkOptions) -> Re
     second = argument if options is None else options
     module, function = BENCHMARKS[name].function.split(":")
     call = getattr(importlib.import_module(f"pharmclf.benchmark.{module}"), function)
-    measured: Report = call(config, *([] if second is None else [second]), print_line)
+    with show_activity(f"measuring {name}"):
+        measured: Report = call(config, *([] if second is None else [second]), print_line)
     report: Report = {"benchmark": name, "machine": describe_machine()} | measured
     from pharmclf.benchmark.plots import plot_report  # Matplotlib takes a second to import
 
@@ -105,7 +106,8 @@ def run_benchmarks(
         print_line(f"=== {name}")
         options, config = settings[name]
         try:
-            reports[name] = run_in_subprocess(partial(run_benchmark, name, config, options))
+            with show_activity(f"measuring {name}"):
+                reports[name] = run_in_subprocess(partial(run_benchmark, name, config, options))
         except Exception as error:
             print_line(f"{name} failed: {format_error(error)}")
             reports[name] = {"benchmark": name, "rows": [], "failed": format_error(error), "holds": False}

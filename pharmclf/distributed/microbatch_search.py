@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pharmclf.config import RunConfig
 from pharmclf.core.compat.ray import free_resources_by_node
 from pharmclf.core.errors import ConfigError
-from pharmclf.core.events import Note, RunCallback
+from pharmclf.core.events import ActivityStarted, Note, RunCallback
 from pharmclf.core.signals import StopRequested
 from pharmclf.distributed.cluster import connect, usable_nodes, wait_for_workers
 from pharmclf.distributed.scaling_policy import ClusterNode, WorkerGroupSpec
@@ -79,6 +79,7 @@ def _search(job: TrainingContext, observer: RunCallback) -> dict[str, int]:
     """The largest micro-batch of each phase that fits on every device; notes say what is found."""
     config, num_classes = job.config, len(job.class_names)
     connect(allow_open=config.allow_unauthenticated_cluster)
+    observer.on_event(ActivityStarted(text="searching for the largest micro-batch"))
     text = "microbatch auto: searching for the largest micro-batch that fits (minutes on a GPU), "
     if config.worker_range[1] == 0:
         share = config.batch_size

@@ -11,11 +11,12 @@ import ray
 
 from pharmclf import pipeline, storage
 from pharmclf.config import RunConfig
-from pharmclf.core.console import Say
+from pharmclf.core.console import Say, show_activity
 from pharmclf.core.errors import EXIT_OK
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_count
+from pharmclf.core.usual_times import LOAD_MODEL_S
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import write_manifest
 from pharmclf.data.quarantine import Quarantine
@@ -155,7 +156,8 @@ def _save_models_of(trial: Trial, checkpoints: list[Checkpoint], manifest: Manif
     state.load_state_dict(checkpoints[-1].state)
     finalize_best(state, storage.join(trial.folder, "checkpoints"), say)
     task = ray.remote(num_cpus=0.5, max_calls=1)(_save_models)
-    ray.get(task.remote(trial.config, trial.folder, manifest.class_names, state, manifest.white_level))
+    with show_activity("saving the models of a trial", LOAD_MODEL_S):
+        ray.get(task.remote(trial.config, trial.folder, manifest.class_names, state, manifest.white_level))
     return state
 
 

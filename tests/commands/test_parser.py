@@ -10,8 +10,17 @@ import pytest
 import tyro
 
 from pharmclf.commands.parser import RunParser, Switch
+from pharmclf.commands.registry import COMMANDS, load_command
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.config.presets import load_preset
+from pharmclf.core import console
+from pharmclf.core.terminal import Verbosity
+
+REQUIRED = {
+    "export": ["--model=m", "--out=o", "--format", "onnx"],
+    "predict": ["--model=m", "--input=i", "--output=o.csv"],
+}
+"""Flags that a command cannot do without."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,3 +106,23 @@ def test_an_unknown_flag_is_refused(arguments: list[str], expected: str):
     """The nearest known one is named."""
     with pytest.raises(ConfigError, match=expected):
         parse(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "verbosity"),
+    [((), Verbosity.NORMAL), (("--quiet",), Verbosity.QUIET), (("--verbose",), Verbosity.VERBOSE)],
+)
+def test_every_command_that_shows_progress_can_be_quiet_or_verbose(flags: tuple[str, ...], verbosity: Verbosity):
+    """Whether it has a run configuration or not."""
+    for name in COMMANDS:
+        parser = load_command(name).PARSER
+        if not getattr(parser, "shows_progress", True):
+            continue
+        required = REQUIRED.get(name, ())
+        parser.parse([*required, *flags])
+        assert console._terminal.verbosity is verbosity, name
+
+
+def test_quiet_and_verbose_at_once_are_refused():
+    with pytest.raises(ConfigError, match="--quiet and --verbose"):
+        parse("--quiet", "--verbose")
