@@ -6,7 +6,8 @@ import bisect
 
 _MIN_WINDOW_S = 1.0  # measured before an ETA is given
 _MIN_UPDATES = 4  # in the window
-_MAX_RATIO = 1.5  # between the speeds of the halves of the window
+_MAX_RATIO = 1.5  # between the speeds of the halves of the window, for the first ETA
+_MAX_LATER_RATIO = 3.0  # for the next: where the newer speed lasts, the ETA is right to within a factor of two
 _MAX_SAMPLES = 256
 
 
@@ -19,6 +20,7 @@ class RateEstimator:
     def __init__(self) -> None:
         self._times: list[float] = []
         self._done: list[float] = []
+        self._is_known = False
 
     def update(self, done: float, now_s: float) -> None:
         """Take the state of the work.
@@ -33,6 +35,7 @@ class RateEstimator:
         self._done.append(done)
         if len(self._times) > _MAX_SAMPLES:
             del self._times[1:-1:2], self._done[1:-1:2]
+        self._is_known = self.per_second is not None and self._is_steady()
 
     @property
     def per_second(self) -> float | None:
@@ -48,9 +51,7 @@ class RateEstimator:
             left: units that are left.
         """
         speed = self.per_second
-        if speed is None or not self._is_steady():
-            return None
-        return left / speed
+        return left / speed if speed and self._is_known else None
 
     @property
     def _window_start(self) -> float:
@@ -63,7 +64,8 @@ class RateEstimator:
             return False
         middle = (start + end) / 2
         earlier, later = self._speed(start, middle), self._speed(middle, end)
-        return max(earlier, later) <= _MAX_RATIO * min(earlier, later)
+        max_ratio = _MAX_LATER_RATIO if self._is_known else _MAX_RATIO
+        return max(earlier, later) <= max_ratio * min(earlier, later)
 
     def _speed(self, start: float, end: float) -> float:
         return (self._done_at(end) - self._done_at(start)) / (end - start)
