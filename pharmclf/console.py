@@ -92,10 +92,6 @@ class ConsoleLogger:
             case FinalEvaluationStarted():
                 self._activity.begin("")
 
-    def close(self) -> None:
-        """End the display."""
-        self._activity.close()
-
     def _show_epoch(self, event: EpochEnd) -> None:
         record = event.record
         diverged = has_diverged(record.val_loss, self._num_classes)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pharmclf import storage
 from pharmclf.config import RunConfig, to_record
 from pharmclf.console import ConsoleLogger
-from pharmclf.core.console import Say
+from pharmclf.core.console import Say, show_activity
 from pharmclf.core.errors import EXIT_OK, format_error
-from pharmclf.core.events import FinalEvaluationStarted, RunEnd
+from pharmclf.core.events import ActivityStarted, FinalEvaluationStarted, RunEnd
 from pharmclf.core.program import command_line
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
@@ -181,7 +181,7 @@ class _ActiveRun:
         Raises:
             RunError, ConfigError, OSError: the run failed; the record says so.
         """
-        with self.services:
+        with show_activity(), self.services:  # the activity ends after what the console shows
             sizes = {split: len(self.manifest.rows(split)) for split in ("train", "validation", "test")}
             self.status = StatusWriter(self.folder, self.config, sizes, lambda: self.lease.is_lost)
             self.services.callback(self.status.close)
@@ -210,7 +210,6 @@ class _ActiveRun:
         self.console = ConsoleLogger(
             self.stop, self.lease, self.quarantine, callbacks, self.say, num_classes=num_classes
         )
-        self.services.callback(self.console.close)
         self.services.enter_context(autoscaling_request(config))
 
     def _train(self) -> TrainResult:
@@ -244,6 +243,7 @@ class _ActiveRun:
             stop_requested=self.console.should_stop,
         )
         self.record.state = RecordState.COMPLETE
+        self.console.on_event(ActivityStarted(text="closing the records"))
 
     @contextlib.contextmanager
     def _record_end(self) -> Iterator[None]:

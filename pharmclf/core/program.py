@@ -17,7 +17,8 @@ def run_job(main: Callable[[], int]) -> None:
     """Run a job's main function and end the process with its exit code.
 
     Bad input ends with 2, other failures with 1, each with one line on standard error; PHARMCLF_DEBUG=1 shows the
-    traceback. An interrupt ends with 130. A closed output, as behind `| head`, does not end the job.
+    traceback. An interrupt ends with 130. A closed output, as behind `| head`, does not end the job. The moving line of
+    a terminal stays until the process has ended.
     """
     make_output_robust()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -29,8 +30,6 @@ def run_job(main: Callable[[], int]) -> None:
         code = 130
     except Exception as error:
         code = print_error(error, EXIT_FAILED)
-    finally:
-        close_terminal()
     sys.stdout.flush()
     sys.exit(code)
 

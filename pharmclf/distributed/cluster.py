@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -111,6 +112,7 @@ def connect(*, allow_open: bool = False) -> None:
                 f"{VARIABLE}: received {address!r}, which answers but refuses to be joined: {error}. Give its token "
                 f"(RAY_AUTH_MODE=token, ~/.ray/auth_token), or `unset {VARIABLE}` to start Ray on this machine alone"
             ) from error
+    atexit.register(show_activity, "stopping Ray" if _is_own_ray else "leaving the Ray cluster")  # before Ray's own
     if not _is_own_ray:
         reach_directly(node["NodeManagerAddress"] for node in ray.nodes())
         try:
