@@ -8,6 +8,7 @@ import io
 import itertools
 import logging
 import sys
+import textwrap
 from typing import TextIO
 
 from rich.console import Console
@@ -89,7 +90,8 @@ class LiveTerminal(Terminal):
             self._erase()
             style = _GOOD_STYLE if text.endswith(_GOOD_END) else ""
             style = next((style for begin, style in _STYLES if text.startswith(begin)), style)
-            self._console.print(Text(text, style), soft_wrap=True)
+            shown = "\n".join(_wrap(line, self._console.width) for line in text.split("\n"))
+            self._console.print(Text(shown, style), soft_wrap=True)
             self._draw()
 
     def _advance(self) -> None:
@@ -111,6 +113,13 @@ class LiveTerminal(Terminal):
         if self._is_drawn:
             self._console.control(_ERASE)
             self._is_drawn = False
+
+
+def _wrap(line: str, width: int) -> str:
+    """A line of prose broken between words; indented lines, which are tables and commands to copy, stay as they are."""
+    if len(line) <= width or line.startswith(" "):
+        return line
+    return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def format_activity(activity: Activity, frame: str, bar: str, width: int) -> Text:

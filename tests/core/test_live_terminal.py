@@ -74,6 +74,17 @@ def test_the_line_is_never_broken_into_two(columns: int):
     assert recording.screen() == ["after", ""]
 
 
+def test_prose_is_broken_between_words_and_neither_commands_nor_locations_are():
+    """What is copied from the screen stays one line for the terminal, which breaks it itself."""
+    words, path = "word " * 20, "/" + "p" * 90
+    recording = record(f"{BEGIN}\nprint_line({words!r} + {path!r})\nprint_line('  ' + {words!r})\nclose_terminal()")
+    lines = recording.text.split("\r\n")
+    assert lines[0].split() == ["word"] * 16
+    assert lines[1].split() == ["word"] * 4
+    assert lines[2].strip() == path
+    assert lines[3].split() == ["word"] * 20
+
+
 def test_80_columns_have_room_for_all_figures_of_a_training():
     """Phase, epoch, step, loss, accuracy, speed and ETA, of 3 digits each."""
     activity = Activity(Terminal(), lambda: 0.0)
