@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from pharmclf.core.console import close_terminal, make_output_robust
+from pharmclf.core.console import close_terminal, make_output_robust, show_activity
 from pharmclf.core.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError, format_error
 
 
@@ -30,6 +30,7 @@ def run_job(main: Callable[[], int]) -> None:
         code = 130
     except Exception as error:
         code = print_error(error, EXIT_FAILED)
+    show_activity("ending")  # TensorFlow and Ray take seconds
     sys.stdout.flush()
     sys.exit(code)
 
