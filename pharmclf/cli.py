@@ -17,16 +17,19 @@ Turns a folder or a bucket of pharmaceutical images into a tested classifier.
 commands:
 {commands}
 
-pharmclf train                                      the demo, in minutes
-pharmclf train --data DIR --name NAME               your own images, one folder per product
-pharmclf COMMAND --help                             options of a command, with examples
-pharmclf --version                                  the version
+examples:
+  pharmclf train                         the demo, in minutes
+  pharmclf train --data DIR --name NAME  your own images, one folder per product
+  pharmclf train --help                  every option, with unit and default
+  pharmclf --version
 
-completion of commands and options by the tab key:
-bash    source <(pharmclf --tyro-print-completion bash)
-zsh     pharmclf --tyro-print-completion zsh > ~/.zfunc/_pharmclf, with ~/.zfunc in fpath before compinit
+completion by the tab key:
+  bash  source <(pharmclf --tyro-print-completion bash)
+  zsh   pharmclf --tyro-print-completion zsh > ~/.zfunc/_pharmclf
+        with fpath=(~/.zfunc $fpath) before compinit in ~/.zshrc
 
-exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated; PHARMCLF_DEBUG=1 shows tracebacks"""
+exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated
+PHARMCLF_DEBUG=1 shows the traceback of an error."""
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def test_help_names_all_commands_and_nothing_is_help_too(capsys: pytest.CaptureF
     assert [name for name in COMMANDS if f"  {name} " not in shown] == []
     assert cli.run_command(["--help"]) == 0
     assert capsys.readouterr().out == shown
-    assert max(map(len, shown.splitlines())) <= 120
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_each_module_of_commands_is_one_of_the_table():
