@@ -19,7 +19,7 @@ commands:
 
 examples:
   pharmclf train                         the demo, in minutes
-  pharmclf train --data DIR --name NAME  your own images, one folder per product
+  pharmclf train --data DIR --name NAME  your own images, a folder per product
   pharmclf train --help                  every option, with unit and default
   pharmclf --version
 

@@ -67,7 +67,7 @@ def test_help_names_all_commands_and_nothing_is_help_too(capsys: pytest.CaptureF
 
 def test_each_module_of_commands_is_one_of_the_table():
     """With the name of its parser, and a line of help that is not longer than the terminal."""
-    shared = {"__init__", "completion", "parser", "refusals", "registry"}
+    shared = {"__init__", "completion", "description", "parser", "refusals", "registry"}
     modules = {path.stem for path in (ROOT / "pharmclf" / "commands").glob("*.py")} - shared
     assert modules == {name.replace("-", "_") for name in COMMANDS}
     assert {name: load_command(name).PARSER.command for name in COMMANDS} == {name: name for name in COMMANDS}

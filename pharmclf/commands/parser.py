@@ -12,6 +12,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
+from pharmclf.commands.description import format_description
 from pharmclf.commands.refusals import refusals_as_errors, value_of
 from pharmclf.config import RENAMED, RunConfig, check_batch_word
 from pharmclf.config.presets import load_preset, preset_names
@@ -70,7 +71,7 @@ class OptionsParser(Generic[T]):
             parsed = tyro.cli(
                 self._flags(),
                 prog=program,
-                description=_paragraphs(self.description),
+                description=format_description(self.description),
                 args=given,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
@@ -121,7 +122,11 @@ class RunParser(Generic[T]):
         program = f"{PROGRAM} {self.command}"
         with refusals_as_errors(program, flags, given), _settings_as_flags(settings):
             parsed = tyro.cli(
-                type(default), prog=program, description=_paragraphs(self.description), default=default, args=given
+                type(default),
+                prog=program,
+                description=format_description(self.description),
+                default=default,
+                args=given,
             )
         configure_terminal(quiet=parsed.output.quiet, verbose=parsed.output.verbose)
         return parsed.options, parsed.run
@@ -143,11 +148,6 @@ class RunParser(Generic[T]):
         return dataclasses.make_dataclass("Flags", fields, frozen=True)(
             self.options, OutputOptions(), self.preset, base
         )
-
-
-def _paragraphs(description: str | None) -> str:
-    """A docstring for `--help`, which keeps only paragraphs apart: each line becomes one."""
-    return "\n\n".join(line for line in (description or "").strip().splitlines() if line)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Train a classifier of product images: both phases, final evaluation, report.
 
 pharmclf train                           the demo, in minutes
-pharmclf train --data DIR --name NAME    your own images, one folder per product
+pharmclf train --data DIR --name NAME    your own images, a folder per product
 ray job submit -- pharmclf train ...     the same on a cluster
 
 The same command again resumes the run, or reports that it is complete.
