@@ -42,10 +42,10 @@ def is_watched() -> bool:
 
 
 def close_terminal() -> None:
-    """Erase the moving line, if there is one; what follows is plain."""
+    """Erase the moving line, if there is one; what follows is plain, and neither quiet nor verbose."""
     global _terminal
     _terminal.close()
-    _terminal = Terminal(_terminal.verbosity)
+    _terminal = Terminal()
 
 
 def print_line(line: str) -> None:
