@@ -286,8 +286,7 @@ class _SweepRun:
         write_winner(self.folder, report, best, folder, result, comparison)
         about = {"result": result, "comparison": comparison.to_dict() if comparison else None}
         self._write(state="complete", winner=best.number, winner_folder=folder, **about)
-        written = f"{REPORT_FILE}, {TABLE_FILE} and its figures"
-        self.say(Result(f"in {self.folder}: {written}; the model in {folder}/model"))
+        self.say(Result(f"in {self.folder}: {REPORT_FILE}, {TABLE_FILE} and figures; the model in {folder}/model"))
         return EXIT_OK
 
     def _mark_interrupted(self, stop: GracefulShutdown, lease: Lease) -> int:
