@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import hashlib
-import importlib.resources
 import io
 import math
 from collections.abc import Iterator
@@ -20,7 +18,6 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from pharmclf.core.units import format_count, format_duration
 from pharmclf.evaluation.results import most_confused_pairs
 from pharmclf.reporting import html_report_tables, text_format
 from pharmclf.reporting.calibration_plots import reliability_figure, risk_coverage_figure
@@ -29,6 +26,7 @@ from pharmclf.reporting.fonts import format_names, numbered
 from pharmclf.reporting.image_sample import DISPLAY_SIDE
 from pharmclf.reporting.report_data import PredictedThumbnail, ReportData
 from pharmclf.reporting.run_plots import CURVES, chosen_index, learning_curve_figure
+from pharmclf.reporting.table_pages import load_script, page_environment
 
 IMAGES_BUDGET_BYTES = 1_200_000
 """Approximate size of all images of a page as text."""
@@ -47,11 +45,9 @@ def page_html(report: ReportData) -> str:
     Args:
         report: its content; sections without data are left out.
     """
-    script = (importlib.resources.files("pharmclf.reporting") / "templates" / "report.js").read_text("utf-8")
     return _environment().get_template("page.html.j2").render(
         facts=report,
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        **load_script("report.js", "sortable.js"),
         test=report.test,
         uri=functools.partial(_webp_uri, side=fit_side(report)),
         sentences=text_format.score_sentences(report),
@@ -64,24 +60,13 @@ def page_html(report: ReportData) -> str:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pharmclf.reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters |= {
-        "percent": text_format.format_percent,
         "limit": text_format.format_limit,
         "confidence": text_format.format_confidence,
-        "interval": text_format.format_interval,
         "points": text_format.format_points,
-        "count": format_count,
         "shorten": format_names,
         "measured": text_format.format_measure,
-        "duration": format_duration,
         "heat": heat_overlay,
         "png": lambda content: _data_uri("png", content),
         "phase": text_format.phase_name,

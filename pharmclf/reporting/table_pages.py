@@ -6,7 +6,6 @@ The table is sorted by a small script; without it the page shows the same rows i
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 from importlib import resources
 from typing import Any
@@ -21,14 +20,18 @@ _TEMPLATES = resources.files("pharmclf.reporting") / "templates"
 
 def render_page(template: str, **values: Any) -> str:
     """Fill a template of this package; all text is escaped, and the page runs no script but that of its table."""
-    script = (_TEMPLATES / "sortable.js").read_text(encoding="utf-8")
+    return page_environment().get_template(template).render(**load_script("sortable.js"), **values)
+
+
+def load_script(*names: str) -> dict[str, str]:
+    """The values `script`, the joined text of some templates, and `script_hash`, as which a page's policy allows it."""
+    script = "".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in names)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    page = _environment().get_template(template)
-    return page.render(script=script, script_hash=f"sha256-{digest}", **values)
+    return {"script": script, "script_hash": f"sha256-{digest}"}
 
 
-@functools.cache
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Templates of pages, in which all text is escaped, with the filters that all of them use."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pharmclf.reporting"),
         autoescape=True,

@@ -51,19 +51,4 @@
   form.addEventListener("reset", () => setTimeout(show));
   form.addEventListener("submit", event => event.preventDefault());
   show();
-
-  [...table.tHead.rows[0].cells].forEach((heading, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(...heading.childNodes);
-    heading.append(button);
-    button.addEventListener("click", () => {
-      const rising = heading.getAttribute("aria-sort") !== "ascending";
-      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-      heading.setAttribute("aria-sort", rising ? "ascending" : "descending");
-      const compare = new Intl.Collator(undefined, { numeric: true }).compare;
-      const sorted = [...body.rows].sort((a, b) => compare(text(a, column), text(b, column)));
-      body.append(...(rising ? sorted : sorted.reverse()));
-    });
-  });
 })();
