@@ -6,8 +6,8 @@ import bisect
 
 _MIN_WINDOW_S = 1.0  # measured before an ETA is given
 _MIN_UPDATES = 4  # in the window
-_MAX_RATIO = 1.5  # between the speeds of the halves of the window, for the first ETA
-_MAX_LATER_RATIO = 3.0  # for the next: where the newer speed lasts, the ETA is right to within a factor of two
+_MAX_RATIO = 1.3  # between the speeds of the last three quarters of the time, for the first ETA
+_MAX_LATER_RATIO = 2.0  # for the next: where the newest speed lasts, the ETA is right to within a factor of two
 _MAX_SAMPLES = 256
 
 
@@ -58,14 +58,13 @@ class RateEstimator:
         return (self._times[0] + self._times[-1]) / 2
 
     def _is_steady(self) -> bool:
-        start, end = self._window_start, self._times[-1]
-        updates = len(self._times) - bisect.bisect_left(self._times, start)
+        updates = len(self._times) - bisect.bisect_left(self._times, self._window_start)
         if updates < _MIN_UPDATES:
             return False
-        middle = (start + end) / 2
-        earlier, later = self._speed(start, middle), self._speed(middle, end)
+        end, quarter = self._times[-1], (self._times[-1] - self._times[0]) / 4
+        speeds = [self._speed(end - (back + 1) * quarter, end - back * quarter) for back in range(3)]
         max_ratio = _MAX_LATER_RATIO if self._is_known else _MAX_RATIO
-        return max(earlier, later) <= max_ratio * min(earlier, later)
+        return max(speeds) <= max_ratio * min(speeds)
 
     def _speed(self, start: float, end: float) -> float:
         return (self._done_at(end) - self._done_at(start)) / (end - start)

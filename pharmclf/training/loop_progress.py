@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pharmclf.core.rate import RateEstimator
 from pharmclf.data.batch_sampler import BatchPlan
 
+_MIN_EPOCHS, _MIN_MEASURED_S = 2, 120.0  # before an ETA: while a phase fills its caches, it may take thrice as long
 LoopPosition = tuple[str, int, int]
 """Phase, epoch and step, both from 0; validation steps are counted after the training steps."""
 
@@ -59,15 +61,18 @@ class PhaseClock:
         self._plan, self._epochs, self._clock = plan, epochs, clock
         self._rate, self._validating_s = RateEstimator(), 0.0
         self._validation_s: float | None = None  # of the latest epoch
+        self._num_validated, self._first_at = 0, math.inf
 
     def after_step(self, epoch: int, step: int) -> None:
         """Training steps of an epoch have been computed."""
+        self._first_at = min(self._first_at, self._clock())
         self._rate.update(epoch * self._plan.train_steps + step, self._clock() - self._validating_s)
 
     def after_validation(self, seconds: float) -> None:
         """An epoch has been validated."""
         self._validation_s = seconds
         self._validating_s += seconds
+        self._num_validated += 1
 
     def steps_per_second(self) -> float | None:
         """Training steps per second of late; None where unknown."""
@@ -80,6 +85,8 @@ class PhaseClock:
             epoch: from 0.
             step: training steps of it that have been started.
         """
+        if self._num_validated < _MIN_EPOCHS and self._clock() - self._first_at < _MIN_MEASURED_S:
+            return None
         epochs_left = self._epochs - epoch
         steps_left = epochs_left * self._plan.train_steps - step
         training_s, step_s = self._rate.eta_s(steps_left), self._rate.eta_s(1.0)
