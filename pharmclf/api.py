@@ -21,6 +21,7 @@ from pharmclf.config.presets import DEFAULT_SPACE, SPACES, find_preset, load_pre
 from pharmclf.core.console import Say, close_terminal, configure_terminal, print_line
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.events import EpochRecord
+from pharmclf.evaluation.verdict import Verdict
 from pharmclf.schema_version import load_record
 
 if TYPE_CHECKING:
@@ -81,11 +82,12 @@ class Run:
             for title, key in _SCORES
             for low, high in [result[f"{key}_interval"]]
         ]
-        verdict = result.get("verdict") or ""
-        warnings = "".join(f"<li>{html.escape(str(warning))}</li>" for warning in result.get("warnings") or ())
+        judged = Verdict.from_dict(result)
+        level, reasons = (f": {judged.level}", judged.reasons) if judged else ("", ())
+        items = "".join(f"<li>{html.escape(f'{reason.text} {reason.remedy}')}</li>" for reason in reasons)
         curves = base64.b64encode(storage.read_bytes(storage.join(self.folder, "learning_curves.png"))).decode()
         return (
-            f"<h4>{html.escape(result['name'])}: {html.escape(str(verdict))}</h4><ul>{warnings}</ul>"
+            f"<h4>{html.escape(result['name'])}{level}</h4><ul>{items}</ul>"
             f"<table><tr><th></th><th>score</th><th>95 % interval</th></tr>{''.join(rows)}</table>"
             f'<img alt="learning curves" style="max-width:100%" src="data:image/png;base64,{curves}">'
             f"<p>report: {html.escape(self.report)}</p>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -74,6 +75,8 @@ def test_a_notebook_shows_verdict_scores_and_curves(trained: TrainedRuns):
     Reader().feed(page)
     assert opened == []
     assert f"{run.result['test_accuracy']:.3f}" in page
+    assert f": {run.result['verdict']}<" in page
+    assert all(html.escape(each["text"]) in page for each in run.result["warnings"])
     assert "data:image/png;base64," in page
     assert "http" not in page
 
