@@ -36,8 +36,10 @@ from pharmclf.reporting.report_inputs import (
 )
 from pharmclf.reporting.run_summary import verdict_lines
 from pharmclf.runs.evaluation_options import EvaluationOptions
-from pharmclf.schema_version import load_record
+from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, load_record
 
+VERDICT_FILE = "verdict.json"
+"""Name of the file with the keys `verdict` and `warnings`, as result.json of a run has them."""
 _SPLITS = ("test", "validation")
 
 
@@ -104,6 +106,7 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResu
         say(f"note: {line}")
     say(Result(f"{name}: accuracy {scored.evaluation.accuracy} on {len(images.rows):,} images"))
     if report.verdict:
+        storage.write_json(storage.join(out, VERDICT_FILE), {SCHEMA_KEY: SCHEMA_VERSION} | report.verdict.to_dict())
         say(Result("\n".join(verdict_lines(report.verdict, report.next_steps, location))))
     return scored.evaluation
 

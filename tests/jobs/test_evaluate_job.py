@@ -14,6 +14,7 @@ from support.programs import call, finish
 from support.trained_runs import NUM_OTHER, TrainedRuns
 
 from pharmclf.evaluation.abstention_policy import read_policy
+from pharmclf.evaluation.verdict import Verdict
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 evaluate = partial(call, program="jobs/evaluate.py")
@@ -57,6 +58,9 @@ def test_the_test_split_evaluated_again_gives_the_numbers_of_the_run(trained: Tr
         for place in (folder / "evaluation" / "test", tmp_path / "again")
     )
     assert again == before
+    verdict = Verdict.from_dict(json.loads((tmp_path / "again" / "verdict.json").read_text()))
+    assert verdict
+    assert f"verdict: {verdict.level}: " in ended.stdout
     assert (tmp_path / "again" / "report.html").stat().st_size > 10_000
 
 
