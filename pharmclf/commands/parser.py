@@ -14,7 +14,7 @@ import tyro
 
 from pharmclf.commands.description import format_description
 from pharmclf.commands.refusals import refusals_as_errors, value_of
-from pharmclf.config import RENAMED, RunConfig, check_batch_word
+from pharmclf.config import RENAMED, RunConfig, check_batch_word, expand_home
 from pharmclf.config.presets import load_preset, preset_names
 from pharmclf.core.console import configure_terminal
 from pharmclf.core.errors import ConfigError
@@ -197,7 +197,8 @@ def _modernize(arguments: Sequence[str], switches: Collection[str]) -> list[str]
         else:
             (groups[-1][1] if groups else positionals).append(argument)
     modern: list[list[str]] = [positionals]
-    for flag, values in groups:
+    for flag, texts in groups:
+        values = list(map(expand_home, texts))  # a shell expands no ~ behind an equals sign
         flag = _current_flag(flag, values)
         if flag in switches and values[:1] in (["True"], ["False"]):
             modern.append([flag if values[0] == "True" else _negative(flag), *values[1:]])

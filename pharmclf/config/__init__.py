@@ -4,6 +4,7 @@ from pharmclf.config.parsing import (
     AUTO,
     check_batch_word,
     check_location,
+    expand_home,
     has_credentials,
     parse_data_sets,
     parse_microbatch,
@@ -30,6 +31,6 @@ from pharmclf.core.errors import ConfigError
 __all__ = [
     "AUTO", "DEMO", "RENAMED", "AugmentConfig", "BackboneName", "ConfigError", "DemoConfig", "HeadConfig",
     "OptimizerConfig", "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "check_batch_word",
-    "check_location", "from_dict", "has_credentials", "load_yaml", "parse_data_sets", "parse_microbatch",
+    "check_location", "expand_home", "from_dict", "has_credentials", "load_yaml", "parse_data_sets", "parse_microbatch",
     "parse_workers", "refuse_auto", "refuse_credentials", "to_dict", "to_record", "to_yaml",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -98,6 +99,12 @@ def parse_data_sets(texts: Sequence[str]) -> dict[str, str]:
         check_location("eval_data", location)
         found[name] = location
     return found
+
+
+def expand_home(text: str) -> str:
+    """A path, or NAME=PATH, with the home folder in place of a ~ at the beginning of the path; other text unchanged."""
+    match = re.fullmatch(r"([\w.-]+=)?(~.*)", text)
+    return (match[1] or "") + os.path.expanduser(match[2]) if match else text
 
 
 def has_credentials(location: str) -> bool:

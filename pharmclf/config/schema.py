@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pharmclf.config.fields import check_ranges, setting
-from pharmclf.config.parsing import check_location, has_credentials, parse_data_sets, parse_microbatch, parse_workers
+from pharmclf.config.parsing import (
+    check_location,
+    expand_home,
+    has_credentials,
+    parse_data_sets,
+    parse_microbatch,
+    parse_workers,
+)
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import parse_duration, parse_share
 
@@ -200,6 +207,9 @@ class RunConfig:
     demo: DemoConfig = field(default_factory=DemoConfig)
 
     def __post_init__(self) -> None:
+        for name in ("data", "storage", "weights"):
+            object.__setattr__(self, name, expand_home(getattr(self, name)))
+        object.__setattr__(self, "eval_data", tuple(map(expand_home, self.eval_data)))
         _check(self)
 
     @property
@@ -271,7 +281,7 @@ def _check(config: RunConfig) -> None:
         )
     check_ranges(config)
     if any(units < 1 for units in config.head.dense):
-        raise ConfigError(f"head.dense: received {config.head.dense}, expected layers of 1 unit or more")
+        raise ConfigError(f"head.dense: received {list(config.head.dense)}, expected layers of 1 unit or more")
     if config.feature_cache == "always" and config.views == 0:
         raise ConfigError(
             "feature_cache: received always with augment.views 0, where every epoch sees new images and nothing "
