@@ -18,6 +18,7 @@ from pharmclf.core.events import ActivityStarted, FinalEvaluationStarted, RunEnd
 from pharmclf.core.program import command_line
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
+from pharmclf.core.units import format_count
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, imbalance_note, split_manifest, write_manifest
@@ -121,7 +122,8 @@ def prepare(config: RunConfig, folder: str, record: RunRecord | None, manifest: 
     if warning := batch_warning(config, len(manifest.rows("train"))):
         say(f"warning: {warning}")
     for images in external_datasets(config, manifest, scan_progress()):
-        say(f"{images.name}: {len(images.rows):,} images to test on, {'; '.join(images.notes) or 'all usable'}")
+        count = format_count(len(images.rows), "image")
+        say(f"{images.name}: {count} to test on, {'; '.join(images.notes) or 'all usable'}")
     return manifest
 
 
@@ -285,9 +287,9 @@ def describe_data(manifest: Manifest, folder: str, say: Say) -> None:
     """Report the numbers of usable and quarantined images; `folder`, if not empty, holds the list of the latter."""
     counts = manifest.ok["split"].value_counts()
     parts = ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "validation", "test"))
-    say(f"data: {len(manifest.ok):,} images of {len(manifest.class_names)} classes: {parts}")
+    say(f"data: {format_count(len(manifest.ok), 'image')} of {len(manifest.class_names)} classes: {parts}")
     if note := imbalance_note(manifest.table.loc[manifest.rows("train"), "label"]):
         say(note)
     if len(manifest.quarantined):
         where = f", listed in {storage.join(folder, 'quarantine.csv')}" if folder else ""
-        say(f"quarantined: {len(manifest.quarantined):,} images{where}")
+        say(f"quarantined: {format_count(len(manifest.quarantined), 'image')}{where}")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pharmclf import storage
 from pharmclf.core.console import show_activity
 from pharmclf.core.errors import ConfigError
-from pharmclf.core.units import format_examples
+from pharmclf.core.units import format_count, format_examples
 from pharmclf.data import duplicates
 from pharmclf.data.dataset_listing import DatasetListing
 from pharmclf.data.decoded_image import THUMBNAIL_SIDE
@@ -53,12 +53,11 @@ def scan_listing(listing: DatasetListing, progress: ProgressCallback | None, min
                 wrong.append(item.relative)
     next(scans, None)  # reports the last files as done
     table[["size_bytes", "sha256", "width", "height", "phash", "status"]] = pd.DataFrame(rows)
-    labels_of_content = table[table["status"] == OK].groupby("sha256")["label"].nunique()
-    conflicts = table["sha256"].isin(labels_of_content.index[labels_of_content > 1]) & (table["status"] == OK)
-    table.loc[conflicts, "status"] = LABEL_CONFLICT
+    _mark_label_conflicts(table)
     if wrong:
         notes.append(
-            f"{len(wrong)} images of another format than their name says, read nevertheless: {format_examples(wrong)}"
+            f"of another format than their name says, read nevertheless: {format_count(len(wrong), 'image')}, "
+            f"{format_examples(wrong)}"
         )
     if unended:
         notes.append(f"{len(unended)} JPEGs without their end marker, read nevertheless: {format_examples(unended)}")
@@ -74,11 +73,25 @@ def scan_listing(listing: DatasetListing, progress: ProgressCallback | None, min
     return Manifest(table[list(COLUMNS)], class_names, listing.root, notes, white_level)
 
 
+def _mark_label_conflicts(table: pd.DataFrame) -> None:
+    """Quarantine files of equal bytes with different labels; the status of each names one of the others."""
+    usable = table[table["status"] == OK]
+    num_labels = usable.groupby("sha256")["label"].nunique()
+    for _, equal in usable[usable["sha256"].isin(num_labels.index[num_labels > 1])].groupby("sha256"):
+        for row, label in equal["label"].items():
+            other = equal[equal["label"] != label].iloc[0]
+            table.loc[row, "status"] = (
+                f"{LABEL_CONFLICT}: the same file as {other['path']}, which is {other['label']!r}"
+            )
+
+
 def _too_few_classes(
     data: str, table: pd.DataFrame, class_names: tuple[str, ...], missing: list[str], min_classes: int
 ) -> ConfigError:
     reason = f": {'; '.join(missing)}" if missing else f", {table['path'].iloc[0]}: {table['status'].iloc[0]}"
-    received = f"only the class {class_names[0]!r}" if class_names else f"{len(table)} images and all bad{reason}"
+    received = (
+        f"only the class {class_names[0]!r}" if class_names else f"{format_count(len(table), 'image')}, all bad{reason}"
+    )
     expected = "two classes or more" if min_classes > 1 else "a class"
     is_list = data.lower().endswith(LIST_EXTENSIONS)
     remedy = "Correct the list" if is_list else "Give the folder that holds the class folders"
@@ -153,7 +166,7 @@ def _group_rows(
     mixed = [f"{paths[one]} and {paths[other]}" for one, other in near if labels[one] != labels[other]]
     if equal or near:
         copies = len({other for _, other in equal + near})
-        notes.append(f"{copies} images are copies of others ({len(equal)} byte for byte); copies share a split")
+        notes.append(f"copies of other images: {copies:,} ({len(equal):,} byte for byte); copies share a split")
     if mixed:
         notes.append(f"{len(mixed)} pairs of near copies have different labels, please check: {format_examples(mixed)}")
     grouped = duplicates.equal_pairs([group if good else "" for group, good in zip(given, ok, strict=True)])

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pharmclf.core.errors import ConfigError
-from pharmclf.core.units import format_examples
+from pharmclf.core.units import format_count, format_examples
 from pharmclf.data.splits import SPLITS, TEST, TRAIN, VALIDATION
 
 Folder = tuple[str, ...]
@@ -176,7 +176,7 @@ def _extract_splits(
     listed = ", ".join(f"{totals[split]:,} {split}" for split in given)
     notes = [f"the splits are those of the folders {names}: {listed}; --split.ignore-folders draws them"]
     if totals[""]:
-        notes.append(f"{totals['']:,} images lie in no folder of a split, theirs is drawn")
+        notes.append(f"in no folder of a split, so that theirs is drawn: {format_count(totals[''], 'image')}")
     return rests, splits, notes
 
 

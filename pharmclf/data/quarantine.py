@@ -11,7 +11,7 @@ from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.events import Event, ImagesQuarantined
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
-from pharmclf.core.units import format_examples
+from pharmclf.core.units import format_count, format_examples
 from pharmclf.data.manifest import Manifest
 
 OnLost = Callable[[Mapping[int, str]], None]
@@ -78,7 +78,7 @@ class Quarantine:
             except OSError as error:
                 self._say(f"warning: {self._location} cannot be written: {error}")
         if more:
-            self._say(f"warning: quarantined: {more:,} more images{where}")
+            self._say(f"warning: quarantined: {format_count(more, 'more image')}{where}")
 
     @property
     def rows(self) -> frozenset[int]:
@@ -128,7 +128,7 @@ def quarantine_note(manifest: Manifest, rows: Mapping[int, str]) -> str:
         rows: row and reason of each image; one or more.
     """
     first = _format_rows(manifest, rows)
-    return f"left out, since the file has changed since the set was listed: {len(rows):,} images ({first})"
+    return f"left out, since the file changed after the set was listed: {format_count(len(rows), 'image')} ({first})"
 
 
 def _format_rows(manifest: Manifest, rows: Mapping[int, str]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pharmclf.core.units import format_count
+
 FindingLevel = Literal["OK", "warn", "FAIL"]
-_INDENT = " " * 20  # of what does not fit behind the name of a check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +53,13 @@ class Section:
 
 
 def format_section(section: Section) -> str:
-    """Aligned lines of 80 columns under the title; a remedy begins a line below its finding."""
+    """Aligned lines under the title; a remedy is a line below its finding."""
     lines = [section.title]
     for finding in section.findings:
-        lines += _wrap(f"  {finding.level:<4}  {finding.check:<10}  {finding.text}")
+        lines.append(f"  {finding.level:<4}  {finding.check:<10}  {finding.text}")
         if finding.remedy:
-            lines += _wrap(f"{_INDENT}remedy: {finding.remedy}")
+            lines.append(f"{'':20}remedy: {finding.remedy}")
     return "\n".join(lines)
-
-
-def _wrap(line: str) -> list[str]:
-    return textwrap.wrap(line, 80, subsequent_indent=_INDENT, break_long_words=False, break_on_hyphens=False)
 
 
 def findings_of_level(sections: Iterable[Section], level: FindingLevel) -> list[tuple[Section, Finding]]:
@@ -79,7 +75,7 @@ def exit_code(sections: Iterable[Section]) -> int:
 def verdict(sections: Sequence[Section]) -> str:
     """One line: how many checks of each level, and which failed where."""
     passed, warned, failed = (findings_of_level(sections, level) for level in ("OK", "warn", "FAIL"))
-    counts = f"{len(passed)} checks OK, {len(warned)} warnings, {len(failed)} failed"
+    counts = f"{format_count(len(passed), 'check')} OK, {format_count(len(warned), 'warning')}, {len(failed)} failed"
     if not failed:
         return f"{counts}: training can start"
     names = dict.fromkeys(f"{finding.check} ({section.title})" for section, finding in failed)

@@ -10,6 +10,7 @@ import numpy as np
 
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError
+from pharmclf.core.units import format_count
 from pharmclf.data.folder_layouts import LayoutOptions
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.leakage import find_leaked_images
@@ -123,11 +124,11 @@ def external_dataset(
     rows = usable.index.to_numpy(np.int64)
     notes = [*manifest.notes, *match.notes()]
     if len(manifest.quarantined):
-        notes.append(f"{len(manifest.quarantined):,} images cannot be read and are left out")
+        notes.append(f"left out, because they cannot be read: {format_count(len(manifest.quarantined), 'image')}")
     if known is not None:
         seen = np.intersect1d(find_leaked_images(manifest, known, ("train", "validation")), rows)
         if len(seen):
-            notes.append(f"{len(seen):,} images are copies of images that the model was trained on, and are left out")
+            notes.append(f"left out, as the model was trained on copies of them: {format_count(len(seen), 'image')}")
             rows = np.setdiff1d(rows, seen)
     if not len(rows):
         raise ConfigError(f"{name}: {location}: no image is left to test on ({'; '.join(notes)}). Give other images")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pharmclf import storage
 from pharmclf.core.tables import align_columns
+from pharmclf.core.units import format_count
 from pharmclf.evaluation.evaluate import ABSTAIN, COLUMNS
 from pharmclf.evaluation.metrics import ConfusionCounts, Estimate, OperatingPoint, RiskCoverage
 from pharmclf.evaluation.results import ClassResult, EvaluationResult, most_confused_pairs
@@ -74,9 +75,9 @@ def _class_row(result: ClassResult) -> tuple[str, str, str, str, str]:
 
 def report_text(evaluation: EvaluationResult, predictions: pd.DataFrame) -> str:
     """The content of report.txt: scores, classes, what is answered, confused pairs, and the surest mistakes."""
-    count = f"{evaluation.num_images:,} images"
+    count = format_count(evaluation.num_images, "image")
     if evaluation.num_groups != evaluation.num_images:
-        count += f" in {evaluation.num_groups:,} groups of near duplicates"
+        count += f" in {format_count(evaluation.num_groups, 'group')} of near duplicates"
     lines = [f"{count}, {len(evaluation.classes)} classes; in brackets: 95 % intervals", ""]
     lines += [classification_table(evaluation), ""]
     lines += [_line(f"top-{k} accuracy", estimate) for k, estimate in evaluation.top_k_accuracy.items()]

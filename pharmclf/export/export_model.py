@@ -14,7 +14,7 @@ from pharmclf.core.console import Say, show_activity
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import sha256_file
 from pharmclf.core.stderr_filter import suppress_native_stderr
-from pharmclf.core.units import format_size
+from pharmclf.core.units import format_count, format_size
 from pharmclf.core.usual_times import LOAD_MODEL_S, WRITE_FORMAT_S
 from pharmclf.evaluation.abstention_policy import DECISION_FILE, AbstentionPolicy, write_policy
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
@@ -66,7 +66,7 @@ def export_model(options: ExportOptions, say: Say) -> None:
         calibration = validation = None
         if options.tflite == "int8":
             calibration = sample_images(found, options.calibration, "train", "--calibration", say)
-            say(f"int8 is calibrated on {len(calibration):,} images")
+            say(f"int8 is calibrated on {format_count(len(calibration), 'image')}")
             validation = validation_images(found, say) if found.decision else None
         activity.begin("loading the model", LOAD_MODEL_S)
         model = _load_keras_model(found)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pharmclf import storage
 from pharmclf.core.console import Say, show_activity
 from pharmclf.core.terminal import Result
+from pharmclf.core.units import format_count
 from pharmclf.core.usual_times import LOAD_MODEL_S
 from pharmclf.data.image_set import ImageSet
 from pharmclf.distributed.cluster import connect, usable_nodes
@@ -81,7 +82,7 @@ def predict_shards(
     reasons = np.array([given.get(place, "") for first, last in spans for place in range(first, last)], object)
     read = pa.array(np.where(reasons == "", paths.to_numpy(zero_copy_only=False), ""), pa.string()) if given else paths
     by = f"{what.actors} processes on Ray" if what.actors else "this process"
-    say(f"predicting {len(paths):,} images in {by}")
+    say(f"predicting {format_count(len(paths), 'image')} in {by}")
     progress = image_progress("predicting")
     waiting, done, written = SCHEMA.empty_table(), 0, 0
     stream = interruptible(stopped, predict_stream(what, ImageSet.of_paths(read, white_level)))
@@ -130,4 +131,4 @@ class PredictionSummary:
             unsure = self.num_abstained - self.num_bad
             share = unsure / max(good, 1)
             say(f"{unsure:,} of {good:,} images ({share:.1%}) are below the confidence {threshold:.4f}: for a person")
-        say(Result(f"{self.num_images:,} images, {self.num_bad:,} of them bad; written to {output}"))
+        say(Result(f"{format_count(self.num_images, 'image')}, {self.num_bad:,} of them bad; written to {output}"))

@@ -10,6 +10,7 @@ from pharmclf.core.console import Say
 from pharmclf.core.errors import EXIT_OK, ConfigError
 from pharmclf.core.signals import GracefulShutdown
 from pharmclf.core.timeouts import FINAL_STORAGE_S
+from pharmclf.core.units import format_count
 from pharmclf.data.destination import check_destination
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.predict import PredictSpec
@@ -53,7 +54,8 @@ def predict_images(options: PredictOptions, say: Say) -> int:
                 return stop.exit_code
         storage.delete_folder(parts.folder)
     if complete:
-        say(f"{parts.output} is complete already, {len(parts.images):,} images; --overwrite predicts them again")
+        images = format_count(len(parts.images), "image")
+        say(f"{parts.output} is complete already, {images}; --overwrite predicts them again")
     return EXIT_OK
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pandas as pd
 
 from pharmclf.core.tables import align_columns
+from pharmclf.core.units import format_count
 from pharmclf.evaluation.metrics import Estimate, wilson_interval
 from pharmclf.reporting.trial_info import (
     ParameterValue,
@@ -234,7 +235,7 @@ def _count_states(trials: Iterable[TrialInfo]) -> str:
 def _sums_line(trials: Sequence[TrialInfo], price_per_hour: float | None, share: float) -> str:
     overheads = [trial.seconds - trial.train_s for trial in trials if trial.state != "running"]
     seconds, cpu_s, gpu_s = (sum(getattr(trial, name) for trial in trials) for name in ("seconds", "cpu_s", "gpu_s"))
-    parts = [f"{len(trials)} trials: {_count_states(trials)}"]
+    parts = [f"{format_count(len(trials), 'trial')}: {_count_states(trials)}"]
     parts.append(f"{seconds:,.1f} s, {cpu_s:,.1f} CPU-s, {gpu_s:,.1f} GPU-s")
     if price_per_hour is not None:
         price = sum(trial_price(trial, price_per_hour, share) for trial in trials)

@@ -10,7 +10,7 @@ from pharmclf.config import check_location, from_dict, parse_workers, to_yaml
 from pharmclf.core.console import Say, show_activity
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.terminal import Result
-from pharmclf.core.units import parse_share
+from pharmclf.core.units import format_count, parse_share
 from pharmclf.core.usual_times import DRAW_S
 from pharmclf.data.destination import check_destination
 from pharmclf.data.manifest import Manifest
@@ -68,7 +68,7 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResu
     images = _load_dataset(options, model, manifest, name, max_invalid_share)
     for note in images.notes:
         say(f"note: {note}")
-    say(f"testing {model.location} on {len(images.rows):,} images")
+    say(f"testing {model.location} on {format_count(len(images.rows), 'image')}")
     activity = show_activity()
     if workers:
         connect(allow_open=options.allow_unauthenticated_cluster)
@@ -104,7 +104,7 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResu
     say(console_table(scored.evaluation))
     for line in font_notes(model.labels):
         say(f"note: {line}")
-    say(Result(f"{name}: accuracy {scored.evaluation.accuracy} on {len(images.rows):,} images"))
+    say(Result(f"{name}: accuracy {scored.evaluation.accuracy} on {format_count(len(images.rows), 'image')}"))
     if report.verdict:
         storage.write_json(storage.join(out, VERDICT_FILE), {SCHEMA_KEY: SCHEMA_VERSION} | report.verdict.to_dict())
         say(Result("\n".join(verdict_lines(report.verdict, report.next_steps, location))))

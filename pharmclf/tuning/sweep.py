@@ -206,10 +206,8 @@ class _SweepRun:
     def _run_trials(self, stop_requested: StopRequest, tracker: SweepTracker, quarantine: Quarantine) -> int:
         began = time.monotonic()
         base = with_precision(self.base, self.record["precision"])
-        weights = self.record["fingerprints"]
-        kept = precompute_features(
-            base, self.space, self.total, self.manifest, weights, self.say, stop_requested, quarantine.add
-        )
+        about = self.manifest, self.record["fingerprints"]
+        kept = precompute_features(base, self.space, self.total, *about, self.say, stop_requested, quarantine.add)
         store, room = self._open_store(kept), self.room
 
         def ended(trial: Trial) -> None:
@@ -286,7 +284,8 @@ class _SweepRun:
         write_winner(self.folder, report, best, folder, result, comparison)
         about = {"result": result, "comparison": comparison.to_dict() if comparison else None}
         self._write(state="complete", winner=best.number, winner_folder=folder, **about)
-        self.say(Result(f"in {self.folder}: {REPORT_FILE}, {TABLE_FILE} and figures; the model in {folder}/model"))
+        written = f"{REPORT_FILE}, {TABLE_FILE} and its figures"
+        self.say(Result(f"in {self.folder}: {written}; the model in {folder}/model"))
         return EXIT_OK
 
     def _mark_interrupted(self, stop: GracefulShutdown, lease: Lease) -> int:

@@ -158,7 +158,7 @@ def test_images_beside_folders_of_splits_are_drawn_and_counted():
     found, notes = read("train/a", "train/b", "test/a", "test/b", "a", "valid")
     assert found["a"] == "a"
     assert "valid" not in found
-    assert "3 images lie in no folder of a split" in notes
+    assert "theirs is drawn: 3 images" in notes
 
 
 def test_one_split_with_labels_gives_none():

@@ -103,6 +103,11 @@ def test_each_bad_file_is_quarantined_with_its_reason(rubbish):
         statuses = bad[bad["path"].str.contains(f"bad_{kind}")]["status"]
         assert len(statuses)
         assert statuses.str.contains(reason).all(), kind
+    twins = bad[bad["path"].str.contains("bad_twin")]
+    others = twins["status"].str.extract(r"as (.+), which is '(.+)'$")
+    assert set(others[0]) <= set(made.table["path"])
+    assert all(others[0].to_numpy() != twins["path"].to_numpy())
+    assert all(others[1].to_numpy() != twins["label"].to_numpy())
     assert made.class_names == ("Class0", "Class1", "Class2")
     assert made.table["path"].is_monotonic_increasing
     assert (made.ok[["width", "height"]] == 40).all(axis=None)

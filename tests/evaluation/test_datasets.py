@@ -47,7 +47,7 @@ def test_a_set_from_outside_leaves_out_what_was_trained_on_and_what_is_unknown(
     assert len(images.rows) == 6
     assert set(images.labels) <= set(names)
     notes = "\n".join(images.notes)
-    assert "1 images are copies of images that the model was trained on" in notes
+    assert "trained on copies of them: 1 image" in notes
     assert "Unknown" in notes
     apart = external_dataset("x", str(other), names, cache=str(tmp_path / "cache"))
     assert len(apart.rows) == 7

@@ -75,7 +75,7 @@ def test_images_from_elsewhere_are_tested_without_those_of_the_training(trained:
     shutil.copy(image["path"], mixed / image["label"] / "trained.jpg")
     ended = evaluate(f"--model={folder}", f"--data={mixed}", f"--storage={tmp_path}/lists")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "1 images are copies of images that the model was trained on" in ended.stdout
+    assert "trained on copies of them: 1 image" in ended.stdout
     table = pd.read_parquet(folder / "evaluation" / "mixed" / "predictions.parquet")
     assert len(table) == NUM_OTHER
     assert not table["path"].str.endswith("trained.jpg").any()
