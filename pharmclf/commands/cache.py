@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     location = storage.absolute(options.storage)
     with storage.errors_as_config_errors(location):
         if not storage.exists(location):
-            raise ConfigError(f"--storage {location}: nothing there. Give the folder or prefix that the runs lie in")
+            raise ConfigError(
+                f"--storage {location}: nothing there. Give the {storage.place_word(location)} of the runs"
+            )
         kept = list_entries(location)
         for entry in select_for_eviction(kept, time.time(), older_than_s, down_to_bytes):
             deleted, skipped = delete_entries([entry])  # one by one, so that each is reported when it is deleted

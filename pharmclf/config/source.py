@@ -75,8 +75,9 @@ def read_yaml(path: str | Path, flag: str) -> tuple[Any, Source]:
         mark = marks[1] if error.context == "while scanning a simple key" else marks[0] or marks[1]
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         line = text.splitlines()[mark.line].strip() if mark and mark.line < len(text.splitlines()) else ""
+        problem = str(error.problem).replace("'<stream end>'", "the end of the file")
         quoted = f" in {line[:_MAX_LINE]!r}" if line else ""
-        raise ConfigError(f"{path}{place}: not YAML: {error.problem}{quoted}. Correct the line") from error
+        raise ConfigError(f"{path}{place}: not YAML: {problem}{quoted}. Correct the line") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{flag} {path}: not YAML: {first_line(error)}. Give a YAML file") from error
     places: dict[str, tuple[int, int]] = {}

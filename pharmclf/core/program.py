@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pharmclf.core.console import close_terminal, make_output_robust, show_activity
-from pharmclf.core.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError, format_error
+from pharmclf.core.errors import EXIT_BAD_INPUT, EXIT_FAILED, RunError, UserError, first_line, format_error
 
 
 def run_job(main: Callable[[], int]) -> None:
@@ -42,9 +42,14 @@ def print_error(error: Exception, code: int) -> int:
         traceback.print_exception(error)
     text = str(error)
     if code == EXIT_FAILED:
+        is_ours = isinstance(error, RunError)  # its message says all; the class says something of other errors
         several = "\n" in text.strip()
-        more = " (PHARMCLF_DEBUG=1 shows all of it)" if several or "PHARMCLF_DEBUG" not in os.environ else ""
-        text = f"{format_error(error)}{more}"
+        more = (
+            " (PHARMCLF_DEBUG=1 shows all of it)"
+            if several or not (is_ours or os.environ.get("PHARMCLF_DEBUG"))
+            else ""
+        )
+        text = f"{first_line(error) if is_ours else format_error(error)}{more}"
     print(f"error: {text}", file=sys.stderr)  # noqa: T201
     return code
 

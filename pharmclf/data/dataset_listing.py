@@ -78,7 +78,7 @@ def list_dataset(data: str, reading: LayoutOptions = DEFAULT_LAYOUT_OPTIONS) -> 
     except OSError as error:
         reason = single_line(error).removeprefix(f"{root}: ")
         reason = "nothing there" if reason == root else reason
-        raise ConfigError(f"--data {data}: {reason}. Give a readable folder, s3:// prefix or list") from error
+        raise ConfigError(f"--data {data}: {reason}. Give a readable {storage.place_word(data)} or list") from error
     labels, notes = merge_labels([item.label for item in listing.items], reading.classes)
     items = listing.items
     if labels:  # two rows of a list may be equal now

@@ -53,16 +53,20 @@ def write_manifest(manifest: Manifest, folder: str) -> None:
 
 
 def check_storage(config: RunConfig) -> None:
-    """Check that the storage of a run can be reached, and outlives the job.
+    """Check that the storage of a run can be reached, and outlives the job, and that its further test sets exist.
 
     Raises:
-        ConfigError: no such bucket, no right to it, or a folder that is deleted with the job.
+        ConfigError: no such bucket, no right to it, or a folder that is deleted with the job; no such test set.
         StorageUnavailableError: it does not answer.
     """
     if config.data != DEMO:  # results of the demo may be lost
         check_destination("--storage", storage.absolute(config.storage))
     with storage.errors_as_config_errors(config.storage):
         storage.list_folders(storage.absolute(config.storage))
+    for name, location in config.eval_locations.items():
+        if not storage.exists(location):
+            word = storage.place_word(location)
+            raise ConfigError(f"--eval-data {name}={location}: nothing there. Give a readable {word} or list")
 
 
 def split_manifest(config: RunConfig, folder: str, progress: ProgressCallback | None = None) -> Manifest:

@@ -65,8 +65,12 @@ def run_preflight(config: RunConfig, say: Say) -> None:
     for section, finding in failures[1:]:
         say(f"check failed: {_line(section, finding)}")
     kinds = {info.storage.kind for _, info in results if info and info.storage and info.storage.kind}
-    is_bad_input = {finding.check for _, finding in failures} == {"storage"} and kinds <= _BAD_INPUT
-    raise (ConfigError if is_bad_input else PreflightError)(_line(*failures[0]))
+    wrong = _BAD_INPUT if storage.is_remote(config.storage) else _BAD_INPUT | {"other"}
+    if {finding.check for _, finding in failures} == {"storage"} and kinds <= wrong:
+        (section, finding), *_ = failures
+        place = f"{section.title}: " if section.title else ""
+        raise ConfigError(f"{place}--storage {finding.text}. {finding.remedy[0].upper()}{finding.remedy[1:]}")
+    raise PreflightError(_line(*failures[0]))
 
 
 def _check_resources(config: RunConfig, say: Say) -> None:

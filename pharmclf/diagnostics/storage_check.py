@@ -62,7 +62,7 @@ _REMEDIES: dict[StorageFailureKind, str] = {
     "full": "delete old files (pharmclf cache deletes the feature cache), or give another --storage",
     "another region": "set AWS_REGION to the bucket's region",
     "another place": "give an s3:// prefix, or a folder that all nodes mount",
-    "other": "give a folder or an s3:// prefix that can be written",
+    "other": "give another one, that can be written",
 }  # fmt: skip
 
 
@@ -220,8 +220,12 @@ def check_storage_access(info: StorageInfo) -> list[Finding]:
         remedy = f"let the key delete below --storage, or old checkpoints stay for ever; delete {info.left}"
         return [warn("storage", f"{info.location}: nothing can be deleted: {info.reason}", remedy)]
     if info.kind is not None:
-        remedy = _REMEDIES[info.kind] + (f"; delete {info.left}, which remains" if info.left else "")
-        return [fail("storage", f"{info.location}: {info.kind}: could not {info.failed}: {info.reason}", remedy)]
+        remedy = _REMEDIES[info.kind]
+        if info.kind == "other":
+            remedy = f"give a {storage.place_word(info.location)} that can be written"
+        remedy += f"; delete {info.left}, which remains" if info.left else ""
+        kind = "" if info.kind == "other" else f"{info.kind}: "
+        return [fail("storage", f"{info.location}: {kind}could not {info.failed}: {info.reason}", remedy)]
     return [_check_speed(info), check_clock_skew(info.offset_s, "the storage")]
 
 

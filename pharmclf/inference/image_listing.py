@@ -65,7 +65,7 @@ def list_images(where: str) -> ImageListing:
     except OSError as error:
         reason = single_line(error).removeprefix(f"{root}: ")
         reason = "nothing there" if reason == root else reason
-        raise ConfigError(f"--input {where}: {reason}. Give a readable folder, s3:// prefix or list") from error
+        raise ConfigError(f"--input {where}: {reason}. Give a readable {storage.place_word(where)} or list") from error
     if not root.lower().endswith(tuple(IMAGE_EXTENSIONS)):
         raise ConfigError(f"--input {where}: received a file, expected a folder, an image, or a .csv or .parquet list")
     return _build_listing([root], stat_files([root]))

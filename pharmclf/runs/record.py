@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import importlib.metadata
 import platform
 from collections.abc import Collection, Iterator, Mapping
@@ -201,7 +202,9 @@ def resolve_weights_path(config: RunConfig) -> RunConfig:
     except PermissionError as error:
         raise ConfigError(f"--weights {config.weights}: {error}") from error
     if not found:
-        raise ConfigError(f"weights: received {config.weights!r}, expected imagenet, none, or an existing file")
+        near = difflib.get_close_matches(config.weights, _WEIGHT_NAMES, n=1)
+        did = f". Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"--weights: received {config.weights!r}, expected imagenet, none, or an existing file{did}")
     return dataclasses.replace(config, weights=location)
 
 

@@ -82,8 +82,9 @@ def list_runs(location: str, *, name: str = "", experiment: str = "") -> list[Ru
         known = _run_paths(location, pool)
         exists = bool(known) or storage.exists(location)
     if not known:
-        found = "a folder without runs" if exists else "nothing there"
-        raise ConfigError(f"--storage {location}: {found}. Give the folder or prefix of the trained runs")
+        word = storage.place_word(location)
+        found = f"a {word} without runs" if exists else "nothing there"
+        raise ConfigError(f"--storage {location}: {found}. Give the {word} of the trained runs")
     flag, near = "--name" if name else "--experiment", ", ".join(closest_names(wanted, known))
     raise ConfigError(f"{flag}: received {wanted!r}, expected runs of {location}, such as {near}; see --list")
 

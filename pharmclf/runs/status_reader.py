@@ -132,10 +132,11 @@ def list_status(location: str, name: str = "") -> list[RunStatus]:
         folders = storage.list_folders(location)
         runs = read_in_threads(functools.partial(read_or_skip, location), folders)
         if not runs:
-            found = "a folder without runs" if folders or storage.exists(location) else "nothing there"
+            word = storage.place_word(location)
+            found = f"a {word} without runs" if folders or storage.exists(location) else "nothing there"
             if _read_folder(*location.rstrip("/").rsplit("/", 1)):
-                found = "the folder of a run"
-            raise ConfigError(f"--storage {location}: {found}. Give the folder or prefix of the runs")
+                found = f"the {word} of a run"
+            raise ConfigError(f"--storage {location}: {found}. Give the {word} around the runs")
     if not name:
         return runs
     near = ", ".join(closest_names(name, [run.name for run in runs]))

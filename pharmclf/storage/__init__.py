@@ -56,6 +56,11 @@ def is_remote(location: str) -> bool:
     return "://" in location and not location.startswith("file://")
 
 
+def place_word(location: str) -> str:
+    """What errors call a location: a folder, or a prefix in an object store."""
+    return "prefix" if is_remote(location) else "folder"
+
+
 def join(location: str, *parts: str) -> str:
     """Append parts to a location with single slashes."""
     return "/".join([location.rstrip("/"), *(part.strip("/") for part in parts)])

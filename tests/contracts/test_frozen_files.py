@@ -129,7 +129,7 @@ FREE = {
     "result.json": _ANSWERED,
     "decision.json": ("error",),
     "evaluation-metrics.json": ("answered.error", "classes[].precision", "classes[].f1", "most_confused_pairs"),
-    "sweep.json": ("importances", *(f"result.{name}" for name in _ANSWERED)),
+    "sweep.json": ("importances", "comparison", *(f"result.{name}" for name in _ANSWERED)),
 }
 
 

@@ -30,7 +30,7 @@ def test_nothing_is_said_and_nothing_stays_where_all_is_well(root: str) -> None:
 def test_a_read_only_folder_is_bad_input(mounted: Mounted) -> None:
     """Exit code 2, with the remedy."""
     folder = mounted("size=300m,ro")
-    with pytest.raises(ConfigError, match=r"read-only: .*Remedy: .*mount it for writing"):
+    with pytest.raises(ConfigError, match=r"--storage .*read-only: .*mount it for writing"):
         run_preflight(RunConfig(storage=f"{folder}/runs"), lambda _: None)
 
 
