@@ -128,12 +128,11 @@ def _importance_note(report: SweepReport) -> str:
 
 
 def _charts(report: SweepReport) -> list[tuple[str, str]]:
-    """(title, SVG) of each figure."""
+    """(title, SVG) of each figure that can be read on dark ground too; the others are files in the folder."""
     with chart_style():
         figures = {
             "Validation accuracy of each trial over its epochs": plots.trial_curves_figure(report.trials),
             "Best validation accuracy over each parameter": plots.parameters_figure(report.trials, report.log_names),
-            "Parameters together": plots.parallel_coordinates_figure(report.trials, report.log_names),
         }
         return [(title, inline_svg(figure, title)) for title, figure in figures.items()]
 

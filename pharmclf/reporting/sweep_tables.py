@@ -252,9 +252,9 @@ def parameter_cells(trials: Sequence[TrialInfo]) -> tuple[list[str], list[tuple[
 
 
 def _format_values(values: Sequence[Any]) -> list[str]:
-    """Values as texts, numbers in 3 digits; where one is small, all are written like 1.2e-03."""
+    """Values as texts, numbers in 3 digits; where all are small, they are written like 1.2e-03."""
     if is_category(values) or all(isinstance(value, int) for value in values):
         return [str(value) for value in values]
-    if not any(0 < abs(value) < 0.001 for value in values):
+    if max(map(abs, values)) >= 0.1 or not any(0 < abs(value) < 0.01 for value in values):
         return [f"{value:.3g}" for value in values]
     return [f"{float(mantissa):g}e{power}" for mantissa, power in (f"{value:.2e}".split("e") for value in values)]
