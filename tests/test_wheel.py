@@ -98,7 +98,7 @@ def test_a_job_submitted_without_code_runs_the_installed_command(bare: BareEnvir
         elsewhere = dataclasses.replace(head, folder=bare.folder)
         done = elsewhere.job("submit", "--", "pharmclf", "train", f"--storage={tmp_path}", "--name=installed", *SMALL)
         assert done.returncode == 0, done.stdout + done.stderr
-        where = elsewhere.job("submit", "--", "python", "-c", "'import pharmclf; print(pharmclf.__file__)'")
+        where = elsewhere.job("submit", "--", "python", "-c", "import pharmclf; print(pharmclf.__file__)")
         assert str(bare.folder) in where.stdout
     assert json.loads((tmp_path / "installed" / "result.json").read_text())["workers"] == 1
     assert json.loads((tmp_path / "installed" / "run.json").read_text())["command"].startswith("pharmclf train")
