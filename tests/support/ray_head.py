@@ -109,9 +109,10 @@ def running_head(
     import psutil
 
     port, dashboard = free_port(), free_port()
+    hidden = {"RAY_ADDRESS"} if python is None else {"RAY_ADDRESS", "PYTHONPATH"}  # which may lead to this repository
     python = python or Path(sys.executable)
     binaries = str(python.parent)
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
     # jobs find their `python` on the PATH of `ray start`
     environment |= {"PATH": f"{binaries}{os.pathsep}{environment['PATH']}", "RAY_AUTH_MODE": "disabled"}
     if with_token:
