@@ -130,6 +130,7 @@ def running_head(
             *([f"--metrics-export-port={metrics_port}"] if metrics_port else []),
         ],
         env=environment,
+        cwd="/",  # jobs without a folder run there, and Python looks there first
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
