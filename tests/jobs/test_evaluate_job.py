@@ -111,7 +111,7 @@ def test_a_complete_run_is_tested_on_a_further_set(trained: TrainedRuns, tmp_pat
         ([], "--model: received nothing"),
         (["--model=/nowhere"], "no model there"),
         (["--model={run}", "--data=/nowhere/at/all"], "/nowhere/at/all"),
-        (["--model={run}/model/model.keras", "--num-workers=two"], "num_workers: received 'two'"),
+        (["--model={run}/model/model.keras", "--num-workers=two"], "--num-workers: received 'two'"),
     ],
 )
 def test_bad_input_ends_with_2_and_no_traceback(trained: TrainedRuns, arguments: list[str], words: str):

@@ -140,8 +140,8 @@ def _check_promises(images: str, storage: Path) -> None:
     ("arguments", "words"),
     [
         (["--data=/nowhere/at/all"], "/nowhere/at/all"),
-        (["--num-workers=two"], "num_workers: received 'two'"),
-        (["--config=/nowhere.yaml"], "--config /nowhere.yaml"),
+        (["--num-workers=two"], "--num-workers: received 'two'"),
+        (["--config=/nowhere.yaml"], "--config: received '/nowhere.yaml'"),
         (["--split.test=1.5"], "split.test: received 1.5"),
         (["--backbone=resnet5"], "resnet50"),
         (["--no-such-flag=1"], "no-such-flag"),
