@@ -14,8 +14,12 @@ _STORAGE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "f
 _SPLIT_NAMES = ("train", "validation", "test")
 
 
-def parse_workers(text: str) -> tuple[int, int]:
+def parse_workers(text: str, name: str = "num_workers") -> tuple[int, int]:
     """Read a number of workers: "2" -> (2, 2), "1-4" -> (1, 4), "0" -> (0, 0).
+
+    Args:
+        text: as given.
+        name: of the setting or flag, for errors.
 
     Raises:
         ConfigError: anything else.
@@ -26,7 +30,7 @@ def parse_workers(text: str) -> tuple[int, int]:
         if low <= high and (low > 0 or high == 0):
             return low, high
     raise ConfigError(
-        f"num_workers: received {text!r}, expected N, MIN-MAX or 0. "
+        f"{name}: received {text!r}, expected N, MIN-MAX or 0. "
         "Write 2 for two workers, 1-4 for as many as there are, 0 to train in this process"
     )
 

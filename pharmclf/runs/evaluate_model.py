@@ -58,7 +58,10 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResu
         check_location(f"--{flag}", getattr(options, flag))
     if options.out:
         check_destination("--out", storage.absolute(options.out))
-    max_invalid_share, workers = parse_share(options.max_invalid, "max_invalid"), parse_workers(options.num_workers)[1]
+    max_invalid_share, workers = (
+        parse_share(options.max_invalid, "--max-invalid"),
+        parse_workers(options.num_workers, "--num-workers")[1],
+    )
     model = load_model_info(options.model)
     record = load_record(storage.join(model.run_folder, "run.json")) if model.run_folder else {}
     name = options.name or _dataset_name(options.data)

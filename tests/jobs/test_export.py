@@ -64,7 +64,7 @@ def run(drawn_images: str, drawn_manifest: Any, tmp_path_factory: pytest.TempPat
 @pytest.mark.tf
 def test_a_run_is_exported_and_the_console_says_how_near_it_is(run: Path):
     """Every test image gets the same answer in onnxruntime; model, labels and what was measured lie in the folder."""
-    said = (run.parent / "said.txt").read_text().splitlines()
+    said = [line for line in (run.parent / "said.txt").read_text().splitlines() if "(usually" not in line]
     assert len(said) == 2
     pattern = r"onnx float32, .* MB, in onnxruntime .*: largest difference .*, equal answers (\d+) of (\d+) "
     [(equal, images)] = re.findall(pattern, said[0])
