@@ -41,7 +41,7 @@ def test_the_fetched_model_predicts_what_the_run_has_reported(trained: TrainedRu
     out = tmp_path / "out"
     done = finish(f"--storage={trained.complete}", f"--out={out}", program="jobs/fetch_best.py", timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "model.keras: 100 % of " in done.stdout
+    assert f"fetched: the model of run run into {out}" in done.stdout
     assert sorted(path.name for path in out.iterdir()) == OF_A_TESTED_MODEL
     run = trained.complete / "run"
     result = json.loads((run / "result.json").read_text())
