@@ -170,12 +170,13 @@ def _answers_lines(result: Mapping[str, Any]) -> list[str]:
         return []
     share, error = result["test_answered"], result["test_answered_error"]
     if not share or error is None:
-        text = f"no answer is sure enough for an error of at most {result['max_error']:.1%}: all images go to people"
+        most = 100 * result["max_error"]
+        text = f"no answer is sure enough for an error of at most {most:.1f} %: all images go to people"
     else:
         low, high = result["test_answered_error_interval"]
         text = (
-            f"from a confidence of {result['threshold']:.3f} it answers {share:.1%} of the test images by itself, "
-            f"{error:.1%} of them wrongly ({low:.1%}-{high:.1%})"
+            f"from a confidence of {result['threshold']:.3f} it answers {100 * share:.1f} % of the test images by "
+            f"itself, {100 * error:.1f} % of them wrongly ({100 * low:.1f}-{100 * high:.1f} %)"
         )
     return ["", *_wrap(text, "  ")]
 
