@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from support.s3server import Gateway
+
+from pharmclf.commands.registry import load_command
 
 ROOT = Path(__file__).parents[1]
 READMES = ["README.md", "jobs/README.md", "tune/README.md", "cluster/README.md", ".github/CONTRIBUTING.md"]
@@ -113,6 +116,22 @@ def test_the_commands_run_as_typed(machine: Machine, readme: str):
     if not (machine.clone / ".venv").exists():
         machine.run("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]'")
     machine.run(f". .venv/bin/activate\n{script(readme)}")
+
+
+def commands(readme: str) -> list[list[str]]:
+    """The words of each command of the package in the blocks of a README."""
+    lines = [line for block in blocks(readme) for line in block.text.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+    return [found[1:] for found in words if found and found[0].endswith("pharmclf")]
+
+
+@pytest.mark.parametrize("readme", READMES[:3])
+def test_a_parser_accepts_every_command(readme: str, monkeypatch: pytest.MonkeyPatch):
+    """What the slow test above shows by running it, flag by flag, in a moment."""
+    monkeypatch.setenv("HOME", "/home/reader")
+    assert commands(readme)
+    for name, *arguments in commands(readme):
+        load_command(name).PARSER.parse(arguments)
 
 
 @pytest.mark.parametrize("readme", [*READMES, *OTHERS])
