@@ -29,9 +29,15 @@ devices.keep_devices()  # tests share this process, in which TensorFlow may be a
 # measured; a file that is not here takes less, or is new
 _LONGEST = (
     "jobs/test_train.py",
+    "jobs/test_submission.py",
     "training/test_gradient_accumulation.py",
     "training/test_trainer.py",
     "contracts/test_frozen_files.py",
+    "jobs/test_s3.py",
+    "jobs/test_gpu.py",
+    "test_api.py",
+    "jobs/test_sweep.py",
+    "jobs/test_feature_cache_job.py",
 )
 
 
@@ -43,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that use Ray or TensorFlow come first, those that take longest before all others.
 
-    Two processes take file after file (`--dist loadfile`), and the short ones level out when the long ones end.
+    Three processes take file after file (`--dist loadfile`), and the short ones level out when the long ones end.
     """
 
     def rank(item: pytest.Item) -> int:
