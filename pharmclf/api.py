@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import html
 import io
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pharmclf import storage
 from pharmclf.config import RunConfig, from_dict, to_dict
 from pharmclf.config.presets import DEFAULT_SPACE, SPACES, find_preset, load_preset
-from pharmclf.core.console import Say, print_line
+from pharmclf.core.console import Say, close_terminal, configure_terminal, print_line
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.events import EpochRecord
 from pharmclf.evaluation.verdict import Verdict
@@ -140,7 +141,8 @@ def train(
     from pharmclf.pipeline import run
 
     merged = _merge(config, data, name, settings)
-    _raise_on_signal(run(merged, _say(quiet), overwrite=overwrite))
+    with _output(quiet) as say:
+        _raise_on_signal(run(merged, say, overwrite=overwrite))
     return Run.open(storage.join(storage.absolute(merged.storage), merged.run_name))
 
 
@@ -174,7 +176,8 @@ def sweep(
     own = {key: value for key, value in settings.items() if key in names}
     base = _merge(config, data, name, {key: value for key, value in settings.items() if key not in names})
     file = find_preset(str(space), "space", SPACES)
-    _raise_on_signal(run_sweep(SweepOptions(trials=trials, **own), base, file, _say(quiet), overwrite=overwrite))
+    with _output(quiet) as say:
+        _raise_on_signal(run_sweep(SweepOptions(trials=trials, **own), base, file, say, overwrite=overwrite))
     folder = storage.join(storage.absolute(base.storage), base.name)
     return Sweep(folder, Run.open(load_record(storage.join(folder, SWEEP_FILE))["winner_folder"]))
 
@@ -206,8 +209,14 @@ def _merge(config: str | Path | RunConfig, data: str | Path, name: str, settings
     return from_dict(merged, source="settings")
 
 
-def _say(quiet: bool) -> Say:
-    return (lambda _: None) if quiet else print_line
+@contextlib.contextmanager
+def _output(quiet: bool) -> Iterator[Say]:
+    """What a call prints: a moving line where a person watches, and nothing where it is quiet."""
+    configure_terminal(quiet=quiet)
+    try:
+        yield (lambda _: None) if quiet else print_line
+    finally:
+        close_terminal()
 
 
 def _raise_on_signal(code: int) -> None:

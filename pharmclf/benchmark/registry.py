@@ -14,7 +14,7 @@ from pharmclf.benchmark.measure import MeasureOptions, Report, describe_machine
 from pharmclf.benchmark.scaling_options import ScalingOptions
 from pharmclf.config import RunConfig
 from pharmclf.config.presets import SPACES
-from pharmclf.core.console import print_line, show_activity
+from pharmclf.core.console import print_result, show_activity
 from pharmclf.core.errors import format_error
 from pharmclf.core.subprocess_call import run_in_subprocess
 from pharmclf.data.destination import check_destination
@@ -78,9 +78,9 @@ def run_benchmark(name: str, config: RunConfig, options: BenchmarkOptions) -> Re
     argument = BENCHMARKS[name].argument
     second = argument if options is None else options
     module, function = BENCHMARKS[name].function.split(":")
-    call = getattr(importlib.import_module(f"pharmclf.benchmark.{module}"), function)
     with show_activity(f"measuring {name}"):
-        measured: Report = call(config, *([] if second is None else [second]), print_line)
+        call = getattr(importlib.import_module(f"pharmclf.benchmark.{module}"), function)
+        measured: Report = call(config, *([] if second is None else [second]), print_result)
     report: Report = {"benchmark": name, "machine": describe_machine()} | measured
     from pharmclf.benchmark.plots import plot_report  # Matplotlib takes a second to import
 
@@ -88,7 +88,7 @@ def run_benchmark(name: str, config: RunConfig, options: BenchmarkOptions) -> Re
     storage.write_json(location, report)
     if plot := plot_report(name, report):
         storage.write_bytes(storage.join(place, f"benchmark-{name}.png"), plot)
-    print_line(f"{name}: {len(report['rows'])} rows, written to {location}")
+    print_result(f"{name}: {len(report['rows'])} rows, written to {location}")
     return report
 
 
@@ -103,12 +103,12 @@ def run_benchmarks(
     """
     reports: dict[str, Report] = {}
     for name in names:
-        print_line(f"=== {name}")
+        print_result(f"=== {name}")
         options, config = settings[name]
         try:
             with show_activity(f"measuring {name}"):
                 reports[name] = run_in_subprocess(partial(run_benchmark, name, config, options))
         except Exception as error:
-            print_line(f"{name} failed: {format_error(error)}")
+            print_result(f"{name} failed: {format_error(error)}")
             reports[name] = {"benchmark": name, "rows": [], "failed": format_error(error), "holds": False}
     return reports

@@ -41,11 +41,16 @@ def is_watched() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("CI")
 
 
+def is_live() -> bool:
+    """Whether this process shows a moving line, so that nothing has to be repeated."""
+    return _terminal.is_live
+
+
 def close_terminal() -> None:
-    """Erase the moving line, if there is one; what follows is plain."""
+    """Erase the moving line, if there is one; what follows is plain, and neither quiet nor verbose."""
     global _terminal
     _terminal.close()
-    _terminal = Terminal(_terminal.verbosity)
+    _terminal = Terminal()
 
 
 def print_line(line: str) -> None:

@@ -116,8 +116,8 @@ class LiveTerminal(Terminal):
 
 
 def _wrap(line: str, width: int) -> str:
-    """A line of prose broken between words; indented lines, which are tables and commands to copy, stay as they are."""
-    if len(line) <= width or line.startswith(" "):
+    """A line of prose broken between words; tables and commands to copy, which have columns, stay as they are."""
+    if len(line) <= width or "  " in line:
         return line
     return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 

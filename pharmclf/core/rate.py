@@ -14,7 +14,7 @@ _MAX_SAMPLES = 256
 class RateEstimator:
     """Measures speed over the later half of the work so far, so that a slow start does not count.
 
-    The time before the first update is never part of it: programs that start and graphs that are compiled.
+    The time to the first unit is never part of it: programs that start and graphs that are compiled.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class RateEstimator:
             done: units that are done, never fewer than before.
             now_s: seconds of any clock.
         """
-        if self._done and done <= self._done[-1]:
+        if done <= (self._done[-1] if self._done else 0.0):
             return
         self._times.append(now_s)
         self._done.append(done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from pharmclf.core.units import format_count
 
 FindingLevel = Literal["OK", "warn", "FAIL"]
+_INDENT = " " * 20  # of what does not fit behind the name of a check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +55,17 @@ class Section:
 
 
 def format_section(section: Section) -> str:
-    """Aligned lines under the title; a remedy is a line below its finding."""
+    """Aligned lines of 80 columns under the title; a remedy begins a line below its finding."""
     lines = [section.title]
     for finding in section.findings:
-        lines.append(f"  {finding.level:<4}  {finding.check:<10}  {finding.text}")
+        lines += _wrap(f"  {finding.level:<4}  {finding.check:<10}  {finding.text}")
         if finding.remedy:
-            lines.append(f"{'':20}remedy: {finding.remedy}")
+            lines += _wrap(f"{_INDENT}remedy: {finding.remedy}")
     return "\n".join(lines)
+
+
+def _wrap(line: str) -> list[str]:
+    return textwrap.wrap(line, 80, subsequent_indent=_INDENT, break_long_words=False, break_on_hyphens=False)
 
 
 def findings_of_level(sections: Iterable[Section], level: FindingLevel) -> list[tuple[Section, Finding]]:

@@ -21,7 +21,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from pharmclf.core.background import run_in_thread
-from pharmclf.core.console import Say, show_activity
+from pharmclf.core.console import Say, is_live, show_activity
 from pharmclf.core.events import EpochRecord
 from pharmclf.core.rate import RateEstimator
 from pharmclf.core.stderr_filter import suppress_native_stderr
@@ -167,7 +167,7 @@ class TuneRunner:
         with self._lock:
             if progress := self._progress():
                 activity.progress("trials", progress)
-            if time.monotonic() - self._shown > _TABLE_INTERVAL_S:
+            if not is_live() and time.monotonic() - self._shown > _TABLE_INTERVAL_S:
                 self._shown = time.monotonic()
                 self.say(live_table(self.store.trial_infos(), self._eta(), num_trials=self.store.plan.total))
 

@@ -59,6 +59,7 @@ def test_what_starts_before_the_first_update_does_not_count():
     """133 s to start, then a second of work."""
     rate = RateEstimator()
     assert rate.eta_s(10) is None
+    rate.update(0, 0.0)
     rate.update(1, 133.0)
     assert rate.per_second is None
     for done in range(2, 60):
