@@ -62,14 +62,7 @@ PARSER = RunParser("benchmark", __doc__, Options(), preset="benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the flags, measure, and write the figures and their plots into the storage.
-
-    Args:
-        arguments: the flags; None: those of this process.
-
-    Returns:
-        The exit code.
-    """
+    """Parse the flags, measure, and write the figures and their plots into the storage -> the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     quick, name = "--quick" in given, _first_word(given)
     if name in BENCHMARKS:

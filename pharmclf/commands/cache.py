@@ -36,14 +36,7 @@ PARSER = OptionsParser("cache", __doc__, Options, shows_progress=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the flags, list the caches, delete those selected.
-
-    Args:
-        arguments: the flags; None: those of this process.
-
-    Returns:
-        The exit code.
-    """
+    """Parse the flags, list the caches, delete those selected -> the exit code."""
     options = PARSER.parse(arguments)
     age, size = options.delete_older_than, options.delete_down_to
     older_than_s = parse_duration(age, "--delete-older-than") if age else None

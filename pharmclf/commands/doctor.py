@@ -38,14 +38,7 @@ PARSER = RunParser("doctor", __doc__, Options(), preset="demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the flags, examine, and print the result.
-
-    Args:
-        arguments: the flags; None: those of this process.
-
-    Returns:
-        The exit code.
-    """
+    """Parse the flags, examine, and print the result -> the exit code."""
     options, config = PARSER.parse(arguments)
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr if options.as_json else out):  # Ray prints there when a node is lost

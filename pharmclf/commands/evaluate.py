@@ -20,14 +20,7 @@ PARSER = OptionsParser("evaluate", __doc__, EvaluationOptions)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, test.
-
-    Args:
-        arguments: the flags; None: those of this process.
-
-    Returns:
-        The exit code.
-    """
+    """Parse, test -> the exit code."""
     options = PARSER.parse(arguments)
     with show_loading():  # after the flags are parsed, so that --help answers at once
         from pharmclf.runs.evaluate_model import evaluate_saved_model

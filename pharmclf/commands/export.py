@@ -26,14 +26,7 @@ PARSER = OptionsParser("export", __doc__, ExportOptions)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, then export.
-
-    Args:
-        arguments: the flags; None: those of this process.
-
-    Returns:
-        The exit code.
-    """
+    """Parse, then export -> the exit code."""
     exit_on_sigterm()  # what is half written is deleted
     options = PARSER.parse(arguments)
     with show_loading():  # after the flags are parsed, so that --help answers at once

@@ -45,14 +45,7 @@ PARSER = OptionsParser("fetch-best", __doc__, Options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, then list or fetch.
-
-    Args:
-        arguments: the flags; None: those of this process.
-
-    Returns:
-        The exit code.
-    """
+    """Parse, then list or fetch -> the exit code."""
     exit_on_sigterm()  # what is half fetched is deleted
     options = PARSER.parse(arguments)
     if options.show:

@@ -25,14 +25,7 @@ PARSER = OptionsParser("predict", __doc__, PredictOptions)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, predict.
-
-    Args:
-        arguments: the flags; None: those of this process.
-
-    Returns:
-        The exit code.
-    """
+    """Parse, predict -> the exit code."""
     options = PARSER.parse(arguments)
     with show_loading():  # after the flags are parsed, so that --help answers at once
         from pharmclf.inference.job import predict_images

@@ -29,14 +29,7 @@ PARSER = RunParser("prepare", __doc__, Options(), preset="demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the flags, prepare, and print a summary.
-
-    Args:
-        arguments: the flags; None: those of this process.
-
-    Returns:
-        The exit code.
-    """
+    """Parse the flags, prepare, and print a summary -> the exit code."""
     options, config = PARSER.parse(arguments)
     with show_loading():
         from pharmclf import storage

@@ -24,6 +24,8 @@ COMMANDS = {
 def load_command(name: str) -> ModuleType:
     """Import the module of a command, which has a parser PARSER and a function main(arguments) -> exit code.
 
+    `arguments` are the flags behind the name of the command; None: those of this process.
+
     Args:
         name: one of COMMANDS.
     """

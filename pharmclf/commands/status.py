@@ -58,14 +58,7 @@ PARSER = OptionsParser("status", __doc__, Options, shows_progress=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, read, show.
-
-    Args:
-        arguments: the flags; None: those of this process.
-
-    Returns:
-        The exit code.
-    """
+    """Parse, read, show -> the exit code."""
     options = PARSER.parse(arguments)
     if options.html:
         from pharmclf.reporting.next_steps import report_link

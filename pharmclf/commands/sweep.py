@@ -35,14 +35,7 @@ PARSER = RunParser("sweep", __doc__, Options(), preset="sweep")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the flags, then sweep.
-
-    Args:
-        arguments: the flags; None: those of this process.
-
-    Returns:
-        The exit code.
-    """
+    """Parse the flags, then sweep -> the exit code."""
     options, base = PARSER.parse(arguments)
     space = find_preset(options.sweep.space or DEFAULT_SPACE, "--space", SPACES)
     with show_loading():  # after the flags are parsed, so that --help answers at once

@@ -38,14 +38,7 @@ PARSER = RunParser("train", __doc__, Options(), preset="demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the flags, then train.
-
-    Args:
-        arguments: the flags; None: those of this process.
-
-    Returns:
-        The exit code.
-    """
+    """Parse the flags, then train -> the exit code."""
     options, config = PARSER.parse(arguments)
     # imported after the flags are parsed, so that --help and a bad flag answer at once
     if options.dry_run:
