@@ -27,9 +27,12 @@ SMALL = {
 
 @pytest.mark.ray
 @pytest.mark.tf
-def test_a_run_is_trained_loaded_tested_and_opened_again(shared_ray: None, drawn_images: str, tmp_path: Path):
-    """The result in memory is the one on disk; the model answers for images of the run."""
+def test_a_run_is_trained_loaded_tested_and_opened_again(
+    shared_ray: None, drawn_images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The result in memory is the one on disk; the model answers for images of the run; quiet prints nothing."""
     run = pharmclf.train(drawn_images, name="tablets", storage=tmp_path / "runs", quiet=True, **SMALL)
+    assert capsys.readouterr().out == ""
     assert run == pharmclf.Run.open(tmp_path / "runs" / "tablets")
     assert Path(run.report).is_file()
     assert [(record.phase, record.epoch) for record in run.history] == [("phase1", 0), ("phase2", 0)]
