@@ -94,6 +94,7 @@ class FeatureExtractor:
             import tensorflow as tf
 
             from pharmclf.models.backbones import build_backbone
+            from pharmclf.models.fold_norm import FoldedNetwork
 
             configure_devices_for(config)
         self._error = ""
@@ -104,7 +105,8 @@ class FeatureExtractor:
             self._error = encode_error(error)
             return
         tensors = split_tensors(backbone)
-        prefix = keras.Model(backbone.input, [tensors[target.depth] for target in plan.targets])
+        cuts = [tensors[target.depth] for target in plan.targets]
+        prefix = FoldedNetwork(keras.Model(backbone.input, cuts), frozen=True)
         # a CPU's own float16 is slow in TensorFlow; from a GPU it halves the transfer
         on_device = "float32" if gpu_compute_capability() is None else config.feature_cache_dtype
 
@@ -112,7 +114,7 @@ class FeatureExtractor:
             images = tf.cast(images, tf.float32)
             if transforms is not None:
                 images = apply_transforms(images, transforms, config.augment.fill)
-            outputs = tf.nest.flatten(prefix(images, training=False))  # Keras unpacks a list of one
+            outputs = tf.nest.flatten(prefix(images))  # Keras unpacks a list of one
             return [tf.cast(output, on_device) for output in outputs]
 
         self._forward = tf.function(forward, autograph=False)

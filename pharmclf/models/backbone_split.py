@@ -8,9 +8,9 @@ neighbours (an inverted bottleneck without a skip, a pooling). They are found fr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pharmclf.core.compat.keras import tensor_source
 from pharmclf.core.errors import ConfigError
@@ -70,6 +70,23 @@ def block_ends(nodes: Sequence[GraphNode]) -> list[int]:
     return ends if ends and ends[-1] == len(nodes) - 1 else [*ends, len(nodes) - 1]
 
 
+def computation_order(model: keras.Model) -> Iterator[tuple[keras.KerasTensor, Any, Sequence[keras.KerasTensor]]]:
+    """The tensors of a functional model, sources first: (tensor, its operation, the tensors it uses)."""
+    done: set[int] = set()
+    pending = [(output, False) for output in reversed(model.outputs)]
+    while pending:
+        tensor, expanded = pending.pop()
+        if id(tensor) in done:
+            continue
+        operation, sources = tensor_source(tensor)
+        if not expanded:
+            pending.append((tensor, True))
+            pending.extend((source, False) for source in reversed(sources))
+            continue
+        done.add(id(tensor))
+        yield tensor, operation, sources
+
+
 def _graph(model: keras.Model) -> tuple[list[GraphNode], list[keras.KerasTensor]]:
     """The tensors of a functional model of one input and one output, in the order of computation."""
     from keras import layers  # slow to import, and `block_ends` does not need it
@@ -82,16 +99,7 @@ def _graph(model: keras.Model) -> tuple[list[GraphNode], list[keras.KerasTensor]
     places: dict[int, int] = {}
     nodes: list[GraphNode] = []
     tensors: list[keras.KerasTensor] = []
-    pending = [(model.output, False)]
-    while pending:
-        tensor, expanded = pending.pop()
-        if id(tensor) in places:
-            continue
-        operation, sources = tensor_source(tensor)
-        if not expanded:
-            pending.append((tensor, True))
-            pending.extend((source, False) for source in reversed(sources))
-            continue
+    for tensor, operation, sources in computation_order(model):
         places[id(tensor)] = len(nodes)
         size = math.prod(tensor.shape[1:])
         inputs = tuple(places[id(source)] for source in sources)

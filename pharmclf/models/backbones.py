@@ -16,6 +16,7 @@ from pharmclf.config import BackboneName
 from pharmclf.core.compat.keras import flatten_layers, fresh_layer_names
 from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.models.efficientnet_lite import efficientnet_lite0, load_lite0_imagenet
+from pharmclf.models.fold_norm import find_folds, load_folded
 
 _cache: dict[str, Any] = {}  # the backbone of `cached_backbone`
 
@@ -165,10 +166,15 @@ def _load_file(model: keras.Model, name: str, weights: str) -> None:
 
 
 def _copy_weights(source: keras.Model, target: keras.Model) -> None:
-    """Copy weights by layer name; a classifier of the source is left out."""
+    """Copy weights by layer name; a classifier of the source is left out, and its normalisation may be folded."""
     sources = {layer.name: layer for layer in flatten_layers(source) if layer.weights}
+    folded = {}
+    for layer, norm in find_folds(target).values():
+        if layer.name in sources and norm.name not in sources:
+            load_folded(layer, norm, sources[layer.name])
+            folded |= {layer.name: layer, norm.name: norm}
     for layer in target.layers:
-        if layer.weights:
+        if layer.weights and layer.name not in folded:
             if layer.name not in sources:
                 raise ValueError(f"it has no layer {layer.name!r}")
             layer.set_weights(sources[layer.name].get_weights())

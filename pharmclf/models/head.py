@@ -8,6 +8,7 @@ import keras
 from keras import layers
 
 from pharmclf.config import HeadConfig
+from pharmclf.models.fold_norm import fold_normalization
 
 
 def build_head(config: HeadConfig, num_features: int, num_classes: int, seed: int) -> keras.Model:
@@ -63,8 +64,8 @@ def apply_head(head: keras.Model, features: Any, keep: list[Any]) -> Any:
 def build_inference_model(backbone: keras.Model, head: keras.Model) -> keras.Model:
     """The saved model: (batch, S, S, 3) raw 0..255 RGB -> (batch, classes) float32 probabilities.
 
-    It consists of Keras layers only, so it loads without this package.
+    It consists of Keras layers only, so it loads without this package; normalisation is folded into its convolutions.
     """
     logits = head(backbone.output)
     probabilities = layers.Softmax(dtype="float32", name="probabilities")(logits)
-    return keras.Model(backbone.input, probabilities, name="pharmclf")
+    return fold_normalization(keras.Model(backbone.input, probabilities, name="pharmclf"))

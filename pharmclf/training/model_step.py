@@ -12,6 +12,7 @@ import tensorflow as tf
 from pharmclf.config import RunConfig
 from pharmclf.data.augment import apply_transforms
 from pharmclf.models.backbone_split import split_backbone
+from pharmclf.models.fold_norm import FoldedNetwork
 from pharmclf.models.head import apply_head, dropout_shapes
 from pharmclf.training.collectives import Workers
 from pharmclf.training.gradient_accumulation import accumulate_gradients
@@ -61,7 +62,8 @@ class ModelStep:
         self.config, self.workers, self.head = config, workers, head
         cut = split_backbone(backbone, depth)
         self.cached = cached
-        self.prefix, self.suffix = None if cached else cut.prefix, cut.suffix
+        self.prefix = FoldedNetwork(cut.prefix, frozen=True) if cut.prefix and not cached else None
+        self.suffix = FoldedNetwork(cut.suffix, frozen=False) if cut.suffix else None
         self.trained: list[keras.Variable] = [*cut.trained, *head.trainable_variables]
         trained = {id(variable) for variable in self.trained}
         self.frozen: list[keras.Variable] = [v for v in backbone.variables if id(v) not in trained]
@@ -134,9 +136,9 @@ class ModelStep:
         return gradients, sums
 
     def _forward_backward(self, inputs: Any, batch: Batch, keep: list[Any], scale: Any) -> list[Any]:
-        frozen = inputs if self.prefix is None else self.prefix(inputs, training=False)
+        frozen = inputs if self.prefix is None else self.prefix(inputs)
         with tf.GradientTape() as tape:
-            features = frozen if self.suffix is None else self.suffix(frozen, training=False)
+            features = frozen if self.suffix is None else self.suffix(frozen)
             losses, correct = per_example_loss_and_correct(apply_head(self.head, features, keep), batch, self.smoothing)
             loss_sum = tf.reduce_sum(losses * batch.weights)
             objective = loss_sum / batch.count * scale
@@ -174,11 +176,12 @@ class ModelStep:
 
         def of_rows(rows: Batch, _: list[Any]) -> list[Any]:
             x = tf.cast(rows.inputs, tf.float32)
-            for part in (self.prefix, self.suffix, self.head):
-                x = x if part is None else part(x, training=False)
-            losses, correct = per_example_loss_and_correct(x, rows, 0.0)
+            for part in (self.prefix, self.suffix):
+                x = x if part is None else part(x)
+            logits = self.head(x, training=False)
+            losses, correct = per_example_loss_and_correct(logits, rows, 0.0)
             sums = [tf.reduce_sum(losses * rows.weights), correct]
-            return [*sums, *class_sums(x, rows)] if balanced else sums
+            return [*sums, *class_sums(logits, rows)] if balanced else sums
 
         classes = self.head.output.shape[-1:]
         shapes = [(), (), *([classes, classes] if balanced else [])]

@@ -15,6 +15,7 @@ from pharmclf.core.compat.keras import (
     TensorRates,
     flatten_layers,
     fresh_layer_names,
+    run_graph,
     tensor_source,
 )
 
@@ -40,6 +41,22 @@ def test_the_layers_of_nested_models_and_layers_are_found():
     inner = keras.Sequential([keras.layers.Dense(2, name="deep")], name="inner")
     model = keras.Sequential([keras.Input((4, 3)), keras.layers.TimeDistributed(inner, name="outer")], name="model")
     assert {layer.name for layer in flatten_layers(model)} >= {"model", "outer", "inner", "deep"}
+
+
+def test_a_graph_runs_with_another_call_in_place_of_each_layer():
+    inputs = keras.Input((3,))
+    doubled = keras.layers.Rescaling(2.0, name="doubled")(inputs)
+    model = keras.Model(inputs, [keras.layers.Add(name="total")([doubled, inputs]), doubled])
+    called = []
+
+    def call(layer: Any, *arguments: Any) -> Any:
+        called.append(layer.name)
+        return arguments[0] if layer.name == "doubled" else layer(*arguments)
+
+    total, same = run_graph(model, np.ones((1, 3), np.float32), call)
+    assert called == ["doubled", "total"]
+    assert np.asarray(total).tolist() == [[2, 2, 2]]
+    assert same.tolist() == [[1, 1, 1]]
 
 
 def test_names_begin_as_in_a_new_process_and_continue_afterwards():

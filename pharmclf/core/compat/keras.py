@@ -32,6 +32,16 @@ def flatten_layers(model: Any) -> Iterator[Any]:
     return flatten()
 
 
+def run_graph(model: Any, inputs: Any, call: Callable[..., Any]) -> Any:
+    """Compute a functional model with `call(layer, *arguments)` in place of each call of a layer.
+
+    The public `keras.models.clone_model` does so with symbolic tensors, and makes a new model.
+    """
+    with private_parts("keras"):
+        run: Callable[..., Any] = model._run_through_graph
+    return run(inputs, call_fn=call)
+
+
 @contextlib.contextmanager
 def fresh_layer_names() -> Iterator[None]:
     """Number the names of unnamed layers from the beginning, as in a new process; continue as before after the block.
