@@ -168,11 +168,11 @@ def _load_file(model: keras.Model, name: str, weights: str) -> None:
 def _copy_weights(source: keras.Model, target: keras.Model) -> None:
     """Copy weights by layer name; a classifier of the source is left out, and its normalisation may be folded."""
     sources = {layer.name: layer for layer in flatten_layers(source) if layer.weights}
-    folded = {}
+    folded: set[str] = set()
     for layer, norm in find_folds(target).values():
         if layer.name in sources and norm.name not in sources:
             load_folded(layer, norm, sources[layer.name])
-            folded |= {layer.name: layer, norm.name: norm}
+            folded |= {layer.name, norm.name}
     for layer in target.layers:
         if layer.weights and layer.name not in folded:
             if layer.name not in sources:

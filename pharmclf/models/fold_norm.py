@@ -16,8 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from pharmclf.core.compat.keras import run_graph
-from pharmclf.models.backbone_split import computation_order
+from pharmclf.core.compat.keras import computation_order, run_graph
 
 _KERNELS: dict[type[layers.Layer], str] = {
     layers.Conv2D: "kernel",

@@ -22,6 +22,23 @@ def tensor_source(tensor: Any) -> tuple[Any, Sequence[Any]]:
         return operation, operation._inbound_nodes[node].input_tensors
 
 
+def computation_order(model: Any) -> Iterator[tuple[Any, Any, Sequence[Any]]]:
+    """The tensors of a functional model, sources first: (tensor, its operation, the tensors it uses)."""
+    done: set[int] = set()
+    pending = [(output, False) for output in reversed(model.outputs)]
+    while pending:
+        tensor, expanded = pending.pop()
+        if id(tensor) in done:
+            continue
+        operation, sources = tensor_source(tensor)
+        if not expanded:
+            pending.append((tensor, True))
+            pending.extend((source, False) for source in reversed(sources))
+            continue
+        done.add(id(tensor))
+        yield tensor, operation, sources
+
+
 def flatten_layers(model: Any) -> Iterator[Any]:
     """A model and all layers in it, those of nested models and layers too.
 
