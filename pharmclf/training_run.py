@@ -151,7 +151,8 @@ def feature_request(
         stop_requested: whether to give up.
         lost: takes the images that differ from the manifest.
     """
-    phases = [phase for phase in build_phases(job.config) if phase.number >= first]
+    # features are those of one image size
+    phases = [phase for phase in build_phases(job.config) if phase.number >= first and not phase.image_sizes]
     demands = [PhaseDemand(phase.name, phase.unfreeze_blocks, phase.settings.epochs) for phase in phases]
     return FeatureRequest(job.config, manifest, job.fingerprints["weights"], demands, say, stop_requested, lost)
 

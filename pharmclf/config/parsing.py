@@ -11,6 +11,7 @@ from pharmclf.core.errors import ConfigError
 AUTO, WHOLE = "auto", "whole"
 """Words for a micro-batch: found by trying; a worker's whole share."""
 _STORAGE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "file", "memory")
+_SIZE_STEP = 32  # halved five times by every backbone: so all its padding is the same at every size
 _SPLIT_NAMES = ("train", "validation", "test")
 
 
@@ -49,6 +50,56 @@ def parse_microbatch(text: str) -> int | None:
         f"microbatch: received {text!r}, expected whole, auto or a number of images from 1 to 99999. "
         "Write 16 for at most 16 images on a device at once, auto to have the number found"
     )
+
+
+def parse_image_sizes(text: str, epochs: int, name: str) -> tuple[int, ...]:
+    """Read the image sizes of a phase: "128x10-224" with 14 epochs -> ten times 128, four times 224; "" -> none.
+
+    Args:
+        text: sizes in pixels, each with a number of epochs; those without one share the rest evenly.
+        epochs: of the phase.
+        name: of the setting, for errors.
+
+    Raises:
+        ConfigError: anything else, sizes that are no multiples of 32, or other epochs than the phase has.
+    """
+    if not text or not epochs:
+        return ()
+    parts = [re.fullmatch(r"(\d+)(?:x(\d+))?", part.strip()) for part in text.split("-")]
+    sizes = [(int(part[1]), int(part[2] or 0)) for part in parts if part]
+    rest, open_parts = epochs - sum(count for _, count in sizes), sum(count == 0 for _, count in sizes)
+    fits = rest >= open_parts if open_parts else rest == 0
+    if len(sizes) < len(parts) or not fits or any(size % _SIZE_STEP or not size for size, _ in sizes):
+        raise ConfigError(
+            f"{name}: received {text!r} for {epochs} epochs, expected sizes that are multiples of {_SIZE_STEP}, and "
+            "epochs that add up. Write 128x10-224 for 10 epochs at 128 pixels and the others at 224"
+        )
+    found: list[int] = []
+    for size, count in sizes:
+        share = count or -(-rest // open_parts)  # the first take what does not divide evenly
+        if not count:
+            rest, open_parts = rest - share, open_parts - 1
+        found += [size] * share
+    return tuple(found)
+
+
+def check_image_sizes(text: str, epochs: int, name: str, model_size: int, *, is_last: bool) -> None:
+    """Check the image sizes of a phase.
+
+    Args:
+        text, epochs, name: as in `parse_image_sizes`.
+        model_size: side of the model's input in pixels.
+        is_last: no phase follows.
+
+    Raises:
+        ConfigError: as `parse_image_sizes`; a size above the model's; a last phase that ends with another.
+    """
+    sizes = parse_image_sizes(text, epochs, name)
+    if sizes and (max(sizes) > model_size or (is_last and sizes[-1] != model_size)):
+        raise ConfigError(
+            f"{name}: received {text}, expected no size above the model's image_size {model_size}, and that one in the "
+            f"last epoch. Write {text}-{model_size}, or change --image-size"
+        )
 
 
 def check_batch_word(source: str, text: str) -> None:

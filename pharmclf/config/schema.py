@@ -8,6 +8,7 @@ from typing import Literal
 
 from pharmclf.config.fields import check_ranges, setting
 from pharmclf.config.parsing import (
+    check_image_sizes,
     check_location,
     expand_home,
     has_credentials,
@@ -96,6 +97,9 @@ class PhaseConfig:
     """constant: halved on a plateau (see `stopping`). cosine: linear warm-up, then half a cosine down to the floor."""
     warmup: float = setting(0.1, "share", 0, 1, per_head=True)
     """Share of the phase's steps that warm up linearly (cosine schedule only)."""
+    image_size: str = ""
+    """Sizes of the training images one after the other, in pixels: 128x10-224 trains 10 epochs at 128, the others at
+    224; sizes without a number of epochs share the rest. The last is that of the model. Empty: always that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,3 +294,6 @@ def _check(config: RunConfig) -> None:
         )
     if config.phase1.epochs + config.phase2.epochs == 0:
         raise ConfigError("phase1.epochs and phase2.epochs: both are 0. Give at least one phase an epoch")
+    for name, phase in (("phase1", config.phase1), ("phase2", config.phase2)):
+        is_last = name == "phase2" or config.phase2.epochs == 0
+        check_image_sizes(phase.image_size, phase.epochs, f"{name}.image_size", config.image_size, is_last=is_last)

@@ -56,6 +56,23 @@ def identity_transforms(count: int) -> NDArray[np.float32]:
     return np.tile(np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32), (count, 1))
 
 
+def resize_batch(images: NDArray[np.uint8], side: int) -> Any:
+    """Resize images on the device.
+
+    Args:
+        images: (n, S, S, 3) uint8.
+        side: in pixels.
+
+    Returns:
+        (n, side, side, 3) uint8, bilinear, antialiased.
+    """
+    if images.shape[1] == side:
+        return images
+    import tensorflow as tf
+
+    return tf.cast(tf.round(tf.image.resize(images, (side, side), antialias=True)), tf.uint8)
+
+
 def apply_transforms(images: Any, transforms: Any, fill: str) -> Any:
     """Move the pixels, on the device and inside a graph.
 

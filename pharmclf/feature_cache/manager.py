@@ -98,6 +98,8 @@ def fallback_message(error: FeatureCacheUnavailableError) -> str:
 
 def _get_or_compute(request: FeatureRequest, earlier: Sequence[str] | None) -> dict[str, CachedFeatures]:
     config = request.config
+    if not request.phases:
+        return {}
     precision = run_precision(config)
     keys = {
         depth: key_parts(config, request.manifest, depth, request.weights, precision)

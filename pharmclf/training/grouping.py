@@ -18,8 +18,9 @@ def group_key(config: RunConfig) -> str | None:
         None if the run must train alone: it trains more than the head, has no feature cache, or has a loss scale
         (mixed_float16), which all weights of a program would share.
     """
-    trains_backbone = any(phase.unfreeze_blocks > 0 for phase in build_phases(config))
-    is_uncached = config.views == 0 or config.feature_cache == "never"
+    phases = build_phases(config)
+    trains_backbone = any(phase.unfreeze_blocks > 0 for phase in phases)
+    is_uncached = config.views == 0 or config.feature_cache == "never" or any(phase.image_sizes for phase in phases)
     if trains_backbone or is_uncached or config.precision == "mixed_float16":
         return None
     common = to_dict(config)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pharmclf.config import PhaseConfig, RunConfig
+from pharmclf.config.parsing import parse_image_sizes
 from pharmclf.core.events import EpochRecord
 
 
@@ -21,6 +22,8 @@ class Phase:
     """Blocks of the backbone that are trained with the head."""
     first_epoch: int
     """Number of its first epoch among all epochs of the run, whether or not an earlier phase stops early."""
+    image_sizes: tuple[int, ...] = ()
+    """Side of the training images in pixels, epoch by epoch; empty: that of the model."""
 
     @property
     def number(self) -> int:
@@ -31,10 +34,14 @@ class Phase:
 def build_phases(config: RunConfig) -> tuple[Phase, ...]:
     """Phases with epochs: phase1 trains the head on the frozen backbone, phase2 also the upper blocks."""
     both = (
-        Phase("phase1", config.phase1, 0, 0),
-        Phase("phase2", config.phase2, config.unfreeze_blocks, config.phase1.epochs),
+        Phase("phase1", config.phase1, 0, 0, _sizes("phase1", config.phase1)),
+        Phase("phase2", config.phase2, config.unfreeze_blocks, config.phase1.epochs, _sizes("phase2", config.phase2)),
     )
     return tuple(phase for phase in both if phase.settings.epochs > 0)
+
+
+def _sizes(name: str, settings: PhaseConfig) -> tuple[int, ...]:
+    return parse_image_sizes(settings.image_size, settings.epochs, f"{name}.image_size")
 
 
 def number_epochs(config: RunConfig, history: Iterable[EpochRecord]) -> dict[int, EpochRecord]:

@@ -43,9 +43,9 @@ def estimate_demand(base: RunConfig, space: Space, trials: int, num_variants: in
     depths = [int(depth) for depth in space.possible_values(base, "unfreeze_blocks")]
     each = max(1, trials // num_variants)
     found: dict[int, int] = {}
-    if base.phase1.epochs:
+    if base.phase1.epochs and not base.phase1.image_size:
         found[0] = base.phase1.epochs * each
-    if base.phase2.epochs:
+    if base.phase2.epochs and not base.phase2.image_size:
         for depth in depths:
             found[depth] = found.get(depth, 0) + base.phase2.epochs * max(1, round(each / len(depths)))
     return [PhaseDemand(_name(depth), depth, epochs) for depth, epochs in sorted(found.items())]

@@ -16,6 +16,8 @@ import small_runs
 from goldens import GOLDENS
 from small_runs import HEADS, SETTINGS, Trained
 
+from pharmclf.config import PhaseConfig
+
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 
 LOSSES, HASHES = GOLDENS / "runs" / "losses.json", GOLDENS / "runs" / "weights.json"
@@ -113,6 +115,13 @@ def test_a_head_among_others_is_trained_as_by_itself(runs: dict[str, Trained], m
     alone = small_runs.train(make("alone", features=True, unfreeze_blocks=0, **HEADS[1]))
     assert runs["head 1"].losses == pytest.approx(alone.losses, abs=1e-4)
     assert runs["head 1"].difference(alone) <= 1e-4
+
+
+def test_a_resumed_run_with_growing_images_has_the_bits_of_the_unbroken_one(make: Callable[..., Any]) -> None:
+    """Phase 2 trains an epoch at half the size of the model; the kill is in it."""
+    growing = {"phase2": PhaseConfig(epochs=2, learning_rate=1e-4, image_size="32x1-64")}
+    whole = small_runs.train(make("growing", **growing))
+    assert small_runs.train_killed(make("growing, killed", **growing), batches=16).has_bits_of(whole)
 
 
 def _write(path: Path, value: Any) -> None:

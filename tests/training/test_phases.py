@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pharmclf.config import PhaseConfig, RunConfig
+from pharmclf.config import ConfigError, PhaseConfig, RunConfig
 from pharmclf.training.phases import Position, build_phases
 
 POSITIONS = st.builds(Position, st.integers(0, 1), st.integers(0, 9999), st.integers(0, 999_999))
@@ -27,6 +28,40 @@ def test_a_phase_of_no_epochs_is_left_out():
     none, some = PhaseConfig(epochs=0), PhaseConfig(epochs=2)
     assert [phase.name for phase in build_phases(RunConfig(phase1=none, phase2=some))] == ["phase2"]
     assert [phase.name for phase in build_phases(RunConfig(phase1=some, phase2=none))] == ["phase1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("", ()), ("224", (224,) * 5), ("128x3-224", (128, 128, 128, 224, 224)), ("128-224", (128, 128, 128, 224, 224)),
+        ("128-160-192-224", (128, 128, 160, 192, 224)), ("128x1-160-224x2", (128, 160, 160, 224, 224)),
+    ],
+)  # fmt: skip
+def test_image_sizes_are_read_epoch_by_epoch(text: str, sizes: tuple[int, ...]):
+    """Sizes without a number of epochs share what is left, the first of them the larger part."""
+    config = RunConfig(phase2=PhaseConfig(epochs=5, image_size=text))
+    assert build_phases(config)[1].image_sizes == sizes
+
+
+@pytest.mark.parametrize(
+    "text", ["abc", "128-", "100-224", "128x9-224", "128x2-224x2", "32-64-96-128-160-224", "0-224"]
+)
+def test_sizes_that_cannot_be_are_refused(text: str):
+    """Words, sizes that halve unevenly, epochs that do not add up."""
+    with pytest.raises(ConfigError, match=r"phase2.image_size: received .* for 5 epochs, expected"):
+        RunConfig(phase2=PhaseConfig(epochs=5, image_size=text))
+
+
+@pytest.mark.parametrize("text", ["128", "224-128", "256-224"])
+def test_the_last_epoch_has_the_size_of_the_model_and_none_a_larger_one(text: str):
+    """Phase 1 may end smaller, if phase 2 follows."""
+    with pytest.raises(
+        ConfigError, match="expected no size above the model's image_size 224, and that one in the last"
+    ):
+        RunConfig(phase2=PhaseConfig(epochs=5, image_size=text))
+    RunConfig(phase1=PhaseConfig(image_size="128"))
+    with pytest.raises(ConfigError):
+        RunConfig(phase1=PhaseConfig(image_size="128"), phase2=PhaseConfig(epochs=0))
 
 
 @given(POSITIONS, POSITIONS)
