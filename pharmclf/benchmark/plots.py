@@ -122,12 +122,22 @@ def _predict(report: Report) -> list[BarPanel]:
     return [BarPanel("Prediction, and as a share of the bare forward pass", bars)]
 
 
+def _folding(report: Report) -> list[BarPanel]:
+    panels = []
+    for row in report["rows"]:
+        bars = [Bar(name, row[name], f"{row[name]:,.1f} images/s · {row[name] / row['plain']:.2f}x")
+                for name in ("plain", "folded")]  # fmt: skip
+        panels.append(BarPanel(f"{row['backbone']}, {row['kind']}", bars))
+    return panels
+
+
 _PANELS: dict[str, Callable[[Report], list[BarPanel]]] = {
     "plain": _plain, "devices": _devices, "stages": _stages, "activations": _activations, "sweep": _sweep,
-    "monitor": _monitor, "predict": _predict,
+    "monitor": _monitor, "predict": _predict, "folding": _folding,
 }  # fmt: skip
 _HEADINGS = {
     "plain": "A run and the same job in plain Keras", "devices": "The training step by device and precision",
     "stages": "The stages of a run", "activations": "Gain of the feature cache", "sweep": "Costs of a sweep",
     "monitor": "Costs of the hardware monitor", "predict": "Prediction",
+    "folding": "Batch normalisation, plain and folded into the convolutions",
 }  # fmt: skip

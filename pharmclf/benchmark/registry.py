@@ -48,6 +48,7 @@ BENCHMARKS = {
     "sweep": Benchmark("sweep:benchmark_sweep", argument=SPACES / "default.yaml"),
     "storage": Benchmark("storage_throughput:benchmark_storage"),
     "predict": Benchmark("inference:benchmark_inference"),
+    "folding": Benchmark("folding:benchmark_folding"),
 }
 ALL = ("plain", "stages", "devices", "monitor", "activations", "scaling", "sweep")
 """Benchmarks that run where none is named."""
