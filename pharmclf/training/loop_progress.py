@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pharmclf.core.rate import RateEstimator
@@ -50,15 +50,18 @@ class LoopProgress:
 class PhaseClock:
     """Speed of the steps of a phase, and the time to its end; the validation is timed separately."""
 
-    def __init__(self, plan: BatchPlan, epochs: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, plan: BatchPlan, step_costs: Sequence[float], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """No step has been taken.
 
         Args:
             plan: of the phase.
-            epochs: maximum of the phase.
+            step_costs: time of a training step in each epoch of the phase, as a multiple of that at the model's image
+                size.
             clock: seconds.
         """
-        self._plan, self._epochs, self._clock = plan, epochs, clock
+        self._plan, self._step_costs, self._clock = plan, step_costs, clock
         self._rate, self._validating_s = RateEstimator(), 0.0
         self._validation_s: float | None = None  # of the latest epoch
         self._num_validated, self._first_at = 0, math.inf
@@ -66,7 +69,7 @@ class PhaseClock:
     def after_step(self, epoch: int, step: int) -> None:
         """Training steps of an epoch have been computed."""
         self._first_at = min(self._first_at, self._clock())
-        self._rate.update(epoch * self._plan.train_steps + step, self._clock() - self._validating_s)
+        self._rate.update(self._work(epoch, step), self._clock() - self._validating_s)
 
     def after_validation(self, seconds: float) -> None:
         """An epoch has been validated."""
@@ -74,9 +77,14 @@ class PhaseClock:
         self._validating_s += seconds
         self._num_validated += 1
 
-    def steps_per_second(self) -> float | None:
-        """Training steps per second of late; None where unknown."""
-        return self._rate.per_second
+    def _work(self, epoch: int, step: int) -> float:
+        """Cost of all training steps before this one."""
+        return self._plan.train_steps * sum(self._step_costs[:epoch]) + step * self._step_costs[epoch]
+
+    def steps_per_second(self, epoch: int) -> float | None:
+        """Training steps per second of an epoch as of late; None where unknown."""
+        speed = self._rate.per_second
+        return None if speed is None else speed / self._step_costs[epoch]
 
     def eta_s(self, epoch: int, step: int) -> float | None:
         """Seconds to the end of the phase if it does not stop early; None while they are not known.
@@ -87,9 +95,9 @@ class PhaseClock:
         """
         if self._num_validated < _MIN_EPOCHS and self._clock() - self._first_at < _MIN_MEASURED_S:
             return None
-        epochs_left = self._epochs - epoch
-        steps_left = epochs_left * self._plan.train_steps - step
-        training_s, step_s = self._rate.eta_s(steps_left), self._rate.eta_s(1.0)
+        epochs_left = len(self._step_costs) - epoch
+        work_left = self._plan.train_steps * sum(self._step_costs) - self._work(epoch, step)
+        training_s, step_s = self._rate.eta_s(work_left), self._rate.eta_s(1.0)
         if training_s is None or step_s is None:
             return None
         # a validation step costs no more than a training step, but the first one compiles its graph

@@ -30,6 +30,10 @@ class Phase:
         """0 for phase1, 1 for phase2."""
         return int(self.name.removeprefix("phase")) - 1
 
+    def step_costs(self, model_size: int) -> list[float]:
+        """Time of a training step in each epoch, as a multiple of that at the model's image size: by the pixels."""
+        return [(side / model_size) ** 2 for side in self.image_sizes or [model_size] * self.settings.epochs]
+
 
 def build_phases(config: RunConfig) -> tuple[Phase, ...]:
     """Phases with epochs: phase1 trains the head on the frozen backbone, phase2 also the upper blocks."""

@@ -151,7 +151,7 @@ class RunningEpoch:
 
     def progress(self, clock: PhaseClock) -> StepEnd:
         """Progress of the first run; steps have been started since the epoch began or was resumed."""
-        steps_per_second = clock.steps_per_second()
+        steps_per_second = clock.steps_per_second(self.number)
         if steps_per_second is None:
             steps_per_second = (self.step - self._first_step) / (time.monotonic() - self._began)
         return StepEnd(

@@ -140,7 +140,7 @@ class Trainer:
             job.train_rows, job.validation_rows, config.batch_size, config.seed, phase.first_epoch,
             phase.settings.epochs, workers.rank, workers.world,
         )  # fmt: skip
-        self._clock = PhaseClock(plan, phase.settings.epochs)
+        self._clock = PhaseClock(plan, phase.step_costs(config.image_size))
         cached = phase.name in job.activations
         usual_s = usual_times.FIRST_CACHED_STEP_S if cached else usual_times.FIRST_STEP_S
         self._begin(f"starting phase {phase.number + 1}: first images, first step", usual_s)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -12,19 +14,26 @@ EPOCHS = 5
 
 
 def simulate(
-    step_s: float, validation_s: float, compile_s: float = 0.0, slow: float = 1.0, epochs: int = EPOCHS
+    step_s: float,
+    validation_s: float,
+    compile_s: float = 0.0,
+    slow: float = 1.0,
+    epochs: int = EPOCHS,
+    costs: Sequence[float] = (),
 ) -> list[tuple[float, float, float]]:
     """A phase of epochs of 20 steps and a validation -> (time, ETA, time that was really left), for each ETA.
 
-    The first step and the first validation take `compile_s` longer; the first epoch is `slow` times as long.
+    The first step and the first validation take `compile_s` longer; the first epoch is `slow` times as long. `costs`
+    are those of a step, epoch by epoch.
     """
     plan = BatchPlan(np.arange(200), np.arange(50), 10, 0, 0, epochs)
     assert (plan.train_steps, plan.validation_steps) == (20, 5)
     now, etas = 0.0, list[tuple[float, float]]()
-    clock = PhaseClock(plan, epochs, lambda: now)
+    costs = costs or [1.0] * epochs
+    clock = PhaseClock(plan, costs, lambda: now)
     for number in range(epochs * plan.train_steps):
         epoch, step = divmod(number, plan.train_steps)
-        now += step_s * (slow if epoch == 0 else 1.0) + (compile_s if number == 0 else 0.0)
+        now += step_s * costs[epoch] * (slow if epoch == 0 else 1.0) + (compile_s if number == 0 else 0.0)
         clock.after_step(epoch, step + 1)
         if (eta := clock.eta_s(epoch, step + 1)) is not None:
             etas.append((now, eta))
@@ -53,6 +62,14 @@ def test_a_first_epoch_that_is_slow_gives_no_eta():
     assert all(left / 2 <= eta <= 2 * left for _, eta, left in etas)
 
 
+@pytest.mark.parametrize("small", [4, 8])
+def test_an_eta_counts_that_later_images_are_larger(small: int):
+    """At 128 pixels a step takes a third of one at 224."""
+    etas = simulate(0.5, 1.0, costs=[(128 / 224) ** 2] * small + [1.0] * (12 - small), epochs=12)
+    assert etas
+    assert all(left / 1.5 <= eta <= 1.5 * left for _, eta, left in etas)
+
+
 def test_long_epochs_give_an_eta_after_two_minutes():
     """Nobody waits for two epochs of an hour."""
     first, *_ = simulate(60.0, 60.0)[0]
@@ -61,8 +78,8 @@ def test_long_epochs_give_an_eta_after_two_minutes():
 
 def test_the_speed_is_that_of_the_steps_without_validations():
     now = 0.0
-    clock = PhaseClock(BatchPlan(np.arange(200), np.arange(50), 10, 0, 0, EPOCHS), EPOCHS, lambda: now)
-    assert clock.steps_per_second() is None
+    clock = PhaseClock(BatchPlan(np.arange(200), np.arange(50), 10, 0, 0, EPOCHS), [0.5] * EPOCHS, lambda: now)
+    assert clock.steps_per_second(0) is None
     assert clock.eta_s(0, 0) is None
     for epoch in range(2):
         for step in range(1, 21):
@@ -70,4 +87,4 @@ def test_the_speed_is_that_of_the_steps_without_validations():
             clock.after_step(epoch, step)
         now += 7.0
         clock.after_validation(7.0)
-    assert clock.steps_per_second() == pytest.approx(4.0)
+    assert clock.steps_per_second(1) == pytest.approx(4.0)
