@@ -63,7 +63,7 @@ class FoldedNetwork:
 def fold_normalization(model: keras.Model) -> keras.Model:
     """A model of Keras layers that computes the same without the normalisation that can be folded.
 
-    It shares the layers that stay as they are; the folded ones have weights of their own.
+    It shares the layers that stay as they are; the folded ones are new.
     """
     folds = find_folds(model)
     norms = {id(norm) for _, norm in folds.values()}
