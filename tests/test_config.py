@@ -41,6 +41,7 @@ SHAPED: dict[str, st.SearchStrategy[Any]] = {
     "target_error": st.sampled_from(["0.1 %", "1%", "0.05"]),
     "eval_data": st.sampled_from([(), ("shifted=/a/b",), ("x.1=s3://b/p", "y=c d")]),
     "mlflow": st.sampled_from(["", "http://127.0.0.1:5000", "databricks"]),
+    **{f"phase{number}.image_size": st.just("") for number in (1, 2)},  # one that fits the other fields: test_phases.py
     "head.dense": st.lists(st.integers(1, 4096), max_size=4).map(tuple),
 }
 
