@@ -87,7 +87,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory, drawn_images: str, gateway
         shutil.copy(ROOT / changed, clone / changed)
     images = sorted(path for path in (home / "photos").rglob("*.jpg"))
     shutil.copy(images[0], clone / "tablet.jpg")
-    client = gateway.client()
+    client = gateway.client
     for bucket, prefixes in {"images": ("tablets", "today", "phone"), "models": ()}.items():
         client.create_bucket(Bucket=bucket)
         for prefix in prefixes:

@@ -111,8 +111,10 @@ class OutputShards:
         if about.get("key") == self.key:
             return True
         others = [name for name, value in self.about.items() if about and about.get(name) != value] or ["images"]
-        what = f"of another {' and '.join(others)}" if about else "and does not say of which model and images it is"
-        raise ConfigError(f"--output {self.output}: is there already, {what}. Give --overwrite, or another --output")
+        what = f"differs in its {' and '.join(others)}" if about else "does not say of which model and images it is"
+        raise ConfigError(
+            f"--output {self.output}: is there already, and {what}. Give --overwrite, or another --output"
+        )
 
     def existing(self) -> tuple[set[str], set[str]]:
         """Names of the files in the folder: parts of this table, and parts of others."""

@@ -136,7 +136,7 @@ def test_a_complete_table_is_not_made_again(model: Path, images: Path, tmp_path:
     assert said[-1].startswith(f"{output} is complete already, 84 images")
     assert (output.stat().st_ino, output.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
-    with pytest.raises(ConfigError, match="is there already, of another threshold"):
+    with pytest.raises(ConfigError, match="and differs in its threshold"):
         run(model, images, output, threshold=0.5)
     run(model, images, output, threshold=0.5, overwrite=True)
     assert all(table(output)["abstain"].to_pylist())
@@ -164,7 +164,7 @@ def test_a_list_is_predicted_row_by_row_and_its_csv_table_is_complete(
     assert said[-1].startswith(f"{output} is complete already, 43 images")
     assert (output.stat().st_ino, output.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     frame.assign(label="other").to_csv(tmp_path / "list.csv", index=False, sep=";")
-    with pytest.raises(ConfigError, match="is there already, of another images"):
+    with pytest.raises(ConfigError, match="and differs in its images"):
         run(model, tmp_path / "list.csv", output)
 
 

@@ -267,11 +267,11 @@ def test_a_table_is_known_again(root: str):
     assert whole.is_complete()
     assert parts(6, 4, output).is_complete()
     for other, words in (
-        (parts(6, 3, output, model="new"), "of another model"),
-        (parts(6, 3, output, model="new", threshold=0.9), "of another model and threshold"),
-        (parts(7, 3, output), "of another images"),
+        (parts(6, 3, output, model="new"), "model"),
+        (parts(6, 3, output, model="new", threshold=0.9), "model and threshold"),
+        (parts(7, 3, output), "images"),
     ):
-        with pytest.raises(ConfigError, match=f"is there already, {words}. Give --overwrite"):
+        with pytest.raises(ConfigError, match=f"is there already, and differs in its {words}. Give --overwrite"):
             other.is_complete()
 
 
@@ -286,7 +286,7 @@ def test_a_csv_table_is_known_again_until_its_text_changes(root: str):
         whole.write(number, rows(whole.images.paths[slice(*whole.span(number))]))
     whole.join(lambda _: None)
     assert whole.is_complete()
-    with pytest.raises(ConfigError, match="is there already, of another threshold"):
+    with pytest.raises(ConfigError, match="and differs in its threshold"):
         parts(6, 3, output, threshold=0.9).is_complete()
     storage.write_bytes(output, storage.read_bytes(output) + b"a row of the user\n")
     with pytest.raises(ConfigError, match="of which model and images it is"):
