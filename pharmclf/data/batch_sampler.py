@@ -8,6 +8,7 @@ training steps followed by its validation steps: one sequence, so that one pipel
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +100,10 @@ class BatchPlan:
         rows = np.full(self.local_batch, PADDING, np.int64)
         rows[: len(batch_slice)] = batch_slice
         return BatchSlice(epoch, number, training, rows, len(batch))
+
+    def rows(self, steps: Iterable[int]) -> NDArray[np.int64]:
+        """The rows of some steps, given by index, one after the other: (steps * local batch,) int64, padded."""
+        return np.concatenate([self.step(index).rows for index in steps])
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,17 +1,18 @@
 """Streams a worker's images through Ray Data, in the order of its plan: Ray tasks read, decode and resize them.
 
 A pipeline serves many epochs, because Ray Data needs seconds to its first batch. A long phase has several pipelines,
-because Ray Data prepares all blocks before the first. The tasks compute their rows from the plan, so only step numbers
-are sent to them.
+because Ray Data prepares all blocks before the first. Blocks are bounded by their bytes and not by steps, so that the
+images of one large step are decoded on all cores.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,6 +30,7 @@ Block = dict[str, np.ndarray]
 """Columns of equal length, as Ray Data gives them to its tasks."""
 _BLOCK_BYTES = 16 << 20  # pixels decoded by one Ray task: 111 images of 224 px
 _AHEAD_BYTES = 512 << 20  # decoded pixels that may wait for one worker; without a bound Ray would decode a phase ahead
+_BLOCKS_PER_CPU = 4  # that may wait, where that is more: one that is decoded, others until their turn has come
 _SECTION_BLOCKS = 1000  # of one pipeline; Ray needs a millisecond for each before the first block comes
 _OVERLAP_BLOCKS = 250  # left in a pipeline when the next one starts: a few seconds, or the stream would pause
 _REMOTE_READS = 16  # concurrent reads of one task from an object store
@@ -123,27 +125,50 @@ def load_batches(
     Raises:
         PermissionError, StorageUnavailableError: as `load_images`, at the step that lacks its images.
     """
-    steps_per_block = max(1, _BLOCK_BYTES // (plan.local_batch * image_size * image_size * 3))
-    shared = ray.put((plan, images))
+    block_rows = max(1, _BLOCK_BYTES // (image_size * image_size * 3))
+    shared = ray.put(images)
 
     def batches(steps: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        def decode_steps(block: Block) -> Block:
-            plan, images = ray.get(shared)
-            rows = np.concatenate([plan.step(steps[index]).rows for index in block["id"]])
-            return load_block(images.select(rows), image_size)
+        rows = plan.rows(steps)
+        shared_rows = ray.put(rows)
 
-        blocks = -(-len(steps) // steps_per_block)
-        dataset = configure_dataset(ray.data.range(len(steps), override_num_blocks=blocks), num_cpus)
-        decoded = dataset.map_batches(decode_steps, batch_size=None)
-        for batch in decoded.iter_batches(batch_size=plan.local_batch, batch_format="numpy", prefetch_batches=2):
+        def decode_block(block: Block) -> Block:
+            first = int(block["id"][0]) * block_rows
+            return load_block(ray.get(shared).select(ray.get(shared_rows)[first : first + block_rows]), image_size)
+
+        blocks = -(-len(rows) // block_rows)
+        dataset = configure_dataset(ray.data.range(blocks, override_num_blocks=blocks), num_cpus)
+        decoded = dataset.map_batches(decode_block, batch_size=None)
+        decoded_blocks = decoded.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        for batch in assemble_steps(decoded_blocks, plan.local_batch):
             yield raise_block_error(batch)["image"], batch["bad"]
 
     steps = range(first, plan.num_steps)
-    size = steps_per_block * _SECTION_BLOCKS
+    size = max(1, _SECTION_BLOCKS * block_rows // plan.local_batch)
+    overlap = max(1, _OVERLAP_BLOCKS * block_rows // plan.local_batch)
     sections = [steps[start : start + size] for start in range(0, len(steps), size)]
-    yield from chain_prefetched(
-        [(batches(section), len(section)) for section in sections], steps_per_block * _OVERLAP_BLOCKS
-    )
+    yield from chain_prefetched([(batches(section), len(section)) for section in sections], overlap)
+
+
+def assemble_steps(blocks: Iterable[Block], rows: int) -> Iterator[Block]:
+    """Join and cut consecutive blocks to blocks of `rows` rows each; the last is shorter where rows are left."""
+    parts: list[Block] = []
+    missing = rows
+    for block in blocks:
+        first, count = 0, len(block["bad"])
+        while first < count:
+            last = min(count, first + missing)
+            parts.append({name: column[first:last] for name, column in block.items()})
+            first, missing = last, missing - (last - first)
+            if missing == 0:
+                yield _join(parts)
+                parts, missing = [], rows
+    if parts:
+        yield _join(parts)
+
+
+def _join(parts: Sequence[Block]) -> Block:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def chain_prefetched(parts: Sequence[tuple[Iterator[Any], int]], overlap: int) -> Iterator[Any]:
@@ -197,7 +222,8 @@ def configure_dataset(dataset: Any, num_cpus: float | None) -> Any:
         dataset: new, with separate settings.
         num_cpus: CPUs that it may use at a time; None: all.
     """
-    limits = ray.data.ExecutionResources(cpu=num_cpus, object_store_memory=_AHEAD_BYTES)
+    ahead = max(_AHEAD_BYTES, _BLOCKS_PER_CPU * _BLOCK_BYTES * math.ceil(num_cpus or 0))
+    limits = ray.data.ExecutionResources(cpu=num_cpus, object_store_memory=ahead)
     settings = dataset.context
     settings.execution_options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
     settings.enable_progress_bars = settings.print_on_execution_start = False
