@@ -22,8 +22,9 @@ from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.usual_times import LOAD_MODEL_S
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
+from pharmclf.data.prefetch import prefetch
 from pharmclf.data.quarantine import OnLost
-from pharmclf.data.ray_loader import Block, configure_dataset, prefetch, raise_block_error
+from pharmclf.data.ray_loader import Block, configure_dataset, raise_block_error
 from pharmclf.feature_cache.cache_policy import ThroughputEstimate
 from pharmclf.feature_cache.extractor import ExtractionPlan, FeatureExtractor, RangeReport, decode_range
 from pharmclf.feature_cache.local_cache import LocalCache

@@ -13,7 +13,8 @@ import tensorflow as tf
 from pharmclf.core.events import Callback, ImagesQuarantined
 from pharmclf.data.augment import identity_transforms, projective_transforms, resize_batch
 from pharmclf.data.batch_sampler import PADDING, BatchPlan, BatchSlice, view_index
-from pharmclf.data.ray_loader import Prefetcher, load_batches, prefetch
+from pharmclf.data.prefetch import Prefetcher, prefetch
+from pharmclf.data.ray_loader import load_batches
 from pharmclf.feature_cache.reader import FeatureReader
 from pharmclf.feature_cache.shards import missing_rows
 from pharmclf.models.devices import gpu_compute_capability

@@ -14,7 +14,7 @@ from pharmclf import storage
 from pharmclf.core import usual_times
 from pharmclf.core.events import ActivityStarted, CheckpointSaved, EpochEnd, Event, Note, RunCallback
 from pharmclf.data.batch_sampler import BatchPlan
-from pharmclf.data.ray_loader import Prefetcher
+from pharmclf.data.prefetch import Prefetcher
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
 from pharmclf.models.backbones import build_backbone, cached_backbone
 from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
