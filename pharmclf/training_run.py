@@ -17,6 +17,7 @@ from pharmclf.core.events import Callback, FeatureCacheReady, ImagesQuarantined,
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.units import format_size
 from pharmclf.data.batch_sampler import effective_batch_size
+from pharmclf.data.image_cache import choose_image_cache
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, prepare_manifest
@@ -116,7 +117,7 @@ def train_with_feature_cache(
         ended = (earlier or ()) if phase else ()
         _record_cached_phases(job, record, console, sorted({*job.activations, *ended}))
         try:
-            return train_on_workers(job, console, share=share)
+            return train_on_workers(_with_image_cache(job, phase, console.say), console, share=share)
         except FeatureCacheCorruptedError as error:
             if repairs == _MAX_REPAIRS:
                 raise
@@ -127,7 +128,19 @@ def train_with_feature_cache(
             console.say(fallback_message(error))
             job = dataclasses.replace(job, activations={})
             _record_cached_phases(job, record, console, [])  # a resumed run continues in the same way
-            return train_on_workers(job, console, share=share)
+            return train_on_workers(_with_image_cache(job, phase, console.say), console, share=share)
+
+
+def _with_image_cache(job: TrainingContext, first: int, say: Say) -> TrainingContext:
+    """Decide on the cache of decoded images, if a phase from number `first` on streams its images."""
+    phases = [phase for phase in build_phases(job.config) if phase.number >= first]
+    if all(phase.name in job.activations for phase in phases):
+        return job
+    rows = np.concatenate([job.train_rows, job.validation_rows])
+    cache, text = choose_image_cache(job.config.image_cache, job.images, rows, job.config.image_size)
+    if text:
+        say(text)
+    return dataclasses.replace(job, image_cache=cache)
 
 
 def _record_cached_phases(

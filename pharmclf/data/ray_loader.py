@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +21,7 @@ import ray.data
 from pharmclf import storage
 from pharmclf.core.compat.ray import call_at_each_step, mute_progress_notice, set_data_poll_interval
 from pharmclf.data.batch_sampler import BatchPlan
+from pharmclf.data.image_cache import ImageCache
 from pharmclf.data.image_decoding import InvalidImageError
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.prefetch import chain_prefetched
@@ -35,12 +36,13 @@ _OVERLAP_BLOCKS = 250  # left in a pipeline when the next one starts: a few seco
 _REMOTE_READS = 16  # concurrent reads of one task from an object store
 
 
-def load_images(files: ImageSet, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+def load_images(files: ImageSet, image_size: int, cache: ImageCache | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read, verify, decode and resize images.
 
     Args:
         files: n files.
         image_size: S, side in pixels.
+        cache: of decoded images on this node.
 
     Returns:
         (n, S, S, 3) uint8, black where an image cannot be used; and (n,) text: the reason, or "".
@@ -55,7 +57,7 @@ def load_images(files: ImageSet, image_size: int) -> tuple[np.ndarray, np.ndarra
         if not path:
             return
         try:
-            images[place] = files.decode(place, image_size)
+            images[place] = cache.decode(files, place, image_size) if cache else files.decode(place, image_size)
         except InvalidImageError as error:
             bad[place] = str(error)
 
@@ -69,13 +71,13 @@ def load_images(files: ImageSet, image_size: int) -> tuple[np.ndarray, np.ndarra
     return images, np.array(bad, str)
 
 
-def load_block(files: ImageSet, image_size: int) -> Block:
+def load_block(files: ImageSet, image_size: int, cache: ImageCache | None = None) -> Block:
     """As `load_images`, for a Ray task: columns `image`, `bad` and `error`.
 
     With an exception, Ray Data would end the pipeline at once, and keep only its text.
     """
     try:
-        (images, bad), error = load_images(files, image_size), ""
+        (images, bad), error = load_images(files, image_size, cache), ""
     except OSError as failure:
         images = np.zeros((len(files), image_size, image_size, 3), np.uint8)
         bad, error = np.full(len(files), ""), encode_error(failure)
@@ -107,7 +109,14 @@ def raise_block_error(batch: Block, *kinds: type[Exception]) -> Block:
 
 
 def load_batches(
-    plan: BatchPlan, images: ImageSet, image_size: int, *, first: int = 0, num_cpus: float = 1.0
+    plan: BatchPlan,
+    images: ImageSet,
+    image_size: int,
+    *,
+    first: int = 0,
+    num_cpus: float = 1.0,
+    cache: ImageCache | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the images of every step of a plan, in order.
 
@@ -117,6 +126,8 @@ def load_batches(
         image_size: S, side in pixels.
         first: index of the first step.
         num_cpus: CPUs that this pipeline may use at a time.
+        cache: of decoded images on each node.
+        say: takes one line where it cannot be written to any more.
 
     Yields:
         The result of `load_images` for the rows of the step, black where it is padded.
@@ -126,6 +137,7 @@ def load_batches(
     """
     block_rows = max(1, _BLOCK_BYTES // (image_size * image_size * 3))
     shared = ray.put(images)
+    notes = {""}
 
     def batches(steps: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         rows = plan.rows(steps)
@@ -133,13 +145,18 @@ def load_batches(
 
         def decode_block(block: Block) -> Block:
             first = int(block["id"][0]) * block_rows
-            return load_block(ray.get(shared).select(ray.get(shared_rows)[first : first + block_rows]), image_size)
+            files = ray.get(shared).select(ray.get(shared_rows)[first : first + block_rows])
+            decoded = load_block(files, image_size, cache)
+            return decoded | {"note": np.full(len(files), cache.failure if cache else "")}
 
         blocks = -(-len(rows) // block_rows)
         dataset = configure_dataset(ray.data.range(blocks, override_num_blocks=blocks), num_cpus)
         decoded = dataset.map_batches(decode_block, batch_size=None)
         decoded_blocks = decoded.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         for batch in assemble_steps(decoded_blocks, plan.local_batch):
+            for note in set(batch["note"]) - notes:
+                notes.add(note)
+                say(str(note))
             yield raise_block_error(batch)["image"], batch["bad"]
 
     steps = range(first, plan.num_steps)

@@ -8,17 +8,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from pharmclf import storage
-from pharmclf.core.errors import ConfigError
 from pharmclf.feature_cache.shards import FeatureCacheUnavailableError
+from pharmclf.storage.local_disk import cache_folder, cache_limit
 
 T = TypeVar("T")
 _FREE_SHARE = 0.5  # of the free space, where no bound is given
@@ -100,19 +98,11 @@ class LocalCache:
 
 def default_folder() -> Path:
     """The folder that the environment names, else one for this user among the temporary files."""
-    given = os.environ.get("PHARMCLF_STORAGE_CACHE")
-    return Path(given).expanduser() if given else Path(tempfile.gettempdir()) / f"pharmclf-activations-{os.getuid()}"
+    return cache_folder("PHARMCLF_STORAGE_CACHE", "activations")
 
 
 def _limit_bytes(folder: Path) -> float:
-    given = os.environ.get("PHARMCLF_STORAGE_CACHE_GB", "")
-    if not given:
-        cached = sum(path.stat().st_size for path in folder.glob("*.npy"))
-        return _FREE_SHARE * (shutil.disk_usage(folder).free + cached)
-    try:
-        limit = float(given)
-    except ValueError:
-        limit = -1.0
-    if not 0 < limit < math.inf:
-        raise ConfigError(f"PHARMCLF_STORAGE_CACHE_GB: received {given!r}, expected a number of gigabytes above 0")
-    return limit * 1e9
+    if (limit := cache_limit("PHARMCLF_STORAGE_CACHE_GB")) is not None:
+        return limit
+    cached = sum(path.stat().st_size for path in folder.glob("*.npy"))
+    return _FREE_SHARE * (shutil.disk_usage(folder).free + cached)

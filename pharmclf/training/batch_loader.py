@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from pharmclf.core.events import Callback, ImagesQuarantined
+from pharmclf.core.events import Callback, ImagesQuarantined, Note
 from pharmclf.data.augment import identity_transforms, projective_transforms, resize_batch
 from pharmclf.data.batch_sampler import PADDING, BatchPlan, BatchSlice, view_index
 from pharmclf.data.prefetch import Prefetcher, prefetch
@@ -33,12 +33,20 @@ def device_batches(
         phase: of the batches.
         plan: of the phase, for this worker.
         first: index of the first step.
-        callback: handles `ImagesQuarantined`, in a thread; for cached features they are emitted at extraction.
+        callback: handles `ImagesQuarantined` and `Note`, in a thread; for cached features, at extraction.
     """
     config = job.config
     cache = job.activations.get(phase.name)
     if cache is None:
-        inputs = load_batches(plan, job.images, config.image_size, first=first, num_cpus=job.loader_cpus)
+        inputs = load_batches(
+            plan,
+            job.images,
+            config.image_size,
+            first=first,
+            num_cpus=job.loader_cpus,
+            cache=job.image_cache,
+            say=lambda text: callback.on_event(Note(text=text)) if callback else None,
+        )
     else:
         inputs = _cached_batches(FeatureReader(cache), plan, first, config.views)
     numbered = ((plan.step(first + offset), *batch) for offset, batch in enumerate(inputs))

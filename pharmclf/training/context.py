@@ -11,6 +11,7 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import RunError
+from pharmclf.data.image_cache import ImageCache
 from pharmclf.data.image_set import ImageSet
 from pharmclf.feature_cache.shards import CachedFeatures
 
@@ -55,6 +56,8 @@ class TrainingContext:
     """Must equal those of a checkpoint that is resumed."""
     activations: Mapping[str, CachedFeatures] = field(default_factory=dict)
     """Cached features by name of the phase; a phase without streams the images."""
+    image_cache: ImageCache | None = None
+    """Of decoded images on each node; None: streamed images are decoded in every epoch."""
     microbatches: Mapping[str, int] = field(default_factory=dict)
     """Most rows that a device computes at once, by name of the phase; a phase without computes its share at once."""
     loader_cpus: float = 1.0

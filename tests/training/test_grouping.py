@@ -23,7 +23,7 @@ COMMON = {  # another value of each makes another group
 OWN = {  # in which members of a group may differ
     "storage": "elsewhere", "name": "other", "num_workers": "2", "checkpoint_interval_s": 1.0,
     "num_checkpoints_to_keep": 5,
-    "feature_cache": "always", "max_failures": 2, "node_timeout": "1m", "step_timeout_s": 9.0,
+    "feature_cache": "always", "image_cache": "on", "max_failures": 2, "node_timeout": "1m", "step_timeout_s": 9.0,
     "allow_unauthenticated_cluster": True, "skip_checks": True, "monitor_interval_s": 0.0, "eval_data": ["x=y"],
     "target_error": "2%",
     "microbatch": "3", "tensorboard": False, "mlflow": "http://127.0.0.1:1", "unfreeze_blocks": 3, "head.dropout": 0.1,
