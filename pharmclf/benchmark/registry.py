@@ -47,6 +47,7 @@ BENCHMARKS = {
     "scaling": Benchmark("scaling:benchmark_scaling", "scaling", ScalingOptions()),
     "sweep": Benchmark("sweep:benchmark_sweep", argument=SPACES / "default.yaml"),
     "storage": Benchmark("storage_throughput:benchmark_storage"),
+    "stream": Benchmark("stream:benchmark_stream"),
     "predict": Benchmark("inference:benchmark_inference"),
     "folding": Benchmark("folding:benchmark_folding"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -84,12 +85,12 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def select(self, rows: ArrayLike) -> ImageSet:
+    def select(self, rows: ArrayLike) -> Self:
         """The images of some rows, (m,) integers; `PADDING` gives a black image."""
         wanted = np.asarray(rows, np.int64)
         places = pa.array(wanted, mask=wanted == PADDING)
         columns = ((self.paths, ""), (self.sha256, ""), (self.white_level, MAX_VALUE))
-        return ImageSet(*(column.take(places).fill_null(absent) for column, absent in columns))
+        return type(self)(*(column.take(places).fill_null(absent) for column, absent in columns))
 
     def content(self, place: int) -> bytes:
         """Read a file as `read_verified` does."""
