@@ -21,6 +21,7 @@ from pharmclf import storage
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import fingerprint
 from pharmclf.data.pixel_depth import MAX_VALUE
+from pharmclf.monitoring.cores import usable_cores
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 
 OK = "ok"
@@ -30,6 +31,8 @@ _METADATA = b"pharmclf.manifest"
 _NUMBERS = {"size_bytes": pa.int64(), "width": pa.int32(), "height": pa.int32(), "group": pa.int64()}
 COLUMNS = ("path", "label", "size_bytes", "sha256", "width", "height", "phash", "group", "split", "status")
 _SCHEMA = pa.schema([(name, _NUMBERS.get(name, pa.string())) for name in COLUMNS])
+if usable_cores() < pa.cpu_count():  # Arrow starts a thread for each core of the host, whatever a container may use
+    pa.set_cpu_count(usable_cores())
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import psutil
 
 from pharmclf.monitoring.cgroup import ControlGroup
+from pharmclf.monitoring.cores import schedulable_cores
 from pharmclf.monitoring.samples import HostReading
 
 _SHARED_MEMORY = "/dev/shm"
@@ -33,7 +34,7 @@ class HostSampler:
         self._group = group or ControlGroup()
         self._folders = tuple(folders)
         self._cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        self._num_cpus = min(float(len(self._cpus) or psutil.cpu_count() or 1), self._group.num_cpus or float("inf"))
+        self._num_cpus = min(float(schedulable_cores()), self._group.num_cpus or float("inf"))
         self._tree = _ProcessTree()
         self._totals: dict[str, float] = {}
         self._at = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -82,5 +83,17 @@ def test_a_process_that_is_bound_to_one_core_counts_one() -> None:
 def test_no_other_file_asks_how_many_cores_the_host_has() -> None:
     """One function answers for all; what the host has is of no use."""
     files = [path for place in ("pharmclf", "jobs", "tune", "cluster") for path in (ROOT / place).rglob("*.py")]
-    asking = [str(path.relative_to(ROOT)) for path in files if "os.cpu_count(" in path.read_text(encoding="utf-8")]
+    asks = re.compile(r"\b(os|psutil|multiprocessing)\.cpu_count\(")
+    asking = [str(path.relative_to(ROOT)) for path in files if asks.search(path.read_text(encoding="utf-8"))]
     assert asking == ["pharmclf/monitoring/cores.py"]
+
+
+def test_arrow_starts_no_more_threads_than_are_usable() -> None:
+    """Nor more than its own default, which Ray lowers in its tasks."""
+    code = "import pharmclf.data.manifest, pyarrow; print(pyarrow.cpu_count())"
+    for variables in ({"SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "1"}, {"OMP_NUM_THREADS": "1"}):
+        environment = os.environ | variables
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == ["1"]
