@@ -33,13 +33,14 @@ OWN = {  # in which members of a group may differ
     "stopping.learning_rate_floor": 0.1, "optimizer.weight_decay": 0.1, "optimizer.clip_norm": 1.0,
     "optimizer.label_smoothing": 0.1,
 }  # fmt: skip
+ALONE = {"phase1.image_size": "128-224", "phase2.image_size": "128-224"}  # train on images, which are not cached
 PHASE1 = RunConfig(augment=AugmentConfig(views=2), phase2=PhaseConfig(epochs=0))
 BOTH = RunConfig(augment=AugmentConfig(views=2), unfreeze_blocks=0)
 
 
 def test_every_field_of_the_configuration_is_accounted_for():
-    """A new field must be put into one of the two groups, and stands in no two; the code's own list is the second."""
-    assert set(COMMON) | set(OWN) == leaves(to_dict(RunConfig()))
+    """A new field must be put into one of the groups, and stands in no two; the code's own list is the second."""
+    assert set(COMMON) | set(OWN) | set(ALONE) == leaves(to_dict(RunConfig()))
     assert not set(COMMON) & set(OWN)
     assert sorted(select_names(RunConfig, "per_head", True)) == sorted(OWN)
 
@@ -50,6 +51,12 @@ def test_a_setting_that_all_share_makes_another_group(path: str):
     other = group_key(changed(BOTH, path, COMMON[path]))
     assert other is not None
     assert other != group_key(BOTH)
+
+
+@pytest.mark.parametrize("path", sorted(ALONE))
+def test_a_run_that_is_not_cached_trains_alone(path: str):
+    """Its batches are images."""
+    assert group_key(changed(BOTH, path, ALONE[path])) is None
 
 
 @pytest.mark.parametrize("path", sorted(OWN))
