@@ -24,7 +24,8 @@ from pharmclf.inference.interruptible import interruptible
 from pharmclf.inference.options import PredictOptions
 from pharmclf.inference.output_shards import OutputShards
 from pharmclf.inference.output_table import SCHEMA, TopKOutput
-from pharmclf.inference.placement import count_local_gpus, plan_actors, should_use_ray
+from pharmclf.inference.placement import plan_actors, should_use_ray
+from pharmclf.models.devices import count_local_gpus
 from pharmclf.progress import image_progress
 
 _SHOWN = 20  # bad images that are named on the console

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Sequence
 
 from pharmclf.core.errors import ConfigError
@@ -63,14 +61,3 @@ def plan_actors(nodes: Sequence[ClusterNode], workers: str, accelerator: Acceler
             f"Give --num-workers {gpus} or fewer, or --accelerator cpu"
         )
     return int(workers)
-
-
-def count_local_gpus() -> int:
-    """NVIDIA GPUs of this machine that this process may see, without TensorFlow."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    found = len(listed.stdout.splitlines())
-    return found if visible is None else min(found, sum(name.strip() not in ("", "-1") for name in visible.split(",")))

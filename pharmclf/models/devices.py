@@ -76,6 +76,17 @@ def driver_compute_capability() -> tuple[int, int] | None:
         return gpu_compute_capability()
 
 
+def count_local_gpus() -> int:
+    """NVIDIA GPUs of this machine that this process may see, without TensorFlow."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    found = len(listed.stdout.splitlines())
+    return found if visible is None else min(found, sum(name.strip() not in ("", "-1") for name in visible.split(",")))
+
+
 def memory_limit_mb() -> int:
     """Megabytes of a device's memory that PHARMCLF_DEVICE_MEMORY_MB allows; 0: all.
 
