@@ -24,7 +24,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, imbalance_note, split_manifest, write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.diagnostics.preflight import run_preflight
-from pharmclf.distributed.cluster import autoscaling_request, connect, node_address
+from pharmclf.distributed.cluster import autoscaling_request, connect, node_address, resolve_workers
 from pharmclf.evaluation.datasets import external_datasets
 from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring import HardwareMonitor, RunContext
@@ -84,6 +84,9 @@ def run(
         return reopen_complete_run(config, folder, start.record, say)
     for warning in warnings:
         say(f"warning: {warning}")
+    config, choice = resolve_workers(config)
+    if choice:
+        say(choice)
     if not config.skip_checks:
         run_preflight(config, say)
     with GracefulShutdown() as stop:

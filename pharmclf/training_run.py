@@ -22,7 +22,7 @@ from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, prepare_manifest
 from pharmclf.data.quarantine import OnLost, Quarantine
-from pharmclf.distributed.cluster import connect, wait_for_workers
+from pharmclf.distributed.cluster import connect, resolve_workers, wait_for_workers
 from pharmclf.distributed.controller import train_on_workers
 from pharmclf.distributed.microbatch_search import resolve_microbatches
 from pharmclf.feature_cache.cache_policy import PhaseDemand
@@ -190,6 +190,7 @@ def precompute_features(config: RunConfig, folder: str, manifest: Manifest, say:
     """
     config = dataclasses.replace(resolve_weights_path(config), feature_cache="always")
     with GracefulShutdown() as stop:
+        config, _ = resolve_workers(config)
         connect(allow_open=config.allow_unauthenticated_cluster)
         quarantine = Quarantine(manifest, config.max_invalid_share, say, storage.join(folder, QUARANTINE_FILE))
 

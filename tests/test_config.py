@@ -33,7 +33,7 @@ RANGES = {path: (info.low, info.high) for path, info in field_infos(RunConfig).i
 TRAPS = ["yes", "off", "null", "~", "007", "1e-3", "1_000", "2024-01-01", "12:30", "[a]", "a: b", "# no", "é药", " x "]
 SHAPED: dict[str, st.SearchStrategy[Any]] = {
     "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True) | st.just(""),
-    "num_workers": st.sampled_from(["0", "1", "2", "1-4", "16"]),
+    "num_workers": st.sampled_from(["auto", "0", "1", "2", "1-4", "16"]),
     "microbatch": st.sampled_from(["whole", "auto", "1", "16"]),
     "node_timeout": st.sampled_from(["0", "90s", "10m", "1.5h"]),
     "max_invalid": st.sampled_from(["0", "1", "1%", "0.01", "99.5 %"]),
@@ -221,7 +221,8 @@ def test_fields_that_do_not_fit_are_refused(mapping: dict[str, Any], message: st
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("2", (2, 2)), ("1-4", (1, 4)), ("3-3", (3, 3)), ("0", (0, 0)), (" 2 ", (2, 2))]
+    ("text", "expected"),
+    [("2", (2, 2)), ("1-4", (1, 4)), ("3-3", (3, 3)), ("0", (0, 0)), (" 2 ", (2, 2)), ("auto", (0, 0))],
 )
 def test_workers_are_a_number_or_a_span(text: str, expected: tuple[int, int]):
     """N, MIN-MAX, and 0 for the calling process."""
@@ -231,7 +232,7 @@ def test_workers_are_a_number_or_a_span(text: str, expected: tuple[int, int]):
 @pytest.mark.parametrize("text", ["", "x", "-1", "1-", "-4", "4-1", "0-2", "1.5", "1-2-3", "1,2"])
 def test_other_workers_are_refused(text: str):
     """The message says what was received and how it is written."""
-    with pytest.raises(ConfigError, match=r"expected N, MIN-MAX or 0\. Write 2"):
+    with pytest.raises(ConfigError, match=r"expected auto, N, MIN-MAX or 0\. Write 2"):
         parse_workers(text)
 
 

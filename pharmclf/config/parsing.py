@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pharmclf.core.errors import ConfigError
 
 AUTO, WHOLE = "auto", "whole"
-"""Words for a micro-batch: found by trying; a worker's whole share."""
+"""Words: found out at the start; a micro-batch that is a worker's whole share."""
 _STORAGE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "file", "memory")
 _SIZE_STEP = 32  # halved five times by every backbone: so all its padding is the same at every size
 _SPLIT_NAMES = ("train", "validation", "test")
 
 
 def parse_workers(text: str, name: str = "num_workers") -> tuple[int, int]:
-    """Read a number of workers: "2" -> (2, 2), "1-4" -> (1, 4), "0" -> (0, 0).
+    """Read a number of workers: "2" -> (2, 2), "1-4" -> (1, 4), "0" -> (0, 0); "auto" -> (0, 0) until it is chosen.
 
     Args:
         text: as given.
@@ -25,14 +25,16 @@ def parse_workers(text: str, name: str = "num_workers") -> tuple[int, int]:
     Raises:
         ConfigError: anything else.
     """
+    if text == AUTO:
+        return 0, 0
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
     if match:
         low, high = int(match[1]), int(match[2] or match[1])
         if low <= high and (low > 0 or high == 0):
             return low, high
     raise ConfigError(
-        f"{name}: received {text!r}, expected N, MIN-MAX or 0. "
-        "Write 2 for two workers, 1-4 for as many as there are, 0 to train in this process"
+        f"{name}: received {text!r}, expected auto, N, MIN-MAX or 0. "
+        "Write 2 for two workers, 1-4 for as many as there are, 0 to train in this process, auto for what fits here"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pharmclf.config.fields import check_ranges, setting
 from pharmclf.config.parsing import (
+    AUTO,
     check_image_sizes,
     check_location,
     expand_home,
@@ -143,8 +144,9 @@ class RunConfig:
     that holds the image, -2 the one above. 0: found where it is clear."""
     name: str = setting("", affects_result=False, per_head=True)
     """Name of the run, the folder below storage. The same name again resumes. Empty: named after the data."""
-    num_workers: str = setting("1", affects_result=False, per_head=True)
-    """N: workers on Ray Train, one accelerator each; MIN-MAX: as many as there are; 0: train in this process."""
+    num_workers: str = setting(AUTO, affects_result=False, per_head=True)
+    """N: workers on Ray Train, one accelerator each; MIN-MAX: as many as there are; 0: train in this process; auto: a
+    worker for each GPU of several, or of the cluster, else 0."""
     backbone: BackboneName = "efficientnet_lite0"
     """The pretrained network."""
     weights: str = setting("imagenet", affects_result=False)
@@ -243,7 +245,7 @@ class RunConfig:
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """Fewest and most workers; (0, 0) trains in the calling process."""
+        """Fewest and most workers; (0, 0) trains in the calling process; `distributed.cluster` chooses for auto."""
         return parse_workers(self.num_workers)
 
     @property

@@ -15,8 +15,8 @@ from pharmclf.diagnostics.node_check import STORAGE_TIMEOUT_S, NodeInfo, NodeReq
 from pharmclf.diagnostics.results import Finding, Section, findings_of_level
 from pharmclf.diagnostics.storage_check import StorageFailureKind, write_heartbeat_file
 from pharmclf.distributed.ray_address import requested_address
-from pharmclf.distributed.scaling_policy import ClusterNode, plan_worker_group
-from pharmclf.monitoring.cores import ray_cpus, usable_cores
+from pharmclf.distributed.scaling_policy import local_node, plan_worker_group
+from pharmclf.monitoring.cores import usable_cores
 
 _NODE_TIMEOUT_S = 45.0  # for the answer of a node, with the start of its process
 _BAD_INPUT: set[StorageFailureKind] = {
@@ -55,7 +55,7 @@ def run_preflight(config: RunConfig, say: Say) -> None:
         name, url = next(iter(local.proxies.urls.items()))
         say(f"note: {name} is set ({url}); workers reach each other without it, storage and downloads go through it")
     if requested_address() and not findings_of_level([results[0][0]], "FAIL"):
-        results += _check_nodes(dataclasses.replace(request, storage_timeout_s=STORAGE_TIMEOUT_S))
+        results += _check_nodes(dataclasses.replace(request, storage_timeout_s=STORAGE_TIMEOUT_S), say)
     sections = [section for section, _ in results]
     for section, finding in findings_of_level(sections, "warn"):
         say(f"warning: {_line(section, finding)}")
@@ -82,11 +82,15 @@ def _check_resources(config: RunConfig, say: Say) -> None:
     low, high = config.worker_range
     if high == 0 or (config.accelerator != "cpu" and shutil.which("nvidia-smi")):
         return  # Ray counts GPUs when it starts
-    plan_worker_group([ClusterNode("", "127.0.0.1", 0, float(ray_cpus()), 0.0)], low, high, config.accelerator)
-    if low > (cores := usable_cores()):
+    plan_worker_group([local_node(0)], low, high, config.accelerator)
+    _warn_of_crowding(low, usable_cores(), say)
+
+
+def _warn_of_crowding(workers: int, cores: int, say: Say) -> None:
+    if workers > cores:
         say(
-            f"warning: workers: {low} processes share {format_count(cores, 'core')}, and each loads TensorFlow and a "
-            "network; --num-workers 1 uses all cores and takes the same steps"
+            f"warning: workers: {workers} processes share {format_count(cores, 'core')}, and each loads TensorFlow and "
+            "a network; --num-workers auto uses all cores and takes the same steps"
         )
 
 
@@ -95,13 +99,15 @@ def _line(section: Section, finding: Finding) -> str:
     return f"{place}{finding.check}: {finding.text}. Remedy: {finding.remedy}"
 
 
-def _check_nodes(request: NodeRequest) -> Iterator[tuple[Section, NodeInfo | None]]:
+def _check_nodes(request: NodeRequest, say: Say) -> Iterator[tuple[Section, NodeInfo | None]]:
     """Check each node of the cluster; one that does not answer is a warning, since a run leaves it out or waits."""
     from pharmclf.diagnostics.cluster_check import ClusterNodes  # imports Ray
-    from pharmclf.distributed.cluster import connect
+    from pharmclf.distributed.cluster import connect, device_kind
 
     connect(allow_open=request.config.allow_unauthenticated_cluster)
     with ClusterNodes() as nodes, write_heartbeat_file(request.config.storage) as path:
+        if request.config.accelerator == "cpu" or device_kind() == "CPU":
+            _warn_of_crowding(request.config.worker_range[0], int(sum(node.cpus for node in nodes.nodes)), say)
         yield from nodes.check(
             dataclasses.replace(request, heartbeat_file=path),
             timeout_s=STORAGE_TIMEOUT_S + _NODE_TIMEOUT_S,

@@ -34,8 +34,13 @@ from pharmclf.diagnostics.storage_check import (
     write_heartbeat_file,
 )
 from pharmclf.distributed.ray_address import requested_address
-from pharmclf.distributed.scaling_policy import ClusterNode, format_capacity, plan_worker_group
-from pharmclf.monitoring.cores import ray_cpus
+from pharmclf.distributed.scaling_policy import (
+    ClusterNode,
+    choose_workers,
+    format_capacity,
+    local_node,
+    plan_worker_group,
+)
 
 if TYPE_CHECKING:
     from pharmclf.diagnostics.cluster_check import ClusterNodes
@@ -73,8 +78,9 @@ def _check_this_machine(config: RunConfig) -> Iterator[Section]:
     findings = (*check_node(info, request, None), *data_findings)
     yield Section(title=f"this machine ({socket.gethostname()})", findings=findings, facts=dataclasses.asdict(info))
     gpus = len(info.tensorflow.gpus) if info.tensorflow else 0
-    node = ClusterNode("", "127.0.0.1", 0, float(ray_cpus()), float(gpus))  # as a run starts Ray
-    resources = check_resources(config, [node], waits=False)
+    node = local_node(gpus)
+    config, choice = choose_workers(config, [node], on_cluster=False)
+    resources = check_resources(config, [node], waits=False, choice=choice)
     findings = (resources,)
     if config.worker_range[1] < 2:
         findings = (resources, _ONE_WORKER)
@@ -116,7 +122,8 @@ def _check_all_nodes(config: RunConfig, nodes: ClusterNodes) -> Iterator[Finding
     """Findings about the nodes together."""
     same = nodes.same_code
     yield _check_access(nodes.access_errors(), config.allow_unauthenticated_cluster)
-    yield check_resources(config, nodes.nodes, waits=config.node_timeout_s > 0)
+    config, choice = choose_workers(config, nodes.nodes, on_cluster=True)
+    yield check_resources(config, nodes.nodes, waits=config.node_timeout_s > 0, choice=choice)
     if len(same) > 1:
         network = check_network(nodes.check_connections(same))
         yield network
@@ -144,17 +151,18 @@ def _check_allreduce(config: RunConfig, nodes: Sequence[ClusterNode], avoided: S
         return check_allreduce(probe_allreduce(spec, avoided, gpus=spec.each.gpus > 0))
 
 
-def check_resources(config: RunConfig, nodes: Sequence[ClusterNode], *, waits: bool) -> Finding:
+def check_resources(config: RunConfig, nodes: Sequence[ClusterNode], *, waits: bool, choice: str = "") -> Finding:
     """Whether the workers of a run have room; pure.
 
     Args:
         config: the run.
         nodes: that can be used.
         waits: whether a run waits for missing nodes.
+        choice: why it has this number of workers; "": it was given.
     """
     low, high = config.worker_range
     if high == 0:
-        return ok(_WORKERS, "none: the run trains in its own process")
+        return ok(_WORKERS, f"none: {choice.partition(': ')[2] or 'the run trains in its own process'}")
     try:
         spec = plan_worker_group(nodes, low, high, config.accelerator)
     except ConfigError as error:

@@ -18,6 +18,7 @@ from ray.autoscaler.sdk import request_resources
 import pharmclf
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.config.parsing import AUTO
 from pharmclf.core.compat.ray import (
     draining_nodes,
     free_resources_by_node,
@@ -40,8 +41,15 @@ from pharmclf.distributed.ray_address import (
     cluster_not_found_error,
     requested_address,
 )
-from pharmclf.distributed.scaling_policy import ClusterNode, WorkerGroupSpec, format_capacity, plan_worker_group
-from pharmclf.models.devices import MEMORY_VARIABLE
+from pharmclf.distributed.scaling_policy import (
+    ClusterNode,
+    WorkerGroupSpec,
+    choose_workers,
+    format_capacity,
+    local_node,
+    plan_worker_group,
+)
+from pharmclf.models.devices import MEMORY_VARIABLE, count_local_gpus, is_tensorflow_in_use
 from pharmclf.monitoring.cores import ray_cpus
 from pharmclf.training.proxy import reach_directly
 
@@ -146,6 +154,22 @@ def _check_answer(address: str) -> None:
         except ConnectionError as error:
             raise cluster_not_found_error() from error
     check_address(address, resolved=found)
+
+
+def resolve_workers(config: RunConfig) -> tuple[RunConfig, str]:
+    """As `choose_workers`, with the nodes of the cluster, which is joined where there is one, or with this machine.
+
+    Raises:
+        ConfigError: as `connect`.
+    """
+    if config.num_workers != AUTO:
+        return config, ""
+    if on_cluster := bool(requested_address()) or (ray.is_initialized() and not _is_own_ray):
+        connect(allow_open=config.allow_unauthenticated_cluster)
+        nodes = usable_nodes()
+    else:
+        nodes = [local_node(count_local_gpus())]
+    return choose_workers(config, nodes, on_cluster=on_cluster, uses_tensorflow=is_tensorflow_in_use())
 
 
 def usable_nodes() -> list[ClusterNode]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pharmclf.config import RunConfig
+from pharmclf.config.parsing import AUTO
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_examples
+from pharmclf.monitoring.cores import ray_cpus
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,11 @@ class ClusterNode:
     """Of its raylet."""
     cpus: float
     gpus: float
+
+
+def local_node(gpus: int) -> ClusterNode:
+    """This machine, as a Ray that is started on it counts its CPUs."""
+    return ClusterNode("", "127.0.0.1", 0, float(ray_cpus()), float(gpus))
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,41 @@ def plan_worker_group(
         if each.cpus * per_host > most_cpus - 1:
             each = Resources(int((most_cpus - 1) / per_host * 100) / 100, 0.0, each.loader_cpus)
     return WorkerGroupSpec(size, each)
+
+
+def choose_workers(
+    config: RunConfig, nodes: Sequence[ClusterNode], *, on_cluster: bool, uses_tensorflow: bool = False
+) -> tuple[RunConfig, str]:
+    """Replace `num_workers: auto` by a number; the steps of a run are the same with any.
+
+    A single worker on this machine would be one more process, which takes longer to start than a small set to train.
+
+    Args:
+        config: the run.
+        nodes: usable ones of the cluster, or this machine.
+        on_cluster: whether the nodes are those of a cluster, which knows of no load but that of its workers.
+        uses_tensorflow: whether this process uses TensorFlow already, so that its devices cannot be set.
+
+    Returns:
+        The run with its number, and a line that says why; "": it had one.
+    """
+    if config.num_workers != AUTO:
+        return config, ""
+    gpus = 0 if config.accelerator == "cpu" else int(sum(node.gpus for node in nodes))
+    where = "the cluster" if on_cluster else "this machine"
+    if config.accelerator == "gpu" and not gpus:
+        workers, reason = 1, f"--accelerator gpu asks for a GPU, and {where} has none"
+    elif on_cluster or gpus > 1:
+        places = max(1, gpus or sum(node.cpus >= 1 for node in nodes))
+        workers, reason = min(places, config.batch_size), f"one for each {'GPU' if gpus else 'node'} of {where}"
+        if workers < places:
+            reason = f"one for each image of a batch; {where} has room for {places}"
+    elif uses_tensorflow:
+        workers, reason = 1, "a separate process, since this one uses TensorFlow already"
+    else:
+        workers, reason = 0, f"this process trains, since {where} is alone and has {'one GPU' if gpus else 'no GPU'}"
+    text = f"workers: {workers}, chosen by auto: {reason}"
+    return dataclasses.replace(config, num_workers=str(workers)), text
 
 
 def format_capacity(nodes: Sequence[ClusterNode]) -> str:

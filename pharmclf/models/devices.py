@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 
 from pharmclf.config import RunConfig
@@ -83,7 +84,7 @@ def count_local_gpus() -> int:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return 0
-    found = len(listed.stdout.splitlines())
+    found = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())  # not the parts of one, by MIG
     return found if visible is None else min(found, sum(name.strip() not in ("", "-1") for name in visible.split(",")))
 
 
@@ -140,6 +141,11 @@ def _set_devices(gpus: bool) -> None:
     if (cores := usable_cores()) < schedulable_cores():  # the number that TensorFlow uses
         tf.config.threading.set_intra_op_parallelism_threads(cores)
         tf.config.threading.set_inter_op_parallelism_threads(cores)
+
+
+def is_tensorflow_in_use() -> bool:
+    """Whether other code of this process has imported TensorFlow or Keras, so that `configure_devices` may fail."""
+    return not _configured and not sys.modules.keys().isdisjoint({"tensorflow", "keras"})
 
 
 def keep_devices() -> None:

@@ -9,6 +9,7 @@ import ray
 
 from pharmclf import storage
 from pharmclf.config import RunConfig
+from pharmclf.config.parsing import AUTO
 from pharmclf.core.console import Say
 from pharmclf.core.errors import EXIT_OK, ConfigError
 from pharmclf.distributed.scaling_policy import resources_per_worker
@@ -97,7 +98,7 @@ def trial_config(base: RunConfig, options: SweepOptions) -> RunConfig:
     Raises:
         ConfigError: it says itself how many workers there are.
     """
-    if base.num_workers != "1":
+    if base.num_workers not in (AUTO, "1"):  # the default, and that of earlier versions
         raise ConfigError(
             f"--num-workers: received {base.num_workers}, but the workers of a sweep are its trials'. Give "
             f"--workers-per-trial"

@@ -101,7 +101,7 @@ def test_a_proxy_that_takes_no_connection_is_said_before_the_start(
         monkeypatch.delenv(name)
     monkeypatch.setenv("https_proxy", "http://user:secret@127.0.0.1:9")
     lines: list[str] = []
-    run_preflight(RunConfig(storage=str(tmp_path)), lines.append)
+    run_preflight(RunConfig(storage=str(tmp_path), num_workers="1"), lines.append)
     assert "note: https_proxy is set (http://…@127.0.0.1:9); workers reach each other without it" in lines[0]
     (warning,) = [line for line in lines if line.startswith("warning: proxy: ")]
     assert "https_proxy=http://…@127.0.0.1:9" in warning
@@ -118,7 +118,7 @@ def test_workers_without_room_on_this_machine_are_bad_input(tmp_path: Path, monk
     run_preflight(RunConfig(storage=str(tmp_path), num_workers="5", accelerator="cpu"), lines.append)
     (warning,) = [line for line in lines if line.startswith("warning: workers: ")]
     assert "5 processes share 2 cores" in warning
-    assert "--num-workers 1 uses all cores" in warning
+    assert "--num-workers auto uses all cores" in warning
     lines.clear()
     run_preflight(RunConfig(storage=str(tmp_path), num_workers="1-5", accelerator="cpu"), lines.append)
     assert [line for line in lines if "workers: " in line] == []

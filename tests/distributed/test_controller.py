@@ -16,6 +16,7 @@ from pharmclf.core.events import EpochEnd, Event, ImagesQuarantined
 from pharmclf.core.signals import StopRequested
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
+from pharmclf.distributed.cluster import resolve_workers
 from pharmclf.distributed.controller import train_on_workers
 from pharmclf.training.checkpoint import list_checkpoints, newest_checkpoint
 
@@ -78,6 +79,23 @@ def test_two_workers_take_the_steps_of_one(
         assert one.val_accuracy == two.val_accuracy
         assert one.val_loss == pytest.approx(two.val_loss, abs=1e-4)
         assert one.train_loss == pytest.approx(two.train_loss, abs=1e-4)
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+def test_this_process_a_worker_and_auto_give_the_same_losses(make_job: Any, tmp_path: Path) -> None:
+    """To the last bit, with dropout and augmentation; auto is this process here."""
+    outcomes = {}
+    for workers in ("0", "1", "auto"):
+        job = make_job(str(tmp_path / workers), num_workers=workers, **RATES)
+        job = dataclasses.replace(job, config=resolve_workers(job.config)[0])
+        outcomes[workers] = train_on_workers(job, Silent())
+    assert [outcome.workers for outcome in outcomes.values()] == [0, 1, 0]
+    here, worker, chosen = (
+        [(record.train_loss, record.val_loss, record.val_accuracy) for record in outcome.history]
+        for outcome in outcomes.values()
+    )
+    assert here == worker == chosen
 
 
 @pytest.mark.ray

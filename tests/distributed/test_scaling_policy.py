@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from pharmclf.config import ConfigError
-from pharmclf.distributed.scaling_policy import ClusterNode, format_capacity, plan_worker_group, resources_per_worker
+from pharmclf.config import ConfigError, RunConfig
+from pharmclf.distributed.scaling_policy import (
+    ClusterNode,
+    choose_workers,
+    format_capacity,
+    plan_worker_group,
+    resources_per_worker,
+)
 
 
 def nodes(*sizes: tuple[float, float]) -> list[ClusterNode]:
@@ -52,6 +60,50 @@ def test_a_team_is_as_large_as_the_cluster_allows(
     team = plan_worker_group(nodes(*cluster), low, high, accelerator)
     assert team.size == size
     assert team.each.gpus == (1.0 if any(gpus for _, gpus in cluster) and accelerator != "cpu" else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "settings", "workers", "reason"),
+    [
+        ([(2, 0)], {}, "0", "this process trains, since this machine is alone and has no GPU"),
+        ([(16, 1)], {}, "0", "this machine is alone and has one GPU"),
+        ([(16, 8)], {}, "8", "one for each GPU of this machine"),
+        ([(16, 8)], {"batch_size": 4}, "4", "one for each image of a batch; this machine has room for 8"),
+        ([(16, 8)], {"accelerator": "cpu"}, "0", "this process trains"),
+        ([(2, 0)], {"accelerator": "gpu"}, "1", "--accelerator gpu asks for a GPU, and this machine has none"),
+    ],
+)
+def test_auto_trains_in_this_process_unless_there_are_several_gpus(
+    cluster: list[tuple[float, float]], settings: dict[str, Any], workers: str, reason: str
+) -> None:
+    """The line says what was chosen and why; a number that was given stays, without a word."""
+    config, line = choose_workers(RunConfig(**settings), nodes(*cluster), on_cluster=False)
+    assert config.num_workers == workers
+    assert line.startswith(f"workers: {workers}, chosen by auto: ")
+    assert reason in line
+    assert choose_workers(config, nodes(*cluster), on_cluster=False) == (config, "")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers", "reason"),
+    [
+        ([(0, 0), (8, 4), (8, 4)], "8", "one for each GPU of the cluster"),
+        ([(0, 0), (4, 0), (4, 0)], "2", "one for each node of the cluster"),
+        ([(2, 0)], "1", "one for each node of the cluster"),
+        ([], "1", "one for each node of the cluster"),
+    ],
+)
+def test_auto_uses_all_of_a_cluster(cluster: list[tuple[float, float]], workers: str, reason: str) -> None:
+    """All GPUs, or all nodes where there is none; other jobs of the cluster know of workers alone."""
+    config, line = choose_workers(RunConfig(), nodes(*cluster), on_cluster=True)
+    assert config.num_workers == workers
+    assert reason in line
+
+
+def test_a_process_that_uses_tensorflow_already_starts_a_worker() -> None:
+    """As a notebook that has trained a model: its devices can no longer be set."""
+    config, line = choose_workers(RunConfig(), nodes((2, 0)), on_cluster=False, uses_tensorflow=True)
+    assert (config.num_workers, "this one uses TensorFlow already" in line) == ("1", True)
 
 
 def test_a_whole_cpu_is_left_on_a_node_beside_the_workers() -> None:
