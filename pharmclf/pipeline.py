@@ -24,7 +24,8 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, imbalance_note, split_manifest, write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.diagnostics.preflight import run_preflight
-from pharmclf.distributed.cluster import autoscaling_request, connect, node_address, resolve_workers
+from pharmclf.distributed.cluster import autoscaling_request, node_address, resolve_workers
+from pharmclf.distributed.controller import connect_for_training
 from pharmclf.evaluation.datasets import external_datasets
 from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring import HardwareMonitor, RunContext
@@ -199,7 +200,7 @@ class _ActiveRun:
     def _start_services(self, tracker: Tracker) -> None:
         """Connect to Ray; start metrics, hardware monitoring and the console."""
         config = self.config
-        connect(allow_open=config.allow_unauthenticated_cluster)
+        connect_for_training(config)
         self.services.callback(PrometheusExporter(config.run_name, self.status.now).close)
         self.hardware = HardwareMonitor(
             self.folder,

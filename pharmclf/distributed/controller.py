@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 
 import ray
 
+from pharmclf.config import RunConfig
+from pharmclf.core.background import start_in_thread
 from pharmclf.core.compat.ray import draining_nodes
+from pharmclf.core.console import show_activity
 from pharmclf.core.errors import RunError
 from pharmclf.core.events import ActivityStarted, Note, RunCallback, Waiting, WorkerFailure
 from pharmclf.core.signals import StopRequested
@@ -80,6 +84,28 @@ def _train_here(job: TrainingContext, callback: RunCallback) -> TrainResult:
     workers = collectives.single_worker()
     with sampling(callback.on_event, node=node_address(), every_s=job.monitor_interval_s, clock=workers.progress):
         return dataclasses.replace(trainer.Trainer(job, workers, callback).fit(), workers=0)
+
+
+def connect_for_training(config: RunConfig) -> None:
+    """As `connect`; where this process trains, it imports TensorFlow at the same time, since most of either is a wait.
+
+    Raises:
+        ConfigError: as `connect`.
+    """
+    if config.worker_range[1] > 0 or "tensorflow" in sys.modules:
+        connect(allow_open=config.allow_unauthenticated_cluster)
+        return
+    with suppress_native_stderr():
+        importing = start_in_thread(_import_trainer, "import")
+        try:
+            connect(allow_open=config.allow_unauthenticated_cluster)
+        finally:  # a process that ends in the middle of this import may crash
+            with show_activity("importing TensorFlow"):
+                importing.result()
+
+
+def _import_trainer() -> None:
+    import pharmclf.training.trainer  # noqa: F401
 
 
 class TrainController:

@@ -35,12 +35,19 @@ class Explainer:
         """
         self._location = location
         self._local_model: _GradCamModel | None = None
+        self._loaded: keras.Model | None = None
         self._actor: Any = ray.remote(num_cpus=_CPUS, num_gpus=0)(_GradCamModel).remote(location) if on_ray else None
+
+    def use(self, model: keras.Model) -> None:
+        """Explain a model that this process has loaded from the same file."""
+        self._loaded = model
 
     def heatmaps(self, images: np.ndarray, class_numbers: np.ndarray) -> np.ndarray:
         """Grad-CAM of images for classes; see `grad_cam`."""
         if not len(images):
             return np.zeros(images.shape[:3], np.float32)
+        if self._loaded is not None:
+            return grad_cam(self._loaded, images, class_numbers)
         if self._actor is not None:
             return np.asarray(ray.get(self._actor.heatmaps.remote(images, class_numbers)))
         self._local_model = self._local_model or _GradCamModel(self._location)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -28,6 +28,11 @@ from pharmclf.data.ray_loader import configure_dataset, encode_error, load_block
 from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.progress import image_progress
+
+if TYPE_CHECKING:
+    import keras
+
+    from pharmclf.evaluation.gradcam import Explainer
 
 BATCH = 64
 """Images of one forward pass. One shape needs one graph."""
@@ -76,11 +81,16 @@ class Predictor:
 
             configure_devices(deterministic=False, gpus=what.gpus, late=True)
         self._columns, self._error = what.columns, ""
-        self._models: list[tuple[Any, Any]] = []
+        self._models: list[tuple[keras.Model, Callable[[np.ndarray], Any]]] = []
         try:
             self._models = [_load_model(location, what.image_size) for location in what.models]
         except (ConfigError, OSError) as error:
             self._error = encode_error(error)
+
+    @property
+    def first_model(self) -> keras.Model:
+        """The first of the models, loaded."""
+        return self._models[0][0]
 
     def __call__(self, block: Block) -> Block:
         """Predict a block.
@@ -110,7 +120,7 @@ class Predictor:
         return np.concatenate([np.stack([output.numpy() for output in row], axis=1) for row in outputs])[:count]
 
 
-def _load_model(location: str, image_size: int) -> tuple[Any, Any]:
+def _load_model(location: str, image_size: int) -> tuple[keras.Model, Callable[[np.ndarray], Any]]:
     """A model, and its forward pass for a batch of uint8 images, which are cast to float on the device.
 
     Raises:
@@ -153,6 +163,7 @@ def predict(
     actors: int,
     gpus: bool = True,
     check: Callable[[], None] = lambda: None,
+    explainer: Explainer | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict images with one or more models, reading every image once.
 
@@ -163,6 +174,7 @@ def predict(
         actors: Ray actors that predict; 0: this process.
         gpus: whether available GPUs may be used.
         check: called before each block; an exception that it raises ends the prediction.
+        explainer: of the first model; takes it where this process has loaded it.
 
     Returns:
         (n, models, classes) float32 probabilities, in the order of `images`; and (n,) text: why an image cannot be
@@ -176,12 +188,15 @@ def predict(
     probabilities, bad, done = [], [], 0
     report = image_progress("predicting")
     with show_activity("loading the model", LOAD_MODEL_S) as loading:
-        for block in predict_stream(what, images):
+        predictor = None if actors else Predictor(what)
+        for block in predict_stream(what, images, predictor):
             loading.begin("")
             check()
             probabilities.append(block["probabilities"])
             bad.append(block["bad"])
             report(done := done + len(bad[-1]), len(images))
+    if explainer and predictor:
+        explainer.use(predictor.first_model)
     return np.concatenate(probabilities), np.concatenate(bad)
 
 

@@ -12,6 +12,7 @@ from pharmclf.data.image_set import ImageSet
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.datasets import EvalDataset
 from pharmclf.evaluation.evaluate import evaluate, predictions_table
+from pharmclf.evaluation.gradcam import Explainer
 from pharmclf.evaluation.predict import predict
 from pharmclf.evaluation.results import EvaluationResult
 
@@ -36,6 +37,7 @@ def predict_datasets(
     actors: int,
     gpus: bool,
     check: Callable[[], None] = lambda: None,
+    explainer: Explainer | None = None,
 ) -> list[tuple[EvalDataset, np.ndarray]]:
     """Predict all images of some sets in one stream.
 
@@ -46,6 +48,7 @@ def predict_datasets(
         actors: Ray actors that predict; 0: this process.
         gpus: whether each of them uses a GPU.
         check: called before each block; an exception that it raises ends the prediction.
+        explainer: as in `predict`.
 
     Returns:
         Each set without the images whose files differ from the manifest, which its last note names; and the
@@ -55,7 +58,7 @@ def predict_datasets(
         ConfigError: a set has no image left.
     """
     files = ImageSet.join([images.files for images in sets])
-    probabilities, bad = predict(models, files, image_size, actors=actors, gpus=gpus, check=check)
+    probabilities, bad = predict(models, files, image_size, actors=actors, gpus=gpus, check=check, explainer=explainer)
     ends = np.cumsum([len(images.rows) for images in sets])[:-1]
     parts = zip(sets, np.split(probabilities, ends), np.split(bad, ends), strict=True)
     return [(images.without(reasons.tolist()), part[reasons == ""]) for images, part, reasons in parts]

@@ -97,7 +97,9 @@ def run_final_evaluation(
     actors = outcome.workers if actors is None else actors
     with Explainer(models[0], on_ray=actors > 0) as explainer:
         gpus = actors > 0 and outcome.device != "CPU"
-        found = predict_datasets(models, sets, config.image_size, actors=actors, gpus=gpus, check=check)
+        found = predict_datasets(
+            models, sets, config.image_size, actors=actors, gpus=gpus, check=check, explainer=explainer
+        )
         activity.begin("scoring and drawing", DRAW_S)
         sets = [images for images, _ in found]
         for images in sets[:2]:  # the others are of another manifest

@@ -13,7 +13,7 @@ from pharmclf.config import RunConfig
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.models.backbone_split import split_backbone
-from pharmclf.models.backbones import build_backbone
+from pharmclf.models.backbones import build_backbone, cached_backbone
 from pharmclf.models.head import build_head, build_inference_model
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.context import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE, phase_model_file
@@ -44,7 +44,9 @@ def save_final_models(
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")  # weights are float32 in any precision, and the file must run anywhere
     try:
-        backbone = build_backbone(config.backbone, config.image_size, config.weights)
+        source = config.backbone, config.image_size, config.weights
+        is_named = config.weights in ("imagenet", "none")  # a file may have changed; training has built the others
+        backbone = cached_backbone(*source, config.weights) if is_named else build_backbone(*source)
         for phase in (phase for phase in build_phases(config) if phase.name in state.best):
             checkpoint = read_checkpoint(storage.join(folder, "checkpoints", state.best[phase.name]))
             # one backbone for all: each phase also trains what the phases before have trained
