@@ -8,7 +8,6 @@ from typing import Literal
 
 from pharmclf.config.fields import check_ranges, setting
 from pharmclf.config.parsing import (
-    AUTO,
     check_image_sizes,
     check_location,
     expand_home,
@@ -144,9 +143,8 @@ class RunConfig:
     that holds the image, -2 the one above. 0: found where it is clear."""
     name: str = setting("", affects_result=False, per_head=True)
     """Name of the run, the folder below storage. The same name again resumes. Empty: named after the data."""
-    num_workers: str = setting(AUTO, affects_result=False, per_head=True)
-    """N: workers on Ray Train, one accelerator each; MIN-MAX: as many as there are; 0: train in this process; auto: a
-    worker for each GPU of several, or of the cluster, else 0."""
+    num_workers: str = setting("auto", affects_result=False, per_head=True)
+    """N: Ray Train workers, an accelerator each; MIN-MAX: as many as there are; 0: this process; auto: what fits."""
     backbone: BackboneName = "efficientnet_lite0"
     """The pretrained network."""
     weights: str = setting("imagenet", affects_result=False)
@@ -169,6 +167,8 @@ class RunConfig:
     divides itself stays."""
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
     """auto: mixed_bfloat16 or mixed_float16 where the GPU has fast units for it, float32 elsewhere."""
+    all_reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format in which several workers exchange gradients. bfloat16: half the bytes, rounded to 8 bits."""
     xla: bool = setting(False, affects_result=False)
     """Compile the training step with XLA."""
     deterministic: bool = True
@@ -293,8 +293,7 @@ def _check(config: RunConfig) -> None:
     if config.feature_cache == "always" and config.views == 0:
         raise ConfigError(
             "feature_cache: received always with augment.views 0, where every epoch sees new images and nothing "
-            "would "
-            "be used twice. Give --augment.views 2 or more, or --feature-cache auto"
+            "would be used twice. Give --augment.views 2 or more, or --feature-cache auto"
         )
     if config.phase1.epochs + config.phase2.epochs == 0:
         raise ConfigError("phase1.epochs and phase2.epochs: both are 0. Give at least one phase an epoch")

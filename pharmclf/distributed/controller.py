@@ -76,7 +76,8 @@ def with_loader_cpus(job: TrainingContext, share: float = 1.0) -> TrainingContex
 
 
 def _train_here(job: TrainingContext, callback: RunCallback) -> TrainResult:
-    callback.on_event(ActivityStarted(text="importing TensorFlow", usual_s=IMPORT_TENSORFLOW_S))
+    if "tensorflow" not in sys.modules:
+        callback.on_event(ActivityStarted(text="importing TensorFlow", usual_s=IMPORT_TENSORFLOW_S))
     with suppress_native_stderr():
         from pharmclf.training import collectives, trainer
 

@@ -237,7 +237,9 @@ def _worker(settings: dict[str, Any]) -> None:
 
         configure_devices_for(job.config)
         threads = max(1, usable_cores() // world) if world > 1 else None
-        workers = dataclasses.replace(collectives.init_distributed(threads), progress=progress)
+        workers = dataclasses.replace(
+            collectives.init_distributed(threads), progress=progress, gradient_dtype=job.config.all_reduce_dtype
+        )
         # one process samples each node; the driver samples its own
         samples_node = (
             context.get_local_rank() == 0 and ray.get_runtime_context().get_node_id() != settings["driver_node"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -117,7 +117,7 @@ class ModelStep:
         tf.cond(finite, take, skip)
         return sums
 
-    def _replica_gradients(self, batch: Batch, stop_vote: Any) -> tuple[list[Any], Any]:
+    def _replica_gradients(self, batch: Batch, stop_vote: Any) -> tuple[Sequence[Any], Any]:
         scale = 1.0 if self.loss_scale is None else self.loss_scale
 
         def of_rows(rows: Batch, keep: list[Any]) -> list[Any]:
@@ -130,10 +130,8 @@ class ModelStep:
         shapes = [*(variable.shape for variable in self.trained), (), ()]
         masks = self._dropout_masks(batch.global_step)
         *gradients, loss_sum, correct = self._accumulate(of_rows, batch, masks, shapes)
-        *gradients, sums = self.workers.all_reduce_sum(
-            [*gradients, tf.stack([loss_sum, correct, stop_vote, tf.reduce_sum(batch.mask)])]
-        )
-        return gradients, sums
+        sums = tf.stack([loss_sum, correct, stop_vote, tf.reduce_sum(batch.mask)])
+        return self.workers.all_reduce_gradients(gradients, sums)
 
     def _forward_backward(self, inputs: Any, batch: Batch, keep: list[Any], scale: Any) -> list[Any]:
         frozen = inputs if self.prefix is None else self.prefix(inputs)

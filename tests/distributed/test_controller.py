@@ -100,6 +100,21 @@ def test_this_process_a_worker_and_auto_give_the_same_losses(make_job: Any, tmp_
 
 @pytest.mark.ray
 @pytest.mark.tf
+def test_workers_that_exchange_bfloat16_train_as_one_that_exchanges_nothing(make_job: Any, tmp_path: Path) -> None:
+    """Each loss within one percent, and as many images counted."""
+    settings: dict[str, Any] = RATES | {"all_reduce_dtype": "bfloat16"}
+    one, two = (
+        train_on_workers(make_job(str(tmp_path / workers), num_workers=workers, **settings), Silent())
+        for workers in ("0", "2")
+    )
+    assert two.workers == 2
+    for alone, together in zip(one.history, two.history, strict=True):
+        assert together.train_loss == pytest.approx(alone.train_loss, rel=1e-2)
+        assert together.val_accuracy == pytest.approx(alone.val_accuracy, abs=0.1)
+
+
+@pytest.mark.ray
+@pytest.mark.tf
 def test_a_run_begun_with_two_workers_ends_with_one(make_job: Any, tmp_path: Path) -> None:
     """Stopped with two workers in phase 2 and resumed with one: it goes on where it stood, as an unbroken run would."""
     settings: dict[str, Any] = RATES | {"phase2": PhaseConfig(epochs=3, learning_rate=1e-5)}

@@ -23,7 +23,8 @@ BY_MANIFEST = {  # change its rows
 }  # fmt: skip
 FREE = {  # what comes behind the frozen part, and where and how the run goes on
     "storage": "elsewhere", "name": "other", "num_workers": "2", "batch_size": 7, "xla": True, "deterministic": False,
-    "checkpoint_interval_s": 1.0, "num_checkpoints_to_keep": 5, "feature_cache": "never", "image_cache": "on", "max_failures": 2,
+    "all_reduce_dtype": "bfloat16", "image_cache": "on",
+    "checkpoint_interval_s": 1.0, "num_checkpoints_to_keep": 5, "feature_cache": "never", "max_failures": 2,
     "accelerator": "cpu", "node_timeout": "1m", "step_timeout_s": 9.0,
     "allow_unauthenticated_cluster": True, "skip_checks": True, "monitor_interval_s": 0.0, "eval_data": ["x=y"],
     "target_error": "2%",

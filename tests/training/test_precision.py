@@ -97,6 +97,17 @@ def test_a_gradient_that_is_not_finite_on_one_worker_skips_the_step_on_all(
 
 @pytest.mark.ray
 @pytest.mark.tf
+@pytest.mark.parametrize(("xla", "num_warnings"), [(False, 0), (True, 1)])
+def test_xla_on_a_cpu_is_named_with_its_cost(make_job: Any, tmp_path: Path, xla: bool, num_warnings: int) -> None:
+    """Before anything is computed."""
+    recorder = Recorder()
+    record = RunRecord(name="run", settings={}, config={}, fingerprints={})
+    resolve_auto_settings(make_job(str(tmp_path), xla=xla), recorder, record)
+    assert sum("10 to 14 times as long" in note for note in recorder.notes) == num_warnings
+
+
+@pytest.mark.ray
+@pytest.mark.tf
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_resumed_run_keeps_the_precision_that_it_began_with(make_job: Any, tmp_path: Path, workers: str) -> None:
     """Begun where GPUs were fast at bfloat16, it goes on so on processors; one that begins here takes float32."""
