@@ -1,6 +1,6 @@
 """Proposes pairs of images that may be copies, from perceptual hashes and 32-pixel thumbnails.
 
-`hash_pairs` finds images of near hash whose coarse pixels fit up to a small shift and scale. `turned_pairs` finds
+`hash_search` finds images of near hash whose coarse pixels fit up to a small shift and scale. `TurnedSearch` finds
 images that fit after a rotation or a mirror, in any light, from the spectra of rings in the thumbnails.
 """
 
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from pharmclf.data.alignment import SCALE_AND_SHIFT, Floats, blur, jacobian
 from pharmclf.data.decoded_image import THUMBNAIL_SIDE
+from pharmclf.data.near_vectors import Measure, NearVectors
 
 _MAX_BITS = 20  # of 64; 98 % of the crops of 5 % differ by no more, 93 % by no more than 16
 _MAX_COARSE = 17.0  # rms of 8x8 means in grey levels, before any alignment; copies 16.9, half of all other pairs 43
 _MAX_COARSE_MOVED = 10.0  # what of it no small shift and scale explains; copies 8.5 (99 %), others 12.3 (half)
 _MAX_COARSE_SHARE = 0.5  # the same per contrast; copies 0.4 (99 %), others 0.9 (half)
 _ANY_BASIS = np.eye(64, 4, dtype=np.float32) * 1e-3  # flat images have no slopes for a basis
-_MAX_NEAREST = 32  # pairs of a row that are checked, nearest first: bounds the work where all images are alike
 _RADII = (2, 4, 6, 8, 10, 12, 14)  # pixels of the thumbnail; rotations keep the disc of 16 in the image
 _ANGLES = 32  # points on a ring
 _WAVES = 9  # around a ring, from the constant on
@@ -30,75 +30,59 @@ _MIN_ALIKE = 0.975  # product of the waves' sizes, 0..1; turned copies 0.989 (99
 _MIN_ALIKE_TURNED = 0.95  # the same at the best angle; turned copies 0.959 (99 %), others 0.946 (0.01 %)
 
 
-def hash_pairs(
-    hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], sides: NDArray[np.bool_] | None = None
-) -> Iterator[NDArray[np.int64]]:
-    """Yield pairs (n, 2) of near hash whose 8x8 means differ little, up to a small shift and scale.
+def hash_search(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8]) -> NearVectors:
+    """The search for images of near hash whose 8x8 means differ little, up to a small shift and scale."""
+    coarse = thumbnails.reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4), dtype=np.float32)
 
-    A row is paired with at most 32 larger rows, the nearest.
-    """
-    num_rows, rows, columns = len(hashes), 256, 2048
-    coarse = thumbnails.reshape(num_rows, 8, 4, 8, 4).mean(axis=(2, 4), dtype=np.float32)
-    for top in range(0, num_rows, rows):
-        block = coarse[top : top + rows]
+    def prepare(rows: NDArray[np.int64]) -> Measure:
+        order = np.argsort(rows)
+        block = coarse[rows]
         moves = np.linalg.qr(jacobian(block, np.float32(1))[:, :SCALE_AND_SHIFT].transpose(0, 2, 1) + _ANY_BASIS)[0]
-        pieces, distances = [], []
-        for left in range(top, num_rows, columns):
-            bits = np.bitwise_count(hashes[top : top + rows, None] ^ hashes[None, left : left + columns])
-            near = np.flatnonzero(bits <= _MAX_BITS)
-            for start in range(0, len(near), 32768):
-                one, other = np.divmod(near[start : start + 32768], bits.shape[1])
-                pairs = np.stack([one + top, other + left], axis=1)
-                gap = (coarse[pairs[:, 1]] - block[one]).reshape(-1, 64, 1)
-                keep = _is_wanted(pairs, sides) & (np.square(gap).mean(axis=(1, 2)) <= _MAX_COARSE**2)
-                pairs, gap, move = pairs[keep], gap[keep], moves[one[keep]]
-                distance = np.sqrt(np.square(gap - move @ (move.transpose(0, 2, 1) @ gap)).mean(axis=(1, 2)))
-                contrast = block[one[keep]].std(axis=(1, 2)) + 1
-                keep = (distance <= _MAX_COARSE_MOVED) & (distance <= _MAX_COARSE_SHARE * contrast)
-                pieces.append(pairs[keep])
-                distances.append(distance[keep])
-        if pieces:
-            yield _nearest(np.concatenate(pieces), np.concatenate(distances))
+        contrast = block.std(axis=(1, 2)) + 1
+
+        def measure(one: NDArray[np.int64], other: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+            gap = (coarse[other] - coarse[one]).reshape(-1, 64, 1)
+            keep = np.flatnonzero(np.square(gap).mean(axis=(1, 2)) <= _MAX_COARSE**2)
+            gap, place = gap[keep], order[np.searchsorted(rows, one[keep], sorter=order)]
+            moved = moves[place].transpose(0, 2, 1) @ gap
+            rest = np.einsum("ijk,ijk->i", gap, gap) - np.einsum("ijk,ijk->i", moved, moved)
+            near = rest <= 64.1 * _MAX_COARSE_MOVED**2  # the same up to rounding, for a fraction of the time
+            keep, gap, place, moved = keep[near], gap[near], place[near], moved[near]
+            distance = np.sqrt(np.square(gap - moves[place] @ moved).mean(axis=(1, 2)))
+            near = (distance <= _MAX_COARSE_MOVED) & (distance <= _MAX_COARSE_SHARE * contrast[place])
+            return keep[near], distance[near]
+
+        return measure
+
+    flat = coarse.reshape(len(coarse), 64)
+    return NearVectors(flat, 8 * _MAX_COARSE, prepare, hashes, _MAX_BITS)
 
 
-def turned_pairs(
-    thumbnails: NDArray[np.uint8], sides: NDArray[np.bool_] | None = None
-) -> Iterator[tuple[NDArray[np.int64], Floats]]:
-    """Yield pairs (n, 2) that are alike after a rotation or a mirror, in any light, and placements (n, 2, 3).
+class TurnedSearch:
+    """The search for images that are alike after a rotation or a mirror, in any light."""
 
-    A row is paired with at most 32 larger rows, the nearest.
-    """
-    num_rows, rows, columns = len(thumbnails), 256, 2048
-    spectra = np.empty((num_rows, len(_RADII), _WAVES), np.complex64)
-    for start in range(0, num_rows, columns):
-        spectra[start : start + columns] = _spectra(thumbnails[start : start + columns])
-    sizes = np.abs(spectra).reshape(num_rows, -1)  # their product bounds the similarity at any rotation
-    for top in range(0, num_rows, rows):
-        pieces, alike = [], []
-        for left in range(top, num_rows, columns):
-            product = sizes[top : top + rows] @ sizes[left : left + columns].T
-            near = np.flatnonzero(product >= _MIN_ALIKE)
-            one, other = np.divmod(near, product.shape[1])
-            pairs = np.stack([one + top, other + left], axis=1)
-            keep = _is_wanted(pairs, sides)
-            pieces.append(pairs[keep])
-            alike.append(product.ravel()[near[keep]])
-        pairs = _nearest(np.concatenate(pieces), -np.concatenate(alike))
-        for start in range(0, len(pairs), 1024):
-            yield _match_turned(pairs[start : start + 1024], spectra)
+    def __init__(self, thumbnails: NDArray[np.uint8]) -> None:
+        spectra = np.empty((len(thumbnails), len(_RADII), _WAVES), np.complex64)
+        for start in range(0, len(thumbnails), 2048):
+            spectra[start : start + 2048] = _spectra(thumbnails[start : start + 2048])
+        self._rows = np.flatnonzero(spectra.any(axis=(1, 2)))  # others are flat
+        self._spectra = spectra[self._rows]
+        # their products bound the similarity at any rotation
+        sizes = np.abs(self._spectra).reshape(len(self._rows), len(_RADII) * _WAVES)
 
+        def measure(one: NDArray[np.int64], other: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+            product = np.einsum("ij,ij->i", sizes[one], sizes[other])
+            keep = np.flatnonzero(product >= _MIN_ALIKE)
+            return keep, -product[keep]
 
-def _is_wanted(pairs: NDArray[np.int64], sides: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    """Each pair once, and no row with itself; given sides, only pairs of unequal sides."""
-    once = pairs[:, 0] < pairs[:, 1]
-    return once if sides is None else once & (sides[pairs[:, 0]] != sides[pairs[:, 1]])
+        self.search = NearVectors(sizes, np.sqrt(2 - 2 * _MIN_ALIKE), lambda _: measure)
 
-
-def _nearest(pairs: NDArray[np.int64], distances: Floats) -> NDArray[np.int64]:
-    """Keep the 32 nearest pairs of each row."""
-    pairs = pairs[np.lexsort((distances, pairs[:, 0]))]
-    place = np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0])  # 0: the row's nearest
-    return pairs[place < _MAX_NEAREST]
+    def pairs(self, sides: NDArray[np.bool_] | None = None) -> Iterator[tuple[NDArray[np.int64], Floats]]:
+        """Yield pairs (n, 2) and their placements (n, 2, 3), of each row with at most 32 larger ones, the nearest."""
+        for pairs in self.search.pairs(None if sides is None else sides[self._rows]):
+            for start in range(0, len(pairs), 1024):
+                turned, placements = _match_turned(pairs[start : start + 1024], self._spectra)
+                yield self._rows[turned], placements
 
 
 def _spectra(thumbnails: NDArray[np.uint8]) -> NDArray[np.complex64]:

@@ -34,7 +34,7 @@ from pharmclf.data.alignment import (
     register,
     residual,
 )
-from pharmclf.data.duplicate_candidates import hash_pairs, turned_pairs
+from pharmclf.data.duplicate_candidates import TurnedSearch, hash_search
 
 CHECK_SIDE = 160
 """Side in pixels of the images in the final check."""
@@ -108,12 +108,12 @@ def _aligned_pairs(
     hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], sides: NDArray[np.bool_] | None
 ) -> Iterator[_Fits]:
     """Yield the candidate pairs whose thumbnails fit."""
-    for pairs in hash_pairs(hashes, thumbnails, sides):
+    for pairs in hash_search(hashes, thumbnails).pairs(sides):
         starts = np.broadcast_to(IDENTITY, (len(pairs), 2, 3))
         yield from _filter_by_alignment(
             pairs, starts, thumbnails, _SAME_LIGHT, ((2, _GIVE_UP_RMS), (5, _MAX_THUMBNAIL_RMS))
         )
-    for pairs, starts in turned_pairs(thumbnails, sides):
+    for pairs, starts in TurnedSearch(thumbnails).pairs(sides):
         yield from _filter_by_alignment(pairs, starts, thumbnails, _ANY_LIGHT, ((2, _MAX_THUMBNAIL_RMS),))
 
 

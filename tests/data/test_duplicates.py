@@ -7,9 +7,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from threadpoolctl import threadpool_limits
 
-from pharmclf.data.duplicate_candidates import hash_pairs, turned_pairs
+from pharmclf.data.duplicate_candidates import TurnedSearch, hash_search
 from pharmclf.data.duplicates import CHECK_SIDE, equal_pairs, group_rows, near_pairs
 from pharmclf.data.image_decoding import decode, perceptual_hash, read_image_info
+from pharmclf.data.near_vectors import NearVectors
 
 PILLS = Path(__file__).parents[3] / "shared" / "data" / "pills10-A"
 
@@ -196,6 +197,49 @@ def test_photographs_form_no_groups_and_their_copies_do():
     assert joined.mean() >= 0.97
 
 
+def crowded_thumbnails(seed):
+    """7,000 thumbnails: blends, near copies of some, mirrors, and two crowds of equal ones; in a random order."""
+    rng = np.random.default_rng(seed)
+    base = [
+        np.asarray(
+            Image.fromarray(rng.integers(0, 256, (6, 6), dtype=np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+        )
+        for _ in range(60)
+    ]
+    one, two = (np.stack(base)[rng.integers(0, 60, 5500)].astype(np.float32) for _ in range(2))
+    blends = np.asarray(one * 0.6 + two * 0.4, np.uint8)
+    near = np.clip(blends[:600].astype(int) + rng.integers(-4, 5, (600, 32, 32)), 0, 255).astype(np.uint8)
+    white, page = (np.repeat(image, 250, axis=0) for image in (np.full((1, 32, 32), 255, np.uint8), blends[:1]))
+    pale = white[:50] - np.uint8(1) * (rng.random((50, 32, 32)) < 0.02)
+    images = np.concatenate([blends, near, blends[600:900, :, ::-1], white, page, pale, near[:50]])
+    return images[rng.permutation(len(images))]
+
+
+@pytest.mark.parametrize(("seed", "share"), [(0, None), (1, 0.2)])
+def test_the_index_finds_the_pairs_that_a_comparison_of_all_finds(seed, share):
+    """Both searches with their thresholds, and two sides: the same pairs, though hundreds of images are equal."""
+    thumbnails = crowded_thumbnails(seed)
+    hashes = np.array([int(perceptual_hash(one), 16) for one in thumbnails], dtype=np.uint64)
+    sides = None if share is None else np.random.default_rng(seed).random(len(thumbnails)) < share
+    for search in (hash_search(hashes, thumbnails), TurnedSearch(thumbnails).search):
+        of_rows = sides if sides is None else sides[: len(search.vectors)]
+        found = np.concatenate(list(search.pairs(of_rows)))
+        expected = np.concatenate(list(search.compare_all(of_rows)))
+        assert len(expected) > 2000
+        assert found[np.lexsort(found.T[::-1])].tolist() == expected[np.lexsort(expected.T[::-1])].tolist()
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 40])
+def test_few_vectors_need_no_index(num_rows):
+    """No row, one, and rows that are all equal: each is paired with the 32 that follow it."""
+    same = np.zeros(num_rows, np.float32)
+    search = NearVectors(
+        np.ones((num_rows, 3), np.float32), 1.0, lambda _: lambda one, _: (np.arange(len(one)), same[one])
+    )
+    found = sorted(pair for piece in search.pairs() for pair in map(tuple, piece.tolist()))
+    assert found == [(one, other) for one in range(num_rows) for other in range(one + 1, min(num_rows, one + 33))]
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_rows_take_a_minute():
     """Candidates among 100,000 blended thumbnails: bounded pieces, in time."""
@@ -210,8 +254,8 @@ def test_a_hundred_thousand_rows_take_a_minute():
     hashes = np.array([int(perceptual_hash(one), 16) for one in thumbnails], dtype=np.uint64)
     with threadpool_limits(1):  # threads of a matrix product that wait for a busy machine count as work
         began = time.process_time()  # of this process: the machine may be busy
-        pieces = [len(piece) for piece in hash_pairs(hashes, thumbnails)]
-        pieces += [len(piece) for piece, _ in turned_pairs(thumbnails)]
+        pieces = [len(piece) for piece in hash_search(hashes, thumbnails).pairs()]
+        pieces += [len(piece) for piece, _ in TurnedSearch(thumbnails).pairs()]
         seconds = time.process_time() - began
-    assert max(pieces) <= 256 * 32
+    assert max(pieces) <= 512 * 32
     assert seconds < 60
