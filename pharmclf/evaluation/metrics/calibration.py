@@ -16,8 +16,8 @@ TEMPERATURES = (0.1, 10.0)
 """Lowest and highest temperature that is fitted."""
 _HALVINGS = 30
 """Of the range of temperatures: the fitted one is then known to eight digits."""
-_MAX_TABLE_CELLS = 2**26
-"""Up to so many logarithms are kept while the temperature is fitted; more are computed again in each step."""
+_MAX_TABLE_CELLS = 2**27
+"""Up to so many logarithms, 1 GiB, are kept while the temperature is fitted; more are computed again in each step."""
 _FLOOR = float(np.finfo(np.float32).tiny)
 """Probabilities below count as this: float32 cannot hold them, so their logits are unknown."""
 
