@@ -108,6 +108,14 @@ def _group_splits(
     return labels[first_rows], split_of_group
 
 
+def _groups_by_class(class_of_group: NDArray[np.str_]) -> dict[str, NDArray[np.intp]]:
+    """The groups of each class, ascending; classes in the order of their names."""
+    names, codes = np.unique(class_of_group, return_inverse=True)
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes))[:-1]
+    return dict(zip(names.tolist(), np.split(order, ends), strict=False))  # no class: one empty part
+
+
 def _draw_splits(
     labels: NDArray[np.str_],
     groups: NDArray[np.integer],
@@ -120,9 +128,8 @@ def _draw_splits(
     _, group_of = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group_of, minlength=len(split_of_group))
     rng = np.random.default_rng(seed)
-    for name in np.unique(class_of_group):
-        class_groups = rng.permutation(np.flatnonzero(class_of_group == name))
-        _split_class(class_groups, sizes, split_of_group, shares)
+    for groups_of_class in _groups_by_class(class_of_group).values():
+        _split_class(rng.permutation(groups_of_class), sizes, split_of_group, shares)
     return np.where(splits == "", split_of_group[group_of], splits)
 
 
@@ -176,8 +183,8 @@ def _check_complete(splits: NDArray[np.str_]) -> None:
 def _check_num_groups(class_of_group: NDArray[np.str_], split_of_group: NDArray[np.str_], num_open: int) -> None:
     """Refuse classes with fewer open groups than splits to draw, including train."""
     poor = []
-    for name in np.unique(class_of_group):
-        splits = split_of_group[class_of_group == name]
+    for name, groups_of_class in _groups_by_class(class_of_group).items():
+        splits = split_of_group[groups_of_class]
         free = int((splits == "").sum())
         needed = num_open - bool((splits == TRAIN).any())
         if 0 < free < needed:
