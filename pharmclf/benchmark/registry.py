@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pharmclf import storage
 from pharmclf.benchmark.measure import MeasureOptions, Report, describe_machine
-from pharmclf.benchmark.scaling_options import ScalingOptions
+from pharmclf.benchmark.scaling_options import ScaleOptions, ScalingOptions
 from pharmclf.config import RunConfig
 from pharmclf.config.presets import SPACES
 from pharmclf.core.console import print_result, show_activity
@@ -21,7 +21,7 @@ from pharmclf.data.destination import check_destination
 
 BACKBONES = ["efficientnet_lite0", "resnet50"]
 QUICK_PRESET = "benchmark-quick"
-BenchmarkOptions = MeasureOptions | ScalingOptions | None
+BenchmarkOptions = MeasureOptions | ScaleOptions | ScalingOptions | None
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,14 @@ BENCHMARKS = {
     "monitor": Benchmark("monitor_cost:benchmark_monitor", options=MeasureOptions()),
     "activations": Benchmark("feature_cache:benchmark_feature_cache"),
     "scaling": Benchmark("scaling:benchmark_scaling", "scaling", ScalingOptions()),
+    "scale": Benchmark("scale:benchmark_scale", options=ScaleOptions()),
     "sweep": Benchmark("sweep:benchmark_sweep", argument=SPACES / "default.yaml"),
     "storage": Benchmark("storage_throughput:benchmark_storage"),
     "stream": Benchmark("stream:benchmark_stream"),
     "predict": Benchmark("inference:benchmark_inference"),
     "folding": Benchmark("folding:benchmark_folding"),
 }
-ALL = ("plain", "stages", "devices", "monitor", "activations", "scaling", "sweep")
+ALL = ("plain", "stages", "devices", "monitor", "activations", "scaling", "scale", "sweep")
 """Benchmarks that run where none is named."""
 QUICK = ("plain", "devices")
 """Benchmarks of --quick."""
@@ -62,8 +63,11 @@ def get_benchmark(name: str, *, quick: bool) -> Benchmark:
     benchmark = BENCHMARKS[name]
     if not quick:
         return benchmark
-    is_short = isinstance(benchmark.options, MeasureOptions)
-    options = MeasureOptions(sides=("plain",), seconds=2.0) if is_short else benchmark.options
+    options = benchmark.options
+    if isinstance(options, MeasureOptions):
+        options = MeasureOptions(sides=("plain",), seconds=2.0)
+    elif isinstance(options, ScaleOptions):
+        options = ScaleOptions(images=2000, compared=1000, classes=100)
     return dataclasses.replace(benchmark, preset=QUICK_PRESET, options=options)
 
 

@@ -1,4 +1,4 @@
-"""Options of the scaling forecast, and its assumptions in words; pure."""
+"""Options of the scaling forecast, with its assumptions in words, and of the benchmark of large data sets; pure."""
 
 from __future__ import annotations
 
@@ -56,6 +56,23 @@ class ScalingOptions:
         between = Link(self.link_use * gbit * 1e9 / 8, self.link_latency_us / 1e6)
         inside = Link(self.link_use * self.gpu_link_gbit * 1e9 / 8, self.gpu_link_latency_us / 1e6)
         return Network(between, inside, self.gpus_per_node)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOptions:
+    """Sizes of the data sets around a training."""
+
+    images: int = 100_000
+    """Images of the search for copies and of the manifest."""
+    compared: int = 20_000
+    """Images of which all pairs are compared too."""
+    classes: int = 10_000
+    """Classes of ten images each to split, and of one each to evaluate."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "compared", "classes"):
+            if getattr(self, name) < 10:
+                raise ConfigError(f"{_flag(name)}: received {getattr(self, name)}, expected 10 or more")
 
 
 def _is_above_0(value: float) -> bool:

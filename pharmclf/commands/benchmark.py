@@ -11,6 +11,7 @@ pharmclf benchmark sweep --data DIR                        trials with shared fe
 pharmclf benchmark storage --storage s3://BUCKET/PREFIX    the same images from the storage and from local disk
 pharmclf benchmark predict --backbone resnet50             prediction from files, and the bare forward pass
 pharmclf benchmark folding                                 networks with batch normalisation plain and folded
+pharmclf benchmark scale --images 1000000                  copies, splits, manifest, scores of large data sets
 pharmclf benchmark scaling --link-gbit 25 100              one and two workers, and a forecast up to 256 GPUs
 """
 
@@ -36,7 +37,7 @@ from pharmclf.benchmark.registry import (
     run_benchmark,
     run_benchmarks,
 )
-from pharmclf.benchmark.scaling_options import ScalingOptions
+from pharmclf.benchmark.scaling_options import ScaleOptions, ScalingOptions
 from pharmclf.commands.parser import RunParser, Switch
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import EXIT_FAILED, EXIT_OK, ConfigError, did_you_mean
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         benchmark = get_benchmark(name, quick=quick)
         own = NoOptions() if benchmark.options is None else benchmark.options
         options, config = parse_benchmark(benchmark, own, given)
-        of_benchmark = options.own if isinstance(options.own, MeasureOptions | ScalingOptions) else None
+        of_benchmark = options.own if isinstance(options.own, MeasureOptions | ScaleOptions | ScalingOptions) else None
         return EXIT_OK if run_benchmark(name, config, of_benchmark).get("holds", True) else EXIT_FAILED
 
     def settings(name: str) -> tuple[BenchmarkOptions, RunConfig]:

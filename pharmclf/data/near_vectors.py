@@ -77,16 +77,20 @@ class NearVectors:
 
     def compare_all(self, sides: NDArray[np.bool_] | None = None) -> Iterator[Rows]:
         """Yield the same pairs by a look at all: slow, for comparison."""
-        everything = np.arange(len(self.vectors))
-        for row in everything[:-1]:
-            others = everything[row + 1 :]
+        rows = np.arange(len(self.vectors))
+        squares = np.einsum("ij,ij->i", self.vectors, self.vectors)
+        for start in range(0, len(rows), _TILE[0]):
+            ones, others = rows[start : start + _TILE[0]], rows[start:]
+            gaps = squares[ones, None] + squares[others] - 2 * self.vectors[ones] @ self.vectors[others].T
+            near = (gaps <= (self.radius * _MARGIN) ** 2) & (ones[:, None] < others)
             if sides is not None:
-                others = others[sides[others] != sides[row]]
+                near &= sides[ones, None] != sides[others]
             if self.hashes is not None:
-                others = others[np.bitwise_count(self.hashes[others] ^ self.hashes[row]) <= self.max_bits]
-            rows = np.full(len(others), row)
-            keep, distances = self.prepare(rows[:1])(rows, others)
-            yield np.stack(_nearest(rows[keep], others[keep], distances)[:2], axis=1)
+                near &= np.bitwise_count(self.hashes[ones, None] ^ self.hashes[others]) <= self.max_bits
+            one, other = np.nonzero(near)
+            one, other = ones[one], others[other]
+            keep, distances = self.prepare(ones)(one, other)
+            yield np.stack(_nearest(one[keep], other[keep], distances)[:2], axis=1)
 
 
 @dataclass(frozen=True)
