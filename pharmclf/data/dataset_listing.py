@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections import Counter
@@ -149,11 +150,11 @@ def _empty_folder_notes(root: str, items: list[ImageEntry], left_out: Collection
     """A note for each sibling of the class folders that has no image."""
     notes = []
     folders = {item.relative.rpartition("/")[0] for item in items}
+    occupied = set(itertools.chain.from_iterable(itertools.accumulate(f.split("/"), "{}/{}".format) for f in folders))
     for parent in sorted({folder.rpartition("/")[0] for folder in folders}):
         for name in storage.list_folders(storage.join(root, parent) if parent else root):
             folder = storage.displayed(f"{parent}/{name}".lstrip("/"))
-            known = any(f"{known}/".startswith(f"{folder}/") for known in folders)
-            if not known and not is_system_file(folder) and folder not in left_out:
+            if folder not in occupied and not is_system_file(folder) and folder not in left_out:
                 notes.append(f"folder without images: {folder}")
     return notes
 
