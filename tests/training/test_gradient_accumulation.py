@@ -39,6 +39,7 @@ def trained(
     """Sums of two steps and of a validation step, and the weights before and behind."""
     import tensorflow as tf
 
+    from pharmclf.models.backbone_split import split_backbone
     from pharmclf.models.backbones import build_backbone
     from pharmclf.models.head import build_head
     from pharmclf.training.collectives import single_worker
@@ -60,7 +61,8 @@ def trained(
         weights=tf.constant(mask * draws.uniform(0.5, 2.0, ROWS).astype(np.float32)), count=tf.constant(count),
     )  # fmt: skip
     if cached:
-        shape = (model.suffix or model.head).input.shape[1:]
+        suffix = split_backbone(backbone, phase.unfreeze_blocks).suffix
+        shape = (suffix or head).input.shape[1:]
         batch = batch._replace(inputs=tf.constant(draws.random((ROWS, *shape)), tf.float32))
     before = [variable.numpy() for variable in model.trained]
     sums = [model.train_step(batch._replace(global_step=tf.constant(step, tf.int64)), tf.constant(0.0)).numpy()
