@@ -25,6 +25,7 @@ from pharmclf.core.compat.ray import (
     local_cluster_address,
     mute_token_notice,
     preserve_signal_handlers,
+    start_ray,
     submitted_runtime_env,
 )
 from pharmclf.core.console import show_activity
@@ -106,7 +107,7 @@ def connect(*, allow_open: bool = False) -> None:
         text = "starting Ray" if _is_own_ray else "joining the Ray cluster"
         try:
             with show_activity(text, START_RAY_S if _is_own_ray else 0.0):
-                context = ray.init(
+                context = start_ray(
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                     configure_logging=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import pytest
 
 from pharmclf.core.compat import IncompatibleVersionError
 from pharmclf.core.compat import ray as compat
+from pharmclf.core.errors import RunError
 from pharmclf.distributed.cluster import WORKER_ENVIRONMENT
 from pharmclf.tuning import tune_runner
 
@@ -88,6 +90,31 @@ def cluster() -> dict[str, Any]:
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def test_ray_is_started_again_where_its_processes_are_late(monkeypatch: pytest.MonkeyPatch):
+    """The text is that of Ray; another error is not taken for it."""
+    import ray
+    import ray._private.node
+
+    assert compat.START_TIMEOUT in inspect.getsource(ray._private.node).replace('"\n                        "', "")
+    answers: list[Any] = [Exception(f"{compat.START_TIMEOUT}. This could happen"), "context"]
+
+    def init(**options: Any) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer, options
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    assert compat.start_ray(num_cpus=2) == ("context", {"num_cpus": 2})
+    answers = [Exception(compat.START_TIMEOUT)] * 3
+    with pytest.raises(RunError, match="The machine is too busy"):
+        compat.start_ray()
+    answers = [ValueError("another")]
+    with pytest.raises(ValueError, match="another"):
+        compat.start_ray()
 
 
 def test_a_handler_of_sigterm_outlives_the_start_of_ray(cluster: dict[str, Any]):

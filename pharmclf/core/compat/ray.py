@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pharmclf.core.compat import private_parts
+from pharmclf.core.errors import RunError
+
+START_TIMEOUT = "The current node timed out during startup"
+"""Begins the error of Ray whose processes do not start in time."""
+_START_ATTEMPTS = 3
 
 # ---------------------------------------------------------------------- cluster
 
@@ -51,6 +56,29 @@ def local_cluster_address() -> str:
     with private_parts("ray"):
         from ray._private.services import canonicalize_bootstrap_address
     return str(canonicalize_bootstrap_address("auto"))
+
+
+def start_ray(**options: Any) -> Any:
+    """As `ray.init`, with two more attempts where a busy machine does not start the processes of a node in time.
+
+    The limit is 30 s, a constant in `ray._private.node`, and the error is a plain Exception that is known by its text.
+
+    Raises:
+        RunError: no attempt was in time.
+    """
+    import ray
+
+    for _ in range(_START_ATTEMPTS):
+        try:
+            return ray.init(**options)
+        except Exception as error:
+            if START_TIMEOUT not in str(error):
+                raise
+            ray.shutdown()
+    raise RunError(
+        f"Ray did not start on this machine, received {_START_ATTEMPTS} times no answer of its processes within 30 s, "
+        "expected one. The machine is too busy: end other programs, and give the command again"
+    )
 
 
 @contextlib.contextmanager
