@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 COLUMNS, ROWS = 80, 44
 WIDTH, HEIGHT = 1280, 1150  # pixels of the report that are shown
 SHOWN_WIDTH = 800
+SHOWN_STORAGE = "/home/you/runs"
 
 
 def record_terminal(storage: Path) -> str:
@@ -44,17 +45,18 @@ def record_terminal(storage: Path) -> str:
 def draw_terminal(screen: str, storage: Path, location: Path) -> None:
     """Write a screen as SVG."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
-    console.print(Text.from_ansi(screen.replace(str(storage), "/home/you/runs").rstrip()))
+    console.print(Text.from_ansi(screen.replace(str(storage), SHOWN_STORAGE).rstrip()))
     svg = console.export_svg(title="pharmclf train")
     location.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n", encoding="utf-8")
 
 
-def draw_report(report: Path, location: Path) -> None:
+def draw_report(report: Path, storage: Path, location: Path) -> None:
     """Write the top of a report as PNG."""
     with tempfile.TemporaryDirectory() as folder:
-        shot = Path(folder, "shot.png")
+        shot, page = Path(folder, "shot.png"), Path(folder, "report.html")
+        page.write_text(report.read_text(encoding="utf-8").replace(str(storage), SHOWN_STORAGE), encoding="utf-8")
         options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={WIDTH},{HEIGHT}"]
-        subprocess.run(["chromium", *options, f"--screenshot={shot}", report.as_uri()], check=True, capture_output=True)
+        subprocess.run(["chromium", *options, f"--screenshot={shot}", page.as_uri()], check=True, capture_output=True)
         image = Image.open(shot).convert("RGB")
     image = image.resize((SHOWN_WIDTH, round(SHOWN_WIDTH * image.height / image.width)), Image.Resampling.LANCZOS)
     image.quantize(256).save(location, optimize=True)
@@ -65,7 +67,7 @@ def main() -> None:
     storage = Path(sys.argv[1] if len(sys.argv) > 1 else "runs").resolve()
     storage.mkdir(exist_ok=True)
     draw_terminal(record_terminal(storage), storage, HERE / "terminal.svg")
-    draw_report(storage / "demo" / "report.html", HERE / "report.png")
+    draw_report(storage / "demo" / "report.html", storage, HERE / "report.png")
 
 
 if __name__ == "__main__":
