@@ -61,7 +61,8 @@ def _value(hint: Any, path: str) -> st.SearchStrategy[Any]:
         return st.integers(max(int(low), path == "phase1.epochs"), 10**9 if high == math.inf else int(high))
     if hint is float:
         return st.floats(low, 1e12 if high == math.inf else high)
-    return st.sampled_from(TRAPS) | st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)
+    texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)
+    return st.sampled_from(TRAPS) | texts.filter(lambda text: "://" not in text)  # a location of no storage is refused
 
 
 def _fields(cls: Any, prefix: str = "") -> st.SearchStrategy[Any]:
