@@ -12,6 +12,7 @@ AUTO, WHOLE = "auto", "whole"
 """Words: found out at the start; a micro-batch that is a worker's whole share."""
 _STORAGE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "file", "memory")
 _SIZE_STEP = 32  # halved five times by every backbone: so all its padding is the same at every size
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a folder
 _SPLIT_NAMES = ("train", "validation", "test")
 
 
@@ -146,7 +147,7 @@ def parse_data_sets(texts: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
         name, _, location = text.partition("=")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not location:
+        if not re.fullmatch(_NAME, name) or not location:
             raise ConfigError(
                 f"eval_data: received {text!r}, expected NAME=DIR or NAME=s3://…, the name of letters, digits, '.', "
                 "'_' and '-'. It becomes a folder's name"
@@ -156,6 +157,18 @@ def parse_data_sets(texts: Sequence[str]) -> dict[str, str]:
         check_location("eval_data", location)
         found[name] = location
     return found
+
+
+def check_name(name: str) -> None:
+    """Check the name of a run, which may be empty.
+
+    Raises:
+        ConfigError: a name that no folder can have.
+    """
+    if name and not re.fullmatch(_NAME, name):
+        raise ConfigError(
+            f"name: received {name!r}, expected letters, digits, '.', '_' and '-'. It becomes a folder's name"
+        )
 
 
 def expand_home(text: str) -> str:

@@ -10,6 +10,7 @@ from pharmclf.config.fields import check_ranges, setting
 from pharmclf.config.parsing import (
     check_image_sizes,
     check_location,
+    check_name,
     expand_home,
     has_credentials,
     parse_data_sets,
@@ -276,10 +277,7 @@ def _check(config: RunConfig) -> None:
     parse_workers(config.num_workers)
     parse_microbatch(config.microbatch)
     parse_duration(config.node_timeout, "node_timeout", plain_seconds=True)
-    if config.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
-        raise ConfigError(
-            f"name: received {config.name!r}, expected letters, digits, '.', '_' and '-'. It becomes a folder's name"
-        )
+    check_name(config.name)
     for field_name in ("data", "storage", "weights"):
         check_location(field_name, getattr(config, field_name))
     if has_credentials(config.mlflow):

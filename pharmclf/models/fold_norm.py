@@ -2,7 +2,7 @@
 
 In inference mode a normalisation multiplies each channel by gamma / sqrt(variance + epsilon) and adds a bias. A layer
 that is linear in its kernel does the same with a scaled kernel, and saves reading and writing its output twice. Pairs
-are found from the graph, so any backbone is folded where it can be; what cannot be folded is computed as it stands. The
+are found from the graph, so any backbone is folded where it can be; what cannot be folded is computed as before. The
 weights stay those of the plain network: gradients reach kernel, gamma and beta through the scaled kernel.
 """
 
@@ -28,7 +28,7 @@ _KERNELS: dict[type[layers.Layer], str] = {
 
 
 class FoldedNetwork:
-    """Calls a functional model as it stands, in inference mode, with its normalisation folded."""
+    """Calls a functional model in inference mode, with its normalisation folded; the model itself is not changed."""
 
     def __init__(self, model: keras.Model, *, frozen: bool) -> None:
         """Find what can be folded.
