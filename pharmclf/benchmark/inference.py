@@ -17,7 +17,8 @@ from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.prepare import data_location
 from pharmclf.distributed.cluster import connect
-from pharmclf.evaluation.predict import BATCH, Predictor, PredictSpec, predict_stream
+from pharmclf.evaluation.predict import predict_stream
+from pharmclf.evaluation.predictor import BATCH, Predictor, PredictSpec
 from pharmclf.inference.image_listing import list_images
 from pharmclf.inference.output_table import TopKOutput
 from pharmclf.inference.tolerant_reader import read_images

@@ -19,7 +19,8 @@ from pharmclf.core.usual_times import LOAD_MODEL_S
 from pharmclf.data.image_set import ImageSet
 from pharmclf.distributed.cluster import connect, usable_nodes
 from pharmclf.distributed.ray_address import requested_address
-from pharmclf.evaluation.predict import PredictSpec, predict_stream
+from pharmclf.evaluation.predict import predict_stream
+from pharmclf.evaluation.predictor import PredictSpec
 from pharmclf.inference.interruptible import interruptible
 from pharmclf.inference.options import PredictOptions
 from pharmclf.inference.output_shards import OutputShards

@@ -13,7 +13,7 @@ from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.core.units import format_count
 from pharmclf.data.destination import check_destination
 from pharmclf.data.pixel_depth import MAX_VALUE
-from pharmclf.evaluation.predict import PredictSpec
+from pharmclf.evaluation.predictor import PredictSpec
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
 from pharmclf.inference.batch_predict import PredictionSummary, assign_workers, missing_shards, predict_shards
 from pharmclf.inference.image_listing import list_images

@@ -18,7 +18,8 @@ from pharmclf.data.decoded_image import InvalidImageError
 from pharmclf.data.image_decoding import prepare_image
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.ray_loader import raise_block_error
-from pharmclf.evaluation.predict import BATCH, Block, Predictor, PredictSpec, predict_stream
+from pharmclf.evaluation.predict import predict_stream
+from pharmclf.evaluation.predictor import BATCH, Block, Predictor, PredictSpec
 from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
 from pharmclf.inference.image_listing import list_images

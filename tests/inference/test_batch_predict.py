@@ -23,7 +23,8 @@ from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.demo import MARKER
 from pharmclf.data.image_decoding import decode
 from pharmclf.data.image_set import ImageSet
-from pharmclf.evaluation.predict import Predictor, PredictSpec, predict, predict_stream
+from pharmclf.evaluation.predict import predict, predict_stream
+from pharmclf.evaluation.predictor import Predictor, PredictSpec
 from pharmclf.inference.job import predict_images
 from pharmclf.inference.options import PredictOptions
 from pharmclf.inference.tolerant_reader import read_images
