@@ -11,6 +11,8 @@ from pharmclf.core.errors import ConfigError
 AUTO, WHOLE = "auto", "whole"
 """Words: found out at the start; a micro-batch that is a worker's whole share."""
 _STORAGE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "file", "memory")
+FULL_SIZE = "full"
+"""The size of the model among the sizes of a phase."""
 _SIZE_STEP = 32  # halved five times by every backbone: so all its padding is the same at every size
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a folder
 _SPLIT_NAMES = ("train", "validation", "test")
@@ -55,53 +57,61 @@ def parse_microbatch(text: str) -> int | None:
     )
 
 
-def parse_image_sizes(text: str, epochs: int, name: str) -> tuple[int, ...]:
-    """Read the image sizes of a phase: "128x10-224" with 14 epochs -> ten times 128, four times 224; "" -> none.
+def parse_image_sizes(text: str, epochs: int, name: str, model_size: int) -> tuple[int, ...]:
+    """Read the image sizes of a phase: "128x10-full" with 14 epochs -> ten times 128, four times 224; "" -> none.
+
+    No size is larger than the model's, so that a preset fits a smaller model too. Where all are the model's, there are
+    none.
 
     Args:
-        text: sizes in pixels, each with a number of epochs; those without one share the rest evenly.
+        text: sizes in pixels or `full`, each with a number of epochs; those without one share the rest evenly, and
+            where they are too many for that, the last of them.
         epochs: of the phase.
         name: of the setting, for errors.
+        model_size: side of the model's input in pixels, the value of `full`; here 224.
 
     Raises:
         ConfigError: anything else, sizes that are no multiples of 32, or other epochs than the phase has.
     """
     if not text or not epochs:
         return ()
-    parts = [re.fullmatch(r"(\d+)(?:x(\d+))?", part.strip()) for part in text.split("-")]
-    sizes = [(int(part[1]), int(part[2] or 0)) for part in parts if part]
+    parts = [re.fullmatch(rf"(\d+|{FULL_SIZE})(?:x(\d+))?", part.strip()) for part in text.split("-")]
+    sizes = [(model_size if part[1] == FULL_SIZE else int(part[1]), int(part[2] or 0)) for part in parts if part]
     rest, open_parts = epochs - sum(count for _, count in sizes), sum(count == 0 for _, count in sizes)
-    fits = rest >= open_parts if open_parts else rest == 0
-    if len(sizes) < len(parts) or not fits or any(size % _SIZE_STEP or not size for size, _ in sizes):
+    fits = rest > 0 if open_parts else rest == 0
+    is_size = all(size == model_size or (size and size % _SIZE_STEP == 0) for size, _ in sizes)
+    if len(sizes) < len(parts) or not fits or not is_size:
         raise ConfigError(
             f"{name}: received {text!r} for {epochs} epochs, expected sizes that are multiples of {_SIZE_STEP}, and "
-            "epochs that add up. Write 128x10-224 for 10 epochs at 128 pixels and the others at 224"
+            f"epochs that add up. Write 128x10-{FULL_SIZE} for 10 epochs at 128 pixels and the others at {model_size}"
         )
     found: list[int] = []
     for size, count in sizes:
+        if not count and open_parts > rest:
+            open_parts -= 1
+            continue
         share = count or -(-rest // open_parts)  # the first take what does not divide evenly
         if not count:
             rest, open_parts = rest - share, open_parts - 1
-        found += [size] * share
-    return tuple(found)
+        found += [min(size, model_size)] * share
+    return tuple(found) if min(found) < model_size else ()
 
 
 def check_image_sizes(text: str, epochs: int, name: str, model_size: int, *, is_last: bool) -> None:
     """Check the image sizes of a phase.
 
     Args:
-        text, epochs, name: as in `parse_image_sizes`.
-        model_size: side of the model's input in pixels.
+        text, epochs, name, model_size: as in `parse_image_sizes`.
         is_last: no phase follows.
 
     Raises:
-        ConfigError: as `parse_image_sizes`; a size above the model's; a last phase that ends with another.
+        ConfigError: as `parse_image_sizes`; a last phase that ends with another size than the model's.
     """
-    sizes = parse_image_sizes(text, epochs, name)
-    if sizes and (max(sizes) > model_size or (is_last and sizes[-1] != model_size)):
+    sizes = parse_image_sizes(text, epochs, name, model_size)
+    if sizes and is_last and sizes[-1] != model_size:
         raise ConfigError(
-            f"{name}: received {text}, expected no size above the model's image_size {model_size}, and that one in the "
-            f"last epoch. Write {text}-{model_size}, or change --image-size"
+            f"{name}: received {text}, expected the model's image_size {model_size} in the last epoch. Write "
+            f"{text}-{FULL_SIZE}, or change --image-size"
         )
 
 

@@ -38,14 +38,20 @@ class Phase:
 def build_phases(config: RunConfig) -> tuple[Phase, ...]:
     """Phases with epochs: phase1 trains the head on the frozen backbone, phase2 also the upper blocks."""
     both = (
-        Phase("phase1", config.phase1, 0, 0, _sizes("phase1", config.phase1)),
-        Phase("phase2", config.phase2, config.unfreeze_blocks, config.phase1.epochs, _sizes("phase2", config.phase2)),
+        Phase("phase1", config.phase1, 0, 0, _sizes("phase1", config.phase1, config.image_size)),
+        Phase(
+            "phase2",
+            config.phase2,
+            config.unfreeze_blocks,
+            config.phase1.epochs,
+            _sizes("phase2", config.phase2, config.image_size),
+        ),
     )
     return tuple(phase for phase in both if phase.settings.epochs > 0)
 
 
-def _sizes(name: str, settings: PhaseConfig) -> tuple[int, ...]:
-    return parse_image_sizes(settings.image_size, settings.epochs, f"{name}.image_size")
+def _sizes(name: str, settings: PhaseConfig, model_size: int) -> tuple[int, ...]:
+    return parse_image_sizes(settings.image_size, settings.epochs, f"{name}.image_size", model_size)
 
 
 def number_epochs(config: RunConfig, history: Iterable[EpochRecord]) -> dict[int, EpochRecord]:
