@@ -1,4 +1,4 @@
-"""A decoded image, the error of one that cannot be decoded, and the bound on its pixels."""
+"""A decoded image, a part of one, the error of one that cannot be decoded, and the bound on its pixels."""
 
 from __future__ import annotations
 
@@ -17,10 +17,26 @@ MAX_PIXELS = 100_000_000
 MAX_PIXELS_VARIABLE = "PHARMCLF_MAX_MEGAPIXELS"
 """The environment variable that changes the bound, in millions of pixels."""
 THUMBNAIL_SIDE = 32  # pixels
+LOCATOR_SIZE = 160
+"""Side of the images in which products are looked for, pixels."""
 
 
 class InvalidImageError(ValueError):
     """An image that cannot be used; the text is the reason, short enough for a table."""
+
+
+class Crop(NamedTuple):
+    """A part of an upright image, as shares of its width and height; of a square image it is a square."""
+
+    left: float
+    top: float
+    side: float
+    """Above 0; of the width and of the height."""
+
+    def in_pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom in an image of this size."""
+        right, bottom = min(1.0, self.left + self.side), min(1.0, self.top + self.side)
+        return self.left * width, self.top * height, right * width, bottom * height
 
 
 class DecodedImage(NamedTuple):

@@ -1,9 +1,9 @@
 """Decoded images on a node's local disk: the squares that training takes, so that large photos are decoded once.
 
-An entry is a file, named after the sha256 of the image's file in the manifest, the size, the white level and the
-decoder; all runs and processes of a node share them. `PHARMCLF_STORAGE_IMAGE_CACHE` names the folder, and
-`PHARMCLF_STORAGE_IMAGE_CACHE_GB` the bound. The files are spread over 256 folders, each with its share of the bound, so
-that a process that adds one looks at few others.
+An entry is a file, named after the sha256 of the image's file in the manifest, the size, the white level, the decoder
+and the part of the image; all runs and processes of a node share them. `PHARMCLF_STORAGE_IMAGE_CACHE` names the folder,
+and `PHARMCLF_STORAGE_IMAGE_CACHE_GB` the bound. The files are spread over 256 folders, each with its share of the
+bound, so that a process that adds one looks at few others.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ class ImageCache:
 
     def _entry(self, files: ImageSet, place: int, image_size: int) -> Path:
         sha256, white_level = str(files.sha256[place]), files.white_level[place]
-        return self.location / sha256[:2] / f"{sha256}-{image_size}-{white_level}-{_decoder()}"
+        part = "" if (crop := files.crop(place)) is None else "-" + np.array(crop, np.float32).tobytes().hex()
+        return self.location / sha256[:2] / f"{sha256}-{image_size}-{white_level}-{_decoder()}{part}"
 
     def _write(self, path: Path, pixels: Pixels) -> None:
         """Write an entry if there is room; after a failure this process leaves it."""

@@ -7,6 +7,7 @@ antialiased triangle filter) to a square, without regard to the aspect ratio.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pharmclf.core.errors import first_line
-from pharmclf.data.decoded_image import THUMBNAIL_SIDE, DecodedImage, Pixels
+from pharmclf.data.decoded_image import THUMBNAIL_SIDE, Crop, DecodedImage, Pixels
 from pharmclf.data.decoded_image import InvalidImageError as InvalidImageError
 from pharmclf.data.jpeg import END_MARKER, decode_jpeg, misses_only_end_marker
 from pharmclf.data.pillow_decoder import convert_image, decode_pillow
@@ -69,13 +70,14 @@ class ImageInfo:
     """As in `DecodedImage`."""
 
 
-def decode(content: bytes, image_size: int, white_level: int = MAX_VALUE) -> Pixels:
-    """Decode an image and resize it to a square.
+def decode(content: bytes, image_size: int, white_level: int = MAX_VALUE, crop: Crop | None = None) -> Pixels:
+    """Decode an image and resize it, or a part of it, to a square.
 
     Args:
         content: the file, in any format of `EXTENSIONS`.
         image_size: side of the square, in pixels.
         white_level: the value that is white in files of 16 bits per channel, as `find_white_level` finds it.
+        crop: the part; None: the whole image.
 
     Returns:
         (image_size, image_size, 3) uint8, RGB, EXIF orientation applied, transparency on white.
@@ -83,8 +85,8 @@ def decode(content: bytes, image_size: int, white_level: int = MAX_VALUE) -> Pix
     Raises:
         InvalidImageError: not an image, damaged, larger than the bound, or with values above the white level.
     """
-    decoded = _decode(content, 2 * image_size, white_level)
-    return _orient(resize(decoded.pixels, image_size), decoded.orientation)
+    least_side = 2 * image_size if crop is None else math.ceil(2 * image_size / crop.side)
+    return _to_square(_decode(content, least_side, white_level), image_size, crop)
 
 
 def decode_upright(content: bytes, longest_side: int, white_level: int = MAX_VALUE) -> Pixels:
@@ -107,7 +109,9 @@ def decode_upright(content: bytes, longest_side: int, white_level: int = MAX_VAL
     return np.array(image, dtype=np.uint8)
 
 
-def prepare_image(image: Image.Image, image_size: int, white_level: int = MAX_VALUE) -> Pixels:
+def prepare_image(
+    image: Image.Image, image_size: int, white_level: int = MAX_VALUE, crop: Crop | None = None
+) -> Pixels:
     """As `decode`, for an image that Pillow has opened; pixels of a JPEG may differ by rounding.
 
     Raises:
@@ -118,14 +122,21 @@ def prepare_image(image: Image.Image, image_size: int, white_level: int = MAX_VA
         decoded = convert_image(image, white_level)
     except (OSError, SyntaxError, ValueError) as error:
         raise InvalidImageError(f"unreadable: {first_line(error, 80)}") from error
-    return _orient(resize(decoded.pixels, image_size), decoded.orientation)
+    return _to_square(decoded, image_size, crop)
 
 
-def resize(pixels: Pixels, image_size: int) -> Pixels:
+def _to_square(decoded: DecodedImage, image_size: int, crop: Crop | None) -> Pixels:
+    if crop is None:
+        return _orient(resize(decoded.pixels, image_size), decoded.orientation)
+    return resize(_orient(decoded.pixels, decoded.orientation), image_size, crop)
+
+
+def resize(pixels: Pixels, image_size: int, crop: Crop | None = None) -> Pixels:
     """The resize rule: (height, width, 3) uint8 -> (image_size, image_size, 3) uint8, bilinear, antialiased."""
-    if pixels.shape[:2] == (image_size, image_size):
+    if crop is None and pixels.shape[:2] == (image_size, image_size):
         return pixels
-    resized = Image.fromarray(pixels).resize((image_size, image_size), Image.Resampling.BILINEAR)
+    box = crop.in_pixels(pixels.shape[1], pixels.shape[0]) if crop else None
+    resized = Image.fromarray(pixels).resize((image_size, image_size), Image.Resampling.BILINEAR, box)
     return np.array(resized, dtype=np.uint8)
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pharmclf import storage
 from pharmclf.core.errors import error_reason
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.batch_sampler import PADDING
-from pharmclf.data.decoded_image import InvalidImageError, Pixels
+from pharmclf.data.decoded_image import Crop, InvalidImageError, Pixels
 from pharmclf.data.image_decoding import decode
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import MAX_VALUE
@@ -58,11 +58,13 @@ class ImageSet:
     """(n,) text: of each file's content in the manifest; "": unknown."""
     white_level: pa.Array
     """(n,) integers: the white value of each file, if it has 16 bits per channel."""
+    crops: NDArray[np.float32] | None = None
+    """(n, 3) left, top and side of each `Crop` that is decoded; not a number: the whole image. None: all whole."""
 
     @staticmethod
     def of(manifest: Manifest) -> ImageSet:
         """The files of a manifest, row by row."""
-        return ImageSet.of_rows(manifest.table, manifest.white_level)
+        return replace(ImageSet.of_rows(manifest.table, manifest.white_level), crops=manifest.crops)
 
     @staticmethod
     def of_rows(table: pd.DataFrame, white_level: int) -> ImageSet:
@@ -80,7 +82,10 @@ class ImageSet:
     def join(sets: Sequence[ImageSet]) -> ImageSet:
         """Concatenate sets."""
         columns = ("paths", "sha256", "white_level")
-        return ImageSet(*(pa.concat_arrays([getattr(images, name) for images in sets]) for name in columns))
+        joined = ImageSet(*(pa.concat_arrays([getattr(images, name) for images in sets]) for name in columns))
+        if all(images.crops is None for images in sets):
+            return joined
+        return replace(joined, crops=np.concatenate([images.crops_or_whole for images in sets]))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -90,7 +95,8 @@ class ImageSet:
         wanted = np.asarray(rows, np.int64)
         places = pa.array(wanted, mask=wanted == PADDING)
         columns = ((self.paths, ""), (self.sha256, ""), (self.white_level, MAX_VALUE))
-        return type(self)(*(column.take(places).fill_null(absent) for column, absent in columns))
+        chosen = type(self)(*(column.take(places).fill_null(absent) for column, absent in columns))
+        return chosen if self.crops is None else replace(chosen, crops=self.crops[wanted])
 
     def content(self, place: int) -> bytes:
         """Read a file as `read_verified` does."""
@@ -98,9 +104,21 @@ class ImageSet:
 
     def decode(self, place: int, image_size: int) -> Pixels:
         """Read and decode a file: (image_size, image_size, 3) uint8."""
-        return decode(self.content(place), image_size, self.white_level[place].as_py())
+        return decode(self.content(place), image_size, self.white_level[place].as_py(), self.crop(place))
+
+    def crop(self, place: int) -> Crop | None:
+        """The part of an image that is decoded; None: all of it."""
+        if self.crops is None or np.isnan(self.crops[place, 0]):
+            return None
+        return Crop(*self.crops[place].tolist())
+
+    @property
+    def crops_or_whole(self) -> NDArray[np.float32]:
+        """As `crops`, also where it is None."""
+        return np.full((len(self), 3), np.nan, np.float32) if self.crops is None else self.crops
 
     def slice(self, first: int, count: int) -> ImageSet:
         """The `count` images from index `first` on, or fewer at the end."""
         columns = (self.paths, self.sha256, self.white_level)
-        return ImageSet(*(column.slice(first, count) for column in columns))
+        crops = None if self.crops is None else self.crops[first : first + count]
+        return replace(ImageSet(*(column.slice(first, count) for column in columns)), crops=crops)

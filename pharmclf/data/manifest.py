@@ -30,6 +30,7 @@ EXCLUDED = "left out"
 _METADATA = b"pharmclf.manifest"
 _NUMBERS = {"size_bytes": pa.int64(), "width": pa.int32(), "height": pa.int32(), "group": pa.int64()}
 COLUMNS = ("path", "label", "size_bytes", "sha256", "width", "height", "phash", "group", "split", "status")
+_CROP = "crop"  # left, top and side; a column of manifests with crops
 _SCHEMA = pa.schema([(name, _NUMBERS.get(name, pa.string())) for name in COLUMNS])
 if usable_cores() < pa.cpu_count():  # Arrow starts a thread for each core of the host, whatever a container may use
     pa.set_cpu_count(usable_cores())
@@ -51,6 +52,8 @@ class Manifest:
     """Messages on the data set for the user, one line each."""
     white_level: int = MAX_VALUE
     """The value that is white in its files of 16 bits per channel; `image_decoding.decode` takes it."""
+    crops: NDArray[np.float32] | None = None
+    """(rows, 3) the part of each image that a run looks at, as `ImageSet.crops`; None: all of every image."""
 
     @functools.cached_property
     def ok(self) -> pd.DataFrame:
@@ -67,14 +70,15 @@ class Manifest:
     def fingerprint(self) -> str:
         """Hash of the usable rows: relative path, label, sha256, group, split; independent of the folder's path.
 
-        It includes a white level other than that of full 16 bits, because that decides the pixels.
+        It includes a white level other than that of full 16 bits, and the crops, because they decide the pixels.
         """
         rows, prefix = self.ok, self.root.rstrip("/") + "/"
         paths = [path.removeprefix(prefix) for path in rows["path"]]
         groups = pd.factorize(rows["group"])[0].tolist()
         columns = [rows[name].tolist() for name in ("label", "sha256", "split")]
         levels = [] if self.white_level == MAX_VALUE else [self.white_level]
-        return fingerprint([paths, groups, *columns, *levels])
+        crops = [] if self.crops is None else [self.crops[rows.index].tobytes().hex()]
+        return fingerprint([paths, groups, *columns, *levels, *crops])
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """(n,) row numbers of the usable images of a split."""
@@ -112,6 +116,8 @@ class Manifest:
         }
         metadata |= {} if self.white_level == MAX_VALUE else {"white_level": self.white_level}
         table = pa.Table.from_pandas(self.table, schema=_SCHEMA, preserve_index=False)
+        if self.crops is not None:
+            table = table.append_column(_CROP, pa.FixedSizeListArray.from_arrays(self.crops.ravel(), 3))
         buffer = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(metadata).encode()}), buffer)
         storage.write_bytes(location, buffer.getvalue())
@@ -132,7 +138,11 @@ class Manifest:
         check_schema_version(metadata, f"manifest {location}")
         frame = table.select(_SCHEMA.names).replace_schema_metadata(None).to_pandas()
         names, notes = tuple(metadata["class_names"]), list(metadata["notes"])
-        return Manifest(frame, names, metadata["root"], notes, int(metadata.get("white_level", MAX_VALUE)))
+        crops = None
+        if _CROP in table.column_names:
+            crops = table[_CROP].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, 3)
+        white_level = int(metadata.get("white_level", MAX_VALUE))
+        return Manifest(frame, names, metadata["root"], notes, white_level, crops)
 
     def write_quarantine(self, location: str) -> None:
         """Write the unused rows as CSV: path, label, status."""

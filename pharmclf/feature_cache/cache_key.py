@@ -32,6 +32,7 @@ class KeyParts(TypedDict):
     """The settings of the augmentation; None where it changes no pixel, since all seeds then give the same images."""
     seed: int | None
     white_level: NotRequired[int]
+    crops: NotRequired[str]
 
 
 def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, precision: str) -> KeyParts:
@@ -61,6 +62,8 @@ def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, p
     }
     if manifest.white_level != MAX_VALUE:
         parts["white_level"] = manifest.white_level
+    if manifest.crops is not None:
+        parts["crops"] = fingerprint([manifest.crops[rows[split]].tobytes().hex() for split in SPLITS])
     return parts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,18 @@ def test_an_entry_has_the_pixels_of_decoding_and_serves_without_the_file(images:
         np.testing.assert_array_equal(load(images, cache, size), decoded)
         np.testing.assert_array_equal(load(absent(images), ImageCache(cache.folder, 1e9), size), decoded)
     assert len(entries(cache)) == 10
+
+
+def test_a_part_of_an_image_has_entries_of_its_own(images: ImageSet, cache: ImageCache):
+    """Products at other places are other pixels, though files and size are the same."""
+    whole = load(images, cache)
+    for left in (0.0, 0.25):
+        part = replace(images, crops=np.tile(np.array([left, 0.5, 0.5], np.float32), (len(images), 1)))
+        decoded = load(part)
+        np.testing.assert_array_equal(load(part, cache), decoded)
+        np.testing.assert_array_equal(load(part, cache), decoded)
+        assert (decoded != whole).any()
+    assert len(entries(cache)) == 15
 
 
 def test_a_white_level_has_entries_of_its_own(images: ImageSet, cache: ImageCache):

@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from pharmclf.config import ConfigError
 from pharmclf.data import decoded_image
+from pharmclf.data.decoded_image import Crop
 from pharmclf.data.image_decoding import InvalidImageError, decode, decode_upright, prepare_image, read_image_info
 from pharmclf.data.pillow_decoder import PillowWarningFilter
 
@@ -66,6 +67,18 @@ def test_the_scaled_decode_leaves_the_decision_to_the_resize_rule():
     assert gap.max() <= 8
 
 
+def test_a_part_of_a_large_photo_keeps_the_pixels_of_the_file():
+    """A scaled decode would blur a product of an eighth of the side: it is decoded large enough for the part."""
+    photo = smooth(1600, 1200).copy()
+    photo[600:750, 800:1000] = np.random.default_rng(0).integers(0, 2, (150, 200, 1), np.uint8) * 255
+    content = encode(photo, "JPEG", quality=95, subsampling=0)
+    found = decode(content, 100, crop=Crop(0.5, 0.5, 0.125))
+    expected = Image.fromarray(photo).resize((100, 100), Image.Resampling.BILINEAR, (800, 600, 1000, 750))
+    assert np.abs(found.astype(int) - np.asarray(expected)).mean() < 6
+    whole = Image.fromarray(decode(content, 400)).resize((100, 100), Image.Resampling.BILINEAR, (200, 200, 250, 250))
+    assert np.abs(found.astype(int) - np.asarray(whole)).mean() > 20
+
+
 def test_grey_and_progressive_jpegs_are_rgb():
     """Grey JPEGs come as three equal channels, progressive ones as any other."""
     grey = decode(encode(smooth(64, 64)[:, :, 0], "JPEG"), 32)
@@ -94,6 +107,10 @@ def test_exif_orientation_is_applied_once(kind, orientation):
     options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
     content = encode(stored, kind, exif=exif, **options)
     gap = np.abs(decode(content, 32).astype(int) - decode(encode(upright, "PNG"), 32))
+    assert gap.max() <= (12 if kind == "JPEG" else 1)
+    crop = Crop(0.5, 0.25, 0.25)
+    part = decode(encode(upright[16:32, 48:72], "PNG"), 32)
+    gap = np.abs(decode(content, 32, crop=crop).astype(int) - part)[2:-2, 2:-2]  # the rim sees its neighbours
     assert gap.max() <= (12 if kind == "JPEG" else 1)
     described = read_image_info(content, f"a.{kind.lower()}")
     assert (described.width, described.height) == (96, 64)

@@ -4,6 +4,7 @@ import shutil
 import struct
 import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -141,6 +142,14 @@ def test_a_manifest_reads_back_as_it_was_written(rubbish, tmp_path):
     pd.testing.assert_frame_equal(read.table, made.table, check_dtype=False)
     assert (read.class_names, read.notes, read.fingerprint) == (made.class_names, made.notes, made.fingerprint)
     assert (read.ok["split"].to_numpy() == splits).all()
+    assert read.crops is None
+    crops = np.random.default_rng(0).uniform(0, 1, (len(made.table), 3)).astype(np.float32)
+    crops[2] = np.nan
+    cropped = replace(made, crops=crops)
+    cropped.write(str(tmp_path / "m.parquet"))
+    again = Manifest.read(str(tmp_path / "m.parquet"))
+    np.testing.assert_array_equal(again.crops, crops)
+    assert again.fingerprint == cropped.fingerprint != made.fingerprint
     (tmp_path / "other.parquet").write_bytes(b"other")
     for name in ("other.parquet", "missing.parquet"):
         with pytest.raises(ConfigError, match=r"pharmclf prepare"):
