@@ -61,11 +61,11 @@ def apply_head(head: keras.Model, features: Any, keep: list[Any]) -> Any:
     return x
 
 
-def build_inference_model(backbone: keras.Model, head: keras.Model) -> keras.Model:
+def build_inference_model(backbone: keras.Model, head: keras.Model, name: str = "pharmclf") -> keras.Model:
     """The saved model: (batch, S, S, 3) raw 0..255 RGB -> (batch, classes) float32 probabilities.
 
     It consists of Keras layers only, so it loads without this package; normalisation is folded into its convolutions.
     """
     logits = head(backbone.output)
     probabilities = layers.Softmax(dtype="float32", name="probabilities")(logits)
-    return fold_normalization(keras.Model(backbone.input, probabilities, name="pharmclf"))
+    return fold_normalization(keras.Model(backbone.input, probabilities, name=name))
