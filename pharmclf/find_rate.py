@@ -18,6 +18,7 @@ from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.tables import align_columns
 from pharmclf.core.terminal import Result
 from pharmclf.core.usual_times import IMPORT_TENSORFLOW_S
+from pharmclf.crop import crop_images
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.prepare import check_storage, split_manifest
 from pharmclf.data.quarantine import Quarantine
@@ -62,7 +63,7 @@ def find_learning_rates(config: RunConfig, say: Say) -> int:
     check_storage(config)
     configured = {phase.name: phase.settings.learning_rate for phase in build_phases(config)}
     with GracefulShutdown() as stop, tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
-        manifest = split_manifest(config, folder, scan_progress())
+        manifest = crop_images(config, split_manifest(config, folder, scan_progress()))
         describe_data(manifest, "", say)
         connect(allow_open=config.allow_unauthenticated_cluster)
         quarantine = Quarantine(manifest, config.max_invalid_share, say)

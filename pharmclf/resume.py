@@ -11,6 +11,7 @@ from pharmclf.config import RunConfig, from_dict, to_record
 from pharmclf.core.console import Say
 from pharmclf.core.errors import EXIT_OK, ConfigError
 from pharmclf.core.terminal import Result
+from pharmclf.crop import crop_images
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_manifest
 from pharmclf.data.run_manifest import read_run_manifest, update_run_manifest
@@ -121,7 +122,7 @@ def run_manifest(config: RunConfig, folder: str, fingerprint: str | None, say: S
     kept = read_run_manifest(folder, trained) if trained else None
     if kept is not None:
         return update_run_manifest(config, folder, kept, say, scan_progress())
-    manifest = split_manifest(config, folder, scan_progress())
+    manifest = crop_images(config, split_manifest(config, folder, scan_progress()))
     if fingerprint:
         check_fingerprints({"data": fingerprint}, {"data": manifest.fingerprint}, f"run {folder}")
     return manifest

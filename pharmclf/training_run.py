@@ -16,6 +16,7 @@ from pharmclf.core.errors import EXIT_FAILED, EXIT_OK
 from pharmclf.core.events import Callback, FeatureCacheReady, ImagesQuarantined, Note, RunCallback
 from pharmclf.core.signals import GracefulShutdown, StopRequested
 from pharmclf.core.units import format_size
+from pharmclf.crop import crop_images
 from pharmclf.data.batch_sampler import effective_batch_size
 from pharmclf.data.image_cache import choose_image_cache
 from pharmclf.data.image_set import ImageSet
@@ -194,6 +195,7 @@ def precompute_features(config: RunConfig, folder: str, manifest: Manifest, say:
     config = dataclasses.replace(resolve_weights_path(config), feature_cache="always")
     with GracefulShutdown() as stop:
         config, _ = resolve_workers(config)
+        manifest = crop_images(config, manifest)
         connect(allow_open=config.allow_unauthenticated_cluster)
         quarantine = Quarantine(manifest, config.max_invalid_share, say, storage.join(folder, QUARANTINE_FILE))
 

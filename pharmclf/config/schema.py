@@ -99,8 +99,8 @@ class PhaseConfig:
     warmup: float = setting(0.1, "share", 0, 1, per_head=True)
     """Share of the phase's steps that warm up linearly (cosine schedule only)."""
     image_size: str = ""
-    """Sizes of the training images one after the other, in pixels: 128x10-224 trains 10 epochs at 128, the others at
-    224; sizes without a number of epochs share the rest. The last is that of the model. Empty: always that."""
+    """Sizes of the training images, in pixels: 128x10-full trains 10 epochs at 128, the others at the model's size;
+    128-128-full two thirds of the epochs at 128. Empty: always the model's size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +154,8 @@ class RunConfig:
     """Decides split, order, augmentation, initial head and dropout."""
     image_size: int = setting(224, "side in pixels", 32, 2048)
     """Side of the square that images are resized to, in pixels."""
+    crop: Literal["auto", "off"] = "off"
+    """auto: look at the product that the pretrained network finds in an image, where that helps; off: at all of it."""
     batch_size: int = setting(64, "number of images", 1, 65536)
     """Global batch, whatever the number of workers. auto: it stays what it is, and microbatch is auto."""
     microbatch: str = setting("whole", affects_result=False, per_head=True)
@@ -164,8 +166,7 @@ class RunConfig:
     max_invalid: str = setting("20%", affects_result=False)
     """Largest share of quarantined images that the run accepts, as 1% or 0.01."""
     min_images: int = setting(3, "number of images", 1, 1_000_000)
-    """Classes with fewer different images are left out by name; copies of one image count once, and a class that a list
-    divides itself stays."""
+    """Classes with fewer different images (copies count once) are left out by name, unless a list divides them."""
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
     """auto: mixed_bfloat16 or mixed_float16 where the GPU has fast units for it, float32 elsewhere."""
     all_reduce_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -269,10 +270,8 @@ def _check(config: RunConfig) -> None:
     """Every check over the fields of a run, each with what was received, what is expected and the remedy."""
     parse_share(config.max_invalid, "max_invalid")
     if not 0 < config.target_error_share < 1:
-        raise ConfigError(
-            f"target_error: received {config.target_error!r}, expected a share above 0 and below 1. Write it as 1% or "
-            f"0.01"
-        )
+        text = "expected a share above 0 and below 1. Write it as 1% or 0.01"
+        raise ConfigError(f"target_error: received {config.target_error!r}, {text}")
     parse_data_sets(config.eval_data)
     parse_workers(config.num_workers)
     parse_microbatch(config.microbatch)

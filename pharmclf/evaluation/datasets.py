@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError
@@ -57,6 +58,14 @@ class EvalDataset:
             raise ConfigError(f"{self.name}: no image is left to test on: {note}. Restore the files")
         rows = self.rows[[not reason for reason in reasons]]
         return replace(self, rows=rows, notes=(*self.notes, note), lost={**self.lost, **lost})
+
+    def with_crops(self, crops: NDArray[np.float32]) -> EvalDataset:
+        """The set with the part of each of its n images that was looked at, (n, 3) as `ImageSet.crops`."""
+        if np.isnan(crops).all():
+            return self
+        every = np.full((len(self.manifest.table), 3), np.nan, np.float32)
+        every[self.rows] = crops
+        return replace(self, manifest=replace(self.manifest, crops=every))
 
     @property
     def files(self) -> ImageSet:

@@ -47,7 +47,7 @@ class Explainer:
         if not len(images):
             return np.zeros(images.shape[:3], np.float32)
         if self._loaded is not None:
-            return grad_cam(self._loaded, images, class_numbers)
+            return _classifier_cam(self._loaded, images, class_numbers)
         if self._actor is not None:
             return np.asarray(ray.get(self._actor.heatmaps.remote(images, class_numbers)))
         self._local_model = self._local_model or _GradCamModel(self._location)
@@ -73,7 +73,14 @@ class _GradCamModel:
                 self._model = keras.saving.load_model(path, compile=False, safe_mode=True)
 
     def heatmaps(self, images: np.ndarray, class_numbers: np.ndarray) -> np.ndarray:
-        return grad_cam(self._model, images, class_numbers)
+        return _classifier_cam(self._model, images, class_numbers)
+
+
+def _classifier_cam(model: keras.Model, images: np.ndarray, class_numbers: np.ndarray) -> np.ndarray:
+    """As `grad_cam`; of a model that crops, for images that are cropped."""
+    from pharmclf.models.product_locator import CLASSIFIER, inner_model
+
+    return grad_cam(inner_model(model, CLASSIFIER), images, class_numbers)
 
 
 def grad_cam(model: keras.Model, images: np.ndarray, class_numbers: np.ndarray) -> np.ndarray:

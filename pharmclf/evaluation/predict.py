@@ -7,10 +7,11 @@ TensorFlow predicts. Either way the models are loaded once, and every image is r
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import ray
@@ -31,40 +32,50 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 32 << 20  # pixels decoded by one Ray task: 192 images of 224 px
 _AHEAD_BYTES = 256 << 20  # most decoded pixels that wait in this process
+_LOCATED_TOGETHER = 16 * BATCH  # images whose products are found before they are classified
 _DECODE_CPUS = 0.5  # of a Ray task, so that it also fits where less than one CPU is free
+
+
+class Predictions(NamedTuple):
+    """What `predict` gives for n images, in their order."""
+
+    probabilities: np.ndarray
+    """(n, models, classes) float32."""
+    bad: np.ndarray
+    """(n,) text: why an image cannot be used, so that its probabilities mean nothing, or ""."""
+    crops: np.ndarray
+    """(n, 3) the part of each image that was looked at, as `ImageSet.crops`."""
 
 
 def predict(
     models: Sequence[str],
     images: ImageSet,
     image_size: int,
+    locator_size: int = 0,
     *,
     actors: int,
     gpus: bool = True,
     check: Callable[[], None] = lambda: None,
     explainer: Explainer | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Predict images with one or more models, reading every image once.
+) -> Predictions:
+    """Predict images with one or more models, reading every image once; where a product is looked for, twice.
 
     Args:
         models: locations of saved models.
         images: n files.
         image_size: S, side of the models' input in pixels.
+        locator_size: as in `PredictSpec`.
         actors: Ray actors that predict; 0: this process.
         gpus: whether available GPUs may be used.
         check: called before each block; an exception that it raises ends the prediction.
         explainer: of the first model; takes it where this process has loaded it.
 
-    Returns:
-        (n, models, classes) float32 probabilities, in the order of `images`; and (n,) text: why an image cannot be
-        used, so that its probabilities mean nothing, or "".
-
     Raises:
         ConfigError: a model cannot be loaded.
         PermissionError, StorageUnavailableError: the storage cannot be read at all.
     """
-    what = PredictSpec(models=tuple(models), image_size=image_size, actors=actors, gpus=gpus)
-    probabilities, bad, done = [], [], 0
+    what = PredictSpec(models=tuple(models), image_size=image_size, locator_size=locator_size, actors=actors, gpus=gpus)
+    probabilities, bad, crops, done = [], [], [], 0
     report = image_progress("predicting")
     with show_activity("loading the model", LOAD_MODEL_S) as loading:
         predictor = None if actors else Predictor(what)
@@ -73,10 +84,11 @@ def predict(
             check()
             probabilities.append(block["probabilities"])
             bad.append(block["bad"])
+            crops.append(block["crop"])
             report(done := done + len(bad[-1]), len(images))
     if explainer and predictor:
-        explainer.use(predictor.first_model)
-    return np.concatenate(probabilities), np.concatenate(bad)
+        explainer.use(predictor.models[0])
+    return Predictions(np.concatenate(probabilities), np.concatenate(bad), np.concatenate(crops))
 
 
 def predict_stream(
@@ -90,12 +102,25 @@ def predict_stream(
         predictor: of `what`, for a prediction in this process; None: the models are loaded.
 
     Yields:
-        The columns of consecutive images, in the order of `images`, every image once.
+        The columns of consecutive images, in the order of `images`, every image once; `crop` (n, 3) is the part of each
+        that was looked at, as `ImageSet.crops`.
 
     Raises:
         ConfigError: a model cannot be loaded, or `what.columns` refuses its probabilities.
         ValueError, PermissionError, StorageUnavailableError: as `raise_block_error`.
     """
+    if not what.locator_size:
+        yield from _predict_located(what, images, predictor)
+        return
+    # in this process the models stay loaded, so that the first answers need not wait for the place of every product
+    step = len(images) if what.actors else _LOCATED_TOGETHER
+    predictor = predictor or (None if what.actors else Predictor(what))
+    for first in range(0, len(images), max(1, step)):
+        yield from _predict_located(what, _locate(what, images.slice(first, step), predictor), predictor)
+
+
+def _predict_located(what: PredictSpec, images: ImageSet, predictor: Predictor | None) -> Generator[Block, None, None]:
+    """As `predict_stream`, where the part of each image is known."""
     if not len(images):
         return
     blocks = _predict_ray(what, images) if what.actors else _predict_local(what, images, predictor)
@@ -105,10 +130,22 @@ def predict_stream(
             count = len(raise_block_error(block, ConfigError)["error"])
             if not np.array_equal(block.pop("place"), np.arange(done, done + count)):
                 raise RuntimeError(f"images {done} to {done + count} were returned out of order")
+            yield block | {"crop": images.crops_or_whole[done : done + count]}
             done += count
-            yield block
     if done != len(images):
         raise RuntimeError(f"{done} of {len(images)} images were returned")
+
+
+def _locate(what: PredictSpec, images: ImageSet, predictor: Predictor | None) -> ImageSet:
+    """The images with the part that the first model looks at, where it is not known; bad ones stay whole."""
+    crops = images.crops_or_whole.copy()
+    unknown = np.flatnonzero(np.isnan(crops[:, 0]))
+    whole = dataclasses.replace(images, crops=None).select(unknown)
+    blocks = list(_predict_located(what.finder, whole, predictor.finder if predictor else None))
+    if blocks:
+        found, bad = (np.concatenate([block[name] for block in blocks]) for name in ("found", "bad"))
+        crops[unknown[bad == ""]] = found[bad == ""]
+    return dataclasses.replace(images, crops=crops)
 
 
 def _read_span(what: PredictSpec, images: ImageSet, first: int, count: int) -> Block:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,11 @@ def all_probabilities(probabilities: np.ndarray) -> Block:
     return {"probabilities": probabilities}
 
 
+def place_of_product(places: np.ndarray) -> Block:
+    """The column `found`: (n, 1, 3) places -> (n, 3)."""
+    return {"found": places[:, 0]}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictSpec:
     """The models of a prediction, and how they are used."""
@@ -38,7 +45,11 @@ class PredictSpec:
     models: tuple[str, ...]
     """Locations of `.keras` files that map raw 0..255 RGB to probabilities."""
     image_size: int
-    """Side of their input, pixels."""
+    """Side of the images that they classify, pixels."""
+    locator_size: int = 0
+    """Side of the images in which the first one looks for the product, pixels; 0: they look at whole images."""
+    locates: bool = False
+    """Give the place of the product, (n, 1, 3) of `Crop`, and no probabilities."""
     read: Callable[[ImageSet, int], Block] = load_block
     """Reads images as `load_block` does: columns `image`, `bad` and `error`, and any others to pass on."""
     columns: Callable[[np.ndarray], Block] = all_probabilities
@@ -48,31 +59,40 @@ class PredictSpec:
     gpus: bool = True
     """Whether available GPUs may be used: one by each actor, the first by this process."""
 
+    @property
+    def finder(self) -> PredictSpec:
+        """What finds the product in each image, as the column `found` (n, 3) of `ImageSet.crops`."""
+        one = dataclasses.replace(self, models=self.models[:1], locates=True, columns=place_of_product)
+        return dataclasses.replace(one, image_size=self.locator_size, locator_size=0)
+
 
 class Predictor:
     """Saved models, loaded once."""
 
-    def __init__(self, what: PredictSpec) -> None:
+    def __init__(self, what: PredictSpec, models: Sequence[keras.Model] = ()) -> None:
         """Load the models; an error is reported with the first block, since Ray hides the cause of an actor's death.
 
         Args:
             what: its models, image size, columns and whether GPUs may be used.
+            models: the models, where this process has them.
         """
         with suppress_native_stderr():
             import tensorflow  # noqa: F401 - its import writes to stderr
 
             configure_devices(deterministic=False, gpus=what.gpus, late=True)
-        self._columns, self._error = what.columns, ""
-        self._models: list[tuple[keras.Model, Callable[[np.ndarray], Any]]] = []
+        self._what, self._error = what, ""
+        self.models: list[keras.Model] = list(models)
+        self._forwards: list[Callable[[np.ndarray], Any]] = []
         try:
-            self._models = [_load_model(location, what.image_size) for location in what.models]
+            self.models = self.models or [_load_model(location) for location in what.models]
+            self._forwards = [_trace_forward(model, what) for model in self.models]
         except (ConfigError, OSError) as error:
             self._error = encode_error(error)
 
-    @property
-    def first_model(self) -> keras.Model:
-        """The first of the models, loaded."""
-        return self._models[0][0]
+    @functools.cached_property
+    def finder(self) -> Predictor:
+        """What finds the products for the models."""
+        return Predictor(self._what.finder, self.models[:1])
 
     def __call__(self, block: Block) -> Block:
         """Predict a block.
@@ -86,7 +106,7 @@ class Predictor:
         others = {name: column for name, column in block.items() if name != "image"}
         if not self._error:
             try:
-                return others | self._columns(self.probabilities(block["image"]))
+                return others | self._what.columns(self.probabilities(block["image"]))
             except ConfigError as error:
                 self._error = encode_error(error)
         return others | {"error": np.full(len(block["image"]), self._error)}
@@ -98,25 +118,24 @@ class Predictor:
         if padding:
             images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
         batches = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
-        outputs = [[forward(batch) for _, forward in self._models] for batch in batches]  # queued on a GPU
+        outputs = [[forward(batch) for forward in self._forwards] for batch in batches]  # queued on a GPU
         return np.concatenate([np.stack([output.numpy() for output in row], axis=1) for row in outputs])[:count]
 
 
-def _load_model(location: str, image_size: int) -> tuple[keras.Model, Callable[[np.ndarray], Any]]:
-    """A model, and its forward pass for a batch of uint8 images, which are cast to float on the device.
+def _load_model(location: str) -> keras.Model:
+    """Load a model.
 
     Raises:
         ConfigError: a missing file, or one that Keras cannot load.
         OSError: the storage cannot be read.
     """
     import keras
-    import tensorflow as tf
 
     try:
         with storage.local_file(location) as path:
             if not path.is_file():
                 raise FileNotFoundError(location)  # Keras would raise a ValueError
-            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
     except FileNotFoundError as error:
         raise ConfigError(
             f"model: {location} is not there on {socket.gethostname()}. Give one that all nodes see"
@@ -128,10 +147,19 @@ def _load_model(location: str, image_size: int) -> tuple[keras.Model, Callable[[
             f"model: Keras cannot load {location} ({first_line(error)}). Fetch or train it again"
         ) from error
 
-    def forward(images: Any) -> Any:
-        return model(tf.cast(images, tf.float32), training=False)
 
-    batch = tf.TensorSpec((BATCH, image_size, image_size, 3), tf.uint8)
+def _trace_forward(model: keras.Model, what: PredictSpec) -> Callable[[np.ndarray], Any]:
+    """The forward pass for a batch of uint8 images, which are cast to float on the device."""
+    import tensorflow as tf
+
+    from pharmclf.models.product_locator import CLASSIFIER, LOCATOR, inner_model
+
+    part = inner_model(model, LOCATOR if what.locates else CLASSIFIER)
+
+    def forward(images: Any) -> Any:
+        return part(tf.cast(images, tf.float32), training=False)
+
+    batch = tf.TensorSpec((BATCH, what.image_size, what.image_size, 3), tf.uint8)
     # a concrete function per model: TensorFlow would warn of one function that is traced too often
     concrete = tf.function(forward, autograph=False).get_concrete_function(batch)
-    return model, lambda images: concrete(tf.constant(images))
+    return lambda images: concrete(tf.constant(images))

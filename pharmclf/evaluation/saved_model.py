@@ -6,6 +6,7 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError
@@ -29,7 +30,7 @@ class SavedModel:
     labels: tuple[str, ...]
     """Class names in the order of the outputs."""
     image_size: int
-    """Side of the input, pixels."""
+    """Side of the images that are classified, pixels."""
     decision: AbstentionPolicy | None
     """Temperature and threshold; None where the model has none."""
     run_folder: str | None
@@ -38,6 +39,13 @@ class SavedModel:
     """White level with which its images were decoded."""
     verdict: Verdict | None = None
     """What its run said of it; None where it has none."""
+    locator_size: int = 0
+    """Side of the images in which it looks for the product, pixels; 0: it looks at whole images."""
+
+    @property
+    def input_size(self) -> int:
+        """Side of square images for the whole model: its input, or, where it crops, one with pixels enough for that."""
+        return max(2 * self.image_size, self.locator_size) if self.locator_size else self.image_size
 
 
 def load_model_info(where: str, flag: str = "--model") -> SavedModel:
@@ -84,7 +92,7 @@ def _resolve_model(location: str, flag: str, where: str) -> SavedModel:
     if not storage.is_file(labels):
         raise ConfigError(f"{flag} {where}: {labels} is missing. It names the classes: put it next to the model")
     with storage.local_file(model) as path:
-        sha256, size = sha256_file(path), _image_size(path, flag, where)
+        sha256, (size, locator_size) = sha256_file(path), _image_sizes(path, flag, where)
     if (expected := _recorded_sha256(folder, name)) not in (None, sha256):
         raise ConfigError(f"{flag} {where}: {model} has sha256 {sha256}, expected {expected}. Fetch or train it again")
     decision, pixels = (storage.join(folder, file) for file in (DECISION_FILE, PIXELS_FILE.rpartition("/")[2]))
@@ -97,6 +105,7 @@ def _resolve_model(location: str, flag: str, where: str) -> SavedModel:
         run_folder=run_folder,
         white_level=int(storage.read_json(pixels)["white_level"]) if storage.is_file(pixels) else MAX_VALUE,
         verdict=_read_verdict(folder, run_folder),
+        locator_size=locator_size,
     )
 
 
@@ -119,16 +128,23 @@ def _recorded_sha256(folder: str, name: str) -> str | None:
     return None
 
 
-def _image_size(path: Path, flag: str, where: str) -> int:
-    """Side of the square input in the configuration of a model file, pixels."""
+def _image_sizes(path: Path, flag: str, where: str) -> tuple[int, int]:
+    """`image_size` and `locator_size` in the configuration of a model file."""
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))["config"]
-        shape = config["layers"][0]["config"]["batch_shape"]
-        if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
-            raise ValueError(f"input of shape {shape}")
-        return int(shape[1])
+        inner = {layer["name"]: layer["config"] for layer in config["layers"] if "layers" in layer["config"]}
+        if {"locator", "classifier"} <= inner.keys():
+            return _input_side(inner["classifier"]), _input_side(inner["locator"])
+        return _input_side(config), 0
     except (zipfile.BadZipFile, LookupError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{flag} {where}: not a model of this package ({error}). Expected a .keras file with square RGB input"
         ) from error
+
+
+def _input_side(config: dict[str, Any]) -> int:
+    shape = config["layers"][0]["config"]["batch_shape"]
+    if len(shape) != 4 or shape[1] is None or shape[1] != shape[2] or shape[3] != 3:
+        raise ValueError(f"input of shape {shape}")
+    return int(shape[1])

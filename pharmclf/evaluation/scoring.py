@@ -33,6 +33,7 @@ def predict_datasets(
     models: Sequence[str],
     sets: Sequence[EvalDataset],
     image_size: int,
+    locator_size: int = 0,
     *,
     actors: int,
     gpus: bool,
@@ -44,24 +45,28 @@ def predict_datasets(
     Args:
         models: locations of saved models.
         sets: the sets to predict.
-        image_size: S, side of the models' input in pixels.
+        image_size: S, side of the images that the models classify, in pixels.
+        locator_size: as in `PredictSpec`.
         actors: Ray actors that predict; 0: this process.
         gpus: whether each of them uses a GPU.
         check: called before each block; an exception that it raises ends the prediction.
         explainer: as in `predict`.
 
     Returns:
-        Each set without the images whose files differ from the manifest, which its last note names; and the
-        probabilities of the other images, (images, models, classes) float32.
+        Each set without the images whose files differ from the manifest, which its last note names, and with the part
+        of each that was looked at; and the probabilities of the other images, (images, models, classes) float32.
 
     Raises:
         ConfigError: a set has no image left.
     """
     files = ImageSet.join([images.files for images in sets])
-    probabilities, bad = predict(models, files, image_size, actors=actors, gpus=gpus, check=check, explainer=explainer)
+    found = predict(models, files, image_size, locator_size, actors=actors, gpus=gpus, check=check, explainer=explainer)
     ends = np.cumsum([len(images.rows) for images in sets])[:-1]
-    parts = zip(sets, np.split(probabilities, ends), np.split(bad, ends), strict=True)
-    return [(images.without(reasons.tolist()), part[reasons == ""]) for images, part, reasons in parts]
+    parts = zip(sets, *(np.split(column, ends) for column in found), strict=True)
+    return [
+        (images.with_crops(crops).without(reasons.tolist()), part[reasons == ""])
+        for images, part, reasons, crops in parts
+    ]
 
 
 def score_dataset(

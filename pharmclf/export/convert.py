@@ -24,7 +24,8 @@ def write_model(
     """Write a model.
 
     Args:
-        model: (n, S, S, 3) float RGB in 0..255 -> (n, classes) probabilities.
+        model: (n, S, S, 3) float RGB in 0..255, or of any height and width where it crops -> (n, classes)
+            probabilities.
         name: the format.
         path: of the file, or of the folder of a SavedModel.
         precision: of a TFLite file; of the others float32 only.
@@ -78,6 +79,9 @@ def _write_onnx(model: keras.Model, path: Path) -> None:
     proto, _ = tf2onnx.convert.from_function(serve, serve.input_signature, opset=ONNX_OPSET)
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"  # tf2onnx leaves another number there
+    if model.inputs[0].shape[1] is None:
+        for place, name in ((1, "height"), (2, "width")):
+            proto.graph.input[0].type.tensor_type.shape.dim[place].dim_param = name
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString())
 

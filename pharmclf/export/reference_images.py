@@ -35,7 +35,7 @@ def sample_images(model: SavedModel, given: str, split: str, flag: str, say: Say
         say: takes lines for the console.
 
     Returns:
-        (n, S, S, 3) uint8, S the model's image size and n from 1 to 256.
+        (n, S, S, 3) uint8, S the model's input size and n from 1 to 256.
 
     Raises:
         ConfigError: no image that can be read.
@@ -45,7 +45,7 @@ def sample_images(model: SavedModel, given: str, split: str, flag: str, say: Say
         ImageSet.of_paths(_list_given(given, flag), model.white_level) if given else _list_run_split(model, split, flag)
     )
     chosen = np.linspace(0, len(files) - 1, min(len(files), _MAX_IMAGES)).round().astype(int)
-    found = _load_all(files.select(chosen), model.image_size)
+    found = _load_all(files.select(chosen), model.input_size)
     images = [image for image in found if isinstance(image, np.ndarray)]
     failures = [reason for reason in found if isinstance(reason, str)]
     where = given or f"the {split} split of {model.run_folder}"
@@ -81,7 +81,7 @@ def validation_images(model: SavedModel, say: Say) -> ValidationImages | None:
     rows = manifest.rows("validation")
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MAX_VALIDATION_IMAGES)).round().astype(int)]
     table = manifest.table.loc[chosen]
-    found = _load_all(ImageSet.of_rows(table, model.white_level), model.image_size)
+    found = _load_all(ImageSet.of_rows(table, model.white_level), model.input_size)
     good = np.array([isinstance(image, np.ndarray) for image in found], bool)
     if not good.all():
         failures = [reason for reason in found if isinstance(reason, str)]
@@ -128,7 +128,7 @@ def _list_run_split(model: SavedModel, split: str, flag: str) -> ImageSet:
         raise ConfigError(
             f"{flag}: received nothing, and {location} has no image in its {split} split. {_remedy(flag)}"
         )
-    return ImageSet.of(manifest).select(rows)
+    return ImageSet.of_rows(manifest.table.loc[rows], manifest.white_level)  # the model crops by itself
 
 
 def _list_given(where: str, flag: str) -> list[str]:

@@ -94,7 +94,8 @@ def predict_shards(
             bad = block["bad"].astype(object)
             known = reasons[done : done + len(bad)]
             bad = np.where(known == "", bad, known)
-            table = answers.table(paths.slice(done, len(bad)), block["best"], block["confidence"], bad)
+            here = paths.slice(done, len(bad))
+            table = answers.table(here, block["best"], block["confidence"], bad, block["crop"])
             waiting, done = pa.concat_tables([waiting, table]), done + len(bad)
             progress(done, len(paths))
             while written < len(missing) and len(waiting) >= (size := spans[written][1] - spans[written][0]):

@@ -139,6 +139,7 @@ def _predict_and_join(
         what = PredictSpec(
             models=(model.location,),
             image_size=model.image_size,
+            locator_size=model.locator_size,
             read=read_images,
             columns=answers,
             gpus=options.accelerator != "cpu",

@@ -14,7 +14,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pharmclf.core.errors import ConfigError
-from pharmclf.data.decoded_image import InvalidImageError
+from pharmclf.data.decoded_image import Crop, InvalidImageError
 from pharmclf.data.image_decoding import prepare_image
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.ray_loader import raise_block_error
@@ -128,7 +128,11 @@ class Model:
     def _spec(self) -> PredictSpec:
         output = TopKOutput(labels=self.labels, decision=self.info.decision)
         return PredictSpec(
-            models=(self.info.location,), image_size=self.info.image_size, read=read_images, columns=output
+            models=(self.info.location,),
+            image_size=self.info.image_size,
+            locator_size=self.info.locator_size,
+            read=read_images,
+            columns=output,
         )
 
     @functools.cached_property
@@ -142,16 +146,16 @@ class Model:
         return [answer for block in stream for answer in self._answers(block, threshold, locations)]
 
     def _predict_pixels(self, images: Sequence[np.ndarray | Image.Image], threshold: float | None) -> Iterator[Answer]:
-        size = self.info.image_size
         for first in range(0, len(images), BATCH):
-            some = images[first : first + BATCH]
-            pixels, bad = np.zeros((len(some), size, size, 3), np.uint8), [""] * len(some)
-            for place, image in enumerate(some):
-                try:
-                    pixels[place] = prepare_image(_to_pillow(image), size, self.info.white_level)
-                except InvalidImageError as error:
-                    bad[place] = str(error)
-            block = {"image": pixels, "bad": np.array(bad), "error": np.full(len(some), "")}
+            some = [_to_pillow(image) for image in images[first : first + BATCH]]
+            crops: list[Crop | None] = [None] * len(some)
+            if self._spec.locator_size:
+                pixels, _ = _to_squares(some, self._spec.locator_size, self.info.white_level, crops)
+                block = {"image": pixels, "error": np.full(len(some), "")}
+                found = raise_block_error(self._predictor.finder(block), ConfigError)["found"]
+                crops = [Crop(*place) for place in found.tolist()]
+            pixels, bad = _to_squares(some, self._spec.image_size, self.info.white_level, crops)
+            block = {"image": pixels, "bad": bad, "error": np.full(len(some), "")}
             yield from self._answers(raise_block_error(self._predictor(block), ConfigError), threshold, repeat(None))
 
     def _answers(self, block: Block, threshold: float | None, locations: Iterator[str | None]) -> Iterator[Answer]:
@@ -164,6 +168,19 @@ class Model:
                 label, share = top[0]
                 abstain = least is not None and share < least
                 yield Answer(label=label, confidence=share, abstain=abstain, top=top, path=next(locations))
+
+
+def _to_squares(
+    images: Sequence[Image.Image], size: int, white_level: int, crops: Sequence[Crop | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, S, S, 3) uint8 of images or of parts of them; and (n,) why one cannot be used, "" where it can."""
+    pixels, bad = np.zeros((len(images), size, size, 3), np.uint8), [""] * len(images)
+    for place, image in enumerate(images):
+        try:
+            pixels[place] = prepare_image(image, size, white_level, crops[place])
+        except InvalidImageError as error:
+            bad[place] = str(error)
+    return pixels, np.array(bad)
 
 
 def _to_pillow(image: np.ndarray | Image.Image) -> Image.Image:

@@ -21,11 +21,15 @@ SCHEMA = pa.schema(
         ("confidence_3", pa.float64()),
         ("abstain", pa.bool_()),
         ("error", pa.string()),
+        ("crop_left", pa.float32()),
+        ("crop_top", pa.float32()),
+        ("crop_side", pa.float32()),
     ]
 )
 """One row per image. The three most probable classes and their calibrated probabilities, null where the image is bad or
 there are fewer classes; `abstain`: a person must look, since the confidence is below the threshold or the image is bad,
-null without a threshold; `error`: why the image is bad, else null."""
+null without a threshold; `error`: why the image is bad, else null; `crop_left`, `crop_top`, `crop_side`: the square
+that the model looked at, as shares of the image's width and height, null where it looked at all of it."""
 _TOP = 3
 _SUM_TOLERANCE = 1e-2  # of 1: what probabilities in half precision sum to
 
@@ -69,7 +73,9 @@ class TopKOutput:
         best = np.argsort(-calibrated, axis=1, kind="stable")[:, :_TOP]
         return {"best": best, "confidence": np.take_along_axis(calibrated, best, axis=1)}
 
-    def table(self, paths: pa.Array, best: np.ndarray, confidence: np.ndarray, bad: np.ndarray) -> pa.Table:
+    def table(
+        self, paths: pa.Array, best: np.ndarray, confidence: np.ndarray, bad: np.ndarray, crops: np.ndarray
+    ) -> pa.Table:
         """Rows of the table of predictions.
 
         Args:
@@ -77,6 +83,7 @@ class TopKOutput:
             best: (n, k) class numbers.
             confidence: (n, k) calibrated probabilities.
             bad: (n,) why an image cannot be used, "" where it can.
+            crops: (n, 3) the part of each image that was looked at, as `ImageSet.crops`.
         """
         is_bad = bad != ""
         names = np.array(self.labels, object)
@@ -89,6 +96,8 @@ class TopKOutput:
             lacks = is_bad if given else np.ones(len(bad), bool)
             columns[f"label{suffix}"] = pa.array(labels, pa.string(), mask=lacks)
             columns[f"confidence{suffix}"] = pa.array(numbers, pa.float64(), mask=lacks)
+        for place, name in enumerate(("crop_left", "crop_top", "crop_side")):
+            columns[name] = pa.array(crops[:, place], pa.float32(), from_pandas=True)
         abstain = np.zeros(len(bad), bool) if self.threshold is None else is_bad | (confidence[:, 0] < self.threshold)
         columns["abstain"] = pa.array(abstain, pa.bool_(), mask=np.full(len(bad), self.threshold is None))
         return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
+from PIL import Image, ImageDraw
 
+from pharmclf.data.decoded_image import Crop, Pixels
 from pharmclf.data.image_decoding import InvalidImageError, decode_upright
 from pharmclf.data.image_quality import measure_brightness, measure_sharpness, outlier_scores
 from pharmclf.data.image_set import ImageSet
@@ -27,18 +29,31 @@ _LEAST_SPREAD: dict[MeasureName, float] = {"size": 0.1, "brightness": 0.03, "sha
 def load_upright(files: ImageSet, longest_side: int = DISPLAY_SIDE) -> list[np.ndarray | None]:
     """Read images for readers: (height, width, 3) uint8 with their aspect ratio; None where one cannot be used.
 
+    The part that a model looks at is framed.
+
     Raises:
         PermissionError, StorageUnavailableError: the storage cannot be read.
     """
 
     def load(place: int) -> np.ndarray | None:
         try:
-            return decode_upright(files.content(place), longest_side, files.white_level[place].as_py())
+            image = decode_upright(files.content(place), longest_side, files.white_level[place].as_py())
         except InvalidImageError:
             return None
+        crop = files.crop(place)
+        return image if crop is None else draw_frame(image, crop)
 
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(load, range(len(files))))
+
+
+def draw_frame(image: Pixels, crop: Crop) -> Pixels:
+    """A copy of an image with a frame around a part of it: white on black, so that it is seen on any background."""
+    picture = Image.fromarray(image)
+    left, top, right, bottom = crop.in_pixels(*picture.size)
+    for width, colour in ((5, "black"), (3, "white")):
+        ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=colour, width=width)
+    return np.asarray(picture)
 
 
 def load_thumbnails(manifest: Manifest, rows: Sequence[int]) -> dict[int, Thumbnail]:

@@ -8,8 +8,9 @@ IMPORTS = "from PIL import Image, ImageOps  # for HEIC: import pillow_heif; pill
 """Imports of the function, in addition to numpy as np."""
 _LOAD_IMAGE = """\
 def load_image(path, side, white={white}):  # RGB as in training: (side, side, 3) uint8
+    square = isinstance(side, int)  # else the model takes any size, and crops by itself
     image = Image.open(path)
-    image.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded at a smaller scale
+    image.draft("RGB", (2 * side, 2 * side) if square else None)  # a large JPEG is decoded at a smaller scale
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # grey of 16 or 32 bits; white is the largest value that the camera gives
         grey = np.asarray(image, float)
@@ -18,7 +19,7 @@ def load_image(path, side, white={white}):  # RGB as in training: (side, side, 3
         image = Image.fromarray((grey * (255 / white)).round().clip(0, 255).astype("uint8"))
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))"""
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR) if square else image)"""
 
 
 def load_image_text(white_level: int = MAX_VALUE) -> str:

@@ -7,9 +7,11 @@ import platform
 import numpy as np
 import pandas as pd
 import psutil
+from PIL import Image
 
 from pharmclf import storage
 from pharmclf.core.units import format_memory
+from pharmclf.data.decoded_image import Crop
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_counts
 from pharmclf.data.ray_loader import load_images
@@ -121,7 +123,8 @@ def _load_thumbnails(
         images, bad = load_images(files.select(explained), image_size)
         explained = explained[bad == ""]
         maps = explainer.heatmaps(images[bad == ""], scored.probabilities[explained].argmax(axis=1))
-        heatmaps = dict(zip(explained.tolist(), maps, strict=True))
+        shown = files.select(explained)
+        heatmaps = {index: _place_map(maps[n], shown.crop(n)) for n, index in enumerate(explained.tolist())}
     rows = scored.table.iloc[chosen].to_dict("records")
     return {
         index: PredictedThumbnail(
@@ -136,6 +139,19 @@ def _load_thumbnails(
         for index, image, row in zip(chosen.tolist(), load_upright(files.select(chosen)), rows, strict=True)
         if image is not None
     }
+
+
+def _place_map(heatmap: np.ndarray, crop: Crop | None) -> np.ndarray:
+    """The heatmap (S, S) of a part of an image, in that of the whole image: (S, S)."""
+    if crop is None:
+        return heatmap
+    size = len(heatmap)
+    left, top, right, bottom = (round(value) for value in crop.in_pixels(size, size))
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    whole = np.zeros_like(heatmap)
+    part = Image.fromarray(heatmap.astype(np.float32)).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+    whole[top:bottom, left:right] = np.asarray(part)[: size - top, : size - left]
+    return whole
 
 
 def list_predictions(table: pd.DataFrame, root: str, most: int = MAX_PREDICTIONS) -> list[Prediction]:

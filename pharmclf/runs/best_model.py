@@ -178,13 +178,14 @@ def _restore(run: RunInfo, best: EpochRecord, part: Path, say: Say) -> None:
                 raise CorruptedRunError(f"weights: {config.weights} has sha256 {received}, expected {expected}")
         phase = {phase.name: phase for phase in build_phases(config)}[best.phase]
         say(f"run {run.name} is not complete and has not been tested; its model is restored from the checkpoint")
-        _restore_model(config, phase, len(manifest.class_names), checkpoint).save(part / "model.keras")
+        crops = manifest.crops is not None
+        _restore_model(config, phase, len(manifest.class_names), checkpoint, crops=crops).save(part / "model.keras")
         storage.write_json(str(part / "labels.json"), list(manifest.class_names))
         if manifest.white_level != MAX_VALUE:
             storage.write_json(str(part / Path(PIXELS_FILE).name), {"white_level": manifest.white_level})
 
 
-def _restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint) -> Any:
+def _restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint, *, crops: bool) -> Any:
     """The Keras model of a checkpoint.
 
     Raises:
@@ -199,6 +200,6 @@ def _restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint
         policy = keras.config.dtype_policy()
         keras.config.set_dtype_policy("float32")  # as in the models of complete runs
         try:
-            return restore_model(config, phase, num_classes, checkpoint)
+            return restore_model(config, phase, num_classes, checkpoint, crops=crops)
         finally:
             keras.config.set_dtype_policy(policy)

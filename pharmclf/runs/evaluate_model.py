@@ -78,7 +78,13 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResu
     device = device_kind() if workers else "this process"
     with Explainer(model.location, on_ray=workers > 0) as explainer:
         ((images, probabilities),) = predict_datasets(
-            [model.location], [images], model.image_size, actors=workers, gpus=device == "GPU", explainer=explainer
+            [model.location],
+            [images],
+            model.image_size,
+            model.locator_size,
+            actors=workers,
+            gpus=device == "GPU",
+            explainer=explainer,
         )
         activity.begin("scoring and drawing", DRAW_S)
         quarantine = Quarantine(images.manifest, max_invalid_share, say)

@@ -15,6 +15,7 @@ from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.models.backbone_split import split_backbone
 from pharmclf.models.backbones import build_backbone, cached_backbone
 from pharmclf.models.head import build_head, build_inference_model
+from pharmclf.models.product_locator import CLASSIFIER, build_cropping_model, build_locator
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.context import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE, phase_model_file
 from pharmclf.training.lr_schedule import best_phase
@@ -29,6 +30,8 @@ def save_final_models(
     class_names: tuple[str, ...],
     state: TrainState,
     white_level: int = MAX_VALUE,
+    *,
+    crops: bool = False,
 ) -> None:
     """Save the best model of the run, and that of each other phase. (chief only)
 
@@ -36,6 +39,7 @@ def save_final_models(
         folder: the run's folder.
         state: of the run; only phases with a best checkpoint are saved.
         white_level: with which the images were decoded.
+        crops: whether the run looked at the product in each image; the models find it by themselves.
     """
     chosen = best_phase(state.monitors)
     written = {LABELS_FILE: (json.dumps(list(class_names), indent=2) + "\n").encode()}
@@ -47,10 +51,11 @@ def save_final_models(
         source = config.backbone, config.image_size, config.weights
         is_named = config.weights in ("imagenet", "none")  # a file may have changed; training has built the others
         backbone = cached_backbone(*source, config.weights) if is_named else build_backbone(*source)
+        locator = build_locator(config.backbone, config.weights) if crops else None
         for phase in (phase for phase in build_phases(config) if phase.name in state.best):
             checkpoint = read_checkpoint(storage.join(folder, "checkpoints", state.best[phase.name]))
             # one backbone for all: each phase also trains what the phases before have trained
-            model = _restore_onto(config, phase, len(class_names), checkpoint, backbone)
+            model = _restore_onto(config, phase, len(class_names), checkpoint, backbone, locator)
             file = MODEL_FILE if phase.name == chosen else phase_model_file(phase.name)
             written[file] = _serialize(model)
     finally:
@@ -61,24 +66,34 @@ def save_final_models(
     storage.write_json(storage.join(folder, CHECKSUMS_FILE), checksums)
 
 
-def restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint) -> keras.Model:
-    """The model with the weights of a checkpoint.
+def restore_model(
+    config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint, *, crops: bool = False
+) -> keras.Model:
+    """The model with the weights of a checkpoint; `crops` as for `save_final_models`.
 
     Raises:
         CorruptedCheckpointError: a file of it is damaged.
     """
     backbone = build_backbone(config.backbone, config.image_size, config.weights)
-    return _restore_onto(config, phase, num_classes, checkpoint, backbone)
+    locator = build_locator(config.backbone, config.weights) if crops else None
+    return _restore_onto(config, phase, num_classes, checkpoint, backbone, locator)
 
 
 def _restore_onto(
-    config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint, backbone: keras.Model
+    config: RunConfig,
+    phase: Phase,
+    num_classes: int,
+    checkpoint: Checkpoint,
+    backbone: keras.Model,
+    locator: keras.Model | None,
 ) -> keras.Model:
     """As `restore_model`, on a backbone with its pretrained weights below what the phase has trained."""
     head = build_head(config.head, backbone.output.shape[-1], num_classes, config.seed)
     trained = [*split_backbone(backbone, phase.unfreeze_blocks).trained, *head.trainable_variables]
     load_variables({variable.path: variable for variable in trained}, checkpoint.tensors("weights"))
-    return build_inference_model(backbone, head)
+    if locator is None:
+        return build_inference_model(backbone, head)
+    return build_cropping_model(locator, build_inference_model(backbone, head, CLASSIFIER))
 
 
 def _serialize(model: keras.Model) -> bytes:

@@ -87,7 +87,8 @@ class Trainer:
                     self._begin("saving the models", usual_times.SAVE_MODEL_S)
                     finalize_best(run.state, job.checkpoints, self._note)  # models are read from the checkpoints
                     level = job.images.white_level[0].as_py()  # the same for all rows of a manifest
-                    save_final_models(job.config, job.folder, job.class_names, run.state, level)
+                    crops = job.images.crops is not None
+                    save_final_models(job.config, job.folder, job.class_names, run.state, level, crops=crops)
         finally:
             if run.manager:
                 run.manager.close()

@@ -17,6 +17,7 @@ from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_count
 from pharmclf.core.usual_times import LOAD_MODEL_S
+from pharmclf.data.decoded_image import LOCATOR_SIZE
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import write_manifest
 from pharmclf.data.quarantine import Quarantine
@@ -134,7 +135,8 @@ def _compare_with_plain(
         return None
     tested = split_dataset(manifest, "test", plain.config.data)
     model, size, gpus = storage.join(plain.folder, MODEL_FILE), plain.config.image_size, device_kind() != "CPU"
-    ((images, parts),) = predict_datasets([model], [tested], size, actors=workers, gpus=gpus, check=check)
+    locator_size = 0 if manifest.crops is None else LOCATOR_SIZE
+    ((images, parts),) = predict_datasets([model], [tested], size, locator_size, actors=workers, gpus=gpus, check=check)
     storage.delete_folder(storage.join(plain.folder, "model"))
     table = predictions_table(images.rows, images.paths, images.labels, parts[:, 0], manifest.class_names)
     both = of_winner.merge(table, on="row", suffixes=("", "_plain"))
@@ -157,15 +159,16 @@ def _save_models_of(trial: Trial, checkpoints: list[Checkpoint], manifest: Manif
     finalize_best(state, storage.join(trial.folder, "checkpoints"), say)
     task = ray.remote(num_cpus=0.5, max_calls=1)(_save_models)
     with show_activity("saving the models of a trial", LOAD_MODEL_S):
-        ray.get(task.remote(trial.config, trial.folder, manifest.class_names, state, manifest.white_level))
+        how = manifest.class_names, state, manifest.white_level, manifest.crops is not None
+        ray.get(task.remote(trial.config, trial.folder, *how))
     return state
 
 
 def _save_models(
-    config: RunConfig, folder: str, class_names: tuple[str, ...], state: TrainState, white_level: int
+    config: RunConfig, folder: str, class_names: tuple[str, ...], state: TrainState, white_level: int, crops: bool
 ) -> None:
     with suppress_native_stderr():
         from pharmclf.training.save_model import save_final_models
 
         configure_devices(deterministic=False, gpus=False)  # they may be in use
-        save_final_models(config, folder, class_names, state, white_level)
+        save_final_models(config, folder, class_names, state, white_level, crops=crops)

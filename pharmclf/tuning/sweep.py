@@ -119,7 +119,8 @@ def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say
     if not base.skip_checks:
         run_preflight(base, say)
     with GracefulShutdown() as stop:
-        manifest = run_manifest(base, folder, record["fingerprints"]["data"] if record else None, say)
+        known = record["fingerprints"]["data"] if record else None
+        manifest = run_manifest(dataclasses.replace(base, num_workers="1"), folder, known, say)  # GPUs are for trials
         describe_data(manifest, folder, say)
         if warning := batch_warning(base, len(manifest.rows("train"))):
             say(f"warning: {warning}")

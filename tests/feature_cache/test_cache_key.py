@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from support.config_fields import changed, leaves
 
@@ -19,7 +20,7 @@ KEYED = {  # another value of each changes the key
 RESOLVED = {"weights", "precision", "unfreeze_blocks"}  # are in the key as what they come to
 BY_MANIFEST = {  # change its rows
     "data", "label_level", "max_invalid", "min_images", "split.ignore_folders", "split.test", "split.validation",
-    "demo.images_per_class",
+    "demo.images_per_class", "crop",
 }  # fmt: skip
 FREE = {  # what comes behind the frozen part, and where and how the run goes on
     "storage": "elsewhere", "name": "other", "num_workers": "2", "batch_size": 7, "xla": True, "deterministic": False,
@@ -71,6 +72,13 @@ def test_cut_weights_and_precision_change_the_key(drawn_manifest: Manifest):
         key(BASE, drawn_manifest, precision="mixed_float16"),
     }
     assert len(keys) == 4
+
+
+def test_what_is_seen_of_an_image_changes_the_key(drawn_manifest: Manifest):
+    """Whole images, products, and other products."""
+    rows = len(drawn_manifest.table)
+    crops = [None, *(np.full((rows, 3), side, np.float32) for side in (0.25, 0.5))]
+    assert len({key(BASE, dataclasses.replace(drawn_manifest, crops=each)) for each in crops}) == 3
 
 
 def test_the_bytes_of_one_image_change_the_key(drawn_manifest: Manifest):

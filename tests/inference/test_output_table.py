@@ -52,7 +52,7 @@ def rows(paths: pa.Array, seed: int = 0) -> pa.Table:
     probabilities = generator.dirichlet(np.ones(4), size=len(paths))[:, None].astype(np.float32)
     answers = TopKOutput(labels=tuple("abcd"), threshold=0.5)
     bad = np.array(['truncated, "quoted"' if place == 2 else "" for place in range(len(paths))])
-    return answers.table(paths, **answers(probabilities), bad=bad)
+    return answers.table(paths, **answers(probabilities), bad=bad, crops=np.full((len(bad), 3), np.nan))
 
 
 # ---- the images
@@ -145,7 +145,8 @@ def test_a_row_holds_the_best_classes_in_order(num_classes: int, count: int, see
     labels = tuple(f"class {number}" for number in range(num_classes))
     bad = np.where(generator.random(count) < 0.3, "empty", "")
     answers = TopKOutput(labels=labels, threshold=0.6)
-    table = answers.table(pa.array(["p"] * count), **answers(probabilities[:, None]), bad=bad)
+    whole = np.full((count, 3), np.nan)
+    table = answers.table(pa.array(["p"] * count), **answers(probabilities[:, None]), bad=bad, crops=whole)
     assert table.schema == SCHEMA
     for row, given_row, reason in zip(table.to_pylist(), probabilities, bad, strict=True):
         assert row["error"] == (reason or None)
@@ -169,8 +170,19 @@ def test_equal_classes_keep_the_order_of_the_model():
 def test_without_a_threshold_nothing_is_said_of_abstaining():
     """The column is null, also for a bad image."""
     answers = TopKOutput(labels=("a", "b"))
-    table = answers.table(pa.array(["p", "q"]), **answers(np.full((2, 1, 2), 0.5)), bad=np.array(["", "empty"]))
+    bad, whole = np.array(["", "empty"]), np.full((2, 3), np.nan)
+    table = answers.table(pa.array(["p", "q"]), **answers(np.full((2, 1, 2), 0.5)), bad=bad, crops=whole)
     assert table["abstain"].to_pylist() == [None, None]
+
+
+def test_a_row_says_where_the_model_looked():
+    """Null where it looked at all of an image."""
+    crops = np.array([[0.25, 0.5, 0.375], [np.nan] * 3])
+    answers = TopKOutput(labels=("a", "b"))
+    found = answers(np.full((2, 1, 2), 0.5))
+    table = answers.table(pa.array(["p", "q"]), **found, bad=np.array(["", ""]), crops=crops)
+    columns = [table[f"crop_{name}"].to_pylist() for name in ("left", "top", "side")]
+    assert columns == [[0.25, None], [0.5, None], [0.375, None]]
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_a_run_that_goes_on_meanwhile_is_looked_at_again(tmp_path: Path, monkeyp
     folder = incomplete_run(root, "live", [(1, 0, 0.7, 0.5)], state="running")
     tried: list[str] = []
 
-    def restored(config: RunConfig, phase: Any, num_classes: int, checkpoint: Any) -> Any:
+    def restored(config: RunConfig, phase: Any, num_classes: int, checkpoint: Any, *, crops: bool) -> Any:
         tried.append(checkpoint.name)
         if len(tried) == 1:
             storage.delete_folder(storage.join(folder, "checkpoints"))

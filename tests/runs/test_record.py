@@ -13,7 +13,13 @@ def test_settings_that_came_later_leave_a_run_with_their_defaults_as_it_was():
     assert fingerprint(result_settings(RunConfig())) == "bca1e7f28668826a8eac4299918eecd2"
     other = flatten(
         result_settings(
-            RunConfig(label_level=-2, min_images=5, split=SplitConfig(ignore_folders=True), all_reduce_dtype="bfloat16")
+            RunConfig(
+                label_level=-2,
+                min_images=5,
+                split=SplitConfig(ignore_folders=True),
+                all_reduce_dtype="bfloat16",
+                crop="auto",
+            )
         )
     )
     assert {name: other[name] for name in set(other) - set(flatten(result_settings(RunConfig())))} == {
@@ -21,6 +27,7 @@ def test_settings_that_came_later_leave_a_run_with_their_defaults_as_it_was():
         "min_images": 5,
         "split.ignore_folders": True,
         "all_reduce_dtype": "bfloat16",
+        "crop": "auto",
     }
 
 

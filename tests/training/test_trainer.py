@@ -89,7 +89,7 @@ def test_the_saved_model_scores_what_the_best_epoch_scored(unbroken: tuple[Train
 
     job, outcome = unbroken
     images = job.images.select(job.validation_rows)
-    probabilities, _ = predict([storage.join(job.folder, MODEL_FILE)], images, 64, actors=0)
+    probabilities = predict([storage.join(job.folder, MODEL_FILE)], images, 64, actors=0).probabilities
     accuracy = float((probabilities[:, 0].argmax(axis=1) == job.labels[job.validation_rows]).mean())
     best = max(monitor.best_accuracy for monitor in outcome.monitors.values())
     assert accuracy == pytest.approx(best, abs=1e-6)
@@ -310,7 +310,8 @@ def test_smoothing_clipping_class_weights_and_dense_layers_train(make_job: Any, 
     chosen = best_phase(outcome.monitors)
     epoch = outcome.monitors[chosen].best_epoch
     best = next(r for r in outcome.history if (r.phase, r.epoch) == (chosen, epoch))
-    found, _ = predict([storage.join(job.folder, MODEL_FILE)], job.images.select(job.validation_rows), 64, actors=0)
+    images = job.images.select(job.validation_rows)
+    found = predict([storage.join(job.folder, MODEL_FILE)], images, 64, actors=0).probabilities
     labels = job.labels[job.validation_rows]
     hits = found[:, 0].argmax(axis=1) == labels
     recalls = [hits[labels == label].mean() for label in np.unique(labels)]
