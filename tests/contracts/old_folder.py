@@ -11,6 +11,9 @@ from typing import Any
 from support.programs import call_job
 from write_run_v1 import SWEEP, TARGET, TRAIN
 
+PRESET = ["--crop=off", "--phase2.image-size="]
+"""What the preset of that version had not; a run that goes on keeps its settings, so that they are given."""
+
 
 @dataclass(frozen=True)
 class OldFolder:
@@ -28,7 +31,7 @@ class OldFolder:
 
     def resume_run(self, store: str = "") -> str:
         """The command of the run again; `store` is a database of MLflow."""
-        return call_job("jobs/train.py", *TRAIN, *self.flags, f"--mlflow={store}")
+        return call_job("jobs/train.py", *TRAIN, *PRESET, *self.flags, f"--mlflow={store}")
 
     def resume_sweep(self, store: str = "") -> str:
         space = f"--space={self.home}/space.yaml"
