@@ -7,7 +7,7 @@ the learning rates, and the layers that each phase trains.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pharmclf.benchmark.measure import PhaseTime
+from pharmclf.benchmark.measure import AccuracyPoint, PhaseTime
 from pharmclf.config import AugmentConfig, RunConfig
 from pharmclf.models.backbone_split import split_backbone
 from pharmclf.models.backbones import build_backbone
@@ -135,7 +135,11 @@ def compile_phase(model: BaselineModel, config: RunConfig, phase: Phase, steps: 
 
 
 def train_baseline(
-    model: BaselineModel, config: RunConfig, data: dict[str, tf.data.Dataset], counts: np.ndarray
+    model: BaselineModel,
+    config: RunConfig,
+    data: dict[str, tf.data.Dataset],
+    counts: np.ndarray,
+    observers: Sequence[keras.callbacks.Callback] = (),
 ) -> dict[str, PhaseTime]:
     """Train both phases with `fit`, each to its best weights; `counts` are the training images of each class."""
     images, steps = int(counts.sum()), int(data["train"].cardinality())
@@ -151,7 +155,7 @@ def train_baseline(
             validation_data=data["validation"],
             epochs=phase.settings.epochs,
             class_weight=weights,
-            callbacks=list(_callbacks(config, phase)),
+            callbacks=[*observers, *_callbacks(config, phase)],
             shuffle=False,  # the data set is shuffled already
             verbose=0,
         )
@@ -180,6 +184,31 @@ def predict_baseline(model: BaselineModel, data: dict[str, tf.data.Dataset], fol
     files = sorted((folder / "test").glob("*/*"), key=lambda path: (path.parent.name, path.name))
     pairs = zip(files, predicted, strict=True)
     return {int(path.stem): bool(number == int(path.parent.name)) for path, number in pairs}
+
+
+class AccuracyRecorder(keras.callbacks.Callback):
+    """Tests the model after each epoch; the time of these tests does not count."""
+
+    def __init__(self, data: dict[str, tf.data.Dataset], folder: Path, began: float) -> None:
+        """Begin.
+
+        Args:
+            data: of `datasets`.
+            folder: of the splits.
+            began: `time.time()` at the start of the process.
+        """
+        super().__init__()
+        self.points: list[AccuracyPoint] = []
+        self._data, self._folder, self._began = data, folder, began
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002 - Keras's own
+        """Add the point of the epoch."""
+        now = time.time()
+        hits = predict_baseline(self.model, self._data, self._folder)
+        values = {name: float((logs or {})[name]) for name in ("val_accuracy", "val_loss")}
+        test_accuracy = float(np.mean([*hits.values()]))
+        self.points.append(AccuracyPoint(seconds=now - self._began, test_accuracy=test_accuracy, **values))
+        self._began += time.time() - now
 
 
 def save_baseline(model: BaselineModel, location: Path) -> None:

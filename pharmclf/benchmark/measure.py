@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pharmclf.core.background import BackgroundTask
+from pharmclf.core.errors import ConfigError
 from pharmclf.monitoring import Nvml
 from pharmclf.monitoring.cores import usable_cores
 
@@ -29,6 +30,39 @@ class MeasureOptions:
     """Plain Keras as it reads images each epoch, and with decoded images kept in memory by `cache()`."""
     seconds: float = 8.0
     """Seconds of each short measurement: an input alone, a training step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeersOptions:
+    """The comparison of accuracy over time with other ways to train."""
+
+    sides: tuple[Literal["keras", "torch"], ...] = ("keras", "torch")
+    """Plain Keras with this configuration, and fine-tuning of the full network in PyTorch."""
+    peers_target: float = 0.92
+    """Test accuracy, 0..1, of which the time is compared."""
+    peers_epochs: int = 12
+    """Epochs in PyTorch."""
+
+    def __post_init__(self) -> None:
+        if not self.sides:
+            raise ConfigError("--sides: received none, expected keras, torch or both. Write --sides keras torch")
+        if not 0 < self.peers_target <= 1:
+            raise ConfigError(f"--peers-target: received {self.peers_target}, expected above 0 and up to 1")
+        if self.peers_epochs < 1:
+            raise ConfigError(f"--peers-epochs: received {self.peers_epochs}, expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyPoint:
+    """Accuracy of a model after an epoch."""
+
+    seconds: float
+    """From the start of the process, without the time of the tests."""
+    val_accuracy: float
+    """0..1."""
+    val_loss: float
+    test_accuracy: float
+    """0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)
