@@ -1,11 +1,11 @@
-"""Bar charts of the reports of the benchmarks; pure."""
+"""Plots of the reports of the benchmarks; pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pharmclf.reporting.benchmark_plots import Bar, BarPanel, bars_figure
+from pharmclf.reporting.benchmark_plots import Bar, BarPanel, bars_figure, curves_figure
 from pharmclf.reporting.figures import png_bytes
 
 _TITLES = {"plain": "plain Keras", "cached": "plain Keras, cache()", "ours": "this package"}
@@ -15,14 +15,26 @@ Report = Mapping[str, Any]
 
 def plot_report(name: str, report: Report) -> bytes | None:
     """PNG of the report of a benchmark; None where that draws itself, or has no rows."""
+    if name == "peers":
+        return _plot_peers(report)
     draw = _PANELS.get(name)
     panels = [panel for panel in draw(report) if panel.bars] if draw else []
     if not panels:
         return None
+    return png_bytes(bars_figure(_HEADINGS[name], _subtitle(report), panels))
+
+
+def _subtitle(report: Report) -> str:
     machine = report.get("machine")
     parts = [report["backbone"]] if "backbone" in report else []
     parts += [f"{machine['processor']}, {machine['cores']} cores"] if machine else []
-    return png_bytes(bars_figure(_HEADINGS[name], " · ".join(parts), panels))
+    return " · ".join(parts)
+
+
+def _plot_peers(report: Report) -> bytes:
+    curves = {row["title"]: report["curves"][row["side"]] for row in report["rows"]}
+    subtitle = f"{_subtitle(report)} · one run of each, {report['test_images']} test images"
+    return png_bytes(curves_figure("Test accuracy of the best model so far", subtitle, curves, report["target"]))
 
 
 def _plain(report: Report) -> list[BarPanel]:

@@ -3,6 +3,7 @@
 pharmclf benchmark                                         all of it, which takes long; a failed part is named
 pharmclf benchmark --quick                                 plain and devices, on a few small images
 pharmclf benchmark plain --data DIR                        a run and the same job in plain Keras
+pharmclf benchmark peers --data DIR                        accuracy over time: a run, plain Keras, PyTorch
 pharmclf benchmark stages --data DIR                       decoding, stream, training step, loop
 pharmclf benchmark devices --backbone resnet50             CPU and GPUs: speed, memory, energy by precision
 pharmclf benchmark monitor                                 costs of the hardware monitor
@@ -26,7 +27,7 @@ from typing import Annotated
 import tyro
 
 from pharmclf import storage
-from pharmclf.benchmark.measure import MeasureOptions
+from pharmclf.benchmark.measure import MeasureOptions, PeersOptions
 from pharmclf.benchmark.registry import (
     ALL,
     BENCHMARKS,
@@ -71,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         benchmark = get_benchmark(name, quick=quick)
         own = NoOptions() if benchmark.options is None else benchmark.options
         options, config = parse_benchmark(benchmark, own, given)
-        of_benchmark = options.own if isinstance(options.own, MeasureOptions | ScaleOptions | ScalingOptions) else None
+        known = MeasureOptions | PeersOptions | ScaleOptions | ScalingOptions
+        of_benchmark = options.own if isinstance(options.own, known) else None
         return EXIT_OK if run_benchmark(name, config, of_benchmark).get("holds", True) else EXIT_FAILED
 
     def settings(name: str) -> tuple[BenchmarkOptions, RunConfig]:

