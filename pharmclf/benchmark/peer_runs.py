@@ -53,7 +53,9 @@ def run_pharmclf_points(config: RunConfig, manifest: Manifest, began: float) -> 
     folder = storage.join(storage.absolute(config.storage), config.run_name)
     for checkpoint in list_checkpoints(storage.join(folder, "checkpoints")):
         model = restore_model(config, phases[checkpoint.position.phase], len(numbers), checkpoint)
-        predicted = model.predict(images.astype(np.float32), verbose=0).argmax(axis=1)
+        batches = [images[first : first + 64].astype(np.float32) for first in range(0, len(images), 64)]
+        outputs = [model(batch, training=False) for batch in batches]  # without a graph, which each model would build
+        predicted = np.concatenate([np.asarray(output) for output in outputs]).argmax(axis=1)
         epoch = checkpoint.state["history"][-1]
         point = AccuracyPoint(
             seconds=Path(checkpoint.location, METADATA_FILE).stat().st_mtime - began,
