@@ -42,12 +42,16 @@ class PeersOptions:
     """Test accuracy, 0..1, of which the time is compared."""
     peers_epochs: int = 12
     """Epochs in PyTorch."""
+    peers_image_size: int = 224
+    """Side of the images in plain Keras and PyTorch, which look at all of an image, pixels."""
 
     def __post_init__(self) -> None:
         if not self.sides:
             raise ConfigError("--sides: received none, expected keras, torch or both. Write --sides keras torch")
         if not 0 < self.peers_target <= 1:
             raise ConfigError(f"--peers-target: received {self.peers_target}, expected above 0 and up to 1")
+        if self.peers_image_size < 32:
+            raise ConfigError(f"--peers-image-size: received {self.peers_image_size}, expected 32 pixels or more")
         if self.peers_epochs < 1:
             raise ConfigError(f"--peers-epochs: received {self.peers_epochs}, expected 1 or more")
 

@@ -19,6 +19,7 @@ from pharmclf.core.errors import RunError, describe_exit
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
+from pharmclf.data.prepare import MANIFEST_FILE
 from pharmclf.data.ray_loader import load_images
 from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring.cores import usable_cores
@@ -28,12 +29,11 @@ from pharmclf.training.phases import build_phases
 _BATCH_SIZE, _LEARNING_RATE = 32, 3e-4
 
 
-def run_pharmclf_points(config: RunConfig, manifest: Manifest, began: float) -> list[AccuracyPoint]:
+def run_pharmclf_points(config: RunConfig, began: float) -> list[AccuracyPoint]:
     """Train as `pharmclf train` does; then test the checkpoint of each epoch, which takes its time from its file.
 
     Args:
         config: the run; all its checkpoints are kept, which changes no number.
-        manifest: with splits, as the run makes it.
         began: `time.time()` at the start of this process.
 
     Raises:
@@ -45,12 +45,13 @@ def run_pharmclf_points(config: RunConfig, manifest: Manifest, began: float) -> 
         raise RunError(f"the run ended with exit code {code}")
     from pharmclf.training.save_model import restore_model  # with TensorFlow, which the run has imported
 
+    folder = storage.join(storage.absolute(config.storage), config.run_name)
+    manifest = Manifest.read(storage.join(folder, MANIFEST_FILE))  # with the products that the run looks at
     phases = {phase.number: phase for phase in build_phases(config)}
     numbers = {name: number for number, name in enumerate(manifest.class_names)}
     rows, points = manifest.rows("test"), []
     images, _ = load_images(ImageSet.of(manifest).select(rows), config.image_size)
     labels = manifest.table["label"].map(numbers).to_numpy()[rows]
-    folder = storage.join(storage.absolute(config.storage), config.run_name)
     for checkpoint in list_checkpoints(storage.join(folder, "checkpoints")):
         model = restore_model(config, phases[checkpoint.position.phase], len(numbers), checkpoint)
         batches = [images[first : first + 64].astype(np.float32) for first in range(0, len(images), 64)]
@@ -68,7 +69,7 @@ def run_pharmclf_points(config: RunConfig, manifest: Manifest, began: float) -> 
 
 
 def run_keras_points(config: RunConfig, folder: str, num_classes: int, began: float) -> list[AccuracyPoint]:
-    """Train the same two phases in plain Keras, with decoded images kept in memory.
+    """Train the same two phases in plain Keras on whole images, with decoded images kept in memory.
 
     Args:
         config: the run.

@@ -68,6 +68,8 @@ def benchmark_peers(config: RunConfig, options: PeersOptions, say: Say) -> Repor
         data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
         config = dataclasses.replace(config, data=data, storage=f"{folder}/runs", num_workers="0", accelerator="cpu")
         manifest = split_manifest(dataclasses.replace(config, storage=f"{folder}/scan"), folder)
+        phase1, phase2 = (dataclasses.replace(phase, image_size="") for phase in (config.phase1, config.phase2))
+        peers_config = dataclasses.replace(config, image_size=options.peers_image_size, phase1=phase1, phase2=phase2)
         link_splits(manifest, Path(folder) / "splits")
         if "torch" in options.sides:
             try:
@@ -78,16 +80,18 @@ def benchmark_peers(config: RunConfig, options: PeersOptions, say: Say) -> Repor
         for side in (side for side in (*options.sides, OURS) if side not in skipped):
             say(f"training with {TITLES[side]}")
             if side == "torch":
-                points[side] = run_torch_points(config, manifest, options.peers_epochs, python)
+                points[side] = run_torch_points(peers_config, manifest, options.peers_epochs, python)
             elif side == "keras":
-                call = partial(run_keras_points, config, f"{folder}/splits", len(manifest.class_names), time.time())
+                call = partial(
+                    run_keras_points, peers_config, f"{folder}/splits", len(manifest.class_names), time.time()
+                )
                 points[side] = run_in_subprocess(call)
             else:
-                points[side] = run_in_subprocess(partial(run_pharmclf_points, config, manifest, time.time()))
+                points[side] = run_in_subprocess(partial(run_pharmclf_points, config, time.time()))
     curves = {side: best_so_far(points[side]) for side in TITLES if side in points}
     tested = manifest.rows("test")
     rows = compare_curves(curves, manifest.table["group"].to_numpy()[tested], options.peers_target)
-    notes = _notes(len(manifest.rows("train")), len(tested))
+    notes = _notes(len(manifest.rows("train")), len(tested), options.peers_image_size)
     for line in [*peers_table(rows, options.peers_target), *notes]:
         say(line)
     return {
@@ -145,11 +149,12 @@ def peers_table(rows: Sequence[PeerRow], target: float) -> list[str]:
     return align_columns(cells, left=[0])
 
 
-def _notes(train_images: int, test_images: int) -> list[str]:
+def _notes(train_images: int, test_images: int, peers_size: int) -> list[str]:
     return [
         f"one run of each, one after the other on the same {usable_cores()} cores, without a GPU: {train_images} "
         f"training and {test_images} test images; another seed moves a time by an epoch or more",
         "a time counts from the start of the process to the end of an epoch with its validation, without tests on the "
         "test images, saved models and reports; the accuracy is that of the best model by validation so far",
-        "plain Keras and PyTorch decode each image once and keep it in memory; PyTorch uses Pillow",
+        f"plain Keras and PyTorch look at whole images of {peers_size} px, decode each once and keep it in memory; "
+        "PyTorch uses Pillow",
     ]

@@ -68,7 +68,7 @@ def get_benchmark(name: str, *, quick: bool) -> Benchmark:
     if isinstance(options, MeasureOptions):
         options = MeasureOptions(sides=("plain",), seconds=2.0)
     elif isinstance(options, PeersOptions):
-        options = PeersOptions(sides=("keras",), peers_target=0.5, peers_epochs=2)
+        options = PeersOptions(sides=("keras",), peers_target=0.5, peers_epochs=2, peers_image_size=128)
     elif isinstance(options, ScaleOptions):
         options = ScaleOptions(images=2000, compared=1000, classes=100)
     return dataclasses.replace(benchmark, preset=QUICK_PRESET, options=options)

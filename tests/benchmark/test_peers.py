@@ -123,11 +123,8 @@ def test_keras_is_tested_after_each_epoch_of_both_phases(drawn_manifest: Manifes
 @pytest.mark.slow
 def test_the_curve_of_a_run_ends_at_the_accuracy_that_the_run_reports(drawn_images: str, tmp_path: Path):
     """Its checkpoints, tested one by one, give what the run says of its saved model."""
-    from pharmclf.data.prepare import split_manifest
-
     config = dataclasses.replace(CONFIG, data=drawn_images, storage=str(tmp_path), num_workers="0")
-    manifest = split_manifest(dataclasses.replace(config, storage=f"{tmp_path}/scan"), str(tmp_path))
-    points = run_in_subprocess(partial(run_pharmclf_points, config, manifest, time.time()))
+    points = run_in_subprocess(partial(run_pharmclf_points, config, time.time()))
     result = storage.read_json(f"{tmp_path}/run/result.json")
     assert len(points) == 3
     assert best_so_far(points)[-1][1] == pytest.approx(result["test_accuracy"])
@@ -137,7 +134,7 @@ def test_the_curve_of_a_run_ends_at_the_accuracy_that_the_run_reports(drawn_imag
 @pytest.mark.slow
 def test_each_side_is_measured_on_the_same_images(tmp_path: Path):
     config = dataclasses.replace(CONFIG, storage=str(tmp_path), demo=DemoConfig(images_per_class=6))
-    report = benchmark_peers(config, PeersOptions(sides=("keras",)), lambda _: None)
+    report = benchmark_peers(config, PeersOptions(sides=("keras",), peers_image_size=32), lambda _: None)
     assert [row["side"] for row in report["rows"]] == [OURS, "keras"]
     assert {row["epochs"] for row in report["rows"]} == {3}
     assert (report["skipped"], report["test_images"]) == ({}, 10)
