@@ -120,8 +120,6 @@ def prepare(config: RunConfig, folder: str, record: RunRecord | None, manifest: 
     """
     if manifest is None or record is not None:
         manifest = run_manifest(config, folder, record.fingerprints["data"] if record else None, say)
-    for note in manifest.notes:
-        say(f"note: {note}")
     describe_data(manifest, folder, say)
     if warning := batch_warning(config, len(manifest.rows("train"))):
         say(f"warning: {warning}")
@@ -288,7 +286,9 @@ def dry_run(config: RunConfig, say: Say) -> int:
 
 
 def describe_data(manifest: Manifest, folder: str, say: Say) -> None:
-    """Report the numbers of usable and quarantined images; `folder`, if not empty, holds the list of the latter."""
+    """Report notes and the numbers of usable and quarantined images; `folder`, if not empty, lists the latter."""
+    for note in manifest.notes:
+        say(f"note: {note}")
     counts = manifest.ok["split"].value_counts()
     parts = ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "validation", "test"))
     say(f"data: {format_count(len(manifest.ok), 'image')} of {len(manifest.class_names)} classes: {parts}")
