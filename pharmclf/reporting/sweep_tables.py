@@ -160,6 +160,8 @@ def parameter_importances(trials: Iterable[TrialInfo], log_names: Collection[str
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # of equal scores, all of which are among the best: then all parameters are equally important
+            warnings.filterwarnings("ignore", "Target and region quantiles select the same set")
             study = _as_study([trial.params for trial in trials], scores, log_names)
             # the best tenth, or the best five where that is more
             judge = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, 5 / len(scores)))
