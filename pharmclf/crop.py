@@ -47,13 +47,16 @@ def crop_images(config: RunConfig, manifest: Manifest) -> Manifest:
         return manifest
     if config.weights == "none":
         return _with_note(manifest, "crop: off, since a network with random weights finds no product")
-    sample = sample_classes(manifest)
+    too_few = _with_note(manifest, "crop: off, since the training images are too few to decide whether it helps")
+    sample, files = sample_classes(manifest), ImageSet.of(manifest)
     if len(sample) < _LEAST_IMAGES:
-        return _with_note(manifest, "crop: off, since the training images are too few to decide whether it helps")
+        return too_few
     finder = _ProductFinder(config)
-    files = ImageSet.of(manifest)
     crops = finder.find(files.select(sample), "looking for products")
-    gain = finder.compare(manifest, sample, crops)
+    usable = find_comparable(manifest.table["label"].loc[sample.tolist()].to_numpy(object), crops)
+    if usable.sum() < _LEAST_IMAGES:  # files that have changed since, for example
+        return too_few
+    gain = finder.compare(manifest, sample[usable], crops[usable])
     if not gain.helps:
         return _with_note(manifest, f"crop: off, since looking at a square around the product does not help: {gain}")
     every = np.full((len(manifest.table), 3), np.nan, np.float32)
@@ -104,6 +107,13 @@ def sample_classes(manifest: Manifest) -> NDArray[np.int64]:
     chosen = [large[place] for place in evenly_spaced_indices(len(large), _CLASSES)]
     each = _SAMPLED // len(chosen)
     return np.sort(np.concatenate([rows[evenly_spaced_indices(len(rows), each)] for rows in chosen]))
+
+
+def find_comparable(labels: NDArray[np.object_], crops: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(n,) whether the product of an image is known, and its class has enough such images for every fold."""
+    found = ~np.isnan(crops[:, 0])
+    names, counts = np.unique(labels[found].astype(str), return_counts=True)
+    return found & np.isin(labels.astype(str), names[counts >= _FOLDS])
 
 
 def cross_validate(
@@ -160,13 +170,12 @@ class _ProductFinder:
     def compare(self, manifest: Manifest, rows: NDArray[np.int64], crops: NDArray[np.float32]) -> CropGain:
         """Frozen features of some images, whole and cropped."""
         files, table = ImageSet.of(manifest).select(rows), manifest.table.loc[rows]
-        usable = ~np.isnan(crops[:, 0])
-        labels, groups = table["label"].to_numpy(object)[usable], table["group"].to_numpy(np.int64)[usable]
+        labels, groups = table["label"].to_numpy(object), table["group"].to_numpy(np.int64)
 
         def right(images: ImageSet) -> NDArray[np.bool_]:
             blocks = predict_stream(self._features, images, self._extractor)
             features = np.concatenate([block["probabilities"][:, 0] for block in blocks])
-            return cross_validate(features[usable], labels, groups, self._seed)
+            return cross_validate(features, labels, groups, self._seed)
 
         with show_activity("comparing products with whole images", BUILD_MODEL_S):
             return CropGain(right(files), right(replace(files, crops=crops)), groups)

@@ -15,7 +15,7 @@ from support.small_products import MARKS, draw_photo, write_photos
 
 import pharmclf
 from pharmclf.config import RunConfig
-from pharmclf.crop import CropGain, crop_images, cross_validate, sample_classes
+from pharmclf.crop import CropGain, crop_images, cross_validate, find_comparable, sample_classes
 from pharmclf.data.decoded_image import LOCATOR_SIZE
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.splits import split_rows
@@ -169,6 +169,15 @@ def test_a_classifier_that_has_seen_no_copy_of_an_image_judges_its_features():
     assert cross_validate(features, labels, groups, 0).mean() < 0.6
     features[:, :3] += 10 * np.stack([labels == name for name in "abc"], axis=1)
     assert cross_validate(features, labels, groups, 0).mean() > 0.9
+
+
+def test_a_class_that_cannot_be_in_every_fold_is_not_compared():
+    """Of four images one cannot be read: three are left, fewer than folds."""
+    labels = np.array(["a"] * 5 + ["b"] * 4, object)
+    crops = np.zeros((9, 3), np.float32)
+    assert find_comparable(labels, crops).all()
+    crops[[0, 8]] = np.nan
+    assert find_comparable(labels, crops).tolist() == [False] + [True] * 4 + [False] * 4
 
 
 def test_the_sample_has_equally_many_of_each_class_and_few_of_many_classes():
