@@ -61,7 +61,8 @@ def crop_images(config: RunConfig, manifest: Manifest) -> Manifest:
         return _with_note(manifest, f"crop: off, since looking at a square around the product does not help: {gain}")
     every = np.full((len(manifest.table), 3), np.nan, np.float32)
     rows = manifest.ok.index.to_numpy(np.int64)
-    every[rows] = finder.find(files.select(rows), "finding products")
+    others = np.setdiff1d(rows, sample)
+    every[sample], every[others] = crops, finder.find(files.select(others), "finding products")
     side = np.nanmedian(every[rows, 2])
     text = f"crop: on, the model looks at a square around the product, of {side:.0%} of the side in the median image"
     return replace(_with_note(manifest, f"{text}: {gain}"), crops=every)
