@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import fingerprint
+from pharmclf.data.decoded_image import LOCATOR_SIZE
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
@@ -65,6 +66,11 @@ class Manifest:
         """The rows of images that cannot be used, with their row numbers as index."""
         status = self.table["status"]
         return self.table[(status != OK) & ~status.str.startswith(EXCLUDED)]
+
+    @property
+    def locator_size(self) -> int:
+        """As in `PredictSpec`, for models that are trained on it: pixels, 0 without crops."""
+        return 0 if self.crops is None else LOCATOR_SIZE
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -16,7 +16,6 @@ from pharmclf.core.signals import StopRequested
 from pharmclf.core.terminal import Result
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
 from pharmclf.core.usual_times import DRAW_S
-from pharmclf.data.decoded_image import LOCATOR_SIZE
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE
 from pharmclf.data.quarantine import Quarantine
@@ -98,9 +97,15 @@ def run_final_evaluation(
     actors = outcome.workers if actors is None else actors
     with Explainer(models[0], on_ray=actors > 0) as explainer:
         gpus = actors > 0 and outcome.device != "CPU"
-        locator_size = 0 if manifest.crops is None else LOCATOR_SIZE
         found = predict_datasets(
-            models, sets, config.image_size, locator_size, actors=actors, gpus=gpus, check=check, explainer=explainer
+            models,
+            sets,
+            config.image_size,
+            manifest.locator_size,
+            actors=actors,
+            gpus=gpus,
+            check=check,
+            explainer=explainer,
         )
         activity.begin("scoring and drawing", DRAW_S)
         sets = [images for images, _ in found]

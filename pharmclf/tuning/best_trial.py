@@ -17,7 +17,6 @@ from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_count
 from pharmclf.core.usual_times import LOAD_MODEL_S
-from pharmclf.data.decoded_image import LOCATOR_SIZE
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import write_manifest
 from pharmclf.data.quarantine import Quarantine
@@ -135,8 +134,9 @@ def _compare_with_plain(
         return None
     tested = split_dataset(manifest, "test", plain.config.data)
     model, size, gpus = storage.join(plain.folder, MODEL_FILE), plain.config.image_size, device_kind() != "CPU"
-    locator_size = 0 if manifest.crops is None else LOCATOR_SIZE
-    ((images, parts),) = predict_datasets([model], [tested], size, locator_size, actors=workers, gpus=gpus, check=check)
+    ((images, parts),) = predict_datasets(
+        [model], [tested], size, manifest.locator_size, actors=workers, gpus=gpus, check=check
+    )
     storage.delete_folder(storage.join(plain.folder, "model"))
     table = predictions_table(images.rows, images.paths, images.labels, parts[:, 0], manifest.class_names)
     both = of_winner.merge(table, on="row", suffixes=("", "_plain"))
