@@ -2,7 +2,7 @@
 
 A product takes a small part of a photo. The features of a pretrained network, in cells of 16 pixels, differ from those
 along the image's border where something lies on the table. What differs is weighted, and its mean and spread give a
-square. Several products get one square around all; where nothing stands out, it is the whole image.
+square. Several products get one square around all; where nothing differs, it is the whole image.
 """
 
 from __future__ import annotations

@@ -49,11 +49,11 @@ def load_upright(files: ImageSet, longest_side: int = DISPLAY_SIDE) -> list[np.n
 
 def draw_frame(image: Pixels, crop: Crop) -> Pixels:
     """A copy of an image with a frame around a part of it: white on black, so that it is seen on any background."""
-    picture = Image.fromarray(image)
-    left, top, right, bottom = crop.in_pixels(*picture.size)
+    framed = Image.fromarray(image)
+    left, top, right, bottom = crop.in_pixels(*framed.size)
     for width, colour in ((5, "black"), (3, "white")):
-        ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=colour, width=width)
-    return np.asarray(picture)
+        ImageDraw.Draw(framed).rectangle((left, top, right, bottom), outline=colour, width=width)
+    return np.asarray(framed)
 
 
 def load_thumbnails(manifest: Manifest, rows: Sequence[int]) -> dict[int, Thumbnail]:
