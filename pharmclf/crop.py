@@ -14,6 +14,7 @@ from pharmclf.core.usual_times import BUILD_MODEL_S, IMPORT_TENSORFLOW_S
 from pharmclf.data.decoded_image import LOCATOR_SIZE
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
+from pharmclf.distributed.controller import connect_for_training
 from pharmclf.evaluation.metrics import Estimate, paired_difference
 from pharmclf.evaluation.predict import predict_stream
 from pharmclf.evaluation.predictor import Predictor, PredictSpec
@@ -40,7 +41,7 @@ def crop_images(config: RunConfig, manifest: Manifest) -> Manifest:
         manifest: with splits.
 
     Raises:
-        ConfigError: the weights of the backbone cannot be loaded.
+        ConfigError: the weights of the backbone cannot be loaded, or the Ray cluster cannot be joined.
         PermissionError, StorageUnavailableError: the images cannot be read.
     """
     if config.crop == "off":
@@ -51,6 +52,7 @@ def crop_images(config: RunConfig, manifest: Manifest) -> Manifest:
     sample, files = sample_classes(manifest), ImageSet.of(manifest)
     if len(sample) < _LEAST_IMAGES:
         return too_few
+    connect_for_training(config)  # Ray starts while TensorFlow is imported
     finder = _ProductFinder(config)
     crops = finder.find(files.select(sample), "looking for products")
     usable = find_comparable(manifest.table["label"].loc[sample.tolist()].to_numpy(object), crops)
@@ -128,13 +130,13 @@ def cross_validate(
         groups: (n,) numbers; images of one group are never divided.
         seed: of the folds.
     """
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import RidgeClassifier
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    # the penalty suits a thousand features and some hundred images; a search for it would cost more than it gains
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+    # solved in one step; the penalty suits a thousand features and some hundred images, and a search gains little
+    classifier = make_pipeline(StandardScaler(), RidgeClassifier(alpha=1000.0))
     folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
     return np.asarray(cross_val_predict(classifier, features, labels, groups=groups, cv=folds) == labels)
 

@@ -50,7 +50,8 @@ def run(shared_ray: None, photos: Path, tmp_path_factory: pytest.TempPathFactory
     )  # fmt: skip
 
 
-def test_small_products_are_looked_at_and_large_ones_are_not(photos: Path, tmp_path: Path):
+@pytest.mark.ray
+def test_small_products_are_looked_at_and_large_ones_are_not(shared_ray: None, photos: Path, tmp_path: Path):
     """Each usable image has a square; where the product fills the picture, its features gain nothing by one."""
     cropped = crop_images(CROPPING, split(photos))
     assert cropped.notes[-1].startswith("crop: on, the model looks at a square around the product, of ")
