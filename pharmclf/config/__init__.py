@@ -13,15 +13,13 @@ from pharmclf.config.parsing import (
     refuse_credentials,
 )
 from pharmclf.config.renamed import RENAMED
-from pharmclf.config.schema import (
-    DEMO,
+from pharmclf.config.schema import DEMO, BackboneName, RunConfig
+from pharmclf.config.sections import (
     AugmentConfig,
-    BackboneName,
     DemoConfig,
     HeadConfig,
     OptimizerConfig,
     PhaseConfig,
-    RunConfig,
     SplitConfig,
     StoppingConfig,
 )
