@@ -56,6 +56,25 @@ class PeersOptions:
             raise ConfigError(f"--peers-epochs: received {self.peers_epochs}, expected 1 or more")
 
 
+Ingredient = Literal["light", "blur-noise", "erase"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """The comparison of ingredients of a training."""
+
+    seeds: int = 3
+    """Runs of each variant, with rising seeds."""
+    ingredients: tuple[Ingredient, ...] = ("light", "blur-noise", "erase")
+    """What is added to the configuration: each alone, and all of them."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds: received {self.seeds}, expected 1 or more")
+        if not self.ingredients:
+            raise ConfigError("--ingredients: received none, expected one or more. Write --ingredients light erase")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AccuracyPoint:
     """Accuracy of a model after an epoch."""

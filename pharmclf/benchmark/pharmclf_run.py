@@ -111,7 +111,7 @@ def _input_rate(job: TrainingContext, phase: Phase, input_s: float) -> float:
     """Images/s of a phase's input alone, training images only."""
     import tensorflow as tf
 
-    from pharmclf.data.augment import apply_transforms
+    from pharmclf.data.augment import augment_images
     from pharmclf.training.batch_loader import device_batches
 
     config = job.config
@@ -120,7 +120,7 @@ def _input_rate(job: TrainingContext, phase: Phase, input_s: float) -> float:
     )
 
     def apply(images: Any, transforms: Any) -> Any:
-        return apply_transforms(tf.cast(images, tf.float32), transforms, config.augment.fill)
+        return augment_images(tf.cast(images, tf.float32), transforms, config.augment, config.seed)
 
     augment = tf.function(apply, autograph=False)
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from pharmclf import storage
-from pharmclf.benchmark.measure import MeasureOptions, PeersOptions, Report, describe_machine
+from pharmclf.benchmark.measure import MeasureOptions, PeersOptions, RecipeOptions, Report, describe_machine
 from pharmclf.benchmark.scaling_options import ScaleOptions, ScalingOptions
 from pharmclf.config import RunConfig
 from pharmclf.config.presets import SPACES
@@ -21,7 +21,7 @@ from pharmclf.data.destination import check_destination
 
 BACKBONES = ["efficientnet_lite0", "resnet50"]
 QUICK_PRESET = "benchmark-quick"
-BenchmarkOptions = MeasureOptions | PeersOptions | ScaleOptions | ScalingOptions | None
+BenchmarkOptions = MeasureOptions | PeersOptions | RecipeOptions | ScaleOptions | ScalingOptions | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Benchmark:
 BENCHMARKS = {
     "plain": Benchmark("vs_keras:benchmark_vs_keras", "lookalikes-quick", MeasureOptions()),
     "peers": Benchmark("peers:benchmark_peers", "lookalikes", PeersOptions()),
+    "recipe": Benchmark("recipe:benchmark_recipe", "lookalikes", RecipeOptions()),
     "stages": Benchmark("stages:benchmark_stages", argument=BACKBONES),
     "devices": Benchmark("devices:benchmark_devices", options=MeasureOptions()),
     "monitor": Benchmark("monitor_cost:benchmark_monitor", options=MeasureOptions()),
@@ -69,6 +70,8 @@ def get_benchmark(name: str, *, quick: bool) -> Benchmark:
         options = MeasureOptions(sides=("plain",), seconds=2.0)
     elif isinstance(options, PeersOptions):
         options = PeersOptions(sides=("keras",), peers_target=0.5, peers_epochs=2, peers_image_size=128)
+    elif isinstance(options, RecipeOptions):
+        options = RecipeOptions(seeds=1, ingredients=("light",))
     elif isinstance(options, ScaleOptions):
         options = ScaleOptions(images=2000, compared=1000, classes=100)
     return dataclasses.replace(benchmark, preset=QUICK_PRESET, options=options)

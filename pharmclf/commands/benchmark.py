@@ -4,6 +4,7 @@ pharmclf benchmark                                         all of it, which take
 pharmclf benchmark --quick                                 plain and devices, on a few small images
 pharmclf benchmark plain --data DIR                        a run and the same job in plain Keras
 pharmclf benchmark peers --data DIR                        accuracy over time: a run, plain Keras, PyTorch
+pharmclf benchmark recipe --data DIR --eval-data X=DIR      what each kind of augmentation gains
 pharmclf benchmark stages --data DIR                       decoding, stream, training step, loop
 pharmclf benchmark devices --backbone resnet50             CPU and GPUs: speed, memory, energy by precision
 pharmclf benchmark monitor                                 costs of the hardware monitor
@@ -22,12 +23,11 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from pharmclf import storage
-from pharmclf.benchmark.measure import MeasureOptions, PeersOptions
 from pharmclf.benchmark.registry import (
     ALL,
     BENCHMARKS,
@@ -38,7 +38,6 @@ from pharmclf.benchmark.registry import (
     run_benchmark,
     run_benchmarks,
 )
-from pharmclf.benchmark.scaling_options import ScaleOptions, ScalingOptions
 from pharmclf.commands.parser import RunParser, Switch
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import EXIT_FAILED, EXIT_OK, ConfigError, did_you_mean
@@ -72,8 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         benchmark = get_benchmark(name, quick=quick)
         own = NoOptions() if benchmark.options is None else benchmark.options
         options, config = parse_benchmark(benchmark, own, given)
-        known = MeasureOptions | PeersOptions | ScaleOptions | ScalingOptions
-        of_benchmark = options.own if isinstance(options.own, known) else None
+        of_benchmark: Any = None if benchmark.options is None else options.own
         return EXIT_OK if run_benchmark(name, config, of_benchmark).get("holds", True) else EXIT_FAILED
 
     def settings(name: str) -> tuple[BenchmarkOptions, RunConfig]:

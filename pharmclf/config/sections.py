@@ -28,6 +28,10 @@ class SplitConfig:
     """Draw the splits also where folders such as train, valid and test give them."""
 
 
+PIXEL_CHANGES = ("brightness", "contrast", "color", "blur", "noise", "erase")
+"""Settings of `augment` that change values of pixels; at 0 none does."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Random transforms of the training images; validation and test images are never augmented."""
@@ -44,6 +48,18 @@ class AugmentConfig:
     """Mirror left-right with probability 1/2."""
     vertical_flip: bool = False
     """Mirror top-bottom with probability 1/2."""
+    brightness: float = setting(0.0, "factor", 0, 0.9)
+    """Brightness, multiplied by a factor uniform in 1 ± this."""
+    contrast: float = setting(0.0, "factor", 0, 0.9)
+    """Contrast about medium grey, multiplied by a factor uniform in 1 ± this."""
+    color: float = setting(0.0, "factor", 0, 0.9)
+    """Coloured light: red, green and blue are each multiplied by a factor uniform in 1 ± this."""
+    blur: float = setting(0.0, "share of the side", 0, 0.1)
+    """Gaussian blur of every second image, of a standard deviation up to this share of the side."""
+    noise: float = setting(0.0, "number of levels", 0, 128)
+    """Noise of a standard deviation up to this many of the 255 levels."""
+    erase: float = setting(0.0, "share of the area", 0, 0.9)
+    """A grey rectangle in every second image, of up to this share of the area."""
     fill: Literal["nearest", "reflect", "constant"] = "reflect"
     """How pixels beyond the edge of a moved image are filled."""
     views: int = setting(0, "number", 0, 10_000)
@@ -53,7 +69,12 @@ class AugmentConfig:
     def is_enabled(self) -> bool:
         """Whether any transform changes an image."""
         ranges = (self.rotation_deg, self.shift, self.shear, self.zoom)
-        return any(ranges) or self.horizontal_flip or self.vertical_flip
+        return any(ranges) or self.horizontal_flip or self.vertical_flip or self.changes_pixels
+
+    @property
+    def changes_pixels(self) -> bool:
+        """Whether any transform changes values of pixels besides moving them."""
+        return any(getattr(self, name) for name in PIXEL_CHANGES)
 
 
 @dataclass(frozen=True, kw_only=True)

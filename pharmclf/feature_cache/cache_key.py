@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, NotRequired, TypedDict
 
 from pharmclf import storage
-from pharmclf.config import RunConfig
+from pharmclf.config import PIXEL_CHANGES, RunConfig
 from pharmclf.core.hashing import fingerprint
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import MAX_VALUE
@@ -57,7 +57,7 @@ def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, p
         "cut": depth,
         "dtype": config.feature_cache_dtype,
         "precision": precision,
-        "augment": dataclasses.asdict(config.augment) | {"views": config.views} if is_augmented else None,
+        "augment": _augmentation(config) if is_augmented else None,
         "seed": config.seed if is_augmented else None,
     }
     if manifest.white_level != MAX_VALUE:
@@ -65,6 +65,12 @@ def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, p
     if manifest.crops is not None:
         parts["crops"] = fingerprint([manifest.crops[rows[split]].tobytes().hex() for split in SPLITS])
     return parts
+
+
+def _augmentation(config: RunConfig) -> dict[str, Any]:
+    """The settings, without those that earlier versions did not have where they change nothing."""
+    settings = dataclasses.asdict(config.augment) | {"views": config.views}
+    return {name: value for name, value in settings.items() if value or name not in PIXEL_CHANGES}
 
 
 def cache_location(storage_location: str, parts: KeyParts) -> str:

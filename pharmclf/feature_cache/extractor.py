@@ -15,7 +15,7 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.stderr_filter import suppress_native_stderr
-from pharmclf.data.augment import apply_transforms, projective_transforms
+from pharmclf.data.augment import augment_images, draw_augmentations
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.ray_loader import Block, encode_error, load_block
 from pharmclf.feature_cache.row_ranges import CacheTarget, RowRange, row_ranges
@@ -113,7 +113,7 @@ class FeatureExtractor:
         def forward(images: Any, transforms: Any) -> list[Any]:
             images = tf.cast(images, tf.float32)
             if transforms is not None:
-                images = apply_transforms(images, transforms, config.augment.fill)
+                images = augment_images(images, transforms, config.augment, config.seed)
             outputs = tf.nest.flatten(prefix(images))  # Keras unpacks a list of one
             return [tf.cast(output, on_device) for output in outputs]
 
@@ -177,12 +177,10 @@ class FeatureExtractor:
         """The outputs for every view of a range, row by row and view by view, a batch at a time."""
         config, rows = self._plan.config, self._plan.rows[span.section][span.first : span.last]
         transforms = np.stack(
-            [
-                projective_transforms(config.augment, config.image_size, config.seed, view, rows)
-                for view in range(views)
-            ],
+            [draw_augmentations(config.augment, config.image_size, config.seed, view, rows) for view in range(views)],
             axis=1,
-        ).reshape(-1, 8)
+        )
+        transforms = transforms.reshape(-1, transforms.shape[-1])
         for first in range(0, len(images) * views, _VIEWS_PER_BATCH):
             self.check()
             last = min(first + _VIEWS_PER_BATCH, len(images) * views)

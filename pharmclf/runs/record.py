@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from pharmclf import storage
-from pharmclf.config import RunConfig, to_dict
+from pharmclf.config import PIXEL_CHANGES, RunConfig, to_dict
 from pharmclf.config.fields import select_names
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import fingerprint, sha256_bytes
@@ -32,7 +32,7 @@ REPORT_FILE = "report.html"
 # settings that records of runs may lack, as dotted names: with its default, each is as if it were not there
 _ADDED_SETTINGS = (
     "label_level", "min_images", "split.ignore_folders", "all_reduce_dtype", "crop", "phase1.image_size",
-    "phase2.image_size",
+    "phase2.image_size", *(f"augment.{name}" for name in PIXEL_CHANGES),
 )  # fmt: skip
 _WEIGHT_NAMES = ("imagenet", "none")
 _PACKAGES = ("pharmclf", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "simplejpeg")

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pharmclf.core.events import Callback, ImagesQuarantined, Note
-from pharmclf.data.augment import identity_transforms, projective_transforms, resize_batch
+from pharmclf.data.augment import draw_augmentations, identity_transforms, resize_batch
 from pharmclf.data.batch_sampler import PADDING, BatchPlan, BatchSlice, view_index
 from pharmclf.data.prefetch import Prefetcher, prefetch
 from pharmclf.data.ray_loader import load_batches
@@ -66,7 +66,7 @@ def device_batches(
             side = phase.image_sizes[step.epoch] if phase.image_sizes else config.image_size
             inputs = resize_batch(inputs, side)
             view = view_index(plan.first_epoch + step.epoch, config.views)
-            transforms = projective_transforms(config.augment, side, config.seed, view, step.rows)
+            transforms = draw_augmentations(config.augment, side, config.seed, view, step.rows)
         weights = mask * (class_weights[labels] if step.training else np.float32(1.0))
         ordinal = (plan.first_epoch + step.epoch) * plan.train_steps + step.number
         return Batch(

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from pharmclf.config import RunConfig
-from pharmclf.data.augment import apply_transforms
+from pharmclf.data.augment import augment_images
 from pharmclf.models.backbone_split import split_backbone
 from pharmclf.models.fold_norm import FoldedNetwork
 from pharmclf.models.head import apply_head, dropout_shapes
@@ -123,7 +123,7 @@ class ModelStep:
         def of_rows(rows: Batch, keep: list[Any]) -> list[Any]:
             inputs = tf.cast(rows.inputs, tf.float32)
             if not self.cached:  # cached features are those of augmented images
-                inputs = apply_transforms(inputs, rows.transforms, self.config.augment.fill)
+                inputs = augment_images(inputs, rows.transforms, self.config.augment, self.config.seed)
             gradients_and_sums: list[Any] = self._gradients(inputs, rows, keep, scale)
             return gradients_and_sums
 

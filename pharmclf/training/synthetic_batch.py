@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from pharmclf.config import RunConfig
-from pharmclf.data.augment import projective_transforms
+from pharmclf.data.augment import draw_augmentations
 from pharmclf.training.train_step import Batch
 
 
@@ -16,7 +16,7 @@ def synthetic_batch(config: RunConfig, images: int) -> Batch:
     pixels = np.random.default_rng(0).integers(0, 256, (images, side, side, 3), np.uint8)
     return Batch(
         tf.constant(pixels),
-        tf.constant(projective_transforms(config.augment, side, config.seed, 0, rows)),
+        tf.constant(draw_augmentations(config.augment, side, config.seed, 0, rows)),
         tf.zeros(images, tf.int64),
         tf.ones(images),
         tf.ones(images),

@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     """One worker's share of one step, on the device."""
 
     inputs: Any  # (local batch, S, S, 3) uint8, or cached features (local batch, *shape)
-    transforms: Any  # (local batch, 8) float32, see data/augment.py
+    transforms: Any  # (local batch, 8 or 20) float32, see data/augment.py
     labels: Any  # (local batch,) int64
     mask: Any  # (local batch,) float32, 0 for padding, and for rows whose image is quarantined
     weights: Any  # (local batch,) float32, the class weight of the row, 0 where the mask is

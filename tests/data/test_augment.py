@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 
 from pharmclf.config import AugmentConfig
 from pharmclf.data import augment
-from pharmclf.data.augment import apply_transforms, identity_transforms, projective_transforms
+from pharmclf.data.augment import (
+    apply_transforms,
+    augment_images,
+    draw_augmentations,
+    identity_transforms,
+    projective_transforms,
+)
 
 NONE = AugmentConfig(rotation_deg=0, shift=0, shear=0, zoom=0, horizontal_flip=False)
+PIXELS = {"brightness": 0.3, "contrast": 0.3, "color": 0.2, "blur": 0.03, "noise": 20.0, "erase": 0.3}
 IDENTITY = [1, 0, 0, 0, 1, 0, 0, 0]
 RANGES = st.builds(
     AugmentConfig,
@@ -174,3 +181,99 @@ def test_batches_of_any_size_move_alike():
         alone: Any = _apply(images[place : place + 1], transforms[place : place + 1], "reflect")
         np.testing.assert_array_equal(alone[0], together[place])
     assert _apply(images.astype(np.float16), transforms).dtype == np.float16
+
+
+def test_changes_of_pixels_leave_the_moves_as_they_were():
+    """The first eight columns are those of the same settings without light, blur, noise and hidden parts."""
+    rows = np.arange(20)
+    found = draw_augmentations(AugmentConfig(**PIXELS), 32, 1, 2, rows)
+    assert found.shape == (20, 20)
+    np.testing.assert_array_equal(found[:, :8], draw_augmentations(AugmentConfig(), 32, 1, 2, rows))
+
+
+def test_changes_of_pixels_stay_within_their_ranges():
+    found = draw_augmentations(replace(NONE, **PIXELS), 100, 0, 0, np.arange(4000)).T
+    gains, offset, blur, noise, corners = found[8:11], found[11], found[12], found[13], found[16:20]
+    assert 0.7 * 0.7 * 0.8 <= gains.min() < 0.45
+    assert 1.9 < gains.max() <= 1.3 * 1.3 * 1.2
+    assert np.abs(offset).max() <= 127.5 * 1.3 * 0.3
+    assert (blur >= 0).all()
+    assert (blur <= 3.0).all()
+    assert (noise >= 0).all()
+    assert (noise <= 20.0).all()
+    for changed in (blur > 0, corners[2] > corners[0]):  # every second image
+        assert 0.45 < changed.mean() < 0.55
+    assert (corners >= 0).all()
+    assert (corners <= 100).all()
+    areas = (corners[2] - corners[0]) * (corners[3] - corners[1])
+    assert 0.25 * 100**2 < areas.max() <= 0.31 * 100**2
+
+
+def _augment(images: np.ndarray, rows: np.ndarray | None = None, **settings_: float) -> np.ndarray:
+    import tensorflow as tf
+
+    config, side = replace(NONE, **settings_), images.shape[1]
+    drawn = draw_augmentations(config, side, 0, 0, np.arange(len(images)) if rows is None else rows)
+    return np.asarray(augment_images(tf.constant(images), tf.constant(drawn), config, 0))
+
+
+@pytest.mark.tf
+def test_light_changes_levels_and_no_places():
+    """Grey of one level: brightness and contrast keep it grey, coloured light does not; dark stays dark."""
+    grey = np.full((60, 8, 8, 3), 60, np.float32)
+    bright, contrast, colored = (_augment(grey, **{name: 0.4}) for name in ("brightness", "contrast", "color"))
+    for found in (bright, contrast, colored):
+        np.testing.assert_allclose(found, found[:, :1, :1], atol=1e-4)
+    for found in (bright, contrast):
+        np.testing.assert_allclose(found[..., 0], found[..., 2], atol=1e-4)
+    assert 36 <= bright.min() < 40
+    assert 80 < bright.max() <= 84
+    assert 33 <= contrast.min() < 36
+    assert 84 < contrast.max() <= 87
+    assert np.ptp(colored[:, 0, 0], axis=-1).max() > 20
+    np.testing.assert_array_equal(_augment(0 * grey, brightness=0.4, color=0.4), 0 * grey)
+
+
+@pytest.mark.tf
+def test_blur_is_that_of_scipy_for_the_deviation_of_each_image():
+    from scipy.ndimage import gaussian_filter
+
+    images = _images(8, 40)
+    deviations = draw_augmentations(replace(NONE, blur=0.05), 40, 0, 0, np.arange(8))[:, 12]
+    assert (deviations == 0).any()
+    assert (deviations > 1).any()
+    for found, image, deviation in zip(_augment(images, blur=0.05), images, deviations, strict=True):
+        expected = gaussian_filter(image, (deviation, deviation, 0), radius=6, mode="reflect") if deviation else image
+        np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+@pytest.mark.tf
+def test_noise_has_the_drawn_deviation_and_differs_from_image_to_image():
+    grey = np.full((6, 64, 64, 3), 127.5, np.float32)
+    deviations = draw_augmentations(replace(NONE, noise=30), 64, 0, 0, np.arange(6))[:, 13]
+    found = _augment(grey, noise=30) - grey
+    np.testing.assert_allclose(found.std(axis=(1, 2, 3)), deviations, rtol=0.03)
+    np.testing.assert_allclose(found.mean(axis=(1, 2, 3)), 0, atol=1)
+    assert np.abs(np.corrcoef(found.reshape(6, -1)) - np.eye(6)).max() < 0.05
+
+
+@pytest.mark.tf
+def test_a_hidden_part_is_grey_and_the_rest_stays():
+    images = _images(20, 50)
+    corners = draw_augmentations(replace(NONE, erase=0.4), 50, 0, 0, np.arange(20))[:, 16:].astype(int)
+    for found, image, (left, top, right, bottom) in zip(_augment(images, erase=0.4), images, corners, strict=True):
+        expected = image.copy()
+        expected[top:bottom, left:right] = 127.5
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.tf
+def test_batches_of_any_size_change_alike():
+    """All changes at once, alone and among others, within the levels that there are."""
+    images = _images(6, 32)
+    together = _augment(images, **PIXELS)
+    assert together.min() == 0
+    assert together.max() == 255
+    for row in range(6):
+        alone = _augment(images[row : row + 1], np.array([row]), **PIXELS)
+        np.testing.assert_allclose(alone[0], together[row], atol=1e-3)
