@@ -132,14 +132,14 @@ def range_test(
         StopRequested: a stop was requested.
         TrainingDivergedError: the head diverged at that learning rate, so that there is no model to test phase 2 on.
     """
-    from pharmclf.training import collectives, trainer
+    from pharmclf.training import collectives
     from pharmclf.training.batch_loader import device_batches
-    from pharmclf.training.model_step import ModelStep
+    from pharmclf.training.model_step import ModelStep, build_networks
     from pharmclf.training.train_step import StepResult
 
     config, workers, phases = job.config, collectives.single_worker(), build_phases(job.config)
     precision = resolve_precision(config.precision, gpu_compute_capability())
-    backbone, head = trainer.build_networks(job, workers, precision)
+    backbone, head = build_networks(job, workers, precision)
     steps_per_epoch = -(-len(job.train_rows) // config.batch_size)
 
     def take_steps(phase: Phase, model: ModelStep, rates: np.ndarray) -> Iterator[tuple[float, float]]:

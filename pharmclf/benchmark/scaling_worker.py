@@ -14,10 +14,11 @@ from pharmclf.benchmark.timed_step import Networks, TimedStep, build_step
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.diagnostics.allreduce_check import allreduce_fn
 from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
-from pharmclf.training import collectives, trainer
+from pharmclf.training import collectives
 from pharmclf.training.batch_loader import device_batches
 from pharmclf.training.collectives import Workers
 from pharmclf.training.context import TrainingContext
+from pharmclf.training.model_step import build_networks
 from pharmclf.training.phases import Phase, build_phases
 
 _FLAT_BYTES = (4, 1 << 20, 16 << 20)  # of the all-reduces for the latency and speed of the link
@@ -54,8 +55,8 @@ def measure(plan: MeasurePlan, workers: Workers) -> WorkerMeasurement:
     """Measure all phases. (all ranks)"""
     job, precision = plan.job, resolve_precision(plan.job.config.precision, gpu_compute_capability())
     alone = collectives.single_worker()
-    networks = trainer.build_networks(job, alone, precision)
-    shared = trainer.build_networks(job, workers, precision) if workers.world > 1 else None
+    networks = build_networks(job, alone, precision)
+    shared = build_networks(job, workers, precision) if workers.world > 1 else None
     gather = allreduce_fn(workers, [tf.zeros(())])
     flats = [allreduce_fn(workers, [tf.zeros(size // 4)]) for size in _FLAT_BYTES] if shared else []
     phases = {

@@ -136,12 +136,12 @@ def stream_rate(job: TrainingContext, phase: Phase) -> float:
 def _step_rate(job: TrainingContext, phase: Phase) -> float:
     """Images/s of the training step on one batch on the device."""
     from pharmclf.benchmark.timed_step import build_step
-    from pharmclf.training import collectives, trainer
+    from pharmclf.training import collectives, model_step
     from pharmclf.training.batch_loader import device_batches
 
     workers = collectives.single_worker()
     precision = resolve_precision(job.config.precision, gpu_compute_capability())
-    networks = trainer.build_networks(job, workers, precision)
+    networks = model_step.build_networks(job, workers, precision)
     batches = device_batches(job, phase, _plan(job, phase, 1), 0)
     step = build_step(job, phase, workers, networks, precision, next(batches))
     batches.close()

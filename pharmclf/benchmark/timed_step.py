@@ -11,10 +11,10 @@ import tensorflow as tf
 
 from pharmclf.config import RunConfig
 from pharmclf.data.image_set import ImageSet
-from pharmclf.training import collectives, trainer
+from pharmclf.training import collectives
 from pharmclf.training.collectives import Workers
 from pharmclf.training.context import TrainingContext
-from pharmclf.training.model_step import ModelStep
+from pharmclf.training.model_step import ModelStep, build_networks
 from pharmclf.training.phases import Phase
 from pharmclf.training.synthetic_batch import synthetic_batch
 from pharmclf.training.train_step import Batch
@@ -65,4 +65,4 @@ def build_synthetic_step(config: RunConfig, phase: Phase, precision: str) -> Tim
         fingerprints={},
     )
     workers = collectives.single_worker()
-    return build_step(job, phase, workers, trainer.build_networks(job, workers, precision), precision)
+    return build_step(job, phase, workers, build_networks(job, workers, precision), precision)

@@ -12,9 +12,11 @@ import tensorflow as tf
 from pharmclf.config import RunConfig
 from pharmclf.data.augment import augment_images
 from pharmclf.models.backbone_split import split_backbone
+from pharmclf.models.backbones import build_backbone, cached_backbone
 from pharmclf.models.fold_norm import FoldedNetwork
-from pharmclf.models.head import apply_head, dropout_shapes
+from pharmclf.models.head import apply_head, build_head, dropout_shapes
 from pharmclf.training.collectives import Workers
+from pharmclf.training.context import TrainingContext
 from pharmclf.training.gradient_accumulation import accumulate_gradients
 from pharmclf.training.microbatch import even_microbatch_size
 from pharmclf.training.train_step import (
@@ -243,3 +245,17 @@ class ModelStep:
         if self.loss_scale is not None:
             named |= {"loss_scale": self.loss_scale, "finite_steps": self.finite_steps}
         return named
+
+
+def build_networks(job: TrainingContext, workers: Workers, precision: str) -> tuple[keras.Model, keras.Model]:
+    """Backbone (image -> pooled features) and head (features -> logits). (all ranks)"""
+    config = job.config
+    keras.config.set_dtype_policy(precision)
+    with workers.strategy.scope():
+        source = config.backbone, config.image_size, config.weights
+        if workers.world == 1:
+            backbone = cached_backbone(*source, str(job.fingerprints.get("weights")))
+        else:  # its variables belong to the strategy
+            backbone = build_backbone(*source)
+        head = build_head(config.head, backbone.output.shape[-1], len(job.class_names), config.seed)
+    return backbone, head

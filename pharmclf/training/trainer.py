@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Iterable, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -16,16 +15,14 @@ from pharmclf.core.events import ActivityStarted, CheckpointSaved, EpochEnd, Eve
 from pharmclf.data.batch_sampler import BatchPlan
 from pharmclf.data.prefetch import Prefetcher
 from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
-from pharmclf.models.backbones import build_backbone, cached_backbone
 from pharmclf.models.devices import device_name, gpu_compute_capability, resolve_precision
-from pharmclf.models.head import build_head
 from pharmclf.training.batch_loader import device_batches
 from pharmclf.training.checkpoint_manager import CheckpointManager
 from pharmclf.training.collectives import Workers
 from pharmclf.training.context import TrainingContext, TrainingDivergedError
 from pharmclf.training.loop_progress import PhaseClock
 from pharmclf.training.lr_schedule import BALANCED_NOTE, is_best_of_run
-from pharmclf.training.model_step import ModelStep
+from pharmclf.training.model_step import ModelStep, build_networks
 from pharmclf.training.oom import oom_as_user_error
 from pharmclf.training.phases import Phase, Position, build_phases
 from pharmclf.training.resume import best_weights, resume_training, verify_agreement
@@ -281,17 +278,3 @@ class Trainer:
         """Emit a `Note`. (chief only; nothing happens on other ranks)"""
         if self.workers.is_chief:
             self.callback.on_event(Note(text=text))
-
-
-def build_networks(job: TrainingContext, workers: Workers, precision: str) -> tuple[keras.Model, keras.Model]:
-    """Backbone (image -> pooled features) and head (features -> logits). (all ranks)"""
-    config = job.config
-    keras.config.set_dtype_policy(precision)
-    with workers.strategy.scope():
-        source = config.backbone, config.image_size, config.weights
-        if workers.world == 1:
-            backbone = cached_backbone(*source, str(job.fingerprints.get("weights")))
-        else:  # its variables belong to the strategy
-            backbone = build_backbone(*source)
-        head = build_head(config.head, backbone.output.shape[-1], len(job.class_names), config.seed)
-    return backbone, head
