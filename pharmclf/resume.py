@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pharmclf import storage
@@ -11,6 +11,7 @@ from pharmclf.config import RunConfig, from_dict, to_record
 from pharmclf.core.console import Say
 from pharmclf.core.errors import EXIT_OK, ConfigError
 from pharmclf.core.terminal import Result
+from pharmclf.core.units import format_count, format_examples
 from pharmclf.crop import crop_images
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_manifest
@@ -37,7 +38,7 @@ from pharmclf.tracking import track_complete
 from pharmclf.tracking.mlflow_client import ID_FILE
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
 from pharmclf.training.checkpoint_manager import staging_dir
-from pharmclf.training.context import MODEL_FILE
+from pharmclf.training.context import MODEL_FILE, known_labels
 from pharmclf.training.phases import Position
 
 _TRAINED_STATES = (RecordState.TRAINED, RecordState.COMPLETE)  # the model exists, with or without its checkpoints
@@ -123,9 +124,22 @@ def run_manifest(config: RunConfig, folder: str, fingerprint: str | None, say: S
     if kept is not None:
         return update_run_manifest(config, folder, kept, say, scan_progress())
     manifest = crop_images(config, split_manifest(config, folder, scan_progress()))
+    if config.init_from:
+        note = compare_labels(known_labels(config.init_from), manifest.class_names)
+        manifest = dataclasses.replace(manifest, notes=[*manifest.notes, note])
     if fingerprint:
         check_fingerprints({"data": fingerprint}, {"data": manifest.fingerprint}, f"run {folder}")
     return manifest
+
+
+def compare_labels(known: Sequence[str], class_names: Sequence[str]) -> str:
+    """What the model that a run goes on from knows of the run's classes, in words."""
+    new, gone = (
+        [name for name in one if name not in other] for one, other in ((class_names, known), (known, class_names))
+    )
+    text = f"goes on from a model that knows {len(class_names) - len(new)} of {format_count(len(class_names), 'class')}"
+    text += f"; new: {format_examples(new)}" if new else ""
+    return text + (f"; it also knows {format_examples(gone)}" if gone else "")
 
 
 def _training_fingerprint(folder: str) -> str:

@@ -56,6 +56,9 @@ class RunConfig:
     """The pretrained network."""
     weights: str = setting("imagenet", affects_result=False)
     """imagenet, none (random), or a file: .weights.h5, .keras or the .h5 of keras.applications."""
+    init_from: str = setting("", affects_result=False)
+    """A finished run's folder or a saved model: training goes on from its weights, with those of its head for labels
+    that both know. Empty: from `weights`."""
     seed: int = setting(0, "number", 0, 2**31 - 1)
     """Decides split, order, augmentation, initial head and dropout."""
     image_size: int = setting(224, "side in pixels", 32, 2048)
@@ -123,7 +126,7 @@ class RunConfig:
     demo: DemoConfig = field(default_factory=DemoConfig)
 
     def __post_init__(self) -> None:
-        for name in ("data", "storage", "weights"):
+        for name in ("data", "storage", "weights", "init_from"):
             object.__setattr__(self, name, expand_home(getattr(self, name)))
         object.__setattr__(self, "eval_data", tuple(map(expand_home, self.eval_data)))
         _check(self)
@@ -183,7 +186,7 @@ def _check(config: RunConfig) -> None:
     parse_microbatch(config.microbatch)
     parse_duration(config.node_timeout, "node_timeout", plain_seconds=True)
     check_name(config.name)
-    for field_name in ("data", "storage", "weights"):
+    for field_name in ("data", "storage", "weights", "init_from"):
         check_location(field_name, getattr(config, field_name))
     if has_credentials(config.mlflow):
         raise ConfigError(

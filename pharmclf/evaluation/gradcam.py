@@ -78,7 +78,7 @@ class _GradCamModel:
 
 def _classifier_cam(model: keras.Model, images: np.ndarray, class_numbers: np.ndarray) -> np.ndarray:
     """As `grad_cam`; of a model that crops, for images that are cropped."""
-    from pharmclf.models.product_locator import CLASSIFIER, inner_model
+    from pharmclf.models.backbones import CLASSIFIER, inner_model
 
     return grad_cam(inner_model(model, CLASSIFIER), images, class_numbers)
 

@@ -152,7 +152,7 @@ def _trace_forward(model: keras.Model, what: PredictSpec) -> Callable[[np.ndarra
     """The forward pass for a batch of uint8 images, which are cast to float on the device."""
     import tensorflow as tf
 
-    from pharmclf.models.product_locator import CLASSIFIER, LOCATOR, inner_model
+    from pharmclf.models.backbones import CLASSIFIER, LOCATOR, inner_model
 
     part = inner_model(model, LOCATOR if what.locates else CLASSIFIER)
 

@@ -18,6 +18,8 @@ from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.models.efficientnet_lite import efficientnet_lite0, load_lite0_imagenet
 from pharmclf.models.fold_norm import find_folds, load_folded
 
+LOCATOR, CLASSIFIER = "locator", "classifier"
+"""Names of the two models inside of one that crops."""
 _cache: dict[str, Any] = {}  # the backbone of `cached_backbone`
 
 
@@ -48,7 +50,7 @@ BACKBONES: dict[BackboneName, Backbone | None] = {
 }
 
 
-def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.Model:
+def build_backbone(name: BackboneName, image_size: int, weights: str, part: str = CLASSIFIER) -> keras.Model:
     """Build a backbone with its weights.
 
     Args:
@@ -56,6 +58,7 @@ def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.M
         image_size: S, side of the input in pixels.
         weights: "imagenet", "none" (random, the same at every build), or a file, local or s3://: .weights.h5, .keras,
             or the .h5 that keras.applications offers.
+        part: of a .keras that crops, whose weights are taken: `CLASSIFIER` or `LOCATOR`.
 
     Returns:
         A functional model, (batch, S, S, 3) float RGB in 0..255 -> (batch, features).
@@ -77,7 +80,7 @@ def build_backbone(name: BackboneName, image_size: int, weights: str) -> keras.M
     if spec is None and weights == "imagenet":
         load_lite0_imagenet(features)
     if weights not in ("imagenet", "none"):
-        _load_file(features, name, weights)
+        _load_file(features, name, weights, part)
     pooled = layers.GlobalAveragePooling2D(name="pooled")(features.output)
     return keras.Model(features.inputs[0], pooled, name=name)  # keras.applications has a list of one input
 
@@ -145,16 +148,16 @@ def _preprocess(x: Any, mode: str) -> Any:
     return x
 
 
-def _load_file(model: keras.Model, name: str, weights: str) -> None:
+def _load_file(model: keras.Model, name: str, weights: str, part: str) -> None:
     if not storage.is_file(weights):
         raise ConfigError(
             f"weights: {weights} is no file. Expected imagenet, none, or the path of a .weights.h5, .keras or .h5 file"
         )
     try:
-        with storage.local_file(weights) as path:
-            if path.suffix == ".keras":
-                _copy_weights(keras.saving.load_model(path, compile=False, safe_mode=True), model)
-            else:
+        if weights.endswith(".keras"):
+            _copy_weights(inner_model(read_model(weights), part), model)
+        else:
+            with storage.local_file(weights) as path:
                 model.load_weights(path)
     except (PermissionError, storage.StorageUnavailableError):
         raise
@@ -163,6 +166,17 @@ def _load_file(model: keras.Model, name: str, weights: str) -> None:
             f"weights: {weights} does not fit backbone {name} without its classifier: {first_line(error, 300)}. "
             "Give weights saved from the same backbone (for keras.applications the files ending in _notop.h5)"
         ) from error
+
+
+def read_model(location: str) -> keras.Model:
+    """A saved model, local or s3://."""
+    with storage.local_file(location) as path:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+
+
+def inner_model(model: keras.Model, name: str) -> keras.Model:
+    """The part of a model that crops, `LOCATOR` or `CLASSIFIER`; the model itself where it does not crop."""
+    return next((layer for layer in model.layers if layer.name == name), model)
 
 
 def _copy_weights(source: keras.Model, target: keras.Model) -> None:

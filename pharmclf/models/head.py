@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from pharmclf.config import HeadConfig
+from pharmclf.core.compat.keras import flatten_layers
+from pharmclf.core.errors import ConfigError
 from pharmclf.models.fold_norm import fold_normalization
 
 
@@ -34,6 +38,38 @@ def build_head(config: HeadConfig, num_features: int, num_classes: int, seed: in
     initial = keras.initializers.GlorotUniform(seed=seed + len(config.dense))
     logits = layers.Dense(num_classes, kernel_initializer=initial, dtype="float32", name="head_logits")(x)
     return keras.Model(inputs, logits, name="head")
+
+
+def load_head(head: keras.Model, source: keras.Model, known: Sequence[str], class_names: Sequence[str]) -> None:
+    """Take over the hidden layers of a trained model's head, and its logits of the labels that both know.
+
+    Args:
+        head: changed; logits of other labels keep their initial weights.
+        source: a saved model.
+        known: its labels, in the order of its outputs.
+        class_names: labels of the head, in the order of its outputs.
+
+    Raises:
+        ConfigError: the heads have other layers; nothing is changed.
+    """
+    sources = {layer.name: layer.get_weights() for layer in flatten_layers(source) if layer.weights}
+    *hidden, logits = (layer for layer in head.layers if layer.weights)
+    kernel, bias = logits.get_weights()
+    old_kernel, old_bias = sources.get(logits.name, (kernel[:0], bias[:0]))
+    shapes = [[weight.shape for weight in layer.get_weights()] for layer in hidden]
+    theirs = [[weight.shape for weight in sources.get(layer.name, ())] for layer in hidden]
+    if shapes != theirs or old_kernel.shape[0] != kernel.shape[0]:
+        widths = [weights[0].shape[1] for name, weights in sources.items() if name.startswith("head_dense")]
+        raise ConfigError(
+            f"--init-from: received a model with hidden layers {widths} behind its backbone, expected "
+            f"{[layer.units for layer in hidden]} as in head.dense. Give its --head.dense, or take over the backbone "
+            "alone: --weights FILE"
+        )
+    for layer in hidden:
+        layer.set_weights(sources[layer.name])
+    here, there = np.array([(n, known.index(x)) for n, x in enumerate(class_names) if x in known], int).reshape(-1, 2).T
+    kernel[:, here], bias[here] = old_kernel[:, there], old_bias[there]
+    logits.set_weights([kernel, bias])
 
 
 def dropout_shapes(head: keras.Model) -> list[tuple[int, float]]:

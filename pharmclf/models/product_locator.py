@@ -16,11 +16,9 @@ from keras import ops
 from pharmclf.config import BackboneName
 from pharmclf.data.decoded_image import LOCATOR_SIZE
 from pharmclf.models.backbone_split import split_tensors
-from pharmclf.models.backbones import build_backbone
+from pharmclf.models.backbones import LOCATOR, build_backbone
 from pharmclf.models.fold_norm import fold_normalization
 
-LOCATOR, CLASSIFIER = "locator", "classifier"
-"""Names of the two models inside of one that crops."""
 _STRIDE = 16  # pixels from cell to cell
 _OUTLIERS = 3.0  # standard deviations above the border's mean distance from which a cell counts
 _SPREAD = 2.0  # standard deviations of the weights from the centre to a side: all of an even disc
@@ -44,7 +42,7 @@ def build_locator(name: BackboneName, weights: str) -> keras.Model:
     Raises:
         ConfigError: as `build_backbone`.
     """
-    backbone = build_backbone(name, LOCATOR_SIZE, weights)
+    backbone = build_backbone(name, LOCATOR_SIZE, weights, LOCATOR)
     tensors = split_tensors(backbone)  # from the top down
     features = next(
         tensor for tensor in tensors if len(tensor.shape) == 4 and tensor.shape[1] * _STRIDE >= LOCATOR_SIZE
@@ -96,11 +94,6 @@ def build_cropping_model(locator: keras.Model, classifier: keras.Model) -> keras
     square = locator(_resize(image, LOCATOR_SIZE))
     pixels = _resize(image, classifier.inputs[0].shape[1], square)
     return keras.Model(image, classifier(pixels), name="pharmclf")
-
-
-def inner_model(model: keras.Model, name: str) -> keras.Model:
-    """The part of a model that crops, `LOCATOR` or `CLASSIFIER`; the model itself where it does not crop."""
-    return next((layer for layer in model.layers if layer.name == name), model)
 
 
 def _resize(images: Any, size: int, square: Any = None) -> Any:

@@ -14,7 +14,7 @@ from pharmclf.config import RunConfig, from_dict
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError, RunError
 from pharmclf.core.events import EpochRecord
-from pharmclf.core.hashing import sha256_bytes, sha256_file
+from pharmclf.core.hashing import sha256_file
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_examples, format_size
 from pharmclf.data.destination import atomic_folder, check_new_folder
@@ -26,6 +26,7 @@ from pharmclf.evaluation.verdict import Verdict
 from pharmclf.models.devices import configure_devices
 from pharmclf.progress import progress_reporter
 from pharmclf.reporting.model_card import CARD_FILE
+from pharmclf.runs.record import weights_fingerprint
 from pharmclf.runs.registry import METRICS, RunInfo, list_runs, rank_runs, read_run
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.context import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE
@@ -173,7 +174,7 @@ def _restore(run: RunInfo, best: EpochRecord, part: Path, say: Say) -> None:
                 f"{MANIFEST_FILE} is not of the images that checkpoint {checkpoint.name} was trained on"
             )
         if config.weights not in ("imagenet", "none"):
-            received, expected = sha256_bytes(storage.read_bytes(config.weights)), checkpoint.fingerprints["weights"]
+            received, expected = weights_fingerprint(config), checkpoint.fingerprints["weights"]
             if received != expected:
                 raise CorruptedRunError(f"weights: {config.weights} has sha256 {received}, expected {expected}")
         phase = {phase.name: phase for phase in build_phases(config)}[best.phase]

@@ -18,6 +18,7 @@ from pharmclf.config.fields import select_names
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import fingerprint, sha256_bytes
 from pharmclf.core.timeouts import FINAL_STORAGE_S
+from pharmclf.evaluation.saved_model import load_model_info
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 from pharmclf.storage.lease import LEASE_FILE, Lease, LeaseHeldError
 from pharmclf.training.checkpoint import check_fingerprints
@@ -191,12 +192,28 @@ def run_fingerprints(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
 
 
 def weights_fingerprint(config: RunConfig) -> str:
-    """imagenet, none, or the sha256 of a file of weights."""
-    return config.weights if config.weights in _WEIGHT_NAMES else sha256_bytes(storage.read_bytes(config.weights))
+    """imagenet, none, or the sha256 of a file of weights; followed by a word where its head is used too."""
+    if config.weights in _WEIGHT_NAMES:
+        return config.weights
+    return sha256_bytes(storage.read_bytes(config.weights)) + ("+head" if config.init_from else "")
 
 
 def resolve_weights_path(config: RunConfig) -> RunConfig:
-    """Make the location of a weights file absolute, since workers have other working directories."""
+    """Make the location of a weights file absolute, since workers have other working directories.
+
+    With `init_from`, both settings become the location of the model.
+
+    Raises:
+        ConfigError: no such file or model, or two sources of weights.
+    """
+    if config.init_from:
+        if config.weights not in ("imagenet", config.init_from):
+            raise ConfigError(
+                f"--weights: received {config.weights!r} with --init-from {config.init_from}, which gives the weights "
+                "too. Give one of them"
+            )
+        location = load_model_info(config.init_from, "--init-from").location
+        return dataclasses.replace(config, init_from=location, weights=location)
     if config.weights in _WEIGHT_NAMES:
         return config
     location = storage.absolute(config.weights)

@@ -28,6 +28,12 @@ def phase_model_file(phase: str) -> str:
     return f"model/{phase}.keras"
 
 
+def known_labels(model: str) -> list[str]:
+    """Labels of a saved model, in the order of its outputs, from the file next to it."""
+    labels: list[str] = storage.read_json(storage.join(model.rpartition("/")[0], LABELS_FILE.rpartition("/")[2]))
+    return labels
+
+
 class TrainingDivergedError(RunError):
     """The loss is not finite."""
 

@@ -12,11 +12,11 @@ import tensorflow as tf
 from pharmclf.config import RunConfig
 from pharmclf.data.augment import augment_images
 from pharmclf.models.backbone_split import split_backbone
-from pharmclf.models.backbones import build_backbone, cached_backbone
+from pharmclf.models.backbones import build_backbone, cached_backbone, read_model
 from pharmclf.models.fold_norm import FoldedNetwork
-from pharmclf.models.head import apply_head, build_head, dropout_shapes
+from pharmclf.models.head import apply_head, build_head, dropout_shapes, load_head
 from pharmclf.training.collectives import Workers
-from pharmclf.training.context import TrainingContext
+from pharmclf.training.context import TrainingContext, known_labels
 from pharmclf.training.gradient_accumulation import accumulate_gradients
 from pharmclf.training.microbatch import even_microbatch_size
 from pharmclf.training.train_step import (
@@ -258,4 +258,6 @@ def build_networks(job: TrainingContext, workers: Workers, precision: str) -> tu
         else:  # its variables belong to the strategy
             backbone = build_backbone(*source)
         head = build_head(config.head, backbone.output.shape[-1], len(job.class_names), config.seed)
+    if config.init_from:
+        load_head(head, read_model(config.init_from), known_labels(config.init_from), job.class_names)
     return backbone, head

@@ -13,9 +13,9 @@ from pharmclf.config import RunConfig
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.models.backbone_split import split_backbone
-from pharmclf.models.backbones import build_backbone, cached_backbone
+from pharmclf.models.backbones import CLASSIFIER, build_backbone, cached_backbone
 from pharmclf.models.head import build_head, build_inference_model
-from pharmclf.models.product_locator import CLASSIFIER, build_cropping_model, build_locator
+from pharmclf.models.product_locator import build_cropping_model, build_locator
 from pharmclf.training.checkpoint import Checkpoint, read_checkpoint
 from pharmclf.training.context import CHECKSUMS_FILE, LABELS_FILE, MODEL_FILE, PIXELS_FILE, phase_model_file
 from pharmclf.training.lr_schedule import best_phase

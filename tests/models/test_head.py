@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pharmclf.config import HeadConfig
+from pharmclf.config import ConfigError, HeadConfig
 
 pytestmark = pytest.mark.tf
 HEADS = [HeadConfig(dense=(16, 8), dropout=0.3), HeadConfig(dense=(), dropout=0.5), HeadConfig(dense=(5,), dropout=0)]
@@ -122,3 +122,35 @@ def _modules(value: Any) -> list[str]:
         return []
     own = [value["module"]] if value.get("module") else []
     return own + [module for item in value.values() for module in _modules(item)]
+
+
+@pytest.mark.parametrize("config", HEADS)
+def test_a_head_goes_on_from_that_of_a_saved_model(heads: Any, config: HeadConfig):
+    """Labels that both know keep their logits, in any order; a new label keeps its initial weights."""
+    import keras
+
+    source = heads.build_head(config, 12, 4, 1)
+    saved = heads.build_inference_model(
+        keras.Sequential([keras.Input((12,)), keras.layers.Activation("linear")]), source
+    )
+    head = heads.build_head(config, 12, 3, 2)
+    fresh = head.layers[-1].get_weights()[0][:, 1]
+    heads.load_head(head, saved, ["a", "b", "c", "d"], ["d", "new", "b"])
+    expected, found = (np.asarray(each(FEATURES, training=False)) for each in (source, head))
+    np.testing.assert_array_equal(found[:, [0, 2]], expected[:, [3, 1]])
+    np.testing.assert_array_equal(head.layers[-1].get_weights()[0][:, 1], fresh)
+
+
+def test_a_head_with_other_layers_is_refused_and_left_as_it_was(heads: Any):
+    import keras
+
+    source = heads.build_head(HEADS[0], 12, 4, 1)
+    saved = heads.build_inference_model(
+        keras.Sequential([keras.Input((12,)), keras.layers.Activation("linear")]), source
+    )
+    head = heads.build_head(HEADS[2], 12, 4, 2)
+    before = head.get_weights()
+    with pytest.raises(ConfigError, match=r"hidden layers \[16, 8\] behind its backbone, expected \[5\]"):
+        heads.load_head(head, saved, list("abcd"), list("abcd"))
+    for one, two in zip(before, head.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)

@@ -30,7 +30,8 @@ def model(locator: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A saved model that crops, as Keras loads it without this package."""
     import keras
 
-    from pharmclf.models.product_locator import CLASSIFIER, build_cropping_model
+    from pharmclf.models.backbones import CLASSIFIER
+    from pharmclf.models.product_locator import build_cropping_model
 
     keras.utils.set_random_seed(0)
     image = keras.Input((CLASSIFIED, CLASSIFIED, 3))
@@ -98,7 +99,7 @@ def test_squares_lie_in_the_image(locator: Any):
 @pytest.mark.parametrize("size", [(320, 320), (517, 333), (90, 120)])
 def test_a_model_that_crops_answers_as_its_classifier_on_the_cropped_image(model: Any, size: tuple[int, int]):
     """Of any size and aspect ratio: the pixels that it crops are those of decoding, to a level of 256."""
-    from pharmclf.models.product_locator import CLASSIFIER, LOCATOR, inner_model
+    from pharmclf.models.backbones import CLASSIFIER, LOCATOR, inner_model
 
     draw = np.random.default_rng(6)
     photos = [draw_photo("X", draw)[0].resize(size) for _ in range(4)]
@@ -143,7 +144,7 @@ def test_every_backbone_can_look_for_products(name: Any):
 def test_models_without_a_crop_are_their_own_classifier(tmp_path: Path):
     import keras
 
-    from pharmclf.models.product_locator import CLASSIFIER, LOCATOR, inner_model
+    from pharmclf.models.backbones import CLASSIFIER, LOCATOR, inner_model
 
     image = keras.Input((8, 8, 3))
     model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image))

@@ -1,0 +1,67 @@
+"""A run goes on from the model of another one: its backbone, and its head for the labels that both know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pharmclf
+from pharmclf.config import ConfigError, RunConfig
+from pharmclf.resume import compare_labels
+from pharmclf.runs.record import resolve_weights_path
+
+SMALL = {
+    "image_size": 64, "batch_size": 10, "unfreeze_blocks": 1, "head": {"dense": []}, "num_workers": "0",
+    "skip_checks": True, "quiet": True,
+}  # fmt: skip
+STILL = {"phase1": {"epochs": 1, "learning_rate": 1e-12}, "phase2": {"epochs": 0}}
+
+
+def link_classes(images: str, folder: Path, first: int, last: int) -> Path:
+    """A data set of some of the classes."""
+    folder.mkdir()
+    for source in sorted(Path(images).iterdir())[first:last]:
+        (folder / source.name).symlink_to(source)
+    return folder
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+def test_labels_that_both_know_keep_their_answers(shared_ray: None, drawn_images: str, tmp_path: Path):
+    """Two products are added and one is gone; without training, the logits of the others are those of the first run."""
+    import keras
+
+    old = link_classes(drawn_images, tmp_path / "old", 0, 8)
+    phases = {"phase1": {"epochs": 3, "learning_rate": 3e-3}, "phase2": {"epochs": 1, "learning_rate": 1e-3}}
+    first = pharmclf.train(old, name="first", storage=tmp_path, **phases, **SMALL)
+    new = link_classes(drawn_images, tmp_path / "new", 1, 10)
+    second = pharmclf.train(new, name="second", storage=tmp_path, init_from=first.folder, **STILL, **SMALL)
+    images = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3)).astype(np.float32)
+    answers = []
+    for run in (first, second):
+        model = keras.saving.load_model(run.model.info.location, compile=False)
+        shared = [run.model.labels.index(label) for label in sorted(set(first.model.labels) & set(second.model.labels))]
+        shares = np.asarray(model(images, training=False))[:, shared]
+        answers.append(shares / shares.sum(axis=1, keepdims=True))
+    assert answers[0].shape == (8, 7)
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-4)
+    assert np.ptp(answers[0], axis=1).min() > 0.01
+
+
+def test_what_is_new_and_what_is_gone_is_said():
+    assert compare_labels(list("abc"), list("bcde")) == (
+        "goes on from a model that knows 2 of 4 classes; new: d, e; it also knows a"
+    )
+    assert compare_labels(["a", "b"], ["b", "a"]) == "goes on from a model that knows 2 of 2 classes"
+
+
+def test_one_source_of_weights_is_enough(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"received 'none' with --init-from .* Give one of them"):
+        resolve_weights_path(RunConfig(weights="none", init_from=str(tmp_path)))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"--init-from .*: no model there"):
+        resolve_weights_path(RunConfig(init_from=str(tmp_path)))
