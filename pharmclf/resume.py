@@ -133,11 +133,11 @@ def run_manifest(config: RunConfig, folder: str, fingerprint: str | None, say: S
 
 
 def compare_labels(known: Sequence[str], class_names: Sequence[str]) -> str:
-    """What the model that a run goes on from knows of the run's classes, in words."""
+    """What the model that a run starts from knows of the run's classes, in words."""
     new, gone = (
         [name for name in one if name not in other] for one, other in ((class_names, known), (known, class_names))
     )
-    text = f"goes on from a model that knows {len(class_names) - len(new)} of {format_count(len(class_names), 'class')}"
+    text = f"starts from a model that knows {len(class_names) - len(new)} of {format_count(len(class_names), 'class')}"
     text += f"; new: {format_examples(new)}" if new else ""
     return text + (f"; it also knows {format_examples(gone)}" if gone else "")
 

@@ -52,9 +52,9 @@ def test_labels_that_both_know_keep_their_answers(shared_ray: None, drawn_images
 
 def test_what_is_new_and_what_is_gone_is_said():
     assert compare_labels(list("abc"), list("bcde")) == (
-        "goes on from a model that knows 2 of 4 classes; new: d, e; it also knows a"
+        "starts from a model that knows 2 of 4 classes; new: d, e; it also knows a"
     )
-    assert compare_labels(["a", "b"], ["b", "a"]) == "goes on from a model that knows 2 of 2 classes"
+    assert compare_labels(["a", "b"], ["b", "a"]) == "starts from a model that knows 2 of 2 classes"
 
 
 def test_one_source_of_weights_is_enough(tmp_path: Path):

@@ -57,7 +57,7 @@ class RunConfig:
     weights: str = setting("imagenet", affects_result=False)
     """imagenet, none (random), or a file: .weights.h5, .keras or the .h5 of keras.applications."""
     init_from: str = setting("", affects_result=False)
-    """A finished run's folder or a saved model: training goes on from its weights, with those of its head for labels
+    """A finished run's folder or a saved model: training starts from its weights, with those of its head for labels
     that both know. Empty: from `weights`."""
     seed: int = setting(0, "number", 0, 2**31 - 1)
     """Decides split, order, augmentation, initial head and dropout."""

@@ -153,7 +153,7 @@ def _blur(images: Any, deviation: Any, reach: int) -> Any:
     distance = tf.range(-reach, reach + 1, dtype=tf.float32)
     kernel = tf.exp(-0.5 * (distance / tf.maximum(deviation, 1e-3)) ** 2)  # (n, taps)
     kernel = tf.repeat(tf.transpose(kernel / tf.reduce_sum(kernel, axis=1, keepdims=True)), 3, axis=1)
-    # each channel of each image has a kernel of its own as a channel of one image
+    # each channel of each image is a channel of one image, with a kernel for it alone
     x = tf.pad(images, [[0, 0], [reach, reach], [reach, reach], [0, 0]], "SYMMETRIC")
     x = tf.reshape(tf.transpose(x, [1, 2, 0, 3]), [1, side + 2 * reach, side + 2 * reach, 3 * count])
     for axis in (0, 1):

@@ -16,8 +16,10 @@ KEYED = {  # another value of each changes the key
     "backbone": "resnet50", "image_size": 96, "seed": 1, "feature_cache_dtype": "float32",
     "augment.rotation_deg": 21.0, "augment.shift": 0.1, "augment.shear": 0.1, "augment.zoom": 0.1,
     "augment.horizontal_flip": False, "augment.vertical_flip": True, "augment.fill": "nearest", "augment.views": 3,
+    "augment.brightness": 0.1, "augment.contrast": 0.1, "augment.color": 0.1, "augment.blur": 0.01,
+    "augment.noise": 1.0, "augment.erase": 0.1,
 }  # fmt: skip
-RESOLVED = {"weights", "precision", "unfreeze_blocks"}  # are in the key as what they come to
+RESOLVED = {"weights", "init_from", "precision", "unfreeze_blocks"}  # are in the key as what they come to
 BY_MANIFEST = {  # change its rows
     "data", "label_level", "max_invalid", "min_images", "split.ignore_folders", "split.test", "split.validation",
     "demo.images_per_class", "crop",

@@ -34,7 +34,7 @@ def test_settings_that_came_later_leave_a_run_with_their_defaults_as_it_was():
 def test_the_settings_that_no_result_depends_on_are_these():
     """A run that is resumed may differ in them; a setting that joins or leaves them changes what may be resumed."""
     assert set(select_names(RunConfig, "affects_result", False)) == {
-        "data", "storage", "name", "weights", "mlflow", "tensorboard", "xla", "microbatch", "skip_checks",
+        "data", "storage", "name", "weights", "init_from", "mlflow", "tensorboard", "xla", "microbatch", "skip_checks",
         "accelerator", "num_workers", "max_failures", "node_timeout", "step_timeout_s", "monitor_interval_s",
         "allow_unauthenticated_cluster", "checkpoint_interval_s", "num_checkpoints_to_keep", "feature_cache",
         "feature_cache_dtype", "image_cache",

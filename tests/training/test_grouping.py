@@ -19,6 +19,8 @@ COMMON = {  # another value of each makes another group
     "split.test": 0.3, "split.validation": 0.3, "demo.images_per_class": 10,
     "augment.rotation_deg": 21.0, "augment.shift": 0.1, "augment.shear": 0.1, "augment.zoom": 0.1,
     "augment.horizontal_flip": False, "augment.vertical_flip": True, "augment.fill": "nearest", "augment.views": 3,
+    "augment.brightness": 0.1, "augment.contrast": 0.1, "augment.color": 0.1, "augment.blur": 0.01,
+    "augment.noise": 1.0, "augment.erase": 0.1,
     "head.dense": [8], "phase1.epochs": 3, "phase2.epochs": 3, "optimizer.class_weights": "auto",
 }  # fmt: skip
 OWN = {  # in which members of a group may differ
@@ -34,7 +36,9 @@ OWN = {  # in which members of a group may differ
     "stopping.learning_rate_floor": 0.1, "optimizer.weight_decay": 0.1, "optimizer.clip_norm": 1.0,
     "optimizer.label_smoothing": 0.1,
 }  # fmt: skip
-ALONE = {"phase1.image_size": "128-224", "phase2.image_size": "128-224"}  # train on images, which are not cached
+ALONE = {  # train on images, which are not cached, or begin with heads that are not new
+    "phase1.image_size": "128-224", "phase2.image_size": "128-224", "init_from": "runs/other",
+}  # fmt: skip
 PHASE1 = RunConfig(augment=AugmentConfig(views=2), phase2=PhaseConfig(epochs=0))
 BOTH = RunConfig(augment=AugmentConfig(views=2), unfreeze_blocks=0)
 
@@ -55,8 +59,7 @@ def test_a_setting_that_all_share_makes_another_group(path: str):
 
 
 @pytest.mark.parametrize("path", sorted(ALONE))
-def test_a_run_that_is_not_cached_trains_alone(path: str):
-    """Its batches are images."""
+def test_a_run_that_others_cannot_join_trains_alone(path: str):
     assert group_key(changed(BOTH, path, ALONE[path])) is None
 
 
