@@ -55,7 +55,7 @@ RATES = {
 
 @pytest.mark.ray
 @pytest.mark.tf
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_two_workers_take_the_steps_of_one(
     make_job: Any, drawn_manifest: Manifest, tmp_path: Path, dropout: float
 ) -> None:

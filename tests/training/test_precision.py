@@ -55,7 +55,7 @@ def activations(job: TrainingContext, manifest: Manifest, overflowing: int) -> C
 
 @pytest.mark.ray
 @pytest.mark.tf
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_gradient_that_is_not_finite_on_one_worker_skips_the_step_on_all(
     make_job: Any, drawn_manifest: Manifest, tmp_path: Path, rank: int
 ) -> None:
