@@ -27,7 +27,9 @@ from pharmclf.training.phases import build_phases
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 
 SETTINGS: dict[str, Any] = {
-    "augment": AugmentConfig(rotation_deg=180, vertical_flip=True, views=2),
+    "augment": AugmentConfig(
+        rotation_deg=180, vertical_flip=True, brightness=0.3, blur=0.02, noise=10, erase=0.2, views=2
+    ),
     "head": HeadConfig(dense=(16,), dropout=0.3),
     "phase1": PhaseConfig(epochs=3, learning_rate=1e-4),
     "phase2": PhaseConfig(epochs=3, learning_rate=1e-5),
