@@ -95,9 +95,7 @@ def probe_allreduce(
     Workers that hang stay until this driver ends, when Ray ends them.
 
     Args:
-        spec: two workers.
         avoided: ids of nodes that are not used.
-        gpus: whether the workers drive GPUs.
         timeout_s: seconds after which the result is an error.
     """
     from pharmclf.distributed.worker_group import build_trainer

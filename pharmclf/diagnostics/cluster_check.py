@@ -118,7 +118,6 @@ class ClusterNodes:
         """Run the checks of all nodes -> a section for each, as they come, with the facts where there are some.
 
         Args:
-            request: what to check.
             timeout_s: seconds for the checks of a node.
             start_timeout_s: seconds before them for the start of its process.
             unreachable: level of the finding of a node that does not answer.

@@ -162,7 +162,6 @@ def paths_written_by(config: RunConfig, ray_folder: str = "") -> dict[str, str]:
     """What a run writes to the local disks of a node -> the folder.
 
     Args:
-        config: the run.
         ray_folder: folder of this node's Ray; "": the default of a Ray that starts now.
     """
     folders = {"temporary files": tempfile.gettempdir()}
@@ -175,12 +174,7 @@ def paths_written_by(config: RunConfig, ray_folder: str = "") -> dict[str, str]:
 
 
 def inspect_disks(folders: dict[str, str], *, speed: bool) -> tuple[Disk, ...]:
-    """Inspect the file systems of some folders; no file is left there.
-
-    Args:
-        folders: use -> folder, which need not exist.
-        speed: write and read a file on each.
-    """
+    """Inspect the file systems of folders, by use, that may be missing; `speed` writes, reads and removes a file."""
     by_device: dict[int, tuple[str, list[str]]] = {}
     for use, folder in folders.items():
         existing = nearest_existing_parent(folder)

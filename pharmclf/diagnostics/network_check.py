@@ -67,11 +67,7 @@ def _connection_error(host: str, port: int) -> str:
 
 
 def check_network(tried: Mapping[str, Sequence[tuple[Endpoint, str]]]) -> Finding:
-    """Whether every node reaches every other; pure.
-
-    Args:
-        tried: by the address of each node, the endpoints of other nodes with the result of `try_connect`.
-    """
+    """Whether every node reaches every other, given the endpoints that each address tried and the results; pure."""
     failures: dict[tuple[str, str], list[str]] = {}
     for node, results in tried.items():
         for endpoint, error in results:
@@ -101,12 +97,7 @@ def min_clock_offset_s(began_s: float, ended_s: float, seen_s: float, grain_s: f
 
 
 def check_clock_skew(offset_s: float, other: str) -> Finding:
-    """Whether another clock agrees with the clock of this node; pure.
-
-    Args:
-        offset_s: the least offset of the other clock.
-        other: its owner, as "the storage".
-    """
+    """Whether the clock of another, as "the storage", agrees with this node's, given its least offset; pure."""
     if abs(offset_s) < _CLOCK_WARN_S:
         return ok("clock", f"agrees with that of {other}")
     text = f"that of {other} is {abs(offset_s):.0f} s {'ahead of' if offset_s > 0 else 'behind'} this one"

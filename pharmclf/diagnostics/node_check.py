@@ -93,7 +93,6 @@ def inspect_node(request: NodeRequest, ray_folder: str = "") -> NodeInfo:
     """Collect the facts of this node; returns within the time limits, whatever hangs.
 
     Args:
-        request: what to check.
         ray_folder: folder of this node's Ray; "": there is no Ray yet.
     """
     config, facts, silent = request.config, dict[str, Any](), dict[str, str]()
@@ -126,13 +125,7 @@ def inspect_node(request: NodeRequest, ray_folder: str = "") -> NodeInfo:
 
 
 def check_node(info: NodeInfo, request: NodeRequest, ray: RayNodeInfo | None) -> list[Finding]:
-    """All findings of a node, in the order of the table; pure.
-
-    Args:
-        info: of the node.
-        request: what was checked.
-        ray: the resources that Ray counts; None before Ray starts.
-    """
+    """All findings of a node, in the order of the table; `ray` is None before Ray starts. Pure."""
     config, findings = request.config, list[Finding]()
     if info.driver is not None:
         findings += check_gpus(info.driver, ray, config)

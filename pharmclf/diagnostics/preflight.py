@@ -33,10 +33,6 @@ def run_preflight(config: RunConfig, say: Say) -> None:
 
     Joins the cluster that RAY_ADDRESS names. Reports warnings, and nothing where all is well.
 
-    Args:
-        config: the run.
-        say: receives lines for the console.
-
     Raises:
         ConfigError: the storage cannot be used as it is given, the cluster cannot be joined, or this machine has no
             room for the workers.

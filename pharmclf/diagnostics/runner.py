@@ -53,15 +53,7 @@ _REMOUNT = "mount again where the server of a mount is gone"
 
 
 def run_diagnostics(config: RunConfig, show: Show) -> list[Section]:
-    """Check all that a run needs.
-
-    Args:
-        config: the run.
-        show: receives each section as soon as it is ready.
-
-    Returns:
-        All sections.
-    """
+    """Check all that a run needs -> all sections, each of which is shown as soon as it is ready."""
     data = config.data if config.data == DEMO else storage.absolute(config.data).rstrip("/")
     config = dataclasses.replace(config, data=data, storage=storage.absolute(config.storage))
     sections: list[Section] = []
@@ -155,8 +147,6 @@ def check_resources(config: RunConfig, nodes: Sequence[ClusterNode], *, waits: b
     """Whether the workers of a run have room; pure.
 
     Args:
-        config: the run.
-        nodes: that can be used.
         waits: whether a run waits for missing nodes.
         choice: why it has this number of workers; "": it was given.
     """

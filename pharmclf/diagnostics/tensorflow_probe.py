@@ -46,13 +46,7 @@ class TensorflowInfo:
 
 
 def probe(precision: str, xla: bool, gpus: bool) -> TensorflowInfo:
-    """Import TensorFlow, find GPUs, let their memory grow, and take a small training step.
-
-    Args:
-        precision: as in RunConfig.
-        xla: compile the step with XLA.
-        gpus: whether they may be used.
-    """
+    """Import TensorFlow, find GPUs, let their memory grow, and take a small step in a precision as in RunConfig."""
     import tensorflow as tf
 
     from pharmclf.models.devices import configure_devices, gpu_compute_capability, resolve_precision

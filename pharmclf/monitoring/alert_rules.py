@@ -41,12 +41,7 @@ class Measurement:
 
 
 def measure_all(samples: Sequence[NodeSample], context: RunContext) -> list[Measurement]:
-    """Apply all rules to a node.
-
-    Args:
-        samples: of the node, the newest last; those of the last `WINDOW_S` count.
-        context: of the run.
-    """
+    """Apply all rules to the samples of a node, the newest last; those of the last `WINDOW_S` count."""
     window = newest_samples(samples, WINDOW_S)
     if not window:
         return []

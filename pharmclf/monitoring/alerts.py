@@ -83,11 +83,7 @@ class AlertTracker:
         return sorted((state.alert for state in self._active.values()), key=lambda alert: (alert.level, alert.at_s))
 
     def update(self, sample: NodeSample) -> list[HardwareAlert]:
-        """Add the next sample of a node -> the alerts to report now.
-
-        Args:
-            sample: newer than those of its node before it.
-        """
+        """Add the next sample of a node, newer than those before it -> the alerts to report now."""
         node = sample.node
         self._samples[node] = newest_samples([*self._samples.get(node, ()), sample], WINDOW_S)
         measurements = measure_all(self._samples[node], self.context)
@@ -139,15 +135,7 @@ class AlertTracker:
 def _should_report(
     level: AlertLevel, last: tuple[AlertLevel, float] | None, threshold: Threshold, now_s: float, *, was_active: bool
 ) -> bool:
-    """Whether an alert is to be reported now.
-
-    Args:
-        level: now.
-        last: level and time of its last report; None: never reported.
-        threshold: of its rule.
-        now_s: the time.
-        was_active: whether it was active before this sample.
-    """
+    """Whether an alert is to be reported now; `last`: level and time of its last report, if there was one."""
     if last is None or (level == AlertLevel.ALARM and last[0] == AlertLevel.WARNING):
         return True
     if was_active and not threshold.repeats:

@@ -50,12 +50,7 @@ class Bottleneck:
 
 
 def find_bottleneck(samples: Sequence[NodeSample], context: RunContext) -> Bottleneck:
-    """The slowest stage of a node whose device waits for data.
-
-    Args:
-        samples: of the time in which it waits.
-        context: of the run.
-    """
+    """The slowest stage of a node whose device waits for data during these samples."""
     is_cached = samples[-1].phase in context.cached_phases
     reading = "reading cached features" if is_cached else "reading images"
     cpu = time_weighted_mean(samples, lambda sample: sample.host.cpu_percent)

@@ -21,12 +21,7 @@ class ControlGroup:
     """The tightest limits on a process; where there are none, everything is None."""
 
     def __init__(self, root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> None:
-        """Find the limits.
-
-        Args:
-            root: where the control groups are mounted.
-            membership: file that lists the groups of the process.
-        """
+        """Find the limits; the file `membership` lists the groups of the process."""
         self.num_cpus: float | None = None
         """CPUs' worth of time that it may use."""
         self._cpu_folder = root

@@ -53,12 +53,7 @@ class Nvml(Protocol):
 
 
 def read_gpus(nvml: Nvml, processes_from_percent: float = 0.0) -> tuple[GpuReading, ...]:
-    """All GPUs of a node now.
-
-    Args:
-        nvml: the GPUs.
-        processes_from_percent: the processes of a GPU are listed where at least so much of its memory is in use.
-    """
+    """All GPUs of a node now; processes are listed of a GPU with at least so much of its memory in use."""
     readings = []
     for index in range(nvml.num_gpus):
         reading = nvml.read(index)

@@ -25,12 +25,7 @@ class HostSampler:
     """Reads this node. What the system does not report is None."""
 
     def __init__(self, folders: Sequence[str] = (), group: ControlGroup | None = None) -> None:
-        """Start to count.
-
-        Args:
-            folders: local ones, whose disks are watched.
-            group: the limits of this container; None: they are read.
-        """
+        """Start to count, and to watch the disks of local folders; without a group, that of this container is read."""
         self._group = group or ControlGroup()
         self._folders = tuple(folders)
         self._cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

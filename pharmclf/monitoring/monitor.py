@@ -50,12 +50,10 @@ class HardwareMonitor:
         """Start to sample.
 
         Args:
-            folder: of the run.
             node: address of this node.
             every_s: seconds between samples; 0: nothing is sampled or written.
             send: receives `Note` and `HardwareAlertsChanged`; called from any thread.
             is_lost: whether the lease of the folder has been lost; then nothing is written any more.
-            context: of the run.
             open_node: opens the sampler of this node; None: one of its GPUs and of the run's local disks.
         """
         self._node, self._send, self._tracker = node, send, AlertTracker(context or RunContext())

@@ -88,12 +88,7 @@ def has_pause(one: NodeSample, other: NodeSample) -> bool:
 
 
 def write_samples(folder: str, node: str, samples: Iterable[NodeSample]) -> None:
-    """Write the samples of a node atomically.
-
-    Args:
-        folder: of the run.
-        node: its address.
-        samples: all of them.
+    """Write all samples of the node with this address atomically.
 
     Raises:
         OSError: the storage does not accept them.
@@ -103,11 +98,7 @@ def write_samples(folder: str, node: str, samples: Iterable[NodeSample]) -> None
 
 
 def read_samples(folder: str, node: str | None = None) -> list[NodeSample]:
-    """Samples of a run by node, the oldest first; none where nothing was written.
-
-    Args:
-        folder: of the run.
-        node: address of a node; None: all.
+    """Samples of a run, or of its node with this address, the oldest first; none where nothing was written.
 
     Raises:
         OSError: the storage does not answer.

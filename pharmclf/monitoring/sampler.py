@@ -41,13 +41,7 @@ class NodeSampler:
     """This node: its host, and its GPUs where there are some."""
 
     def __init__(self, node: str, folders: Sequence[str] = (), nvml: Nvml | None = None) -> None:
-        """Open the driver's library and start to count.
-
-        Args:
-            node: address of this node.
-            folders: local ones, whose disks are watched.
-            nvml: its GPUs; None: those of the driver.
-        """
+        """Open the driver's library, unless GPUs are given; start to count, and to watch the disks of local folders."""
         self._node, self._host, self._nvml, self._no_gpus = node, HostSampler(folders), nvml, ""
         if nvml is None:
             try:
@@ -56,11 +50,7 @@ class NodeSampler:
                 self._no_gpus = str(error)
 
     def read(self, seconds: float) -> NodeSample:
-        """The node now.
-
-        Args:
-            seconds: since the last reading.
-        """
+        """The node now, so many seconds after the last reading."""
         gpus, no_gpus = self._read_gpus()
         return NodeSample(
             at_s=time.time(), seconds=seconds, node=self._node, host=self._host.read(), gpus=gpus, no_gpus=no_gpus
@@ -80,22 +70,12 @@ class LoopSampler:
     """The training loop of this process."""
 
     def __init__(self, clock: LoopClock, rank: int = 0, gpu: int | None = None) -> None:
-        """Start to count.
-
-        Args:
-            clock: of the loop.
-            rank: of the worker.
-            gpu: index of the GPU that it drives.
-        """
+        """Start to count; `gpu` is the index of the GPU that the worker drives."""
         self._clock, self._rank, self._gpu = clock, rank, gpu
         self._beats, self._waited_s, self._cpu_s = clock.beats, clock.waited_s(), time.process_time()
 
     def read(self, seconds: float) -> LoopReading | None:
-        """Work since the last reading; None before the first batch.
-
-        Args:
-            seconds: since the last reading.
-        """
+        """Work in the seconds since the last reading; None before the first batch."""
         beats, waited_s, cpu_s = self._clock.beats, self._clock.waited_s(), time.process_time()
         steps, wait_s, used_s = beats - self._beats, waited_s - self._waited_s, cpu_s - self._cpu_s
         self._beats, self._waited_s, self._cpu_s = beats, waited_s, cpu_s
@@ -122,9 +102,6 @@ def start_sampling(
     """Sample every few seconds in a thread until the task is closed, with `SHUTDOWN_TIMEOUT_S` for a running reading.
 
     Args:
-        send: receives the events.
-        node: address of this node.
-        every_s: seconds between samples.
         open_node: opens the node, in that thread; None: another process of this node samples it.
         loop: of this process; None: it trains nothing.
     """
@@ -161,11 +138,7 @@ def sampling(
     """Sample this process's loop, and its node if requested, inside the block. (all ranks)
 
     Args:
-        send: receives the events.
-        node: address of this node.
         every_s: seconds between samples; 0: nothing is sampled.
-        clock: of the loop of this process.
-        rank: of this worker.
         whole_node: whether this process also samples the node; one process of each node does.
         folders: local ones, whose disks are watched then.
     """

@@ -69,11 +69,7 @@ class NodeSummary:
 
 
 def summarise(samples: Iterable[NodeSample]) -> list[NodeSummary]:
-    """The summary of each node, in the order of their names.
-
-    Args:
-        samples: of a run; those of a node in the order of time.
-    """
+    """The summary of each node, in the order of their names; samples are in the order of time."""
     by_node: dict[str, list[NodeSample]] = {}
     for sample in samples:
         by_node.setdefault(sample.node, []).append(sample)

@@ -40,12 +40,7 @@ class Threshold:
         return {AlertLevel.ALARM: self.alarm, AlertLevel.WARNING: self.warning}.get(level)
 
     def level(self, value: float, before: AlertLevel) -> AlertLevel:
-        """Level of a value.
-
-        Args:
-            value: measured.
-            before: the level so far; one that was reached is left with the margin only.
-        """
+        """Level of a value; a level that was reached before is left with the margin only."""
         for level in reversed(_LEVELS[1:]):
             limit = self.limit(level)
             if limit is None:

@@ -123,8 +123,6 @@ def curves_figure(
     """Accuracies that are kept until the next point, over time, and a target.
 
     Args:
-        title: of the figure.
-        subtitle: of the figure.
         curves: by name, (seconds, accuracy 0..1) in the order of time.
         target: accuracy of the dashed line, 0..1.
     """

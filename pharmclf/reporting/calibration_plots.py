@@ -39,7 +39,6 @@ def reliability_figure(evaluation: EvaluationResult, threshold: float | None) ->
     """Accuracy over confidence, with 95 % intervals, above the share of the images at each confidence.
 
     Args:
-        evaluation: with its reliability bins.
         threshold: confidence from which the model answers by itself; None: not drawn.
     """
     figure, (left, bottom, width, height) = _add_figure()

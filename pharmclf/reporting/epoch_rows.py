@@ -13,24 +13,14 @@ _MAX_FIXED = 1000.0  # larger losses are written with an exponent
 
 
 def epoch_header(*, is_balanced: bool) -> str:
-    """The heading of the rows.
-
-    Args:
-        is_balanced: whether epochs are chosen by balanced accuracy, which then has the column of the speed.
-    """
+    """The heading of the rows; balanced accuracy, if epochs are chosen by it, has the column of the speed."""
     return _row(
         "", "epoch", "loss", "accuracy", "val loss", "val acc", "balanced" if is_balanced else "images/s", "time"
     )
 
 
 def epoch_row(record: EpochRecord, epochs: int, *, is_best: bool) -> str:
-    """The row of an epoch.
-
-    Args:
-        record: of the epoch.
-        epochs: maximum of the phase.
-        is_best: whether it is the best so far.
-    """
+    """The row of an epoch, of at most `epochs` of its phase."""
     balanced = record.val_balanced_accuracy
     row = _row(
         phase_name(record.phase),

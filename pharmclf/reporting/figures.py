@@ -121,12 +121,7 @@ def draw_grid(axes: Axes, axis: Literal["y", "both"] = "y") -> None:
 
 
 def mark_phases(axes: Axes, phases: Sequence[str]) -> None:
-    """A line at each border between phases, and their names above the panel.
-
-    Args:
-        axes: with the epochs, counted from 1, from left to right.
-        phases: of each epoch.
-    """
+    """A line at each border between phases, and their names above a panel whose x axis counts epochs from 1."""
     starts = [index for index in range(len(phases)) if index == 0 or phases[index] != phases[index - 1]]
     above = axes.get_xaxis_transform()
     for start, end in zip(starts, [*starts[1:], len(phases)], strict=True):

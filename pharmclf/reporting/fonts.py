@@ -126,11 +126,7 @@ def _fonts(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
 
 
 def choose_fonts(letters: frozenset[str], files: Iterable[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Choose fonts for some letters, and register them with matplotlib.
-
-    Args:
-        letters: the letters.
-        files: of installed fonts; of two that have the same letters the first is chosen.
+    """Choose fonts for some letters, the first file of equal ones, and register them with matplotlib.
 
     Returns:
         Their families, the one with most of the letters first; and the letters that none has.

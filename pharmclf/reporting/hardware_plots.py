@@ -91,12 +91,7 @@ class Timeline:
 
 
 def hardware_curves(rows: Iterable[NodeSample], findings: Iterable[HardwareAlert] = ()) -> list[tuple[str, bytes]]:
-    """The panels of the report, as (title, PNG): of the `MAX_NODES` nodes with most to show.
-
-    Args:
-        rows: of a run; those of a node in the order of time.
-        findings: warnings of the run.
-    """
+    """The panels of the report, as (title, PNG): of the `MAX_NODES` nodes with most to show; rows are by time."""
     findings = list(findings)
     by_node: dict[str, list[NodeSample]] = {}
     for row in rows:
@@ -112,12 +107,7 @@ def hardware_curves(rows: Iterable[NodeSample], findings: Iterable[HardwareAlert
 
 @chart_style()
 def node_figures(rows: Sequence[NodeSample], findings: Sequence[HardwareAlert] = ()) -> list[tuple[str, Figure]]:
-    """The panels of one node, as (title, figure).
-
-    Args:
-        rows: of the node, the oldest first.
-        findings: its warnings.
-    """
+    """The panels of one node, as (title, figure); its rows are in the order of time."""
     time, figures = Timeline(rows, findings), []
     for panel in build_panels(rows):
         figure = Figure(figsize=(6.6, 2.5), dpi=DPI)

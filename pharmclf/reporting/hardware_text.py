@@ -12,12 +12,7 @@ from pharmclf.monitoring.summary import GpuSummary, NodeSummary, average, summar
 
 
 def hardware_lines(rows: Iterable[NodeSample], findings: Iterable[HardwareAlert] = ()) -> list[tuple[str, str]]:
-    """The hardware of a run and its load, as (what, text); unknown quantities are left out.
-
-    Args:
-        rows: of a run; those of a node in the order of time.
-        findings: its warnings.
-    """
+    """The hardware of a run and its load, as (what, text), without what is unknown; rows are in the order of time."""
     rows = list(rows)
     nodes = summarise(rows)
     if not nodes:

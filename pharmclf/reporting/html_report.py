@@ -40,11 +40,7 @@ _BASE64 = 4 / 3  # characters per byte
 
 
 def page_html(report: ReportData) -> str:
-    """The report as a page of HTML, UTF-8; equal data give equal text.
-
-    Args:
-        report: its content; sections without data are left out.
-    """
+    """The report as a page of HTML, UTF-8, without sections that have no data; equal data give equal text."""
     return _environment().get_template("page.html.j2").render(
         facts=report,
         **load_script("report.js", "sortable.js"),

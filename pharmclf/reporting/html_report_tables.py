@@ -137,12 +137,7 @@ def class_tiles(data: DatasetReport) -> tuple[list[ClassTile], list[ClassTile]]:
 
 
 def histogram(values: np.ndarray, bins: int = 24) -> list[float]:
-    """Numbers of values in equal parts of their range, as shares of the largest number.
-
-    Args:
-        values: (n,) floats, not all equal.
-        bins: number of parts.
-    """
+    """Numbers of values, (n,) floats not all equal, in equal parts of their range, as shares of the largest number."""
     counts = np.histogram(values, bins)[0]
     return [float(count) / int(counts.max()) for count in counts]
 

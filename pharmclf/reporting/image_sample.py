@@ -87,11 +87,7 @@ def sample_rows(labels: Sequence[str], most: int) -> np.ndarray:
 
 
 def sample_dataset(manifest: Manifest) -> tuple[dict[str, Thumbnail], list[QualityMeasure]]:
-    """An example of each class, and the measured properties of the images.
-
-    Args:
-        manifest: at most `SAMPLED_IMAGES` of its images are read, and the smallest.
-    """
+    """An example of each class, and measures of the images; at most `SAMPLED_IMAGES` are read, and the smallest."""
     rows = manifest.ok
     sampled = rows.index[sample_rows(rows["label"].tolist(), SAMPLED_IMAGES)].tolist()
     thumbnails = load_thumbnails(manifest, sampled)

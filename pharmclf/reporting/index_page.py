@@ -65,13 +65,7 @@ class IndexEntry:
 
 
 def index_page(location: str, entries: Sequence[IndexEntry], created: str) -> str:
-    """The page as HTML, UTF-8, the newest entry first; equal arguments give equal text.
-
-    Args:
-        location: of the storage.
-        entries: in any order.
-        created: time of the page.
-    """
+    """The page as HTML, UTF-8, the newest entry first; equal arguments give equal text."""
     counts = [
         format_count(number, kind)
         for kind in ("run", "sweep")

@@ -15,11 +15,7 @@ from pharmclf.training.lr_finder import LOWEST, LrCurve, LrSuggestion, smooth
 
 @chart_style()
 def lr_finder_figure(name: str, curves: Sequence[tuple[LrCurve, float, LrSuggestion]]) -> Figure:
-    """A panel for each phase, loss over rate.
-
-    Args:
-        name: of the run.
-        curves: curve, configured rate and proposal of each phase.
+    """A panel for each phase, loss over rate: its curve, the configured rate and the proposal.
 
     Raises:
         ValueError: no curves.

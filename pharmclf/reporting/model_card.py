@@ -30,11 +30,7 @@ _BIDI_CONTROLS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  #
 
 
 def model_card(report: ReportData) -> str:
-    """The card as Markdown (CommonMark with tables); equal data give equal text.
-
-    Args:
-        report: its content; unknown parts are left out.
-    """
+    """The card as Markdown (CommonMark with tables), without what is unknown; equal data give equal text."""
     classes = report.test.evaluation.classes
     tested = [item for item in classes if item.support]
     snippet = load_image_snippet.load_image_text(report.data.white_level if report.data else MAX_VALUE)

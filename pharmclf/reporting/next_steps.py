@@ -38,12 +38,7 @@ class TrainedModel:
 
     @classmethod
     def of_run(cls, config: RunConfig, folder: str) -> TrainedModel:
-        """The model of a run.
-
-        Args:
-            config: of the run.
-            folder: of the run; that of a trial gives the name of its sweep.
-        """
+        """The model of a run; the folder of a trial gives the name of its sweep."""
         *_, sweep, home, _ = ("", "", *folder.rstrip("/").split("/"))
         name = sweep if home == "trials" else config.run_name
         return cls(model=folder, data=config.data, name=name, image_size=config.image_size)

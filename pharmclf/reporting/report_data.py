@@ -222,7 +222,6 @@ class ReportData:
         """The same content with the verdict on the model, and the commands that come next.
 
         Args:
-            trained: the model, as commands name it.
             mismatch: of the saved model with the epoch that it was saved from; None: they agree, or it is not known.
         """
         counts = self.data.counts[:-1] if self.data and self.data.has_splits else ()

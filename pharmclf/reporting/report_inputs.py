@@ -33,10 +33,9 @@ MAX_PREDICTIONS = 1000
 
 
 def build_dataset_report(manifest: Manifest, *, has_splits: bool = True) -> DatasetReport:
-    """The data section of a report.
+    """The data section of a report; a bounded sample of the images is read.
 
     Args:
-        manifest: of the data set; a bounded sample of its images is read.
         has_splits: whether it is the data of a run; if not, a model is tested on all of it, whatever a list says.
     """
     if not has_splits:
@@ -79,7 +78,6 @@ def build_set_report(
     """The sections of a report on one set.
 
     Args:
-        scored: the set.
         first: the set that it is compared with; None: this is the first.
         image_size: side of the model's input in pixels, for the heatmaps.
         explainer: computes the heatmaps of mistakes; None: there are none.
@@ -160,7 +158,6 @@ def list_predictions(table: pd.DataFrame, root: str, most: int = MAX_PREDICTIONS
     Args:
         table: of `predictions_table`.
         root: the folder or prefix that paths leave out.
-        most: bound on the result.
     """
     right = table["label"] == table["predicted"]
     doubt = table["confidence"].where(right, -table["confidence"])

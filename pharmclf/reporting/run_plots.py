@@ -102,7 +102,6 @@ def chosen_index(history: Sequence[EpochRecord], best: tuple[str, int] | None = 
     """Index of the chosen epoch in a history.
 
     Args:
-        history: one record per epoch, in order; at least one.
         best: its (phase, epoch); None: the epoch with the highest validation accuracy, of equals the lowest validation
             loss, then the first.
 
@@ -127,7 +126,6 @@ def learning_curves_figure(history: Sequence[EpochRecord], best: tuple[str, int]
 
     Args:
         history: one record per epoch, in order; NaN where a number is unknown.
-        best: as in `chosen_index`.
 
     Raises:
         ValueError: as `chosen_index`.

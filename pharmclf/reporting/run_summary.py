@@ -27,11 +27,10 @@ def build_result(report: ReportData, mismatch: AccuracyMismatch | None = None) -
     """The content of result.json; intervals are [low, high], 95 %; unknown numbers are None.
 
     Args:
-        report: of a run, with its validation scores.
         mismatch: of the saved model with the epoch that it was saved from; None: they agree.
 
     Raises:
-        ValueError: a report without a run.
+        ValueError: a report without a run or its validation scores.
     """
     run, validation, test, decision = report.run, report.validation, report.test.evaluation, report.decision
     if run is None or validation is None:
@@ -104,13 +103,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def summary_text(result: Mapping[str, Any], folder: str, trained: TrainedModel) -> str:
-    """The summary of a run for the terminal: scores, phases, verdict, next commands, and where the report is.
-
-    Args:
-        result: the content of result.json.
-        folder: location of the run folder.
-        trained: the model, as commands name it.
-    """
+    """The summary of a run for the terminal: scores, phases, verdict, next commands, and where the report is."""
     workers = {0: "in one process", 1: "1 worker"}.get(result["workers"], f"{result['workers']} workers")
     took = format_duration(result["seconds_total"])
     head = f"{result['name']}: {result['backbone']}, {result['train_images']:,} training images, {workers}, {took}"
@@ -137,13 +130,7 @@ def summary_text(result: Mapping[str, Any], folder: str, trained: TrainedModel) 
 
 
 def verdict_lines(verdict: Verdict, steps: Sequence[NextStep], report: str) -> list[str]:
-    """A verdict with its reasons, the next commands, and the address of the report, as lines for the terminal.
-
-    Args:
-        verdict: on a model.
-        steps: what comes next.
-        report: location of report.html.
-    """
+    """A verdict with its reasons, the next commands, and the address of the report, as lines for the terminal."""
     lines = _wrap(f"verdict: {verdict.level}: {verdict.level.meaning}", "")
     shown = verdict.reasons[:_MAX_REASONS]
     for reason, following in zip(shown, [*shown[1:], None], strict=True):

@@ -130,7 +130,6 @@ def parameters_figure(trials: Sequence[TrialInfo], log_names: Collection[str] = 
     Diverged trials, and those far below the others, are at the lower edge.
 
     Args:
-        trials: in any order.
         log_names: parameters to draw on a logarithmic axis, where all their values are above 0.
 
     Raises:

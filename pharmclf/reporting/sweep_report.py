@@ -152,12 +152,7 @@ def _median_sentence(trials: Sequence[TrialInfo], winner: TrialInfo) -> list[str
 
 
 def crowd_sentence(report: SweepReport, low: float) -> str:
-    """How many other trials are as good as the best one, as far as the validation images can show.
-
-    Args:
-        report: of the sweep.
-        low: lower end of the interval of the best validation accuracy, 0..1.
-    """
+    """How many other trials reach `low`, the lower end of the interval of the best validation accuracy, 0..1."""
     best = best_trial(report.trials)
     near = sum(trial is not best and trial.best_accuracy >= low for trial in report.trials)
     others = "no other trial" if not near else "1 other trial" if near == 1 else f"{near} other trials"

@@ -44,7 +44,6 @@ def trial_frame(
     train_s (in epochs), overhead_s (the rest of seconds), seconds, cpu_s, gpu_s, price. Unknown values are null.
 
     Args:
-        trials: in any order.
         price_per_hour: of the whole cluster; None: no price.
         share: of the cluster that a trial holds, 0..1.
         val_images: images of the validation split.
@@ -86,11 +85,7 @@ def trial_frame(
 def results_table(trials: Sequence[TrialInfo], price_per_hour: float | None, share: float, *, val_images: int) -> str:
     """Trials as aligned lines under a heading, the best first, and a last line with their sums.
 
-    Args:
-        trials: in any order.
-        price_per_hour: of the whole cluster; None: no price, and no such column.
-        share: of the cluster that a trial holds, 0..1.
-        val_images: images of the validation split, for the 95 % intervals.
+    Args: as `trial_frame`; without a price there is no such column.
     """
     shown = rank_trials(trials)[:_MAX_ROWS]
     prices = [] if price_per_hour is None else [trial_price(trial, price_per_hour, share) for trial in shown]
@@ -111,7 +106,6 @@ def live_table(trials: Sequence[TrialInfo], eta: str, *, num_trials: int | None 
     """The progress of a sweep in a few lines: the number of its trials, the best trial so far, and the running ones.
 
     Args:
-        trials: those that have started, in any order.
         eta: the time to the end of the sweep as text, such as 3:12.
         num_trials: of the complete sweep; None: unknown.
     """
@@ -140,7 +134,6 @@ def parameter_importances(trials: Iterable[TrialInfo], log_names: Collection[str
     accuracy 0.
 
     Args:
-        trials: those of one sweep.
         log_names: parameters that were searched on a logarithmic scale; one with a value of 0 or less counts as linear.
 
     Returns:

@@ -40,20 +40,14 @@ class CorruptedRunError(RunError, ValueError):
 def fetch_best(
     location: str, out: str | Path, *, name: str = "", experiment: str = "", metric: str = "val_accuracy", say: Say
 ) -> RunInfo:
-    """Fetch the model of the best run, verified: model.keras, labels.json, config.yaml, metrics.json.
+    """Fetch the model of the best run, verified: model.keras, labels.json, config.yaml, metrics.json -> that run.
 
     TensorFlow is loaded only where the best run is not complete. A run whose model is damaged is reported and skipped,
     and the next best one is fetched.
 
     Args:
-        location: folder or s3:// prefix of the run folders.
         out: a local folder that does not exist or is empty; it stays so until everything is verified.
         name, experiment: of the runs, as in `list_runs`.
-        metric: one of `METRICS`.
-        say: prints a line.
-
-    Returns:
-        The run whose model was fetched.
 
     Raises:
         ConfigError: no such storage or runs, none with a finished epoch, or an `out` that cannot be used.

@@ -66,12 +66,7 @@ def run_final_evaluation(
     """Test the saved models of a run on images, and write evaluation, figures, result, report and model card.
 
     Args:
-        config: the run.
-        folder: its folder.
-        manifest: with splits.
-        outcome: of the training.
         record: of the run, with the seconds that it has taken so far.
-        say: takes lines for the console.
         quarantine: takes the images of the data set that are not what the manifest says.
         actors: processes on Ray that predict; 0: this one; None: as many as trained.
         stop_requested: whether to end before all images are predicted.

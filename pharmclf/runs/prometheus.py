@@ -37,12 +37,7 @@ _UNKNOWN = math.nan  # is not exported, and ends the series
 
 
 def status_samples(status: Status, now_s: float) -> Iterator[tuple[str, dict[str, str], float]]:
-    """The metrics of a status: name, tags other than the run's, value.
-
-    Args:
-        status: of a run.
-        now_s: current time, seconds since 1970.
-    """
+    """The metrics of a status at a time, seconds since 1970: name, tags other than the run's, value."""
     for state in RunState:
         yield _STATE, {"state": state}, float(status.state == state)
     number = status.phase.removeprefix("phase")
@@ -72,12 +67,7 @@ class PrometheusExporter:
     """Exports a run's status every few seconds. This process must be connected to a Ray cluster."""
 
     def __init__(self, run: str, read: Callable[[], Status]) -> None:
-        """Start the thread.
-
-        Args:
-            run: its name, the tag of every metric.
-            read: returns the current status.
-        """
+        """Start the thread; the name of the run is a tag of every metric."""
         self._run, self._read = run, read
         self._gauges = {
             name: Gauge(name, description=text, tag_keys=("run", "state") if name == _STATE else ("run",))

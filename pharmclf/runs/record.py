@@ -257,7 +257,6 @@ def clear_folder(folder: str, only: Collection[str] = ()) -> None:
     """Delete what a run or a sweep has left in its folder, and what waits for its upload. (holder of the lease)
 
     Args:
-        folder: of the run.
         only: names of the files and folders that go; none: all but the lease.
     """
     for name in storage.list_folders(folder):
@@ -277,9 +276,7 @@ def check_settings(
     """Refuse to resume what has other settings; a setting that an earlier version did not have has its default.
 
     Args:
-        found: nested settings of the record.
         expected: nested settings of the command; those of a sweep hold a run's as `plain`.
-        where: names the run.
         ignored: dotted names of settings that may differ.
 
     Raises:

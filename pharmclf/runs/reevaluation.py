@@ -17,12 +17,7 @@ from pharmclf.training.train_state import TrainState
 
 
 def untested_datasets(config: RunConfig, result: Mapping[str, Any]) -> dict[str, str]:
-    """The sets of `eval_data` that a complete run has not been tested on: name -> location.
-
-    Args:
-        config: as a command asks for them.
-        result: the content of the run's result.json.
-    """
+    """The sets of `eval_data` that are not in the result.json of a complete run: name -> location."""
     known = {(each["name"], storage.absolute(each["source"])) for each in result.get("extra_tests") or ()}
     return {
         name: location
@@ -44,13 +39,7 @@ def rerun_final_evaluation(
     writes.
 
     Args:
-        config: the run, with all sets that it is tested on.
-        folder: of the run.
-        manifest: with splits.
         state: of its last checkpoint: history, monitors and best.
-        result: the content of its result.json.
-        record: of the run.
-        say: takes lines for the console.
 
     Raises:
         ConfigError: a set has nothing to score, or too many images are quarantined.

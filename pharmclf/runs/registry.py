@@ -61,7 +61,6 @@ def list_runs(location: str, *, name: str = "", experiment: str = "") -> list[Ru
     """List the runs of a storage and the trials of its sweeps, sorted by name; log those that cannot be read.
 
     Args:
-        location: folder or s3:// prefix that holds run folders.
         name: only the run with this path below the storage; "": all.
         experiment: only the runs at or below this path; "": all.
 

@@ -164,13 +164,7 @@ class StatusBuilder:
     """Builds the status of a run from its events."""
 
     def __init__(self, config: RunConfig, sizes: Mapping[str, int], previous: Status | None = None) -> None:
-        """Start.
-
-        Args:
-            config: the run.
-            sizes: images of each split.
-            previous: last status of the run's previous driver.
-        """
+        """Start, given the images of each split and the last status of the run's previous driver."""
         self.status = Status(name=config.run_name, failures_allowed=config.max_failures)
         self._batch_size, self._sizes = config.batch_size, sizes
         self._phases = {phase.name: phase for phase in build_phases(config)}
@@ -262,13 +256,7 @@ class StatusBuilder:
         self.status.last_failures = [*self.status.last_failures, failure][-_MAX_FAILURES:]
 
     def _estimate(self, rate: float, epochs_done: int, step: int) -> None:
-        """Set progress, speed and remaining time.
-
-        Args:
-            rate: training images per second.
-            epochs_done: complete epochs of the phase.
-            step: training steps of the next one that have been started.
-        """
+        """Set progress, speed (images/s) and remaining time; `step` steps of the next epoch have been started."""
         status, current = self.status, self._phases[self.status.phase]
         train, validation, test = (self._sizes[split] for split in ("train", "validation", "test"))
         epochs = {phase.number: phase.settings.epochs for phase in self._phases.values()}

@@ -19,12 +19,7 @@ _UNKNOWN = "-"
 
 
 def status_table(runs: Sequence[RunStatus], now_s: float) -> str:
-    """Format runs and sweeps as an aligned table, in their order, then the reason of each that has one.
-
-    Args:
-        runs: the lines.
-        now_s: seconds since 1970.
-    """
+    """Format runs and sweeps at a time, seconds since 1970, as an aligned table, then the reasons of their states."""
     rows = [_COLUMNS, *(_row(run, now_s) for run in runs)]
     reasons = [f"{run.name}: {run.reason}" for run in runs if run.reason]
     return "\n".join([*align_columns(rows), *(["", *reasons] if reasons else [])])
@@ -57,12 +52,7 @@ def _row(run: RunStatus, now_s: float) -> tuple[str, ...]:
 
 
 def status_details(run: RunStatus, now_s: float) -> str:
-    """Format all that is known of a run, a sweep or a trial, one item per line.
-
-    Args:
-        run: the run.
-        now_s: seconds since 1970.
-    """
+    """Format all that is known of a run, a sweep or a trial at a time, seconds since 1970, one item per line."""
     age_s = now_s - run.seen_s
     items = list(_sweep_items(run.sweep) if run.sweep else _run_items(run, age_s))
     items += [("written", f"{utc_timestamp(run.seen_s)}, {format_age(age_s)}"), ("folder", run.location)]

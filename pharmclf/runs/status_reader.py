@@ -118,7 +118,6 @@ def list_status(location: str, name: str = "") -> list[RunStatus]:
     """Read the status of the runs and sweeps of a storage, sorted by name.
 
     Args:
-        location: folder or s3:// prefix that holds run folders.
         name: only the run, sweep or trial with this path below the storage; "": all runs and sweeps.
 
     Raises:
@@ -198,14 +197,7 @@ def _read_lease(folder: str) -> tuple[bool, float]:
 
 
 def _run_status(run: RunStatus, record: RunRecord, is_held: bool, held_s: float) -> RunStatus:
-    """Complete the status of a run.
-
-    Args:
-        run: `seen_s` is the time of its record.
-        record: of the run.
-        is_held: whether a live process holds its lease.
-        held_s: time of the lease; 0: there is none.
-    """
+    """Complete the status of a run; `held_s` is the time of its lease, 0 without one."""
     stored = storage.read_versioned(storage.join(run.location, STATUS_FILE))
     status, status_s = _parse_status(stored), stored.changed_s if stored else 0.0
     seen_s = max(held_s, run.seen_s, status_s)

@@ -21,14 +21,7 @@ class StatusWriter:
     """Writes while this process holds the lease of the folder; events neither wait for the storage nor fail."""
 
     def __init__(self, folder: str, config: RunConfig, sizes: Mapping[str, int], lost: Callable[[], object]) -> None:
-        """Start.
-
-        Args:
-            folder: of the run.
-            config: the run.
-            sizes: images of each split.
-            lost: returns whether the lease of the folder is lost; then nothing is written.
-        """
+        """Start, given the images of each split; nothing is written once the lease of the folder is lost."""
         self._location, self._lost = storage.join(folder, STATUS_FILE), lost
         self._builder = StatusBuilder(config, sizes, self._read_previous())
         self._lock = threading.Lock()

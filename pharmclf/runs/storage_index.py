@@ -38,13 +38,7 @@ def write_index(location: str) -> str:
 
 
 def renew_index(location: str, name: str, say: Say) -> None:
-    """Renew the index at the end of a run or a sweep; a failure is said, and has no other effect.
-
-    Args:
-        location: of the storage.
-        name: of the run or sweep that has ended.
-        say: takes lines for the console.
-    """
+    """Renew the index at the end of a run or a sweep of this name; a failure is said, and has no other effect."""
 
     def renew() -> None:
         with storage.timeout(OPTIONAL_STORAGE_S):

@@ -21,11 +21,7 @@ class EventRecords:
     """The records of one event file, in order."""
 
     def __init__(self, began_s: float) -> None:
-        """Add the record that every event file begins with.
-
-        Args:
-            began_s: seconds since 1970.
-        """
+        """Add the record that every event file begins with; `began_s`: seconds since 1970."""
         self.content = bytearray()
         """Of the file."""
         self._add(0, began_s, file_version="brain.Event:2")
@@ -91,13 +87,10 @@ class EventFile:
         self._written = 0  # bytes
 
     def write(self, content: bytes | bytearray) -> None:
-        """Bring the file up to date.
+        """Bring the file up to date; the content is all of it, and begins with that of the previous call.
 
         On disk it is appended to: TensorBoard keeps the file open, and would not see a replacement. In an object store
         it is replaced, and TensorBoard requests only the new part.
-
-        Args:
-            content: all of it, beginning with the content of the previous call.
 
         Raises:
             OSError: the storage does not answer, or the disk is full; the next call repairs the file.

@@ -112,13 +112,7 @@ class MlflowExperiment:
             return str(found.experiment_id)
 
     def open(self, identity: str, name: str, tags: Mapping[str, str]) -> MlflowRun:
-        """Find or create a run.
-
-        Args:
-            identity: its unique id.
-            name: shown to users.
-            tags: of a new run.
-        """
+        """Find the run with this unique id, or create it with a name and tags."""
         found = self.find(f"tags.`{ID_TAG}` = '{identity}'")
         if found:
             info = found[0].info
@@ -194,13 +188,7 @@ class MlflowRun:
             self._epochs.update(epoch.at for epoch in batch)
 
     def add_numbers(self, values: Mapping[str, float], step: int, at_s: float) -> None:
-        """Add metrics of the run.
-
-        Args:
-            values: by name.
-            step: of all of them.
-            at_s: seconds since 1970.
-        """
+        """Add metrics of the run at a step; `at_s`: seconds since 1970."""
         for batch in _batches([_metric(name, value, step, at_s) for name, value in values.items()], _BATCH_METRICS):
             self._client.log_batch(self.id, metrics=batch)
 

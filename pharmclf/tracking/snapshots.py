@@ -95,11 +95,9 @@ class SweepSnapshot:
 def metrics_by_step(
     config: RunConfig, history: Iterable[EpochRecord], *, ended_s: float | None = None, best: float = 0.0
 ) -> tuple[EpochSnapshot, ...]:
-    """Convert records of epochs to snapshots.
+    """Convert records of epochs, in order, to snapshots.
 
     Args:
-        config: of the run.
-        history: in order.
         ended_s: end of the last epoch, seconds since 1970; None: now.
         best: best validation accuracy of the epochs before.
     """

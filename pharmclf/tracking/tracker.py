@@ -40,14 +40,11 @@ _log = logging.getLogger(__name__)
 S = TypeVar("S")
 S_contra = TypeVar("S_contra", contravariant=True)
 Lost = Callable[[], object]
+"""Whether the lease of the folder is lost; then nothing is sent."""
 
 
 def check_tracking(config: RunConfig, experiment: str = EXPERIMENT) -> None:
-    """Check that a run can be tracked as configured.
-
-    Args:
-        config: the run.
-        experiment: its MLflow experiment; of a sweep the name.
+    """Check that a run can be tracked as configured; the MLflow experiment of a sweep has its name.
 
     Raises:
         ConfigError: the MLflow server cannot be used. Later errors are only logged.
@@ -64,13 +61,7 @@ class _Broadcaster(Generic[S]):
     """Keeps the newest snapshot and delivers it to each backend in a thread; failed deliveries are repeated."""
 
     def __init__(self, snapshot: S, backends: Mapping[str, Callable[[S], _Backend[S]]], lost: Lost) -> None:
-        """Start the threads.
-
-        Args:
-            snapshot: the first one.
-            backends: by name, functions that connect to them; each is called before the first delivery.
-            lost: returns whether nothing may be sent.
-        """
+        """Start the threads; each backend is connected before its first delivery."""
         self._snapshot, self._lost, self._lock = snapshot, lost, threading.Lock()
         self._senders = {name: self._start_sender(name, connect) for name, connect in backends.items()}
 
@@ -119,15 +110,7 @@ class Tracker:
     """Tracks a run; events neither wait for a backend nor fail."""
 
     def __init__(self, config: RunConfig, folder: str, record: RunRecord, lost: Lost, say: Say) -> None:
-        """Start, or continue the tracking of a resumed run.
-
-        Args:
-            config: the run.
-            folder: of the run.
-            record: of the run.
-            lost: returns whether the lease of the folder is lost; then nothing is sent.
-            say: gets the URL of the run on the MLflow server.
-        """
+        """Start, or continue the tracking of a resumed run; `say` gets its URL on the MLflow server."""
         self._config = config
         snapshot = RunSnapshot(
             name=record.name,
@@ -157,11 +140,7 @@ class Tracker:
         return dataclasses.replace(snapshot, epochs=(*snapshot.epochs, epoch))
 
     def close(self, state: str) -> None:
-        """Send the end of the run.
-
-        Args:
-            state: interrupted, failed or complete; of a complete run, result, report and plots are sent too.
-        """
+        """Send the end of the run: interrupted, failed, or complete with result, report and plots."""
         self._broadcaster.update(lambda snapshot: dataclasses.replace(snapshot, state=state, ended_s=time.time()))
         self._broadcaster.close()
 
@@ -179,15 +158,7 @@ class SweepTracker:
     """
 
     def __init__(self, config: RunConfig, folder: str, record: Mapping[str, Any], lost: Lost, say: Say) -> None:
-        """Start, or continue the tracking of a resumed sweep.
-
-        Args:
-            config: its plain run.
-            folder: of the sweep.
-            record: content of its sweep.json.
-            lost: returns whether the lease of the folder is lost; then nothing is sent.
-            say: gets the URL of the sweep on the MLflow server.
-        """
+        """Start, or continue the tracking of a resumed sweep, of its plain run and the content of sweep.json."""
         self._config = config
         snapshot = SweepSnapshot(name=record["name"], folder=folder, config=config, record=dict(record))
         backends: dict[str, Callable[[SweepSnapshot], _Backend[SweepSnapshot]]] = {}
@@ -206,11 +177,7 @@ class SweepTracker:
         )
 
     def close(self, record: Mapping[str, Any]) -> None:
-        """Send the end of the sweep.
-
-        Args:
-            record: final content of sweep.json; a state that is still "running" means that the sweep has failed.
-        """
+        """Send the end of the sweep; a final record that is still "running" means that it has failed."""
         end = {"record": dict(record), "state": record["state"], "ended_s": time.time()}
         if record["state"] == "running":
             end["state"] = "failed"
