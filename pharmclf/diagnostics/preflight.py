@@ -70,11 +70,7 @@ def run_preflight(config: RunConfig, say: Say) -> None:
 
 
 def _check_resources(config: RunConfig, say: Say) -> None:
-    """Check that the workers have room on this machine, as far as it is known without TensorFlow.
-
-    Raises:
-        ConfigError: they have not.
-    """
+    """Refuse workers that have no room on this machine, as far as it is known without TensorFlow."""
     low, high = config.worker_range
     if high == 0 or (config.accelerator != "cpu" and shutil.which("nvidia-smi")):
         return  # Ray counts GPUs when it starts

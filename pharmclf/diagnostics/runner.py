@@ -111,7 +111,6 @@ def _check_cluster(config: RunConfig) -> Iterator[Section]:
 
 
 def _check_all_nodes(config: RunConfig, nodes: ClusterNodes) -> Iterator[Finding]:
-    """Findings about the nodes together."""
     same = nodes.same_code
     yield _check_access(nodes.access_errors(), config.allow_unauthenticated_cluster)
     config, choice = choose_workers(config, nodes.nodes, on_cluster=True)
@@ -134,7 +133,6 @@ def _may_have_two_workers(config: RunConfig, nodes: Sequence[ClusterNode]) -> bo
 
 
 def _check_allreduce(config: RunConfig, nodes: Sequence[ClusterNode], avoided: Sequence[str]) -> Finding:
-    """Start two workers on these nodes, and let them sum."""
     try:
         spec = plan_worker_group(nodes, 2, 2, config.accelerator)
     except ConfigError as error:
@@ -190,7 +188,6 @@ def _sample_images(config: RunConfig) -> tuple[tuple[str, ...], list[Finding]]:
 
 
 def _check_local_storage(config: RunConfig) -> tuple[StorageInfo | None, list[Finding]]:
-    """The storage as the driver reaches it."""
     try:
         with storage.timeout(STORAGE_TIMEOUT_S):
             info = run_with_timeout(2 * STORAGE_TIMEOUT_S, lambda: probe_storage(config.storage, bulk_bytes=BULK_BYTES))

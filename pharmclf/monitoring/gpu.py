@@ -5,6 +5,7 @@ The package nvidia-ml-py and the driver are loaded when they are needed, and may
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
@@ -150,25 +151,18 @@ class DriverNvml:
         return None if value is None else float(value / unit)
 
     def _handle(self, index: int) -> Any:
-        """Of a GPU; None where it is lost already."""
-        try:
+        with contextlib.suppress(self._nvml.NVMLError):  # else it is lost already
             return self._nvml.nvmlDeviceGetHandleByIndex(index)
-        except self._nvml.NVMLError:
-            return None
+        return None
 
     def _try(self, index: int, function: str) -> Any:
         """As `_query`, but None where the GPU is lost."""
-        try:
+        with contextlib.suppress(_GpuLostError):
             return self._query(index, function)
-        except _GpuLostError:
-            return None
+        return None
 
     def _query(self, index: int, *functions: str, arguments: Sequence[object] = ()) -> Any:
-        """Call the first of these functions that package and driver both have -> None where the GPU does not report it.
-
-        Raises:
-            _GpuLostError: the GPU does not answer any more.
-        """
+        """Call the first of these functions that package and driver both have -> None where the GPU does not report it."""
         nvml, handle = self._nvml, self._handles[index]
         if handle is None:
             raise _GpuLostError

@@ -126,7 +126,6 @@ def _memory(group: ControlGroup) -> tuple[int | None, int | None]:
 
 
 def _shared_memory() -> tuple[int | None, int | None]:
-    """Bytes in use and in all."""
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError):
             usage = shutil.disk_usage(_SHARED_MEMORY)

@@ -196,12 +196,10 @@ class _RunFiles:
         self._written_alerts: list[HardwareAlert] = []
 
     def samples(self) -> list[NodeSample]:
-        """All samples, by node."""
         with self._lock:
             return [sample for log in self._logs.values() for sample in log.samples]
 
     def add(self, sample: NodeSample) -> None:
-        """Add a sample."""
         with self._lock:
             self._logs.setdefault(sample.node, SampleLog()).append(sample)
 
@@ -211,11 +209,7 @@ class _RunFiles:
             self._alerts = alerts
 
     def write(self, *, all_nodes: bool = False) -> None:
-        """Write the samples of the nodes that are due, or of all, and the alerts.
-
-        Raises:
-            Exception: of the first file that could not be written; the others are written all the same.
-        """
+        """Write the samples of the nodes that are due, or of all, and the alerts; then raise the first error."""
         if self._is_lost():
             return
         calls: list[Callable[[], None]] = [partial(self._write_samples, node) for node in self._due_nodes(all_nodes)]

@@ -117,7 +117,6 @@ def risk_coverage_figure(curves: Mapping[str, EvaluationResult], decision: Abste
 
 
 def _draw_point(axes: Axes, coverage: Estimate, error: Estimate, marker: str, colour: str) -> None:
-    """A point with both of its intervals."""
     thin: dict[str, Any] = {"color": colour, "linewidth": 1.2, "alpha": 0.6}
     axes.plot([coverage.low, coverage.high], [error.value, error.value], **thin)
     axes.plot([coverage.value, coverage.value], [error.low, error.high], **thin)

@@ -88,7 +88,6 @@ def _rank_candidates(runs: Sequence[RunInfo], metric: str) -> list[tuple[RunInfo
 
 
 def _fetch(run: RunInfo, best: EpochRecord, part: Path, metric: str, say: Say) -> None:
-    """Write the files of a run to a folder."""
     scores = {name: float(getattr(best, name)) for name in METRICS}
     say(f"best: run {run.name}, {run.state}, {metric} {scores[metric]:.4f}, checkpoint {run.checkpoint}")
     if run.result is not None:
@@ -120,11 +119,7 @@ def _corruption_as_error() -> Iterator[None]:
 
 
 def _copy(run: RunInfo, part: Path) -> None:
-    """Copy the saved model of a complete run, and verify it.
-
-    Raises:
-        CorruptedRunError: a file is missing, or has a different sha256.
-    """
+    """Copy the saved model of a complete run, and verify it."""
     with _corruption_as_error():
         checksums = storage.read_json(storage.join(run.location, CHECKSUMS_FILE))
         sizes = {entry.location: entry.size_bytes for entry in storage.list_files(storage.join(run.location, "model"))}
@@ -154,11 +149,7 @@ def _download_progress(name: str, size_bytes: int) -> Callable[[int], None]:
 
 
 def _restore(run: RunInfo, best: EpochRecord, part: Path, say: Say) -> None:
-    """Save the model of a run that is not complete, from its best checkpoint, on the CPU.
-
-    Raises:
-        CorruptedRunError: a file is missing or damaged, or does not match the others.
-    """
+    """Save the model of a run that is not complete, from its best checkpoint, on the CPU."""
     with _corruption_as_error():
         config = from_dict(run.config, source=storage.join(run.location, "run.json"))
         checkpoint = read_checkpoint(storage.join(run.location, "checkpoints", run.checkpoint))
@@ -181,11 +172,7 @@ def _restore(run: RunInfo, best: EpochRecord, part: Path, say: Say) -> None:
 
 
 def _restore_model(config: RunConfig, phase: Phase, num_classes: int, checkpoint: Checkpoint, *, crops: bool) -> Any:
-    """The Keras model of a checkpoint.
-
-    Raises:
-        ValueError: a file of the checkpoint is damaged or does not match.
-    """
+    """The Keras model of a checkpoint; a ValueError where a file of it is damaged or does not match."""
     with suppress_native_stderr():
         import keras
 

@@ -129,7 +129,6 @@ class MlflowSweepLogger:
 
 
 def _add_result(run: MlflowRun, snapshot: RunSnapshot) -> None:
-    """Add final metrics, description, configuration and artifacts."""
     last, result = snapshot.epochs[-1], snapshot.read_result()
     # metrics of the last epoch would get a second point at its step
     metrics = {name: value for name, value in final_metrics(result).items() if name not in last.numbers}

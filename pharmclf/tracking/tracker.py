@@ -88,7 +88,6 @@ class _Broadcaster(Generic[S]):
         return sender
 
     def update(self, change: Callable[[S], S]) -> None:
-        """Replace the snapshot and deliver it."""
         with self._lock:
             self._snapshot = change(self._snapshot)
         for sender in self._senders.values():
