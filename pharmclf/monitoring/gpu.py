@@ -162,7 +162,7 @@ class DriverNvml:
         return None
 
     def _query(self, index: int, *functions: str, arguments: Sequence[object] = ()) -> Any:
-        """Call the first of these functions that package and driver both have -> None where the GPU does not report it."""
+        """Call the first of these functions that package and driver both have -> None where it does not report it."""
         nvml, handle = self._nvml, self._handles[index]
         if handle is None:
             raise _GpuLostError

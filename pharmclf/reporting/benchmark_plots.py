@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 
 from pharmclf.reporting.figures import (
     BLUE,
-    DPI,
     FAINT,
     GREEN,
     INK,
@@ -25,7 +24,7 @@ from pharmclf.reporting.figures import (
     SOFT,
     chart_style,
     draw_grid,
-    write_heading,
+    new_figure,
     write_key,
 )  # fmt: skip
 from pharmclf.reporting.fonts import format_names
@@ -74,8 +73,7 @@ def bars_figure(title: str, subtitle: str, panels: Sequence[BarPanel]) -> Figure
     top = 1.0 + (0.3 if colours else 0.0)
     heights = [_HEAD + _BAR * len(panel.bars) + _FOOT for panel in panels]
     width, height = 11.0, top + sum(heights) + 0.15
-    figure = Figure(figsize=(width, height), dpi=DPI)
-    write_heading(figure, title, subtitle)
+    figure = new_figure(width, height, title, subtitle)
     at = 0.25
     for name, colour in colours.items():
         write_key(figure, at, 0.82, name, colour, size=10)
@@ -126,8 +124,7 @@ def curves_figure(
         curves: by name, (seconds, accuracy 0..1) in the order of time.
         target: accuracy of the dashed line, 0..1.
     """
-    figure = Figure(figsize=(11.0, 5.2), dpi=DPI)
-    write_heading(figure, title, subtitle)
+    figure = new_figure(11.0, 5.2, title, subtitle)
     axes = figure.subplots()
     figure.subplots_adjust(left=0.07, right=0.975, bottom=0.11, top=0.83)
     unit, seconds = ("minutes", 60.0) if max(curve[-1][0] for curve in curves.values()) >= 180 else ("seconds", 1.0)
@@ -160,8 +157,8 @@ def scaling_figure(rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, float]
     if not rows:
         raise ValueError("rows: received none, expected a forecast")
     height = 1.0 + 3.3 * len(sizes)
-    figure = Figure(figsize=(11.0, height), dpi=DPI)
-    write_heading(figure, "Expected efficiency", "images/s of each GPU, as a share of those of one alone")
+    subtitle = "images/s of each GPU, as a share of those of one alone"
+    figure = new_figure(11.0, height, "Expected efficiency", subtitle)
     panels = figure.subplots(len(sizes), 2, squeeze=False, sharex=True, sharey=True)
     figure.subplots_adjust(left=0.07, right=0.975, bottom=0.52 / height, top=1 - 1.1 / height, wspace=0.08, hspace=0.3)
     numbers = sorted({row["gpus"] for row in rows})

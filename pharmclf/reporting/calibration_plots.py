@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.results import EvaluationResult
-from pharmclf.reporting.figures import BLUE, DPI, FAINT, GREEN, INK, ORANGE, RED, SOFT, chart_style, draw_grid
+from pharmclf.reporting.figures import BLUE, FAINT, GREEN, INK, ORANGE, RED, SOFT, chart_style, draw_grid, new_figure
 from pharmclf.reporting.fonts import format_names
 
 _WIDTH, _HEIGHT = 4.6, 4.1  # inches of a panel
@@ -139,4 +139,4 @@ def _add_figure(legend: float = 0.0) -> tuple[Figure, tuple[float, float, float,
     above, left, bottom = 0.12 + legend, 0.72, 0.55
     height = _HEIGHT + above
     box = (left / _WIDTH, bottom / height, (_WIDTH - left - 0.28) / _WIDTH, (height - bottom - above) / height)
-    return Figure(figsize=(_WIDTH, height), dpi=DPI), box
+    return new_figure(_WIDTH, height), box

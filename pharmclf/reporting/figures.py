@@ -100,11 +100,13 @@ def inline_svg(figure: Figure, description: str) -> str:
     return re.sub(r"\n\s*", "\n", text).strip()
 
 
-def write_heading(figure: Figure, title: str, subtitle: str, *, left: float = 0.25) -> None:
-    """Title and subtitle at the upper left, `left` inches from the edge."""
-    width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - 0.22 / height, title, size=14, weight="bold", va="top")
-    figure.text(left / width, 1 - 0.52 / height, subtitle, size=9, color=SOFT, va="top")
+def new_figure(width: float, height: float, title: str = "", subtitle: str = "", *, left: float = 0.25) -> Figure:
+    """A figure of a size in inches, with title and subtitle at the upper left, `left` inches from the edge."""
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    if title:
+        figure.text(left / width, 1 - 0.22 / height, title, size=14, weight="bold", va="top")
+        figure.text(left / width, 1 - 0.52 / height, subtitle, size=9, color=SOFT, va="top")
+    return figure
 
 
 def write_key(figure: Figure, left: float, top: float, text: str, colour: Colour, size: float = 9) -> None:

@@ -30,6 +30,7 @@ from pharmclf.reporting.figures import (
     chart_style,
     draw_grid,
     draw_phase_bar,
+    new_figure,
     png_bytes,
 )  # fmt: skip
 from pharmclf.reporting.hardware_panels import TimePanel, build_panels
@@ -110,7 +111,7 @@ def node_figures(rows: Sequence[NodeSample], findings: Sequence[HardwareAlert] =
     """The panels of one node, as (title, figure); its rows are in the order of time."""
     time, figures = Timeline(rows, findings), []
     for panel in build_panels(rows):
-        figure = Figure(figsize=(6.6, 2.5), dpi=DPI)
+        figure = new_figure(6.6, 2.5)
         _draw_panel(figure.add_axes((0.075, 0.19, 0.9, 0.6)), panel, time)
         figures.append((panel.heading, figure))
     return figures

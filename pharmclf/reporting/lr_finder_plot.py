@@ -9,7 +9,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pharmclf.reporting.figures import BLUE, DPI, FAINT, INK, ORANGE, SOFT, chart_style, write_heading
+from pharmclf.reporting.figures import BLUE, FAINT, INK, ORANGE, SOFT, chart_style, new_figure
 from pharmclf.training.lr_finder import LOWEST, LrCurve, LrSuggestion, smooth
 
 
@@ -23,9 +23,8 @@ def lr_finder_figure(name: str, curves: Sequence[tuple[LrCurve, float, LrSuggest
     if not curves:
         raise ValueError("curves: received none, expected one or more")
     width, height, top = 1.2 + 5.2 * len(curves), 4.6, 1.15
-    figure = Figure(figsize=(width, height), dpi=DPI)
     subtitle = f"{name} · the rate grows from step to step until the loss breaks down"
-    write_heading(figure, "Learning-rate range test", subtitle)
+    figure = new_figure(width, height, "Learning-rate range test", subtitle)
     for place, (curve, configured, proposal) in enumerate(curves):
         left = 0.75 + place * 5.4
         axes = figure.add_axes((left / width, 0.62 / height, 4.6 / width, (height - top - 0.85) / height))

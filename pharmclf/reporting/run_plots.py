@@ -17,7 +17,6 @@ from pharmclf.core.events import EpochRecord
 from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.reporting.figures import (
     BLUE,
-    DPI,
     GREEN,
     GRID,
     INK,
@@ -27,8 +26,8 @@ from pharmclf.reporting.figures import (
     chart_style,
     draw_grid,
     mark_phases,
+    new_figure,
     rate_text,
-    write_heading,
     write_key,
 )  # fmt: skip
 from pharmclf.reporting.fonts import chart_names, format_names, text_width
@@ -63,11 +62,10 @@ def confusion_matrix_figure(evaluation: EvaluationResult) -> Figure:
     margin, side, right, top = 0.38 + longest, size * cell, 0.9, 1.15
     bottom = margin + 0.1 if is_upright else 0.62
     width, height = max(margin + side + right, 4.6), top + side + bottom
-    figure = Figure(figsize=(width, height), dpi=DPI)
     subtitle = f"{evaluation.num_images:,} images · accuracy {evaluation.accuracy}"
     if size < total:
         subtitle += f" · the {size} of {total} classes with most mistakes"
-    write_heading(figure, "Confusion matrix", subtitle)
+    figure = new_figure(width, height, "Confusion matrix", subtitle)
     write_key(figure, 0.25, 0.74, "right", _RIGHT(0.85))
     write_key(figure, 0.92, 0.74, "wrong; darker: a larger share of the class", _WRONG(0.85))
     axes = figure.add_axes((margin / width, bottom / height, side / width, side / height))
@@ -131,10 +129,10 @@ def learning_curves_figure(history: Sequence[EpochRecord], best: tuple[str, int]
         ValueError: as `chosen_index`.
     """
     chosen = chosen_index(history, best)
-    figure = Figure(figsize=(13.2, 4.7), dpi=DPI)
     record = history[chosen]
     subtitle = f"chosen: {phase_name(record.phase)}, epoch {chosen + 1} of {len(history)}"
-    write_heading(figure, "Learning curves", f"{subtitle}, validation accuracy {record.val_accuracy:.3f}")
+    subtitle += f", validation accuracy {record.val_accuracy:.3f}"
+    figure = new_figure(13.2, 4.7, "Learning curves", subtitle)
     panels = figure.subplots(1, 3, gridspec_kw={"wspace": 0.2})
     figure.subplots_adjust(left=0.05, right=0.985, bottom=0.125, top=0.735)
     for axes, title in zip(panels, CURVES, strict=True):
@@ -148,7 +146,7 @@ def learning_curves_figure(history: Sequence[EpochRecord], best: tuple[str, int]
 @chart_style()
 def learning_curve_figure(title: CurveTitle, history: Sequence[EpochRecord], chosen: int) -> Figure:
     """One panel of the learning curves, without heading and legend; `chosen` is the index of the chosen epoch."""
-    figure = Figure(figsize=(3.7, 2.8), dpi=DPI)
+    figure = new_figure(3.7, 2.8)
     _draw_curves(figure.add_axes((0.125, 0.165, 0.855, 0.72)), title, history, chosen)
     return figure
 
@@ -219,10 +217,9 @@ def sample_predictions_figure(images: np.ndarray, predictions: pd.DataFrame, cla
     columns = min(5, len(rows))
     width = 2 * edge - gap + columns * (side + gap)
     height = top + edge / 2 + math.ceil(len(rows) / columns) * (side + below)
-    figure = Figure(figsize=(width, height), dpi=DPI)
     num_right = sum(str(item.label) == str(item.predicted) for item in rows)
     subtitle = f"{num_right} of {len(rows)} right · ✓ right, ✗ wrong"
-    write_heading(figure, "Sample predictions", subtitle, left=edge)
+    figure = new_figure(width, height, "Sample predictions", subtitle, left=edge)
     for index, item in enumerate(rows):
         row, column = divmod(index, columns)
         left, lower = edge + column * (side + gap), height - top - (row + 1) * side - row * below

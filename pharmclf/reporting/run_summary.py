@@ -43,12 +43,9 @@ def build_result(report: ReportData, mismatch: AccuracyMismatch | None = None) -
         "train_images": run.train_images,
         "val_images": validation.num_images,
         "test_images": test.num_images,
-        "val_accuracy": validation.accuracy.value,
-        "val_accuracy_interval": _interval(validation.accuracy),
-        "test_accuracy": test.accuracy.value,
-        "test_accuracy_interval": _interval(test.accuracy),
-        "test_macro_f1": test.macro_f1.value,
-        "test_macro_f1_interval": _interval(test.macro_f1),
+        **_score("val_accuracy", validation.accuracy),
+        **_score("test_accuracy", test.accuracy),
+        **_score("test_macro_f1", test.macro_f1),
         "phases": [
             {
                 "name": phase.name,
@@ -56,21 +53,17 @@ def build_result(report: ReportData, mismatch: AccuracyMismatch | None = None) -
                 "seconds": _finite(phase.seconds),
                 "images_per_second": _finite(phase.images_per_second),
                 "val_accuracy": _finite(phase.val_accuracy),
-                "test_accuracy": phase.test_accuracy.value if phase.test_accuracy else None,
-                "test_accuracy_interval": _interval(phase.test_accuracy) if phase.test_accuracy else None,
+                **_score("test_accuracy", phase.test_accuracy),
             }
             for phase in run.phases
         ],
-        "test_calibration_error": test.calibration_error.value,
-        "test_calibration_error_interval": _interval(test.calibration_error),
+        **_score("test_calibration_error", test.calibration_error),
         "temperature": decision.temperature if decision else None,
         "threshold": decision.threshold if decision else None,
         "threshold_assured": decision.assured if decision else None,
         "max_error": decision.max_error if decision else None,
-        "test_answered": answered.coverage.value if answered else None,
-        "test_answered_interval": _interval(answered.coverage) if answered else None,
-        "test_answered_error": answered.error.value if answered and answered.error else None,
-        "test_answered_error_interval": _interval(answered.error) if answered and answered.error else None,
+        **_score("test_answered", answered.coverage if answered else None),
+        **_score("test_answered_error", answered.error if answered else None),
         "extra_tests": [_extra_result(extra) for extra in report.sets[1:]],
         "val_accuracy_mismatch": vars(mismatch) if mismatch else None,
         "seconds_total": _finite(run.seconds_total),
@@ -80,22 +73,19 @@ def build_result(report: ReportData, mismatch: AccuracyMismatch | None = None) -
 
 
 def _extra_result(facts: EvalSetReport) -> dict[str, Any]:
-    evaluation, drop = facts.evaluation, facts.drop
     return {
         "name": facts.name,
         "source": facts.source,
-        "images": evaluation.num_images,
-        "accuracy": evaluation.accuracy.value,
-        "accuracy_interval": _interval(evaluation.accuracy),
-        "macro_f1": evaluation.macro_f1.value,
-        "macro_f1_interval": _interval(evaluation.macro_f1),
-        "difference": drop.value if drop else None,
-        "difference_interval": _interval(drop) if drop else None,
+        "images": facts.evaluation.num_images,
+        **_score("accuracy", facts.evaluation.accuracy),
+        **_score("macro_f1", facts.evaluation.macro_f1),
+        **_score("difference", facts.drop),
     }
 
 
-def _interval(estimate: Estimate) -> list[float]:
-    return [estimate.low, estimate.high]
+def _score(name: str, estimate: Estimate | None) -> dict[str, Any]:
+    interval = [estimate.low, estimate.high] if estimate else None
+    return {name: estimate.value if estimate else None, f"{name}_interval": interval}
 
 
 def _finite(value: float | None) -> float | None:

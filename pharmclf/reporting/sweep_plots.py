@@ -20,7 +20,6 @@ from matplotlib.lines import Line2D
 from pharmclf.core.units import format_count
 from pharmclf.reporting.figures import (
     BLUE,
-    DPI,
     INK,
     ORANGE,
     RED,
@@ -28,7 +27,7 @@ from pharmclf.reporting.figures import (
     chart_style,
     draw_grid,
     mark_phases,
-    write_heading,
+    new_figure,
 )  # fmt: skip
 from pharmclf.reporting.fonts import format_names
 from pharmclf.reporting.sweep_axes import accuracy_range, accuracy_ticks, build_scales, clipped_accuracies
@@ -245,12 +244,12 @@ def _add_figure(
     """An empty figure of a size in inches, with a heading that sums the trials up, and the legend of their looks."""
     if not trials:
         raise ValueError("trials: received none, expected at least one")
-    figure, best = Figure(figsize=size, dpi=DPI), best_trial(trials)
+    best = best_trial(trials)
     parts = [format_count(len(trials), "trial")]
     parts.append(f"best: trial {best.number} with {best.best_accuracy:.3f}" if best else "no epoch is finished")
     waiting = sum(not trial.history and trial.state != "diverged" for trial in trials)
     parts += [f"{waiting} without a finished epoch"] if waiting and best else []
-    write_heading(figure, title, " · ".join([*parts, *([note] if note else [])]))
+    figure = new_figure(*size, title, " · ".join([*parts, *([note] if note else [])]))
     counts = Counter(trial.state for trial in trials)
     labels = {"best": "best" if best.number else "best: the plain run"} if best else {}
     plain = next((trial for trial in trials if trial.number == 0), None)
