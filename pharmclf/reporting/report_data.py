@@ -32,33 +32,29 @@ class Thumbnail:
     """Its class in the data set."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PredictedThumbnail(Thumbnail):
-    """An image with its prediction."""
-
-    predicted: str
-    """The most probable class."""
-    confidence: float
-    """Probability of that class after temperature scaling, 0..1."""
-    abstain: bool
-    """Whether the model leaves it to a human."""
-    heatmap: np.ndarray | None = None
-    """(S, S) floats 0..1 over the whole image, evidence for the predicted class at each place (Grad-CAM); None: not
-    computed."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """The answer of the model to one image."""
 
     path: str
-    """Without the `root` of its set."""
+    """In `EvalSetReport.predictions` without the `root` of the set."""
     label: str
+    """Its class in the data set."""
     predicted: str
+    """The most probable class."""
     confidence: float
-    """As of a `PredictedThumbnail`."""
+    """Probability of that class after temperature scaling, 0..1."""
     abstain: bool | None
     """Whether the model leaves it to a human; None: it has no threshold."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PredictedThumbnail(Thumbnail, Prediction):
+    """An image with its prediction."""
+
+    heatmap: np.ndarray | None = None
+    """(S, S) floats 0..1 over the whole image, evidence for the predicted class at each place (Grad-CAM); None: not
+    computed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -125,15 +127,7 @@ def _load_thumbnails(
         heatmaps = {index: _place_map(maps[n], shown.crop(n)) for n, index in enumerate(explained.tolist())}
     rows = scored.table.iloc[chosen].to_dict("records")
     return {
-        index: PredictedThumbnail(
-            image=image,
-            path=str(row["path"]),
-            label=str(row["label"]),
-            predicted=str(row["predicted"]),
-            confidence=float(row["confidence"]),
-            abstain=bool(row.get(ABSTAIN, False)),
-            heatmap=heatmaps.get(index),
-        )
+        index: PredictedThumbnail(image=image, heatmap=heatmaps.get(index), **_prediction(row))
         for index, image, row in zip(chosen.tolist(), load_upright(files.select(chosen)), rows, strict=True)
         if image is not None
     }
@@ -163,16 +157,18 @@ def list_predictions(table: pd.DataFrame, root: str, most: int = MAX_PREDICTIONS
     doubt = table["confidence"].where(right, -table["confidence"])
     order = table.assign(right=right, doubt=doubt).sort_values(["right", "doubt", "row"])
     prefix = root.rstrip("/") + "/"
-    return [
-        Prediction(
-            path=str(row["path"]).removeprefix(prefix),
-            label=str(row["label"]),
-            predicted=str(row["predicted"]),
-            confidence=float(row["confidence"]),
-            abstain=bool(row[ABSTAIN]) if ABSTAIN in row else None,
-        )
-        for row in order.head(most).to_dict("records")
-    ]
+    return [Prediction(**_prediction(row, prefix)) for row in order.head(most).to_dict("records")]
+
+
+def _prediction(row: Mapping[Hashable, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of a `Prediction` from a row of `predictions_table`."""
+    return {
+        "path": str(row["path"]).removeprefix(prefix),
+        "label": str(row["label"]),
+        "predicted": str(row["predicted"]),
+        "confidence": float(row["confidence"]),
+        "abstain": bool(row[ABSTAIN]) if ABSTAIN in row else None,
+    }
 
 
 def write_scored_dataset(scored: ScoredDataset, folder: str, image_size: int) -> None:

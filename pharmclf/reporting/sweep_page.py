@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pharmclf.core.units import format_count
@@ -28,17 +29,12 @@ class TrialRow:
     """A trial in the table of the page."""
 
     trial: TrialInfo
-    values: tuple[str, ...]
-    """Of its parameters."""
+    cells: Sequence[tuple[str, object]]
+    """Each value of its parameters as text, with what it is sorted by."""
     accuracy: Estimate | None
     price: float | None
     marks: tuple[str, ...]
     """best, plain run."""
-
-    @property
-    def cells(self) -> list[tuple[str, object]]:
-        """Each value with what it is sorted by."""
-        return [(text, value) for text, value in zip(self.values, self.trial.params.values(), strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +81,12 @@ def _trial_rows(report: SweepReport, trials: list[TrialInfo]) -> list[TrialRow]:
     return [
         TrialRow(
             trial=trial,
-            values=values,
+            cells=list(zip(texts, trial.params.values(), strict=True)),
             accuracy=accuracy_estimate(trial, report.val_images),
             price=None if report.price_per_hour is None else trial_price(trial, report.price_per_hour, report.share),
             marks=(*(["best"] if trial is best else []), *(["plain run"] if trial.number == 0 else [])),
         )
-        for trial, values in zip(trials, parameter_cells(trials)[1], strict=True)
+        for trial, texts in zip(trials, parameter_cells(trials)[1], strict=True)
     ]
 
 
