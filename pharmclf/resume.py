@@ -19,6 +19,7 @@ from pharmclf.data.run_manifest import read_run_manifest, update_run_manifest
 from pharmclf.progress import scan_progress
 from pharmclf.reporting.next_steps import TrainedModel
 from pharmclf.reporting.run_summary import summary_text
+from pharmclf.runs.final_evaluation import rerun_final_evaluation, untested_datasets
 from pharmclf.runs.record import (
     RUN_FILE,
     RecordState,
@@ -31,7 +32,6 @@ from pharmclf.runs.record import (
     run_lock,
     weights_fingerprint,
 )
-from pharmclf.runs.reevaluation import rerun_final_evaluation, untested_datasets
 from pharmclf.runs.status import STATUS_FILE
 from pharmclf.schema_version import load_record
 from pharmclf.tracking import track_complete

@@ -12,8 +12,8 @@ from support.run_folders import small_config, write_record
 from pharmclf import storage
 from pharmclf.config import ConfigError, HeadConfig, PhaseConfig, RunConfig
 from pharmclf.resume import RunStart, inspect_run_folder, reopen_complete_run
+from pharmclf.runs.final_evaluation import untested_datasets
 from pharmclf.runs.record import clear_folder, read_record, result_settings
-from pharmclf.runs.reevaluation import untested_datasets
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ from pharmclf.runs.record import REPORT_FILE, RunRecord
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
 from pharmclf.training.context import LABELS_FILE, MODEL_FILE, phase_model_file
 from pharmclf.training.lr_schedule import best_phase
-from pharmclf.training.train_state import TrainResult
+from pharmclf.training.train_state import TrainResult, TrainState
 
 
 def run_final_evaluation(
@@ -173,6 +174,44 @@ def run_final_evaluation(
     for line in font_notes(class_names):
         say(f"note: {line}")
     say(Result(summary_text(summary, folder, trained)))
+
+
+def untested_datasets(config: RunConfig, result: Mapping[str, Any]) -> dict[str, str]:
+    """The sets of `eval_data` that are not in the result.json of a complete run: name -> location."""
+    known = {(each["name"], storage.absolute(each["source"])) for each in result.get("extra_tests") or ()}
+    return {
+        name: location
+        for name, location in config.eval_locations.items()
+        if (name, storage.absolute(location)) not in known
+    }
+
+
+def rerun_final_evaluation(
+    config: RunConfig,
+    folder: str,
+    manifest: Manifest,
+    state: Mapping[str, Any],
+    result: Mapping[str, Any],
+    record: RunRecord,
+    say: Say,
+) -> None:
+    """Test the saved models of a complete run again, in this process, on all its sets.
+
+    Args:
+        state: of its last checkpoint: history, monitors and best.
+
+    Raises:
+        ConfigError: a set has nothing to score, or too many images are quarantined.
+    """
+    trained = TrainState()
+    trained.load_state_dict(state)
+    device, precision = record.device or "not known", record.resolved.precision or "float32"
+    outcome = trained.to_result(device=device, precision=precision, workers=result["workers"])
+    quarantine = Quarantine(manifest, config.max_invalid_share, say, storage.join(folder, QUARANTINE_FILE))
+    try:
+        run_final_evaluation(config, folder, manifest, outcome, record, say, quarantine, actors=0)
+    finally:
+        quarantine.write()
 
 
 def _number_formats(config: RunConfig, outcome: TrainResult, record: RunRecord, phase: str) -> tuple[str, ...]:
