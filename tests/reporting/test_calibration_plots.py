@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 import re
 import xml.etree.ElementTree
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from figure_checks import boxes, check_texts, opened
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
-from PIL import Image
 from support.report_examples import make_decision, make_scores
 
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
@@ -31,17 +27,6 @@ def make_curves(decision: AbstentionPolicy, num_extra: int = 1) -> dict[str, Eva
     }
 
 
-def boxes(figure: Figure) -> list[tuple[str, tuple[float, float, float, float]]]:
-    """Every text that is drawn, with its place in pixels; ticks beyond the ends of an axis are not drawn."""
-    figure.draw_without_rendering()
-    beyond = set()
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        low, high = sorted(axis.get_view_interval())
-        beyond |= {tick.label1 for tick in axis.get_major_ticks() if not low - 1e-9 <= tick.get_loc() <= high + 1e-9}
-    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    return [(text.get_text(), text.get_window_extent().extents) for text in texts if text not in beyond]
-
-
 def test_pictures_are_png_and_the_same_every_time():
     """Both open on a white ground, of one size for one content."""
     decision = make_decision()
@@ -50,11 +35,9 @@ def test_pictures_are_png_and_the_same_every_time():
         lambda: png_bytes(drawn.reliability_figure(curves["test"], 0.8)),
         lambda: png_bytes(drawn.risk_coverage_figure(curves, decision)),
     ):
-        image = Image.open(io.BytesIO(make()))
-        image.load()
-        assert image.format == "PNG"
-        assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
-        assert make() == make()
+        png = make()
+        opened(png)
+        assert png == make()
 
 
 @pytest.mark.parametrize("threshold", [0.02, 0.45, 0.8, 0.999])
@@ -67,19 +50,6 @@ def test_no_text_of_the_reliability_is_clipped_or_covered(threshold: float):
 def test_no_text_of_the_risk_is_clipped_or_covered(num_extra: int):
     decision = make_decision()
     check_texts(drawn.risk_coverage_figure(make_curves(decision, num_extra), decision))
-
-
-def check_texts(figure: Figure) -> None:
-    found = boxes(figure)
-    width, height = figure.get_size_inches() * figure.dpi
-    for text, (left, bottom, right, top) in found:
-        assert left >= 0, text
-        assert bottom >= 0, text
-        assert right <= width, text
-        assert top <= height, text
-    for (one, first), (other, second) in itertools.combinations(found, 2):
-        apart = first[2] <= second[0] or second[2] <= first[0] or first[3] <= second[1] or second[3] <= first[1]
-        assert apart, (one, other)
 
 
 def test_every_bin_stands_where_it_was_measured():

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from figure_checks import check_texts, opened
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from PIL import Image
 from support.node_samples import BEGAN_S, GIB, gpu, loop, played, row, steady
 
 from pharmclf.monitoring.alerts import AlertTracker, HardwareAlert
 from pharmclf.monitoring.samples import GpuReading, HostReading, NodeSample
-from pharmclf.reporting.figures import INK, chart_style
+from pharmclf.reporting.figures import INK
 from pharmclf.reporting.hardware_plots import hardware_curves, node_figures
 from pharmclf.reporting.hardware_text import hardware_lines
 
@@ -79,10 +76,7 @@ def test_a_panel_is_a_picture(name: str) -> None:
     """It opens as PNG on a white ground, the same bytes every time."""
     panels = hardware_curves(SHEETS[name], WARNINGS[name])
     for _, png in panels:
-        image = Image.open(io.BytesIO(png))
-        image.load()
-        assert image.format == "PNG"
-        assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+        opened(png)
     assert panels == hardware_curves(SHEETS[name], WARNINGS[name])
 
 
@@ -90,28 +84,7 @@ def test_a_panel_is_a_picture(name: str) -> None:
 def test_no_text_is_clipped_or_covered_by_another(name: str) -> None:
     """Every text lies within the picture, and no two share a pixel of their boxes."""
     for _, figure in node_figures(SHEETS[name], WARNINGS[name]):
-        with chart_style():
-            figure.draw_without_rendering()
-        width, height = figure.get_size_inches() * figure.dpi
-        beyond = hidden(figure)
-        texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text not in beyond]
-        boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_visible()]
-        for text, box in boxes:
-            assert box.x0 >= 0, text
-            assert box.y0 >= 0, text
-            assert box.x1 <= width, text
-            assert box.y1 <= height, text
-        for (one, first), (other, second) in itertools.combinations(boxes, 2):
-            assert not first.overlaps(second), (one, other)
-
-
-def hidden(figure: Any) -> list[Text]:
-    """Labels of ticks beyond their axis, which Matplotlib keeps and does not draw."""
-    found = []
-    for axes in figure.axes:
-        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            found += [tick.label1 for tick in axis.majorTicks if not limits[0] <= tick.get_loc() <= limits[1]]
-    return found
+        check_texts(figure)
 
 
 def lines(figures: Sequence[tuple[str, Figure]], title: str) -> tuple[Axes, list[Any]]:
@@ -163,7 +136,7 @@ def test_a_report_gets_panels_of_the_nodes_that_have_most_to_tell() -> None:
     assert {title.rsplit(", ", 1)[1] for title in titles} == {"b", "d"}
     assert titles[0] == "GPU utilisation, %, d"
     for _, png in pictures:
-        assert Image.open(io.BytesIO(png)).size == (990, 375)
+        assert opened(png).size == (990, 375)
     alone = hardware_curves(steady(5, node="a"))
     assert [title for title, _ in alone] == [
         "Processors, %",

@@ -1,7 +1,6 @@
 """The pictures: PNG that opens, of the right size, the same every time, whatever the names are."""
 
 import dataclasses
-import io
 import math
 import subprocess
 import sys
@@ -9,12 +8,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from figure_checks import boxes, check_texts, opened
 from support.report_examples import make_history
 
 from pharmclf.evaluation.evaluate import evaluate
 from pharmclf.reporting import run_plots
-from pharmclf.reporting.figures import chart_style, png_bytes
+from pharmclf.reporting.figures import png_bytes
 from pharmclf.reporting.fonts import format_names
 
 
@@ -28,19 +27,11 @@ def make_evaluation(names, count=300, seed=0):
     return evaluate(table.assign(confidence=0.5), names, groups=table["row"], resamples=5)
 
 
-def opened(png):
-    image = Image.open(io.BytesIO(png))
-    image.load()
-    return image
-
-
 @pytest.mark.parametrize("names", [["a", "b"], [f"product {number}" for number in range(12)]])
 def test_confusion_matrix_is_a_picture(names):
     """It opens as PNG, on a white ground, with blue for right and orange for wrong."""
     image = opened(png_bytes(run_plots.confusion_matrix_figure(make_evaluation(names))))
     pixels = np.asarray(image.convert("RGB")).astype(int)
-    assert image.format == "PNG"
-    assert (pixels[0, 0] == 255).all()
     assert ((pixels[..., 2] - pixels[..., 0]) > 60).sum() > 1000
     assert ((pixels[..., 0] - pixels[..., 2]) > 20).sum() > 1000
 
@@ -49,28 +40,15 @@ def test_texts_of_fifty_classes_do_not_overlap():
     """No two texts of the matrix share a pixel of their boxes, with 50 long names and counts of three digits."""
     names = [f"product {number:02} prolonged release tablets {number} mg" for number in range(50)]
     evaluation = make_evaluation(names, count=7000)
-    with chart_style():
-        figure = run_plots.confusion_matrix_figure(evaluation)
-        figure.draw_without_rendering()
-        axes = figure.axes[0]
-        texts = [*figure.texts, *axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels()]
-        boxes = np.array([text.get_window_extent().extents for text in texts if text.get_text()])
-    assert len(boxes) > 200
-    low, high = boxes[:, None, :2], boxes[:, None, 2:]
-    shared = np.minimum(high, high.swapaxes(0, 1)) - np.maximum(low, low.swapaxes(0, 1))
-    overlapping = (shared > 1.0).all(axis=2) & ~np.eye(len(boxes), dtype=bool)
-    assert not overlapping.any(), [texts[index].get_text() for index in np.argwhere(overlapping)[0]]
-    width, height = figure.get_size_inches() * figure.dpi
-    assert (boxes[:, :2] >= 0).all()
-    assert (boxes[:, 2] <= width).all()
-    assert (boxes[:, 3] <= height).all()
+    figure = run_plots.confusion_matrix_figure(evaluation)
+    assert len(boxes(figure)) > 200
+    check_texts(figure, shared=1.0)
 
 
 def test_many_classes_are_cut_to_those_with_most_mistakes(monkeypatch):
     """Beyond the limit the picture shows the worst classes and says so."""
     monkeypatch.setattr(run_plots, "MAX_CLASSES", 5)
-    with chart_style():
-        figure = run_plots.confusion_matrix_figure(make_evaluation([f"class {number}" for number in range(9)]))
+    figure = run_plots.confusion_matrix_figure(make_evaluation([f"class {number}" for number in range(9)]))
     assert any("the 5 of 9 classes with most mistakes" in text.get_text() for text in figure.texts)
     assert len(figure.axes[0].get_xticklabels()) == 5
 
@@ -99,8 +77,7 @@ def test_pictures_need_no_pyplot():
 
 def test_learning_curves_mark_the_chosen_epoch_and_the_border():
     """Three panels; the subtitle names the chosen epoch, and every panel the two phases."""
-    with chart_style():
-        figure = run_plots.learning_curves_figure(make_history(), ("phase1", 2))
+    figure = run_plots.learning_curves_figure(make_history(), ("phase1", 2))
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Loss", "Accuracy", "Learning rate"]
     assert any("phase 1, epoch 3 of 7" in text.get_text() for text in figure.texts)
     for axes in figure.axes:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from typing import Any
 
 import pytest
-from matplotlib.text import Text
-from PIL import Image
+from figure_checks import check_texts, opened
 
 from pharmclf.reporting.benchmark_plots import scaling_figure
-from pharmclf.reporting.figures import chart_style, png_bytes
+from pharmclf.reporting.figures import png_bytes
 
 
 def make_rows(phases: int = 2, speeds: tuple[float, ...] = (10.0, 25.0, 100.0, 400.0)) -> list[dict[str, Any]]:
@@ -21,15 +19,8 @@ def make_rows(phases: int = 2, speeds: tuple[float, ...] = (10.0, 25.0, 100.0, 4
         for gpus in (1, 2, 4, 8, 16, 32, 64, 128, 256):
             if batch == "grown" or gpus <= 32:
                 share = 1 / (1 + (gpus - 1) / (speed * (phase + 1)))
-                rows.append(
-                    {
-                        "phase": f"phase{phase + 1}",
-                        "batch": batch,
-                        "link_gbit": speed,
-                        "gpus": gpus,
-                        "efficiency": share,
-                    }
-                )
+                row = {"phase": f"phase{phase + 1}", "batch": batch, "link_gbit": speed, "gpus": gpus}
+                rows.append(row | {"efficiency": share})
     return rows
 
 
@@ -39,10 +30,7 @@ SIZES = {"phase1": 3.2e6, "phase2": 123.4e6}
 def test_a_forecast_is_a_picture():
     """It opens as PNG on a white ground, the same bytes every time."""
     png = png_bytes(scaling_figure(make_rows(), SIZES))
-    image = Image.open(io.BytesIO(png))
-    image.load()
-    assert image.format == "PNG"
-    assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    opened(png)
     assert png == png_bytes(scaling_figure(make_rows(), SIZES))
 
 
@@ -50,19 +38,7 @@ def test_a_forecast_is_a_picture():
 def test_no_text_is_clipped_or_covered_by_another(phases: int, speeds: tuple[float, ...]):
     """Every text lies within the picture, and no two share a pixel of their boxes."""
     sizes = dict(itertools.islice(SIZES.items(), phases))
-    with chart_style():
-        figure = scaling_figure(make_rows(phases, speeds), sizes)
-        figure.draw_without_rendering()
-        width, height = figure.get_size_inches() * figure.dpi
-        texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
-        boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_visible()]
-    for text, box in boxes:
-        assert box.x0 >= 0, text
-        assert box.y0 >= 0, text
-        assert box.x1 <= width, text
-        assert box.y1 <= height, text
-    for (one, first), (other, second) in itertools.combinations(boxes, 2):
-        assert not first.overlaps(second), (one, other)
+    check_texts(scaling_figure(make_rows(phases, speeds), sizes))
 
 
 def test_an_empty_forecast_is_refused():

@@ -1,18 +1,16 @@
 """The pictures of a sweep: PNG that opens, with every text readable, whatever the trials are."""
 
 import dataclasses
-import io
 import math
 
-import numpy as np
 import pytest
+from figure_checks import check_texts, opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from test_sweep_tables import LOG_NAMES, make_history, make_trials
 
 from pharmclf.reporting import sweep_axes, sweep_plots
-from pharmclf.reporting.figures import chart_style, png_bytes
+from pharmclf.reporting.figures import png_bytes
 from pharmclf.reporting.trial_info import TrialInfo
 
 BACKBONES = ["efficientnet_lite0", "resnet50", "a_backbone_with_a_name_that_goes_on_and_on", "mobilenet"]
@@ -48,12 +46,11 @@ def equal(trials):
     return [dataclasses.replace(trial, history=make_history([0.9, 0.9])) for trial in trials]
 
 
-def figures(trials):
-    """All three pictures as figures, before they become bytes."""
-    with chart_style():
-        yield sweep_plots.trial_curves_figure(trials)
-        yield sweep_plots.parameters_figure(trials, LOG_NAMES)
-        yield sweep_plots.parallel_coordinates_figure(trials, LOG_NAMES)
+FIGURES = (
+    sweep_plots.trial_curves_figure,
+    lambda trials: sweep_plots.parameters_figure(trials, LOG_NAMES),
+    lambda trials: sweep_plots.parallel_coordinates_figure(trials, LOG_NAMES),
+)
 
 
 SWEEPS = {
@@ -75,37 +72,17 @@ SWEEPS = {
 @pytest.mark.parametrize("name", SWEEPS)
 def test_no_text_is_clipped_or_covered_by_another(name):
     """Every text of the three pictures lies within the picture, and no two share a pixel of their boxes."""
-    for figure in figures(SWEEPS[name]):
-        figure.draw_without_rendering()
-        texts = list(figure.texts)
-        for legend in figure.legends:
-            texts += legend.get_texts()
-        for axes in figure.axes:
-            texts += [*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label]
-            for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
-                first, last = axis.get_view_interval()  # ticks beyond it are not drawn
-                texts += [tick.label1 for tick in axis.get_major_ticks() if first <= tick.get_loc() <= last]
-        texts = [text for text in texts if text.get_text() and text.get_visible()]
-        boxes = np.array([text.get_window_extent().extents for text in texts])
-        low, high = boxes[:, None, :2], boxes[:, None, 2:]
-        shared = np.minimum(high, high.swapaxes(0, 1)) - np.maximum(low, low.swapaxes(0, 1))
-        overlapping = (shared > 1.0).all(axis=2) & ~np.eye(len(boxes), dtype=bool)
-        assert not overlapping.any(), [texts[index].get_text() for index in np.argwhere(overlapping)[0]]
-        outside = (boxes[:, :2] < 0).any(axis=1) | (boxes[:, 2:] > figure.get_size_inches() * figure.dpi).any(axis=1)
-        assert not outside.any(), [texts[index].get_text() for index in np.flatnonzero(outside)]
+    for draw in FIGURES:
+        check_texts(draw(SWEEPS[name]), shared=1.0)
 
 
 def test_pictures_are_png_and_the_same_every_time():
     """Equal trials give equal bytes; without trials there is no picture."""
     trials = make_trials(12)
-    draws = (
-        sweep_plots.trial_curves_figure,
-        lambda trials: sweep_plots.parameters_figure(trials, LOG_NAMES),
-        lambda trials: sweep_plots.parallel_coordinates_figure(trials, LOG_NAMES),
-    )
-    for draw in draws:
-        assert png_bytes(draw(trials)) == png_bytes(draw(trials))
-        assert Image.open(io.BytesIO(png_bytes(draw(trials)))).width > 1000
+    for draw in FIGURES:
+        png = png_bytes(draw(trials))
+        assert png == png_bytes(draw(trials))
+        assert opened(png).width > 1000
         with pytest.raises(ValueError, match="received none"):
             draw([])
 
@@ -113,10 +90,9 @@ def test_pictures_are_png_and_the_same_every_time():
 def test_border_of_the_phases_is_drawn_where_all_trials_share_it():
     """After epoch 3 in all of them: a line at 3.5; where one leaves phase 1 earlier: none."""
     trials = make_trials(6)
-    with chart_style():
-        same = sweep_plots.trial_curves_figure(trials)
-        other = dataclasses.replace(trials[0], history=make_history([0.5, 0.6, 0.7], phase1=1))
-        mixed = sweep_plots.trial_curves_figure([other, *trials[1:]])
+    same = sweep_plots.trial_curves_figure(trials)
+    other = dataclasses.replace(trials[0], history=make_history([0.5, 0.6, 0.7], phase1=1))
+    mixed = sweep_plots.trial_curves_figure([other, *trials[1:]])
     borders = [[list(line.get_xdata()) for line in figure.axes[0].lines] for figure in (same, mixed)]
     assert [3.5, 3.5] in borders[0]
     assert [3.5, 3.5] not in borders[1]
@@ -127,8 +103,7 @@ def test_best_trial_is_named_at_its_best_epoch():
     """With its number and its accuracy; the heading says the same."""
     trials = [dataclasses.replace(trial, history=make_history([0.5, 0.7, 0.6])) for trial in make_trials(3)]
     trials[2] = dataclasses.replace(trials[2], history=make_history([0.5, 0.875, 0.6]))
-    with chart_style():
-        figure = sweep_plots.trial_curves_figure(trials)
+    figure = sweep_plots.trial_curves_figure(trials)
     named = [text for text in figure.axes[0].texts if text.get_text() == "trial 2: 0.875"]
     assert named[0].xy == (2, 0.875)
     assert any("best: trial 2 with 0.875" in text.get_text() for text in figure.texts)
@@ -152,8 +127,7 @@ def test_diverged_and_far_trials_stand_at_the_lower_edge():
     assert high > 0.94
     assert heights[5] == heights[6] == low
     assert heights[4] == 0.94
-    with chart_style():
-        figure = sweep_plots.parameters_figure(trials, ())
+    figure = sweep_plots.parameters_figure(trials, ())
     assert any(f"1 below {low:.2f} at the lower edge" in text.get_text() for text in figure.texts)
 
 
