@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.chromium import Browser, Page, browser, missing_browser
+from support.chromium import Browser, Page
 from support.report_examples import HOSTILE, LONG, alone, make_decision, make_facts
 
 from pharmclf.reporting.html_report import page_html
 
+Show = Callable[..., Page]
 SCRIPTS = ("阿莫西林胶囊", "アムロジピン錠", "دواء", "Żółć")
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Browser]:
-    """One browser for the tests that look at the page."""
-    if reason := missing_browser():
-        pytest.skip(reason)
-    with browser() as started:
-        yield started
 
 
 CASES = {
@@ -57,13 +49,9 @@ CONTRAST = """(() => {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_browser_shows_the_page_as_it_should(case: str, running: Browser, tmp_path: Path):
+def test_a_browser_shows_the_page_as_it_should(case: str, show: Show):
     """No complaint and no request; every picture there; no scrolling aside on a phone; names are inert; it prints."""
-    place = tmp_path / "report.html"
-    place.write_text(page_html(CASES[case]()), encoding="utf-8")
-    page = running.new_page(390)
-    page.open(place)
-    assert page.requests == [place.as_uri()]
+    page = show(page_html(CASES[case]()))
     assert page.evaluate("document.images.length") > 8
     assert page.evaluate("[...document.images].filter(image => !image.naturalWidth).length") == 0
     for width in (390, 1280):
@@ -82,12 +70,9 @@ def test_a_browser_shows_the_page_as_it_should(case: str, running: Browser, tmp_
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_text_stands_out_from_its_ground(dark: bool, running: Browser, tmp_path: Path):
+def test_every_text_stands_out_from_its_ground(dark: bool, show: Show):
     """A contrast of 4.5 or more (WCAG 2.2, AA), in light and dark, folded parts opened."""
-    place = tmp_path / "report.html"
-    place.write_text(page_html(make_facts([f"class {number}" for number in range(9)], mistakes=7)), encoding="utf-8")
-    page = running.new_page(1280, dark=dark)
-    page.open(place)
+    page = show(page_html(make_facts([f"class {number}" for number in range(9)], mistakes=7)), 1280, dark=dark)
     page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
         "rgb(20, 25, 31)" if dark else "rgb(255, 255, 255)"
@@ -100,13 +85,9 @@ ROWS = """[...document.querySelectorAll("table.answers tbody tr")].filter(row =>
 
 
 @pytest.fixture
-def report(running: Browser, tmp_path: Path) -> Page:
+def report(show: Show) -> Page:
     """The page of a run on a phone: 60 test images, 9 of them wrong."""
-    place = tmp_path / "report.html"
-    place.write_text(page_html(make_facts(mistakes=3, extra=())), encoding="utf-8")
-    page = running.new_page(390)
-    page.open(place)
-    return page
+    return show(page_html(make_facts(mistakes=3, extra=())))
 
 
 def test_the_table_of_test_images_is_filtered_by_what_is_typed_and_chosen(report: Page):
@@ -191,13 +172,9 @@ def test_an_image_enlarges_by_key_and_tap_and_closes_again(report: Page):
     assert report.evaluate(shown) is None
 
 
-def test_without_a_script_all_is_there_and_images_enlarge(running: Browser, tmp_path: Path):
+def test_without_a_script_all_is_there_and_images_enlarge(show: Show):
     """With scripts switched off every row is visible, the filters are not, and a tap enlarges."""
-    place = tmp_path / "report.html"
-    place.write_text(page_html(make_facts(mistakes=3, extra=())), encoding="utf-8")
-    page = running.new_page(390)
-    page.call("Emulation.setScriptExecutionDisabled", value=True)
-    page.open(place)
+    page = show(page_html(make_facts(mistakes=3, extra=())), script=False)
     assert len(page.evaluate(ROWS)) == 60
     assert not page.evaluate("document.querySelector('form.filters').checkVisibility()")
     page.evaluate("document.querySelector('details.zoom').scrollIntoView({block: 'center'})")
@@ -210,24 +187,12 @@ def test_without_a_script_all_is_there_and_images_enlarge(running: Browser, tmp_
     assert page.evaluate("document.querySelector('details.zoom[open]').getBoundingClientRect().width") == 390
 
 
-def test_the_matrix_of_ten_classes_fits_on_a_phone(running: Browser, tmp_path: Path):
+def test_the_matrix_of_ten_classes_fits_on_a_phone(show: Show):
     """No scrolling aside, counts at 12 pixels or more, and names that do not overlap."""
-    place = tmp_path / "report.html"
     names = [
-        "Ambrelto",
-        "Bravite",
-        "Corvanel",
-        "Dolmaquin",
-        "Eskibor",
-        "Fennorun",
-        "Gralvit",
-        "Hoxtavin",
-        "Iblomer",
-        "Jur",
-    ]
-    place.write_text(page_html(make_facts(names, extra=())), encoding="utf-8")
-    page = running.new_page(390)
-    page.open(place)
+        "Ambrelto", "Bravite", "Corvanel", "Dolmaquin", "Eskibor", "Fennorun", "Gralvit", "Hoxtavin", "Iblomer", "Jur",
+    ]  # fmt: skip
+    page = show(page_html(make_facts(names, extra=())))
     box = "document.querySelector('table.matrix').parentElement"
     assert page.evaluate(f"{box}.scrollWidth <= {box}.clientWidth")
     assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('table.matrix td.hit')).fontSize)") >= 12

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from support.chromium import Browser, Page, browser, missing_browser
-from test_html_report_in_browser import CONTRAST
+from test_html_report_in_browser import CONTRAST, Show
 from test_sweep_report import compare, make_report
 
 from pharmclf.evaluation.metrics import Estimate
@@ -38,29 +34,11 @@ def index() -> str:
 CASES = {"index": index, "sweep": lambda: sweep_page(make_report(compare(5, 1), price_per_hour=2.0, settings=HOSTILE))}
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Browser]:
-    """One browser for the tests that look at the pages."""
-    if reason := missing_browser():
-        pytest.skip(reason)
-    with browser() as started:
-        yield started
-
-
-def opened(case: str, running: Browser, folder: Path, *, dark: bool = False) -> Page:
-    place = folder / "page.html"
-    place.write_text(CASES[case](), encoding="utf-8")
-    page = running.new_page(390, dark=dark)
-    page.open(place)
-    assert page.requests == [place.as_uri()]
-    return page
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_page_is_legible_on_a_phone_and_a_screen(case: str, dark: bool, running: Browser, tmp_path: Path) -> None:
+def test_the_page_is_legible_on_a_phone_and_a_screen(case: str, dark: bool, show: Show) -> None:
     """No scrolling aside, a contrast of 4.5 or more, no complaint, and names are inert."""
-    page = opened(case, running, tmp_path, dark=dark)
+    page = show(CASES[case](), dark=dark)
     for width in (390, 1280):
         page.resize(width, dark=dark)
         page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
@@ -71,9 +49,9 @@ def test_the_page_is_legible_on_a_phone_and_a_screen(case: str, dark: bool, runn
     assert page.dialogs == []
 
 
-def test_a_click_on_a_heading_sorts_and_another_one_turns_the_order(running: Browser, tmp_path: Path) -> None:
+def test_a_click_on_a_heading_sorts_and_another_one_turns_the_order(show: Show) -> None:
     """By number, the highest accuracy first; rows without one stay last in either order."""
-    page = opened("index", running, tmp_path)
+    page = show(index())
     click = "document.querySelectorAll('.sortable thead button')[2].click()"
     page.evaluate(click)
     assert page.evaluate(COLUMN % 2) == ["0.96", "0.7", "0.11", "", "", ""]
@@ -83,13 +61,9 @@ def test_a_click_on_a_heading_sorts_and_another_one_turns_the_order(running: Bro
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_page_says_the_same_without_its_script(case: str, running: Browser, tmp_path: Path) -> None:
+def test_the_page_says_the_same_without_its_script(case: str, show: Show) -> None:
     """All rows and headings are there as text."""
-    (tmp_path / "with").mkdir()
-    page = opened(case, running, tmp_path / "with")
-    without = running.new_page(1280)
-    without.call("Emulation.setScriptExecutionDisabled", value=True)
-    without.open(tmp_path / "with" / "page.html")
+    page, without = show(CASES[case]()), show(CASES[case](), 1280, script=False)
     rows = "document.querySelectorAll('.sortable tr').length"
     heading = "document.querySelector('.sortable thead').innerText.split(/\\s+/).join(' ').trim()"
     assert page.evaluate("document.querySelectorAll('thead button').length") > 0
