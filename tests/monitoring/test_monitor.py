@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -410,33 +409,3 @@ def test_a_driver_that_hangs_holds_nothing_up(tmp_path: Path) -> None:
     assert not task.close(0.0)
     go_on.set()
     assert task.close(60.0)
-
-
-def test_a_row_costs_less_than_a_hundredth_of_its_time(monitor: Any) -> None:
-    """Reading 8 GPUs of a trace and this machine, judging and keeping it: processor time, against that of five seconds.
-
-    Measured: 4 ms a row, so the bound of 50 ms is generous.
-    """
-    cards = trace("calm")
-
-    class Eight:
-        num_gpus = 8
-
-        def read(self, index: int) -> GpuReading:
-            return cards.read(index % 2)
-
-        def processes(self, _index: int) -> Sequence[GpuProcess]:
-            return ()
-
-    watching, _ = monitor()
-    reader = NodeSampler(NODE, nvml=Eight())
-
-    def used() -> float:
-        usage = resource.getrusage(resource.RUSAGE_THREAD)
-        return usage.ru_utime + usage.ru_stime
-
-    before, count = used(), 60
-    for _ in range(count):
-        watching.on_event(LoopSampled(node=NODE, reading=loop()))
-        watching.on_event(NodeSampled(sample=reader.read(5.0)))
-    assert (used() - before) / count < 0.01 * 5.0
