@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Any
 
 import pynvml
 import pytest
-from support.fake_nvml import FakeNvml
-from support.node_samples import TRACES, trace
+from support.node_samples import trace
 from support.nvml_library import Library, install_library
 
 from pharmclf.monitoring.gpu import HARMFUL, REASONS, DriverNvml, NvmlUnavailableError, read_gpus
@@ -169,27 +167,3 @@ def test_a_recording_gives_its_lines_one_after_the_other_and_then_the_last() -> 
     assert readings[3].throttle == {"power cap": 1.0}
     assert readings[58] == readings[59] == readings[69]
     assert nvml.read(1).temperature_c == 34.0, "each GPU has a place of its own"
-
-
-def test_a_recording_of_a_desktop_card_or_an_older_tool_is_read_as_far_as_it_goes() -> None:
-    """[N/A] is unknown; with nounits there are none; clocks_throttle_reasons is the older name."""
-    heading = "index, name, temperature.gpu, power.draw, clocks_throttle_reasons.active, memory.used"
-    nvml = FakeNvml(f"{heading}\n0, NVIDIA GeForce RTX 4090, 55, [N/A], 0x0000000000000001, [N/A]\n")
-    expected = GpuReading(index=0, name="NVIDIA GeForce RTX 4090", temperature_c=55.0, throttle={"idle": 1.0})
-    assert nvml.read(0) == expected
-
-
-def test_what_is_no_recording_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected the CSV of nvidia-smi"):
-        FakeNvml("")
-
-
-@pytest.mark.parametrize("path", sorted(TRACES.glob("*.csv")), ids=lambda path: path.stem)
-def test_every_trace_has_the_heading_that_nvidia_smi_writes(path: Any) -> None:
-    """As of its query in the module's text: names, and units where it writes them."""
-    heading = path.read_text(encoding="utf-8").splitlines()[0].split(", ")
-    assert [name for name in heading if name.endswith("[MHz]")] == [
-        "clocks.current.sm [MHz]",
-        "clocks.current.memory [MHz]",
-    ]
-    assert len(heading) == 13

@@ -25,23 +25,12 @@ _LOST = "[GPU is lost]"
 class FakeNvml:
     """The GPUs of a recording; each reading of a GPU takes its next line, and the last one stays."""
 
-    def __init__(self, text: str, processes: Mapping[int, Sequence[GpuProcess]] | None = None) -> None:
-        """Begin at the first line.
-
-        Args:
-            text: of the recording, with its heading.
-            processes: those that use the memory of a GPU, by its index; nvidia-smi writes them separately.
-
-        Raises:
-            ValueError: no recording.
-        """
+    def __init__(self, text: str) -> None:
+        """Begin at the first line of a recording with its heading."""
         self._lines: dict[int, list[GpuReading]] = {}
-        self._processes = processes or {}
         for line in csv.DictReader(io.StringIO(text), skipinitialspace=True):
             reading = _reading({name.partition(" [")[0]: (value or "").strip() for name, value in line.items()})
             self._lines.setdefault(reading.index, []).append(reading)
-        if not self._lines:
-            raise ValueError("received a recording without lines, expected the CSV of nvidia-smi --query-gpu=…")
         self._next = dict.fromkeys(self._lines, 0)
 
     @property
@@ -60,9 +49,9 @@ class FakeNvml:
         self._next[index] = min(place + 1, len(lines) - 1)
         return lines[place]
 
-    def processes(self, index: int) -> Sequence[GpuProcess]:
-        """Those that use its memory."""
-        return self._processes.get(index, ())
+    def processes(self, _index: int) -> Sequence[GpuProcess]:
+        """None: nvidia-smi writes them separately."""
+        return ()
 
 
 def _reading(line: Mapping[str, str]) -> GpuReading:
@@ -73,7 +62,7 @@ def _reading(line: Mapping[str, str]) -> GpuReading:
     def mebibytes(value: float) -> int:
         return int(value * _MIB)
 
-    reasons = line.get("clocks_event_reasons.active", line.get("clocks_throttle_reasons.active", ""))
+    reasons = line["clocks_event_reasons.active"]
     return GpuReading(
         index=int(line["index"]),
         name=line.get("name", ""),
@@ -83,8 +72,8 @@ def _reading(line: Mapping[str, str]) -> GpuReading:
         temperature_c=number("temperature.gpu"),
         power_w=number("power.draw"),
         power_limit_w=number("enforced.power.limit"),
-        sm_clock_mhz=number("clocks.sm", float) if "clocks.sm" in line else number("clocks.current.sm"),
-        memory_clock_mhz=number("clocks.mem", float) if "clocks.mem" in line else number("clocks.current.memory"),
+        sm_clock_mhz=number("clocks.current.sm"),
+        memory_clock_mhz=number("clocks.current.memory"),
         throttle=decode_reasons(int(reasons, 16)) if reasons.startswith("0x") else {},
         ecc_errors=number("ecc.errors.uncorrected.volatile.total", int),
         lost=_LOST in line.values(),
