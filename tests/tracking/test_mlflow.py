@@ -202,7 +202,9 @@ def test_another_winner_takes_the_tag(uri: str, tmp_path: Path) -> None:
     assert points(uri, found["search"], "test_accuracy") == [(1, 0.875), (2, 0.875)]
 
 
-@pytest.mark.parametrize("address", ["file:./mlruns", "file:///mlruns", "mlruns", "http:127.0.0.1"])
+@pytest.mark.parametrize(
+    "address", ["file:./mlruns", "mlruns", "postgresql://host/db", "http:127.0.0.1", "s3://bucket"]
+)
 def test_an_address_of_another_kind_is_refused_with_two_that_work(address: str) -> None:
     """MLflow itself takes no folder of files any more; of the two that are proposed every test here uses the file."""
     with pytest.raises(ConfigError) as caught:

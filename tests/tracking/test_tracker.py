@@ -171,13 +171,6 @@ def test_each_trial_of_a_sweep_has_its_file_once(root: str) -> None:
     assert "_hparams_/session_start_info" in tags(first)
 
 
-@pytest.mark.parametrize("uri", ["mlruns", "postgresql://host/db", "ftp://host", "http:host", "s3://bucket"])
-def test_a_uri_of_another_kind_is_refused(uri: str) -> None:
-    """With those that are not."""
-    with pytest.raises(ConfigError, match=r"mlflow: received .* http, https, databricks or sqlite"):
-        check_tracking(run_config("/r", mlflow=uri))
-
-
 def test_a_missing_client_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is trained; a run that does not ask for a server needs none."""
     monkeypatch.setitem(sys.modules, "mlflow", None)
