@@ -26,7 +26,6 @@ class Gpu:
     index: int
     name: str
     capability: tuple[int, int] | None
-    """Compute capability."""
     used_bytes: int | None
     total_bytes: int | None
     holders: tuple[str, ...] = ()

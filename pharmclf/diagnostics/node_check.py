@@ -70,7 +70,6 @@ class NodeRequest:
     heartbeat_file: str = ""
     """A file that the driver has written to the storage; "": none."""
     images: tuple[str, ...] = ()
-    """Locations of some images."""
     storage_timeout_s: float = STORAGE_TIMEOUT_S
 
 

@@ -40,9 +40,7 @@ class TensorflowInfo:
     """Compute capabilities that it has kernels for: sm_80, or compute_90 for those and all later ones."""
     gpus: tuple[VisibleGpu, ...] = ()
     precision: str = ""
-    """Precision of the step."""
     step_error: str = ""
-    """Why the step failed."""
 
 
 def probe(precision: str, xla: bool, gpus: bool) -> TensorflowInfo:

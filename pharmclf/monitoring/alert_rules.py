@@ -33,7 +33,6 @@ class Measurement:
     text: str
     """What the subject does; with `LIMIT`."""
     remedy: str
-    """What a person can do."""
     subject: str = ""
     """Part of the node that an alert names; "": the node."""
     device: str = ""

@@ -29,7 +29,6 @@ class HardwareAlert:
     level: AlertLevel
     """The worst so far."""
     node: str
-    """Address of the node."""
     device: str
     """GPU 0; "": the node."""
     value: float

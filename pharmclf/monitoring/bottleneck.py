@@ -26,7 +26,6 @@ class RunContext:
     """What the rules must know of a run."""
 
     remote_data: bool = False
-    """Whether the images are in an object store."""
     cached_phases: frozenset[str] = frozenset()
     """Phases that train on cached features and so neither read nor decode images."""
     wants_gpus: bool = True
@@ -46,7 +45,6 @@ class Bottleneck:
     evidence: str
     """What its counters show."""
     remedy: str
-    """What a person can do."""
 
 
 def find_bottleneck(samples: Sequence[NodeSample], context: RunContext) -> Bottleneck:

@@ -21,7 +21,6 @@ class LoopSampled(Event):
     """The training loop of a worker has been sampled. (all ranks)"""
 
     node: str
-    """Address of the worker's node."""
     reading: LoopReading
 
 

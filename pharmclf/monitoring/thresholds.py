@@ -33,7 +33,6 @@ class Threshold:
     below: bool = False
     """Whether too little is bad, and not too much."""
     repeats: bool = True
-    """Whether the alert is repeated while it is active."""
 
     def limit(self, level: AlertLevel) -> float | None:
         """The limit of a level."""

@@ -29,7 +29,6 @@ class TimePanel:
     limits: Sequence[float] = ()
     """Thresholds of warnings."""
     per_gpu: bool = False
-    """Whether there is a curve for each GPU."""
 
     @property
     def heading(self) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import jinja2
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from pharmclf.evaluation.results import most_confused_pairs
@@ -41,11 +42,12 @@ _BASE64 = 4 / 3  # characters per byte
 
 def page_html(report: ReportData) -> str:
     """The report as a page of HTML, UTF-8, without sections that have no data; equal data give equal text."""
+    side = fit_side(report)
     return _environment().get_template("page.html.j2").render(
         facts=report,
         **load_script("report.js", "sortable.js"),
         test=report.test,
-        uri=functools.partial(_webp_uri, side=fit_side(report)),
+        uri=lambda image: _data_uri("webp", _webp(image, side)),
         sentences=text_format.score_sentences(report),
         curves=_curves(report),
         confidence=_confidence(report),
@@ -158,13 +160,7 @@ def heat_overlay(thumbnail: PredictedThumbnail) -> np.ndarray:
 
 def _heat_scale() -> list[str]:
     """Colours of the heat from low to high, `#rrggbb`."""
-    colours = colormaps[_HEAT](np.linspace(0.1, 1, 8))[:, :3]
-    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in colours]
-
-
-def _webp_uri(image: np.ndarray, side: int) -> str:
-    """A (height, width, 3) uint8 image as WebP with sides of at most `side` pixels."""
-    return _data_uri("webp", _webp(image, side))
+    return [to_hex(colour) for colour in colormaps[_HEAT](np.linspace(0.1, 1, 8))]
 
 
 def _data_uri(kind: str, content: bytes) -> str:
@@ -172,6 +168,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def _webp(image: np.ndarray, side: int) -> bytes:
+    """A (height, width, 3) uint8 image as WebP with sides of at most `side` pixels."""
     thumbnail = Image.fromarray(image)
     thumbnail.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
 
 import jinja2
 from jinja2.filters import do_mark_safe
@@ -20,6 +19,7 @@ from pharmclf.evaluation.results import ClassResult
 from pharmclf.reporting import load_image_snippet, text_format
 from pharmclf.reporting.html_report_tables import sort_by_recall
 from pharmclf.reporting.report_data import EvalSetReport, ReportData
+from pharmclf.reporting.table_pages import page_environment
 
 CARD_FILE = "README.md"
 """File name of the card, next to the model."""
@@ -54,23 +54,15 @@ def escape_markdown(text: object) -> str:
 @functools.cache
 def _environment() -> jinja2.Environment:
     """Templates in which each value is escaped for Markdown, except numbers that a filter has formatted."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pharmclf.reporting"),
-        autoescape=True,
-        finalize=lambda value: value if hasattr(value, "__html__") else do_mark_safe(escape_markdown(value)),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    environment = page_environment(
+        finalize=lambda value: value if hasattr(value, "__html__") else do_mark_safe(escape_markdown(value))
     )
-    number_filters: dict[str, Callable[..., str]] = {
-        "percent": text_format.format_percent,
-        "with_interval": text_format.format_with_interval,
-        "thousands": lambda number: f"{number:,}",
-        "count": format_count,
+    environment.filters |= {
+        "percent": lambda share: do_mark_safe(text_format.format_percent(share)),
+        "with_interval": lambda estimate: do_mark_safe(text_format.format_with_interval(estimate)),
+        "thousands": lambda number: do_mark_safe(f"{number:,}"),
+        "count": lambda number, word: do_mark_safe(format_count(number, word)),
     }
-    for name, function in number_filters.items():
-        environment.filters[name] = functools.partial(_format_safely, function)
     environment.globals |= {
         "words": text_format,
         "thin": do_mark_safe(text_format.THIN),
@@ -79,10 +71,6 @@ def _environment() -> jinja2.Environment:
         "most_names": _MOST_NAMES,
     }
     return environment
-
-
-def _format_safely(function: Callable[..., str], *args: object) -> str:
-    return do_mark_safe(function(*args))
 
 
 def _missed_classes(item: EvalSetReport) -> list[ClassResult]:

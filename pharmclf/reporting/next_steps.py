@@ -32,7 +32,6 @@ class TrainedModel:
     data: str = "DIR"
     """Location of the images that it was trained on."""
     name: str = "NAME"
-    """Of its run."""
     image_size: int = 224
     """Side of its input, pixels."""
 

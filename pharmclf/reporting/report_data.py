@@ -64,7 +64,6 @@ class MeasuredThumbnail(Thumbnail):
     value: float
     """In the unit of its measure."""
     is_outlier: bool
-    """Whether it lies far from the other images."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,7 +85,6 @@ class EvalSetReport:
     name: str
     """test, or the name of an extra set."""
     source: str
-    """Location of its images."""
     evaluation: EvaluationResult
     samples: Sequence[PredictedThumbnail] = ()
     """Some of its images, evenly spaced."""
@@ -120,11 +118,9 @@ class DatasetReport:
     num_torn_groups: int
     """Groups that lie in several splits, as the list of the data set has them."""
     duplicate_groups: Sequence[Sequence[Thumbnail]] = ()
-    """Some of those groups."""
     examples: Mapping[str, Thumbnail] = field(default_factory=dict)
     """Class -> one of its images; of very many classes not all."""
     quality: Sequence[QualityMeasure] = ()
-    """The measured properties of its images."""
     notes: Sequence[str] = ()
     """Remarks for readers, one line each."""
     has_splits: bool = True
@@ -177,16 +173,13 @@ class ReportData:
     verdict: Verdict | None = None
     """What the model can be used for; None: it was not judged."""
     next_steps: Sequence[NextStep] = ()
-    """Commands that come next."""
     run: RunSummary | None = None
     """None: evaluated without a run."""
     history: Sequence[EpochRecord] | None = None
-    """One record per epoch."""
     best: tuple[str, int] | None = None
     """(phase, epoch) of the chosen weights."""
     data: DatasetReport | None = None
     config_yaml: str = ""
-    """The resolved configuration."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Package -> version."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
@@ -196,7 +189,6 @@ class ReportData:
     hardware_curves: Sequence[tuple[str, bytes]] = ()
     """(title, PNG) of the load of the machines over time."""
     command: str | None = None
-    """The command line of the run."""
     created: str = ""
     """Date and time with the time zone."""
 

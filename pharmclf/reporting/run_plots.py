@@ -38,7 +38,6 @@ MAX_CLASSES = 100
 NUM_SAMPLES = 15
 CurveTitle = Literal["Loss", "Accuracy", "Learning rate"]
 CURVES: tuple[CurveTitle, ...] = ("Loss", "Accuracy", "Learning rate")
-"""Panels of the learning curves."""
 _RIGHT = LinearSegmentedColormap.from_list("right", ["#ffffff", "#e3f0f8", "#7db8dd", "#0b6ba6"])
 _WRONG = LinearSegmentedColormap.from_list("wrong", ["#ffffff", "#fde6d3", "#f5a563", "#c44f00"])
 

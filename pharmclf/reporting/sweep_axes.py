@@ -22,7 +22,6 @@ class Scale:
     """The axis of one parameter."""
 
     name: str
-    """Short name."""
     category: bool
     places: Mapping[int, float]
     """Number of the trial -> its place: the value, its logarithm, or the index of its category."""

@@ -76,7 +76,6 @@ class SweepReport:
     settings: str = ""
     """Configuration of the plain run as YAML."""
     created: str = ""
-    """Time of the report."""
 
 
 def comparison_line(comparison: PlainComparison) -> str:

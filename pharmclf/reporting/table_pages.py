@@ -30,8 +30,8 @@ def load_script(*names: str) -> dict[str, str]:
     return {"script": script, "script_hash": f"sha256-{digest}"}
 
 
-def page_environment() -> jinja2.Environment:
-    """Templates of pages, in which all text is escaped, with the filters that all of them use."""
+def page_environment(**options: Any) -> jinja2.Environment:
+    """Templates in which all text is escaped, with the filters that all pages use; more options are those of Jinja2."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pharmclf.reporting"),
         autoescape=True,
@@ -39,6 +39,7 @@ def page_environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
+        **options,
     )
     environment.filters |= {
         "percent": text_format.format_percent,

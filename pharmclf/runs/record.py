@@ -74,7 +74,6 @@ class RunRecord:
     fingerprints: dict[str, str]
     """Of the data, the settings and the initial weights."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of Python and the packages."""
     command: str | None = None
     state: RecordState = RecordState.RUNNING
     seconds: float = 0.0

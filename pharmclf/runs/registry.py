@@ -38,7 +38,6 @@ class RunInfo:
     name: str
     """Path below the storage: demo, or sweep/trials/7."""
     location: str
-    """Folder."""
     state: str
     """A `RecordState` or `UNREADABLE`."""
     config: dict[str, Any] = field(default_factory=dict)

@@ -126,7 +126,6 @@ class Status:
     last_failures: list[FailureRecord] = field(default_factory=list)
     """Newest last."""
     host: str = field(default_factory=socket.gethostname)
-    """Of the driver."""
     pid: int = field(default_factory=os.getpid)
     started_at: str = field(default_factory=utc_timestamp)
     """Of this driver."""

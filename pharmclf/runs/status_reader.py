@@ -85,11 +85,9 @@ class RunStatus:
     seen_s: float
     """Time of the last write by the storage's clock, seconds since 1970."""
     status: Status | None = None
-    """Of a run or trial."""
     is_partial: bool = False
     """Whether there is no status.json: `status` holds only phase, epochs, best accuracy and checkpoint, where known."""
     sweep: SweepStatus | None = None
-    """Of a sweep."""
 
     @property
     def is_active(self) -> bool:

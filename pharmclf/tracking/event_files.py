@@ -23,7 +23,6 @@ class EventRecords:
     def __init__(self, began_s: float) -> None:
         """Add the record that every event file begins with; `began_s`: seconds since 1970."""
         self.content = bytearray()
-        """Of the file."""
         self._add(0, began_s, file_version="brain.Event:2")
 
     def restart(self, step: int, at_s: float) -> None:

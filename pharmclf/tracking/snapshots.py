@@ -49,7 +49,6 @@ class RunSnapshot:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings that decide the result, by dotted names."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """As of `run_tags`."""
     epochs: Sequence[EpochSnapshot] = ()
     state: str = "running"
     """running, interrupted, failed or complete."""
