@@ -87,16 +87,13 @@ def measure_allreduce(workers: Workers) -> tuple[float, float]:
     return min(small_s), min(bulk_s)
 
 
-def probe_allreduce(
-    spec: WorkerGroupSpec, avoided: Sequence[str], *, gpus: bool, timeout_s: float = TIMEOUT_S
-) -> AllreduceInfo:
+def probe_allreduce(spec: WorkerGroupSpec, avoided: Sequence[str], *, gpus: bool) -> AllreduceInfo:
     """Start two workers, and let them sum; Ray must be connected.
 
-    Workers that hang stay until this driver ends, when Ray ends them.
+    After `TIMEOUT_S` the result is an error; workers that hang stay until this driver ends, when Ray ends them.
 
     Args:
         avoided: ids of nodes that are not used.
-        timeout_s: seconds after which the result is an error.
     """
     from pharmclf.distributed.worker_group import build_trainer
 
@@ -114,7 +111,7 @@ def probe_allreduce(
             shutil.rmtree(folder, ignore_errors=True)
 
     try:
-        return run_with_timeout(timeout_s, fit)
+        return run_with_timeout(TIMEOUT_S, fit)
     except CallTimeoutError as error:
         return AllreduceInfo(error=str(error))
 

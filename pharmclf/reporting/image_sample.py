@@ -26,7 +26,7 @@ _LEAST_SPREAD: dict[MeasureName, float] = {"size": 0.1, "brightness": 0.03, "sha
 """In the logarithm for size and sharpness, so that a factor up and down are equally far."""
 
 
-def load_upright(files: ImageSet, longest_side: int = DISPLAY_SIDE) -> list[np.ndarray | None]:
+def load_upright(files: ImageSet) -> list[np.ndarray | None]:
     """Read images for readers: (height, width, 3) uint8 with their aspect ratio; None where one cannot be used.
 
     The part that a model looks at is framed.
@@ -37,7 +37,7 @@ def load_upright(files: ImageSet, longest_side: int = DISPLAY_SIDE) -> list[np.n
 
     def load(place: int) -> np.ndarray | None:
         try:
-            image = decode_upright(files.content(place), longest_side, files.white_level[place].as_py())
+            image = decode_upright(files.content(place), DISPLAY_SIDE, files.white_level[place].as_py())
         except InvalidImageError:
             return None
         crop = files.crop(place)

@@ -192,15 +192,12 @@ class MlflowRun:
         for batch in _batches([_metric(name, value, step, at_s) for name, value in values.items()], _BATCH_METRICS):
             self._client.log_batch(self.id, metrics=batch)
 
-    def upload(self, folder: str) -> None:
-        """Add the visible files of a folder as artifacts."""
+    def upload(self, folder: str, config_yaml: str) -> None:
+        """Add a configuration and the visible files of a folder as artifacts."""
+        self._client.log_text(self.id, config_yaml, "config.yaml")
         for path, location in visible_files(folder).items():
             with storage.local_file(location) as file:
                 self._client.log_artifact(self.id, str(file), path.rpartition("/")[0] or None)
-
-    def add_text(self, text: str, path: str) -> None:
-        """Add a text as an artifact."""
-        self._client.log_text(self.id, text, path)
 
     def end(self, status: str) -> None:
         """Set its final status: FINISHED, KILLED or FAILED."""

@@ -80,8 +80,7 @@ class MlflowSweepLogger:
         if snapshot.state == "complete":
             self._add_winner(snapshot)
         if snapshot.state in _STATUSES:
-            self._run.add_text(to_yaml(snapshot.config), "config.yaml")
-            self._run.upload(snapshot.folder)
+            self._run.upload(snapshot.folder, to_yaml(snapshot.config))
             self._run.end(_STATUSES[snapshot.state])
 
     def _add_trial(self, run: MlflowRun, trial: TrialSnapshot) -> None:
@@ -134,5 +133,4 @@ def _add_result(run: MlflowRun, snapshot: RunSnapshot) -> None:
     metrics = {name: value for name, value in final_metrics(result).items() if name not in last.numbers}
     run.add_numbers(metrics, last.at, snapshot.ended_s)
     run.set_tags({_DESCRIPTION_TAG: outcome_text(result, snapshot.folder)})
-    run.add_text(to_yaml(snapshot.config), "config.yaml")
-    run.upload(snapshot.folder)
+    run.upload(snapshot.folder, to_yaml(snapshot.config))
