@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from memory_mounts import Mounted
 from support.nvml_library import Library, install_library
 
 
 @pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Mounted]:
-    """Mounts a file system in memory for the test."""
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system in memory, small or not to be written, with options of mount -> its folder."""
     with contextlib.ExitStack() as stack:
 
         def mount(options: str) -> Path:

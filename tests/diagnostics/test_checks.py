@@ -336,7 +336,6 @@ def test_a_table_has_a_line_for_each_check_and_the_remedy_below_what_is_not_well
 
 
 def test_a_table_has_80_columns_and_breaks_no_word():
-    """A location that is longer stays whole."""
     location = f"/{'folder' * 15}"
     lines = format_section(Section(title="here", findings=(ok("disk", f"{'word ' * 30}{location}"),))).splitlines()
     assert all(len(line) <= 80 for line in lines if location not in line)

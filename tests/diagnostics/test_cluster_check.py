@@ -42,7 +42,6 @@ def test_a_node_of_a_cluster_is_examined_by_itself(shared_ray: None, tmp_path: P
 
 
 def test_a_node_that_takes_too_long_does_not_hold_up_the_others(shared_ray: None, tmp_path: Path) -> None:
-    """Its answer is that there is none."""
     from pharmclf.diagnostics.cluster_check import ClusterNodes
 
     request = NodeRequest(config=RunConfig(storage=str(tmp_path)), full=False)

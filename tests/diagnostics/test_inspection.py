@@ -163,7 +163,6 @@ def test_a_list_gives_images_from_all_over_it(drawn_images: str, tmp_path: Path)
 
 @pytest.mark.parametrize("content", [None, "empty"])
 def test_data_that_is_not_there_is_refused_by_name(content: str | None, tmp_path: Path) -> None:
-    """Neither a folder that is missing nor one without images gives a sample."""
     folder = tmp_path / "images"
     if content:
         folder.mkdir()

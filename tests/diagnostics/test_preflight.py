@@ -6,10 +6,10 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from memory_mounts import Mounted
 from support.s3server import Gateway
 
 from pharmclf.config import ConfigError, RunConfig
@@ -27,14 +27,14 @@ def test_nothing_is_said_and_nothing_stays_where_all_is_well(root: str) -> None:
     assert list(Path(root).iterdir()) == [] if "://" not in root else True
 
 
-def test_a_read_only_folder_is_bad_input(mounted: Mounted) -> None:
+def test_a_read_only_folder_is_bad_input(mounted: Callable[[str], Path]) -> None:
     """Exit code 2, with the remedy."""
     folder = mounted("size=300m,ro")
     with pytest.raises(ConfigError, match=r"--storage .*read-only: .*mount it for writing"):
         run_preflight(RunConfig(storage=f"{folder}/runs"), lambda _: None)
 
 
-def test_a_full_disk_stops_a_run_before_it_begins(mounted: Mounted) -> None:
+def test_a_full_disk_stops_a_run_before_it_begins(mounted: Callable[[str], Path]) -> None:
     """Exit code 1: the input is right."""
     folder = mounted("size=1m")
     (folder / "filling").write_bytes(os.urandom(1 << 20))
@@ -42,7 +42,9 @@ def test_a_full_disk_stops_a_run_before_it_begins(mounted: Mounted) -> None:
         run_preflight(RunConfig(storage=str(folder)), lambda _: None)
 
 
-def test_all_reasons_are_said_and_the_first_is_raised(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_reasons_are_said_and_the_first_is_raised(
+    mounted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full disk for Ray and a full storage: two lines in all, each with its remedy."""
     folder = mounted("size=1m")
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
@@ -69,7 +71,6 @@ def test_a_store_that_may_not_be_used_is_bad_input(
 
 
 def test_the_checks_of_one_machine_import_neither_tensorflow_nor_ray(tmp_path: Path) -> None:
-    """So they take no time that a run does not take anyway."""
     code = (
         "import sys; from pharmclf.config import RunConfig; from pharmclf.diagnostics.preflight import run_preflight\n"
         f"run_preflight(RunConfig(storage={str(tmp_path)!r}), print)\n"
@@ -81,7 +82,9 @@ def test_the_checks_of_one_machine_import_neither_tensorflow_nor_ray(tmp_path: P
     assert done.stdout.splitlines()[-1] == ""
 
 
-def test_a_run_is_checked_before_its_images_are_read_unless_told_otherwise(mounted: Mounted, tmp_path: Path) -> None:
+def test_a_run_is_checked_before_its_images_are_read_unless_told_otherwise(
+    mounted: Callable[[str], Path], tmp_path: Path
+) -> None:
     """The images are not there, which comes second."""
     from pharmclf.pipeline import run
 

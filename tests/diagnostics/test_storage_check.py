@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from memory_mounts import Mounted
 from support.s3proxy import Fault, Request, Through
 from support.s3server import Gateway
 
@@ -64,8 +64,7 @@ def test_a_folder_that_another_node_does_not_see_is_another_place(root: str) -> 
     assert files_in(root) == []
 
 
-def test_a_read_only_folder_is_told_from_a_full_one(mounted: Mounted) -> None:
-    """And both work again when they are mended."""
+def test_a_read_only_folder_is_told_from_a_full_one(mounted: Callable[[str], Path]) -> None:
     folder = mounted("size=1m")
     assert probe_storage(str(folder)).failed == ""
     (folder / "filling").write_bytes(os.urandom(1 << 20))
@@ -83,7 +82,6 @@ def test_a_read_only_folder_is_told_from_a_full_one(mounted: Mounted) -> None:
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    """As the folder itself, and as one around it."""
     (tmp_path / "file").write_text("x")
     for location in (tmp_path / "file", tmp_path / "file" / "runs"):
         facts = probe_storage(str(location))
@@ -91,7 +89,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         assert "file" in judged(facts).text
 
 
-def test_a_disk_with_too_little_room_fails_before_it_is_full(mounted: Mounted) -> None:
+def test_a_disk_with_too_little_room_fails_before_it_is_full(mounted: Callable[[str], Path]) -> None:
     finding = judged(probe_storage(str(mounted("size=50m"))))
     assert finding.level == "FAIL"
     assert "free" in finding.text

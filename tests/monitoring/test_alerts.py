@@ -146,7 +146,6 @@ def test_a_wait_is_judged_over_most_of_a_minute_of_one_phase() -> None:
 
 
 def test_without_a_gpu_the_worker_is_named() -> None:
-    """The device is the processor then."""
     (found,) = said(steady(12, loop=loop(0.3, rank=3), phase="phase1"))
     assert "warning: worker 3 on 10.0.0.1 waits for data 30 % of the time (limit 10 %);" in found.text
 

@@ -8,7 +8,6 @@ import sys
 
 import pynvml
 import pytest
-from support.node_samples import trace
 from support.nvml_library import Library, install_library
 
 from pharmclf.monitoring.gpu import HARMFUL, REASONS, DriverNvml, NvmlUnavailableError, read_gpus
@@ -73,7 +72,6 @@ def test_what_a_card_does_not_tell_is_none_and_the_rest_is_there(library: Librar
 
 @pytest.mark.parametrize("code", [pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED])
 def test_a_card_that_is_lost_on_the_way_says_so(library: Library, code: int) -> None:
-    """Its name is known from before."""
     nvml = DriverNvml()
     library.broken = {"nvmlDeviceGetMemoryInfo": code, "nvmlDeviceGetComputeRunningProcesses_v3": code}
     assert nvml.read(0) == GpuReading(index=0, name="NVIDIA L4", lost=True)
@@ -140,30 +138,3 @@ def test_the_words_for_the_clocks_are_those_of_nvml() -> None:
     harmful = {bit for bit, word in REASONS.items() if word in HARMFUL}
     names = ("HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
     assert harmful == {getattr(pynvml, prefix + name) for name in names}
-
-
-# ---------------------------------------------------------------------- recordings
-
-
-def test_a_recording_gives_its_lines_one_after_the_other_and_then_the_last() -> None:
-    nvml = trace("calm")
-    assert (nvml.num_gpus, nvml.num_readings) == (2, 60)
-    first = nvml.read(0)
-    assert first == GpuReading(
-        index=0,
-        name="NVIDIA A100-SXM4-80GB",
-        utilisation_percent=0.0,
-        memory_used_bytes=819 << 20,
-        memory_total_bytes=81920 << 20,
-        temperature_c=34.0,
-        power_w=62.0,
-        power_limit_w=400.0,
-        sm_clock_mhz=210.0,
-        memory_clock_mhz=1593.0,
-        throttle={"idle": 1.0},
-        ecc_errors=0,
-    )
-    readings = [nvml.read(0) for _ in range(70)]
-    assert readings[3].throttle == {"power cap": 1.0}
-    assert readings[58] == readings[59] == readings[69]
-    assert nvml.read(1).temperature_c == 34.0, "each GPU has a place of its own"

@@ -28,7 +28,6 @@ def make_curves(decision: AbstentionPolicy, num_extra: int = 1) -> dict[str, Eva
 
 
 def test_pictures_are_png_and_the_same_every_time():
-    """Both open on a white ground, of one size for one content."""
     decision = make_decision()
     curves = make_curves(decision)
     for make in (
@@ -99,7 +98,6 @@ def test_curves_end_at_the_error_of_all_images_and_leave_out_the_noise():
 
 
 def test_lines_differ_without_colours():
-    """Five sets have five patterns, each with a marker of its own."""
     decision = make_decision()
     axes = drawn.risk_coverage_figure(make_curves(decision, 3), decision).axes[0]
     handles, labels = axes.get_legend_handles_labels()

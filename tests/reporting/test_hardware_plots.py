@@ -73,7 +73,6 @@ WARNINGS = {name: judged(rows) for name, rows in SHEETS.items()}
 
 @pytest.mark.parametrize("name", list(SHEETS))
 def test_a_panel_is_a_picture(name: str) -> None:
-    """It opens as PNG on a white ground, the same bytes every time."""
     panels = hardware_curves(SHEETS[name], WARNINGS[name])
     for _, png in panels:
         opened(png)
@@ -82,7 +81,6 @@ def test_a_panel_is_a_picture(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(SHEETS))
 def test_no_text_is_clipped_or_covered_by_another(name: str) -> None:
-    """Every text lies within the picture, and no two share a pixel of their boxes."""
     for _, figure in node_figures(SHEETS[name], WARNINGS[name]):
         check_texts(figure)
 
@@ -151,7 +149,6 @@ def test_a_report_gets_panels_of_the_nodes_that_have_most_to_tell() -> None:
 
 
 def test_the_facts_name_devices_counts_and_peaks() -> None:
-    """Of one node with one GPU."""
     assert hardware_lines(SHEETS["one GPU"], WARNINGS["one GPU"][:1]) == [
         ("GPUs", "NVIDIA A100-SXM4-80GB"),
         ("GPU utilisation", "mean 65 %, while steps were taken"),

@@ -124,7 +124,6 @@ def test_parts_of_a_whole_are_shown_so_that_they_sum_to_100(amounts: list[int]):
 
 
 def test_thirds_and_halves_of_a_digit_lose_nothing():
-    """One third three times, and 87.65 with 12.35 per cent."""
     assert text_format.format_parts([1 / 3, 1 / 3, 1 / 3]) == ["33.4\u202f%", "33.3\u202f%", "33.3\u202f%"]
     assert text_format.format_parts([0.8765, 0.1235]) == ["87.7\u202f%", "12.3\u202f%"]
     assert text_format.format_parts([0.0, 1.0, 0.0]) == ["0\u202f%", "100\u202f%", "0\u202f%"]

@@ -126,7 +126,6 @@ def test_the_card_of_a_model_of_fewer_bits_prints_its_white_level(level: int):
 
 
 def test_readme_and_card_print_the_same_text():
-    """The block of the README, and the card."""
     for block in (printed_block(), *python_blocks(model_card(make_facts()))):
         assert load_image_text() in block
         assert IMPORTS in block

@@ -170,7 +170,6 @@ def test_equal_facts_give_equal_cards():
 
 
 def test_scores_of_every_set_stand_in_one_table():
-    """Two extra sets: three rows, in order, with what is answered."""
     card = plain(model_card(make_facts(extra=("dim", "warm"))))
     rows = [line.split(" | ")[0] for line in card.splitlines() if line.startswith("| ")]
     assert rows[1:5] == ["| ---", "| test", "| dim", "| warm"]

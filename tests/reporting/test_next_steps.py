@@ -27,7 +27,6 @@ def subcommands(found: Verdict) -> list[str]:
 def test_a_command_can_be_pasted_whatever_folders_are_called(
     model: str, data: str, code: ReasonCode, level: Level
 ) -> None:
-    """A shell reads every location as one word."""
     steps = next_steps(verdict(code, level=level), TrainedModel(model=model, data=data, name="a"))
     assert len(steps) == 3
     for step in steps:
@@ -54,7 +53,6 @@ def test_the_commands_are_those_of_the_verdict() -> None:
 @pytest.mark.parametrize("level", Level)
 @pytest.mark.parametrize("code", ReasonCode)
 def test_a_command_is_accepted_as_it_is_suggested(code: ReasonCode, level: Level) -> None:
-    """By the parser of its command, with every flag."""
     for step in next_steps(verdict(code, level=level), TrainedModel(model="runs/a b", data="my photos", name="a")):
         _, name, *arguments = shlex.split(step.command)
         load_command(name).PARSER.parse(arguments)

@@ -73,7 +73,6 @@ def test_result_has_the_keys_of_the_contract(finished):
 
 
 def test_intervals_hold_their_numbers(finished):
-    """Every [low, high] lies around its number."""
     for key in ("val_accuracy", "test_accuracy", "test_macro_f1"):
         low, high = finished[f"{key}_interval"]
         assert low < finished[key] < high
@@ -108,7 +107,6 @@ def test_the_summary_ends_with_verdict_commands_and_report(finished, tmp_path):
 
 
 def test_a_record_without_a_verdict_has_a_summary(finished):
-    """As earlier versions wrote it."""
     before = {name: value for name, value in finished.items() if name not in ("verdict", "warnings")}
     text = run_summary.summary_text(before, "s3://bucket/runs/demo", TRAINED)
     assert "verdict" not in text

@@ -28,7 +28,6 @@ SIZES = {"phase1": 3.2e6, "phase2": 123.4e6}
 
 
 def test_a_forecast_is_a_picture():
-    """It opens as PNG on a white ground, the same bytes every time."""
     png = png_bytes(scaling_figure(make_rows(), SIZES))
     opened(png)
     assert png == png_bytes(scaling_figure(make_rows(), SIZES))
@@ -36,7 +35,6 @@ def test_a_forecast_is_a_picture():
 
 @pytest.mark.parametrize(("phases", "speeds"), [(1, (10.0,)), (2, (10.0, 25.0, 100.0, 400.0)), (2, (0.5, 1600.0))])
 def test_no_text_is_clipped_or_covered_by_another(phases: int, speeds: tuple[float, ...]):
-    """Every text lies within the picture, and no two share a pixel of their boxes."""
     sizes = dict(itertools.islice(SIZES.items(), phases))
     check_texts(scaling_figure(make_rows(phases, speeds), sizes))
 

@@ -71,7 +71,6 @@ SWEEPS = {
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_no_text_is_clipped_or_covered_by_another(name):
-    """Every text of the three pictures lies within the picture, and no two share a pixel of their boxes."""
     for draw in FIGURES:
         check_texts(draw(SWEEPS[name]), shared=1.0)
 
@@ -100,7 +99,6 @@ def test_border_of_the_phases_is_drawn_where_all_trials_share_it():
 
 
 def test_best_trial_is_named_at_its_best_epoch():
-    """With its number and its accuracy; the heading says the same."""
     trials = [dataclasses.replace(trial, history=make_history([0.5, 0.7, 0.6])) for trial in make_trials(3)]
     trials[2] = dataclasses.replace(trials[2], history=make_history([0.5, 0.875, 0.6]))
     figure = sweep_plots.trial_curves_figure(trials)

@@ -48,7 +48,6 @@ def make_report(comparison=None, count=16, winner=True, **about):
     [(20, 2, "points better"), (2, 20, "points worse"), (5, 1, INDISTINCT), (0, 0, INDISTINCT), (3, 9, INDISTINCT)],
 )
 def test_a_gain_is_claimed_only_where_its_interval_leaves_out_0(gained, lost, claims):
-    """Headline, console line and page agree."""
     comparison = compare(gained, lost)
     report = make_report(comparison)
     assert claims in headline(report)

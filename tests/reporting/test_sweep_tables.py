@@ -152,7 +152,6 @@ def test_short_names_stay_apart():
 
 @given(st.lists(st.from_regex(r"[ab](\.[ab]){0,3}", fullmatch=True), unique=True))
 def test_no_two_short_names_are_equal(names):
-    """Whatever the dotted names are."""
     assert len(set(short_names(names).values())) == len(names)
 
 
@@ -252,7 +251,6 @@ def test_nothing_is_said_of_importances_without_enough_trials():
 @given(st.lists(facts, min_size=10, max_size=16, unique_by=lambda trial: trial.number))
 @settings(max_examples=5, deadline=None)
 def test_importances_of_any_trials_are_shares(trials):
-    """None, or one for each parameter, from 0 to 1."""
     shares = sweep_tables.parameter_importances(trials, ["phase1.learning_rate", "head.dropout"])
     assert not shares or set(shares) == set(trials[0].params)
     assert all(-1e-9 <= share <= 1 + 1e-9 for share in shares.values())

@@ -62,7 +62,6 @@ def test_a_click_on_a_heading_sorts_and_another_one_turns_the_order(show: Show) 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_page_says_the_same_without_its_script(case: str, show: Show) -> None:
-    """All rows and headings are there as text."""
     page, without = show(CASES[case]()), show(CASES[case](), 1280, script=False)
     rows = "document.querySelectorAll('.sortable tr').length"
     heading = "document.querySelector('.sortable thead').innerText.split(/\\s+/).join(' ').trim()"

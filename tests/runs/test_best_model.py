@@ -94,7 +94,6 @@ def test_a_damaged_model_is_named_and_the_next_best_is_taken(tmp_path: Path, fil
 
 
 def test_a_damaged_model_without_a_next_best_leaves_nothing(tmp_path: Path):
-    """The error names the file and both hashes."""
     root = str(tmp_path / "runs")
     location = storage.join(complete_run(root, "only", [(1, 0, 0.9, 0.1)]), "model/model.keras")
     found = _flip(location)
@@ -159,7 +158,6 @@ def test_an_output_that_is_taken_meanwhile_is_left_alone(tmp_path: Path, monkeyp
 
 
 def test_bad_input_is_named(tmp_path: Path):
-    """No finished epoch in any of the runs; a metric that there is not."""
     write_record(f"{tmp_path}/runs", "started", "running")
     with pytest.raises(ConfigError, match="no finished epoch in started"):
         _fetch(f"{tmp_path}/runs", tmp_path / "out")
@@ -209,7 +207,6 @@ def test_a_run_that_goes_on_meanwhile_is_looked_at_again(tmp_path: Path, monkeyp
 
 
 def test_runs_on_different_images_are_remarked_upon(tmp_path: Path):
-    """Their scores cannot be compared, which the console says."""
     root = str(tmp_path / "runs")
     complete_run(root, "one", [(1, 0, 0.9, 0.1)])
     assert not any("different images" in line for line in _fetch(root, tmp_path / "a")[1])

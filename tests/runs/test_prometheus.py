@@ -75,7 +75,6 @@ def test_the_dashboard_shows_what_is_exported(dashboard: dict[str, Any]) -> None
 
 
 def test_a_metric_that_nobody_exports_is_noticed(dashboard: dict[str, Any]) -> None:
-    """The names are found wherever they stand in a query."""
     wrong = json.loads(json.dumps(dashboard).replace("ray_pharmclf_loss", "ray_pharmclf_losses"))
     assert "ray_pharmclf_losses" in metrics(wrong)
 

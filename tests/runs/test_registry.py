@@ -125,7 +125,6 @@ def test_a_folder_of_others_does_not_hide_the_runs(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.s3
 def test_a_bucket_that_is_not_there_is_bad_input(bucket: str):
-    """So is an empty prefix."""
     with pytest.raises(ConfigError, match="no bucket"):
         list_runs("s3://no-such-bucket-of-ours/runs")
     with pytest.raises(ConfigError, match="nothing there"):

@@ -148,7 +148,6 @@ def test_while_no_steps_are_taken_the_eta_is_unknown(event: Event, state: str) -
 
 
 def test_a_speed_of_nothing_leaves_the_eta_unknown() -> None:
-    """No division by it."""
     run = StatusBuilder(config(), SIZES)
     run.handle_event(step(rate=0.0))
     assert run.status.eta_s is None
@@ -182,12 +181,10 @@ def test_a_driver_that_died_is_a_failure_that_its_follower_tells() -> None:
 
 @pytest.mark.parametrize("before", [None, {}, [], "text", {"state": "running"}, {"state": 1, "checkpoint": {}}])
 def test_a_status_that_cannot_be_understood_is_no_obstacle(before: Any) -> None:
-    """Another version may have written it."""
     assert parse_status(before) is None
 
 
 def test_what_is_not_a_number_becomes_nothing() -> None:
-    """JSON knows no NaN."""
     run = StatusBuilder(config(), SIZES)
     run.handle_event(step(loss=math.nan))
     assert json.loads(json.dumps(run.status.to_dict(), allow_nan=False))["loss"] is None
@@ -351,7 +348,6 @@ def test_a_store_that_hangs_holds_up_nobody(
 
 
 def test_who_has_lost_the_lease_writes_no_more(tmp_path: Path, open_board: Callable[..., StatusWriter]) -> None:
-    """The folder is another driver's by then."""
     root = str(tmp_path)
     lost: list[str] = []
     mine = open_board(root, lambda: lost)
@@ -389,7 +385,6 @@ def find(root: str, name: str) -> RunStatus:
 
 
 def test_a_run_with_a_driver_that_lives_is_running(root: str) -> None:
-    """Its state, place and speed, in the table and in full."""
     folder = write_record(root, "run", "running")
     put_lease(folder)
     workers = started("10.0.0.1", "10.0.0.2", attempt=2)
@@ -430,7 +425,6 @@ def test_a_run_whose_driver_died_is_not_called_running(root: str, dead: bool, mo
 
 
 def test_a_real_lease_is_a_sign_of_life(root: str) -> None:
-    """From its taking to its end."""
     folder = write_record(root, "run", "running")
     held = Lease.acquire(folder)
     put_status(folder, step())
@@ -513,7 +507,6 @@ def test_what_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
 
 
 def test_clocks_that_differ_make_no_negative_ages(tmp_path: Path) -> None:
-    """The storage's clock is ahead by half a minute."""
     folder = write_record(str(tmp_path), "run", "running")
     put_status(folder, CheckpointSaved(name="c"), step())
     put_lease(folder)
@@ -557,7 +550,6 @@ def test_of_a_sweep_is_told_how_many_trials_are_done(root: str) -> None:
 
 
 def test_a_sweep_that_died_says_what_to_do(tmp_path: Path) -> None:
-    """And its trial that was running is broken off."""
     root = str(tmp_path)
     folder = put_sweep(root, "running", ["trained", "running"])
     put_lease(folder, dead=True)
@@ -581,7 +573,6 @@ def test_a_sweep_that_died_says_what_to_do(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_there_is_bad_input(tmp_path: Path, below: str, name: str, words: str) -> None:
-    """It is named, with what is there."""
     root = str(tmp_path)
     write_record(root, "tablets", "failed")
     storage.write_bytes(f"{root}/tablets/checkpoints/a", b"")
@@ -590,7 +581,6 @@ def test_what_is_not_there_is_bad_input(tmp_path: Path, below: str, name: str, w
 
 
 def test_as_plain_values_all_is_json(root: str) -> None:
-    """For runs with a status and without, and for sweeps."""
     folder = write_record(root, "run", "running")
     put_status(folder, failure(), step())
     incomplete_run(root, "older", [(1, 0, 0.5, 1.0)])

@@ -90,7 +90,6 @@ def test_a_damaged_index_is_written_again(content: str, tmp_path: Path) -> None:
 
 
 def test_an_index_that_cannot_be_written_fails_no_run(tmp_path: Path) -> None:
-    """It is said in one line, and nothing is raised."""
     finish(str(tmp_path), "tablets")
     (tmp_path / "index.html").mkdir()
     said: list[str] = []

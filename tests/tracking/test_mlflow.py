@@ -129,7 +129,6 @@ def test_a_complete_run_can_be_told_later(uri: str, tmp_path: Path) -> None:
 
 
 def test_a_run_of_the_same_name_and_place_is_another_one(uri: str, tmp_path: Path) -> None:
-    """Its folder was deleted, and it was trained anew."""
     config = run_config(str(tmp_path), mlflow=uri)
     for _ in range(2):
         tracker, folder = tracker_of(config)
@@ -216,7 +215,6 @@ def test_an_address_of_another_kind_is_refused_with_two_that_work(address: str) 
 
 
 def test_a_server_that_does_not_answer_is_told_before_the_start() -> None:
-    """In one line, with the remedy."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # nobody listens
         address = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -226,7 +224,6 @@ def test_a_server_that_does_not_answer_is_told_before_the_start() -> None:
 
 
 def test_an_experiment_that_was_deleted_is_told_before_the_start(uri: str) -> None:
-    """MLflow would refuse each run in it."""
     client(uri).delete_experiment(client(uri).create_experiment("search"))
     with pytest.raises(ConfigError, match="'search' is deleted"):
         check_tracking(run_config("/r", mlflow=uri), "search")

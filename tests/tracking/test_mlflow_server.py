@@ -1,4 +1,4 @@
-"""A server of one's own on 127.0.0.1: what it shows of a run and a sweep, and what becomes of one that goes away."""
+"""A server of one's own on 127.0.0.1: what it shows of a run, and what becomes of one that goes away."""
 
 from __future__ import annotations
 
@@ -15,22 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow_reader import artifacts, points, runs
-from tracked_runs import (
-    ACCURACY,
-    RESULT,
-    epoch_end,
-    history,
-    record_of,
-    run_config,
-    sweep_record,
-    trial,
-    trial_home,
-    write_end,
-)
+from tracked_runs import ACCURACY, epoch_end, history, record_of, run_config, write_end
 
-from pharmclf import storage
 from pharmclf.config import ConfigError
-from pharmclf.tracking import SweepTracker, Tracker, check_tracking
+from pharmclf.tracking import Tracker, check_tracking
 
 for _package in ("mlflow", "flask", "flask_cors"):  # enough of MLflow for a server without pages
     pytest.importorskip(_package, reason=f"{_package} is not installed: pip install '.[dev]'")
@@ -87,7 +75,6 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """One that answers."""
     folder = tmp_path / "server"
     folder.mkdir()
     found = Server(folder)
@@ -96,7 +83,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     found.stop()
 
 
-def test_a_server_shows_a_run_and_a_sweep_and_may_go_away_meanwhile(
+def test_a_server_shows_a_run_and_may_go_away_meanwhile(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The run goes on without it, and is there whole when it is back; nothing stands there twice."""
@@ -140,26 +127,8 @@ def test_a_server_shows_a_run_and_a_sweep_and_may_go_away_meanwhile(
     assert {"report.html", "model/README.md", "evaluation/test/confusion_matrix.png"} < artifacts(server.uri, run)
     assert said == [f"MLflow: {server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"]
 
-    config = run_config(str(tmp_path), name="search", mlflow=server.uri)
-    check_tracking(config, "search")
-    sweep = SweepTracker(config, f"{tmp_path}/search", sweep_record(config, "running"), lambda: None, print)
-    homes = [trial_home(config, f"{number:04d}") for number in range(3)]
-    for number, home in enumerate(homes):
-        sweep.on_trial_end(trial(number), home)
-    write_end(homes[2])
-    storage.write_bytes(f"{tmp_path}/search/sweep.parquet", b"table")
-    sweep.close(sweep_record(config, "complete", trials=3, winner=2, winner_folder=homes[2], result=RESULT))
-    found = runs(server.uri, "search")
-    whole = found.pop("search")
-    assert set(found) == {"trial 0", "trial 1", "trial 2"}
-    assert {one.data.tags["mlflow.parentRunId"] for one in found.values()} == {whole.info.run_id}
-    assert points(server.uri, found["trial 1"], "val_accuracy") == ACCURACY
-    assert "report.html" in artifacts(server.uri, found["trial 2"])
-    assert "sweep.parquet" in artifacts(server.uri, whole)
-
 
 def test_a_server_that_takes_connections_and_never_answers_is_told_before_the_start() -> None:
-    """Within the time limits of the client."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = run_config("/r", mlflow=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(ConfigError, match="expected a server that answers"):

@@ -25,7 +25,6 @@ def test_epochs_are_counted_over_both_phases() -> None:
 
 
 def test_epochs_before_this_driver_lie_as_far_back_as_they_took() -> None:
-    """Each ends where the next one begins."""
     records = [replace(record, seconds=float(number)) for number, record in enumerate(history(), start=1)]
     assert [one.ended_s for one in metrics_by_step(run_config("/r"), records, ended_s=100.0)] == [
         86.0,
@@ -38,7 +37,6 @@ def test_epochs_before_this_driver_lie_as_far_back_as_they_took() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=4), st.floats(0, 1))
 def test_the_best_accuracy_is_that_of_all_epochs_by_then(scores: list[float], before: float) -> None:
-    """Also of those before the ones that are placed."""
     records = [epoch(1, number, score) for number, score in enumerate(scores)]
     found = [one.numbers["best_val_accuracy"] for one in metrics_by_step(run_config("/r"), records, best=before)]
     assert found == [max(before, *scores[: number + 1]) for number in range(len(scores))]
@@ -88,6 +86,5 @@ def test_people_are_shown_report_card_numbers_and_pictures(root: str) -> None:
 
 
 def test_the_outcome_is_told_with_its_interval() -> None:
-    """One sentence on the score, one on where to look."""
     assert re.match(r"Test accuracy \*\*0\.875\*\* \(95 % interval 0\.750–0\.938\) on 123", outcome_text(RESULT, "/r"))
     assert outcome_text(RESULT | {"verdict": "good"}, "/r").startswith("Verdict: **good**. Test accuracy")

@@ -93,7 +93,6 @@ def test_an_epoch_that_is_trained_again_has_one_point(tmp_path: Path) -> None:
 
 
 def test_a_run_without_an_epoch_leaves_no_file(tmp_path: Path) -> None:
-    """There would be nothing to see."""
     tracker, folder = tracker_of(run_config(str(tmp_path)))
     tracker.on_event(WorkersStarted(workers=1, nodes=(), attempt=1))
     tracker.close("failed")
@@ -102,7 +101,6 @@ def test_a_run_without_an_epoch_leaves_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("why", ["not asked for", "not installed", "lease lost"])
 def test_nothing_is_written_where_it_shall_not_be(tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And without a word."""
     config = run_config(str(tmp_path), tensorboard=why != "not asked for")
     if why == "not installed":
         monkeypatch.setitem(sys.modules, "tensorboardX", None)
@@ -112,7 +110,6 @@ def test_nothing_is_written_where_it_shall_not_be(tmp_path: Path, why: str, monk
 
 
 def test_a_disk_that_refuses_does_not_fail_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It is warned of once, and once at the end."""
     tracker, folder = tracker_of(run_config(str(tmp_path)))
     Path(folder).mkdir()
     (Path(folder) / "tensorboard").write_text("in the way")
@@ -137,7 +134,6 @@ def test_a_history_that_cannot_be_read_does_not_fail_the_run(tmp_path: Path, con
 def test_a_package_that_cannot_be_loaded_does_not_fail_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is told why there will be no logs."""
     (tmp_path / "tensorboardX.py").write_text("raise TypeError('descriptors of another protobuf')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorboardX")
