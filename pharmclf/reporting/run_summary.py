@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -123,7 +124,7 @@ def verdict_lines(verdict: Verdict, steps: Sequence[NextStep], report: str) -> l
     """A verdict with its reasons, the next commands, and the address of the report, as lines for the terminal."""
     lines = _wrap(f"verdict: {verdict.level}: {verdict.level.meaning}", "")
     shown = verdict.reasons[:_MAX_REASONS]
-    for reason, following in zip(shown, [*shown[1:], None], strict=True):
+    for reason, following in itertools.zip_longest(shown, shown[1:]):
         lines += _wrap(reason.text, "  - ")
         if following is None or following.remedy != reason.remedy:  # once for several groups of look-alikes
             lines += _wrap(reason.remedy, "    ")
