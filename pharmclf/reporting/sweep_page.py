@@ -12,12 +12,7 @@ from pharmclf.reporting import sweep_plots as plots
 from pharmclf.reporting.figures import chart_style, inline_svg
 from pharmclf.reporting.html_report_tables import score_axis
 from pharmclf.reporting.sweep_report import SweepReport, comparison_sentences, crowd_sentence, headline
-from pharmclf.reporting.sweep_tables import (
-    MIN_IMPORTANCE_TRIALS,
-    accuracy_estimate,
-    parameter_cells,
-    trial_price,
-)
+from pharmclf.reporting.sweep_tables import MIN_IMPORTANCE_TRIALS, accuracy_estimate, parameter_cells, trial_price
 from pharmclf.reporting.table_pages import render_page
 from pharmclf.reporting.trial_info import TrialInfo, best_trial, rank_trials, short_names
 

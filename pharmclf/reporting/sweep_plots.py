@@ -18,17 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pharmclf.core.units import format_count
-from pharmclf.reporting.figures import (
-    BLUE,
-    INK,
-    ORANGE,
-    RED,
-    SOFT,
-    chart_style,
-    draw_grid,
-    mark_phases,
-    new_figure,
-)  # fmt: skip
+from pharmclf.reporting.figures import BLUE, INK, ORANGE, RED, SOFT, chart_style, draw_grid, mark_phases, new_figure
 from pharmclf.reporting.fonts import format_names
 from pharmclf.reporting.sweep_axes import accuracy_range, accuracy_ticks, build_scales, clipped_accuracies
 from pharmclf.reporting.trial_info import TrialInfo, TrialState, best_trial
