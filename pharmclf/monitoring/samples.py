@@ -58,9 +58,7 @@ class GpuReading:
     @property
     def memory_percent(self) -> float | None:
         """Memory in use, of all."""
-        if self.memory_used_bytes is None or not self.memory_total_bytes:
-            return None
-        return 100.0 * self.memory_used_bytes / self.memory_total_bytes
+        return percent(self.memory_used_bytes, self.memory_total_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +160,11 @@ class NodeSample:
 
 
 Reading = TypeVar("Reading", GpuReading, HostReading, LoopReading)
+
+
+def percent(part: float | None, whole: float | None) -> float | None:
+    """A part of a whole in per cent; None where one of them is unknown."""
+    return 100.0 * part / whole if part is not None and whole else None
 
 
 def time_weighted_mean(samples: Sequence[NodeSample], value: Callable[[NodeSample], float | None]) -> float | None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pharmclf.core.units import format_count
 from pharmclf.monitoring.gpu import HARMFUL
-from pharmclf.monitoring.samples import GpuReading, NodeSample, time_weighted_mean
+from pharmclf.monitoring.samples import GpuReading, NodeSample, percent, time_weighted_mean
 
 Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
@@ -58,9 +58,7 @@ class NodeSummary:
     @property
     def peak_memory_percent(self) -> float | None:
         """Memory in use at most, of all."""
-        if self.peak_memory_bytes is None or not self.memory_total_bytes:
-            return None
-        return 100.0 * self.peak_memory_bytes / self.memory_total_bytes
+        return percent(self.peak_memory_bytes, self.memory_total_bytes)
 
     @property
     def wait_share(self) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pharmclf.monitoring.samples import GpuReading, NodeSample
+from pharmclf.monitoring.samples import GpuReading, NodeSample, percent
 from pharmclf.monitoring.thresholds import THRESHOLDS
 
 Curve = Sequence[float | None]
@@ -49,8 +49,8 @@ def _host_panels(rows: Sequence[NodeSample]) -> list[TimePanel]:
         "this run": [host.tree_cpu_percent for host in hosts],
     }
     used = {
-        "memory": [_percent(host.memory_used_bytes, host.memory_total_bytes) for host in hosts],
-        "/dev/shm": [_percent(host.shm_used_bytes, host.shm_total_bytes) for host in hosts],
+        "memory": [percent(host.memory_used_bytes, host.memory_total_bytes) for host in hosts],
+        "/dev/shm": [percent(host.shm_used_bytes, host.shm_total_bytes) for host in hosts],
         "disk": [_used_percent(host.disk_free_bytes, host.disk_total_bytes) for host in hosts],
     }
     network = {
@@ -102,10 +102,6 @@ def _gpu_panels(rows: Sequence[NodeSample]) -> list[TimePanel]:
         panel("GPU power", lambda gpu: gpu.power_w, unit="W", limits=powers if len(powers) == 1 else ()),
         panel("GPU clock", lambda gpu: gpu.sm_clock_mhz, unit="MHz", rules=("throttling",)),
     ]
-
-
-def _percent(used: float | None, total: float | None) -> float | None:
-    return 100.0 * used / total if used is not None and total else None
 
 
 def _used_percent(free: float | None, total: float | None) -> float | None:
