@@ -5,18 +5,18 @@ from __future__ import annotations
 import shutil
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow_reader import artifacts, client, points, runs
 from tracked_runs import (
     ACCURACY,
     RESULT,
-    epoch_end,
     history,
     record_of,
     run_config,
     sweep_record,
+    tell,
+    tracker_of,
     trial,
     trial_home,
     write_end,
@@ -24,8 +24,8 @@ from tracked_runs import (
 )
 
 from pharmclf import storage
-from pharmclf.config import ConfigError, RunConfig
-from pharmclf.tracking import EXPERIMENT, SweepTracker, Tracker, check_tracking, track_complete
+from pharmclf.config import ConfigError
+from pharmclf.tracking import EXPERIMENT, SweepTracker, check_tracking, track_complete
 
 pytest.importorskip("mlflow", reason="mlflow-skinny is not installed: pip install '.[mlflow]'")
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # of MLflow's own tables
@@ -45,22 +45,11 @@ def uri(empty_store: Path, tmp_path: Path) -> str:
     return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
 
 
-def tracker_of(config: RunConfig, say: Any = print) -> tuple[Tracker, str]:
-    folder = f"{config.storage}/{config.run_name}"
-    return Tracker(config, folder, record_of(config), lambda: None, say), folder
-
-
-def tell(tracker: Tracker, records: list[dict[str, Any]], state: str) -> None:
-    for record in records:
-        tracker.on_event(epoch_end(record))
-    tracker.close(state)
-
-
 def test_a_run_is_told_with_all_that_it_has_come_to(uri: str, tmp_path: Path) -> None:
     """Settings, versions and fingerprints, both phases under the same names, final numbers, report and pictures."""
     config = run_config(str(tmp_path), mlflow=uri)
     said: list[str] = []
-    tracker, folder = tracker_of(config, said.append)
+    tracker, folder = tracker_of(config, say=said.append)
     write_end(folder)
     tell(tracker, history(), "complete")
     (run,) = runs(uri).values()

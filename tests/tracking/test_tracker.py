@@ -5,47 +5,35 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tracked_runs import (
     ACCURACY,
     dot_png,
-    epoch_end,
     event_files,
     history,
     points,
     record_of,
     run_config,
     tags,
+    tell,
+    tracker_of,
     trial,
     write_end,
     write_progress,
 )
 
 from pharmclf import storage
-from pharmclf.config import ConfigError, RunConfig
+from pharmclf.config import ConfigError
 from pharmclf.core import background
-from pharmclf.core.events import EpochRecord, Note, WorkersStarted
-from pharmclf.tracking import SweepTracker, Tracker, check_tracking
+from pharmclf.core.events import WorkersStarted
+from pharmclf.tracking import SweepTracker, check_tracking
 from pharmclf.tracking.tensorboard import TAGS
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "_LAST_RETRY_S", 0.01)
-
-
-def tracker_of(config: RunConfig, lost: Any = lambda: None) -> tuple[Tracker, str]:
-    folder = f"{config.storage}/tablets"
-    return Tracker(config, folder, record_of(config), lost, print), folder
-
-
-def tell(tracker: Tracker, records: list[EpochRecord], state: str) -> None:
-    for record in records:
-        tracker.on_event(Note(text="a step"))
-        tracker.on_event(epoch_end(record))
-    tracker.close(state)
 
 
 def test_a_run_is_shown_over_both_phases_to_its_end(root: str) -> None:

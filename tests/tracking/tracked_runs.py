@@ -14,9 +14,10 @@ from tensorboardX.record_writer import masked_crc32c
 
 from pharmclf import storage
 from pharmclf.config import PhaseConfig, RunConfig, to_dict
-from pharmclf.core.events import EpochEnd, EpochRecord
+from pharmclf.core.events import EpochEnd, EpochRecord, Note
 from pharmclf.reporting.trial_info import TrialInfo, TrialState
 from pharmclf.runs.record import RunRecord, result_settings
+from pharmclf.tracking import Tracker
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position
 
@@ -73,6 +74,20 @@ def epoch(phase: int, number: int, accuracy: float) -> EpochRecord:
 
 def epoch_end(record: EpochRecord) -> EpochEnd:
     return EpochEnd(record=record, epochs=4, is_best=True)
+
+
+def tracker_of(config: RunConfig, lost: Any = lambda: None, say: Any = print) -> tuple[Tracker, str]:
+    """Of a run, with its folder."""
+    folder = f"{config.storage}/{config.run_name}"
+    return Tracker(config, folder, record_of(config), lost, say), folder
+
+
+def tell(tracker: Tracker, records: list[EpochRecord], state: str) -> None:
+    """Send epochs and other events, and the end of the run."""
+    for record in records:
+        tracker.on_event(Note(text="a step"))
+        tracker.on_event(epoch_end(record))
+    tracker.close(state)
 
 
 def history() -> list[EpochRecord]:
