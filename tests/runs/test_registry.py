@@ -129,11 +129,3 @@ def test_a_bucket_that_is_not_there_is_bad_input(bucket: str):
         list_runs("s3://no-such-bucket-of-ours/runs")
     with pytest.raises(ConfigError, match="nothing there"):
         list_runs(f"{bucket}/runs")
-
-
-@pytest.mark.s3
-def test_refused_keys_are_bad_input(bucket: str, monkeypatch: pytest.MonkeyPatch):
-    """A secret that the store does not take for the key: the error says so, and what to check."""
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(ConfigError, match="access denied"):
-        list_runs(f"{bucket}/runs")
