@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -126,10 +125,9 @@ def _memory(group: ControlGroup) -> tuple[int | None, int | None]:
 
 
 def _shared_memory() -> tuple[int | None, int | None]:
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError):
-            usage = shutil.disk_usage(_SHARED_MEMORY)
-            return usage.used, usage.total
+    with contextlib.suppress(OSError):  # other systems than Linux have none
+        usage = shutil.disk_usage(_SHARED_MEMORY)
+        return usage.used, usage.total
     return None, None
 
 
