@@ -56,7 +56,7 @@ class PeersOptions:
             raise ConfigError(f"--peers-epochs: received {self.peers_epochs}, expected 1 or more")
 
 
-Ingredient = Literal["light", "blur-noise", "erase"]
+Ingredient = Literal["light", "blur-noise", "erase", "no-mirror"]
 
 
 @dataclass(frozen=True, kw_only=True)

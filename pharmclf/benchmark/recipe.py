@@ -24,10 +24,11 @@ from pharmclf.data.prepare import MANIFEST_FILE, data_location
 from pharmclf.evaluation.metrics import Estimate, paired_difference, proportion
 
 BASE = "base"
-INGREDIENTS: dict[Ingredient, dict[str, dict[str, float]]] = {
+INGREDIENTS: dict[Ingredient, dict[str, dict[str, float | bool]]] = {
     "light": {"augment": {"brightness": 0.5, "contrast": 0.3, "color": 0.25}},
     "blur-noise": {"augment": {"blur": 0.01, "noise": 10.0}},
     "erase": {"augment": {"erase": 0.2}},
+    "no-mirror": {"augment": {"horizontal_flip": False, "vertical_flip": False}},
 }
 """Settings that each ingredient adds to those of the base."""
 
