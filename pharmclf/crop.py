@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.console import show_activity
 from pharmclf.core.stderr_filter import suppress_native_stderr
@@ -27,6 +31,7 @@ _SAMPLED = 400  # training images on which it is decided
 _CLASSES = 40  # of them, at most
 _FOLDS = 4
 _LEAST_IMAGES = 40  # of fewer, chance decides
+_FOUND_HERE = 5_000  # images; of more, the workers of a cluster find the products, although their start takes a while
 
 
 def crop_images(config: RunConfig, manifest: Manifest) -> Manifest:
@@ -145,7 +150,7 @@ class _ProductFinder:
     """The pretrained network in this process, as locator and as feature extractor."""
 
     def __init__(self, config: RunConfig) -> None:
-        self._seed = config.seed
+        self._config = config
         gpus = config.worker_range[1] == 0 and config.accelerator != "cpu"  # else they are for the workers
         images = PredictSpec(models=(), image_size=config.image_size, locator_size=LOCATOR_SIZE, gpus=gpus)
         self._features = replace(images, locator_size=0)
@@ -160,15 +165,34 @@ class _ProductFinder:
             backbone = cached_backbone(*source, weights_fingerprint(config))  # for a training in this process too
             self._extractor = Predictor(self._features, [fold_normalization(backbone)])
             self._finder = images.finder
-            self._locator = Predictor(self._finder, [build_locator(config.backbone, config.weights)])
+            self._model = build_locator(config.backbone, config.weights)
+            self._locator = Predictor(self._finder, [self._model])
 
     def find(self, images: ImageSet, activity: str) -> NDArray[np.float32]:
         """(n, 3) place of the product in each image; not a number where an image cannot be used."""
         found, report = [], image_progress(activity)
-        for block in predict_stream(self._finder, images, self._locator):
-            found.append(np.where((block["bad"] == "")[:, None], block["found"], np.nan).astype(np.float32))
-            report(sum(map(len, found)), len(images))
+        with contextlib.ExitStack() as stack:
+            blocks = predict_stream(self._finder, images, self._locator)
+            if self._config.worker_range[1] > 1 and len(images) > _FOUND_HERE:
+                blocks = predict_stream(stack.enter_context(self._on_workers()), images)
+            for block in blocks:
+                found.append(np.where((block["bad"] == "")[:, None], block["found"], np.nan).astype(np.float32))
+                report(sum(map(len, found)), len(images))
         return np.concatenate(found)
+
+    @contextlib.contextmanager
+    def _on_workers(self) -> Iterator[PredictSpec]:
+        """The same with a process for each worker, which reads the model from the storage that all share."""
+        from pharmclf.training.save_model import serialize_model
+
+        config = self._config
+        location = storage.join(storage.absolute(config.storage), f"locator-{uuid.uuid4().hex}.keras")
+        storage.write_bytes(location, serialize_model(self._model))
+        try:
+            gpus = config.accelerator != "cpu"
+            yield replace(self._finder, models=(location,), actors=config.worker_range[1], gpus=gpus)
+        finally:
+            storage.delete_file(location)
 
     def compare(self, manifest: Manifest, rows: NDArray[np.int64], crops: NDArray[np.float32]) -> CropGain:
         """Frozen features of some images, whole and cropped."""
@@ -178,7 +202,7 @@ class _ProductFinder:
         def right(images: ImageSet) -> NDArray[np.bool_]:
             blocks = predict_stream(self._features, images, self._extractor)
             features = np.concatenate([block["probabilities"][:, 0] for block in blocks])
-            return cross_validate(features, labels, groups, self._seed)
+            return cross_validate(features, labels, groups, self._config.seed)
 
         with show_activity("comparing products with whole images", BUILD_MODEL_S):
             return CropGain(right(files), right(replace(files, crops=crops)), groups)

@@ -67,6 +67,21 @@ def test_small_products_are_looked_at_and_large_ones_are_not(shared_ray: None, p
     assert whole.crops is None
 
 
+@pytest.mark.ray
+def test_the_workers_of_a_cluster_find_what_this_process_finds(
+    shared_ray: None, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of more images than one process should read; what they share is gone afterwards."""
+    manifest = split(photos)
+    here = crop_images(CROPPING, manifest)
+    monkeypatch.setattr("pharmclf.crop._FOUND_HERE", 20)
+    there = crop_images(dataclasses.replace(CROPPING, num_workers="2", storage=str(tmp_path)), manifest)
+    assert here.crops is not None
+    assert there.crops is not None
+    np.testing.assert_allclose(there.crops, here.crops, atol=2e-3)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [({"crop": "off"}, ""), ({"weights": "none"}, "crop: off, since a network with random weights finds no product")],

@@ -57,7 +57,7 @@ def save_final_models(
             # one backbone for all: each phase also trains what the phases before have trained
             model = _restore_onto(config, phase, len(class_names), checkpoint, backbone, locator)
             file = MODEL_FILE if phase.name == chosen else phase_model_file(phase.name)
-            written[file] = _serialize(model)
+            written[file] = serialize_model(model)
     finally:
         keras.config.set_dtype_policy(policy)
     for file, content in written.items():
@@ -96,7 +96,8 @@ def _restore_onto(
     return build_cropping_model(locator, build_inference_model(backbone, head, CLASSIFIER))
 
 
-def _serialize(model: keras.Model) -> bytes:
+def serialize_model(model: keras.Model) -> bytes:
+    """The content of a model's `.keras` file."""
     with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
         path = Path(folder) / "model.keras"
         model.save(path)
