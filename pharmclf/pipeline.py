@@ -50,6 +50,7 @@ from pharmclf.runs.storage_index import renew_index
 from pharmclf.storage.lease import Lease
 from pharmclf.tracking import Tracker, check_tracking
 from pharmclf.training.feasible import batch_warning, check_feasible
+from pharmclf.training.time_budget import deadline
 from pharmclf.training.train_state import TrainResult
 from pharmclf.training_run import build_training_context, resolve_auto_settings, train_with_feature_cache
 
@@ -109,11 +110,8 @@ def prepare(config: RunConfig, folder: str, record: RunRecord | None, manifest: 
     """Make or read the manifest of a run, check all data that it needs, and describe them.
 
     Args:
-        config: the run.
-        folder: of the run.
         record: of the run that is resumed; None: it begins.
         manifest: with splits, for a run that begins; None: it is made from the images.
-        say: takes lines for the console.
 
     Raises:
         ConfigError: data that cannot be used, or that differ from those of the run that is resumed.
@@ -218,7 +216,8 @@ class _ActiveRun:
 
     def _train(self) -> TrainResult:
         context = build_training_context(self.config, self.folder, self.manifest, self.record.fingerprints)
-        context = dataclasses.replace(context, monitor_interval_s=self.config.monitor_interval_s)
+        ends = deadline(self.config.time_budget_s, time.monotonic() - self.started)
+        context = dataclasses.replace(context, monitor_interval_s=self.config.monitor_interval_s, deadline=ends)
         try:
             context = resolve_auto_settings(context, self.console, self.record)
             with self.console.explain_divergence():

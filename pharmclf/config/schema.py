@@ -95,6 +95,9 @@ class RunConfig:
     """Number format of cached features."""
     image_cache: Literal["auto", "on", "off"] = setting("auto", affects_result=False, per_head=True)
     """Keep decoded images on each node's local disk. auto: where reading them is ten times as fast as decoding."""
+    time_budget: str = ""
+    """Time for the whole run, as 30m or 2h: each phase is shortened after its first epoch if it would take too long.
+    Empty: no limit."""
     max_failures: int = setting(3, "number", 0, affects_result=False, per_head=True)
     """Worker crashes, node losses and hung steps after which the run restarts from its newest checkpoint."""
     node_timeout: str = setting("10m", affects_result=False, per_head=True)
@@ -166,6 +169,11 @@ class RunConfig:
         return parse_duration(self.node_timeout, "node_timeout", plain_seconds=True)
 
     @property
+    def time_budget_s(self) -> float:
+        """`time_budget` in seconds; 0: no limit."""
+        return parse_duration(self.time_budget, "time_budget", plain_seconds=True) if self.time_budget else 0.0
+
+    @property
     def microbatch_rows(self) -> int | None:
         """`microbatch` as a number; 0: a worker's whole share; None: to be found."""
         return parse_microbatch(self.microbatch)
@@ -186,6 +194,8 @@ def _check(config: RunConfig) -> None:
     parse_workers(config.num_workers)
     parse_microbatch(config.microbatch)
     parse_duration(config.node_timeout, "node_timeout", plain_seconds=True)
+    if config.time_budget and not config.time_budget_s:
+        raise ConfigError(f"time_budget: received {config.time_budget!r}, expected a time above 0, as 30m or 2h")
     check_name(config.name)
     for field_name in ("data", "storage", "weights", "init_from"):
         check_location(field_name, getattr(config, field_name))

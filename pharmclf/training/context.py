@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,6 +71,8 @@ class TrainingContext:
     """CPUs that the input pipeline of each worker may use."""
     saves_models: bool = True
     """Whether the trained models are saved; False for the trials of a sweep, of which only the best is saved."""
+    deadline: float = math.inf
+    """`time.time()` at which the run should end; phases are shortened for it."""
     monitor_interval_s: float = 0.0
     """Seconds between hardware samples of the workers; 0: none."""
 

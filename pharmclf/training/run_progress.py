@@ -48,9 +48,17 @@ class RunProgress:
         """Whether its epochs can be chosen by balanced accuracy; those of an earlier version do not have it."""
         return all(record.val_balanced_accuracy is not None for record in self.state.history)
 
+    def plan_phase(self, name: str) -> Phase:
+        """A phase, with the epochs that a time budget leaves it; they become those of its settings."""
+        if epochs := self.state.epochs.get(name):
+            settings = dataclasses.replace(getattr(self.config, name), epochs=epochs)
+            self.config = dataclasses.replace(self.config, **{name: settings})
+        (phase,) = (phase for phase in build_phases(self.config) if phase.name == name)
+        return phase
+
     def begin_phase(self, name: str) -> None:
         """Begin or resume a phase; one that diverged or has stopped early is not trained."""
-        (self.phase,) = (phase for phase in build_phases(self.config) if phase.name == name)
+        self.phase = self.plan_phase(name)
         self.is_training = self.status is TrainStatus.COMPLETE and not self.monitor.should_stop(self.config.stopping)
         self.saved_at = time.monotonic()
 

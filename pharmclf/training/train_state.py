@@ -55,10 +55,13 @@ class TrainState:
     """Name of each phase's best checkpoint."""
     epoch_sums: dict[str, float] = field(default_factory=dict)
     """Of the training steps of an epoch that is not finished: loss, correct, images, seconds."""
+    epochs: dict[str, int] = field(default_factory=dict)
+    """What a time budget leaves of a phase's epochs, by name of the phase, once it is known."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for JSON; later changes of the state do not change them."""
-        return {
+        planned = {"epochs": dict(self.epochs)} if self.epochs else {}
+        return planned | {
             "history": [record.to_dict() for record in self.history],
             "monitors": {phase: monitor.to_dict() for phase, monitor in self.monitors.items()},
             "best": dict(self.best),
@@ -74,6 +77,7 @@ class TrainState:
             self.monitors = {phase: EarlyStoppingState.from_dict(monitor) for phase, monitor in monitors}
         self.best = dict(values.get("best", self.best))
         self.epoch_sums = dict(values.get("epoch_sums", self.epoch_sums))
+        self.epochs = dict(values.get("epochs", self.epochs))
 
     def to_result(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Sequence
 
@@ -28,6 +29,7 @@ from pharmclf.training.phases import Phase, Position, build_phases
 from pharmclf.training.resume import best_weights, resume_training, verify_agreement
 from pharmclf.training.run_progress import RunProgress
 from pharmclf.training.save_model import save_final_models
+from pharmclf.training.time_budget import fit_epochs, time_for_phase
 from pharmclf.training.train_metrics import RunningEpoch
 from pharmclf.training.train_state import TrainResult, TrainStatus, finalize_best
 from pharmclf.training.train_step import Batch, TrainStep
@@ -106,7 +108,8 @@ class Trainer:
         if config.optimizer.class_weights != "off":
             self._note(BALANCED_NOTE if run.is_balanced else _UNBALANCED_NOTE)
         is_verified = False
-        for phase in build_phases(config):
+        for name in [phase.name for phase in build_phases(config)]:
+            phase = run.plan_phase(name)
             if phase.number < position.phase:
                 continue
             cached, microbatch = phase.name in job.activations, job.microbatches.get(phase.name, 0)
@@ -145,13 +148,14 @@ class Trainer:
         for run in self.runs:
             run.begin_phase(phase.name)
         batches = device_batches(job, phase, plan, plan.index(start.epoch, start.step), self.callback)
+        first, (number, first_step), epochs = self.runs[0], (start.epoch, start.step), phase.settings.epochs
         with contextlib.closing(batches):
-            for number in range(start.epoch, phase.settings.epochs):
-                if not self.active:
-                    break
-                first_step = start.step if number == start.epoch else 0
+            while self.active and number < epochs == first.state.epochs.get(phase.name, epochs):
                 if self.fit_epoch(step, RunningEpoch(self.runs, phase, plan, number, first_step), batches):
                     return True
+                number, first_step = number + 1, 0
+        if self.active and number < first.state.epochs.get(phase.name, 0):  # they are fewer now
+            return self.fit_phase(step, first.plan_phase(phase.name), Position(phase.number, number, 0))
         step.restore_best()
         return False
 
@@ -240,9 +244,24 @@ class Trainer:
             improved[run.index] = run.after_epoch(epoch.record(run.index), position)
         if improved.any():
             step.keep_best(improved)
+        self._fit_to_budget(epoch)
         self._save(step, [run for run in trained if self._is_due(run)], position)
         if trained and self.workers.is_chief:
             self.callback.on_event(self._epoch_event(epoch, trained))
+
+    def _fit_to_budget(self, epoch: RunningEpoch) -> None:
+        """Decide once in a phase how many of its epochs end in time. (all ranks)"""
+        phase, epochs, found = epoch.phase, self.runs[0].state.epochs, 0
+        if phase.name in epochs or self.job.deadline == math.inf:
+            return
+        if self.workers.is_chief and (speed := self._clock.steps_per_second(epoch.number)):
+            is_last, validation_s = phase.name == build_phases(self.job.config)[-1].name, epoch.validation.seconds
+            left = time_for_phase(self.job.deadline - time.time(), validation_s, is_last=is_last)
+            found = fit_epochs(phase, epoch.number + 1, 1.0 / speed, epoch.plan.train_steps, validation_s, left)
+            if found < phase.settings.epochs:
+                self._note(f"time budget: {phase.name} trains {found} of {phase.settings.epochs} epochs")
+        if found := int.from_bytes(self.workers.from_chief(found.to_bytes(8, "big")), "big"):  # 0: not known yet
+            epochs[phase.name] = found
 
     def _save_unfinished(self, step: TrainStep, epoch: RunningEpoch) -> None:
         """Write checkpoints after the training steps that have been started. (all ranks; the chief writes)"""

@@ -96,12 +96,17 @@ def trial_config(base: RunConfig, options: SweepOptions) -> RunConfig:
     """The plain run as its trials have it: the sweep decides the workers and the feature cache.
 
     Raises:
-        ConfigError: it says itself how many workers there are.
+        ConfigError: it says itself how many workers there are, or has a time budget.
     """
     if base.num_workers not in (AUTO, "1"):  # the default, and that of earlier versions
         raise ConfigError(
             f"--num-workers: received {base.num_workers}, but the workers of a sweep are its trials'. Give "
             f"--workers-per-trial"
+        )
+    if base.time_budget:
+        raise ConfigError(
+            f"--time-budget: received {base.time_budget}, but the trials of a sweep are compared at equal epochs. "
+            "Leave it out, and give fewer --trials"
         )
     workers = options.workers_per_trial
     return dataclasses.replace(

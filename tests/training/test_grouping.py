@@ -36,8 +36,8 @@ OWN = {  # in which members of a group may differ
     "stopping.learning_rate_floor": 0.1, "optimizer.weight_decay": 0.1, "optimizer.clip_norm": 1.0,
     "optimizer.label_smoothing": 0.1,
 }  # fmt: skip
-ALONE = {  # train on images, which are not cached, or begin with heads that are not new
-    "phase1.image_size": "128-224", "phase2.image_size": "128-224", "init_from": "runs/other",
+ALONE = {  # train on images, which are not cached, begin with heads that are not new, or have to end in time
+    "phase1.image_size": "128-224", "phase2.image_size": "128-224", "init_from": "runs/other", "time_budget": "1h",
 }  # fmt: skip
 PHASE1 = RunConfig(augment=AugmentConfig(views=2), phase2=PhaseConfig(epochs=0))
 BOTH = RunConfig(augment=AugmentConfig(views=2), unfreeze_blocks=0)
