@@ -96,7 +96,7 @@ class RunConfig:
     image_cache: Literal["auto", "on", "off"] = setting("auto", affects_result=False, per_head=True)
     """Keep decoded images on each node's local disk. auto: where reading them is ten times as fast as decoding."""
     time_budget: str = ""
-    """Time for the whole run, as 30m or 2h: each phase is shortened after its first epoch if it would take too long.
+    """Time for all of a run, as 30m or 2h: each phase is shortened after its first epoch if it would take too long.
     Empty: no limit."""
     max_failures: int = setting(3, "number", 0, affects_result=False, per_head=True)
     """Worker crashes, node losses and hung steps after which the run restarts from its newest checkpoint."""
