@@ -65,7 +65,8 @@ def describe_exit(code: int, stderr: str) -> str:
         code: its return code; -N: signal N.
         stderr: what it wrote to standard error, of which the last line is quoted.
     """
-    ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    names = {number.value: number.name for number in signal.Signals}  # without most of the real-time signals
+    ended = f"signal {names.get(-code, -code)}" if code < 0 else f"exit code {code}"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     return f"{ended}: {lines[-1]}" if lines else ended
 

@@ -15,7 +15,7 @@ _SECONDS = {"d": 86400.0, "h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0}
 def format_size(num_bytes: float) -> str:
     """Bytes of files and disks, in powers of 1000: 1.5 GB."""
     for unit, factor in _SIZES.items():
-        if num_bytes >= factor:
+        if num_bytes >= 0.99995 * factor:  # below, it rounds to 1000.0 of the unit below
             return f"{num_bytes / factor:.1f} {unit}"
     return f"{num_bytes:.0f} B"
 

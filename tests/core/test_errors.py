@@ -74,6 +74,7 @@ def test_an_error_of_the_system_is_given_by_its_reason():
     [
         (-11, "", "signal SIGSEGV"),
         (-9, "warning: x\n", "signal SIGKILL: warning: x"),
+        (-40, "", "signal 40"),  # a real-time signal, which has no name
         (1, "Traceback\nImportError: no module\n\n", "exit code 1: ImportError: no module"),
         (3, "", "exit code 3"),
     ],
