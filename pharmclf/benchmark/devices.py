@@ -7,13 +7,10 @@ import dataclasses
 import gc
 import math
 import os
-import resource
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from pharmclf.benchmark.measure import (
     MeasureOptions,
@@ -22,6 +19,7 @@ from pharmclf.benchmark.measure import (
     format_ratio,
     measure_energy,
     processor_name,
+    resident_bytes,
 )
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
@@ -30,7 +28,7 @@ from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.subprocess_call import SubprocessDiedError, run_in_subprocess
 from pharmclf.core.tables import align_columns
 from pharmclf.models.devices import configure_devices, gpu_compute_capability, peak_memory_bytes, reset_peak_memory
-from pharmclf.monitoring import DriverNvml, NvmlUnavailableError
+from pharmclf.monitoring import DriverNvml, Nvml, NvmlUnavailableError
 from pharmclf.training.phases import Phase, build_phases
 
 _CAPABILITIES = {"float32": (0, 0), "mixed_float16": (7, 0), "mixed_bfloat16": (8, 0)}  # of GPUs with fast units
@@ -79,8 +77,11 @@ def benchmark_devices(config: RunConfig, options: MeasureOptions, say: Say) -> R
     Returns:
         rows: fields of DeviceRow.
     """
-    rows = []
-    for device, gpu in [(processor_name(), None), *_list_gpus(config)]:
+    rows, devices = [], list[tuple[str, int | None]]([(processor_name(), None)])
+    if config.accelerator != "cpu":
+        with contextlib.suppress(NvmlUnavailableError):
+            devices += list_gpus(DriverNvml(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    for device, gpu in devices:
         for precision in _CAPABILITIES:
             figures = measure_steps_in_subprocess(config, build_phases(config), precision, gpu, options.seconds)
             for phase, step in figures.items():
@@ -120,18 +121,12 @@ def _skip(phases: Iterable[Phase], reason: str) -> dict[str, StepFigures]:
     return {phase.name: StepFigures(skipped=reason) for phase in phases}
 
 
-def _list_gpus(config: RunConfig) -> list[tuple[str, int | None]]:
-    """Name and index of one GPU of each kind that this process may use."""
-    if config.accelerator == "cpu":
-        return []
-    try:
-        nvml = DriverNvml()
-    except NvmlUnavailableError:
-        return []
-    allowed = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
-    kinds: dict[str, int | None] = {}
+def list_gpus(nvml: Nvml, visible: str | None) -> list[tuple[str, int]]:
+    """Name and index of one GPU of each kind; `visible` is CUDA_VISIBLE_DEVICES: None for all of them, "" for none."""
+    allowed = None if visible is None else {part.strip() for part in visible.split(",")}
+    kinds: dict[str, int] = {}
     for index in range(nvml.num_gpus):
-        if not allowed or str(index) in allowed:
+        if allowed is None or str(index) in allowed:
             kinds.setdefault(nvml.read(index).name, index)
     return list(kinds.items())
 
@@ -210,17 +205,6 @@ def _measure_step(
         memory_of="peak of TensorFlow's allocator" if gpu is not None else "growth of the process",
         joules_per_1000=1000 * (energy.joules or 0.0) / images if is_known else None,
     )
-
-
-def resident_bytes(*, peak: bool) -> int:
-    """Memory of this process now, or its peak."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # ru_maxrss also counts the process that this one was started from
-        name = "VmHWM:" if peak else "VmRSS:"
-        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-        return 1024 * int(line.split()[1])
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
 
 
 def with_ratios(rows: Sequence[DeviceRow]) -> list[DeviceRow]:

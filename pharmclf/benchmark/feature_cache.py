@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from pharmclf import pipeline, storage
+from pharmclf import storage
 from pharmclf.benchmark.measure import Report
-from pharmclf.benchmark.pharmclf_run import feature_indexes, feature_pass_s
+from pharmclf.benchmark.pharmclf_run import feature_indexes, feature_pass_s, local_runs, run_to_end
 from pharmclf.config import RunConfig, StoppingConfig
 from pharmclf.core.console import Say
 from pharmclf.core.stderr_filter import suppress_native_stderr
-from pharmclf.data.prepare import data_location
 from pharmclf.distributed.cluster import connect
 from pharmclf.models.devices import configure_devices_for
 
@@ -43,9 +42,7 @@ def benchmark_feature_cache(config: RunConfig, say: Say) -> Report:
     with suppress_native_stderr():
         configure_devices_for(config)
     connect(allow_open=config.allow_unauthenticated_cluster)
-    with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
-        data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
-        config = dataclasses.replace(config, data=data, storage=folder)
+    with local_runs(config) as config:
         faster = dataclasses.replace(config.phase1, learning_rate=2 * config.phase1.learning_rate)
         runs = {
             "streamed": _run(dataclasses.replace(config, name="streamed", feature_cache="never"), say),
@@ -62,9 +59,9 @@ def benchmark_feature_cache(config: RunConfig, say: Say) -> Report:
 def _run(config: RunConfig, say: Say) -> Report:
     before = feature_indexes(config.storage)
     began = time.perf_counter()
-    pipeline.run(config, lambda _: None)
+    folder = run_to_end(config)
     seconds = time.perf_counter() - began
-    result = storage.read_json(storage.join(config.storage, config.run_name, "result.json"))
+    result = storage.read_json(storage.join(folder, "result.json"))
     accuracy, (low, high) = result["test_accuracy"], result["test_accuracy_interval"]
     pass_s = feature_pass_s(config.storage, before)
     phases = {phase["name"]: phase["seconds"] for phase in result["phases"]}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +33,12 @@ class MeasureOptions:
     """Plain Keras as it reads images each epoch, and with decoded images kept in memory by `cache()`."""
     seconds: float = 8.0
     """Seconds of each short measurement: an input alone, a training step."""
+
+    def __post_init__(self) -> None:
+        if not self.sides:
+            raise ConfigError("--sides: received none, expected plain, cached or both. Write --sides plain cached")
+        if not 0 < self.seconds < math.inf:
+            raise ConfigError(f"--seconds: received {self.seconds:g}, expected a number above 0. Write --seconds 8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +213,22 @@ def _read_counters(rapl: Path) -> dict[str, tuple[int, int]]:
                 used, span = (int((package / name).read_text()) for name in ("energy_uj", "max_energy_range_uj"))
                 counters[package.name] = (used, span)
     return counters
+
+
+def resident_bytes(*, peak: bool) -> int:
+    """Memory of this process now, or its peak."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss also counts the process that this one was started from
+        name = "VmHWM:" if peak else "VmRSS:"
+        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+        return 1024 * int(line.split()[1])
+    return peak_resident_bytes(resource.RUSAGE_SELF)
+
+
+def peak_resident_bytes(who: int) -> int:
+    """Largest memory of a process; `who` as for `resource.getrusage`."""
+    most = resource.getrusage(who).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def processor_name() -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pharmclf import pipeline, storage
+from pharmclf import storage
 from pharmclf.benchmark import torch_finetune
 from pharmclf.benchmark.measure import AccuracyPoint
+from pharmclf.benchmark.pharmclf_run import run_to_end
 from pharmclf.benchmark.torch_finetune import TorchJob
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import RunError, describe_exit
@@ -41,11 +42,9 @@ def run_pharmclf_points(config: RunConfig, began: float) -> list[AccuracyPoint]:
     """
     epochs = config.phase1.epochs + config.phase2.epochs
     config = dataclasses.replace(config, name="run", num_checkpoints_to_keep=epochs + 1, checkpoint_interval_s=0.0)
-    if code := pipeline.run(config, lambda _: None):
-        raise RunError(f"the run ended with exit code {code}")
+    folder = run_to_end(config)
     from pharmclf.training.save_model import restore_model  # with TensorFlow, which the run has imported
 
-    folder = storage.join(storage.absolute(config.storage), config.run_name)
     manifest = Manifest.read(storage.join(folder, MANIFEST_FILE))  # with the products that the run looks at
     phases = {phase.number: phase for phase in build_phases(config)}
     numbers = {name: number for number, name in enumerate(manifest.class_names)}

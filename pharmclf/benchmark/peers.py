@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from pharmclf import storage
 from pharmclf.benchmark.measure import AccuracyPoint, PeersOptions, Report, format_number, format_ratio
 from pharmclf.benchmark.peer_runs import run_keras_points, run_pharmclf_points, run_torch_points
 from pharmclf.benchmark.torch_environment import get_or_make_torch_python
-from pharmclf.benchmark.vs_keras import link_splits
+from pharmclf.benchmark.vs_keras import prepare_comparison
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import RunError
 from pharmclf.core.subprocess_call import run_in_subprocess
 from pharmclf.core.tables import align_columns
-from pharmclf.data.prepare import data_location, split_manifest
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.metrics.intervals import share_interval
 from pharmclf.monitoring.cores import usable_cores
@@ -64,13 +60,9 @@ def benchmark_peers(config: RunConfig, options: PeersOptions, say: Say) -> Repor
         ConfigError: images that plain Keras cannot read.
     """
     points, skipped = dict[str, Sequence[AccuracyPoint]](), dict[str, str]()
-    with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
-        data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
-        config = dataclasses.replace(config, data=data, storage=f"{folder}/runs", num_workers="0", accelerator="cpu")
-        manifest = split_manifest(dataclasses.replace(config, storage=f"{folder}/scan"), folder)
+    with prepare_comparison(dataclasses.replace(config, accelerator="cpu")) as (config, manifest, splits):
         phase1, phase2 = (dataclasses.replace(phase, image_size="") for phase in (config.phase1, config.phase2))
         peers_config = dataclasses.replace(config, image_size=options.peers_image_size, phase1=phase1, phase2=phase2)
-        link_splits(manifest, Path(folder) / "splits")
         if "torch" in options.sides:
             try:
                 python = get_or_make_torch_python()
@@ -82,9 +74,7 @@ def benchmark_peers(config: RunConfig, options: PeersOptions, say: Say) -> Repor
             if side == "torch":
                 points[side] = run_torch_points(peers_config, manifest, options.peers_epochs, python)
             elif side == "keras":
-                call = partial(
-                    run_keras_points, peers_config, f"{folder}/splits", len(manifest.class_names), time.time()
-                )
+                call = partial(run_keras_points, peers_config, splits, len(manifest.class_names), time.time())
                 points[side] = run_in_subprocess(call)
             else:
                 points[side] = run_in_subprocess(partial(run_pharmclf_points, config, time.time()))

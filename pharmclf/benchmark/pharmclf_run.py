@@ -1,8 +1,10 @@
-"""The side of this package in the comparison with plain Keras, from the start of the process to the report."""
+"""Runs of this package in the benchmarks, and its side in the comparison with plain Keras."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import tempfile
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -13,9 +15,10 @@ import pandas as pd
 from pharmclf import pipeline, storage
 from pharmclf.benchmark.measure import PhaseTime, SideResult, Stopwatch, throughput
 from pharmclf.config import RunConfig
+from pharmclf.core.console import Say
 from pharmclf.core.errors import RunError
 from pharmclf.data.batch_sampler import BatchPlan
-from pharmclf.data.prepare import split_manifest
+from pharmclf.data.prepare import data_location, split_manifest
 from pharmclf.distributed.controller import with_loader_cpus
 from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.feature_cache.shards import INDEX_FILE
@@ -26,6 +29,25 @@ from pharmclf.training_run import build_training_context, feature_request
 NAME = "ours"
 _INPUT_EPOCHS = 1000  # more than are read: the stream must not end
 _TESTS = "testing the saved model"  # the start of the line that a run says after its training
+
+
+@contextlib.contextmanager
+def local_runs(config: RunConfig) -> Iterator[RunConfig]:
+    """The configuration of runs on its images in a temporary storage, which is deleted after the block."""
+    with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
+        data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
+        yield dataclasses.replace(config, data=data, storage=folder)
+
+
+def run_to_end(config: RunConfig, say: Say = lambda _: None) -> str:
+    """Train, test and report as `pharmclf train` does -> the folder of the run.
+
+    Raises:
+        RunError: it ended with another exit code than 0.
+    """
+    if code := pipeline.run(config, say):
+        raise RunError(f"the run ended with exit code {code}")
+    return storage.join(storage.absolute(config.storage), config.run_name)
 
 
 def run_pharmclf(config: RunConfig, input_s: float, began: float) -> SideResult:
@@ -46,12 +68,9 @@ def run_pharmclf(config: RunConfig, input_s: float, began: float) -> SideResult:
             watch.end("train")
 
     config = dataclasses.replace(config, name=NAME, num_workers="0")
-    code = pipeline.run(config, say)
+    folder = run_to_end(config, say)
     watch.end("test")
     whole_s = time.time() - began
-    if code:
-        raise RunError(f"the run ended with exit code {code}")
-    folder = storage.join(storage.absolute(config.storage), NAME)
     result = storage.read_json(storage.join(folder, "result.json"))
     phases = {
         each["name"]: PhaseTime(

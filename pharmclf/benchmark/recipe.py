@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,15 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pharmclf import pipeline, storage
+from pharmclf import storage
 from pharmclf.benchmark.measure import Ingredient, RecipeOptions, Report
+from pharmclf.benchmark.pharmclf_run import local_runs, run_to_end
 from pharmclf.config import RunConfig, from_dict, to_dict
 from pharmclf.core.console import Say
-from pharmclf.core.errors import RunError
 from pharmclf.core.subprocess_call import run_in_subprocess
 from pharmclf.core.tables import align_columns
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import MANIFEST_FILE, data_location
+from pharmclf.data.prepare import MANIFEST_FILE
 from pharmclf.evaluation.metrics import Estimate, paired_difference, proportion
 
 BASE = "base"
@@ -66,17 +65,14 @@ def benchmark_recipe(config: RunConfig, options: RecipeOptions, say: Say) -> Rep
     Returns:
         rows: fields of RecipeRow.
     """
-    variants = {BASE: config} | {name: add_ingredients(config, [name]) for name in options.ingredients}
-    if len(options.ingredients) > 1:
-        variants[" + ".join(options.ingredients)] = add_ingredients(config, options.ingredients)
-    scores: dict[str, list[Scores]] = {name: [] for name in variants}
-    with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
-        data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
+    with local_runs(config) as base:
+        variants = {BASE: base} | {name: add_ingredients(base, [name]) for name in options.ingredients}
+        if len(options.ingredients) > 1:
+            variants[" + ".join(options.ingredients)] = add_ingredients(base, options.ingredients)
+        scores: dict[str, list[Scores]] = {name: [] for name in variants}
         for seed in range(options.seeds):
             for number, (name, variant) in enumerate(variants.items()):
-                run = dataclasses.replace(
-                    variant, data=data, storage=folder, name=f"run-{number}-{seed}", seed=config.seed + seed
-                )
+                run = dataclasses.replace(variant, name=f"run-{number}-{seed}", seed=config.seed + seed)
                 scores[name].append(run_in_subprocess(partial(run_scored, run, time.time())))
                 say(f"{name}, seed {run.seed}: {describe(scores[name][-1])}")
     rows = compare_variants(scores)
@@ -108,10 +104,8 @@ def run_scored(config: RunConfig, began: float) -> Scores:
     Raises:
         RunError: the run failed.
     """
-    if code := pipeline.run(config, lambda _: None):
-        raise RunError(f"the run ended with exit code {code}")
+    folder = run_to_end(config)
     seconds, hits = time.time() - began, {}
-    folder = storage.join(config.storage, config.run_name)
     groups = Manifest.read(storage.join(folder, MANIFEST_FILE)).table["group"]
     for name in ("test", *config.eval_locations):
         table = pd.read_parquet(storage.join(folder, "evaluation", name, "predictions.parquet"))

@@ -5,8 +5,6 @@ Each part runs in a fresh process, on drawn data, so that its peak of memory is 
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from pharmclf.benchmark.measure import Report
+from pharmclf.benchmark.measure import Report, resident_bytes
 from pharmclf.benchmark.scaling_options import ScaleOptions
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
@@ -32,7 +30,6 @@ from pharmclf.data.splits import TRAIN, VALIDATION, split_rows
 
 _NUM_BASES = 3000  # drawn images that are blended in pairs
 _NUM_STEPS = 50  # of the batch plan
-_BYTES_OF_RSS = 1 if sys.platform == "darwin" else 1024
 
 
 def benchmark_scale(_config: RunConfig, options: ScaleOptions, say: Say) -> Report:
@@ -70,13 +67,9 @@ def benchmark_scale(_config: RunConfig, options: ScaleOptions, say: Say) -> Repo
 def _measure(prepare: Callable[[int], Callable[[], object]], size: int) -> tuple[float, float]:
     """Seconds of a part after its preparation, and MiB that its peak adds to that."""
     call = prepare(size)
-    before, began = _peak_mib(), time.perf_counter()
+    before, began = resident_bytes(peak=True), time.perf_counter()
     call()
-    return time.perf_counter() - began, _peak_mib() - before
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_OF_RSS / 2**20
+    return time.perf_counter() - began, (resident_bytes(peak=True) - before) / 2**20
 
 
 def _search_index(size: int) -> Callable[[], object]:

@@ -70,9 +70,9 @@ class ScaleOptions:
     """Classes of ten images each to split, and of one each to evaluate."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "compared", "classes"):
-            if getattr(self, name) < 10:
-                raise ConfigError(f"{_flag(name)}: received {getattr(self, name)}, expected 10 or more")
+        for name, least in {"images": 100, "compared": 10, "classes": 10}.items():  # a tenth of the images is split too
+            if getattr(self, name) < least:
+                raise ConfigError(f"{_flag(name)}: received {getattr(self, name)}, expected {least} or more")
 
 
 def _is_above_0(value: float) -> bool:

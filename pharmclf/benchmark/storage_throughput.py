@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pharmclf import storage
-from pharmclf.benchmark.measure import Report
+from pharmclf.benchmark.measure import Report, peak_resident_bytes
 from pharmclf.benchmark.stages import benchmark_job, loop_rate, stream_rate
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
@@ -73,8 +73,8 @@ def _scan_rates(data: Mapping[str, str], folder: str) -> tuple[int, float, dict[
         began = time.perf_counter()
         num_images = len(cached_manifest(location, storage.join(folder, "manifests")).table)
         rates[place] = num_images / (time.perf_counter() - began)
-    peak = max(resource.getrusage(which).ru_maxrss for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return num_images, peak / 1024, rates
+    peak = max(map(peak_resident_bytes, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return num_images, peak / 2**20, rates
 
 
 def _training_rates(config: RunConfig, data: Mapping[str, str], folder: str) -> dict[str, dict[str, float]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
@@ -12,9 +11,10 @@ import pandas as pd
 
 from pharmclf import storage
 from pharmclf.benchmark.measure import Report
+from pharmclf.benchmark.pharmclf_run import local_runs
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
-from pharmclf.data.prepare import data_location
+from pharmclf.core.errors import RunError
 from pharmclf.tuning.options import SweepOptions
 from pharmclf.tuning.sweep import run_sweep
 from pharmclf.tuning.sweep_results import TABLE_FILE
@@ -37,13 +37,14 @@ def benchmark_sweep(config: RunConfig, space: Path, say: Say) -> Report:
     """
     same = SweepOptions(trials=_NUM_TRIALS, search="random", halving=False)
     plain = dataclasses.replace(same, reuse_workers=False, batch_heads=False)
-    heads = dataclasses.replace(config, phase2=dataclasses.replace(config.phase2, epochs=0))
-    with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
-        data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
+    with local_runs(config) as config:
+        folder = config.storage
+        heads = dataclasses.replace(config, phase2=dataclasses.replace(config.phase2, epochs=0))
 
         def timed(name: str, run: RunConfig, options: SweepOptions) -> Report:
             began = time.perf_counter()
-            run_sweep(options, dataclasses.replace(run, data=data, storage=folder, name=name), space, lambda _: None)
+            if code := run_sweep(options, dataclasses.replace(run, name=name), space, lambda _: None):
+                raise RunError(f"the sweep ended with exit code {code}")
             seconds = time.perf_counter() - began
             table = pd.read_parquet(f"{folder}/{name}/{TABLE_FILE}")
             result = storage.read_json(f"{folder}/{name}/{SWEEP_FILE}")["result"]

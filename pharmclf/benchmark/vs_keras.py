@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,14 @@ import numpy as np
 from pharmclf import storage
 from pharmclf.benchmark.keras_run import run_keras
 from pharmclf.benchmark.measure import MeasureOptions, Report, SideResult, format_number, format_ratio
-from pharmclf.benchmark.pharmclf_run import run_pharmclf
+from pharmclf.benchmark.pharmclf_run import local_runs, run_pharmclf
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.subprocess_call import run_in_subprocess
 from pharmclf.core.tables import align_columns
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import data_location, split_manifest
+from pharmclf.data.prepare import split_manifest
 from pharmclf.data.splits import SPLITS
 from pharmclf.evaluation.metrics import Estimate, proportion
 
@@ -66,18 +66,11 @@ def benchmark_vs_keras(config: RunConfig, options: MeasureOptions, say: Say) -> 
     Raises:
         ConfigError: images that plain Keras cannot read.
     """
-    if not options.sides:
-        raise ConfigError("--sides: received none, expected plain, cached or both. Write --sides plain cached")
-    with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
-        data = storage.absolute(data_location(dataclasses.replace(config, storage=folder)))
-        config = dataclasses.replace(config, data=data, storage=f"{folder}/runs", num_workers="0")
-        # below another storage, so that the run has to scan the images itself
-        manifest = split_manifest(dataclasses.replace(config, storage=f"{folder}/scan"), folder)
-        link_splits(manifest, Path(folder) / "splits")
+    with prepare_comparison(config) as (config, manifest, splits):
         results: dict[str, SideResult] = {}
         for name in options.sides:
             say(f"training in {TITLES[name]}")
-            settings = config, f"{folder}/splits", len(manifest.class_names), name == "cached", options.seconds
+            settings = config, splits, len(manifest.class_names), name == "cached", options.seconds
             results[name] = run_in_subprocess(partial(run_keras, *settings, time.time()))
         say("training with this package")
         results[OURS] = run_in_subprocess(partial(run_pharmclf, config, options.seconds, time.time()))
@@ -91,6 +84,21 @@ def benchmark_vs_keras(config: RunConfig, options: MeasureOptions, say: Say) -> 
         "test_images": len(manifest.rows("test")), "sides": {name: side_to_dict(side) for name, side in sides.items()},
         "rows": [dataclasses.asdict(row) for row in rows], "comparable": is_comparable(sides),
     }  # fmt: skip
+
+
+@contextlib.contextmanager
+def prepare_comparison(config: RunConfig) -> Iterator[tuple[RunConfig, Manifest, str]]:
+    """A run in this process in an empty storage, its images with their splits, and the folder of `link_splits`.
+
+    Raises:
+        ConfigError: as `link_splits`.
+    """
+    with local_runs(dataclasses.replace(config, num_workers="0")) as local:
+        folder = local.storage
+        # below another storage, so that the run has to scan the images itself
+        manifest = split_manifest(dataclasses.replace(local, storage=f"{folder}/scan"), folder)
+        link_splits(manifest, Path(folder) / "splits")
+        yield dataclasses.replace(local, storage=f"{folder}/runs"), manifest, f"{folder}/splits"
 
 
 def side_to_dict(side: Side) -> Report:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from pharmclf.benchmark import devices
-from pharmclf.benchmark.devices import StepFigures, measure_steps
+from pharmclf.benchmark.devices import StepFigures, list_gpus, measure_steps
 from pharmclf.config import ConfigError, HeadConfig, RunConfig
 from pharmclf.core.subprocess_call import run_in_subprocess
+from pharmclf.monitoring import GpuReading
 from pharmclf.training.phases import Phase, build_phases
 
 CONFIG = RunConfig(image_size=32, batch_size=4, weights="none", num_workers="0", head=HeadConfig(dense=()))
@@ -55,3 +56,18 @@ def test_bad_input_is_not_taken_for_a_device_that_cannot(monkeypatch: pytest.Mon
     monkeypatch.setattr(devices, "measure_steps", refuses)
     with pytest.raises(ConfigError, match="nothing of the kind"):
         devices.measure_steps_in_subprocess(CONFIG, PHASES, "float32", None, 2.0)
+
+
+class TwoCards:
+    num_gpus = 2
+
+    def read(self, index: int) -> GpuReading:
+        return GpuReading(index=index, name=f"card {index}")
+
+    def processes(self, index: int) -> list[Any]:  # noqa: ARG002
+        return []
+
+
+@pytest.mark.parametrize(("visible", "indices"), [(None, [0, 1]), ("1", [1]), ("0, 1", [0, 1]), ("", []), ("-1", [])])
+def test_only_gpus_that_the_process_may_see_are_measured(visible: str | None, indices: list[int]):
+    assert [index for _, index in list_gpus(TwoCards(), visible)] == indices

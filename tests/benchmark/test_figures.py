@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pharmclf.benchmark.devices import DeviceRow, devices_table, with_ratios
-from pharmclf.benchmark.measure import PhaseTime, SideResult, measure_energy, throughput
+from pharmclf.benchmark.measure import MeasureOptions, PhaseTime, SideResult, measure_energy, throughput
 from pharmclf.benchmark.plots import plot_report
 from pharmclf.benchmark.vs_keras import Side, compare, comparison_table, is_comparable, link_splits, side_to_dict
 from pharmclf.config import ConfigError
@@ -164,3 +164,16 @@ def test_images_that_plain_keras_cannot_read_are_named(drawn_manifest: Manifest,
     table.loc[3, "path"] = "/images/one.webp"
     with pytest.raises(ConfigError, match=r"/images/one.webp and 1 images in all: plain Keras reads"):
         link_splits(Manifest(table, drawn_manifest.class_names), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seconds": 0.0}, "--seconds: received 0, expected a number above 0"),
+        ({"seconds": float("nan")}, "--seconds: received nan, expected a number above 0"),
+        ({"sides": ()}, "--sides: received none, expected plain, cached or both"),
+    ],
+)
+def test_options_with_which_nothing_is_measured_are_refused(values: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        MeasureOptions(**values)

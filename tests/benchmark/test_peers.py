@@ -175,9 +175,9 @@ def test_the_network_in_pytorch_gives_the_reference_outputs(torch_python: Path):
     """Raw images in, logits out: no number of 8 x 1000 differs by more than 0.001."""
     if not REFERENCE.is_file():
         pytest.skip(f"the reference outputs are missing: {REFERENCE}")
-    from pharmclf.models.efficientnet_lite import packaged_lite0_path
+    from pharmclf.models.efficientnet_lite import packaged_weights_path
 
-    command = [torch_python, "-I", "-c", _COMPARE, program, packaged_lite0_path(), REFERENCE]
+    command = [torch_python, "-I", "-c", _COMPARE, program, packaged_weights_path(CONFIG.backbone), REFERENCE]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= 1e-3
