@@ -27,8 +27,12 @@ from pharmclf.distributed.cluster import connect, device_kind, resolve_workers, 
 from pharmclf.distributed.controller import train_on_workers
 from pharmclf.distributed.microbatch_search import resolve_microbatches
 from pharmclf.feature_cache.cache_policy import PhaseDemand
-from pharmclf.feature_cache.manager import FeatureRequest, delete_corrupted, fallback_message, get_or_compute
-from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, FeatureCacheUnavailableError
+from pharmclf.feature_cache.manager import FeatureRequest, fallback_message, get_or_compute
+from pharmclf.feature_cache.shards import (
+    FeatureCacheCorruptedError,
+    FeatureCacheUnavailableError,
+    delete_corrupted,
+)
 from pharmclf.models.devices import with_precision
 from pharmclf.models.precision import run_precision
 from pharmclf.runs.record import RunRecord, resolve_weights_path, run_fingerprints

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
-from pharmclf.core.hashing import sha256_file
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.units import format_size
 from pharmclf.data.manifest import Manifest
@@ -34,7 +33,6 @@ from pharmclf.feature_cache.shards import (
     files_by_split,
     missing_shards,
     open_features,
-    sha256_in_name,
     write_index,
 )
 from pharmclf.models.backbone_split import SplitCost, check_depth
@@ -245,23 +243,6 @@ def _finalize(target: CacheTarget, seconds: float, incomplete: Mapping[ShardId, 
     for name in replaced:
         storage.delete_file(storage.join(target.location, name))
     return {}
-
-
-def delete_corrupted(caches: Iterable[CachedFeatures]) -> int:
-    """Delete the shards whose content does not have the sha256 in their names -> their number.
-
-    `get_or_compute` computes them again.
-    """
-    num_deleted = 0
-    for cache in caches:
-        for _, _, name in existing_shards(cache.location, cache.layout):
-            location = storage.join(cache.location, name)
-            with storage.local_file(location) as path:
-                is_damaged = sha256_file(path) != sha256_in_name(name)
-            if is_damaged:
-                storage.delete_file(location)
-                num_deleted += 1
-    return num_deleted
 
 
 class _LeaseGroup(contextlib.ExitStack):

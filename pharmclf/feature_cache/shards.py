@@ -8,10 +8,11 @@ run that has computed it, and counts as missing for every other run.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import RunError
-from pharmclf.core.hashing import sha256_bytes
+from pharmclf.core.hashing import sha256_bytes, sha256_file
 from pharmclf.data.manifest import Manifest
 from pharmclf.feature_cache.cache_key import SPLITS, KeyParts
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
@@ -204,6 +205,24 @@ def existing_shards(location: str, layout: ShardLayout, *, complete: bool = True
             if entry.size_bytes == layout.shard_bytes(section, shard):
                 existing.append((section.name, shard, name))
     return existing
+
+
+def delete_corrupted(caches: Iterable[CachedFeatures]) -> int:
+    """Delete the shards whose content does not have the sha256 in their names -> their number.
+
+    `manager.get_or_compute` computes them again.
+    """
+    num_deleted = 0
+    for cache in caches:
+        for _, _, name in existing_shards(cache.location, cache.layout):
+            location = storage.join(cache.location, name)
+            with contextlib.suppress(FileNotFoundError):  # another process has deleted it
+                with storage.local_file(location) as path:
+                    is_damaged = sha256_file(path) != sha256_in_name(name)
+                if is_damaged:
+                    storage.delete_file(location)
+                    num_deleted += 1
+    return num_deleted
 
 
 def missing_shards(layout: ShardLayout, names: Mapping[ShardId, str]) -> list[ShardId]:

@@ -27,8 +27,8 @@ from pharmclf.core.events import EpochEnd, Event, HeadsEpochEnd, ImagesQuarantin
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.manifest import Manifest
-from pharmclf.feature_cache.manager import delete_corrupted, get_or_compute
-from pharmclf.feature_cache.shards import FeatureCacheCorruptedError
+from pharmclf.feature_cache.manager import get_or_compute
+from pharmclf.feature_cache.shards import FeatureCacheCorruptedError, delete_corrupted
 from pharmclf.runs.record import RunRecord
 from pharmclf.storage.lease import EXPIRES_S, Lease, LeaseHeldError
 from pharmclf.training.context import TrainingContext, TrainingDivergedError

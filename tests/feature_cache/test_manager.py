@@ -22,9 +22,9 @@ from pharmclf.core.signals import StopRequested
 from pharmclf.data.manifest import Manifest
 from pharmclf.feature_cache.cache_key import cache_root
 from pharmclf.feature_cache.cache_policy import PhaseDemand
-from pharmclf.feature_cache.manager import FeatureRequest, delete_corrupted, get_or_compute
+from pharmclf.feature_cache.manager import FeatureRequest, get_or_compute
 from pharmclf.feature_cache.reader import FeatureReader
-from pharmclf.feature_cache.shards import CachedFeatures
+from pharmclf.feature_cache.shards import CachedFeatures, delete_corrupted
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 

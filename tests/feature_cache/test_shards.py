@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from pharmclf.feature_cache.shards import (
     FeatureCacheCorruptedError,
     ShardLayout,
     SplitShards,
+    delete_corrupted,
     existing_shards,
     missing_shards,
     open_features,
@@ -101,6 +104,24 @@ def test_a_damaged_shard_is_found_by_its_hash(kept: CachedFeatures):
     assert reader.read("train", np.array([1]), 0).shape == (1, 3, 5)
     with pytest.raises(FeatureCacheCorruptedError, match=r"train-000001.*damaged"):
         reader.read("train", np.array([13]), 0)
+
+
+def test_several_trials_may_delete_the_same_damaged_shards(tmp_path: Path):
+    """They find the damage at the same time; a shard that another one has deleted is no failure."""
+    layout = layout_of(200, 1)
+    names = fill(str(tmp_path), layout)
+    for path in tmp_path.glob("*.npy"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    cache = CachedFeatures(str(tmp_path), layout, {}, {})
+    together = threading.Barrier(4)
+
+    def delete(_: int) -> int:
+        together.wait()
+        return delete_corrupted([cache])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(delete, range(4))) >= len(names)
+    assert existing_shards(str(tmp_path), layout) == []
 
 
 def test_a_shard_that_is_gone_is_named(kept: CachedFeatures):
