@@ -95,8 +95,9 @@ def _compute_ranges(plan: ExtractionPlan, files: Mapping[str, ImageSet], check: 
     if plan.config.worker_range == (0, 0):  # this process trains: no other needs TensorFlow
         extractor = FeatureExtractor(plan)
         extractor.check = check
-        blocks = prefetch(iter(range(len(ranges))), lambda number: decode_range(plan, number, files), depth=1)
-        yield from map(extractor, blocks)
+        numbers = iter(range(len(ranges)))
+        with contextlib.closing(prefetch(numbers, lambda number: decode_range(plan, number, files), depth=1)) as blocks:
+            yield from map(extractor, blocks)
         return
     shared = ray.put(dict(files))
     size = max(span.count for span in ranges)
