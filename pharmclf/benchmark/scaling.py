@@ -49,9 +49,6 @@ if TYPE_CHECKING:  # imports TensorFlow
     from pharmclf.benchmark.scaling_worker import WorkerMeasurement
 
 PLOT_FILE = "benchmark-scaling.png"
-_NUM_ROUNDS = 9
-_NUM_STEPS = 2
-_NUM_STREAMED_STEPS = 8
 _MAX_SPREAD = 1.15  # above it the machine has other load
 _BATCHES: dict[BatchScaling, str] = {"fixed": "the same global batch", "grown": "a global batch for each worker"}
 
@@ -204,10 +201,7 @@ def _worker(settings: dict[str, Any]) -> tuple[WorkerMeasurement, str]:
     from pharmclf.benchmark import scaling_worker
     from pharmclf.training import collectives
 
-    plan = scaling_worker.MeasurePlan(
-        job=job, sizes=settings["sizes"], rounds=_NUM_ROUNDS, steps=_NUM_STEPS, streamed_steps=_NUM_STREAMED_STEPS
-    )
-    measured = scaling_worker.measure(plan, collectives.init_distributed(cores))
+    measured = scaling_worker.measure(job, settings["sizes"], collectives.init_distributed(cores))
     nodes = "all on one node, whose memory they share" if workers_here > 1 else "a node for each"
     return measured, f"{format_count(cores, 'core')} each, {nodes}"
 

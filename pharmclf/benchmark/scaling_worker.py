@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,23 +22,10 @@ from pharmclf.training.model_step import build_networks
 from pharmclf.training.phases import Phase, build_phases
 
 _FLAT_BYTES = (4, 1 << 20, 16 << 20)  # of the all-reduces for the latency and speed of the link
+_NUM_ROUNDS = 9  # each measures everything once; the best one counts
+_NUM_STEPS = 2  # in a row, of each measurement of a round
+_NUM_STREAMED_STEPS = 8  # of each phase
 _PLANNED_EPOCHS = 60  # so many that the stream prefetches until it must wait, as in a run
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasurePlan:
-    """What is measured."""
-
-    job: TrainingContext
-    """With complete batches."""
-    sizes: tuple[int, ...]
-    """Images of a step of one worker; the last one is the run's batch."""
-    rounds: int
-    """Each measures everything once; the best round counts."""
-    steps: int
-    """In a row, of each measurement of a round."""
-    streamed_steps: int
-    """Of each phase, on images from the stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,31 +38,38 @@ class WorkerMeasurement:
     phases: dict[str, PhaseMeasurement]
 
 
-def measure(plan: MeasurePlan, workers: Workers) -> WorkerMeasurement:
-    """Measure all phases. (all ranks)"""
-    job, precision = plan.job, resolve_precision(plan.job.config.precision, gpu_compute_capability())
+def measure(job: TrainingContext, sizes: Sequence[int], workers: Workers) -> WorkerMeasurement:
+    """Measure all phases. (all ranks)
+
+    Args:
+        job: with complete batches.
+        sizes: images of a step of one worker; the last one is the run's batch.
+        workers: all of them.
+    """
+    precision = resolve_precision(job.config.precision, gpu_compute_capability())
     alone = collectives.single_worker()
     networks = build_networks(job, alone, precision)
     shared = build_networks(job, workers, precision) if workers.world > 1 else None
     gather = allreduce_fn(workers, [tf.zeros(())])
     flats = [allreduce_fn(workers, [tf.zeros(size // 4)]) for size in _FLAT_BYTES] if shared else []
     phases = {
-        phase.name: _PhaseTimer(plan, phase, workers, networks, shared, precision) for phase in build_phases(job.config)
+        phase.name: _PhaseTimer(job, sizes, phase, workers, networks, shared, precision)
+        for phase in build_phases(job.config)
     }
 
     flat_s: list[list[float]] = [[] for _ in flats]
-    for _ in range(plan.rounds):
+    for _ in range(_NUM_ROUNDS):
         for phase in phases.values():
             phase.measure(gather)
         for seconds, flat in zip(flat_s, flats, strict=True):
-            seconds.append(_seconds(gather, flat, plan.steps))
+            seconds.append(_seconds(gather, flat))
     results = {name: phase.result() for name, phase in phases.items()}
 
     for group in (alone, workers) if shared else (alone,):
         gather()
         if group is workers or workers.is_chief:
             steps = {name: phase.step_of(group) for name, phase in phases.items()}
-            for name, streamed in _measure_streamed(plan, group, steps).items():
+            for name, streamed in _measure_streamed(job, group, steps).items():
                 results[name].streamed.append(streamed)
     gather()  # a worker that ends breaks the calls of the others
     flat_points = [(size, min(seconds)) for size, seconds in zip(_FLAT_BYTES, flat_s, strict=False)]
@@ -87,42 +81,31 @@ class _PhaseTimer:
 
     def __init__(
         self,
-        plan: MeasurePlan,
+        job: TrainingContext,
+        sizes: Sequence[int],
         phase: Phase,
         workers: Workers,
         networks: Networks,
         shared: Networks | None,
         precision: str,
     ) -> None:
-        """Trace all steps. (all ranks)
-
-        Args:
-            plan: what is measured.
-            phase: the phase.
-            workers: all of them.
-            networks: of this worker.
-            shared: networks of all workers; None where there is one.
-            precision: of the steps.
-        """
-        self._workers, self._steps = workers, plan.steps
+        """Trace all steps, on `networks` of this worker and on `shared` ones, None where it is alone. (all ranks)"""
+        self._workers = workers
 
         def trace(group: Workers, group_networks: Networks, batch_size: int) -> TimedStep:
-            job = replace(plan.job, config=replace(plan.job.config, batch_size=batch_size))
-            step = build_step(job, phase, group, group_networks, precision)
+            of_size = replace(job, config=replace(job.config, batch_size=batch_size))
+            step = build_step(of_size, phase, group, group_networks, precision)
             step()
             return step
 
-        self._single = {size: trace(collectives.single_worker(), networks, size) for size in plan.sizes}
-        trained = self._single[plan.sizes[-1]].model.trained
+        self._single = {size: trace(collectives.single_worker(), networks, size) for size in sizes}
+        trained = self._single[sizes[-1]].model.trained
         self._parameters = sum(int(np.prod(variable.shape)) for variable in trained)
         self._shared: dict[BatchScaling, TimedStep] = {}
         self._bare: Callable[[], None] | None = None
         if shared is not None:
-            total = plan.sizes[-1]
-            self._shared = {
-                "fixed": trace(workers, shared, total),
-                "grown": trace(workers, shared, total * workers.world),
-            }
+            grown = sizes[-1] * workers.world
+            self._shared = {"fixed": trace(workers, shared, sizes[-1]), "grown": trace(workers, shared, grown)}
             self._bare = allreduce_fn(workers, [*(tf.zeros(variable.shape) for variable in trained), tf.zeros(3)])
         self._alone: dict[int, list[float]] = {size: [] for size in self._single}
         self._beside: dict[int, list[float]] = {size: [] for size in self._single if shared is not None}
@@ -134,13 +117,13 @@ class _PhaseTimer:
         for size, seconds in self._alone.items():
             gather()
             if self._workers.is_chief:
-                seconds.append(_seconds(lambda: None, self._single[size], self._steps))
+                seconds.append(_seconds(lambda: None, self._single[size]))
         for size, seconds in self._beside.items():
-            seconds.append(_seconds(gather, self._single[size], self._steps))
+            seconds.append(_seconds(gather, self._single[size]))
         for kind, seconds in self._together.items():
-            seconds.append(_seconds(gather, self._shared[kind], self._steps))
+            seconds.append(_seconds(gather, self._shared[kind]))
         if self._bare:
-            self._bare_s.append(_seconds(gather, self._bare, self._steps))
+            self._bare_s.append(_seconds(gather, self._bare))
 
     def result(self) -> PhaseMeasurement:
         """The times, on the chief; nothing is streamed yet. (all ranks)"""
@@ -181,9 +164,8 @@ def _slowest(workers: Workers, times: list[list[float]]) -> list[float]:
     return [float(seconds) for seconds in slowest.min(axis=-1)]
 
 
-def _measure_streamed(plan: MeasurePlan, group: Workers, steps: Mapping[str, TimedStep]) -> dict[str, StreamedSteps]:
+def _measure_streamed(job: TrainingContext, group: Workers, steps: Mapping[str, TimedStep]) -> dict[str, StreamedSteps]:
     """Steps on images from the stream, phase after phase on one pipeline. (all ranks of the group)"""
-    job = plan.job
     phases = build_phases(job.config)
     no_rows = job.validation_rows[:0]
     settings = job.config.batch_size, job.config.seed, phases[0].first_epoch, _PLANNED_EPOCHS
@@ -193,7 +175,7 @@ def _measure_streamed(plan: MeasurePlan, group: Workers, steps: Mapping[str, Tim
         for phase in phases:
             steps[phase.name].train(next(batches))
             wait_s, step_s = list[float](), list[float]()
-            for _ in range(plan.streamed_steps):
+            for _ in range(_NUM_STREAMED_STEPS):
                 began = time.perf_counter()
                 batch = next(batches)
                 wait_s.append(time.perf_counter() - began)
@@ -207,10 +189,10 @@ def _measure_streamed(plan: MeasurePlan, group: Workers, steps: Mapping[str, Tim
     return results
 
 
-def _seconds(gather: Callable[[], None], work: Callable[[], object], times: int) -> float:
+def _seconds(gather: Callable[[], None], work: Callable[[], object]) -> float:
     """Mean seconds of calls in a row, which all workers begin at the same time."""
     gather()
     began = time.perf_counter()
-    for _ in range(times):
+    for _ in range(_NUM_STEPS):
         work()
-    return (time.perf_counter() - began) / times
+    return (time.perf_counter() - began) / _NUM_STEPS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pharmclf import storage
-from pharmclf.benchmark.measure import Report
+from pharmclf.benchmark.measure import Report, throughput
 from pharmclf.config import PhaseConfig, RunConfig, StoppingConfig, refuse_auto
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
@@ -124,13 +125,8 @@ def _plan(job: TrainingContext, phase: Phase, epochs: int) -> BatchPlan:
 def stream_rate(job: TrainingContext, phase: Phase) -> float:
     """Images/s of the stream alone, from the second epoch on."""
     plan = _plan(job, phase, 1 + -(-_STREAM_IMAGES // len(job.train_rows)))
-    images, began = 0, 0.0
-    for index, _ in enumerate(load_batches(plan, job.images, job.config.image_size, num_cpus=job.loader_cpus)):
-        if index == plan.steps_per_epoch - 1:
-            began = time.perf_counter()
-        elif index >= plan.steps_per_epoch:
-            images += plan.step(index).count
-    return images / (time.perf_counter() - began)
+    batches = load_batches(plan, job.images, job.config.image_size, num_cpus=job.loader_cpus)
+    return throughput((plan.step(index).count for index, _ in enumerate(batches)), plan.steps_per_epoch, math.inf)
 
 
 def _step_rate(job: TrainingContext, phase: Phase) -> float:
