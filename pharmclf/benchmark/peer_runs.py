@@ -22,7 +22,6 @@ from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE
 from pharmclf.data.ray_loader import load_images
-from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.training.checkpoint import METADATA_FILE, list_checkpoints
 from pharmclf.training.phases import build_phases
@@ -65,28 +64,6 @@ def run_pharmclf_points(config: RunConfig, began: float) -> list[AccuracyPoint]:
         )
         points.append(point)
     return points
-
-
-def run_keras_points(config: RunConfig, folder: str, num_classes: int, began: float) -> list[AccuracyPoint]:
-    """Train the same two phases in plain Keras on whole images, with decoded images kept in memory.
-
-    Args:
-        config: the run.
-        folder: class folders of the splits.
-        num_classes: number of classes.
-        began: `time.time()` at the start of this process.
-    """
-    with suppress_native_stderr():
-        from pharmclf.benchmark import keras_baseline
-
-        configure_devices(deterministic=False, gpus=config.accelerator != "cpu")
-        splits = Path(folder)
-        data = keras_baseline.datasets(config, splits, cached=True)
-        counts = np.array([len(list(each.iterdir())) for each in sorted((splits / "train").iterdir())])
-        recorder = keras_baseline.AccuracyRecorder(data, splits, began)
-        model = keras_baseline.build_baseline(config, num_classes)
-        keras_baseline.train_baseline(model, config, data, counts, [recorder])
-        return recorder.points
 
 
 def run_torch_points(config: RunConfig, manifest: Manifest, epochs: int, python: Path) -> list[AccuracyPoint]:
