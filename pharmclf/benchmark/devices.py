@@ -71,8 +71,6 @@ def benchmark_devices(config: RunConfig, options: MeasureOptions, say: Say) -> R
 
     Args:
         config: backbone, image size, batch and unfreeze depth; the weights are random, the images noise.
-        options: seconds of each measurement.
-        say: receives lines for the console.
 
     Returns:
         rows: fields of DeviceRow.
@@ -137,11 +135,8 @@ def measure_steps(
     """Measure the step of each phase in this process; the import of TensorFlow is paid once for all.
 
     Args:
-        config: the run.
         phases: in the order of a run, by rising need of memory: a process keeps what it has allocated.
-        precision: of the steps.
         gpu: index by the order of the PCI bus; None: the processors.
-        seconds: of each measurement.
 
     Raises:
         ConfigError: bad input.

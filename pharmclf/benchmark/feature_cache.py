@@ -30,7 +30,6 @@ def benchmark_feature_cache(config: RunConfig, say: Say) -> Report:
 
     Args:
         config: data, backbone, epochs, `augment.views` (1 or more), unfreeze depth and learning rates of the runs.
-        say: receives lines for the console.
 
     Returns:
         runs: for "streamed", "kept" and "again" seconds of the pass that computes the features, of the phases and in

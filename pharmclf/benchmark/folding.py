@@ -25,7 +25,6 @@ def benchmark_folding(config: RunConfig, say: Say) -> Report:
 
     Args:
         config: batch size and image size.
-        say: receives lines for the console.
 
     Returns:
         rows: for each network and kind ("forward", or the number of trained blocks) `plain` and `folded` images/s, and

@@ -36,7 +36,6 @@ def benchmark_inference(config: RunConfig, say: Say) -> Report:
 
     Args:
         config: data, backbone, head and image size. The weights are random.
-        say: receives lines for the console.
 
     Returns:
         rows: `what`, `images_per_second`, those of the `forward` pass, and `share`, their ratio.
@@ -97,8 +96,6 @@ def _stream_rate(spec: PredictSpec, paths: pa.Array, skipped: int, measured: int
     """Images/s from files; few images are repeated.
 
     Args:
-        spec: of the prediction.
-        paths: of the images.
         skipped: images at the start that do not count: they were decoded while the process started.
         measured: images after them.
     """

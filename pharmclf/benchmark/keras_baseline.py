@@ -193,8 +193,6 @@ class AccuracyRecorder(keras.callbacks.Callback):
         """Begin.
 
         Args:
-            data: of `datasets`.
-            folder: of the splits.
             began: `time.time()` at the start of the process.
         """
         super().__init__()

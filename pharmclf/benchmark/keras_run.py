@@ -21,8 +21,6 @@ def run_keras(
 
     Args:
         folder: class folders of the splits.
-        cached: keep decoded images in memory.
-        input_s: seconds of measuring the input alone.
         began: `time.time()` at the start of this process.
     """
     watch, splits = Stopwatch(began), Path(folder)

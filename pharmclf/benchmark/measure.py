@@ -146,10 +146,7 @@ def throughput(sizes: Iterator[int], first: int, seconds: float, now: Callable[[
     """Images/s.
 
     Args:
-        sizes: images of one batch after the other.
         first: number of batches at the start that are left out: those of the first epoch.
-        seconds: length of the measurement.
-        now: the clock.
     """
     images, began = 0, 0.0
     for index, size in enumerate(sizes):
@@ -176,8 +173,6 @@ def measure_energy(nvml: Nvml | None, gpu: int, rapl: Path = RAPL) -> Iterator[E
 
     Args:
         nvml: the GPUs; None: the processors.
-        gpu: index of the GPU.
-        rapl: folder of the processors' counters.
     """
     energy = Energy()
     if nvml is None:

@@ -72,8 +72,6 @@ def run_torch_points(config: RunConfig, manifest: Manifest, epochs: int, python:
     Args:
         config: the run, for its image size and seed.
         manifest: with splits, of images on a local disk.
-        epochs: number of epochs.
-        python: of the environment with PyTorch.
 
     Raises:
         RunError: the program failed.

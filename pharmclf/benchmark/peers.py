@@ -51,7 +51,6 @@ def benchmark_peers(config: RunConfig, options: PeersOptions, say: Say) -> Repor
     Args:
         config: the run, and the job in plain Keras; both train without GPUs, as PyTorch does.
         options: the contestants, the target, the epochs in PyTorch.
-        say: receives lines for the console.
 
     Returns:
         rows: fields of PeerRow; curves: of each contestant [seconds, test accuracy of its best model so far];
@@ -118,7 +117,6 @@ def compare_curves(
     Args:
         curves: of `best_so_far`, by contestant.
         groups: of near duplicates, of each test image.
-        target: test accuracy.
     """
     times = {side: time_to(curve, target) for side, curve in curves.items()}
     ours = times[OURS]

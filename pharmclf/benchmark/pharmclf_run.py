@@ -54,8 +54,6 @@ def run_pharmclf(config: RunConfig, input_s: float, began: float) -> SideResult:
     """Train, test and report as `pharmclf train` does, in a storage that is empty.
 
     Args:
-        config: the run.
-        input_s: seconds of measuring each input alone.
         began: `time.time()` at the start of this process.
     """
     watch = Stopwatch(began)
@@ -97,12 +95,7 @@ def run_pharmclf(config: RunConfig, input_s: float, began: float) -> SideResult:
 
 
 def feature_pass_s(location: str, before: Collection[str] = ()) -> float:
-    """Seconds of the pass that computed the feature cache below a local storage; 0 without one.
-
-    Args:
-        location: the storage.
-        before: index files of earlier passes.
-    """
+    """Seconds of the pass that computed the feature cache below a local storage; 0 without one."""
     indexes = [storage.read_json(path) for path in feature_indexes(location) if path not in before]
     return max((float(index["seconds"]) for index in indexes), default=0.0)  # one pass writes them all
 

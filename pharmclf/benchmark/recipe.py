@@ -59,8 +59,6 @@ def benchmark_recipe(config: RunConfig, options: RecipeOptions, say: Say) -> Rep
 
     Args:
         config: the base; sets of `eval_data` are compared besides the test split.
-        options: number of seeds, and the ingredients.
-        say: receives lines for the console.
 
     Returns:
         rows: fields of RecipeRow.
@@ -98,7 +96,6 @@ def run_scored(config: RunConfig, began: float) -> Scores:
     """Train and test a run, in the process of the caller.
 
     Args:
-        config: the run.
         began: `time.time()` at the start of this process.
 
     Raises:

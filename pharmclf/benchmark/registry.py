@@ -81,8 +81,6 @@ def run_benchmark(name: str, config: RunConfig, options: BenchmarkOptions) -> Re
     """Run a benchmark, and write its report and its plot below the storage.
 
     Args:
-        name: of the benchmark.
-        config: what is measured.
         options: of the benchmark; None where it has none.
     """
     place = storage.absolute(config.storage)
@@ -107,12 +105,7 @@ def run_benchmark(name: str, config: RunConfig, options: BenchmarkOptions) -> Re
 def run_benchmarks(
     names: Sequence[str], settings: Mapping[str, tuple[BenchmarkOptions, RunConfig]]
 ) -> dict[str, Report]:
-    """Run several benchmarks, each in a fresh process -> reports by name; that of a failed one has the reason.
-
-    Args:
-        names: of the benchmarks.
-        settings: options and configuration of each, by name.
-    """
+    """Run several benchmarks, each in a fresh process -> reports by name; that of a failed one has the reason."""
     reports: dict[str, Report] = {}
     for name in names:
         print_result(f"=== {name}")

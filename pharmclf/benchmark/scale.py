@@ -35,11 +35,6 @@ _NUM_STEPS = 50  # of the batch plan
 def benchmark_scale(_config: RunConfig, options: ScaleOptions, say: Say) -> Report:
     """Measure each part at its size.
 
-    Args:
-        _config: not used.
-        options: the sizes.
-        say: receives lines for the console.
-
     Returns:
         rows: for each part its name, size, seconds and peak of memory in MiB, without that of its imports and its data;
         ratios.

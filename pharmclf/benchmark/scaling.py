@@ -60,8 +60,6 @@ def benchmark_scaling(config: RunConfig, options: ScalingOptions, say: Say) -> R
 
     Args:
         config: data, backbone, batch and image size; `workers` does not count, `accelerator` cpu leaves GPUs unused.
-        options: of the forecast.
-        say: receives lines for the console.
 
     Returns:
         rows of the forecast; phases: fields of PhaseFit; link, stream, assumptions; holds: no step differs from the
@@ -208,10 +206,6 @@ def _worker(settings: dict[str, Any]) -> tuple[WorkerMeasurement, str]:
 
 def _pin_to_cores(local_rank: int, workers_here: int) -> int:
     """Keep this process to its part of the node's cores, so that one worker is as fast as each of many.
-
-    Args:
-        local_rank: of this worker on its node.
-        workers_here: number of workers on this node.
 
     Returns:
         number of cores.

@@ -143,14 +143,7 @@ def images_each(batch_size: int, workers: int, batch: BatchScaling) -> int | Non
 
 
 def efficiency(one_s: float, many_s: float, workers: int, batch: BatchScaling) -> float:
-    """Images/s of each of many workers, as a share of those of one worker.
-
-    Args:
-        one_s: seconds of a step of one worker.
-        many_s: seconds of a step of many workers.
-        workers: their number.
-        batch: how their global batch grows.
-    """
+    """Images/s of each of many workers, as a share of those of one worker."""
     return one_s / many_s / (1 if batch == "grown" else workers)
 
 
@@ -245,10 +238,6 @@ def fit_phase(phase: str, measured: PhaseMeasurement, batch_size: int, workers: 
     """Fit the model to a phase, and check it; predictions use the compute time of workers that compute at a time.
 
     Args:
-        phase: its name.
-        measured: times of its steps.
-        batch_size: of the run.
-        workers: number of workers that were measured together.
         link: between them; None where there was one worker.
     """
     compute, checks, slowdown = fit_compute(measured.alone), list[ModelCheck](), 1.0

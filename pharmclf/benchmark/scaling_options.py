@@ -91,8 +91,6 @@ def assumptions(options: ScalingOptions, batch_size: int, stream_images_per_s: f
     """The assumptions of a forecast, a sentence each.
 
     Args:
-        options: of the forecast.
-        batch_size: of one worker.
         stream_images_per_s: of the stream of each worker.
     """
     if options.gpu_images_per_second:

@@ -44,7 +44,6 @@ def measure(job: TrainingContext, sizes: Sequence[int], workers: Workers) -> Wor
     Args:
         job: with complete batches.
         sizes: images of a step of one worker; the last one is the run's batch.
-        workers: all of them.
     """
     precision = resolve_precision(job.config.precision, gpu_compute_capability())
     alone = collectives.single_worker()

@@ -54,7 +54,6 @@ def benchmark_stages(config: RunConfig, backbones: list[str], say: Say) -> Repor
     Args:
         config: data, batch size, image size and unfreeze depth.
         backbones: networks that are measured, with random weights.
-        say: receives lines for the console.
 
     Returns:
         rows: for each backbone and phase; `loop_share` is loop / min(stream, step).

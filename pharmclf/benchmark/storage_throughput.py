@@ -28,7 +28,6 @@ def benchmark_storage(config: RunConfig, say: Say) -> Report:
 
     Args:
         config: `data` local, `storage` remote; backbone, batch size and image size.
-        say: receives lines for the console.
 
     Returns:
         images, upload (a second), peak_mib (largest process of the scan), and rows for manifest, stream and loop:

@@ -55,7 +55,6 @@ def benchmark_stream(config: RunConfig, say: Say) -> Report:
 
     Args:
         config: the image size of the photos.
-        say: receives lines for the console.
 
     Returns:
         rows: `what`, `images_per_second`, `reference` and `ratio` of each measurement: steps of several sizes against

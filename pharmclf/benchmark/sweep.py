@@ -29,8 +29,6 @@ def benchmark_sweep(config: RunConfig, space: Path, say: Say) -> Report:
 
     Args:
         config: of the runs: data, backbone, epochs, `augment.views` (1 or more).
-        space: file of the search space.
-        say: receives lines for the console.
 
     Returns:
         rows: for each sweep seconds in all, trials, and the median overhead of a trial beyond its training; ratios.

@@ -57,7 +57,6 @@ def benchmark_vs_keras(config: RunConfig, options: MeasureOptions, say: Say) -> 
     Args:
         config: the run; it trains in one process, and caches features as its settings say.
         options: the plain sides, and the seconds of measuring inputs alone.
-        say: receives lines for the console.
 
     Returns:
         sides: fields of SideResult, `test_accuracy` and its `interval`; rows: fields of ComparedRow; comparable: for

@@ -62,8 +62,6 @@ class BackgroundTask:
         """Start the thread.
 
         Args:
-            name: of the thread.
-            call: the work.
             every_s: seconds between calls; None: only after `notify`.
             at_start: call at once; else the first call waits for `every_s` or `notify`.
             attempts_at_close: attempts of one more call after `close`; 0: there is none.

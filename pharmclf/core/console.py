@@ -19,12 +19,7 @@ _terminal = Terminal()
 
 
 def configure_terminal(*, quiet: bool = False, verbose: bool = False) -> None:
-    """Choose what this process shows, and how: a moving line where a person watches, else plain lines.
-
-    Args:
-        quiet: only results, warnings and errors.
-        verbose: also details.
-    """
+    """Choose what this process shows, and how: a moving line where a person watches, else plain lines."""
     global _terminal
     close_terminal()
     verbosity = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL

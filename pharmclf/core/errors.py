@@ -26,7 +26,6 @@ def first_line(error: object, max_length: int | None = None) -> str:
     """First line of a message that is not blank; the class name where an exception has no message.
 
     Args:
-        error: an exception or a text.
         max_length: cut the line to so many characters, the last of which is then an ellipsis; None: any length.
     """
     default = type(error).__name__ if isinstance(error, BaseException) else ""
@@ -80,8 +79,6 @@ def did_you_mean(name: object, known: Iterable[str], prefix: str = "") -> str:
     """Remedy for an unknown name: "did you mean stopping?", or all known names where none is spelled like it.
 
     Args:
-        name: as received.
-        known: the names to choose from.
         prefix: put before the suggested name, such as the key of the section that it belongs to.
     """
     names = list(known)

@@ -126,10 +126,7 @@ def format_activity(activity: Activity, frame: str, bar: str, width: int) -> Tex
     """The moving line.
 
     Args:
-        activity: what is done.
-        frame: of the spinner.
         bar: character of the bar, which is left out where it has no room.
-        width: columns.
     """
     line, state = Text.assemble((f"{frame} ", "cyan"), (activity.text, "bold")), activity.state
     if state is None:

@@ -45,11 +45,7 @@ class RateEstimator:
         return self._speed(self._window_start, self._times[-1])
 
     def eta_s(self, left: float) -> float | None:
-        """Seconds to the end; None while they are not known to within a factor of two.
-
-        Args:
-            left: units that are left.
-        """
+        """Seconds to the end; None while they are not known to within a factor of two."""
         speed = self.per_second
         return left / speed if speed and self._is_known else None
 

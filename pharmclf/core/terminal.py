@@ -80,12 +80,7 @@ class Activity:
         self._terminal.on_begin(self)
 
     def progress(self, text: str, state: Progress) -> None:
-        """Show how far something is; costs next to nothing, however often it is called.
-
-        Args:
-            text: what is being done.
-            state: how far it is.
-        """
+        """Show how far something is; costs next to nothing, however often it is called."""
         if self.state is None:
             self.began_s = self._clock()
         self.text, self.state = text, state
@@ -108,12 +103,7 @@ class Terminal:
     is_live = False
 
     def __init__(self, verbosity: Verbosity = Verbosity.NORMAL, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing is shown yet.
-
-        Args:
-            verbosity: what is shown.
-            clock: seconds.
-        """
+        """Nothing is shown yet."""
         self.verbosity, self._clock = verbosity, clock
         self._lock = threading.RLock()
         self._activities: list[Activity] = []

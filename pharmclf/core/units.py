@@ -67,7 +67,6 @@ def parse_duration(text: str, setting: str, *, plain_seconds: bool = False) -> f
     """Read a duration in seconds: "90s", "45min" or "45m", "1.5h", "30d".
 
     Args:
-        text: what the user wrote.
         setting: the setting or flag that an error names.
         plain_seconds: whether a number without a unit is allowed, and means seconds.
 

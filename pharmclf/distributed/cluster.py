@@ -79,9 +79,6 @@ class NodesUnavailableError(RunError):
 def connect(*, allow_open: bool = False) -> None:
     """Join the cluster of RAY_ADDRESS, as in a submitted job, or start Ray on this machine.
 
-    Args:
-        allow_open: whether to join a cluster without authentication.
-
     Raises:
         ConfigError: the cluster has no authentication, or none answers at RAY_ADDRESS.
     """
@@ -215,8 +212,6 @@ def count_free_slots(size: int, group: WorkerGroupSpec, nodes: Collection[str]) 
     """Count the free slots for further workers, up to `size`.
 
     Args:
-        size: maximum of slots.
-        group: the current workers.
         nodes: ids of the nodes of the current workers.
     """
     free = free_resources_by_node()
@@ -262,7 +257,6 @@ def wait_for_workers(
     """Wait until the cluster has room for the minimum number of workers -> the workers that it has room for.
 
     Args:
-        config: of the run.
         callback: gets what is missing as `Waiting`; may stop the wait.
         share: of the cluster that the run may use, 0..1.
         max_workers: at least the minimum of the run; None: the maximum of the run.

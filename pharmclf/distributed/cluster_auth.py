@@ -28,7 +28,6 @@ def require_cluster_auth(cluster: Mapping[str, Any], allow: bool) -> None:
 
     Args:
         cluster: `address_info` of what `ray.init` returns.
-        allow: whether such a cluster is accepted.
 
     Raises:
         ConfigError: it accepts jobs without a token.

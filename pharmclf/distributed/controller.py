@@ -46,8 +46,6 @@ def train_on_workers(job: TrainingContext, callback: RunCallback, *, share: floa
     """Train to the end, with restarts -> as `Trainer.fit`.
 
     Args:
-        job: the training.
-        callback: gets the events; may stop the run.
         share: of the cluster that it may use, 0..1; other runs use the rest.
 
     Raises:

@@ -54,7 +54,6 @@ def resources_per_worker(low: int, high: int, total_cpus: float, total_gpus: flo
 
     Args:
         low: minimum number of workers, which must fit now.
-        high: maximum number of workers.
         total_cpus: CPUs of the cluster.
         total_gpus: GPUs of the cluster; if there are any, a worker drives one.
 
@@ -86,10 +85,6 @@ def plan_worker_group(
     number of workers also fits on fewer nodes.
 
     Args:
-        nodes: usable ones.
-        low: minimum number of workers.
-        high: maximum number of workers.
-        accelerator: as in RunConfig.
         share: of the cluster, 0..1.
 
     Raises:
@@ -127,7 +122,6 @@ def choose_workers(
     A single worker on this machine would be one more process, which takes longer to start than a small set to train.
 
     Args:
-        config: the run.
         nodes: usable ones of the cluster, or this machine.
         on_cluster: whether the nodes are those of a cluster, which knows of no load but that of its workers.
         uses_tensorflow: whether this process uses TensorFlow already, so that its devices cannot be set.

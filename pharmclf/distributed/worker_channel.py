@@ -106,9 +106,6 @@ class WorkerChannel:
         """Register this worker, and start its heartbeat.
 
         Args:
-            channel: handle of the `DriverChannel`.
-            rank: of this worker.
-            progress: of its loop.
             folder: of the run, for stack dumps.
             number: of the attempt, for the names of the stack dumps.
         """

@@ -63,9 +63,6 @@ class WorkerGroupRun:
         """Describe an attempt; `run` starts it.
 
         Args:
-            job: the training.
-            group: the workers.
-            callback: gets the events; may stop the run.
             number: of the attempt, from 1.
             excluded: ids of nodes that are alive for Ray and do not answer.
         """
@@ -194,8 +191,6 @@ def build_trainer(
 
     Args:
         function: is called by each worker with the settings.
-        settings: its argument.
-        group: the workers.
         folder: for the files of Ray Train.
         placement: Ray's strategy, PACK or SPREAD.
         excluded: ids of nodes that get no worker.

@@ -39,7 +39,6 @@ def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, p
     """Collect what decides the features at a cut.
 
     Args:
-        config: the run.
         manifest: with splits; the contents of the images, their row numbers and their splits count.
         depth: blocks of the backbone above the cut.
         weights: "imagenet", "none", or the sha256 of a file of weights.

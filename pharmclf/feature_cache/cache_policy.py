@@ -68,12 +68,10 @@ def decide_caching(
     """Choose the phases that train on cached features: those that save most time within the free space.
 
     Args:
-        phases: of the run.
         costs: of every cut of the backbone.
         rows: images of the training and of the validation split.
         views: augmented views of a training image, 1 or more; 0 where every epoch sees a new one.
         dtype: float16 or float32.
-        machines: what computes, reads and writes.
         kept: depths of existing caches.
     """
     frozen = [phase for phase in phases if costs[phase.depth].work > 0]

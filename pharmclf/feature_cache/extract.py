@@ -47,9 +47,7 @@ def extract_features(
     """Compute the missing shards of some targets in one pass over the images, and write them.
 
     Args:
-        config: the run.
         manifest: with splits.
-        targets: the caches.
         precision: float32, mixed_float16 or mixed_bfloat16.
         progress: called with (views done, views) several times a second; an exception of it ends the pass, and written
             shards remain.

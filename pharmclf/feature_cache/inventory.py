@@ -66,7 +66,6 @@ def select_for_eviction(
     """Choose the caches to delete, the least recently used first. Pure.
 
     Args:
-        entries: all caches.
         now_s: seconds since 1970.
         older_than_s: delete what was not used for so long; None: nothing because of its age.
         down_to_bytes: delete more until the others take at most so many bytes; None: nothing because of its size.

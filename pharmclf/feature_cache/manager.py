@@ -65,7 +65,6 @@ def get_or_compute(request: FeatureRequest, *, earlier: Sequence[str] | None = N
     """Return the cached features that the phases of a run train on, and compute those that are missing.
 
     Args:
-        request: of the run.
         earlier: the phases that used the cache before the run was interrupted; None: a new run.
 
     Returns:

@@ -175,9 +175,6 @@ def write_shard(location: str, section: str, shard: int, values: NDArray[np.floa
     """Write a shard and return the name of its file.
 
     Args:
-        location: folder of the cache.
-        section: the split.
-        shard: the number.
         values: (rows, views, *cut); a row without features is NaN, and makes the shard incomplete.
     """
     buffer = io.BytesIO()
@@ -240,15 +237,7 @@ def files_by_split(layout: ShardLayout, names: Mapping[ShardId, str]) -> dict[st
 def write_index(
     location: str, layout: ShardLayout, parts: KeyParts, names: Mapping[ShardId, str], seconds: float
 ) -> None:
-    """Write the index of a folder whose shards are complete; a cache without an index does not exist.
-
-    Args:
-        location: folder of the cache.
-        layout: of the shards.
-        parts: of the key.
-        names: files of all shards.
-        seconds: duration of the computation.
-    """
+    """Write the index of a folder whose shards are complete; a cache without an index does not exist."""
     index = {
         SCHEMA_KEY: SCHEMA_VERSION,
         "parts": parts,

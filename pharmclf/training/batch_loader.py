@@ -29,10 +29,7 @@ def device_batches(
     """Batches of a phase, prefetched to the device.
 
     Args:
-        job: the run.
-        phase: of the batches.
         plan: of the phase, for this worker.
-        first: index of the first step.
         callback: handles `ImagesQuarantined` and `Note`, in a thread; for cached features, at extraction.
     """
     config = job.config

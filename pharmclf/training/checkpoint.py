@@ -80,7 +80,6 @@ def write_checkpoint(
     """Write a checkpoint. (chief only)
 
     Args:
-        folder: the run's `checkpoints/`.
         tensors: for each file (`weights`, `optimizer`) its arrays by name.
         state: `TrainState.state_dict`.
     """

@@ -48,10 +48,8 @@ class CheckpointManager:
         """Upload what an earlier process has left in the spool.
 
         Args:
-            folder: the run's `checkpoints/`.
             fingerprints: of the run; the spool of another run is refused.
             keep: number of newest checkpoints that are kept, in addition to each phase's best.
-            say: takes notes for the user.
 
         Raises:
             StorageUnavailableError: the spool could not be uploaded.
@@ -79,7 +77,6 @@ class CheckpointManager:
         """Write a checkpoint, to the spool where the storage is remote.
 
         Args:
-            position: of the run.
             tensors: for each file its arrays by name.
             state: `TrainState.state_dict`.
 

@@ -18,7 +18,6 @@ def accumulate_gradients(
     Args:
         compute: tensors of a micro-batch -> float32 tensors to be summed. Padding is 0 in all tensors.
         tensors: each (rows, ...), in any nest of tuples, lists and dictionaries.
-        microbatch: rows of a micro-batch.
         shapes: of the results of `compute`.
     """
     rows = tf.nest.flatten(tensors)[0].shape[0]

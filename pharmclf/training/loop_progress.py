@@ -56,10 +56,8 @@ class PhaseClock:
         """No step has been taken.
 
         Args:
-            plan: of the phase.
             step_costs: time of a training step in each epoch of the phase, as a multiple of that at the model's image
                 size.
-            clock: seconds.
         """
         self._plan, self._step_costs, self._clock = plan, step_costs, clock
         self._rate, self._validating_s = RateEstimator(), 0.0

@@ -73,12 +73,7 @@ def smooth(losses: Sequence[float]) -> np.ndarray:
 
 
 def measure_curve(phase: str, steps: Iterable[tuple[float, float]]) -> LrCurve:
-    """The curve of a phase; takes steps until the loss diverges.
-
-    Args:
-        phase: its name.
-        steps: learning rate and loss of each step.
-    """
+    """The curve of a phase; takes steps until the loss diverges."""
     rates, losses = list[float](), list[float]()
     for rate, loss in steps:
         if not math.isfinite(loss):

@@ -56,7 +56,6 @@ class ModelStep:
             head: pooled features -> logits.
             depth: blocks of the backbone that are trained.
             precision: float32, mixed_float16 or mixed_bfloat16.
-            cached: batches hold cached features, not images.
             microbatch: most rows that a device computes at once; 0: its whole share. Steps depend on it by rounding
                 only: no row depends on another one, and sums are divided by the count of the global batch.
         """

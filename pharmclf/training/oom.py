@@ -26,7 +26,6 @@ def oom_as_user_error(config: RunConfig, phase: Phase, share: int, microbatch: i
     """Turn an out-of-memory error of the block, which trains a phase, into an error with advice. (all ranks)
 
     Args:
-        share: rows of this worker.
         microbatch: most rows that it computes at once; 0: all.
 
     Raises:

@@ -27,7 +27,6 @@ def exceptions_for(hosts: Iterable[str], environment: Mapping[str, str] = os.env
 
     Args:
         hosts: names or addresses, without ports.
-        environment: of a process.
 
     Returns:
         What changes: `no_proxy`, `NO_PROXY`, and `no_grpc_proxy`, which gRPC reads in place of `no_proxy`. Empty where

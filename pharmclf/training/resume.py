@@ -44,8 +44,6 @@ def resume_training(
     replaced.
 
     Args:
-        job: the run.
-        workers: all of them.
         state: of a run that has not begun; changed.
         say: takes notes for the user. (chief only)
 

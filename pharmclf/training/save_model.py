@@ -36,7 +36,6 @@ def save_final_models(
     """Save the best model of the run, and that of each other phase. (chief only)
 
     Args:
-        folder: the run's folder.
         state: of the run; only phases with a best checkpoint are saved.
         white_level: with which the images were decoded.
         crops: whether the run looked at the product in each image; the models find it by themselves.

@@ -106,9 +106,7 @@ def replace_corrupted_best(state: TrainState, folder: str, phase_number: int, sa
 
     Args:
         state: of the run; changed. The records of the epochs stay as they are.
-        folder: the run's `checkpoints/`.
         phase_number: of the current phase; an earlier one without an intact checkpoint cannot be the best of the run.
-        say: takes warnings for the user.
     """
     for phase, name in list(state.best.items()):
         reason = _find_damage(storage.join(folder, name))

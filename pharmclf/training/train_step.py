@@ -67,7 +67,6 @@ class TrainStep(Protocol):
         """Take a training step -> its sums on the device, see `StepResult.of`. (all ranks)
 
         Args:
-            batch: this worker's share.
             stop_vote: () float32, 1 where this worker votes for a stop.
         """
 

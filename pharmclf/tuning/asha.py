@@ -44,7 +44,6 @@ def rung_that_stops(
     since, so that the most accurate of all is never stopped.
 
     Args:
-        number: of the trial.
         histories: by number of the trial its epochs, by their number counted over both phases.
         at_rungs: of `rungs`.
         factor: of all at a rung, the best 1 / factor continue, equals included.

@@ -53,13 +53,9 @@ def evaluate_winner(
     """Test the winner, as it is or trained again, and the plain run on the same images.
 
     Args:
-        store: the trials.
         number: of the winner, a trial with checkpoints.
-        options: of the sweep.
         manifest: with splits.
-        say: takes lines for the console.
         quarantine: takes the images that are not what the manifest says.
-        stop_requested: whether the sweep was asked to end.
 
     Returns:
         Folder of the tested model; the exit code, not 0 where its training was stopped; how it compares with the plain

@@ -79,7 +79,6 @@ def plan_trial_resources(
     """Divide a cluster among trials; pure.
 
     Args:
-        options: of the sweep.
         cpus, gpus, memory_bytes: of the cluster.
         heads_only: every trial trains the head alone.
 

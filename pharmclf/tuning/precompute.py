@@ -34,11 +34,7 @@ def max_blocks(base: RunConfig, space: Space) -> dict[str, int]:
 def estimate_demand(base: RunConfig, space: Space, trials: int, num_variants: int) -> list[PhaseDemand]:
     """What all trials together train at each cut, as far as it can be known before they are chosen. Pure.
 
-    Args:
-        base: the plain run.
-        space: of the sweep.
-        trials: in all.
-        num_variants: that share them.
+    The trials are shared by `num_variants` configurations with separate caches.
     """
     depths = [int(depth) for depth in space.possible_values(base, "unfreeze_blocks")]
     each = max(1, trials // num_variants)
@@ -64,11 +60,8 @@ def precompute_features(
     """Compute what the trials share -> by `feature_cache_settings` a configuration, the depths that are kept.
 
     Args:
-        base, space, trials: of the sweep.
         manifest: with splits.
         weights: fingerprints of the plain run, of which `weights` counts.
-        say: takes lines for the console.
-        stopped: whether the sweep was asked to stop.
         lost: takes the images that are not what the manifest says.
 
     Raises:

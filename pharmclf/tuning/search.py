@@ -62,7 +62,6 @@ class Search:
 
         Args:
             number: of the trial, from 1; 0 is the plain run's.
-            known: the trials before it.
         """
         if self.name == "grid":
             return dict(self._grid[number - 1])

@@ -141,7 +141,6 @@ class Space:
         """All values that a parameter can have in a trial, the plain run's among them: of whole numbers or of values.
 
         Args:
-            base: the plain run.
             name: `unfreeze_blocks`, or one that is searched by values.
         """
         found = [_value_of(base, name)]
@@ -168,7 +167,6 @@ def check_depths(space: Space, base: RunConfig, blocks: Mapping[str, int], sourc
 
     Args:
         blocks: of each backbone, by its name.
-        source: named in errors.
 
     Raises:
         ConfigError: one has fewer.

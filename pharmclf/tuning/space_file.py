@@ -34,8 +34,6 @@ def build_space(mapping: Any, base: RunConfig, source: str | Source) -> Space:
 
     Args:
         mapping: {name: {low, high[, scale: log][, points][, when: {name: {low, high}}]} or {values: [...]}}.
-        base: the plain run.
-        source: named in errors.
 
     Raises:
         ConfigError: as `load_space`.

@@ -80,10 +80,7 @@ def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say
     """Run a sweep, or resume it, or report that it is complete.
 
     Args:
-        options: of the sweep.
         base: the plain run, which is trial 0.
-        space_file: what is searched.
-        say: takes lines for the console.
         overwrite: delete an existing sweep, with its trials, and begin again.
 
     Returns:

@@ -28,7 +28,6 @@ def write_results(store: TrialStore, options: SweepOptions, share: float, val_im
 
     Args:
         store: the trials, of which at least one has begun.
-        options: of the sweep.
         share: of the cluster that a trial holds, 0..1.
         val_images: validation images, for the intervals.
 
@@ -72,11 +71,6 @@ def write_winner(
     """Write the page of a complete sweep.
 
     Args:
-        folder: of the sweep.
-        report: of `write_results`.
-        winner: the tested trial.
-        winner_folder: of the tested model.
-        result: its result.json.
         comparison: with the plain run; None: there is none.
     """
     low, high = result["test_accuracy_interval"]

@@ -27,11 +27,6 @@ SWEEP_FILE = "sweep.json"
 def inspect_sweep_folder(folder: str, say: Say, *, overwrite: bool) -> tuple[dict[str, Any] | None, bool]:
     """See what the folder of a sweep holds; nothing is changed.
 
-    Args:
-        folder: of the sweep.
-        say: takes lines for the console.
-        overwrite: whether an existing sweep is replaced.
-
     Returns:
         The record of the sweep that is resumed, None where one begins; and whether the folder is cleared first.
 
@@ -59,9 +54,6 @@ def reopen_complete_sweep(base: RunConfig, folder: str, record: dict[str, Any], 
 
     Args:
         base: the plain run, as the command gives it.
-        folder: of the sweep.
-        record: its sweep.json.
-        say: takes lines for the console.
 
     Returns:
         The exit code, 0.

@@ -82,7 +82,6 @@ def train_group(group: dict[str, Any], shared: TrialContext) -> None:
     Args:
         group: `trials`: for each trial number, config, folder, record (of its run.json) and fingerprints; `depths`:
             those with cached features; `gpus`: that it holds.
-        shared: of the sweep.
     """
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_FINAL_CHECKPOINT_TIMEOUT_S)
     if shared.threads:

@@ -62,13 +62,7 @@ class TuneRunner:
         """Nothing is started yet.
 
         Args:
-            store: the trials of the sweep.
-            room: that the cluster has for trials.
-            stop_requested: whether the sweep must end.
-            say: takes lines for the console.
-            ended: is called with each trial that ends.
             lost: takes the images that a trial has found to be other than the manifest says.
-            reuse_workers: a worker that has ended a trial is given the next.
         """
         self.store, self.room, self.say, self._reuse = store, room, say, reuse_workers
         self._ended, self._lost = ended, lost
