@@ -34,20 +34,26 @@ class Benchmark:
     """Configuration where --config gives none."""
     options: BenchmarkOptions = None
     """Defaults of its options, the second argument of the function."""
+    quick: BenchmarkOptions = None
+    """Defaults with --quick; None: as without."""
     argument: list[str] | Path | None = None
     """Without options, the second argument."""
 
 
+_SHORT = MeasureOptions(sides=("plain",), seconds=2.0)
+_FEW = ScaleOptions(images=2000, compared=1000, classes=100)
+_EASY = PeersOptions(sides=("keras",), peers_target=0.5, peers_epochs=2, peers_image_size=128)
+_ONE = RecipeOptions(seeds=1, ingredients=("light",))
 BENCHMARKS = {
-    "plain": Benchmark("vs_keras:benchmark_vs_keras", "lookalikes-quick", MeasureOptions()),
-    "peers": Benchmark("peers:benchmark_peers", "lookalikes", PeersOptions()),
-    "recipe": Benchmark("recipe:benchmark_recipe", "lookalikes", RecipeOptions()),
+    "plain": Benchmark("vs_keras:benchmark_vs_keras", "lookalikes-quick", MeasureOptions(), _SHORT),
+    "peers": Benchmark("peers:benchmark_peers", "lookalikes", PeersOptions(), _EASY),
+    "recipe": Benchmark("recipe:benchmark_recipe", "lookalikes", RecipeOptions(), _ONE),
     "stages": Benchmark("stages:benchmark_stages", argument=BACKBONES),
-    "devices": Benchmark("devices:benchmark_devices", options=MeasureOptions()),
-    "monitor": Benchmark("monitor_cost:benchmark_monitor", options=MeasureOptions()),
+    "devices": Benchmark("devices:benchmark_devices", options=MeasureOptions(), quick=_SHORT),
+    "monitor": Benchmark("monitor_cost:benchmark_monitor", options=MeasureOptions(), quick=_SHORT),
     "activations": Benchmark("feature_cache:benchmark_feature_cache"),
     "scaling": Benchmark("scaling:benchmark_scaling", "scaling", ScalingOptions()),
-    "scale": Benchmark("scale:benchmark_scale", options=ScaleOptions()),
+    "scale": Benchmark("scale:benchmark_scale", options=ScaleOptions(), quick=_FEW),
     "sweep": Benchmark("sweep:benchmark_sweep", argument=SPACES / "default.yaml"),
     "storage": Benchmark("storage_throughput:benchmark_storage"),
     "stream": Benchmark("stream:benchmark_stream"),
@@ -63,18 +69,8 @@ QUICK = ("plain", "devices")
 def get_benchmark(name: str, *, quick: bool) -> Benchmark:
     """A benchmark; with `quick`, on few small images."""
     benchmark = BENCHMARKS[name]
-    if not quick:
-        return benchmark
-    options = benchmark.options
-    if isinstance(options, MeasureOptions):
-        options = MeasureOptions(sides=("plain",), seconds=2.0)
-    elif isinstance(options, PeersOptions):
-        options = PeersOptions(sides=("keras",), peers_target=0.5, peers_epochs=2, peers_image_size=128)
-    elif isinstance(options, RecipeOptions):
-        options = RecipeOptions(seeds=1, ingredients=("light",))
-    elif isinstance(options, ScaleOptions):
-        options = ScaleOptions(images=2000, compared=1000, classes=100)
-    return dataclasses.replace(benchmark, preset=QUICK_PRESET, options=options)
+    quick_options = benchmark.quick or benchmark.options
+    return dataclasses.replace(benchmark, preset=QUICK_PRESET, options=quick_options) if quick else benchmark
 
 
 def run_benchmark(name: str, config: RunConfig, options: BenchmarkOptions) -> Report:

@@ -238,7 +238,7 @@ def fit_phase(phase: str, measured: PhaseMeasurement, batch_size: int, workers: 
     """Fit the model to a phase, and check it; predictions use the compute time of workers that compute at a time.
 
     Args:
-        link: between them; None where there was one worker.
+        link: between the workers; None where there was one.
     """
     compute, checks, slowdown = fit_compute(measured.alone), list[ModelCheck](), 1.0
     if link is not None:

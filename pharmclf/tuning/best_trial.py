@@ -67,7 +67,7 @@ def evaluate_winner(
     trial, workers = store.trials[number], options.workers_per_trial
     if options.winner == "retrain":
         home = storage.join(store.plan.folder, "trials")
-        folder, code = _retrain(trial, home, str(workers) if workers > 1 else "1", manifest, say)
+        folder, code = _retrain(trial, home, str(workers), manifest, say)
         if code != EXIT_OK:
             return folder, code, None
     else:

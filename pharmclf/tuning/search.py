@@ -17,7 +17,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState, create_trial
 
-from pharmclf.core.errors import ConfigError
 from pharmclf.tuning.options import SearchName
 from pharmclf.tuning.space import Parameter, Space, Value
 
@@ -99,17 +98,6 @@ class Search:
             return create_trial(params=dict(trial.values), distributions=distributions, value=value, state=state)
         except ValueError:  # a value is outside of its distribution
             return None
-
-
-def check_search(search: Search, trials: int) -> int:
-    """The number of trials: as requested, or the size of the grid.
-
-    Raises:
-        ConfigError: none, or a grid over a range without points.
-    """
-    if trials < 1:
-        raise ConfigError(f"--trials: received {trials}, expected a number, 1 or more")
-    return int(min(trials, 1 + search.max_trials))
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

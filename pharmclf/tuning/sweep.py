@@ -52,7 +52,7 @@ from pharmclf.tuning.asha import default_grace, rungs
 from pharmclf.tuning.best_trial import StopRequest, evaluate_winner
 from pharmclf.tuning.options import SweepOptions, TrialResources
 from pharmclf.tuning.precompute import max_blocks, precompute_features
-from pharmclf.tuning.search import Search, check_search
+from pharmclf.tuning.search import Search
 from pharmclf.tuning.space import Space, check_depths
 from pharmclf.tuning.space_file import load_space
 from pharmclf.tuning.sweep_results import TABLE_FILE, write_results, write_winner
@@ -104,7 +104,7 @@ def run_sweep(options: SweepOptions, base: RunConfig, space_file: Path, say: Say
     space = load_space(space_file, base)
     check_depths(space, base, max_blocks(base, space), str(space_file))
     search = Search(options.search, space, base.seed)
-    total = check_search(search, options.trials)
+    total = int(min(options.trials, 1 + search.max_trials))
     settings = {"plain": result_settings(base), "space": space.to_dict(), "search": options.search}
     record, clears = inspect_sweep_folder(folder, say, overwrite=overwrite)
     if record is not None:

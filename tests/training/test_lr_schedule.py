@@ -168,12 +168,6 @@ def test_epochs_are_chosen_by_balanced_accuracy_where_it_is_known():
     assert selection_score(epoch_record(val_accuracy=0.9)) == 0.9
 
 
-def test_a_new_monitor_has_infinite_losses():
-    """They are null in JSON."""
-    assert EarlyStoppingState().to_dict()["best_loss"] is None
-    assert EarlyStoppingState.from_dict(EarlyStoppingState().to_dict()).lowest_loss == math.inf
-
-
 def test_the_best_phase_has_the_best_accuracy_then_the_lowest_loss():
     """Not the last one by itself; of equal phases the first."""
 

@@ -62,30 +62,10 @@ def test_where_classes_are_weighed_balanced_accuracy_decides():
     assert [rung_that_stops(number, trials, [1], 3) for number in trials] == [1, None, None]
 
 
-def test_the_third_best_of_three_is_stopped():
-    """Of three at a rung two go on, the least there may be; which is the first whole third only from seven on."""
-    trials = {0: history(0.9), 1: history(0.8), 2: history(0.7)}
-    assert [rung_that_stops(number, trials, [1], 3) for number in trials] == [None, None, 1]
-
-
 def test_of_nine_three_go_on():
     """The best third, by the best accuracy up to the rung."""
     trials = {number: history(0.9 - number / 100, 0.1) for number in range(9)}
     assert [number for number in trials if rung_that_stops(number, trials, [2], 3) is None] == [0, 1, 2]
-
-
-def test_with_two_trials_none_is_stopped():
-    """However far apart they are."""
-    trials = {0: history(0.9), 1: history(0.0)}
-    assert [rung_that_stops(number, trials, [1], 3) for number in trials] == [None, None]
-
-
-def test_equal_accuracies_are_not_stopped():
-    """All of them are among the best, however many; and so are those that equal the last that goes on."""
-    trials = {number: history(0.5) for number in range(20)}
-    assert {rung_that_stops(number, trials, [1], 3) for number in trials} == {None}
-    trials = {0: history(0.9)} | {number: history(0.5) for number in range(1, 8)} | {8: history(0.4)}
-    assert [number for number in trials if rung_that_stops(number, trials, [1], 3)] == [8]
 
 
 def test_a_trial_before_a_rung_is_not_judged_by_it():
