@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pharmclf.benchmark.measure import AccuracyPoint
 from pharmclf.benchmark.pharmclf_run import run_to_end
 from pharmclf.benchmark.torch_finetune import TorchJob
 from pharmclf.config import RunConfig
+from pharmclf.core.console import show_activity
 from pharmclf.core.errors import RunError, describe_exit
 from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.data.image_set import ImageSet
@@ -23,10 +25,15 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE
 from pharmclf.data.ray_loader import load_images
 from pharmclf.monitoring.cores import usable_cores
+from pharmclf.storage.local_disk import cache_folder
 from pharmclf.training.checkpoint import METADATA_FILE, list_checkpoints
 from pharmclf.training.phases import build_phases
 
 _BATCH_SIZE, _LEARNING_RATE = 32, 3e-4
+REQUIREMENTS = ("torch==2.13.0+cpu", "efficientnet-lite-pytorch==0.1.0", "numpy>=2.1,<3", "pillow>=11.3,<14")
+_INDEX = "https://download.pytorch.org/whl/cpu"
+_USUAL_S = 120.0
+_COMPLETE = "requirements.txt"  # written last
 
 
 def run_pharmclf_points(config: RunConfig, began: float) -> list[AccuracyPoint]:
@@ -101,3 +108,43 @@ def run_torch_points(config: RunConfig, manifest: Manifest, epochs: int, python:
     if done.returncode:
         raise RunError(f"the program in PyTorch ended with {describe_exit(done.returncode, done.stderr)}")
     return [AccuracyPoint(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def environment_folder() -> Path:
+    """The folder: `PHARMCLF_TORCH_ENVIRONMENT`, else one for this user among the temporary files."""
+    return cache_folder("PHARMCLF_TORCH_ENVIRONMENT", "torch")
+
+
+def find_torch_python() -> Path | None:
+    """The Python of the environment; None where it is missing, not complete, or has other requirements."""
+    folder = environment_folder()
+    complete = folder / _COMPLETE
+    is_complete = complete.is_file() and complete.read_text("utf-8") == "\n".join(REQUIREMENTS)
+    return folder / "bin" / "python" if is_complete else None
+
+
+def get_or_make_torch_python() -> Path:
+    """The Python of the environment, which is made where it is missing.
+
+    Raises:
+        RunError: pip cannot install it.
+    """
+    if python := find_torch_python():
+        return python
+    folder = environment_folder()
+    made = folder / "bin" / "python"
+    install = [str(made), "-m", "pip", "install", "--quiet", *REQUIREMENTS]
+    with show_activity(f"installing PyTorch for CPUs into {folder}", _USUAL_S):
+        failure = _run([sys.executable, "-m", "venv", "--clear", str(folder)])
+        if not failure and (failure := _run(install)):  # first from the indexes that pip is configured for
+            failure = _run([*install, "--extra-index-url", _INDEX])
+    if failure:
+        raise RunError(f"PyTorch cannot be installed into {folder}: {failure}")
+    (folder / _COMPLETE).write_text("\n".join(REQUIREMENTS), "utf-8")
+    return made
+
+
+def _run(command: list[str]) -> str:
+    """Run a command -> why it failed, or ""."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return describe_exit(done.returncode, done.stderr) if done.returncode else ""

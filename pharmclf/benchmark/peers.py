@@ -12,8 +12,7 @@ import numpy as np
 
 from pharmclf.benchmark.keras_run import run_keras_points
 from pharmclf.benchmark.measure import AccuracyPoint, PeersOptions, Report, format_number, format_ratio
-from pharmclf.benchmark.peer_runs import run_pharmclf_points, run_torch_points
-from pharmclf.benchmark.torch_environment import get_or_make_torch_python
+from pharmclf.benchmark.peer_runs import get_or_make_torch_python, run_pharmclf_points, run_torch_points
 from pharmclf.benchmark.vs_keras import prepare_comparison
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say

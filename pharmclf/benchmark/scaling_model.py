@@ -159,10 +159,10 @@ class Forecast:
     efficiency: float
 
 
-def forecast(model: StepModel, batch_size: int, batch: BatchScaling, gpus: Sequence[int] = GPUS) -> list[Forecast]:
-    """Forecasts for numbers of GPUs; those with fewer images than GPUs are left out."""
+def forecast(model: StepModel, batch_size: int, batch: BatchScaling) -> list[Forecast]:
+    """Forecasts for the numbers of `GPUS`; those with fewer images than GPUs are left out."""
     one_s, rows = model.step_s(batch_size, 1), []
-    for workers in gpus:
+    for workers in GPUS:
         images = images_each(batch_size, workers, batch)
         if images is not None:
             step_s = model.step_s(images, workers)

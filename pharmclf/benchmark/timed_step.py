@@ -16,8 +16,7 @@ from pharmclf.training.collectives import Workers
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.model_step import ModelStep, build_networks
 from pharmclf.training.phases import Phase
-from pharmclf.training.synthetic_batch import synthetic_batch
-from pharmclf.training.train_step import Batch
+from pharmclf.training.train_step import Batch, synthetic_batch
 
 Networks = tuple[Any, Any]
 """Backbone and head, Keras models."""

@@ -1,4 +1,4 @@
-"""Fine-tuning of all of EfficientNet-Lite0 in PyTorch: a program for the environment of `torch_environment`.
+"""Fine-tuning of all of EfficientNet-Lite0 in PyTorch: a program for the environment that `peer_runs` makes.
 
 It imports nothing of this package, and PyTorch by its name, since pharmclf does not depend on it. It reads a `TorchJob`
 as JSON from standard input, and writes a line of JSON after each epoch, the fields of an `AccuracyPoint`.

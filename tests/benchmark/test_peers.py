@@ -16,6 +16,7 @@ from PIL import Image
 
 from pharmclf import storage
 from pharmclf.benchmark.measure import AccuracyPoint, PeersOptions
+from pharmclf.benchmark.peer_runs import find_torch_python
 from pharmclf.benchmark.peers import (
     OURS,
     benchmark_peers,
@@ -27,7 +28,6 @@ from pharmclf.benchmark.peers import (
     run_torch_points,
 )
 from pharmclf.benchmark.plots import plot_report
-from pharmclf.benchmark.torch_environment import find_torch_python
 from pharmclf.benchmark.torch_finetune import __file__ as program
 from pharmclf.benchmark.torch_finetune import augment, read_images
 from pharmclf.benchmark.vs_keras import link_splits
