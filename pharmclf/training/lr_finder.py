@@ -51,15 +51,9 @@ class LrCurve:
         return suggest_lr(self.rates, self.losses, diverged=bool(self.ended))
 
 
-def candidate_lrs(steps: int = STEPS, lowest: float = LOWEST, highest: float = HIGHEST) -> np.ndarray:
-    """(steps,) learning rates, each the same factor above the one before.
-
-    Raises:
-        ValueError: fewer than two steps, or bounds that are no range.
-    """
-    if steps < 2 or not 0 < lowest < highest:
-        raise ValueError(f"received {steps} steps from {lowest} to {highest}, expected two or more, of rates above 0")
-    return np.geomspace(lowest, highest, steps)
+def candidate_lrs() -> np.ndarray:
+    """(STEPS,) learning rates, each the same factor above the one before."""
+    return np.geomspace(LOWEST, HIGHEST, STEPS)
 
 
 def smooth(losses: Sequence[float]) -> np.ndarray:

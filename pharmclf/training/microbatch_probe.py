@@ -39,7 +39,7 @@ from pharmclf.training.microbatch import MicrobatchSearchError, ProbeDevice, wit
 from pharmclf.training.model_step import ModelStep
 from pharmclf.training.oom import is_oom_error
 from pharmclf.training.phases import Phase
-from pharmclf.training.synthetic_batch import synthetic_batch
+from pharmclf.training.train_step import synthetic_batch
 
 _STEPS = 2  # the second one finds what the first has left
 _PREFETCHED_SHARES = 2  # on the device while one is computed

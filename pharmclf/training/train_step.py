@@ -10,7 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pharmclf.config import RunConfig
 from pharmclf.core.compat.keras import PreReducedGradients
+from pharmclf.data.augment import draw_augmentations
 
 Tensors = dict[str, dict[str, np.ndarray]]
 """Arrays of a checkpoint by name, by file: weights, optimizer."""
@@ -26,6 +28,21 @@ class Batch(NamedTuple):
     weights: Any  # (local batch,) float32, the class weight of the row, 0 where the mask is
     count: Any  # () float32, rows of the global batch over all workers, according to the plan
     global_step: Any  # () int64, number of the training step in the run, which seeds dropout
+
+
+def synthetic_batch(config: RunConfig, images: int) -> Batch:
+    """A random batch of a single worker, on the device, for measurements of time and memory."""
+    side, rows = config.image_size, np.arange(images)
+    pixels = np.random.default_rng(0).integers(0, 256, (images, side, side, 3), np.uint8)
+    return Batch(
+        tf.constant(pixels),
+        tf.constant(draw_augmentations(config.augment, side, config.seed, 0, rows)),
+        tf.zeros(images, tf.int64),
+        tf.ones(images),
+        tf.ones(images),
+        tf.constant(float(config.batch_size)),
+        tf.constant(0, tf.int64),
+    )
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def trained(
     from pharmclf.models.head import build_head
     from pharmclf.training.collectives import single_worker
     from pharmclf.training.model_step import ModelStep
-    from pharmclf.training.synthetic_batch import synthetic_batch
+    from pharmclf.training.train_step import synthetic_batch
 
     tf.keras.utils.set_random_seed(0)
     phase = list(build_phases(CONFIG))[phase_number]
