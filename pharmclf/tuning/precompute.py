@@ -44,7 +44,10 @@ def estimate_demand(base: RunConfig, space: Space, trials: int, num_variants: in
     if base.phase2.epochs and not base.phase2.image_size:
         for depth in depths:
             found[depth] = found.get(depth, 0) + base.phase2.epochs * max(1, round(each / len(depths)))
-    return [PhaseDemand(_name(depth), depth, epochs) for depth, epochs in sorted(found.items())]
+    return [
+        PhaseDemand(f"{depth} blocks" if depth else "the head", depth, epochs)
+        for depth, epochs in sorted(found.items())
+    ]
 
 
 def precompute_features(
@@ -78,7 +81,3 @@ def precompute_features(
         found = get_or_compute(FeatureRequest(pool, manifest, weights["weights"], mine, say, stopped, lost))
         kept[feature_cache_settings(config)] = sorted(work.depth for work in mine if work.name in found)
     return kept
-
-
-def _name(depth: int) -> str:
-    return "the head" if depth == 0 else f"{depth} blocks"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState, create_trial
 
+from pharmclf.config import RunConfig
 from pharmclf.tuning.options import SearchName
 from pharmclf.tuning.space import Parameter, Space, Value
 
@@ -98,6 +99,30 @@ class Search:
             return create_trial(params=dict(trial.values), distributions=distributions, value=value, state=state)
         except ValueError:  # a value is outside of its distribution
             return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """What decides the trials of a sweep."""
+
+    base: RunConfig
+    """The plain run."""
+    space: Space
+    search: Search
+    total: int
+    """Trials in all."""
+    folder: str
+    """Of the sweep."""
+    fingerprints: Mapping[str, Any]
+    """data and weights, as of a plain run."""
+    kept: Mapping[str, Sequence[int]]
+    """By `feature_cache_settings` a configuration, the depths with cached features."""
+    rungs: Sequence[int]
+    """Where trials are compared; none: all train to their end."""
+    factor: int
+    batch_heads: bool
+    precision: str
+    """That trials compute in; `auto` has become what the device takes."""
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

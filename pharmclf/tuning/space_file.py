@@ -44,7 +44,7 @@ def build_space(mapping: Any, base: RunConfig, source: str | Source) -> Space:
     found = {str(name): _parse_parameter(str(name), about, source) for name, about in mapping.items()}
     for parameter in found.values():
         for other in parameter.when:
-            if other not in found or found[other].when or not _is_numeric(found[other]):
+            if other not in found or found[other].when or KINDS[other] == "choice":
                 raise source.error(
                     f"{parameter.name}.when",
                     f"received {other!r}, expected a searched number that depends on nothing itself",
@@ -58,10 +58,6 @@ def build_space(mapping: Any, base: RunConfig, source: str | Source) -> Space:
             except ConfigError as error:
                 raise ConfigError(f"{source.at(parameter.name)}: {error}") from error
     return space
-
-
-def _is_numeric(parameter: Parameter) -> bool:
-    return KINDS[parameter.name] != "choice"
 
 
 def _parse_parameter(name: str, about: Any, source: Source) -> Parameter:

@@ -52,11 +52,10 @@ from pharmclf.tuning.asha import default_grace, rungs
 from pharmclf.tuning.best_trial import StopRequest, evaluate_winner
 from pharmclf.tuning.options import SweepOptions, TrialResources
 from pharmclf.tuning.precompute import max_blocks, precompute_features
-from pharmclf.tuning.search import Search
+from pharmclf.tuning.search import Search, SweepSpec
 from pharmclf.tuning.space import Space, check_depths
 from pharmclf.tuning.space_file import load_space
 from pharmclf.tuning.sweep_results import TABLE_FILE, write_results, write_winner
-from pharmclf.tuning.sweep_spec import SweepSpec
 from pharmclf.tuning.sweep_start import (
     SWEEP_FILE,
     check_backbone_depths,

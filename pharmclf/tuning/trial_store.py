@@ -20,9 +20,8 @@ from pharmclf.training.grouping import group_key
 from pharmclf.training.lr_schedule import selection_score
 from pharmclf.training.phases import number_epochs
 from pharmclf.tuning.asha import rung_that_stops
-from pharmclf.tuning.search import ObservedTrial
+from pharmclf.tuning.search import ObservedTrial, SweepSpec
 from pharmclf.tuning.space import Value
-from pharmclf.tuning.sweep_spec import SweepSpec
 
 HISTORY_FILE = "history.json"
 _MAX_HEADS = 32  # of one program

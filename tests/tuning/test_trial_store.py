@@ -18,10 +18,9 @@ from pharmclf.config import AugmentConfig, PhaseConfig, RunConfig, from_dict
 from pharmclf.core.events import EpochRecord
 from pharmclf.training.checkpoint import write_checkpoint
 from pharmclf.training.phases import Position
-from pharmclf.tuning.search import STARTUP, ObservedTrial, Search, SearchName
+from pharmclf.tuning.search import STARTUP, ObservedTrial, Search, SearchName, SweepSpec
 from pharmclf.tuning.space import Space, Value
 from pharmclf.tuning.space_file import build_space
-from pharmclf.tuning.sweep_spec import SweepSpec
 from pharmclf.tuning.trial_store import Trial, TrialStore, feature_cache_settings
 
 BASE = RunConfig(

@@ -11,9 +11,8 @@ from support.epoch_records import epoch_record
 
 from pharmclf.config import AugmentConfig, PhaseConfig, RunConfig
 from pharmclf.tuning.options import TrialResources
-from pharmclf.tuning.search import Search
+from pharmclf.tuning.search import Search, SweepSpec
 from pharmclf.tuning.space_file import build_space
-from pharmclf.tuning.sweep_spec import SweepSpec
 from pharmclf.tuning.trial_store import Trial, TrialStore
 
 pytestmark = pytest.mark.ray
