@@ -75,7 +75,7 @@ def benchmark_devices(config: RunConfig, options: MeasureOptions, say: Say) -> R
     Returns:
         rows: fields of DeviceRow.
     """
-    rows, devices = [], list[tuple[str, int | None]]([(processor_name(), None)])
+    rows, devices = list[DeviceRow](), list[tuple[str, int | None]]([(processor_name(), None)])
     if config.accelerator != "cpu":
         with contextlib.suppress(NvmlUnavailableError):
             devices += list_gpus(DriverNvml(), os.environ.get("CUDA_VISIBLE_DEVICES"))

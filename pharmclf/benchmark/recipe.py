@@ -142,10 +142,8 @@ def recipe_table(rows: Sequence[RecipeRow]) -> list[str]:
     """The comparison as lines of text; pure."""
     cells = [["", "images", "accuracy (95 %)", "difference (95 %)", "seconds"]]
     for row in rows:
-        change = "" if row.difference is None else _points(row.difference)
-        cells.append([row.variant, row.dataset, str(row.accuracy), change, f"{row.seconds:.0f}"])
+        text = ""
+        if change := row.difference:
+            text = f"{100 * change.value:+.1f} ({100 * change.low:.1f} to {100 * change.high:.1f}) points"
+        cells.append([row.variant, row.dataset, str(row.accuracy), text, f"{row.seconds:.0f}"])
     return align_columns(cells, left=[0, 1])
-
-
-def _points(change: Estimate) -> str:
-    return f"{100 * change.value:+.1f} ({100 * change.low:.1f} to {100 * change.high:.1f}) points"

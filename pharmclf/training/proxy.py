@@ -17,7 +17,7 @@ _ALL = "*"
 def proxies(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The proxies of an environment by variable, without user and password; pure."""
     names = [name for kind in _KINDS for name in (kind, kind.upper())]
-    return {name: _without_password(environment[name]) for name in names if environment.get(name)}
+    return {name: re.sub(r"^(\w+://)?.*@", r"\1…@", environment[name]) for name in names if environment.get(name)}
 
 
 def exceptions_for(hosts: Iterable[str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -56,7 +56,3 @@ def exceptions_for(hosts: Iterable[str], environment: Mapping[str, str] = os.env
 def reach_directly(hosts: Iterable[str]) -> None:
     """Let this process, and those that it starts, reach hosts without a proxy."""
     os.environ.update(exceptions_for(hosts))
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"^(\w+://)?.*@", r"\1…@", url)

@@ -66,9 +66,11 @@ def evaluate_winner(
     """
     trial, workers = store.trials[number], options.workers_per_trial
     if options.winner == "retrain":
-        home = storage.join(store.plan.folder, "trials")
-        folder, code = _retrain(trial, home, str(workers), manifest, say)
-        if code != EXIT_OK:
+        folder = storage.join(store.plan.folder, "trials", RETRAINED)
+        config = dataclasses.replace(
+            trial.config, name=RETRAINED, num_workers=str(workers), mlflow=""
+        )  # logged by the sweep
+        if (code := pipeline.run(config, say, folder, manifest=manifest)) != EXIT_OK:
             return folder, code, None
     else:
         folder = _evaluate(trial, manifest, workers, store.plan.precision, say, quarantine, stop_requested)
@@ -98,13 +100,6 @@ def _evaluate(
     record.state = RecordState.COMPLETE
     record.write(trial.folder)
     return trial.folder
-
-
-def _retrain(trial: Trial, home: str, workers: str, manifest: Manifest, say: Say) -> tuple[str, int]:
-    """Train the configuration of a trial again, to its end, and test it -> its folder, the run's exit code."""
-    config = dataclasses.replace(trial.config, name=RETRAINED, num_workers=workers, mlflow="")  # the sweep logs it
-    folder = storage.join(home, RETRAINED)
-    return folder, pipeline.run(config, say, folder, manifest=manifest)
 
 
 def _compare_with_plain(
