@@ -91,7 +91,7 @@ def run_torch_points(config: RunConfig, manifest: Manifest, epochs: int, python:
     places = {split: np.flatnonzero(table["split"] == split).tolist() for split in ("train", "validation", "test")}
     job = TorchJob(
         began=time.time(),
-        weights=str(packaged_weights_path(config.backbone)),
+        weights=str(packaged_weights_path(torch_finetune.NETWORK.replace("-", "_"))),
         paths=[storage.absolute(path) for path in table["path"]],
         labels=[numbers[label] for label in table["label"]],
         splits=places,

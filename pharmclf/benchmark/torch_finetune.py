@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-_NETWORK = "efficientnet-lite0"
+NETWORK = "efficientnet-lite0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def load_network(torch: Any, weights: str, side: int) -> Any:
     """The network with its ImageNet weights and classifier, for images of `side` pixels."""
     networks = importlib.import_module("efficientnet_lite_pytorch")
-    network = networks.EfficientNet.from_name(_NETWORK, image_size=side)
+    network = networks.EfficientNet.from_name(NETWORK, image_size=side)
     network.load_state_dict(torch.load(weights, weights_only=True))
     return network
 
