@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,8 +37,11 @@ class FeatureReader:
         is_pooled = len(layout.shape) == 1
         if is_pooled and layout.num_bytes <= _MEMORY_SHARE * psutil.virtual_memory().available:
             for section in layout.sections:
-                shards = self._map_all((section.name, shard) for shard in range(section.num_shards))
-                self._in_memory[section.name] = np.concatenate(list(shards.values()))
+                values = np.empty((section.rows, section.views, *layout.shape), layout.dtype)
+                for group in _groups(range(section.num_shards)):
+                    for (_, shard), mapped in self._map_all([(section.name, shard) for shard in group]).items():
+                        values[slice(*section.row_range(shard))] = mapped
+                self._in_memory[section.name] = values
 
     def read(self, split: str, rows: NDArray[np.int64], view: int) -> NDArray[np.floating]:
         """Read the features of rows of one split.
@@ -63,25 +66,26 @@ class FeatureReader:
             out[used] = self._in_memory[split][indexes, view]
             return out
         shards, offsets = np.divmod(indexes, layout.section(split).rows_per_shard)
-        maps = self._open_shards([(split, shard) for shard in sorted(set(shards.tolist()))])
-        for number, shard, offset in zip(used, shards.tolist(), offsets, strict=True):
-            out[number] = maps[split, shard][offset, view]
+        for group in _groups(np.unique(shards).tolist()):
+            for (_, shard), mapped in self._open_shards([(split, shard) for shard in group]).items():
+                own = shards == shard
+                out[used[own]] = mapped[offsets[own], view]
         return out
 
     def _open_shards(self, shards: list[ShardId]) -> dict[ShardId, Shard]:
-        self._open.update(self._map_all(shard for shard in shards if shard not in self._open))
-        for shard in shards:
+        """Map a group of shards, where it is not open yet, in place of those that were not used for longest."""
+        missing = [shard for shard in shards if shard not in self._open]
+        for shard in set(shards).difference(missing):
             self._open.move_to_end(shard)
-        maps = {shard: self._open[shard] for shard in shards}
-        while len(self._open) > _OPEN_SHARDS:
+        while len(self._open) + len(missing) > _OPEN_SHARDS:
             self._open.popitem(last=False)
-        return maps
+        self._open.update(self._map_all(missing))
+        return {shard: self._open[shard] for shard in shards}
 
-    def _map_all(self, shards: Iterable[ShardId]) -> dict[ShardId, Shard]:
+    def _map_all(self, shards: Sequence[ShardId]) -> dict[ShardId, Shard]:
         """Map shards, which are fetched concurrently."""
-        wanted = list(shards)
         with ThreadPoolExecutor(_FETCH_THREADS) as pool:
-            return dict(zip(wanted, pool.map(self._map, wanted), strict=True))
+            return dict(zip(shards, pool.map(self._map, shards), strict=True))
 
     def _map(self, shard: ShardId) -> Shard:
         """Map a shard, and verify it where this process has not, or where it may be a new copy."""
@@ -107,6 +111,12 @@ class FeatureReader:
         if array is None:
             raise FeatureCacheCorruptedError(f"{location} is damaged: its content does not have the sha256 in its name")
         return array
+
+
+def _groups(shards: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Shards in groups that can be open at the same time."""
+    for first in range(0, len(shards), _OPEN_SHARDS):
+        yield shards[first : first + _OPEN_SHARDS]
 
 
 def _row_index(rows: NDArray[np.int64]) -> NDArray[np.int64]:

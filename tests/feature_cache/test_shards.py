@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import resource
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,30 @@ def test_a_reader_gives_each_row_and_view_its_own(root: str, shape: tuple[int, .
     assert got.reshape(5, -1)[:, 0].tolist() == [901, 1, 0, 501, 1]
     assert (got.reshape(5, -1) == got.reshape(5, -1)[:, :1]).all()
     assert reader.read("validation", np.array([40, 0]), 0).reshape(2, -1)[:, 0].tolist() == [200, 0]
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """This process may open 512 files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (7,)])
+@pytest.mark.usefixtures("few_files")
+def test_a_cache_of_more_shards_than_a_process_may_open_is_read(tmp_path: Path, shape: tuple[int, ...]):
+    """Also where one batch has rows of all of them."""
+    layout, location = layout_of(600, 1, shape=shape), str(tmp_path)
+    names = fill(location, layout)
+    files = {s.name: [names[s.name, shard] for shard in range(s.num_shards)] for s in layout.sections}
+    rows = {"train": np.arange(600), "validation": np.arange(3)}
+    reader = FeatureReader(CachedFeatures(location, layout, rows, files))
+    order = np.random.default_rng(0).permutation(600)
+    for _ in range(2):
+        got = reader.read("train", order, 1)
+        assert got.reshape(600, -1)[:, 0].tolist() == (100 * order + 1).astype(np.float16).tolist()
 
 
 def test_a_damaged_shard_is_found_by_its_hash(kept: CachedFeatures):
