@@ -203,7 +203,7 @@ class TrialStore:
         trial = self.trials[number]
         trial.history |= number_epochs(trial.config, [record])
         trial.add_used(used)
-        histories = {other.number: other.epochs for other in self.trials.values() if other.history}
+        histories = {other.number: other.history for other in self.trials.values() if other.history}
         rung = rung_that_stops(number, histories, self.plan.rungs, self.plan.factor)
         if rung is None:
             return True
