@@ -26,16 +26,10 @@ DAY_S = 86400.0
 @pytest.mark.parametrize(
     ("size", "text"),
     [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (999_940, "999.9 kB"),
-        (999_960, "1.0 MB"),
-        (5e7, "50.0 MB"),
-        (2.04e9, "2.0 GB"),
-        (1.5e12, "1.5 TB"),
-    ],  # fmt: skip
-)
+        (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_940, "999.9 kB"), (999_960, "1.0 MB"), (5e7, "50.0 MB"),
+        (2.04e9, "2.0 GB"), (1.5e12, "1.5 TB"),
+    ],
+)  # fmt: skip
 def test_sizes_of_files_are_decimal(size: float, text: str):
     """With one decimal place."""
     assert format_size(size) == text
