@@ -16,7 +16,6 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 
-import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -27,8 +26,8 @@ from pharmclf.core.events import ActivityStarted, Note, RunCallback
 from pharmclf.core.signals import StopRequested
 from pharmclf.distributed.cluster import connect, usable_nodes, wait_for_workers
 from pharmclf.distributed.scaling_policy import ClusterNode, WorkerGroupSpec
+from pharmclf.feature_cache.reader import free_memory_bytes
 from pharmclf.models.devices import memory_limit_mb
-from pharmclf.monitoring.cgroup import ControlGroup
 from pharmclf.training.context import TrainingContext
 from pharmclf.training.microbatch import (
     MicrobatchLimits,
@@ -192,10 +191,7 @@ def _cpu_memory_bytes(workers_here: int) -> int:
     """Memory that a worker without a GPU may use in addition to TensorFlow and its networks."""
     if limit := memory_limit_mb():
         return limit << 20
-    free = psutil.virtual_memory().available
-    if group := ControlGroup().memory():
-        free = min(free, group[1] - group[0])
-    return int(max(0, free) * _CPU_SHARE / workers_here)
+    return int(free_memory_bytes() * _CPU_SHARE / workers_here)
 
 
 class _ProbeProcess:

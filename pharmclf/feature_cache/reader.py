@@ -16,6 +16,7 @@ from pharmclf.core.hashing import sha256_file
 from pharmclf.data.batch_sampler import PADDING
 from pharmclf.feature_cache.local_cache import LocalCache
 from pharmclf.feature_cache.shards import CachedFeatures, FeatureCacheCorruptedError, ShardId, sha256_in_name
+from pharmclf.monitoring.cgroup import ControlGroup
 
 Shard = NDArray[np.floating]
 """(rows, views, *cut)."""
@@ -35,7 +36,7 @@ class FeatureReader:
         self._verified: set[str] = set()
         self._in_memory: dict[str, Shard] = {}
         is_pooled = len(layout.shape) == 1
-        if is_pooled and layout.num_bytes <= _MEMORY_SHARE * psutil.virtual_memory().available:
+        if is_pooled and layout.num_bytes <= _MEMORY_SHARE * free_memory_bytes():
             for section in layout.sections:
                 values = np.empty((section.rows, section.views, *layout.shape), layout.dtype)
                 for group in _groups(range(section.num_shards)):
@@ -67,9 +68,11 @@ class FeatureReader:
             return out
         shards, offsets = np.divmod(indexes, layout.section(split).rows_per_shard)
         for group in _groups(np.unique(shards).tolist()):
-            for (_, shard), mapped in self._open_shards([(split, shard) for shard in group]).items():
-                own = shards == shard
-                out[used[own]] = mapped[offsets[own], view]
+            maps = self._open_shards([(split, shard) for shard in group])
+            own = (shards >= group[0]) & (shards <= group[-1])
+            for number, shard, offset in zip(used[own], shards[own].tolist(), offsets[own], strict=True):
+                out[number] = maps[split, shard][offset, view]
+            del maps  # it would hold this group open while the next one is opened
         return out
 
     def _open_shards(self, shards: list[ShardId]) -> dict[ShardId, Shard]:
@@ -111,6 +114,13 @@ class FeatureReader:
         if array is None:
             raise FeatureCacheCorruptedError(f"{location} is damaged: its content does not have the sha256 in its name")
         return array
+
+
+def free_memory_bytes(group: ControlGroup | None = None) -> int:
+    """Free memory of this machine, within the limits of `group`; None: of this process, as those of a container."""
+    free = psutil.virtual_memory().available
+    limited = (group or ControlGroup()).memory()
+    return min(free, max(0, limited[1] - limited[0])) if limited else free
 
 
 def _groups(shards: Sequence[int]) -> Iterator[Sequence[int]]:

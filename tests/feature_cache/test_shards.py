@@ -22,7 +22,7 @@ from pharmclf.config import AugmentConfig, RunConfig
 from pharmclf.data.batch_sampler import PADDING
 from pharmclf.data.manifest import Manifest
 from pharmclf.feature_cache.cache_key import SPLITS
-from pharmclf.feature_cache.reader import FeatureReader
+from pharmclf.feature_cache.reader import FeatureReader, free_memory_bytes
 from pharmclf.feature_cache.shards import (
     CachedFeatures,
     FeatureCacheCorruptedError,
@@ -35,6 +35,7 @@ from pharmclf.feature_cache.shards import (
     shard_name,
     write_index,
 )
+from pharmclf.monitoring.cgroup import ControlGroup
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +119,16 @@ def test_a_cache_of_more_shards_than_a_process_may_open_is_read(tmp_path: Path, 
     for _ in range(2):
         got = reader.read("train", order, 1)
         assert got.reshape(600, -1)[:, 0].tolist() == (100 * order + 1).astype(np.float16).tolist()
+
+
+def test_the_free_memory_is_that_of_the_container(tmp_path: Path):
+    """By it a reader decides whether it holds the features in memory."""
+    membership = tmp_path / "membership"
+    membership.write_text("0::/\n")
+    assert free_memory_bytes(ControlGroup(tmp_path, membership)) > 1 << 20
+    (tmp_path / "memory.max").write_text("1000")
+    (tmp_path / "memory.current").write_text("400")
+    assert free_memory_bytes(ControlGroup(tmp_path, membership)) == 600
 
 
 def test_a_damaged_shard_is_found_by_its_hash(kept: CachedFeatures):
