@@ -106,8 +106,7 @@ def plan_worker_group(
         if most_cpus <= 1:
             raise ConfigError(
                 f"num_workers: received {size}, but no node has more than {most_cpus:g} CPU, and reading the images "
-                f"needs "
-                "one more CPU than the worker. Add a node with 2 CPUs or more"
+                "needs one more CPU than the worker. Add a node with 2 CPUs or more"
             )
         if each.cpus * per_host > most_cpus - 1:
             each = Resources(int((most_cpus - 1) / per_host * 100) / 100, 0.0, each.loader_cpus)

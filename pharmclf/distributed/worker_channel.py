@@ -129,16 +129,17 @@ class WorkerChannel:
         """Stop the heartbeat; the driver may exit from now on."""
         self._ended.set()
         with contextlib.suppress(RayError):
-            ray.get(
-                self._channel.report.remote(self._rank, self._progress.beats, self._progress.place),
-                timeout=_DRIVER_TIMEOUT_S,
-            )
+            self._report()
+
+    def _report(self) -> str:
+        """Report progress -> the command of the driver."""
+        reply = self._channel.report.remote(self._rank, self._progress.beats, self._progress.place)
+        return str(ray.get(reply, timeout=_DRIVER_TIMEOUT_S))
 
     def _heartbeat_loop(self) -> None:
         while not self._ended.wait(_POLL_INTERVAL_S):
             try:
-                reply = self._channel.report.remote(self._rank, self._progress.beats, self._progress.place)
-                command = ray.get(reply, timeout=_DRIVER_TIMEOUT_S)
+                command = self._report()
             except RayError:
                 if not self._ended.is_set():  # an orphaned worker would keep its GPU, and might write
                     os._exit(1)

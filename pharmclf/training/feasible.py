@@ -39,8 +39,7 @@ def check_feasible(config: RunConfig) -> list[str]:
     if config.worker_range[0] > config.batch_size:
         raise ConfigError(
             f"num_workers: received {config.num_workers}, but a batch has {config.batch_size} images, and each worker "
-            f"needs "
-            "one. Give fewer --num-workers, or a larger --batch-size"
+            "needs one. Give fewer --num-workers, or a larger --batch-size"
         )
     warnings = []
     for phase in phases:

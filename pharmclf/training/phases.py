@@ -28,11 +28,16 @@ class Phase:
     @property
     def number(self) -> int:
         """0 for phase1, 1 for phase2."""
-        return int(self.name.removeprefix("phase")) - 1
+        return phase_number(self.name)
 
     def step_costs(self, model_size: int) -> list[float]:
         """Time of a training step in each epoch, as a multiple of that at the model's image size: by the pixels."""
         return [(side / model_size) ** 2 for side in self.image_sizes or [model_size] * self.settings.epochs]
+
+
+def phase_number(name: str) -> int:
+    """0 for phase1, 1 for phase2."""
+    return int(name.removeprefix("phase")) - 1
 
 
 def build_phases(config: RunConfig) -> tuple[Phase, ...]:

@@ -12,7 +12,7 @@ from pharmclf.core.console import Say
 from pharmclf.core.events import EpochRecord
 from pharmclf.training.checkpoint import CorruptedCheckpointError, read_checkpoint
 from pharmclf.training.lr_schedule import EarlyStoppingState, selection_score
-from pharmclf.training.phases import Position
+from pharmclf.training.phases import Position, phase_number
 
 _ALL_PHASES = 2  # beyond the number of the last one
 
@@ -101,12 +101,12 @@ class TrainState:
         )
 
 
-def replace_corrupted_best(state: TrainState, folder: str, phase_number: int, say: Say) -> None:
+def replace_corrupted_best(state: TrainState, folder: str, current: int, say: Say) -> None:
     """Replace damaged best checkpoints by the best intact one of the same phase. (chief only)
 
     Args:
         state: of the run; changed. The records of the epochs stay as they are.
-        phase_number: of the current phase; an earlier one without an intact checkpoint cannot be the best of the run.
+        current: number of the current phase; an earlier one without an intact checkpoint cannot be the best of the run.
     """
     for phase, name in list(state.best.items()):
         reason = _find_damage(storage.join(folder, name))
@@ -120,7 +120,7 @@ def replace_corrupted_best(state: TrainState, folder: str, phase_number: int, sa
                 f"{damaged}{_checkpoint_name(record)} takes its place, with validation accuracy "
                 f"{selection_score(record):.4f} instead of {monitor.best_accuracy:.4f}"
             )
-        elif _number(phase) < phase_number:
+        elif phase_number(phase) < current:
             del state.best[phase], state.monitors[phase]
             say(f"{damaged}no other one of {phase} is intact, so the run's best is chosen among later phases")
             continue
@@ -165,8 +165,4 @@ def _best_intact(history: list[EpochRecord], phase: str, folder: str) -> EpochRe
 
 def _checkpoint_name(record: EpochRecord) -> str:
     """Name of the checkpoint at the end of an epoch."""
-    return Position(_number(record.phase), record.epoch + 1, 0).label
-
-
-def _number(phase: str) -> int:
-    return int(phase.removeprefix("phase")) - 1
+    return Position(phase_number(record.phase), record.epoch + 1, 0).label
