@@ -40,6 +40,6 @@ def fill(size: int) -> Callable[[], object]:
 
 def test_the_peak_of_a_part_does_not_depend_on_the_memory_of_the_process_that_starts_it():
     held = np.ones(600 << 20, np.uint8)
-    _, peak_mib = run_in_subprocess(partial(_measure, fill, 64 << 20))
-    assert len(held) > 64 << 20
-    assert 60 < peak_mib < 80
+    _, peak_mib = run_in_subprocess(partial(_measure, fill, 256 << 20))
+    assert len(held) == 600 << 20
+    assert 200 < peak_mib < 280
