@@ -134,8 +134,12 @@ class ImageCache:
 
     def _make_room(self, folder: Path, size: int) -> bool:
         """Evict what was used longest ago -> whether an entry of this size fits into a folder."""
+        entries = []
         with os.scandir(folder) as files:
-            entries = sorted((entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in files)
+            for file in files:
+                with contextlib.suppress(FileNotFoundError):  # another process has moved or evicted it since
+                    entries.append((file.stat().st_mtime, file.stat().st_size, file.path))
+        entries.sort()
         room = self.limit() / _FOLDERS - sum(entry[1] for entry in entries)
         for used, entry_size, path in entries:
             if room >= size or used >= self.began:

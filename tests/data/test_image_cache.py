@@ -130,6 +130,17 @@ def test_without_a_place_to_write_images_are_decoded(images: ImageSet, tmp_path:
     assert cache.failure == f"image cache: nothing more is written to {cache.folder}: Not a directory"
 
 
+def test_an_entry_that_another_process_takes_away_ends_nothing(images: ImageSet, cache: ImageCache):
+    """Between the list of a folder and the size of its entry; a link to nothing is found in the same state."""
+    load(images, cache)
+    for entry in entries(cache):
+        entry.unlink()
+        entry.with_name(f".{entry.name}").symlink_to("gone")
+    load(images, cache)
+    assert cache.failure == ""
+    assert len(entries(cache)) == 2 * len(images)
+
+
 def test_a_nearly_full_disk_is_left_to_others(images: ImageSet, cache: ImageCache, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(image_cache, "_MIN_FREE_SHARE", 1.0)
     np.testing.assert_array_equal(load(images, cache), load(images))
