@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from pharmclf.evaluation import metrics
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 
+T = TypeVar("T")
 DECISION_FILE = "decision.json"
 """File name of the policy, next to the model."""
 
@@ -114,15 +116,34 @@ def read_policy(location: str) -> AbstentionPolicy:
         ConfigError: a missing or damaged file, or one of another version.
         StorageUnavailableError: the storage does not answer.
     """
-    remedy = "Take the file from the model's run again"
-    try:
-        record = storage.read_json(location)
+
+    def parse(record: Any) -> AbstentionPolicy:
         check_schema_version(record, location)
         return _parse_policy(record)
+
+    return read_model_file(location, "a model's decision", parse)
+
+
+def read_model_file(location: str, what: str, parse: Callable[[Any], T]) -> T:
+    """Read a JSON file that lies next to a model.
+
+    Args:
+        location: of the file.
+        what: it holds, for messages.
+        parse: makes the result from its value.
+
+    Raises:
+        ConfigError: a missing or damaged file.
+        StorageUnavailableError: the storage does not answer.
+    """
+    try:
+        return parse(storage.read_json(location))
     except (storage.StorageUnavailableError, ConfigError):
         raise
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise ConfigError(f"{location}: expected a model's decision: {error!r}. {remedy}") from error
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ConfigError(
+            f"{location}: expected {what}: {error!r}. Take the file from the model's run again"
+        ) from error
 
 
 def _parse_policy(record: dict[str, Any]) -> AbstentionPolicy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pharmclf import storage
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import sha256_file
 from pharmclf.data.pixel_depth import MAX_VALUE
-from pharmclf.evaluation.abstention_policy import DECISION_FILE, AbstentionPolicy, read_policy
+from pharmclf.evaluation.abstention_policy import DECISION_FILE, AbstentionPolicy, read_model_file, read_policy
 from pharmclf.evaluation.verdict import Verdict
 from pharmclf.training.context import MODEL_FILE, PIXELS_FILE
 
@@ -99,11 +100,15 @@ def _resolve_model(location: str, flag: str, where: str) -> SavedModel:
     return SavedModel(
         location=model,
         sha256=sha256,
-        labels=tuple(storage.read_json(labels)),
+        labels=read_model_file(labels, "a list of the model's labels", _parse_labels),
         image_size=size,
         decision=read_policy(decision) if storage.is_file(decision) else None,
         run_folder=run_folder,
-        white_level=int(storage.read_json(pixels)["white_level"]) if storage.is_file(pixels) else MAX_VALUE,
+        white_level=(
+            read_model_file(pixels, "a model's white level", lambda record: int(record["white_level"]))
+            if storage.is_file(pixels)
+            else MAX_VALUE
+        ),
         verdict=_read_verdict(folder, run_folder),
         locator_size=locator_size,
     )
@@ -114,17 +119,25 @@ def _read_verdict(folder: str, run_folder: str | None) -> Verdict | None:
     location = storage.join(run_folder, "result.json") if run_folder else storage.join(folder, _FETCHED)
     if not storage.is_file(location):
         return None
-    record = storage.read_json(location)
-    return Verdict.from_dict(record if run_folder else record.get("result", {}))
+    return read_model_file(
+        location,
+        "a model's verdict",
+        lambda record: Verdict.from_dict(record if run_folder else record.get("result", {})),
+    )
+
+
+def _parse_labels(record: Any) -> tuple[str, ...]:
+    if not isinstance(record, list) or not all(isinstance(label, str) for label in record):
+        raise TypeError("it is no list of texts")
+    return tuple(record)
 
 
 def _recorded_sha256(folder: str, name: str) -> str | None:
     """The sha256 that was recorded when a model file was saved or fetched."""
     sources = [(_CHECKSUMS, name), *([(_FETCHED, "sha256")] if name == "model.keras" else [])]
     for file, key in sources:
-        if storage.is_file(storage.join(folder, file)):
-            sha256: str | None = storage.read_json(storage.join(folder, file)).get(key)
-            return sha256
+        if storage.is_file(location := storage.join(folder, file)):
+            return read_model_file(location, "the model's sha256", operator.methodcaller("get", key))
     return None
 
 

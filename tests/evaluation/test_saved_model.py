@@ -63,6 +63,21 @@ def test_a_model_that_is_not_what_was_saved_is_refused(run: Path):
         load_model_info(str(run))
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("model/labels.json", "[1"), ("model/labels.json", '"ab"'), ("model/labels.json", '{"0": "a"}'),
+        ("model/labels.json", "[0, 1]"), ("model/checksums.json", "\0"), ("model/checksums.json", "[]"),
+        ("model/pixels.json", "{}"), ("model/pixels.json", '{"white_level": "x"}'), ("result.json", "{"),
+        ("result.json", '{"verdict": "good", "warnings": [{"code": "of a later version"}]}'),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_next_to_a_model_is_named(run: Path, file: str, text: str):
+    (run / file).write_text(text)
+    with pytest.raises(ConfigError, match=rf"^{run}/{file}: expected .*\. Take the file from the model's run"):
+        load_model_info(str(run))
+
+
 def test_what_is_no_model_is_refused_with_a_remedy(run: Path, tmp_path: Path):
     """Nothing there, no labels, a file that is none, another input than a square of RGB."""
     with pytest.raises(ConfigError, match="no model there"):
