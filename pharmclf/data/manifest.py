@@ -134,11 +134,14 @@ class Manifest:
 
         Raises:
             ConfigError: missing, or not a manifest of this version.
+            StorageUnavailableError: the storage does not answer.
         """
         remedy = "Make it again with pharmclf prepare"
         try:
             table = pq.read_table(io.BytesIO(storage.read_bytes(location)))
             metadata = json.loads((table.schema.metadata or {})[_METADATA])
+        except storage.StorageUnavailableError:
+            raise
         except (OSError, KeyError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
             raise ConfigError(f"manifest {location}: expected a manifest: {error!r}. {remedy}") from error
         check_schema_version(metadata, f"manifest {location}")

@@ -130,10 +130,12 @@ def compare_files(
     missing, changed, relabelled = [], [], []
     for path, value, label in zip(rows["path"], rows[by], rows["label"], strict=True):
         relative = path.removeprefix(prefix)
-        if not files.get(path):  # a file that is not listed may exist
-            if storage.is_remote(path) or not storage.is_file(path):
-                missing.append(relative)
-        elif files[path] != value:
+        now = files.get(path)  # 0 or "" also of a file of a list that is not there
+        if not now and (storage.is_remote(path) or not storage.is_file(path)):
+            missing.append(relative)
+        elif now is None:  # it exists, and is not listed
+            continue
+        elif now != value:
             changed.append(relative)
         elif label_key(labels[path]) != label_key(label):
             relabelled.append(relative)

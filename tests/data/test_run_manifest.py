@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pharmclf import storage
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import prepare_manifest
@@ -61,6 +62,15 @@ def test_files_that_came_went_or_changed_are_named_and_the_rows_stay(began):
     ]
 
 
+def test_a_file_that_is_empty_now_has_changed(began):
+    """As after a copy that ended early: it is there, with no byte of the image."""
+    config, _, made = began
+    (Path(config.data) / "b" / "01.png").write_bytes(b"")
+    said: list[str] = []
+    update_run_manifest(config, "run", made, said.append)
+    assert said == ["note: the run keeps the images that it started with: 1 file has changed (b/01.png)"]
+
+
 def test_a_file_in_another_class_folder_of_a_list_keeps_the_label_of_the_beginning(tmp_path: Path, began):
     """A list whose labels were edited: the run says so; upper case and blanks are no other label."""
     config, _, _ = began
@@ -109,6 +119,13 @@ def test_the_same_images_at_another_place_are_used_there_and_other_images_are_re
         _draw(tmp_path / "other" / "ab"[number % 2] / f"{number:02d}.png", 100 + number)
     with pytest.raises(ConfigError, match=r"started with other images than .*: of its 20, 20 files have changed"):
         update_run_manifest(RunConfig(data=str(tmp_path / "other"), storage=config.storage), folder, made, print)
+
+
+def test_a_storage_that_does_not_answer_is_no_missing_manifest(monkeypatch: pytest.MonkeyPatch):
+    """The run would take other splits than it began with, or scan all its images again."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with storage.timeout(0.5), pytest.raises(storage.StorageUnavailableError):
+        Manifest.read("s3://bucket/run/manifest.parquet")
 
 
 def test_a_manifest_of_other_images_is_not_taken(began):
