@@ -97,7 +97,7 @@ def _list_table(data: str, root: str) -> DatasetListing:
     if not root.lower().endswith(LIST_EXTENSIONS):
         raise ConfigError(f"{source}: received a file, expected a folder, or a list that ends in .csv or .parquet")
     listed = read_list(source, root, ("path", "label"), ("group", "split"))
-    folder, notes = root.rpartition("/")[0], listed.notes
+    folder, notes = storage.parent(root), listed.notes
     paths, labels, groups = listed.cells("path"), _parse_labels(listed.cells("label"), notes), listed.cells("group")
     splits = _parse_splits(source, listed, notes)
     locations, known, file_notes = locate_files(source, folder, paths)
@@ -113,7 +113,7 @@ def _list_table(data: str, root: str) -> DatasetListing:
             "the list's groups decide which rows share a split, also where images of two groups are near copies"
         )
     entries = [
-        ImageEntry(location, location.removeprefix(folder + "/"), label, *known.get(location, (0, 0)), group, split)
+        ImageEntry(location, relative_path(folder, location), label, *known.get(location, (0, 0)), group, split)
         for location, label, group, split in unique
     ]
     entries.sort(key=lambda entry: (entry.relative, entry.label))

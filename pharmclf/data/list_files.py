@@ -78,9 +78,16 @@ def not_found_message(folder: str, paths: Sequence[str]) -> str:
 def resolve_path(folder: str, path: str) -> str:
     """The location of a path of a list: absolute, or relative to the list's folder."""
     path = path.removeprefix("file://")
-    if storage.is_remote(path) or (storage.is_remote(folder) and not path.startswith("/")):
-        return path if storage.is_remote(path) else storage.join(folder, path.removeprefix("./"))
+    if storage.is_remote(path):
+        return path
+    if storage.is_remote(folder) and not path.startswith("/"):
+        bucket = _bucket(folder)
+        return bucket + os.path.normpath(storage.join(folder.removeprefix(bucket), path))
     return os.path.normpath(os.path.join(folder, path))
+
+
+def _bucket(location: str) -> str:
+    return "/".join(location.split("/", 3)[:3])
 
 
 def stat_files(locations: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -88,9 +95,9 @@ def stat_files(locations: Iterable[str]) -> dict[str, tuple[int, int]]:
     known, buckets = {}, dict[str, list[str]]()
     for location in locations:
         if storage.is_remote(location):
-            buckets.setdefault("/".join(location.split("/", 3)[:3]), []).append(location)
+            buckets.setdefault(_bucket(location), []).append(location)
         elif os.path.isfile(location):
-            known[location] = (os.stat(location).st_size, os.stat(location).st_mtime_ns)
+            known[location] = ((status := os.stat(location)).st_size, status.st_mtime_ns)
     for bucket, remote in buckets.items():
         common = os.path.commonpath([path.removeprefix(bucket).rpartition("/")[0] or "/" for path in remote])
         with contextlib.suppress(FileNotFoundError):
@@ -106,9 +113,9 @@ def _has_ending(path: str) -> bool:
 def _with_endings(source: str, bare: set[str], known: dict[str, tuple[int, int]]) -> dict[str, str]:
     """Locations without an extension -> the images of that name."""
     existing = [location for location in known if storage.is_remote(location)]
-    for folder in {location.rpartition("/")[0] for location in bare if not storage.is_remote(location)}:
+    for folder in {storage.parent(location) for location in bare if not storage.is_remote(location)}:
         with contextlib.suppress(OSError):
-            existing += [f"{folder}/{name}" for name in os.listdir(folder)]
+            existing += [storage.join(folder, name) for name in os.listdir(folder)]
     images: dict[str, str] = {}
     for location in sorted(existing):
         stem = os.path.splitext(location)[0]

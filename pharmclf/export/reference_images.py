@@ -137,7 +137,7 @@ def _list_given(where: str, flag: str) -> list[str]:
     try:
         if storage.is_file(location):
             return [item.location for item in list_dataset(location).items]
-        found = find_images(location.rstrip("/"))
+        found = find_images(location)
     except ConfigError as error:
         raise ConfigError(f"{flag} {str(error).removeprefix('--data ')}") from error
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -85,7 +85,7 @@ def _list_folder(where: str, root: str) -> ImageListing:
 
 def _list_table(where: str, root: str) -> ImageListing:
     """Every row of a list in its order, with its other columns."""
-    source, folder = f"--input {where}", root.rpartition("/")[0]
+    source, folder = f"--input {where}", storage.parent(root)
     listed = read_list(source, root)
     paths = listed.cells("path")
     locations, known, found = locate_files(source, folder, paths)

@@ -66,6 +66,11 @@ def join(location: str, *parts: str) -> str:
     return "/".join([location.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def parent(location: str) -> str:
+    """The folder or prefix that holds a location."""
+    return os.path.dirname(location)  # "/" of a file in the root of the disk
+
+
 def absolute(location: str) -> str:
     """A local path as an absolute one, for workers with other working directories; a URI unchanged."""
     return location if is_remote(location) else str(Path(location.removeprefix("file://")).expanduser().absolute())

@@ -7,8 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.data.dataset_listing import DatasetListing, ImageEntry, list_dataset
+from pharmclf.data.list_files import not_found_message, resolve_path
 
 NAMES = ["img/aspirin/1.jpg", "img/aspirin/2.jpg", "img/ibuprofen/3.png", "img/ibuprofen/4.png"]
 LABELS = ["aspirin", "aspirin", "ibuprofen", "ibuprofen"]
@@ -166,6 +168,27 @@ def test_a_list_whose_files_are_all_missing_says_what_was_tried_and_what_is_ther
     assert "none of its 2 paths leads to a file" in str(refused.value)
     assert message.replace("FOLDER", str(folder)) in str(refused.value)
     assert str(refused.value).endswith(f"Write paths relative to the list's folder {folder}, or absolute ones")
+
+
+@pytest.mark.parametrize(
+    ("location", "path", "expected"),
+    [
+        ("/list.csv", "img/1.jpg", "/img/1.jpg"), ("/a/list.csv", "../img/1.jpg", "/img/1.jpg"),
+        ("s3://bucket/list.csv", "img/1.jpg", "s3://bucket/img/1.jpg"),
+        ("s3://bucket/a/list.csv", "../img/./1.jpg", "s3://bucket/img/1.jpg"),
+        ("s3://bucket/a/list.csv", "../../../1.jpg", "s3://bucket/1.jpg"), ("s3://bucket/list.csv", "/1.jpg", "/1.jpg"),
+        ("s3://bucket/list.csv", "s3://other/a/../1.jpg", "s3://other/a/../1.jpg"),
+    ],
+)  # fmt: skip
+def test_a_path_is_relative_to_the_folder_of_its_list_wherever_that_is(location: str, path: str, expected: str):
+    """Also in the root of a disk, and with .. in a bucket, where keys have no such parts."""
+    assert resolve_path(storage.parent(location), path) == expected
+
+
+def test_missing_files_of_a_list_in_the_root_of_a_disk_are_reported():
+    """The folder that exists is looked for upwards, and the root is the last."""
+    message = not_found_message(storage.parent("/list.csv"), ["no-such-folder/1.jpg"])
+    assert "looked for as /no-such-folder/1.jpg; / holds" in message
 
 
 def test_a_list_written_for_a_folder_above_says_below_which_its_files_are(folder: Path):
