@@ -86,15 +86,13 @@ def rare_classes(
 
 
 def _given_splits(num_rows: int, given: ArrayLike | None) -> NDArray[np.str_]:
-    splits = np.full(num_rows, "", dtype="<U10")
-    if given is not None:
-        splits[:] = np.asarray(given).astype(str)
+    splits = np.broadcast_to(np.asarray("" if given is None else given).astype(str), num_rows)
     if unknown := sorted(set(np.unique(splits)) - {"", *SPLITS}):
         raise ConfigError(
             f"split: received {', '.join(map(repr, unknown))}, expected train, validation, test or nothing. "
             "Correct the list's column 'split'"
         )
-    return splits
+    return splits.astype("<U10")
 
 
 def _group_splits(

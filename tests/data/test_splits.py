@@ -145,6 +145,7 @@ def test_a_split_without_given_rows_is_drawn_from_the_train_rows_alone():
     ("chosen", "text"),
     [
         (["train", "test", "val"], "'val'"),
+        (["train", "test", "validation-2"], "'validation-2'"),
         (["train", "test", "test"], "no image is given to validation, and none can be drawn from train"),
         (["validation", "test", "test"], "every image has a given split, but train has none"),
     ],
