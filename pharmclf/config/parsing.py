@@ -75,7 +75,7 @@ def parse_image_sizes(text: str, epochs: int, name: str, model_size: int) -> tup
     """
     if not text or not epochs:
         return ()
-    parts = [re.fullmatch(rf"(\d+|{FULL_SIZE})(?:x(\d+))?", part.strip()) for part in text.split("-")]
+    parts = [re.fullmatch(rf"(\d+|{FULL_SIZE})(?:x([1-9]\d*))?", part.strip()) for part in text.split("-")]
     sizes = [(model_size if part[1] == FULL_SIZE else int(part[1]), int(part[2] or 0)) for part in parts if part]
     rest, open_parts = epochs - sum(count for _, count in sizes), sum(count == 0 for _, count in sizes)
     fits = rest > 0 if open_parts else rest == 0
@@ -189,7 +189,7 @@ def expand_home(text: str) -> str:
 
 def has_credentials(location: str) -> bool:
     """Whether a URI names a user."""
-    return re.match(r"\w+://[^/]*@", location) is not None
+    return re.match(r"[\w+.-]+://[^/]*@", location) is not None
 
 
 def refuse_credentials(name: str, location: str) -> None:

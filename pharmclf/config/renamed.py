@@ -32,7 +32,7 @@ def to_current_names(settings: Mapping[str, Any], source: str) -> dict[str, Any]
     Raises:
         ConfigError: a setting by both names.
     """
-    twice = [earlier for earlier in settings if RENAMED.get(earlier) in settings]
+    twice = [earlier for earlier in RENAMED if earlier in settings and RENAMED[earlier] in settings]
     if twice:
         name = RENAMED[twice[0]]
         raise ConfigError(f"{source}: received {twice[0]} and {name}, which are the same setting. Give {name} alone")

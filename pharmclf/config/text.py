@@ -117,7 +117,7 @@ def _convert(hint: Any, value: Any, source: Source, path: str) -> Any:
     elif hint is float and isinstance(value, (int, float, str)):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif hint is int and isinstance(value, int):
         return value

@@ -21,6 +21,7 @@ CONFIGS = {
     "a text that is checked": ("seed: 1\nnum_workers: 4-2\n", 2, 1),
     "an earlier name": ("seed: 1\nworkers: 4-2\n", 2, 1),
     "no section": ("seed: 1\nphase1: 3\n", 2, 1),
+    "more than a float holds": (f"phase1:\n  learning_rate: 1{400 * '0'}\n", 2, 3),
     "flow style": ("{seed: 1, head: {droput: 1}}\n", 1, 18),
     "twice": ("seed: 1\nname: a\nseed: 2\n", 3, 1),
     "not closed": ("seed: 1\nhead: {dense: [8}\n", 2, 17),
@@ -49,6 +50,18 @@ def test_an_error_in_a_configuration_names_line_and_column(case: str, tmp_path: 
     text, line, column = CONFIGS[case]
     path = tmp_path / "my.yaml"
     assert refusal(load_yaml, path, text).startswith(f"{path}:{line}:{column}: ")
+
+
+def test_a_key_without_a_name_is_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    assert refusal(load_yaml, path, "seed: 1\n~: 2\n").startswith(f"{path}: unknown key None; ")
+
+
+@pytest.mark.parametrize("uri", ["https://me:secret@host", "mysql+pymysql://me:secret@host/runs"])
+def test_credentials_in_the_address_of_a_tracking_server_are_refused(uri: str) -> None:
+    """They would land in run.json."""
+    with pytest.raises(ConfigError, match="mlflow: received a URI with credentials in it"):
+        RunConfig(mlflow=uri)
 
 
 @pytest.mark.parametrize("case", SPACES)

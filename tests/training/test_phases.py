@@ -47,7 +47,7 @@ def test_image_sizes_are_read_epoch_by_epoch(text: str, sizes: tuple[int, ...]):
 
 
 @pytest.mark.parametrize(
-    "text", ["abc", "128-", "100-224", "128x9-224", "128x2-224x2", "128x5-full", "0-224", "fullest"]
+    "text", ["abc", "128-", "100-224", "128x9-224", "128x2-224x2", "128x5-full", "0-224", "fullest", "128x0-full"]
 )
 def test_sizes_that_cannot_be_are_refused(text: str):
     """Words, sizes that halve unevenly, epochs that do not add up."""
