@@ -76,13 +76,16 @@ def scan_listing(listing: DatasetListing, progress: ProgressCallback | None, min
 def _mark_label_conflicts(table: pd.DataFrame) -> None:
     """Quarantine files of equal bytes with different labels; the status of each names one of the others."""
     usable = table[table["status"] == OK]
-    num_labels = usable.groupby("sha256")["label"].nunique()
-    for _, equal in usable[usable["sha256"].isin(num_labels.index[num_labels > 1])].groupby("sha256"):
-        for row, label in equal["label"].items():
-            other = equal[equal["label"] != label].iloc[0]
-            table.loc[row, "status"] = (
-                f"{LABEL_CONFLICT}: the same file as {other['path']}, which is {other['label']!r}"
-            )
+    mixed = usable[usable.groupby("sha256")["label"].transform("nunique") > 1]
+    named = mixed.groupby("sha256")[["path", "label"]].transform("first")
+    is_other = mixed["label"] != named["label"]
+    others = mixed[is_other].drop_duplicates("sha256").set_index("sha256")
+    for name in named:  # the first file's label is that of the file itself
+        named[name] = named[name].where(is_other, mixed["sha256"].map(others[name]))
+    table.loc[mixed.index, "status"] = [
+        f"{LABEL_CONFLICT}: the same file as {path}, which is {label!r}"
+        for path, label in named.itertuples(index=False, name=None)
+    ]
 
 
 def _too_few_classes(
