@@ -488,10 +488,3 @@ def test_a_forked_process_is_refused_in_words(bucket: str):
     )
     done = subprocess.run([sys.executable, "-c", code, f"{bucket}/x"], capture_output=True, text=True, timeout=60)
     assert "start processes by spawn" in done.stdout, done.stderr
-
-
-def test_a_patience_that_is_no_number_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch):
-    """The variable, what it holds, and what was expected."""
-    monkeypatch.setenv("PHARMCLF_STORAGE_PATIENCE_S", "long")
-    with pytest.raises(ValueError, match="PHARMCLF_STORAGE_PATIENCE_S: received 'long', expected a number of seconds"):
-        storage.read_bytes(f"{bucket}/x")

@@ -40,7 +40,7 @@ def explain_error(error: Exception, root: str, path: str, endpoint: str, timeout
             f"{where}: access denied{at} ({code or f'HTTP {status}'}). Check AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or the machine's role, and its rights on the bucket"
         )
-    if code == "PermanentRedirect" or " 301 " in text:
+    if code == "PermanentRedirect" or " 301 " in text or "redirect without LOCATION" in text:
         return OSError(f"{where}: the bucket is in another region{at}. Set AWS_REGION to its region")
     gone = status == 429 or status >= 500 or code == _UPLOAD_GONE
     if gone or re.search(r"HTTP error|timed? ?out|after \d+ retries", text, re.IGNORECASE):
@@ -54,7 +54,7 @@ def explain_error(error: Exception, root: str, path: str, endpoint: str, timeout
 
 def _error_text(error: Exception) -> tuple[str, int, str]:
     """Text, HTTP status or 0, and S3's code or "", of an error."""
-    text = str(error).split("Debug source:")[0]
+    text = re.sub(r"https?://\S+", "", str(error).split("Debug source:")[0])  # an object may be named timeout.jpg
     status = re.search(r"status code: (\d+)", text)
     code = re.search(r"<Code>(\w+)</Code>", text)
     return text, int(status[1]) if status else 0, code[1] if code else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import obstore
 from obstore import exceptions, store
 
-from pharmclf.core.errors import first_line
+from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.storage import s3
 from pharmclf.storage.object_errors import NoBucketError, explain_error, is_stale
 from pharmclf.storage.types import FileEntry, StorageUnavailableError, Versioned, WebAddressError
@@ -48,12 +49,16 @@ def timeout(seconds: float) -> Iterator[None]:
 
 
 def timeout_s() -> float:
-    """Seconds to wait for a store that does not answer."""
+    """Seconds to wait for a store that does not answer.
+
+    Raises:
+        ConfigError: the variable for that is not a number.
+    """
     text = os.environ.get("PHARMCLF_STORAGE_PATIENCE_S", str(_TIMEOUT_S))
-    try:
-        return _timeout_s.get() or float(text)
-    except ValueError as error:
-        raise ValueError(f"PHARMCLF_STORAGE_PATIENCE_S: received {text!r}, expected a number of seconds") from error
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := _timeout_s.get() or float(text)) < math.inf:
+            return seconds
+    raise ConfigError(f"PHARMCLF_STORAGE_PATIENCE_S: received {text!r}, expected a number of seconds, such as 180")
 
 
 def object_store(root: str) -> ObjectStore:
