@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from pharmclf import storage
-from pharmclf.core.errors import ConfigError, single_line
+from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import fingerprint
 from pharmclf.data.folder_layouts import (
     DEFAULT_LAYOUT_OPTIONS,
@@ -20,7 +20,7 @@ from pharmclf.data.folder_layouts import (
     parse_folders,
 )
 from pharmclf.data.image_files import find_images, is_system_file, relative_path
-from pharmclf.data.list_files import locate_files, not_found_message
+from pharmclf.data.list_files import locate_files, not_found_message, refusing_unreadable
 from pharmclf.data.list_tables import LIST_EXTENSIONS, ListTable, parse_split, read_list
 from pharmclf.data.splits import SPLITS
 
@@ -72,14 +72,8 @@ def list_dataset(data: str, reading: LayoutOptions = DEFAULT_LAYOUT_OPTIONS) -> 
         StorageUnavailableError: the storage does not answer.
     """
     root = data.rstrip("/") if storage.is_remote(data) else os.path.abspath(storage.absolute(data))
-    try:
+    with refusing_unreadable("--data", data, root):
         listing = _list_table(data, root) if storage.is_file(root) else _list_folders(data, root, reading)
-    except storage.StorageUnavailableError:
-        raise
-    except OSError as error:
-        reason = single_line(error).removeprefix(f"{root}: ")
-        reason = "nothing there" if reason == root else reason
-        raise ConfigError(f"--data {data}: {reason}. Give a readable {storage.place_word(data)} or list") from error
     labels, notes = merge_labels([item.label for item in listing.items], reading.classes)
     items = listing.items
     if labels:  # two rows of a list may be equal now

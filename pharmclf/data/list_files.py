@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pharmclf import storage
-from pharmclf.core.errors import ConfigError
+from pharmclf.core.errors import ConfigError, single_line
 from pharmclf.core.units import format_examples
 from pharmclf.data.image_decoding import IMAGE_EXTENSIONS
 
 _MAX_SHOWN, _MAX_CHARACTERS = 5, 200
+
+
+@contextlib.contextmanager
+def refusing_unreadable(flag: str, given: str, root: str) -> Iterator[None]:
+    """Raise a ConfigError where the block cannot list the images of a folder or list, unless the storage is down.
+
+    Args:
+        flag: of the location.
+        given: by the user.
+        root: the same, absolute.
+    """
+    try:
+        yield
+    except storage.StorageUnavailableError:
+        raise
+    except OSError as error:
+        reason = single_line(error).removeprefix(f"{root}: ")
+        reason = "nothing there" if reason == root else reason
+        raise ConfigError(f"{flag} {given}: {reason}. Give a readable {storage.place_word(given)} or list") from error
 
 
 def locate_files(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +85,8 @@ def export_model(options: ExportOptions, say: Say) -> None:
                 activity.begin(f"verifying {name} in {FORMATS[name].runtime}", LOAD_MODEL_S)
                 comparison, about, fitted = trial.run(path, images, reference, validation)
             except ExportError as error:
-                (shutil.rmtree if path.is_dir() else _remove)(path)
+                storage.delete_folder(str(path))
+                storage.delete_file(str(path))
                 refused.append(str(error))
                 say(f"refused: {error}")
                 continue
@@ -98,10 +98,6 @@ def export_model(options: ExportOptions, say: Say) -> None:
         _describe(folder, found, formats, decision)
     if refused:
         raise ExportError(f"{', '.join(formats)} written into {options.out}, but not {'; '.join(refused)}")
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
 
 
 def _load_keras_model(found: SavedModel) -> keras.Model:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -67,9 +68,8 @@ class RuntimeCheck:
         except ExportError as error:
             raise ExportError(f"{self.name} {self.precision} in {runtime}: {error}") from error
         losses = [
-            str(error)
-            for error in (self._tolerance_violation(comparison), self._check_threshold(decision, own))
-            if error
+            *_violation(check_tolerance, comparison, TOLERANCES[self.precision]),
+            *self._threshold_losses(decision, own),
         ]
         if losses:
             text = f"{self.name} {self.precision} in {runtime}: {'; '.join(losses)}"
@@ -82,36 +82,31 @@ class RuntimeCheck:
         about["comparison"] = measured | {"tolerance": asdict(TOLERANCES[self.precision])}
         return comparison, {"file": path.name, **about}, decision
 
-    def _tolerance_violation(self, comparison: Comparison) -> ExportError | None:
-        """Why the model is too far from the Keras model."""
-        try:
-            check_tolerance(comparison, TOLERANCES[self.precision])
-        except ExportError as error:
-            return error
-        return None
-
-    def _check_threshold(
-        self, fitted: AbstentionPolicy | None, validation: ValidationImages | None
-    ) -> ExportError | None:
-        """Say which threshold int8 has; or why it can have none, or promises less with it."""
+    def _threshold_losses(self, fitted: AbstentionPolicy | None, validation: ValidationImages | None) -> list[str]:
+        """Say which threshold int8 has -> why it can have none, or promises less with it."""
         given = self.found.decision
         if self.precision != "int8" or given is None:
-            return None
+            return []
         if validation is None or fitted is None:
-            return ExportError(
+            return [
                 f"the threshold {given.threshold:.4f} of the Keras model cannot be checked, since the model lies in no "
                 "run that lists its validation images; give --model RUN"
-            )
+            ]
         self.say(
             f"threshold of {self.name} int8 {fitted.threshold:.4f} at temperature {fitted.temperature:.4f}, chosen "
             f"with it on {fitted.num_validation_images:,} validation images, answers {fitted.coverage.value:.1%} "
             f"(Keras model: {given.threshold:.4f} at {given.temperature:.4f}, {given.coverage.value:.1%})"
         )
-        try:
-            check_policy(given, fitted)
-        except ExportError as error:
-            return error
-        return None
+        return _violation(check_policy, given, fitted)
+
+
+def _violation(check: Callable[..., None], *arguments: object) -> list[str]:
+    """Why a check refuses a model; [] where it does not."""
+    try:
+        check(*arguments)
+    except ExportError as error:
+        return [str(error)]
+    return []
 
 
 def predict_in_runtime(name: FormatName, path: Path, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any], str]:

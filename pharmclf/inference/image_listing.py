@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from pharmclf import storage
-from pharmclf.core.errors import ConfigError, single_line
+from pharmclf.core.errors import ConfigError
 from pharmclf.data.image_decoding import IMAGE_EXTENSIONS
 from pharmclf.data.image_files import find_images
-from pharmclf.data.list_files import locate_files, not_found_message, stat_files
+from pharmclf.data.list_files import locate_files, not_found_message, refusing_unreadable, stat_files
 from pharmclf.data.list_tables import LIST_EXTENSIONS, read_list
 from pharmclf.inference.output_table import SCHEMA
 
@@ -55,17 +55,11 @@ def list_images(where: str) -> ImageListing:
         StorageUnavailableError: the storage does not answer.
     """
     root = storage.absolute(where).rstrip("/")
-    try:
+    with refusing_unreadable("--input", where, root):
         if not storage.is_file(root):
             return _list_folder(where, root)
         if root.lower().endswith(LIST_EXTENSIONS):
             return _list_table(where, root)
-    except storage.StorageUnavailableError:
-        raise
-    except OSError as error:
-        reason = single_line(error).removeprefix(f"{root}: ")
-        reason = "nothing there" if reason == root else reason
-        raise ConfigError(f"--input {where}: {reason}. Give a readable {storage.place_word(where)} or list") from error
     if not root.lower().endswith(tuple(IMAGE_EXTENSIONS)):
         raise ConfigError(f"--input {where}: received a file, expected a folder, an image, or a .csv or .parquet list")
     return _build_listing([root], stat_files([root]))
