@@ -45,14 +45,12 @@ def sample_images(model: SavedModel, given: str, split: str, flag: str, say: Say
         ImageSet.of_paths(_list_given(given, flag), model.white_level) if given else _list_run_split(model, split, flag)
     )
     chosen = np.linspace(0, len(files) - 1, min(len(files), _MAX_IMAGES)).round().astype(int)
-    found = _load_all(files.select(chosen), model.input_size)
-    images = [image for image in found if isinstance(image, np.ndarray)]
-    failures = [reason for reason in found if isinstance(reason, str)]
+    images, _, failures = _load_all(files.select(chosen), model.input_size)
     where = given or f"the {split} split of {model.run_folder}"
     if not images:
         raise ConfigError(f"{flag}: no image of {where} can be read ({failures[0]}). {_remedy(flag)}")
     if failures:
-        say(f"left out: {len(failures):,} of {len(found):,} images of {where}, the first: {failures[0]}")
+        say(f"left out: {len(failures):,} of {len(chosen):,} images of {where}, the first: {failures[0]}")
     return np.stack(images)
 
 
@@ -74,23 +72,19 @@ def validation_images(model: SavedModel, say: Say) -> ValidationImages | None:
     Raises:
         PermissionError, StorageUnavailableError: the storage gives nothing at all.
     """
-    location = storage.join(model.run_folder or "", MANIFEST_FILE)
-    if model.run_folder is None or not storage.is_file(location):
+    if (manifest := _run_manifest(model)) is None:
         return None
-    manifest = Manifest.read(location)
     rows = manifest.rows("validation")
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MAX_VALIDATION_IMAGES)).round().astype(int)]
     table = manifest.table.loc[chosen]
-    found = _load_all(ImageSet.of_rows(table, model.white_level), model.input_size)
-    good = np.array([isinstance(image, np.ndarray) for image in found], bool)
-    if not good.all():
-        failures = [reason for reason in found if isinstance(reason, str)]
-        say(f"left out: {len(failures):,} of {len(found):,} validation images, the first: {failures[0]}")
-    if not good.any():
+    images, good, failures = _load_all(ImageSet.of_rows(table, model.white_level), model.input_size)
+    if failures:
+        say(f"left out: {len(failures):,} of {len(chosen):,} validation images, the first: {failures[0]}")
+    if not images:
         return None
     places = {name: number for number, name in enumerate(model.labels)}
     return ValidationImages(
-        images=np.stack([image for image in found if isinstance(image, np.ndarray)]),
+        images=np.stack(images),
         truth=np.array([places[label] for label in table["label"][good]], np.int64),
         groups=table["group"].to_numpy()[good],
     )
@@ -100,8 +94,8 @@ def _remedy(flag: str) -> str:
     return f"Give {flag} DIR with images that the model is made for"
 
 
-def _load_all(files: ImageSet, image_size: int) -> list[np.ndarray | str]:
-    """(S, S, 3) uint8 of each image, or why it cannot be used."""
+def _load_all(files: ImageSet, image_size: int) -> tuple[list[np.ndarray], np.ndarray, list[str]]:
+    """(S, S, 3) uint8 of each usable image; (n,) booleans, which images are usable; why the others are not."""
 
     def load(place: int) -> np.ndarray | str:
         try:
@@ -109,25 +103,30 @@ def _load_all(files: ImageSet, image_size: int) -> list[np.ndarray | str]:
         except InvalidImageError as error:
             return f"{files.paths[place].as_py()}: {error}"
 
-    if not any(storage.is_remote(location) for location in files.paths.to_pylist()):
-        return list(map(load, range(len(files))))
-    with ThreadPoolExecutor(_REMOTE_READS) as pool:
-        return list(pool.map(load, range(len(files))))
+    is_remote = any(map(storage.is_remote, files.paths.to_pylist()))
+    with ThreadPoolExecutor(_REMOTE_READS if is_remote else 1) as pool:
+        found = list(pool.map(load, range(len(files))))
+    images = [image for image in found if isinstance(image, np.ndarray)]
+    good = np.array([isinstance(image, np.ndarray) for image in found], bool)
+    return images, good, [reason for reason in found if isinstance(reason, str)]
+
+
+def _run_manifest(model: SavedModel) -> Manifest | None:
+    """The manifest of the run that the model lies in; None where there is none."""
+    location = storage.join(model.run_folder or "", MANIFEST_FILE)
+    return Manifest.read(location) if model.run_folder is not None and storage.is_file(location) else None
 
 
 def _list_run_split(model: SavedModel, split: str, flag: str) -> ImageSet:
     """The images of a split of the run that the model lies in."""
-    location = storage.join(model.run_folder or "", MANIFEST_FILE)
-    if model.run_folder is None or not storage.is_file(location):
+    if (manifest := _run_manifest(model)) is None:
         raise ConfigError(
             f"{flag}: received nothing, and {model.location} lies in no run that lists its images. {_remedy(flag)}"
         )
-    manifest = Manifest.read(location)
     rows = manifest.rows(split)
     if not len(rows):
-        raise ConfigError(
-            f"{flag}: received nothing, and {location} has no image in its {split} split. {_remedy(flag)}"
-        )
+        where = storage.join(model.run_folder or "", MANIFEST_FILE)
+        raise ConfigError(f"{flag}: received nothing, and {where} has no image in its {split} split. {_remedy(flag)}")
     return ImageSet.of_rows(manifest.table.loc[rows], manifest.white_level)  # the model crops by itself
 
 
