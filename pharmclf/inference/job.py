@@ -52,7 +52,7 @@ def predict_images(options: PredictOptions, say: Say) -> int:
             if not complete and not _predict_and_join(parts, model, answers, options, stop, lease, say):
                 say("stopped on request; finished parts are kept, and the same command predicts the rest")
                 return stop.exit_code
-        storage.delete_folder(parts.folder)
+            storage.delete_folder(parts.folder)  # while no other process can begin to write there
     if complete:
         images = format_count(len(parts.images), "image")
         say(f"{parts.output} is complete already, {images}; --overwrite predicts them again")

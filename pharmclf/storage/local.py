@@ -107,7 +107,13 @@ class LocalDisk:
     def delete_prefix(self, path: str) -> None:
         """Delete a folder with its content."""
         if os.path.isdir(path):
-            shutil.rmtree(path)
+            shutil.rmtree(path, onerror=_raise_unless_gone)
+
+
+def _raise_unless_gone(_function: object, _path: str, info: tuple[object, BaseException, object]) -> None:
+    """Pass over what another process has deleted."""
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]
 
 
 def _walk(top: str, pardon: Callable[[str], bool] | None) -> Iterator[FileEntry]:
