@@ -338,6 +338,21 @@ def test_empty_folders_of_a_disk_are_no_files(tmp_path: Path):
     assert not storage.exists(root)
 
 
+def test_a_folder_that_several_processes_delete_at_once_is_gone(tmp_path: Path):
+    """Two jobs that find the same work complete both clear it away."""
+    for _ in range(5):
+        for number in range(300):
+            (tmp_path / "parts" / str(number)).mkdir(parents=True)
+            (tmp_path / "parts" / str(number) / "file").touch()
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(storage.delete_folder, [f"{tmp_path}/parts"] * 4))
+        assert not (tmp_path / "parts").exists()
+
+
+def test_the_nearest_folder_of_a_name_that_no_disk_takes_is_the_one_around_it(tmp_path: Path):
+    assert storage.nearest_existing(f"{tmp_path}/{300 * 'a'}/b") == tmp_path
+
+
 def test_times_of_a_disk_are_those_of_its_files(tmp_path: Path):
     """A listing's times are the file system's, to the nanosecond."""
     (tmp_path / "file").write_bytes(b"")

@@ -67,7 +67,7 @@ def check_new_folder(flag: str, out: str) -> Path:
             problem = "a file; it is left as it is"
         elif os.path.ismount(target):
             problem = "the root of a mounted disk"
-    except PermissionError as error:
+    except OSError as error:
         problem = f"a place that cannot be read ({error.strerror})"
     if problem:
         raise ConfigError(f"{flag}: received {out!r}, {problem}. Give a local folder that does not exist yet")

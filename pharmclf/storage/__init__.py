@@ -48,7 +48,7 @@ def errors_as_config_errors(location: str) -> Iterator[None]:
 def nearest_existing(path: str) -> Path:
     """A local path, or the nearest folder around it that exists."""
     absolute_path = Path(path).absolute()
-    return next(each for each in (absolute_path, *absolute_path.parents) if each.exists())
+    return next(each for each in (absolute_path, *absolute_path.parents) if os.path.exists(each))
 
 
 def is_remote(location: str) -> bool:

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from pharmclf.config import ConfigError, RunConfig
-from pharmclf.data.destination import ALLOWED, check_destination, destination_warnings, is_in_uploaded_working_dir
+from pharmclf.data.destination import (
+    ALLOWED,
+    check_destination,
+    check_new_folder,
+    destination_warnings,
+    is_in_uploaded_working_dir,
+)
 from pharmclf.data.prepare import check_storage
 from pharmclf.export.output_dir import atomic_output_dir
 from pharmclf.inference.job import predict_images
@@ -60,6 +66,11 @@ def test_the_demo_is_trained_there_with_a_warning(submitted: Path) -> None:
     (warning,) = destination_warnings(str(submitted / "runs" / "demo"))
     assert warning.startswith(f"{submitted}/runs/demo is in Ray's copy of the working directory and is deleted after")
     assert destination_warnings(str(submitted.parent / "runs")) == []
+
+
+def test_a_name_that_no_disk_takes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--out: received .*, a place that cannot be read \(File name too long\)"):
+        check_new_folder("--out", f"{tmp_path}/{300 * 'a'}")
 
 
 def _whole_folder() -> None:
