@@ -96,9 +96,12 @@ class Model:
             One answer per image; that of an image that cannot be used says why.
 
         Raises:
-            ConfigError: nothing at a location, pixels of another type or shape, or a model that Keras cannot load.
+            ConfigError: nothing at a location, pixels of another type or shape, a threshold that is no number, or a
+                model that Keras cannot load.
             StorageUnavailableError: the storage does not answer.
         """
+        if threshold is not None and not threshold >= 0:
+            raise ConfigError(f"predict: received threshold {threshold}, expected a confidence from 0 to 1")
         if isinstance(images, str | Path):
             return self._predict_files(list_images(str(images)).paths, threshold)
         if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):

@@ -110,6 +110,12 @@ def test_pixels_of_another_kind_are_bad_input(model: Model, wrong: object):
         model.predict([wrong])  # type: ignore[list-item]
 
 
+def test_a_threshold_that_is_no_number_is_bad_input(model: Model, paths: list[str]):
+    """Nothing is below it, so that the model would never abstain."""
+    with pytest.raises(ConfigError, match="received threshold nan, expected a confidence from 0 to 1"):
+        model.predict(paths, threshold=float("nan"))
+
+
 def test_a_location_without_a_model_is_bad_input(tmp_path: Path):
     """At once, before TensorFlow is imported."""
     with pytest.raises(ConfigError, match="no model there"):
