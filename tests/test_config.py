@@ -115,6 +115,7 @@ def test_yaml_writes_every_field_out():
         ({"stoping": {}}, "unknown key stoping; did you mean stopping?"),
         ({"split": {"zzzz": 1}}, "unknown key split.zzzz; known here: test, validation"),
         ({3: 4}, "unknown key 3; known here: data"),
+        ({None: 4}, "unknown key None; "),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(mapping: dict[Any, Any], message: str):

@@ -52,11 +52,6 @@ def test_an_error_in_a_configuration_names_line_and_column(case: str, tmp_path: 
     assert refusal(load_yaml, path, text).startswith(f"{path}:{line}:{column}: ")
 
 
-def test_a_key_without_a_name_is_unknown(tmp_path: Path) -> None:
-    path = tmp_path / "my.yaml"
-    assert refusal(load_yaml, path, "seed: 1\n~: 2\n").startswith(f"{path}: unknown key None; ")
-
-
 @pytest.mark.parametrize("uri", ["https://me:secret@host", "mysql+pymysql://me:secret@host/runs"])
 def test_credentials_in_the_address_of_a_tracking_server_are_refused(uri: str) -> None:
     """They would land in run.json."""

@@ -126,6 +126,10 @@ def test_whole_numbers_stay_whole_numbers(folder: Path):
         ("path,label\na,b,c\n", "line 2 has 3 cells and the first line 2"),
         ('path,label\n"a,b\n', "not a list: unexpected end of data"),
         (",\n", "not a list: it is empty"),
+        ("", "not a list: it is empty"),
+        ("path,label\n", "the list has no row"),
+        ("path,label\na,b\n,b\n", "row 2 has no path"),
+        ("path,label,split\na,b,exam\n", "row 1: split 'exam', expected train, validation, test or nothing"),
         ("img/aspirin/1.jpg,aspirin\n", "no column path and label; found: img/aspirin/1.jpg, aspirin"),
     ],
 )

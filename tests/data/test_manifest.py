@@ -213,23 +213,6 @@ def test_a_list_gives_labels_groups_and_splits(small, kind):
     assert any("repeat another row" in note for note in made.notes)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("picture no,label\na,b\n", "no column path; found: picture no, label"),
-        ("path,label\n", "no row"),
-        ("path,label\n,b\n", "row 1 has no path"),
-        ("path,label,split\na,b,exam\n", "'exam'"),
-        ("", "not a list"),
-    ],
-)
-def test_a_list_that_is_none_is_refused(tmp_path, text, message):
-    """What is wrong with the list is said with the row or the column."""
-    (tmp_path / "list.csv").write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        build_manifest(str(tmp_path / "list.csv"))
-
-
 def test_data_that_cannot_serve_is_refused(tmp_path, small):
     """Nothing there, an empty folder, no class folders, one class, only bad images, a file that is no list."""
     (tmp_path / "empty").mkdir()
