@@ -69,14 +69,19 @@ def check_size(width: int, height: int, decoded: int) -> None:
     """
     if width < 1 or height < 1:
         raise InvalidImageError("unreadable: no pixels")
-    if decoded > (most := _max_pixels()):
+    if decoded > (most := max_pixels()):
         raise InvalidImageError(
             f"too large: {width}x{height} pixels, {decoded / 1e6:,.0f} megapixels to decode; the bound of this tool is "
             f"{most / 1e6:,.0f}, {MAX_PIXELS_VARIABLE}=NUMBER raises it"
         )
 
 
-def _max_pixels() -> float:
+def max_pixels() -> float:
+    """The bound on the decoded pixels.
+
+    Raises:
+        ConfigError: its variable is not a number of megapixels.
+    """
     given = os.environ.get(MAX_PIXELS_VARIABLE)
     if given is None:
         return MAX_PIXELS

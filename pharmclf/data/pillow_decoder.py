@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from pharmclf.core.errors import ConfigError, single_line
-from pharmclf.data import decoded_image
-from pharmclf.data.decoded_image import DecodedImage, InvalidImageError, Pixels, check_size
+from pharmclf.data.decoded_image import MAX_PIXELS, DecodedImage, InvalidImageError, Pixels, check_size, max_pixels
 from pharmclf.data.pixel_depth import is_wide_colour, scale_colour, scale_grey
 
 _ORIENTATION_TAG = 0x0112
@@ -38,7 +37,7 @@ def decode_pillow(content: bytes, kind: str, least_side: int, white_level: int) 
             _register_heif()
         with PillowWarningFilter(), Image.open(io.BytesIO(content), formats=(kind,)) as image:
             width, height = image.size
-            if kind == "JPEG" and width * height > decoded_image.MAX_PIXELS:
+            if kind == "JPEG" and width * height > max_pixels():
                 image.draft(None, (least_side, least_side))
             check_size(width, height, image.width * image.height)
             wide_colour = is_wide_colour(image)
@@ -131,7 +130,7 @@ class PillowWarningFilter:
                 PillowWarningFilter._bounds = [getattr(module, name) for module, name in _BOUNDS]
                 Image.MAX_IMAGE_PIXELS = None  # an image is judged by its header, before it is loaded
                 # texts next to the pixels, such as the history of an image editor: as large as pixels may be
-                PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 3 * decoded_image.MAX_PIXELS
+                PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 3 * MAX_PIXELS
             PillowWarningFilter._inside += 1
 
     def __exit__(self, *_: object) -> None:

@@ -104,8 +104,9 @@ def test_full_16_bits_are_what_they_were():
     """At the common level the pixels are Pillow's upper bytes of colours, and 1/257 of greys, to the last bit."""
     values = np.random.default_rng(1).integers(0, 65536, (40, 40, 3)).astype(np.uint16)
     assert np.array_equal(decode(colour_png(values), 40), values >> 8)
-    grey = decode(encode(values[..., 0]), 40)
-    assert np.array_equal(grey[..., 2], np.rint(values[..., 0] / 257.0))
+    for kind in ("PNG", "TIFF"):
+        grey = decode(encode(values[..., 0], kind), 40)
+        assert np.array_equal(grey[..., 2], np.rint(values[..., 0] / 257.0))
 
 
 @pytest.fixture(scope="module")
