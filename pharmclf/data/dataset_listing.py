@@ -82,11 +82,7 @@ def list_dataset(data: str, reading: LayoutOptions = DEFAULT_LAYOUT_OPTIONS) -> 
 
 
 def _list_table(data: str, root: str) -> DatasetListing:
-    """List the images of a CSV or Parquet list.
-
-    Raises:
-        ConfigError: as `read_list`; an unknown split, or none of the files exists.
-    """
+    """List the images of a CSV or Parquet list; refuse an unknown split, and a list none of whose files exists."""
     source = f"--data {data}"
     if not root.lower().endswith(LIST_EXTENSIONS):
         raise ConfigError(f"{source}: received a file, expected a folder, or a list that ends in .csv or .parquet")

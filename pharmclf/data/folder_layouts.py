@@ -206,11 +206,7 @@ def _label_levels(data: str, rests: Mapping[Folder, Folder], level: int) -> dict
 
 
 def _find_label_levels(data: str, rests: Mapping[Folder, Folder]) -> tuple[dict[Folder, int], list[str]]:
-    """Index of the label in each folder, and notes.
-
-    Raises:
-        ConfigError: two readings make sense.
-    """
+    """Index of the label in each folder, and notes; refuse folders of which two readings make sense."""
     first = _common_prefix_length(rests.values())
     levels = {folder: _possible_label_levels(rest, first) for folder, rest in rests.items()}
     names = {folder: tuple(label_key(rests[folder][place]) for place in places) for folder, places in levels.items()}

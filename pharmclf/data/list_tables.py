@@ -171,11 +171,7 @@ def _matching_columns(names: Sequence[str], wanted: str) -> list[int]:
 
 
 def _find_columns(source: str, table: pa.Table, names: Sequence[str]) -> dict[str, int]:
-    """Index of each of these columns that the list has.
-
-    Raises:
-        ConfigError: several columns fit.
-    """
+    """Index of each of these columns that the list has; refuse several that fit."""
     columns = {}
     for wanted in names:
         places = [

@@ -108,11 +108,7 @@ def split_manifest(config: RunConfig, folder: str, progress: ProgressCallback | 
 
 
 def _exclude_rare_classes(manifest: Manifest, config: RunConfig) -> Manifest:
-    """Leave out the classes with too few different images to be divided.
-
-    Raises:
-        ConfigError: fewer than two classes are left.
-    """
+    """Leave out the classes with too few different images to be divided; refuse fewer than two others."""
     rows = manifest.ok
     rare = rare_classes(rows["label"].to_numpy(), rows["group"].to_numpy(), config.min_images, rows["split"].to_numpy())
     if not rare:
@@ -143,11 +139,7 @@ def _exclude_rare_classes(manifest: Manifest, config: RunConfig) -> Manifest:
 
 
 def _exclude_untrained_classes(manifest: Manifest, config: RunConfig) -> Manifest:
-    """Leave out the classes without a training image.
-
-    Raises:
-        ConfigError: fewer than two classes are left, or a split without rows.
-    """
+    """Leave out the classes without a training image; refuse fewer than two others, or a split without rows."""
     rows = manifest.ok
     untrained = sorted(set(manifest.class_names) - set(rows["label"][rows["split"] == TRAIN]))
     if not untrained:

@@ -148,11 +148,7 @@ def _split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
 
 
 def _last_feature_map(tensor: Any) -> Any:
-    """The first tensor (batch, height, width, channels) on the path back from an output.
-
-    Raises:
-        ValueError: the path branches before it.
-    """
+    """The first tensor (batch, height, width, channels) on the path back from an output, which must not branch."""
     while len(tensor.shape) != 4:
         _, inputs = tensor_source(tensor)
         if len(inputs) != 1:

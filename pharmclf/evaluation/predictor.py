@@ -123,12 +123,7 @@ class Predictor:
 
 
 def _load_model(location: str) -> keras.Model:
-    """Load a model.
-
-    Raises:
-        ConfigError: a missing file, or one that Keras cannot load.
-        OSError: the storage cannot be read.
-    """
+    """Load a model; refuse a missing file, and one that Keras cannot load."""
     import keras
 
     try:

@@ -100,11 +100,7 @@ def _is_complete(parts: OutputShards, options: PredictOptions) -> bool:
 
 @contextlib.contextmanager
 def _output_lock(parts: OutputShards) -> Iterator[Lease]:
-    """Hold the lease of an output; a folder without parts goes with it.
-
-    Raises:
-        ConfigError: another process that lives is writing it, or nothing can be written there.
-    """
+    """Hold the lease of an output; a folder without parts goes with it."""
     try:
         lease = Lease.acquire(parts.folder)
     except LeaseHeldError as error:

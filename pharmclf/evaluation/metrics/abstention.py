@@ -168,15 +168,7 @@ def choose_threshold(confidence: np.ndarray, correct: np.ndarray, groups: np.nda
 
 
 def _sort_by_confidence(confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The order in which images are answered as a threshold falls.
-
-    Args:
-        confidence: (n,) floats.
-
-    Returns:
-        (n,) places of the rows, those of the highest confidence first; (thresholds,) places in that order of the last
-        image of each confidence.
-    """
+    """(n,) places of the rows, the surest first; (thresholds,) places in that of the last row of each confidence."""
     order = np.argsort(-confidence, kind="stable")
     ranked = confidence[order]
     return order, np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)])
