@@ -28,7 +28,6 @@ def scan_listing(listing: DatasetListing, progress: ProgressCallback | None, min
 
     Args:
         listing: the data set.
-        progress: called with (files done, files).
         min_classes: fewer classes with usable images are refused.
 
     Raises:

@@ -28,7 +28,6 @@ def read_verified(location: str, sha256: str) -> bytes:
     """Read a file, and check that its content is the one of the manifest.
 
     Args:
-        location: of the file.
         sha256: of its content in the manifest; "": unknown.
 
     Raises:

@@ -36,7 +36,6 @@ def prepare_manifest(config: RunConfig, folder: str, progress: ProgressCallback 
     Args:
         config: its data, storage, max_invalid, seed, split and demo decide the result.
         folder: of `manifest.parquet` and `quarantine.csv`; local or a URI.
-        progress: called with (files done, files) while images are scanned.
 
     Raises:
         ConfigError: the data set cannot be used; the message says why.
@@ -204,7 +203,6 @@ def cached_manifest(
             split], paths relative to the list's folder.
         cache_location: folder or prefix of the cache, one Parquet file per data set.
         max_invalid_share: largest share of quarantined images, 0..1.
-        progress: called with (files done, files) if images are scanned.
         quarantine: where the list of quarantined images is written if there are too many; "": nowhere.
         min_classes: fewer classes with usable images are refused.
         reading: which folders are labels and splits.

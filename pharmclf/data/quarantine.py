@@ -32,7 +32,6 @@ class Quarantine:
         Args:
             manifest: of the images.
             max_invalid_share: largest share of quarantined images among all, 0..1.
-            say: takes lines for the console.
             location: of the list of quarantined images, as CSV; "": none is written.
         """
         self._manifest, self._share, self._say, self._location = manifest, max_invalid_share, say, location

@@ -80,8 +80,6 @@ def update_run_manifest(
         config: the resumed run.
         folder: of the run.
         manifest: of the run.
-        say: takes lines for the console.
-        progress: called with (files done, files) while images at another location are read.
 
     Raises:
         ConfigError: no images there, or more of the run's are missing or changed than `max_invalid` accepts.

@@ -66,7 +66,6 @@ def scan_files(
 
     Args:
         locations: of the files.
-        progress: called with (files done, files).
         white_level: as in `image_decoding.decode`.
     """
     if progress and locations:

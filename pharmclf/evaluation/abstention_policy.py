@@ -128,7 +128,6 @@ def read_model_file(location: str, what: str, parse: Callable[[Any], T]) -> T:
     """Read a JSON file that lies next to a model.
 
     Args:
-        location: of the file.
         what: it holds, for messages.
         parse: makes the result from its value.
 

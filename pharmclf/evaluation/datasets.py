@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,10 +19,8 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.data.prepare import cached_manifest, manifest_cache
 from pharmclf.data.quarantine import quarantine_note
+from pharmclf.data.scan import ProgressCallback
 from pharmclf.evaluation.label_alignment import align_labels
-
-ProgressCallback = Callable[[int, int], None]
-"""Called with the number of files examined and the number of all."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,7 +112,6 @@ def external_dataset(
         max_invalid_share: largest share of images that cannot be read, 0..1.
         known: the data set of the model with its splits; None: unknown.
         white_level: that the model was trained with; it replaces a lower one of the set unless it is the default.
-        progress: called with (files done, files) while images are examined.
 
     Raises:
         ConfigError: no image to score.

@@ -46,7 +46,6 @@ def export_model(options: ExportOptions, say: Say) -> None:
 
     Args:
         options: what, and where to.
-        say: takes lines for the console.
 
     Raises:
         ConfigError: no model, no images, a place that is taken, or a format whose packages are not installed.

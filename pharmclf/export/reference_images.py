@@ -32,7 +32,6 @@ def sample_images(model: SavedModel, given: str, split: str, flag: str, say: Say
         given: a folder of images at any depth, or a list as `--data` takes; "": the run's own.
         split: of the run's own images.
         flag: how messages name `given`.
-        say: takes lines for the console.
 
     Returns:
         (n, S, S, 3) uint8, S the model's input size and n from 1 to 256.

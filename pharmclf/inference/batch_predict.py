@@ -75,7 +75,6 @@ def predict_shards(
         parts: of the table.
         missing: numbers of those that are to be written.
         stopped: whether to end.
-        say: takes lines for the console.
         white_level: of files of 16 bits, as the model was trained with.
     """
     spans = [parts.span(number) for number in missing]

@@ -29,7 +29,6 @@ def predict_images(options: PredictOptions, say: Say) -> int:
 
     Args:
         options: what, by which model, and where the table goes.
-        say: takes lines for the console.
 
     Returns:
         The exit code: 0, or 130 and 143 after a signal.
