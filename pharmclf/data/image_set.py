@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,8 @@ from pharmclf.data.image_decoding import decode
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import MAX_VALUE
 
+T = TypeVar("T")
+_REMOTE_READS = 16  # concurrent reads from an object store
 CHANGED = "changed since the data set was listed"
 """Why a file whose content differs from the manifest is not used."""
 
@@ -96,6 +99,18 @@ class ImageSet:
         columns = ((self.paths, ""), (self.sha256, ""), (self.white_level, MAX_VALUE))
         chosen = type(self)(*(column.take(places).fill_null(absent) for column, absent in columns))
         return chosen if self.crops is None else replace(chosen, crops=self.crops[wanted])
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any file is in an object store."""
+        return any(map(storage.is_remote, self.paths.to_pylist()))
+
+    def map(self, read: Callable[[int], T]) -> list[T]:
+        """Call a function that reads a file with every index, in threads where files are in an object store."""
+        if not self.is_remote:
+            return list(map(read, range(len(self))))
+        with ThreadPoolExecutor(_REMOTE_READS) as pool:
+            return list(pool.map(read, range(len(self))))
 
     def content(self, place: int) -> bytes:
         """Read a file as `read_verified` does."""

@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,6 @@ _AHEAD_BYTES = 512 << 20  # decoded pixels that may wait for one worker; without
 _BLOCKS_PER_CPU = 4  # that may wait, where that is more: one that is decoded, others until their turn has come
 _SECTION_BLOCKS = 1000  # of one pipeline; Ray needs a millisecond for each before the first block comes
 _OVERLAP_BLOCKS = 250  # left in a pipeline when the next one starts: a few seconds, or the stream would pause
-_REMOTE_READS = 16  # concurrent reads of one task from an object store
 
 
 def load_images(files: ImageSet, image_size: int, cache: ImageCache | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -53,21 +51,17 @@ def load_images(files: ImageSet, image_size: int, cache: ImageCache | None = Non
     images = np.zeros((len(files), image_size, image_size, 3), np.uint8)
     bad = [""] * len(files)
 
-    def load(place: int, path: str) -> None:
-        if not path:
+    paths = files.paths.to_pylist()
+
+    def load(place: int) -> None:
+        if not paths[place]:
             return
         try:
             images[place] = cache.decode(files, place, image_size) if cache else files.decode(place, image_size)
         except InvalidImageError as error:
             bad[place] = str(error)
 
-    paths = files.paths.to_pylist()
-    if any(storage.is_remote(path) for path in paths):
-        with ThreadPoolExecutor(_REMOTE_READS) as pool:
-            list(pool.map(load, range(len(paths)), paths))
-    else:
-        for place, path in enumerate(paths):
-            load(place, path)
+    files.map(load)
     return images, np.array(bad, str)
 
 

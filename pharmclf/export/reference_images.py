@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +20,6 @@ from pharmclf.evaluation.saved_model import SavedModel
 _MAX_IMAGES = 256
 """As many images show a difference in every layer and bound each tensor's range; more cost time and change little."""
 _MAX_VALIDATION_IMAGES = 2048  # 300 MB at 224 pixels; 299 without an error assure 1 %
-_REMOTE_READS = 16  # concurrent reads from an object store
 
 
 def sample_images(model: SavedModel, given: str, split: str, flag: str, say: Say) -> np.ndarray:
@@ -102,9 +100,7 @@ def _load_all(files: ImageSet, image_size: int) -> tuple[list[np.ndarray], np.nd
         except InvalidImageError as error:
             return f"{files.paths[place].as_py()}: {error}"
 
-    is_remote = any(map(storage.is_remote, files.paths.to_pylist()))
-    with ThreadPoolExecutor(_REMOTE_READS if is_remote else 1) as pool:
-        found = list(pool.map(load, range(len(files))))
+    found = files.map(load)
     images = [image for image in found if isinstance(image, np.ndarray)]
     good = np.array([isinstance(image, np.ndarray) for image in found], bool)
     return images, good, [reason for reason in found if isinstance(reason, str)]
