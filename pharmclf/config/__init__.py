@@ -1,35 +1,30 @@
 """The configuration of one run."""
 
-from pharmclf.config.parsing import (
-    AUTO,
-    check_batch_word,
-    check_location,
-    expand_home,
-    has_credentials,
-    parse_data_sets,
-    parse_microbatch,
-    parse_workers,
-    refuse_auto,
-    refuse_credentials,
-)
-from pharmclf.config.renamed import RENAMED
-from pharmclf.config.schema import DEMO, BackboneName, RunConfig
-from pharmclf.config.sections import (
-    PIXEL_CHANGES,
-    AugmentConfig,
-    DemoConfig,
-    HeadConfig,
-    OptimizerConfig,
-    PhaseConfig,
-    SplitConfig,
-    StoppingConfig,
-)
-from pharmclf.config.text import from_dict, load_yaml, to_dict, to_record, to_yaml
-from pharmclf.core.errors import ConfigError
-
-__all__ = [
-    "AUTO", "DEMO", "PIXEL_CHANGES", "RENAMED", "AugmentConfig", "BackboneName", "ConfigError", "DemoConfig",
-    "HeadConfig", "OptimizerConfig", "PhaseConfig", "RunConfig", "SplitConfig", "StoppingConfig", "check_batch_word",
-    "check_location", "expand_home", "from_dict", "has_credentials", "load_yaml", "parse_data_sets", "parse_microbatch",
-    "parse_workers", "refuse_auto", "refuse_credentials", "to_dict", "to_record", "to_yaml",
-]  # fmt: skip
+from pharmclf.config.parsing import AUTO as AUTO
+from pharmclf.config.parsing import check_batch_word as check_batch_word
+from pharmclf.config.parsing import check_location as check_location
+from pharmclf.config.parsing import expand_home as expand_home
+from pharmclf.config.parsing import has_credentials as has_credentials
+from pharmclf.config.parsing import parse_data_sets as parse_data_sets
+from pharmclf.config.parsing import parse_microbatch as parse_microbatch
+from pharmclf.config.parsing import parse_workers as parse_workers
+from pharmclf.config.parsing import refuse_auto as refuse_auto
+from pharmclf.config.parsing import refuse_credentials as refuse_credentials
+from pharmclf.config.renamed import RENAMED as RENAMED
+from pharmclf.config.schema import DEMO as DEMO
+from pharmclf.config.schema import BackboneName as BackboneName
+from pharmclf.config.schema import RunConfig as RunConfig
+from pharmclf.config.sections import PIXEL_CHANGES as PIXEL_CHANGES
+from pharmclf.config.sections import AugmentConfig as AugmentConfig
+from pharmclf.config.sections import DemoConfig as DemoConfig
+from pharmclf.config.sections import HeadConfig as HeadConfig
+from pharmclf.config.sections import OptimizerConfig as OptimizerConfig
+from pharmclf.config.sections import PhaseConfig as PhaseConfig
+from pharmclf.config.sections import SplitConfig as SplitConfig
+from pharmclf.config.sections import StoppingConfig as StoppingConfig
+from pharmclf.config.text import from_dict as from_dict
+from pharmclf.config.text import load_yaml as load_yaml
+from pharmclf.config.text import to_dict as to_dict
+from pharmclf.config.text import to_record as to_record
+from pharmclf.config.text import to_yaml as to_yaml
+from pharmclf.core.errors import ConfigError as ConfigError

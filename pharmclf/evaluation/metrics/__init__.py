@@ -1,43 +1,32 @@
 """Scores of a classifier and their uncertainty: pure numpy, checked against scikit-learn and by simulation."""
 
-from pharmclf.evaluation.metrics.abstention import (
-    REJECT_ALL,
-    OperatingPoint,
-    RiskCoverage,
-    choose_threshold,
-    operating_point,
-    risk_coverage,
-)  # fmt: skip
-from pharmclf.evaluation.metrics.calibration import (
-    ReliabilityBin,
-    apply_temperature,
-    calibration_error,
-    fit_temperature,
-    most_probable,
-    reliability,
-)  # fmt: skip
-from pharmclf.evaluation.metrics.intervals import (
-    Estimate,
-    bootstrap_interval,
-    effective_size,
-    exact_interval,
-    independent_size,
-    mean_proportion,
-    min_samples_for_guarantee,
-    paired_difference,
-    proportion,
-    proportion_difference,
-    tail_probability,
-    upper_bound,
-    wilson_interval,
-)  # fmt: skip
-from pharmclf.evaluation.metrics.scores import ConfusionCounts, class_f1, confusion_counts, macro_f1, top_k_hits
-
-__all__ = [
-    "REJECT_ALL", "ConfusionCounts", "Estimate", "OperatingPoint", "ReliabilityBin", "RiskCoverage",
-    "apply_temperature", "bootstrap_interval", "calibration_error", "choose_threshold", "class_f1",
-    "confusion_counts", "effective_size", "exact_interval", "fit_temperature", "independent_size", "macro_f1",
-    "mean_proportion", "min_samples_for_guarantee", "most_probable", "operating_point", "paired_difference",
-    "proportion", "proportion_difference", "reliability", "risk_coverage", "tail_probability", "top_k_hits",
-    "upper_bound", "wilson_interval",
-]  # fmt: skip
+from pharmclf.evaluation.metrics.abstention import REJECT_ALL as REJECT_ALL
+from pharmclf.evaluation.metrics.abstention import OperatingPoint as OperatingPoint
+from pharmclf.evaluation.metrics.abstention import RiskCoverage as RiskCoverage
+from pharmclf.evaluation.metrics.abstention import choose_threshold as choose_threshold
+from pharmclf.evaluation.metrics.abstention import operating_point as operating_point
+from pharmclf.evaluation.metrics.abstention import risk_coverage as risk_coverage
+from pharmclf.evaluation.metrics.calibration import ReliabilityBin as ReliabilityBin
+from pharmclf.evaluation.metrics.calibration import apply_temperature as apply_temperature
+from pharmclf.evaluation.metrics.calibration import calibration_error as calibration_error
+from pharmclf.evaluation.metrics.calibration import fit_temperature as fit_temperature
+from pharmclf.evaluation.metrics.calibration import most_probable as most_probable
+from pharmclf.evaluation.metrics.calibration import reliability as reliability
+from pharmclf.evaluation.metrics.intervals import Estimate as Estimate
+from pharmclf.evaluation.metrics.intervals import bootstrap_interval as bootstrap_interval
+from pharmclf.evaluation.metrics.intervals import effective_size as effective_size
+from pharmclf.evaluation.metrics.intervals import exact_interval as exact_interval
+from pharmclf.evaluation.metrics.intervals import independent_size as independent_size
+from pharmclf.evaluation.metrics.intervals import mean_proportion as mean_proportion
+from pharmclf.evaluation.metrics.intervals import min_samples_for_guarantee as min_samples_for_guarantee
+from pharmclf.evaluation.metrics.intervals import paired_difference as paired_difference
+from pharmclf.evaluation.metrics.intervals import proportion as proportion
+from pharmclf.evaluation.metrics.intervals import proportion_difference as proportion_difference
+from pharmclf.evaluation.metrics.intervals import tail_probability as tail_probability
+from pharmclf.evaluation.metrics.intervals import upper_bound as upper_bound
+from pharmclf.evaluation.metrics.intervals import wilson_interval as wilson_interval
+from pharmclf.evaluation.metrics.scores import ConfusionCounts as ConfusionCounts
+from pharmclf.evaluation.metrics.scores import class_f1 as class_f1
+from pharmclf.evaluation.metrics.scores import confusion_counts as confusion_counts
+from pharmclf.evaluation.metrics.scores import macro_f1 as macro_f1
+from pharmclf.evaluation.metrics.scores import top_k_hits as top_k_hits
