@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import signal
+import sys
+import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -83,7 +86,8 @@ def scan_files(
         done, waiting = 0, deque[Future[list[ScanResult]]]()
         for number in range(len(chunks) + 2 * cores):
             if number < len(chunks):
-                waiting.append(executor.submit(_scan_chunk, chunks[number], white_level))
+                with _hidden_main():
+                    waiting.append(executor.submit(_scan_chunk, chunks[number], white_level))
             scans = waiting.popleft().result() if waiting and number >= 2 * cores else []
             yield from scans
             done += len(scans)
@@ -91,6 +95,17 @@ def scan_files(
                 progress(done, len(locations))
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Hide the user's script from processes that start now: they would run it, and need nothing of it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _scan_chunk(locations: list[str], white_level: int) -> list[ScanResult]:

@@ -2,6 +2,8 @@ import io
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from dataclasses import replace
@@ -165,6 +167,19 @@ def test_processes_find_what_threads_find(rubbish, monkeypatch):
     pd.testing.assert_frame_equal(pooled.table, threaded.table)
     assert steps[-1] == (331, 331)
     assert steps == sorted(steps)
+
+
+def test_a_script_that_scans_is_run_once(small, tmp_path):
+    """Its processes do not run it again, as they would without a line that asks for __main__."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pharmclf.data import scan\n"
+        "print('began', flush=True)\n"
+        "scan._MIN_FILES_FOR_PROCESSES = 0\n"
+        f"print([result.status for result in scan.scan_files({[str(small / 'a' / '0.jpg')]})])\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("began\n['ok']\n", "")
 
 
 def test_the_fingerprint_does_not_depend_on_the_place(small, tmp_path):
