@@ -22,7 +22,7 @@ from pharmclf.evaluation.predict import predict_stream
 from pharmclf.evaluation.predictor import BATCH, Block, Predictor, PredictSpec
 from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
-from pharmclf.inference.image_listing import list_images
+from pharmclf.inference.image_listing import ImageListing, list_images
 from pharmclf.inference.output_table import TopKOutput
 from pharmclf.inference.tolerant_reader import read_images
 from pharmclf.runs.evaluation_options import EvaluationOptions
@@ -103,7 +103,7 @@ class Model:
         if threshold is not None and not threshold >= 0:
             raise ConfigError(f"predict: received threshold {threshold}, expected a confidence from 0 to 1")
         if isinstance(images, str | Path):
-            return self._predict_files(list_images(str(images)).paths, threshold)
+            return self._predict_listing(list_images(str(images)), threshold)
         if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
             images = [images]
         locations = [str(image) for image in images if isinstance(image, str | Path)]
@@ -142,6 +142,14 @@ class Model:
     def _predictor(self) -> Predictor:
         return Predictor(self._spec)
 
+    def _predict_listing(self, listing: ImageListing, threshold: float | None) -> list[Answer]:
+        reasons, paths = listing.unreadable, listing.paths.to_pylist()
+        readable = [path for place, path in enumerate(paths) if place not in reasons]
+        answers = iter(self._predict_files(pa.array(readable, pa.string()), threshold))
+        return [
+            _no_answer(path, reasons[place]) if place in reasons else next(answers) for place, path in enumerate(paths)
+        ]
+
     def _predict_files(self, paths: pa.Array, threshold: float | None) -> list[Answer]:
         files = ImageSet.of_paths(paths, self.info.white_level)
         stream = predict_stream(self._spec, files, self._predictor) if len(files) else ()
@@ -166,11 +174,15 @@ class Model:
         for best, confidence, bad in zip(block["best"], block["confidence"], block["bad"], strict=True):
             top = tuple((self.labels[number], float(share)) for number, share in zip(best, confidence, strict=True))
             if bad:
-                yield Answer(label=None, confidence=0.0, abstain=True, top=(), path=next(locations), error=str(bad))
+                yield _no_answer(next(locations), str(bad))
             else:
                 label, share = top[0]
                 abstain = least is not None and share < least
                 yield Answer(label=label, confidence=share, abstain=abstain, top=top, path=next(locations))
+
+
+def _no_answer(path: str | None, error: str) -> Answer:
+    return Answer(label=None, confidence=0.0, abstain=True, top=(), path=path, error=error)
 
 
 def _to_squares(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,16 @@ def test_a_folder_is_all_its_images(model: Model, drawn_images: str, paths: list
     """At any depth, sorted by path."""
     assert [answer.path for answer in model.predict(drawn_images)] == paths
     assert MARKER not in paths
+
+
+def test_a_raw_photo_of_a_folder_is_not_answered_by_its_preview(model: Model, paths: list[str], tmp_path: Path):
+    """As in the table of predictions; its content begins as that of a TIFF does."""
+    shutil.copy(paths[0], tmp_path / "b.jpg")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.nef", "TIFF")
+    raw, good = model.predict(tmp_path)
+    assert (raw.path, raw.label, raw.abstain) == (str(tmp_path / "a.nef"), None, True)
+    assert (raw.error, good.error) == ("format .nef is not read: convert it to .jpg or .png", None)
+    assert close(good, model.predict(paths[0])[0])
 
 
 def test_an_image_that_cannot_be_used_has_an_answer_that_says_why(model: Model, paths: list[str], tmp_path: Path):
