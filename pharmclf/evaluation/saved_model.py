@@ -137,7 +137,8 @@ def _recorded_sha256(folder: str, name: str) -> str | None:
     sources = [(_CHECKSUMS, name), *([(_FETCHED, "sha256")] if name == "model.keras" else [])]
     for file, key in sources:
         if storage.is_file(location := storage.join(folder, file)):
-            return read_model_file(location, "the model's sha256", operator.methodcaller("get", key))
+            sha256: str | None = read_model_file(location, "the model's sha256", operator.methodcaller("get", key))
+            return sha256
     return None
 
 
