@@ -13,7 +13,9 @@ from pharmclf.core.errors import ConfigError
 from pharmclf.storage.objects import reset_connections
 
 
-class _Answer(BaseHTTPRequestHandler):
+class Answer(BaseHTTPRequestHandler):
+    """Answers every request by the status and the code that a test sets."""
+
     status, code = 400, ""
 
     def do_GET(self) -> None:
@@ -28,12 +30,8 @@ class _Answer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Answer]]:
-    """A server of s3:// that answers every request by what is set on it."""
-
-    class Answer(_Answer):
-        pass
-
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Answer]]:
+    """The handler of a server of s3://."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
@@ -45,13 +43,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Answer]]:
     reset_connections()
 
 
-def test_a_bucket_in_another_region_comes_with_the_remedy(server: type[_Answer]):
+def test_a_bucket_in_another_region_comes_with_the_remedy(server: type[Answer]):
     server.status, server.code = 301, "PermanentRedirect"
     with storage.timeout(1), pytest.raises(OSError, match=r"bucket is in another region.* Set AWS_REGION"):
         storage.read_bytes("s3://bucket/x")
 
 
-def test_a_refused_object_is_no_outage_whatever_its_name(server: type[_Answer]):
+def test_a_refused_object_is_no_outage_whatever_its_name(server: type[Answer]):
     server.status, server.code = 400, "InvalidRequest"
     with storage.timeout(1), pytest.raises(OSError, match="InvalidRequest") as refused:
         storage.read_bytes("s3://bucket/timeout.jpg")

@@ -30,18 +30,9 @@ class FieldInfo:
     """Whether heads that train vectorized in one program may differ in it."""
 
 
-def setting(
-    default: T,
-    unit: str = "",
-    low: float = -math.inf,
-    high: float = math.inf,
-    *,
-    affects_result: bool = True,
-    per_head: bool = False,
-) -> T:
+def setting(default: T, unit: str = "", low: float = -math.inf, high: float = math.inf, **known: bool) -> T:
     """Declare a field; the arguments besides its default are those of `FieldInfo`."""
-    info = FieldInfo(low=low, high=high, unit=unit, affects_result=affects_result, per_head=per_head)
-    return field(default=default, metadata={_KEY: info})
+    return field(default=default, metadata={_KEY: FieldInfo(low=low, high=high, unit=unit, **known)})
 
 
 @functools.cache

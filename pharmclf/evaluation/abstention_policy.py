@@ -125,11 +125,7 @@ def read_policy(location: str) -> AbstentionPolicy:
 
 
 def read_model_file(location: str, what: str, parse: Callable[[Any], T]) -> T:
-    """Read a JSON file that lies next to a model.
-
-    Args:
-        what: it holds, for messages.
-        parse: makes the result from its value.
+    """Read a JSON file that lies next to a model; `what` it holds is for messages.
 
     Raises:
         ConfigError: a missing or damaged file.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pharmclf.config import ConfigError, DemoConfig, RunConfig
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import prepare_manifest, split_counts
+from pharmclf.data.prepare import imbalance_note, prepare_manifest, split_counts
 
 ROOT = Path(__file__).parents[2]
 
@@ -206,3 +206,16 @@ def test_the_job_prints_counts_and_bad_files_and_refuses_in_one_line(folder):
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "Traceback" not in refused.stderr
+
+
+def test_classes_of_very_different_size_are_named():
+    """The largest and the smallest, with their counts; from three times as many images on."""
+    note = imbalance_note(["b"] * 1200 + ["a"] * 400 + ["c"] * 900)
+    assert note.startswith("note: unbalanced classes: 1,200 training images of b, 400 of a. ")
+    assert "optimizer.class_weights auto" in note
+
+
+def test_classes_of_about_the_same_size_are_not():
+    """Less than three times as many, one class, no image."""
+    assert imbalance_note(["b"] * 1199 + ["a"] * 400) == ""
+    assert imbalance_note(["a"] * 10) == imbalance_note([]) == ""
