@@ -21,10 +21,6 @@ _SPLIT_NAMES = ("train", "validation", "test")
 def parse_workers(text: str, name: str = "num_workers") -> tuple[int, int]:
     """Read a number of workers: "2" -> (2, 2), "1-4" -> (1, 4), "0" -> (0, 0); "auto" -> (0, 0) until it is chosen.
 
-    Args:
-        text: as given.
-        name: of the setting or flag, for errors.
-
     Raises:
         ConfigError: anything else.
     """
@@ -134,10 +130,6 @@ def check_batch_word(source: str, text: str) -> None:
 
 def refuse_auto(microbatch: str, who: str) -> None:
     """Refuse what only a run finds out.
-
-    Args:
-        microbatch: as in RunConfig.
-        who: cannot find it out.
 
     Raises:
         ConfigError: it would have to be found.

@@ -53,10 +53,6 @@ _Loader.yaml_implicit_resolvers = {
 def read_yaml(path: str | Path, flag: str) -> tuple[Any, Source]:
     """Read a YAML file -> its value, None where it is empty; and the places of its keys.
 
-    Args:
-        path: of a local file.
-        flag: that gave the path; named in errors.
-
     Raises:
         ConfigError: no such file, not text, not YAML, or a key given twice.
     """

@@ -42,10 +42,6 @@ def to_yaml(config: RunConfig) -> str:
 def from_dict(mapping: dict[str, Any], *, source: str | Source = "config") -> RunConfig:
     """Build a configuration from a file or a record, with current or earlier names; what is missing has its default.
 
-    Args:
-        mapping: keys and values.
-        source: of them; named in errors.
-
     Raises:
         ConfigError: an unknown key (the nearest known one is named) or a value of a wrong type.
     """

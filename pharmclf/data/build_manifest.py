@@ -27,7 +27,6 @@ def scan_listing(listing: DatasetListing, progress: ProgressCallback | None, min
     """Read all images of a listing, and decide on the status and the group of each.
 
     Args:
-        listing: the data set.
         min_classes: fewer classes with usable images are refused.
 
     Raises:

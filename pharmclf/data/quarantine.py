@@ -30,7 +30,6 @@ class Quarantine:
         """Start without further quarantined images.
 
         Args:
-            manifest: of the images.
             max_invalid_share: largest share of quarantined images among all, 0..1.
             location: of the list of quarantined images, as CSV; "": none is written.
         """

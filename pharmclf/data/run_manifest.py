@@ -51,7 +51,6 @@ def read_run_manifest(folder: str, fingerprint: str) -> Manifest | None:
     """Read the manifest from a run's folder; None where it is missing, or of other data.
 
     Args:
-        folder: of the run.
         fingerprint: of the run's data, from its record.
     """
     location = storage.join(folder, MANIFEST_FILE)
@@ -75,11 +74,6 @@ def update_run_manifest(
 
     At the same location, names and sizes are compared, and no file is read. At another location every file is read
     once, and compared by its sha256.
-
-    Args:
-        config: the resumed run.
-        folder: of the run.
-        manifest: of the run.
 
     Raises:
         ConfigError: no images there, or more of the run's are missing or changed than `max_invalid` accepts.

@@ -68,7 +68,6 @@ def scan_files(
     Memory does not grow with the number of files.
 
     Args:
-        locations: of the files.
         white_level: as in `image_decoding.decode`.
     """
     if progress and locations:

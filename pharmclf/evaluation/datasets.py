@@ -105,7 +105,6 @@ def external_dataset(
     """Load a set from another source; images that the model was trained on are left out.
 
     Args:
-        name: of the set.
         location: folder, s3:// prefix or list, as `RunConfig.data`.
         class_names: the model's classes; images of others cannot be scored, and are named in a note.
         cache: folder or prefix that keeps manifests.

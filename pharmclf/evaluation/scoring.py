@@ -44,7 +44,6 @@ def predict_datasets(
 
     Args:
         models: locations of saved models.
-        sets: the sets to predict.
         image_size: S, side of the images that the models classify, in pixels.
         locator_size: as in `PredictSpec`.
         actors: Ray actors that predict; 0: this process.

@@ -44,9 +44,6 @@ _BATCH = 32
 def export_model(options: ExportOptions, say: Say) -> None:
     """Export a model.
 
-    Args:
-        options: what, and where to.
-
     Raises:
         ConfigError: no model, no images, a place that is taken, or a format whose packages are not installed.
         ExportError: a format cannot be written, cannot be run, or answers otherwise. The others are written; where

@@ -70,11 +70,8 @@ def predict_shards(
     """Predict and write parts, until all are written or a stop is requested.
 
     Args:
-        what: the model, and who predicts.
         answers: what `what.columns` is.
-        parts: of the table.
         missing: numbers of those that are to be written.
-        stopped: whether to end.
         white_level: of files of 16 bits, as the model was trained with.
     """
     spans = [parts.span(number) for number in missing]

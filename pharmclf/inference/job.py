@@ -27,9 +27,6 @@ from pharmclf.storage.lease import Lease, LeaseHeldError
 def predict_images(options: PredictOptions, say: Say) -> int:
     """Predict images, or resume the prediction, or report that it is complete.
 
-    Args:
-        options: what, by which model, and where the table goes.
-
     Returns:
         The exit code: 0, or 130 and 143 after a signal.
 

@@ -20,10 +20,7 @@ def should_use_ray(
 
     Args:
         workers: auto, or a number.
-        accelerator: what may be used.
-        num_images: to predict.
         on_cluster: whether this process belongs to a cluster.
-        gpus_here: of this machine.
 
     Raises:
         ConfigError: a GPU is required and this process has none.
@@ -41,9 +38,7 @@ def plan_actors(nodes: Sequence[ClusterNode], workers: str, accelerator: Acceler
     """The processes that predict on a cluster: one for every GPU, without any one for every node; pure.
 
     Args:
-        nodes: that can be used.
         workers: auto, or a number.
-        accelerator: what may be used.
 
     Raises:
         ConfigError: no GPU although one is required, or more processes than GPUs.

@@ -108,7 +108,6 @@ def list_entries(location: str, pardon: Callable[[str], bool] | None = None) -> 
     """As `list_files`, and also entries that cannot be read, each with its reason.
 
     Args:
-        location: folder or prefix.
         pardon: whether a local folder that may not be read is left out; None: no folder is.
     """
     backend, path = _open(location)
