@@ -18,7 +18,6 @@ from pharmclf.config.fields import select_names
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import fingerprint, sha256_bytes
 from pharmclf.core.timeouts import FINAL_STORAGE_S
-from pharmclf.evaluation.saved_model import load_model_info
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 from pharmclf.storage.lease import LEASE_FILE, Lease, LeaseHeldError
 from pharmclf.training.checkpoint import check_fingerprints
@@ -211,6 +210,8 @@ def resolve_weights_path(config: RunConfig) -> RunConfig:
                 f"--weights: received {config.weights!r} with --init-from {config.init_from}, which gives the weights "
                 "too. Give one of them"
             )
+        from pharmclf.evaluation.saved_model import load_model_info  # imports pandas; the status of runs does without
+
         location = load_model_info(config.init_from, "--init-from").location
         return dataclasses.replace(config, init_from=location, weights=location)
     if config.weights in _WEIGHT_NAMES:
