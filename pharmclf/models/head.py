@@ -59,7 +59,7 @@ def load_head(head: keras.Model, source: keras.Model, known: Sequence[str], clas
     shapes = [[weight.shape for weight in layer.get_weights()] for layer in hidden]
     theirs = [[weight.shape for weight in sources.get(layer.name, ())] for layer in hidden]
     if shapes != theirs or old_kernel.shape[0] != kernel.shape[0]:
-        widths = [weights[0].shape[1] for name, weights in sources.items() if name.startswith("head_dense")]
+        widths = [sources[name][0].shape[1] for name in sorted(sources) if name.startswith("head_dense")]
         raise ConfigError(
             f"--init-from: received a model with hidden layers {widths} behind its backbone, expected "
             f"{[layer.units for layer in hidden]} as in head.dense. Give its --head.dense, or take over the backbone "

@@ -254,14 +254,14 @@ class Trainer:
         phase, epochs, found = epoch.phase, self.runs[0].state.epochs, 0
         if phase.name in epochs or self.job.deadline == math.inf:
             return
-        if self.workers.is_chief and (speed := self._clock.steps_per_second(epoch.number)):
+        if self.workers.is_chief:
+            speed = self._clock.steps_per_second(epoch.number) or epoch.plan.train_steps / epoch.training.seconds
             is_last, validation_s = phase.name == build_phases(self.job.config)[-1].name, epoch.validation.seconds
             left = time_for_phase(self.job.deadline - time.time(), validation_s, is_last=is_last)
             found = fit_epochs(phase, epoch.number + 1, 1.0 / speed, epoch.plan.train_steps, validation_s, left)
             if found < phase.settings.epochs:
                 self._note(f"time budget: {phase.name} trains {found} of {phase.settings.epochs} epochs")
-        if found := int.from_bytes(self.workers.from_chief(found.to_bytes(8, "big")), "big"):  # 0: not known yet
-            epochs[phase.name] = found
+        epochs[phase.name] = int.from_bytes(self.workers.from_chief(found.to_bytes(8, "big")), "big")
 
     def _save_unfinished(self, step: TrainStep, epoch: RunningEpoch) -> None:
         """Write checkpoints after the training steps that have been started. (all ranks; the chief writes)"""

@@ -71,7 +71,8 @@ def test_a_run_is_scored_on_its_test_split_and_on_other_images(shared_ray: None,
     )  # fmt: skip
     found = run_scored(add_ingredients(config, ["light", "blur-noise", "erase"]), time.time())
     result = storage.read_json(f"{tmp_path}/run/result.json")
-    assert {name: len(table) for name, table in found.hits.items()} == {"test": result["test_images"], "again": 80}
+    # of the same images elsewhere, those of the training are left out
+    assert {name: len(table) for name, table in found.hits.items()} == {"test": result["test_images"], "again": 20}
     assert found.hits["test"]["hit"].mean() == pytest.approx(result["test_accuracy"])
     assert found.hits["test"]["image"].notna().all()
     assert found.seconds > 0

@@ -130,9 +130,8 @@ def test_a_head_goes_on_from_that_of_a_saved_model(heads: Any, config: HeadConfi
     import keras
 
     source = heads.build_head(config, 12, 4, 1)
-    saved = heads.build_inference_model(
-        keras.Sequential([keras.Input((12,)), keras.layers.Activation("linear")]), source
-    )
+    image = keras.Input((12,))
+    saved = heads.build_inference_model(keras.Model(image, keras.layers.Activation("linear")(image)), source)
     head = heads.build_head(config, 12, 3, 2)
     fresh = head.layers[-1].get_weights()[0][:, 1]
     heads.load_head(head, saved, ["a", "b", "c", "d"], ["d", "new", "b"])
@@ -145,9 +144,8 @@ def test_a_head_with_other_layers_is_refused_and_left_as_it_was(heads: Any):
     import keras
 
     source = heads.build_head(HEADS[0], 12, 4, 1)
-    saved = heads.build_inference_model(
-        keras.Sequential([keras.Input((12,)), keras.layers.Activation("linear")]), source
-    )
+    image = keras.Input((12,))
+    saved = heads.build_inference_model(keras.Model(image, keras.layers.Activation("linear")(image)), source)
     head = heads.build_head(HEADS[2], 12, 4, 2)
     before = head.get_weights()
     with pytest.raises(ConfigError, match=r"hidden layers \[16, 8\] behind its backbone, expected \[5\]"):
