@@ -176,7 +176,7 @@ class _Search:
         waiting = [(ones, others)]
         while waiting:
             ones, others = waiting.pop()
-            if not len(ones):
+            if not len(ones) or not len(others):
                 continue
             points = self.points[ones, :_BOX_AXES]
             least, most = points.min(axis=0), points.max(axis=0)
