@@ -13,8 +13,9 @@ from pharmclf.core.errors import EXIT_OK, ConfigError
 from pharmclf.core.terminal import Result
 from pharmclf.core.units import format_count, format_examples
 from pharmclf.crop import crop_images
+from pharmclf.data.leakage import keep_splits
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import split_manifest
+from pharmclf.data.prepare import MANIFEST_FILE, split_manifest
 from pharmclf.data.run_manifest import read_run_manifest, update_run_manifest
 from pharmclf.progress import scan_progress
 from pharmclf.reporting.next_steps import TrainedModel
@@ -123,13 +124,24 @@ def run_manifest(config: RunConfig, folder: str, fingerprint: str | None, say: S
     kept = read_run_manifest(folder, trained) if trained else None
     if kept is not None:
         return update_run_manifest(config, folder, kept, say, scan_progress())
-    manifest = crop_images(config, split_manifest(config, folder, scan_progress()))
+    manifest = split_manifest(config, folder, scan_progress())
     if config.init_from:
-        note = compare_labels(known_labels(config.init_from), manifest.class_names)
-        manifest = dataclasses.replace(manifest, notes=[*manifest.notes, note])
+        manifest = _adapt_to_model(manifest, config.init_from)
+    manifest = crop_images(config, manifest)
     if fingerprint:
         check_fingerprints({"data": fingerprint}, {"data": manifest.fingerprint}, f"run {folder}")
     return manifest
+
+
+def _adapt_to_model(manifest: Manifest, model: str) -> Manifest:
+    """Keep the splits of the run whose model a run starts from, and note what the model knows."""
+    notes = [compare_labels(known_labels(model), manifest.class_names)]
+    source = storage.join(storage.parent(storage.parent(model)), MANIFEST_FILE)
+    if storage.is_file(source):
+        manifest = keep_splits(manifest, Manifest.read(source))
+    else:
+        notes.append("the images that this model was trained on are not known: scores on copies of them are too high")
+    return dataclasses.replace(manifest, notes=[*manifest.notes, *notes])
 
 
 def compare_labels(known: Sequence[str], class_names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Data leakage: images of an evaluation set that are copies of training images."""
+"""Data leakage: images of a data set that are copies of images that a model was trained on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pharmclf.data.decoded_image import THUMBNAIL_SIDE
 from pharmclf.data.image_decoding import InvalidImageError, read_image_info
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
+from pharmclf.data.splits import SPLITS, TRAIN
 
 _THREADS = 8
 
@@ -43,6 +44,24 @@ def find_leaked_images(manifest: Manifest, known: Manifest, splits: tuple[str, .
     )
     rows = searched.index.to_numpy(np.int64)
     return np.sort(np.concatenate([equal, rows[sorted({one for one, _ in pairs})]]))
+
+
+def keep_splits(manifest: Manifest, known: Manifest) -> Manifest:
+    """Give images that another run knows, and their near duplicates, the splits that they have there.
+
+    So a run that starts from its model is not tested on what that was trained on. A group of which images are known in
+    several splits belongs to the first of train, validation and test.
+
+    Args:
+        manifest: with splits.
+        known: that of the other run.
+    """
+    rows = manifest.ok
+    kept = rows["sha256"].map(dict(zip(known.ok["sha256"], known.ok["split"], strict=True)))
+    kept.loc[find_leaked_images(manifest, known, (TRAIN,))] = TRAIN
+    first = kept.map({name: place for place, name in enumerate(SPLITS)}).groupby(rows["group"]).transform("min")
+    splits = rows["split"].where(first.isna(), first.map(dict(enumerate(SPLITS))))
+    return manifest.with_splits(splits)
 
 
 def _thumbnails(files: ImageSet) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 from support.manifests import build_manifest
 
-from pharmclf.data.leakage import find_leaked_images
+from pharmclf.data.leakage import find_leaked_images, keep_splits
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import cached_manifest
 
@@ -59,3 +59,36 @@ def test_a_set_without_copies_has_none(drawn_images: str, drawn_manifest: Manife
     assert len(find_leaked_images(build_manifest(drawn_images), drawn_manifest, ("train",))) == np.sum(
         table["split"] == "train"
     )
+
+
+def test_a_single_known_image_is_searched_for_too(drawn_manifest: Manifest):
+    """All others are different from it."""
+    table = drawn_manifest.table
+    row = table.index[table["split"] == "train"][0]
+    known = Manifest(table.loc[[row]], drawn_manifest.class_names, drawn_manifest.root)
+    assert find_leaked_images(drawn_manifest, known, ("train",)).tolist() == [row]
+
+
+def test_images_that_another_run_knows_keep_their_splits(other: Manifest, drawn_manifest: Manifest):
+    """Copies of its training images are for training, those of its test split for the test; others stay as drawn."""
+    drawn = other.with_splits(["validation"] * len(other.ok))
+    kept = keep_splits(drawn, drawn_manifest).ok
+    names = [Path(path).name for path in kept["path"]]
+    expected = ["test" if name.startswith("test-") else "train" for name in names]
+    assert kept["split"].tolist() == expected
+    table = drawn_manifest.table
+    strangers = Manifest(table[table["split"] == "test"], drawn_manifest.class_names, drawn_manifest.root)
+    assert keep_splits(drawn, strangers).ok["split"].tolist() == [
+        "test" if name.startswith("test-") else "validation" for name in names
+    ]
+
+
+def test_a_group_that_is_known_in_part_stays_together(drawn_manifest: Manifest):
+    table = drawn_manifest.table
+    rows = table.index[table["split"] == "train"][:3].tolist()
+    together = table.copy()
+    together.loc[rows, "group"] = -7
+    together.loc[rows, "split"] = "test"
+    known = Manifest(table.loc[rows[:1]], drawn_manifest.class_names, drawn_manifest.root)
+    kept = keep_splits(Manifest(together, drawn_manifest.class_names, drawn_manifest.root), known)
+    assert kept.table.loc[rows, "split"].tolist() == ["train"] * 3
