@@ -58,7 +58,7 @@ def keep_splits(manifest: Manifest, known: Manifest) -> Manifest:
     """
     rows = manifest.ok
     kept = rows["sha256"].map(dict(zip(known.ok["sha256"], known.ok["split"], strict=True)))
-    kept.loc[find_leaked_images(manifest, known, (TRAIN,))] = TRAIN
+    kept.loc[find_leaked_images(manifest, known, (TRAIN,)).tolist()] = TRAIN
     first = kept.map({name: place for place, name in enumerate(SPLITS)}).groupby(rows["group"]).transform("min")
     splits = rows["split"].where(first.isna(), first.map(dict(enumerate(SPLITS))))
     return manifest.with_splits(splits)

@@ -11,7 +11,7 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.evaluation.verdict import Level, ReasonCode, Verdict
 
-_STRONGER = "lookalikes"  # the configuration that trains most blocks, for most epochs
+_STRONGER = "lookalikes"  # the configuration that trains most blocks in minutes
 _RESOLUTION_STEP = 32  # pixels; backbones halve an image five times
 
 
