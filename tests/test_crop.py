@@ -117,6 +117,20 @@ def test_the_model_of_a_run_looks_at_products_by_itself(run: pharmclf.Run, photo
 
 
 @pytest.mark.ray
+def test_another_run_starts_from_a_model_that_crops(run: pharmclf.Run, photos: Path, tmp_path: Path):
+    """It crops too, finds products as the first one does, and without training answers alike."""
+    again = pharmclf.train(
+        photos, name="again", storage=tmp_path, quiet=True, crop="auto", image_size=SIDE, batch_size=15,
+        init_from=run.folder, phase1={"epochs": 1, "learning_rate": 1e-12}, phase2={"epochs": 0}, num_workers="0",
+        skip_checks=True,
+    )  # fmt: skip
+    assert again.model.info.locator_size == LOCATOR_SIZE
+    drawn = [draw_photo(mark, np.random.default_rng(5))[0] for mark in MARKS]
+    answers = [[(each.label, each.confidence) for each in one.model.predict(drawn)] for one in (run, again)]
+    assert [label for label, _ in answers[0]] == [label for label, _ in answers[1]]
+
+
+@pytest.mark.ray
 def test_the_saved_file_takes_photos_of_any_size(run: pharmclf.Run):
     """Keras alone gives what this package gives, for the photos themselves and for larger copies of them."""
     import keras

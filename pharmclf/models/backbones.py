@@ -159,7 +159,7 @@ def _load_file(model: keras.Model, name: str, weights: str, part: str) -> None:
         )
     try:
         if weights.endswith(".keras"):
-            _copy_weights(inner_model(read_model(weights), part), model)
+            _copy_weights(inner_model(read_model(weights), part), model, partly=part == LOCATOR)
         else:
             with storage.local_file(weights) as path:
                 model.load_weights(path)
@@ -183,8 +183,11 @@ def inner_model(model: keras.Model, name: str) -> keras.Model:
     return next((layer for layer in model.layers if layer.name == name), model)
 
 
-def _copy_weights(source: keras.Model, target: keras.Model) -> None:
-    """Copy weights by layer name; a classifier of the source is left out, and its normalisation may be folded."""
+def _copy_weights(source: keras.Model, target: keras.Model, *, partly: bool = False) -> None:
+    """Copy weights by layer name; a classifier of the source is left out, and its normalisation may be folded.
+
+    `partly`: layers that the source does not have keep theirs. A locator ends below the top of its network.
+    """
     sources = {layer.name: layer for layer in flatten_layers(source) if layer.weights}
     folded: set[str] = set()
     for layer, norm in find_folds(target).values():
@@ -193,6 +196,7 @@ def _copy_weights(source: keras.Model, target: keras.Model) -> None:
             folded |= {layer.name, norm.name}
     for layer in target.layers:
         if layer.weights and layer.name not in folded:
-            if layer.name not in sources:
+            if layer.name in sources:
+                layer.set_weights(sources[layer.name].get_weights())
+            elif not partly:
                 raise ValueError(f"it has no layer {layer.name!r}")
-            layer.set_weights(sources[layer.name].get_weights())
