@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 from pharmclf.config import ConfigError
 from pharmclf.config.parsing import parse_image_sizes
@@ -44,19 +45,15 @@ def fit_epochs(phase: Phase, done: int, step_s: float, steps: int, validation_s:
     Returns:
         The fewest that its image sizes allow, `done` or more, if none ends in time.
     """
-    settings, sizes = phase.settings, phase.image_sizes
-    fewest = settings.epochs
+    settings, full = phase.settings, max(phase.image_sizes, default=1)
+    measured, fewest = phase.step_costs(full)[done - 1], settings.epochs
     for epochs in range(settings.epochs, done - 1, -1):
-        planned = sizes
-        if sizes:
-            try:
-                planned = parse_image_sizes(settings.image_size, epochs, phase.name, max(sizes))
-            except ConfigError:  # counts of epochs that do not add up to so few
-                continue
-        fewest = epochs
-        costs = (
-            [(side / sizes[done - 1]) ** 2 for side in (planned or [max(sizes)] * epochs)] if sizes else [1.0] * epochs
-        )
-        if sum(costs[done:]) * steps * step_s + (epochs - done) * validation_s <= seconds_left:
+        try:
+            sizes = parse_image_sizes(settings.image_size, epochs, phase.name, full)
+        except ConfigError:  # counts of epochs that do not add up to so few
+            continue
+        planned = replace(phase, settings=replace(settings, epochs=epochs), image_sizes=sizes)
+        fewest, num_steps = epochs, steps * sum(planned.step_costs(full)[done:]) / measured
+        if num_steps * step_s + (epochs - done) * validation_s <= seconds_left:
             break
     return fewest
