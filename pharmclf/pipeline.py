@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator
 
@@ -17,17 +16,15 @@ from pharmclf.core.errors import EXIT_OK, format_error
 from pharmclf.core.events import ActivityStarted, FinalEvaluationStarted, RunEnd
 from pharmclf.core.program import command_line
 from pharmclf.core.signals import GracefulShutdown, StopRequested
-from pharmclf.core.stderr_filter import suppress_native_stderr
 from pharmclf.core.units import format_count
 from pharmclf.data.destination import destination_warnings
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, imbalance_note, split_manifest, write_manifest
+from pharmclf.data.prepare import QUARANTINE_FILE, check_storage, imbalance_note, write_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.diagnostics.preflight import run_preflight
 from pharmclf.distributed.cluster import autoscaling_request, node_address, resolve_workers
 from pharmclf.distributed.controller import connect_for_training
 from pharmclf.evaluation.datasets import external_datasets
-from pharmclf.models.devices import configure_devices
 from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.progress import scan_progress
 from pharmclf.resume import RunStart, inspect_run_folder, reopen_complete_run, run_manifest
@@ -265,23 +262,6 @@ class _ActiveRun:
             self.record.seconds = time.monotonic() - self.started
             self.status.on_event(RunEnd(state=self.record.state, reason=reason))
             write_final_record(self.folder, self.record, self.lease)
-
-
-def dry_run(config: RunConfig, say: Say) -> int:
-    """Describe the model and the data of a run without training; nothing is written.
-
-    Raises:
-        ConfigError: bad input.
-    """
-    with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
-        manifest = split_manifest(config, folder, scan_progress())
-    with suppress_native_stderr():
-        from pharmclf.models.model_summary import describe_model
-
-        configure_devices(deterministic=False, gpus=False)
-        say(describe_model(config, len(manifest.class_names)))
-    describe_data(manifest, "", say)
-    return EXIT_OK
 
 
 def describe_data(manifest: Manifest, folder: str, say: Say) -> None:

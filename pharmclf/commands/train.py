@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # imported after the flags are parsed, so that --help and a bad flag answer at once
     if options.dry_run:
         with show_loading():
-            from pharmclf.pipeline import dry_run
+            from pharmclf.dry_run import dry_run
 
         return dry_run(config, print_line)
     if options.find_lr:
