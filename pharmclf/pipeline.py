@@ -29,6 +29,7 @@ from pharmclf.monitoring import HardwareMonitor, RunContext
 from pharmclf.progress import scan_progress
 from pharmclf.resume import RunStart, inspect_run_folder, reopen_complete_run, run_manifest
 from pharmclf.runs.final_evaluation import run_final_evaluation
+from pharmclf.runs.folds import Fold, train_folds
 from pharmclf.runs.prometheus import PrometheusExporter
 from pharmclf.runs.record import (
     RecordState,
@@ -96,7 +97,7 @@ def run(
             record = begin_record(config, folder, start, manifest)
             record.seconds += time.monotonic() - started
             try:
-                _ActiveRun(config, folder, manifest, record, stop, lease, say).train_and_evaluate()
+                _ActiveRun(config, folder, manifest, record, stop, lease, say).train_and_evaluate(folds=not is_trial)
             finally:
                 if not is_trial:
                     renew_index(storage.absolute(config.storage), config.run_name, say)
@@ -174,8 +175,11 @@ class _ActiveRun:
             self.manifest, self.config.max_invalid_share, lambda text: self.console.say(text), location
         )
 
-    def train_and_evaluate(self) -> None:
+    def train_and_evaluate(self, *, folds: bool) -> None:
         """Train, test the trained models, and record how it ended.
+
+        Args:
+            folds: whether it trains its folds first, if it has some.
 
         Raises:
             RunError, ConfigError, OSError: the run failed; the record says so.
@@ -187,8 +191,17 @@ class _ActiveRun:
             tracker = Tracker(self.config, self.folder, self.record, lambda: self.lease.is_lost, self.say)
             self.services.callback(lambda: tracker.close(self.record.state))
             with self._record_end():
+                if folds and self.config.folds:
+                    train_folds(self.config, self.folder, self.manifest, self._train_fold, self.say)
                 self._start_services(tracker)
                 self._evaluate(self._train())
+
+    def _train_fold(self, fold: Fold, say: Say) -> None:
+        self.status.on_event(ActivityStarted(text=f"training fold {fold.number} of {self.config.folds}"))
+        code = run(fold.config, say, fold.folder, manifest=fold.manifest)
+        if code != EXIT_OK:
+            self.stop.pass_on(code)
+            raise StopRequested
 
     def _start_services(self, tracker: Tracker) -> None:
         """Connect to Ray; start metrics, hardware monitoring and the console."""

@@ -37,6 +37,7 @@ SHAPED: dict[str, st.SearchStrategy[Any]] = {
     "microbatch": st.sampled_from(["whole", "auto", "1", "16"]),
     "node_timeout": st.sampled_from(["0", "90s", "10m", "1.5h"]),
     "time_budget": st.sampled_from(["", "90s", "1.5h"]),
+    "folds": st.just(0),  # never goes with a time budget
     "max_invalid": st.sampled_from(["0", "1", "1%", "0.01", "99.5 %"]),
     "feature_cache": st.sampled_from(["auto", "never"]),  # always goes with some values of augment.views only
     "target_error": st.sampled_from(["0.1 %", "1%", "0.05"]),

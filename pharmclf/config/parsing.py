@@ -15,7 +15,7 @@ FULL_SIZE = "full"
 """The size of the model among the sizes of a phase."""
 _SIZE_STEP = 32  # halved five times by every backbone: so all its padding is the same at every size
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a folder
-_SPLIT_NAMES = ("train", "validation", "test")
+_SPLIT_NAMES = ("train", "validation", "test", "folds")
 
 
 def parse_workers(text: str, name: str = "num_workers") -> tuple[int, int]:

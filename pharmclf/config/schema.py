@@ -98,6 +98,9 @@ class RunConfig:
     time_budget: str = ""
     """Time for all of a run, as 30m or 2h: each phase is shortened after its first epoch if it would take too long.
     Empty: no limit."""
+    folds: int = setting(0, "number of folds", 0, 100)
+    """Train so many more models first, each without one part of all images, and score every image by the model that has
+    not seen it; 2 or more. 0: none."""
     max_failures: int = setting(3, "number", 0, affects_result=False, per_head=True)
     """Worker crashes, node losses and hung steps after which the run restarts from its newest checkpoint."""
     node_timeout: str = setting("10m", affects_result=False, per_head=True)
@@ -196,6 +199,12 @@ def _check(config: RunConfig) -> None:
     parse_duration(config.node_timeout, "node_timeout", plain_seconds=True)
     if config.time_budget and not config.time_budget_s:
         raise ConfigError(f"time_budget: received {config.time_budget!r}, expected a time above 0, as 30m or 2h")
+    if config.folds == 1:
+        raise ConfigError("folds: received 1, expected 0, or 2 or more parts of the images")
+    if config.folds and config.time_budget:
+        raise ConfigError(
+            "time_budget: received one with folds, whose models train as long as the run's. Give one of both"
+        )
     check_name(config.name)
     for field_name in ("data", "storage", "weights", "init_from"):
         check_location(field_name, getattr(config, field_name))

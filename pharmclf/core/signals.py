@@ -43,6 +43,10 @@ class GracefulShutdown:
         self.received = number
         print_result("\nstopping: a checkpoint is written first (once more to end at once)")
 
+    def pass_on(self, exit_code: int) -> None:
+        """Take over the signal that another of this kind has received inside this one, from its exit code."""
+        self.received = exit_code - 128
+
     @property
     def exit_code(self) -> int:
         """130 after SIGINT, 143 after SIGTERM."""

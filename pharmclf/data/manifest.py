@@ -55,6 +55,8 @@ class Manifest:
     """The value that is white in its files of 16 bits per channel; `image_decoding.decode` takes it."""
     crops: NDArray[np.float32] | None = None
     """(rows, 3) the part of each image that a run looks at, as `ImageSet.crops`; None: all of every image."""
+    in_all_splits: bool = False
+    """Whether runs that share a feature cache have each image in another split: those of the folds of a run."""
 
     @functools.cached_property
     def ok(self) -> pd.DataFrame:
@@ -90,6 +92,10 @@ class Manifest:
         """(n,) row numbers of the usable images of a split."""
         return self.ok.index[self.ok["split"] == split].to_numpy(np.int64)
 
+    def cached_rows(self, split: str) -> NDArray[np.int64]:
+        """(n,) row numbers of the images whose features a feature cache holds for a split."""
+        return self.ok.index.to_numpy(np.int64) if self.in_all_splits else self.rows(split)
+
     def with_splits(self, splits: ArrayLike) -> Manifest:
         """A copy with the splits of the usable rows, in their order: (usable rows,) text."""
         table = self.table.copy()
@@ -121,6 +127,7 @@ class Manifest:
             "notes": self.notes,
         }
         metadata |= {} if self.white_level == MAX_VALUE else {"white_level": self.white_level}
+        metadata |= {"in_all_splits": True} if self.in_all_splits else {}
         table = pa.Table.from_pandas(self.table, schema=_SCHEMA, preserve_index=False)
         if self.crops is not None:
             table = table.append_column(_CROP, pa.FixedSizeListArray.from_arrays(self.crops.ravel(), 3))
@@ -151,7 +158,8 @@ class Manifest:
         if _CROP in table.column_names:
             crops = table[_CROP].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, 3)
         white_level = int(metadata.get("white_level", MAX_VALUE))
-        return Manifest(frame, names, metadata["root"], notes, white_level, crops)
+        in_all_splits = bool(metadata.get("in_all_splits", False))
+        return Manifest(frame, names, metadata["root"], notes, white_level, crops, in_all_splits)
 
     def write_quarantine(self, location: str) -> None:
         """Write the unused rows as CSV: path, label, status."""

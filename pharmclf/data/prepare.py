@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,8 @@ def split_manifest(config: RunConfig, folder: str, progress: ProgressCallback | 
         for name in sorted(set(SPLITS) - set(given)):
             drawn = f"{int((splits == name).sum())} of the {int((given == TRAIN).sum())} images given to train"
             manifest.notes.append(f"no image is given to {name}: {drawn} are drawn into it")
-    return _exclude_untrained_classes(manifest, config)
+    manifest = _exclude_untrained_classes(manifest, config)
+    return replace(manifest, in_all_splits=config.folds > 0)
 
 
 def _exclude_rare_classes(manifest: Manifest, config: RunConfig) -> Manifest:

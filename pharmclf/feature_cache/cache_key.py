@@ -39,13 +39,13 @@ def key_parts(config: RunConfig, manifest: Manifest, depth: int, weights: str, p
     """Collect what decides the features at a cut.
 
     Args:
-        manifest: with splits; the contents of the images, their row numbers and their splits count.
+        manifest: with splits; the contents of the cached images, their row numbers and their splits count.
         depth: blocks of the backbone above the cut.
         weights: "imagenet", "none", or the sha256 of a file of weights.
         precision: of the prefix: float32, mixed_float16 or mixed_bfloat16.
     """
     sums = manifest.table["sha256"].to_numpy()
-    rows = {split: manifest.rows(split) for split in SPLITS}
+    rows = {split: manifest.cached_rows(split) for split in SPLITS}
     is_augmented = config.augment.is_enabled
     parts: KeyParts = {
         "version": _VERSION,

@@ -65,7 +65,7 @@ def extract_features(
     for target in targets:
         existing = {(split, shard): name for split, shard, name in existing_shards(target.location, target.layout)}
         missing.append(set(missing_shards(target.layout, existing)))
-    rows = {section.name: manifest.rows(section.name) for section in targets[0].layout.sections}
+    rows = {section.name: manifest.cached_rows(section.name) for section in targets[0].layout.sections}
     plan = ExtractionPlan(config, targets, missing, rows, precision)
     files = {split: ImageSet.of(manifest).select(rows[split]) for split in rows}
     done, total = 0, sum(map(plan.num_views, plan.ranges))

@@ -88,7 +88,7 @@ class ShardLayout:
         def section(name: str) -> SplitShards:
             views = config.views if name == "train" else 1
             most = min(_SHARD_BYTES // (item_bytes * views), _PIXEL_BYTES // image_bytes, _MAX_ROWS)
-            return SplitShards(name, len(manifest.rows(name)), views, 1 << max(0, most.bit_length() - 1))
+            return SplitShards(name, len(manifest.cached_rows(name)), views, 1 << max(0, most.bit_length() - 1))
 
         return ShardLayout(shape, config.feature_cache_dtype, tuple(section(name) for name in SPLITS))
 
@@ -153,7 +153,7 @@ class CachedFeatures:
         location: str, layout: ShardLayout, manifest: Manifest, files: Mapping[str, Sequence[str]]
     ) -> CachedFeatures:
         """The features of a manifest's rows."""
-        return CachedFeatures(location, layout, {split: manifest.rows(split) for split in SPLITS}, files)
+        return CachedFeatures(location, layout, {split: manifest.cached_rows(split) for split in SPLITS}, files)
 
 
 def shard_name(section: str, shard: int, sha256: str, *, complete: bool = True) -> str:

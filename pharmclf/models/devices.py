@@ -127,6 +127,7 @@ def configure_devices(*, deterministic: bool, gpus: bool = True, late: bool = Fa
             _set_devices(gpus)
         _configured = True
     reset_keras_settings()
+    tf.get_logger().setLevel("ERROR")  # it warns of functions that are traced again, as those of the next run are
     if deterministic:
         tf.config.experimental.enable_op_determinism()
 

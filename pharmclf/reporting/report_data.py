@@ -167,6 +167,8 @@ class ReportData:
 
     sets: Sequence[EvalSetReport]
     """The test split first, then the extra sets; at least one."""
+    held_out: EvaluationResult | None = None
+    """Scores on all images, each predicted by the model of a fold that has not seen it; None: it has no folds."""
     decision: AbstentionPolicy | None
     validation: EvaluationResult | None = None
     """Scores on the images with which temperature and threshold were chosen."""

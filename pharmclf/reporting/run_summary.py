@@ -14,6 +14,7 @@ from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_duration
 from pharmclf.evaluation.accuracy_agreement import AccuracyMismatch
 from pharmclf.evaluation.metrics import Estimate
+from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.evaluation.verdict import Verdict
 from pharmclf.reporting.next_steps import NextStep, TrainedModel, next_steps, report_link, shown_location
 from pharmclf.reporting.report_data import EvalSetReport, ReportData
@@ -65,12 +66,20 @@ def build_result(report: ReportData, mismatch: AccuracyMismatch | None = None) -
         "max_error": decision.max_error if decision else None,
         **_score("test_answered", answered.coverage if answered else None),
         **_score("test_answered_error", answered.error if answered else None),
+        **_held_out_result(report.held_out),
         "extra_tests": [_extra_result(extra) for extra in report.sets[1:]],
         "val_accuracy_mismatch": vars(mismatch) if mismatch else None,
         "seconds_total": _finite(run.seconds_total),
         "best_checkpoint": run.best_checkpoint,
         **(report.verdict.to_dict() if report.verdict else {}),
     }
+
+
+def _held_out_result(scores: EvaluationResult | None) -> dict[str, Any]:
+    if scores is None:
+        return {}
+    named = _score("held_out_accuracy", scores.accuracy) | _score("held_out_macro_f1", scores.macro_f1)
+    return {"held_out_images": scores.num_images, **named}
 
 
 def _extra_result(facts: EvalSetReport) -> dict[str, Any]:
@@ -98,12 +107,13 @@ def summary_text(result: Mapping[str, Any], folder: str, trained: TrainedModel) 
     workers = {0: "in one process", 1: "1 worker"}.get(result["workers"], f"{result['workers']} workers")
     took = format_duration(result["seconds_total"])
     head = f"{result['name']}: {result['backbone']}, {result['train_images']:,} training images, {workers}, {took}"
-    extras = result.get("extra_tests") or ()
+    extras, folds = result.get("extra_tests") or (), result.get("held_out_images")
     scores = [
         ["", "images", "score", "95 % interval"],
         _score_row("validation accuracy", result, "val_accuracy", result["val_images"]),
         _score_row("test accuracy", result, "test_accuracy", result["test_images"]),
         _score_row("test macro F1", result, "test_macro_f1", result["test_images"]),
+        *([_score_row("held-out accuracy", result, "held_out_accuracy", folds)] if folds else []),
         *(_score_row(f"{extra['name']} accuracy", extra, "accuracy", extra["images"]) for extra in extras),
     ]
     phases = [["", "epochs", "time", "images/s", "validation", "test", "95 % interval"]]

@@ -37,6 +37,8 @@ class ScoreSentences:
     """The shares that it answers, answers wrongly, and leaves to a human."""
     promise: str
     """The promise of the threshold, and whether the test images confirm it."""
+    held_out: str
+    """The accuracy on all images, each held out by a fold."""
     shifts: tuple[str, ...]
     """The accuracy on each extra set."""
 
@@ -132,8 +134,15 @@ def score_sentences(facts: ReportData) -> ScoreSentences:
         certainty=f"95{THIN}% interval {format_interval(scores.accuracy)}",
         answers=answers_sentence(scores.answered),
         promise=promise_sentence(decision, test) if decision and scores.answered else "",
+        held_out=held_out_sentence(facts.held_out) if facts.held_out else "",
         shifts=tuple(shift_sentence(item, test, decision) for item in facts.sets[1:]),
     )
+
+
+def held_out_sentence(scores: EvaluationResult) -> str:
+    """The accuracy of the models of the folds."""
+    images, right = format_count(scores.num_images, "image"), format_with_interval(scores.accuracy)
+    return f"Of all {images}, each predicted by a model that has not seen it, {right} are right."
 
 
 def answer_shares(point: OperatingPoint) -> tuple[float, float, float]:

@@ -45,6 +45,7 @@ from pharmclf.reporting.report_inputs import (
 )
 from pharmclf.reporting.run_plots import learning_curves_figure
 from pharmclf.reporting.run_summary import build_result, summary_text
+from pharmclf.runs.folds import read_folds
 from pharmclf.runs.record import REPORT_FILE, RunRecord
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION
 from pharmclf.training.context import LABELS_FILE, MODEL_FILE, phase_model_file
@@ -117,7 +118,8 @@ def run_final_evaluation(
         validation, test, *extras = scored = [
             score_dataset(images, part[:, 0], class_names, decision) for images, part in found
         ]
-        for item in scored:
+        held_out = read_folds(config, folder, manifest)
+        for item in [*scored, *([held_out] if held_out else [])]:
             write_scored_dataset(item, storage.join(folder, "evaluation", item.images.name), config.image_size)
         shown = [build_set_report(test, None, config.image_size, explainer)]
         shown += [build_set_report(extra, test, config.image_size, explainer) for extra in extras]
@@ -152,6 +154,7 @@ def run_final_evaluation(
         decision=decision,
         validation=validation.evaluation,
         sets=shown,
+        held_out=held_out.evaluation if held_out else None,
         data=build_dataset_report(quarantine.manifest),
         config_yaml=to_yaml(config),
         versions=record.versions,

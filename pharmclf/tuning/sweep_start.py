@@ -88,13 +88,15 @@ def trial_config(base: RunConfig, options: SweepOptions) -> RunConfig:
     """The plain run as its trials have it: the sweep decides the workers and the feature cache.
 
     Raises:
-        ConfigError: it says itself how many workers there are, or has a time budget.
+        ConfigError: it says itself how many workers there are, or has a time budget or folds.
     """
     if base.num_workers not in (AUTO, "1"):  # the default, and that of earlier versions
         raise ConfigError(
             f"--num-workers: received {base.num_workers}, but the workers of a sweep are its trials'. Give "
             f"--workers-per-trial"
         )
+    if base.folds:
+        raise ConfigError("--folds: received some, but a sweep has none. Train a run with the settings of its winner")
     if base.time_budget:
         raise ConfigError(
             f"--time-budget: received {base.time_budget}, but the trials of a sweep are compared at equal epochs. "

@@ -19,6 +19,7 @@ def test_settings_that_came_later_leave_a_run_with_their_defaults_as_it_was():
                 split=SplitConfig(ignore_folders=True),
                 all_reduce_dtype="bfloat16",
                 crop="auto",
+                folds=5,
             )
         )
     )
@@ -28,6 +29,7 @@ def test_settings_that_came_later_leave_a_run_with_their_defaults_as_it_was():
         "split.ignore_folders": True,
         "all_reduce_dtype": "bfloat16",
         "crop": "auto",
+        "folds": 5,
     }
 
 
