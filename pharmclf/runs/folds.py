@@ -15,6 +15,7 @@ from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.console import Say
 from pharmclf.core.errors import ConfigError
+from pharmclf.core.hashing import fingerprint
 from pharmclf.core.terminal import Result
 from pharmclf.core.units import format_count
 from pharmclf.data.manifest import Manifest
@@ -22,7 +23,7 @@ from pharmclf.data.splits import TEST, split_rows
 from pharmclf.evaluation.datasets import EvalDataset
 from pharmclf.evaluation.evaluate import ABSTAIN, evaluate
 from pharmclf.evaluation.scoring import ScoredDataset
-from pharmclf.runs.record import RecordState, read_record
+from pharmclf.runs.record import RecordState, clear_folder, read_record, result_settings
 
 FOLDS = "folds"
 """Folder of a run that holds the runs of its folds, and name of the images that these have held out: all."""
@@ -93,7 +94,11 @@ def train_folds(
 
     for fold in plan_folds(config, folder, manifest):
         record = read_record(fold.folder)
-        if record is None or record.state is not RecordState.COMPLETE:
+        is_complete = record is not None and record.state is RecordState.COMPLETE
+        if record and is_complete and record.fingerprints["settings"] != fingerprint(result_settings(fold.config)):
+            clear_folder(fold.folder)  # the run trains for more epochs now
+            is_complete = False
+        if not is_complete:
             count = format_count(len(fold.manifest.rows(TEST)), "image")
             say(f"fold {fold.number} of {config.folds}: trains without {count}, and is tested on them")
             train(fold, say_steps)

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from support.programs import SMALL, call, signal_when
 
-from pharmclf.config import ConfigError, RunConfig
+from pharmclf.config import ConfigError, PhaseConfig, RunConfig
 from pharmclf.data.manifest import Manifest
 from pharmclf.feature_cache.cache_key import SPLITS, key_parts
-from pharmclf.runs.folds import plan_folds
+from pharmclf.runs.folds import Fold, plan_folds, train_folds
+from pharmclf.runs.record import RecordState, RunRecord, result_settings, run_fingerprints
 from pharmclf.tuning.options import SweepOptions
 from pharmclf.tuning.sweep_start import trial_config
 
@@ -68,6 +69,23 @@ def test_folds_that_cannot_be_trained_are_refused(settings: dict[str, object]):
 def test_a_sweep_has_no_folds():
     with pytest.raises(ConfigError, match="--folds"):
         trial_config(RunConfig(folds=2), SweepOptions())
+
+
+def test_a_complete_fold_is_trained_again_only_where_the_run_trains_longer(drawn_manifest: Manifest, tmp_path: Path):
+    """As after the run was given more epochs."""
+    trained = []
+
+    def train(fold: Fold, _: object) -> None:
+        trained.append(fold.config.phase2.epochs)
+        fingerprints = run_fingerprints(fold.config, fold.manifest)
+        settings = result_settings(fold.config)
+        done = RunRecord(name="", settings=settings, config={}, fingerprints=fingerprints, state=RecordState.COMPLETE)
+        done.write(fold.folder)
+
+    for epochs in (2, 2, 3):
+        config = RunConfig(folds=2, phase2=PhaseConfig(epochs=epochs))
+        train_folds(config, str(tmp_path), drawn_manifest, train, lambda _: None)
+    assert trained == [2, 2, 3, 3]
 
 
 @pytest.mark.ray
