@@ -44,6 +44,9 @@ class RunConfig:
 
     data: str = setting(DEMO, affects_result=False)
     """Folder or s3:// prefix of class folders, a CSV or Parquet list (path, label[, group, split]), or "demo"."""
+    labels: str = ""
+    """A CSV or Parquet list (path, label) of corrected labels, such as a run's suspects.csv; the label "drop" leaves an
+    image out. Empty: none."""
     storage: str = setting("runs", affects_result=False, per_head=True)
     """Folder or s3:// prefix that holds runs; must be shared by all nodes of a cluster."""
     label_level: int = setting(0, "number of folders", -20, 20)
@@ -133,7 +136,7 @@ class RunConfig:
     demo: DemoConfig = field(default_factory=DemoConfig)
 
     def __post_init__(self) -> None:
-        for name in ("data", "storage", "weights", "init_from"):
+        for name in ("data", "labels", "storage", "weights", "init_from"):
             object.__setattr__(self, name, expand_home(getattr(self, name)))
         object.__setattr__(self, "eval_data", tuple(map(expand_home, self.eval_data)))
         _check(self)
@@ -206,7 +209,7 @@ def _check(config: RunConfig) -> None:
             "time_budget: received one with folds, whose models train as long as the run's. Give one of both"
         )
     check_name(config.name)
-    for field_name in ("data", "storage", "weights", "init_from"):
+    for field_name in ("data", "labels", "storage", "weights", "init_from"):
         check_location(field_name, getattr(config, field_name))
     if has_credentials(config.mlflow):
         raise ConfigError(

@@ -21,6 +21,7 @@ from pharmclf.data.build_manifest import scan_listing
 from pharmclf.data.dataset_listing import list_dataset
 from pharmclf.data.destination import check_destination
 from pharmclf.data.folder_layouts import DEFAULT_LAYOUT_OPTIONS, LayoutOptions
+from pharmclf.data.label_corrections import correct_labels
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.scan import NOT_READ, ProgressCallback
 from pharmclf.data.splits import SPLITS, TRAIN, rare_classes, split_rows
@@ -83,6 +84,8 @@ def split_manifest(config: RunConfig, folder: str, progress: ProgressCallback | 
         quarantine=storage.join(folder, QUARANTINE_FILE),
         reading=layout_options(config),
     )
+    if config.labels:
+        manifest = correct_labels(manifest, config.labels)
     manifest = _exclude_rare_classes(manifest, config)
     rows = manifest.ok
     given = rows["split"].to_numpy()

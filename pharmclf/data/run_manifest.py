@@ -11,6 +11,7 @@ from pharmclf.core.console import Say, show_activity
 from pharmclf.core.errors import ConfigError
 from pharmclf.data.dataset_listing import list_dataset
 from pharmclf.data.folder_layouts import label_key
+from pharmclf.data.label_corrections import read_corrections
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import MANIFEST_FILE, cached_manifest, data_location, layout_options, manifest_cache
 from pharmclf.data.scan import ProgressCallback
@@ -81,8 +82,9 @@ def update_run_manifest(
     data, reading = data_location(config), layout_options(config)
     with show_activity("listing the images"):
         listing = list_dataset(data, reading)
+    corrected = read_corrections(config.labels, listing.root) if config.labels else {}
     if listing.root == manifest.root:
-        labels = {item.location: item.label for item in listing.items}
+        labels = {item.location: item.label for item in listing.items} | corrected
         changes = compare_files(manifest, {item.location: item.size_bytes for item in listing.items}, labels)
     else:
         present = cached_manifest(
@@ -92,7 +94,7 @@ def update_run_manifest(
         contents, labels = (
             dict(zip(present.table["path"], present.table[name], strict=True)) for name in ("sha256", "label")
         )
-        changes = compare_files(manifest, contents, labels, by="sha256")
+        changes = compare_files(manifest, contents, labels | corrected, by="sha256")
     lost = len(changes.missing) + len(changes.changed)
     share = (lost + len(manifest.quarantined)) / max(1, len(manifest.table))
     if lost and share > config.max_invalid_share:

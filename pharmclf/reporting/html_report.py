@@ -132,6 +132,7 @@ def _images(report: ReportData) -> Iterator[np.ndarray]:
         groups = [*report.data.duplicate_groups, report.data.examples.values()]
         groups += [measure.extremes for measure in report.data.quality]
         yield from (item.image for group in groups for item in group)
+    yield from (item.image for item in report.suspects)
     for item in report.sets:
         for thumbnail in (*item.samples, *item.worst, *(image for _, images in item.confused for image in images)):
             yield thumbnail.image

@@ -169,6 +169,10 @@ class ReportData:
     """The test split first, then the extra sets; at least one."""
     held_out: EvaluationResult | None = None
     """Scores on all images, each predicted by the model of a fold that has not seen it; None: it has no folds."""
+    suspects: Sequence[PredictedThumbnail] = ()
+    """The first of the images whose labels are suspicious."""
+    num_suspects: int = 0
+    """All of them, which `suspects.csv` lists."""
     decision: AbstentionPolicy | None
     validation: EvaluationResult | None = None
     """Scores on the images with which temperature and threshold were chosen."""

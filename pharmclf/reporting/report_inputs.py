@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, Predict
 from pharmclf.reporting.run_plots import NUM_SAMPLES, confusion_matrix_figure, sample_predictions_figure
 
 _GROUPS, _PER_GROUP, _QUARANTINED = 4, 4, 50
-_SAMPLES, _WORST, _PAIRS, _PER_PAIR = 10, 8, 4, 4
+_SAMPLES, _WORST, _PAIRS, _PER_PAIR, _SUSPECTS = 10, 8, 4, 4, 12
 MAX_PREDICTIONS = 1000
 """Rows of the table of test images: a row takes about 150 bytes of the page."""
 
@@ -111,6 +111,23 @@ def build_set_report(
         root=root,
         drop=accuracy_difference(first.evaluation, scored.evaluation) if first else None,
     )
+
+
+def load_suspects(sets: Sequence[ScoredDataset], suspects: pd.DataFrame) -> list[PredictedThumbnail]:
+    """Thumbnails of the first of the images with suspicious labels.
+
+    Args:
+        sets: that the suspects were found in.
+        suspects: of `find_suspects`.
+    """
+    first = suspects.head(_SUSPECTS)
+    images: dict[tuple[str, int], PredictedThumbnail] = {}
+    for scored in sets:
+        places = first.loc[first["set"] == scored.images.name, "place"].to_numpy(np.int64)
+        found = _load_thumbnails(scored, places, places[:0], 0, None)
+        images |= {(scored.images.name, place): thumbnail for place, thumbnail in found.items()}
+    keys = zip(first["set"], first["place"], strict=True)
+    return [images[key] for key in keys if key in images]
 
 
 def _load_thumbnails(

@@ -28,6 +28,7 @@ from pharmclf.evaluation.gradcam import Explainer
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.result_files import console_table
 from pharmclf.evaluation.scoring import ScoredDataset, predict_datasets, score_dataset
+from pharmclf.evaluation.suspects import SUSPECTS_FILE, find_suspects, suspects_csv
 from pharmclf.monitoring import HardwareAlert, NodeSample, read_alerts, read_samples
 from pharmclf.reporting.figures import png_bytes
 from pharmclf.reporting.fonts import font_notes
@@ -41,6 +42,7 @@ from pharmclf.reporting.report_inputs import (
     build_dataset_report,
     build_set_report,
     describe_machine,
+    load_suspects,
     write_scored_dataset,
 )
 from pharmclf.reporting.run_plots import learning_curves_figure
@@ -121,6 +123,8 @@ def run_final_evaluation(
         held_out = read_folds(config, folder, manifest)
         for item in [*scored, *([held_out] if held_out else [])]:
             write_scored_dataset(item, storage.join(folder, "evaluation", item.images.name), config.image_size)
+        suspects = find_suspects([held_out] if held_out else scored[:2], class_names)
+        storage.write_bytes(storage.join(folder, SUSPECTS_FILE), suspects_csv(suspects))
         shown = [build_set_report(test, None, config.image_size, explainer)]
         shown += [build_set_report(extra, test, config.image_size, explainer) for extra in extras]
     phase_tests = {chosen: test.evaluation.accuracy}
@@ -155,6 +159,8 @@ def run_final_evaluation(
         validation=validation.evaluation,
         sets=shown,
         held_out=held_out.evaluation if held_out else None,
+        suspects=load_suspects([held_out] if held_out else scored[:2], suspects),
+        num_suspects=len(suspects),
         data=build_dataset_report(quarantine.manifest),
         config_yaml=to_yaml(config),
         versions=record.versions,

@@ -32,7 +32,7 @@ REPORT_FILE = "report.html"
 # settings that records of runs may lack, as dotted names: with its default, each is as if it were not there
 _ADDED_SETTINGS = (
     "label_level", "min_images", "split.ignore_folders", "all_reduce_dtype", "crop", "phase1.image_size",
-    "phase2.image_size", "time_budget", "folds", *(f"augment.{name}" for name in PIXEL_CHANGES),
+    "phase2.image_size", "time_budget", "folds", "labels", *(f"augment.{name}" for name in PIXEL_CHANGES),
 )  # fmt: skip
 _WEIGHT_NAMES = ("imagenet", "none")
 _PACKAGES = ("pharmclf", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "simplejpeg")

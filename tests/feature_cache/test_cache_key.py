@@ -22,7 +22,7 @@ KEYED = {  # another value of each changes the key
 RESOLVED = {"weights", "init_from", "precision", "unfreeze_blocks"}  # are in the key as what they come to
 BY_MANIFEST = {  # change its rows
     "data", "label_level", "max_invalid", "min_images", "split.ignore_folders", "split.test", "split.validation",
-    "demo.images_per_class", "crop", "folds",
+    "demo.images_per_class", "crop", "folds", "labels",
 }  # fmt: skip
 FREE = {  # what comes behind the frozen part, and where and how the run goes on
     "storage": "elsewhere", "name": "other", "num_workers": "2", "batch_size": 7, "xla": True, "deterministic": False,

@@ -20,6 +20,7 @@ def test_settings_that_came_later_leave_a_run_with_their_defaults_as_it_was():
                 all_reduce_dtype="bfloat16",
                 crop="auto",
                 folds=5,
+                labels="corrected.csv",
             )
         )
     )
@@ -30,6 +31,7 @@ def test_settings_that_came_later_leave_a_run_with_their_defaults_as_it_was():
         "all_reduce_dtype": "bfloat16",
         "crop": "auto",
         "folds": 5,
+        "labels": "corrected.csv",
     }
 
 

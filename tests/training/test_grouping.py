@@ -17,6 +17,7 @@ COMMON = {  # another value of each makes another group
     "precision": "float32", "xla": True, "deterministic": False, "feature_cache_dtype": "float32",
     "all_reduce_dtype": "bfloat16", "crop": "auto",
     "split.test": 0.3, "split.validation": 0.3, "demo.images_per_class": 10, "folds": 2,
+    "labels": "corrected.csv",
     "augment.rotation_deg": 21.0, "augment.shift": 0.1, "augment.shear": 0.1, "augment.zoom": 0.1,
     "augment.horizontal_flip": False, "augment.vertical_flip": True, "augment.fill": "nearest", "augment.views": 3,
     "augment.brightness": 0.1, "augment.contrast": 0.1, "augment.color": 0.1, "augment.blur": 0.01,

@@ -1,0 +1,60 @@
+"""Suspicious labels: images whose label a model that has not seen them finds unlikely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from pharmclf.evaluation.scoring import ScoredDataset
+
+SUSPECTS_FILE = "suspects.csv"
+COLUMNS = ("path", "label", "likely", "p_label", "p_likely", "group", "set")
+
+
+def find_suspects(sets: Sequence[ScoredDataset], class_names: Sequence[str]) -> pd.DataFrame:
+    """Rank the images that are confidently predicted as another class than their label, the least likely label first.
+
+    Confident is a probability of at least the mean that images of that class have, as in confident learning (Northcutt
+    et al. 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels"). Near duplicates follow each other.
+
+    Args:
+        sets: of images that the predicting models have not seen.
+        class_names: in the order of the models' outputs.
+
+    Returns:
+        A row for each: the columns of `COLUMNS`, and its `place` in its set. `path` is relative to the images' root.
+    """
+    numbers = {name: number for number, name in enumerate(class_names)}
+    parts = []
+    for scored in sets:
+        probabilities, root = scored.probabilities, scored.images.manifest.root.rstrip("/") + "/"
+        label = scored.table["label"].map(numbers).to_numpy(np.int64)
+        likely, places = probabilities.argmax(axis=1), np.arange(len(label))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "path": scored.table["path"].str.removeprefix(root),
+                    "label": scored.table["label"],
+                    "likely": np.asarray(class_names, object)[likely],
+                    "p_label": probabilities[places, label].astype(np.float64),
+                    "p_likely": probabilities[places, likely].astype(np.float64),
+                    "group": scored.images.groups,
+                    "set": scored.images.name,
+                    "place": places,
+                }
+            )
+        )
+    rows = pd.concat(parts, ignore_index=True)
+    usual = rows.groupby("label")["p_label"].mean()
+    is_confident = rows["p_likely"] >= rows["likely"].map(usual).fillna(1.0)
+    found = rows[is_confident & (rows["likely"] != rows["label"])]
+    least = found.groupby("group")["p_label"].transform("min")
+    return found.assign(least=least).sort_values(["least", "group", "p_label", "path"]).drop(columns="least")
+
+
+def suspects_csv(suspects: pd.DataFrame) -> bytes:
+    """The content of `SUSPECTS_FILE`: a list that `--labels` takes back after a person has corrected its labels."""
+    text = suspects.to_csv(columns=list(COLUMNS), index=False, float_format="%.4f", lineterminator="\n")
+    return text.encode()
