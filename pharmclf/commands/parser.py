@@ -26,6 +26,7 @@ Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag without a value and without a `--no-` form, for what is off unless it is given."""
 _FLATTEN = tyro.conf.arg(name="")
 _REPEATABLE = "--eval-data"
+_LIST_BACKBONES = "--list-backbones"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,7 +183,7 @@ def _switches(flags: Mapping[str, Any]) -> set[str]:
 
 
 def _modernize(arguments: Sequence[str], switches: Collection[str]) -> list[str]:
-    """Rewrite what tyro does not read: earlier spellings, `--batch-size auto`, a flag with several values given twice.
+    """Rewrite what tyro does not read: earlier spellings, words for other flags, a flag with several values twice.
 
     Args:
         arguments: the command line without the program's name.
@@ -205,6 +206,8 @@ def _modernize(arguments: Sequence[str], switches: Collection[str]) -> list[str]
         elif flag == "--batch-size" and values and not values[0].lstrip("+-").isdecimal():
             check_batch_word(flag, values[0])
             modern.append(["--microbatch", *values])
+        elif flag == "--backbone" and values == ["list"] and _LIST_BACKBONES in switches:
+            modern.append([_LIST_BACKBONES])
         elif flag == _REPEATABLE and (earlier := next((group for group in modern if group[:1] == [flag]), None)):
             earlier += values
         else:

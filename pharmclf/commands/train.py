@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pharmclf.commands.parser import RunParser, Switch
-from pharmclf.core.console import print_line, show_loading
-from pharmclf.core.errors import ConfigError
+from pharmclf.core.console import print_line, print_result, show_loading
+from pharmclf.core.errors import EXIT_OK, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class Options:
     """Delete the run of this name, and start a new one."""
     dry_run: Switch = False
     """Print the layers, frozen and trained, with their parameters, and end."""
+    list_backbones: Switch = False
+    """Print a table of all backbones with size, published accuracy and speed here, and end; also: --backbone list."""
     find_lr: Switch = False
     """Run a learning rate range test of each phase, plot it and suggest learning rates, and end."""
 
@@ -41,6 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the flags, then train -> the exit code."""
     options, config = PARSER.parse(arguments)
     # imported after the flags are parsed, so that --help and a bad flag answer at once
+    if options.list_backbones:
+        with show_loading():
+            from pharmclf.models.backbone_table import format_backbones
+
+        print_result("\n".join(format_backbones(config)))
+        return EXIT_OK
     if options.dry_run:
         with show_loading():
             from pharmclf.dry_run import dry_run

@@ -57,7 +57,7 @@ class RunConfig:
     num_workers: str = setting("auto", affects_result=False, per_head=True)
     """N: Ray Train workers, an accelerator each; MIN-MAX: as many as there are; 0: this process; auto: what fits."""
     backbone: BackboneName = "efficientnet_lite0"
-    """The pretrained network."""
+    """The pretrained network; `pharmclf train --backbone list` compares them."""
     weights: str = setting("imagenet", affects_result=False)
     """imagenet, none (random), or a file: .weights.h5, .keras or the .h5 of keras.applications."""
     init_from: str = setting("", affects_result=False)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -15,7 +18,7 @@ from pharmclf import storage
 from pharmclf.config import BackboneName
 from pharmclf.core.compat.keras import flatten_layers, fresh_layer_names
 from pharmclf.core.errors import ConfigError, first_line
-from pharmclf.models.efficientnet_lite import efficientnet_lite, load_packaged_weights
+from pharmclf.models.efficientnet_lite import describe_package, efficientnet_lite, load_packaged_weights
 from pharmclf.models.fold_norm import find_folds, load_folded
 
 LOCATOR, CLASSIFIER = "locator", "classifier"
@@ -28,27 +31,31 @@ class Backbone:
     """How a network of keras.applications is built, and its preprocessing."""
 
     constructor: str
-    """Name in keras.applications."""
+    """Name in keras.applications; "": ours, see efficientnet_lite.py."""
     preprocessing: str
     """caffe: BGR minus the ImageNet means; torch: ImageNet mean and deviation; tf: -1..1; inside: the network's own."""
+    top1: float
+    """Published accuracy on ImageNet, in percent; `backbone_table` names the sources."""
+    side: int = 224
+    """Of the images that the accuracy is of, in pixels."""
 
 
-BACKBONES: dict[BackboneName, Backbone | None] = {
-    "efficientnet_lite0": None,  # ours, see efficientnet_lite.py
-    "efficientnet_lite1": None,
-    "efficientnet_lite2": None,
-    "resnet50": Backbone("ResNet50", "caffe"),
-    "resnet101": Backbone("ResNet101", "caffe"),
-    "resnet50v2": Backbone("ResNet50V2", "tf"),
-    "vgg16": Backbone("VGG16", "caffe"),
-    "mobilenet_v2": Backbone("MobileNetV2", "tf"),
-    "mobilenet_v3_large": Backbone("MobileNetV3Large", "inside"),
-    "efficientnet_b0": Backbone("EfficientNetB0", "inside"),
-    "efficientnet_v2_b0": Backbone("EfficientNetV2B0", "inside"),
-    "densenet121": Backbone("DenseNet121", "torch"),
-    "inception_v3": Backbone("InceptionV3", "tf"),
-    "xception": Backbone("Xception", "tf"),
-    "convnext_tiny": Backbone("ConvNeXtTiny", "inside"),
+BACKBONES: dict[BackboneName, Backbone] = {
+    "efficientnet_lite0": Backbone("", "inside", 75.1),
+    "efficientnet_lite1": Backbone("", "inside", 76.7, 240),
+    "efficientnet_lite2": Backbone("", "inside", 77.6, 260),
+    "resnet50": Backbone("ResNet50", "caffe", 74.9),
+    "resnet101": Backbone("ResNet101", "caffe", 76.4),
+    "resnet50v2": Backbone("ResNet50V2", "tf", 76.0),
+    "vgg16": Backbone("VGG16", "caffe", 71.3),
+    "mobilenet_v2": Backbone("MobileNetV2", "tf", 71.3),
+    "mobilenet_v3_large": Backbone("MobileNetV3Large", "inside", 75.6),
+    "efficientnet_b0": Backbone("EfficientNetB0", "inside", 77.1),
+    "efficientnet_v2_b0": Backbone("EfficientNetV2B0", "inside", 78.7),
+    "densenet121": Backbone("DenseNet121", "torch", 75.0),
+    "inception_v3": Backbone("InceptionV3", "tf", 77.9, 299),
+    "xception": Backbone("Xception", "tf", 79.0, 299),
+    "convnext_tiny": Backbone("ConvNeXtTiny", "inside", 81.3),
 }
 
 
@@ -72,7 +79,9 @@ def build_backbone(name: BackboneName, image_size: int, weights: str, part: str 
     try:
         with _reset_names_and_rng():
             features = (
-                efficientnet_lite(name, image_size) if spec is None else _build_application(spec, image_size, weights)
+                _build_application(spec, image_size, weights)
+                if spec.constructor
+                else efficientnet_lite(name, image_size)
             )
     except ConfigError:
         raise
@@ -81,12 +90,25 @@ def build_backbone(name: BackboneName, image_size: int, weights: str, part: str 
         raise ConfigError(
             f"backbone {name} with image_size {image_size}: {reason}. Give a larger image_size, or another backbone"
         ) from error
-    if spec is None and weights == "imagenet":
+    if not spec.constructor and weights == "imagenet":
         load_packaged_weights(features)
     if weights not in ("imagenet", "none"):
         _load_file(features, name, weights, part)
     pooled = layers.GlobalAveragePooling2D(name="pooled")(features.output)
     return keras.Model(features.inputs[0], pooled, name=name)  # keras.applications has a list of one input
+
+
+def weights_source(name: BackboneName) -> str:
+    """Where the weights `imagenet` of a backbone come from on this machine, in a few words."""
+    spec = BACKBONES[name]
+    if not spec.constructor:
+        return describe_package(name)
+    # resnet50_weights_…_notop.h5, weights_mobilenet_v3_large_…_no_top_v2.h5, efficientnetv2-b0_notop.h5
+    pattern = rf"(weights)?{spec.constructor.lower()}(?!v2).*notop.*"
+    folder = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"
+    files = [re.sub(r"[\W_]", "", path.name.lower()) for path in folder.glob("*.h5")]
+    is_cached = any(re.fullmatch(pattern, file) for file in files)
+    return f"present in {folder}" if is_cached else "downloaded at first use"
 
 
 def cached_backbone(name: BackboneName, image_size: int, weights: str, sha256: str) -> keras.Model:

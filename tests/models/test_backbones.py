@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -195,17 +196,45 @@ def test_an_image_too_small_is_refused(backbones: Any):
     backbones.build_backbone("inception_v3", MIN_SIDES["inception_v3"], "none")
 
 
+@pytest.mark.filterwarnings("ignore:`input_shape` is undefined")  # MobileNets then take the weights of 224 px
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "mobilenet_v2" else pytest.mark.slow) for name in MODULES]
+)
 def test_imagenet_weights_without_the_internet_are_refused_with_a_remedy(
-    backbones: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbones: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any
 ):
-    """Where the download fails, the message says so and names two ways on."""
+    """Where the download fails, the message says so and names two ways on; a file of that name is known again."""
     from keras.src.utils import file_utils
 
-    def fail(*_: Any, **__: Any) -> None:
+    asked: list[str] = []
+
+    def fail(url: str, *_: Any, **__: Any) -> None:
+        asked.append(url.rpartition("/")[2])
         raise URLError("Name or service not known")
 
     monkeypatch.setattr(file_utils, "urlretrieve", fail)
     monkeypatch.setattr(file_utils.config, "keras_home", lambda: str(tmp_path))  # nothing downloaded before
-    with pytest.raises(ConfigError, match="ImageNet weights of MobileNetV2 could not be downloaded") as caught:
-        backbones.build_backbone("mobilenet_v2", 96, "imagenet")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    constructor = backbones.BACKBONES[name].constructor
+    with pytest.raises(ConfigError, match=f"ImageNet weights of {constructor} could not be downloaded") as caught:
+        backbones.build_backbone(name, 96, "imagenet")
     assert "--weights FILE, or use --backbone efficientnet_lite0" in str(caught.value)
+    assert {backbones.weights_source(other) for other in MODULES} == {"downloaded at first use"}
+    (tmp_path / "models").mkdir(exist_ok=True)
+    (tmp_path / "models" / asked[0]).touch()
+    found = {other for other in MODULES if backbones.weights_source(other) == f"present in {tmp_path / 'models'}"}
+    assert found == {name}
+
+
+def test_the_table_of_backbones_has_size_blocks_and_speed_of_each(backbones: Any):
+    """Nothing is downloaded for it; packaged weights are known by their package."""
+    from pharmclf.config import RunConfig
+    from pharmclf.models.backbone_table import format_backbones
+
+    heading, first, second, *notes = format_backbones(RunConfig(), ["efficientnet_lite0", "mobilenet_v2"])
+    assert heading.split()[:6] == ["backbone", "parameters", "top-1", "at", "blocks", "images/s"]
+    lite0 = re.fullmatch(r"efficientnet_lite0 +3\.4 M  75\.1 %  224 px +16 +([\d.,]+)  packaged, works offline", first)
+    assert lite0
+    assert float(lite0[1].replace(",", "")) > 0
+    assert re.match(r"mobilenet_v2 +2\.3 M  71\.3 %  224 px +17 ", second)
+    assert "keras.io/api/applications" in notes[0]
