@@ -33,8 +33,9 @@ DEMO = "demo"
 
 BackboneName = Literal[
     "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "resnet50", "resnet101", "resnet50v2", "vgg16",
-    "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_b0", "densenet121", "inception_v3",
-    "xception", "convnext_tiny",
+    "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_b0",
+    "efficientnet_v2_s", "efficientnet_v2_m", "densenet121", "inception_v3", "xception", "convnext_tiny",
+    "convnext_small", "convnext_base",
 ]  # fmt: skip
 
 

@@ -49,13 +49,18 @@ BACKBONES: dict[BackboneName, Backbone] = {
     "resnet50v2": Backbone("ResNet50V2", "tf", 76.0),
     "vgg16": Backbone("VGG16", "caffe", 71.3),
     "mobilenet_v2": Backbone("MobileNetV2", "tf", 71.3),
+    "mobilenet_v3_small": Backbone("MobileNetV3Small", "inside", 68.1),
     "mobilenet_v3_large": Backbone("MobileNetV3Large", "inside", 75.6),
     "efficientnet_b0": Backbone("EfficientNetB0", "inside", 77.1),
     "efficientnet_v2_b0": Backbone("EfficientNetV2B0", "inside", 78.7),
+    "efficientnet_v2_s": Backbone("EfficientNetV2S", "inside", 83.9, 384),
+    "efficientnet_v2_m": Backbone("EfficientNetV2M", "inside", 85.3, 480),
     "densenet121": Backbone("DenseNet121", "torch", 75.0),
     "inception_v3": Backbone("InceptionV3", "tf", 77.9, 299),
     "xception": Backbone("Xception", "tf", 79.0, 299),
     "convnext_tiny": Backbone("ConvNeXtTiny", "inside", 81.3),
+    "convnext_small": Backbone("ConvNeXtSmall", "inside", 82.3),
+    "convnext_base": Backbone("ConvNeXtBase", "inside", 85.3),
 }
 
 

@@ -9,8 +9,10 @@ from pharmclf.training.phases import build_phases
 
 BLOCKS: dict[BackboneName, int] = {
     "efficientnet_lite0": 16, "efficientnet_lite1": 21, "efficientnet_lite2": 21, "resnet50": 17, "resnet101": 34,
-    "resnet50v2": 17, "vgg16": 5, "mobilenet_v2": 17, "mobilenet_v3_large": 15, "efficientnet_b0": 16,
-    "efficientnet_v2_b0": 21, "densenet121": 62, "inception_v3": 13, "xception": 13, "convnext_tiny": 18,
+    "resnet50v2": 17, "vgg16": 5, "mobilenet_v2": 17, "mobilenet_v3_small": 13, "mobilenet_v3_large": 15,
+    "efficientnet_b0": 16, "efficientnet_v2_b0": 21, "efficientnet_v2_s": 40, "efficientnet_v2_m": 57,
+    "densenet121": 62, "inception_v3": 13, "xception": 13, "convnext_tiny": 18, "convnext_small": 36,
+    "convnext_base": 36,
 }  # fmt: skip
 """Number of blocks of each backbone; checked again on the built network when its phase begins."""
 MIN_SIDES: dict[BackboneName, int] = {"inception_v3": 75}

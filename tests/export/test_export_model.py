@@ -265,10 +265,14 @@ def test_what_a_converter_or_a_runtime_cannot_take_is_refused_by_name(exported: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "backbone", ["resnet50", "mobilenet_v3_large", "efficientnet_b0", "densenet121", "convnext_tiny"]
-)
+    "backbone",
+    [
+        "resnet50", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s", "densenet121",
+        "convnext_tiny",
+    ],
+)  # fmt: skip
 def test_the_backbones_can_be_exported(backbone: Any, drawn_images: str, tmp_path: Path):
-    """Each to all formats, with random weights at a small size."""
+    """Each to all formats, with random weights at a small size; larger forms have the layers of these."""
     from pharmclf.config import HeadConfig
     from pharmclf.models.backbones import build_backbone
     from pharmclf.models.head import build_head, build_inference_model

@@ -20,9 +20,10 @@ SIDE = 32  # pixels, the least that most networks take
 
 MODULES = {  # module of keras.applications that holds the preprocess_input of a network
     "resnet50": "resnet", "resnet101": "resnet", "resnet50v2": "resnet_v2", "vgg16": "vgg16",
-    "mobilenet_v2": "mobilenet_v2", "mobilenet_v3_large": "mobilenet_v3", "efficientnet_b0": "efficientnet",
-    "efficientnet_v2_b0": "efficientnet_v2", "densenet121": "densenet", "inception_v3": "inception_v3",
-    "xception": "xception", "convnext_tiny": "convnext",
+    "mobilenet_v2": "mobilenet_v2", "mobilenet_v3_small": "mobilenet_v3", "mobilenet_v3_large": "mobilenet_v3",
+    "efficientnet_b0": "efficientnet", "efficientnet_v2_b0": "efficientnet_v2", "efficientnet_v2_s": "efficientnet_v2",
+    "efficientnet_v2_m": "efficientnet_v2", "densenet121": "densenet", "inception_v3": "inception_v3",
+    "xception": "xception", "convnext_tiny": "convnext", "convnext_small": "convnext", "convnext_base": "convnext",
 }  # fmt: skip
 
 
@@ -75,7 +76,13 @@ def test_preprocessing_is_that_of_keras_applications(backbones: Any, keras: Any,
     np.testing.assert_allclose(np.asarray(ours(images)), theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_b0", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_b0", "efficientnet_v2_s",
+        "efficientnet_v2_m", "convnext_tiny", "convnext_small", "convnext_base",
+    ],
+)  # fmt: skip
 def test_a_network_that_preprocesses_itself_does(backbones: Any, name: str):
     """Where our preprocessing is `inside`, the network rescales or normalises behind its input."""
     model = backbones.build_backbone(name, SIDE, "none")
@@ -100,8 +107,8 @@ def test_the_blocks_that_are_known_ahead_are_those_of_the_network(backbones: Any
 
 
 def _assert_blocks(name: str, model: Any) -> None:
-    """One network has up to two more at odd sizes of its maps, such as 74 pixels."""
-    spare = 2 if name == "efficientnet_v2_b0" else 0
+    """Some networks have up to two more at odd sizes of their maps, such as 74 pixels."""
+    spare = {"efficientnet_v2_b0": 2, "efficientnet_v2_s": 1, "efficientnet_v2_m": 1}.get(name, 0)
     assert len(split_tensors(model)) - 1 == BLOCKS[name] - spare
 
 
