@@ -119,6 +119,8 @@ class RunConfig:
     """Join a cluster whose job server takes jobs from anyone who reaches it."""
     skip_checks: bool = setting(False, affects_result=False, per_head=True)
     """Leave out the short checks of machines and storage before the start (`pharmclf doctor` has them all)."""
+    price_per_hour: float = setting(0.0, "price", 0, affects_result=False, per_head=True)
+    """Price of the machines for an hour, in any currency; of a sweep, of the whole cluster. 0: unknown."""
     eval_data: tuple[str, ...] = setting((), affects_result=False, per_head=True)
     """NAME=DIR or NAME=s3://…: images from another source, evaluated besides the test split; may be repeated."""
     target_error: str = setting("1%", affects_result=False, per_head=True)

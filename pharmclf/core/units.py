@@ -47,6 +47,16 @@ def format_age(seconds: float) -> str:
     return f"{seconds // factor:.0f} {unit} ago"
 
 
+def price_of(seconds: float, per_hour: float) -> float | None:
+    """Price of machines for some seconds, in the currency of their price per hour; None where that is 0: unknown."""
+    return seconds / 3600 * per_hour if per_hour else None
+
+
+def format_price(price: float, largest: float | None = None) -> str:
+    """A price: 12.30; with four digits where it, or else the largest one of its table, is below 1: 0.0123."""
+    return f"{price:.{2 if (price if largest is None else largest) >= 1 else 4}f}"
+
+
 def format_rate(per_second: float) -> str:
     """A number per second: 0.5, 41, 1,234."""
     return f"{per_second:.1f}" if per_second < 9.95 else f"{per_second:,.0f}"

@@ -157,6 +157,8 @@ class RunSummary:
     """In the order of training."""
     seconds_total: float
     """Wall-clock time of the run, seconds."""
+    price: float | None = None
+    """Of its machines for that time; None: unknown."""
     best_checkpoint: str
     """Location of the checkpoint that the model was made of."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.core.tables import align_columns
-from pharmclf.core.units import format_duration
+from pharmclf.core.units import format_duration, format_price
 from pharmclf.evaluation.accuracy_agreement import AccuracyMismatch
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.results import EvaluationResult
@@ -70,6 +70,7 @@ def build_result(report: ReportData, mismatch: AccuracyMismatch | None = None) -
         "extra_tests": [_extra_result(extra) for extra in report.sets[1:]],
         "val_accuracy_mismatch": vars(mismatch) if mismatch else None,
         "seconds_total": _finite(run.seconds_total),
+        **({} if run.price is None else {"price": run.price}),
         "best_checkpoint": run.best_checkpoint,
         **(report.verdict.to_dict() if report.verdict else {}),
     }
@@ -106,6 +107,7 @@ def summary_text(result: Mapping[str, Any], folder: str, trained: TrainedModel) 
     """The summary of a run for the terminal: scores, phases, verdict, next commands, and where the report is."""
     workers = {0: "in one process", 1: "1 worker"}.get(result["workers"], f"{result['workers']} workers")
     took = format_duration(result["seconds_total"])
+    took += f", price {format_price(result['price'])}" if "price" in result else ""
     head = f"{result['name']}: {result['backbone']}, {result['train_images']:,} training images, {workers}, {took}"
     extras, folds = result.get("extra_tests") or (), result.get("held_out_images")
     scores = [

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pharmclf.core.units import format_count
+from pharmclf.core.units import format_count, price_of
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.reporting import sweep_plots as plots
 from pharmclf.reporting.figures import chart_style, inline_svg
 from pharmclf.reporting.html_report_tables import score_axis
 from pharmclf.reporting.sweep_report import SweepReport, comparison_sentences, crowd_sentence, headline
-from pharmclf.reporting.sweep_tables import MIN_IMPORTANCE_TRIALS, accuracy_estimate, parameter_cells, trial_price
+from pharmclf.reporting.sweep_tables import MIN_IMPORTANCE_TRIALS, accuracy_estimate, parameter_cells
 from pharmclf.reporting.table_pages import render_page
 from pharmclf.reporting.trial_info import TrialInfo, best_trial, rank_trials, short_names
 
@@ -66,8 +65,8 @@ def sweep_page(report: SweepReport) -> str:
         parameters=_parameter_rows(report, best),
         few=_importance_note(report),
         charts=_charts(report),
-        seconds=sum(trial.seconds for trial in report.trials),
-        price=_sum_price(report),
+        seconds=(seconds := sum(trial.seconds for trial in report.trials)),
+        price=price_of(seconds, report.price_per_hour),
     )
 
 
@@ -78,7 +77,7 @@ def _trial_rows(report: SweepReport, trials: list[TrialInfo]) -> list[TrialRow]:
             trial=trial,
             cells=list(zip(texts, trial.params.values(), strict=True)),
             accuracy=accuracy_estimate(trial, report.val_images),
-            price=None if report.price_per_hour is None else trial_price(trial, report.price_per_hour, report.share),
+            price=price_of(trial.seconds, report.price_per_hour),
             marks=(*(["best"] if trial is best else []), *(["plain run"] if trial.number == 0 else [])),
         )
         for trial, texts in zip(trials, parameter_cells(trials)[1], strict=True)
@@ -126,9 +125,3 @@ def _charts(report: SweepReport) -> list[tuple[str, str]]:
             "Best validation accuracy over each parameter": plots.parameters_figure(report.trials, report.log_names),
         }
         return [(title, inline_svg(figure, title)) for title, figure in figures.items()]
-
-
-def _sum_price(report: SweepReport) -> float | None:
-    if report.price_per_hour is None:
-        return None
-    return math.fsum(trial_price(trial, report.price_per_hour, report.share) for trial in report.trials)

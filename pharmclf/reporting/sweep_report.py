@@ -57,10 +57,8 @@ class SweepReport:
     """Parameters that are searched by factors."""
     val_images: int
     """Images of the validation split, for the intervals of accuracies."""
-    price_per_hour: float | None
-    """Of the whole cluster; None: unknown."""
-    share: float
-    """Of the cluster that a trial holds, 0..1."""
+    price_per_hour: float = 0.0
+    """Of the share of the cluster that a trial holds; 0: unknown."""
     importances: Mapping[str, float] = field(default_factory=dict)
     """Share of each parameter, 0..1; {}: too few trials."""
     winner: TrialInfo | None = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pandas as pd
 
 from pharmclf.core.tables import align_columns
-from pharmclf.core.units import format_count
+from pharmclf.core.units import format_count, format_price, price_of
 from pharmclf.evaluation.metrics import Estimate, wilson_interval
 from pharmclf.reporting.trial_info import (
     ParameterValue,
@@ -34,9 +34,7 @@ _MAX_LIVE = 8  # running trials in the live table
 _MAX_REASON = 48  # characters
 
 
-def trial_frame(
-    trials: Iterable[TrialInfo], price_per_hour: float | None, share: float, *, val_images: int
-) -> pd.DataFrame:
+def trial_frame(trials: Iterable[TrialInfo], price_per_hour: float, *, val_images: int) -> pd.DataFrame:
     """The rows of sweep.parquet: one per trial, by number.
 
     Columns: number, state, reason, one per searched parameter under its dotted name, epochs (finished), best_phase,
@@ -44,15 +42,13 @@ def trial_frame(
     train_s (in epochs), overhead_s (the rest of seconds), seconds, cpu_s, gpu_s, price. Unknown values are null.
 
     Args:
-        price_per_hour: of the whole cluster; None: no price.
-        share: of the cluster that a trial holds, 0..1.
+        price_per_hour: of the share of the cluster that a trial holds; 0: unknown.
         val_images: images of the validation split.
     """
     trials, rows = sorted(trials, key=lambda trial: trial.number), list[dict[str, Any]]()
     for trial in trials:
         best = trial.best
         interval = accuracy_estimate(trial, val_images)
-        price = math.nan if price_per_hour is None else trial_price(trial, price_per_hour, share)
         rows.append(
             {
                 "number": trial.number,
@@ -71,10 +67,10 @@ def trial_frame(
                 "seconds": trial.seconds,
                 "cpu_s": trial.cpu_s,
                 "gpu_s": trial.gpu_s,
-                "price": price,
+                "price": price_of(trial.seconds, price_per_hour),
             }
         )
-    frame = pd.DataFrame(rows).astype({"best_epoch": "Int64"} if rows else {})
+    frame = pd.DataFrame(rows).astype({"best_epoch": "Int64", "price": float} if rows else {})
     for name in trials[0].params if trials else ():
         values = [trial.params[name] for trial in trials]
         if is_category(values) and len(set(map(type, values))) > 1:
@@ -82,24 +78,23 @@ def trial_frame(
     return frame
 
 
-def results_table(trials: Sequence[TrialInfo], price_per_hour: float | None, share: float, *, val_images: int) -> str:
+def results_table(trials: Sequence[TrialInfo], price_per_hour: float, *, val_images: int) -> str:
     """Trials as aligned lines under a heading, the best first, and a last line with their sums.
 
     Args: as `trial_frame`; without a price there is no such column.
     """
     shown = rank_trials(trials)[:_MAX_ROWS]
-    prices = [] if price_per_hour is None else [trial_price(trial, price_per_hour, share) for trial in shown]
-    digits = 2 if max(prices, default=1.0) >= 1 else 4
+    prices = [price for trial in shown if (price := price_of(trial.seconds, price_per_hour)) is not None]
     names, values = parameter_cells(shown)
     rows = [["trial", *names, "epochs", "val acc (95 %)", "seconds", *(["price"] if prices else []), "state"]]
     for index, trial in enumerate(shown):
         numbers = [str(len(trial.history)), _format_accuracy(trial, val_images), f"{trial.seconds:.1f}"]
-        cost = [f"{prices[index]:.{digits}f}"] if prices else []
+        cost = [format_price(prices[index], max(prices))] if prices else []
         rows.append([str(trial.number), *values[index], *numbers, *cost, _format_state(trial)])
     lines = align_columns(rows, left=[-1])
     if len(trials) > len(shown):
         lines.append(f"and {len(trials) - len(shown)} more")
-    return "\n".join([*lines, _sums_line(trials, price_per_hour, share)])
+    return "\n".join([*lines, _sums_line(trials, price_per_hour)])
 
 
 def live_table(trials: Sequence[TrialInfo], eta: str, *, num_trials: int | None = None) -> str:
@@ -192,11 +187,6 @@ def _as_study(
     return study
 
 
-def trial_price(trial: TrialInfo, price_per_hour: float, share: float) -> float:
-    """What a trial has cost, in the currency of the price of the whole cluster, of which it held a share."""
-    return trial.seconds / 3600 * price_per_hour * share
-
-
 def accuracy_estimate(trial: TrialInfo, val_images: int) -> Estimate | None:
     """The best validation accuracy with its 95 % interval; None where there is none."""
     if not math.isfinite(trial.best_accuracy) or val_images <= 0:
@@ -227,14 +217,13 @@ def _count_states(trials: Iterable[TrialInfo]) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in get_args(TrialState) if counts[state]) or "none yet"
 
 
-def _sums_line(trials: Sequence[TrialInfo], price_per_hour: float | None, share: float) -> str:
+def _sums_line(trials: Sequence[TrialInfo], price_per_hour: float) -> str:
     overheads = [trial.seconds - trial.train_s for trial in trials if trial.state != "running"]
     seconds, cpu_s, gpu_s = (sum(getattr(trial, name) for trial in trials) for name in ("seconds", "cpu_s", "gpu_s"))
     parts = [f"{format_count(len(trials), 'trial')}: {_count_states(trials)}"]
     parts.append(f"{seconds:,.1f} s, {cpu_s:,.1f} CPU-s, {gpu_s:,.1f} GPU-s")
-    if price_per_hour is not None:
-        price = sum(trial_price(trial, price_per_hour, share) for trial in trials)
-        parts.append(f"price {price:.{2 if price >= 1 else 4}f}")
+    if (price := price_of(seconds, price_per_hour)) is not None:
+        parts.append(f"price {format_price(price)}")
     parts.append(f"median overhead {statistics.median(overheads):.1f} s a trial" if overheads else "no trial ended")
     return "; ".join(parts)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from pharmclf.core.units import format_count, format_duration, format_size
+from pharmclf.core.units import format_count, format_duration, format_price, format_size
 from pharmclf.reporting import text_format
 
 _TEMPLATES = resources.files("pharmclf.reporting") / "templates"
@@ -47,5 +47,6 @@ def page_environment(**options: Any) -> jinja2.Environment:
         "count": format_count,
         "duration": format_duration,
         "size": format_size,
+        "price": format_price,
     }
     return environment

@@ -16,6 +16,7 @@ from pharmclf.core.events import EpochRecord
 from pharmclf.core.signals import StopRequested
 from pharmclf.core.terminal import Result
 from pharmclf.core.timeouts import OPTIONAL_STORAGE_S
+from pharmclf.core.units import price_of
 from pharmclf.core.usual_times import DRAW_S
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import QUARANTINE_FILE
@@ -147,7 +148,8 @@ def run_final_evaluation(
         workers=outcome.workers,
         train_images=len(manifest.rows("train")) - len(quarantine.rows & set(manifest.rows("train").tolist())),
         phases=[_phase_summary(name, history, outcome, phase_tests.get(name)) for name in outcome.best],
-        seconds_total=record.seconds + time.monotonic() - began,
+        seconds_total=(seconds := record.seconds + time.monotonic() - began),
+        price=price_of(seconds, config.price_per_hour),
         best_checkpoint=storage.join(folder, "checkpoints", outcome.best[chosen]),
     )
     rows, findings = _read_hardware(folder)

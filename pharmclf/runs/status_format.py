@@ -7,13 +7,13 @@ from datetime import datetime
 
 from pharmclf.core.errors import first_line
 from pharmclf.core.tables import align_columns
-from pharmclf.core.units import format_age, format_duration
+from pharmclf.core.units import format_age, format_duration, format_price
 from pharmclf.runs.status import MAX_REASON, TEST_PHASE, Status, utc_timestamp
 from pharmclf.runs.status_reader import RunStatus, SweepStatus
 
 _COLUMNS = (
     "name", "state", "phase", "epoch", "step", "done", "ETA", "images/s", "val_accuracy", "workers", "failures",
-    "written",
+    "written", "price",
 )  # fmt: skip
 _UNKNOWN = "-"
 
@@ -21,6 +21,8 @@ _UNKNOWN = "-"
 def status_table(runs: Sequence[RunStatus], now_s: float) -> str:
     """Format runs and sweeps at a time, seconds since 1970, as an aligned table, then the reasons of their states."""
     rows = [_COLUMNS, *(_row(run, now_s) for run in runs)]
+    if all(run.price is None for run in runs):
+        rows = [row[:-1] for row in rows]
     reasons = [f"{run.name}: {run.reason}" for run in runs if run.reason]
     return "\n".join([*align_columns(rows), *(["", *reasons] if reasons else [])])
 
@@ -48,6 +50,7 @@ def _row(run: RunStatus, now_s: float) -> tuple[str, ...]:
         _number(status.workers, "d"),
         failures,
         format_age(now_s - run.seen_s),
+        _price_text(run),
     )
 
 
@@ -95,6 +98,7 @@ def _run_items(run: RunStatus, age_s: float) -> Iterator[tuple[str, str]]:
     }
     yield "scores", ", ".join(f"{name} {score:.4f}" for name, score in scores.items() if score is not None)
     yield "checkpoint", _checkpoint_text(status, age_s)
+    yield "price", "" if run.price is None else _price_text(run)
     if run.is_partial:
         return
     yield "workers", _workers_text(status)
@@ -102,6 +106,14 @@ def _run_items(run: RunStatus, age_s: float) -> Iterator[tuple[str, str]]:
     yield "hardware", "\n".join(first_line(alert.text, MAX_REASON) for alert in status.hardware_warnings)
     yield "says", status.says if run.is_active else ""
     yield "driver", f"process {status.pid} on {status.host}, since {status.started_at}"
+
+
+def _price_text(run: RunStatus) -> str:
+    """Price so far, and at the end where that is known: 1.20 of 3.40; with a + where the end may come later."""
+    if run.price is None:
+        return _UNKNOWN
+    more = "" if run.status and run.status.eta_whole else "+"
+    return format_price(run.price) + (f" of {format_price(run.final_price)}{more}" if run.final_price else "")
 
 
 def _time_left(status: Status) -> str:

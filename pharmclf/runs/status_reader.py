@@ -12,10 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError, closest_names, first_line
+from pharmclf.core.units import price_of
 from pharmclf.runs.record import RUN_FILE, RecordState, RunRecord
 from pharmclf.runs.registry import TRIALS_FOLDER, UNREADABLE, read_run
 from pharmclf.runs.status import ACTIVE_STATES, MAX_REASON, STATUS_FILE, RunState, Status, parse_status, utc_timestamp
@@ -88,6 +90,10 @@ class RunStatus:
     is_partial: bool = False
     """Whether there is no status.json: `status` holds only phase, epochs, best accuracy and checkpoint, where known."""
     sweep: SweepStatus | None = None
+    price: float | None = None
+    """So far, of the machines of a run; None: unknown."""
+    final_price: float | None = None
+    """That price when the time left is over; None: it has ended, or the time left is unknown."""
 
     @property
     def is_active(self) -> bool:
@@ -105,6 +111,8 @@ class RunStatus:
             values = {"winner": self.sweep.winner, "test_accuracy": self.sweep.test_accuracy}
         values |= {"name": self.name, "kind": self.kind, "state": self.state, "reason": self.reason}
         values |= {"lives": self.is_active, "location": self.location, "seen_at": utc_timestamp(self.seen_s)}
+        prices = {"price": self.price, "final_price": self.final_price}
+        values |= {name: price for name, price in prices.items() if price is not None}
         if self.sweep:
             trials = [dataclasses.asdict(trial) for trial in self.sweep.trials]
             counts = {"total": self.sweep.total, "ended": self.sweep.num_ended, "states": self.sweep.states}
@@ -215,6 +223,7 @@ def _run_status(run: RunStatus, record: RunRecord, is_held: bool, held_s: float)
         reason = record.trial["reason"]
     else:
         reason = status.reason if status and status.state == state else ""
+    price, final_price = _prices(record, status, seen_s, is_active=state in ACTIVE_STATES)
     return dataclasses.replace(
         run,
         kind="trial" if record.trial else "run",
@@ -223,7 +232,19 @@ def _run_status(run: RunStatus, record: RunRecord, is_held: bool, held_s: float)
         seen_s=seen_s,
         status=status or _status_from_checkpoints(run, record),
         is_partial=status is None,
+        price=price,
+        final_price=final_price,
     )
+
+
+def _prices(record: RunRecord, status: Status | None, seen_s: float, *, is_active: bool) -> tuple[float | None, ...]:
+    """Price of a run so far and, where it is active and the time left is known, at its end."""
+    per_hour, seconds = float(record.config.get("price_per_hour", 0.0)), record.seconds
+    if record.state is RecordState.RUNNING and status and status.state in ACTIVE_STATES:
+        # the record has the time of the drivers before this one
+        seconds += max(0.0, seen_s - datetime.fromisoformat(status.started_at).timestamp())
+    left = status.eta_s if status and is_active else None
+    return price_of(seconds, per_hour), None if left is None else price_of(seconds + left, per_hour)
 
 
 def _resume_hint(seen_s: float) -> str:

@@ -35,16 +35,12 @@ class SweepOptions:
     """Give a worker that has ended a trial the next one, with TensorFlow and the backbone loaded."""
     winner: Literal["keep", "retrain"] = "keep"
     """keep: the best trial's model is tested as it is; retrain: its configuration is first trained again to the end."""
-    price_per_hour: float = 0.0
-    """Price of the whole cluster for an hour, in any currency, for the price of each trial. 0: unknown."""
 
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("grace", 0), ("workers_per_trial", 1), ("max_concurrent", 0)):
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag}: received {getattr(self, name)}, expected a number, {least} or more")
-        if not 0 <= self.price_per_hour < float("inf"):
-            raise ConfigError(f"--price-per-hour: received {self.price_per_hour}, expected a price, 0 or more")
 
 
 @dataclass(frozen=True)

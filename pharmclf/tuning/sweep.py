@@ -221,7 +221,7 @@ class _SweepRun:
             store, room, stop_requested, self.say, ended=ended, lost=quarantine.add, reuse_workers=reuse
         )
         conductor.run(self._trial_context(room))
-        report = self._write_results(store, room)
+        report = self._write_results(store)
         if store.fatal:
             raise storage.StorageUnavailableError(store.fatal)
         if stop_requested():
@@ -234,7 +234,7 @@ class _SweepRun:
         at = rungs(epochs, self.options.grace or default_grace(epochs), _FACTOR) if self.options.halving else []
         return TrialStore(
             SweepSpec(
-                base=self.base,
+                base=dataclasses.replace(self.base, price_per_hour=self.base.price_per_hour * self.room.share),
                 space=self.space,
                 search=self.search,
                 total=self.total,
@@ -253,11 +253,11 @@ class _SweepRun:
         threads = max(1, int(cores / room.concurrent)) if room.concurrent > 1 else 0
         return TrialContext(manifest=self.manifest, share=room.share, threads=threads)
 
-    def _write_results(self, store: TrialStore, room: TrialResources) -> SweepReport | None:
+    def _write_results(self, store: TrialStore) -> SweepReport | None:
         """Write the table, the figures and the page of the trials so far; None: none has begun."""
         if not store.trial_infos():
             return None
-        table, report = write_results(store, self.options, room.share, len(self.manifest.rows("validation")))
+        table, report = write_results(store, len(self.manifest.rows("validation")))
         self.say(Result(table))
         self.record.update(table=table, importances=dict(report.importances))
         return report

@@ -17,25 +17,23 @@ from pharmclf.reporting.sweep_report import PlainComparison, SweepReport
 from pharmclf.reporting.sweep_tables import parameter_importances, results_table, trial_frame
 from pharmclf.reporting.trial_info import TrialInfo
 from pharmclf.runs.record import REPORT_FILE
-from pharmclf.tuning.options import SweepOptions
 from pharmclf.tuning.trial_store import TrialStore
 
 TABLE_FILE = "sweep.parquet"
 
 
-def write_results(store: TrialStore, options: SweepOptions, share: float, val_images: int) -> tuple[str, SweepReport]:
+def write_results(store: TrialStore, val_images: int) -> tuple[str, SweepReport]:
     """Write the table, the figures and the page of the trials so far.
 
     Args:
         store: the trials, of which at least one has begun.
-        share: of the cluster that a trial holds, 0..1.
         val_images: validation images, for the intervals.
 
     Returns:
         The table as text, and the content of the page.
     """
     folder, trials, log_names = store.plan.folder, store.trial_infos(), list(store.plan.space.log_names)
-    price_per_hour = options.price_per_hour or None
+    price_per_hour = store.plan.base.price_per_hour
     report = SweepReport(
         name=store.plan.base.name,
         trials=trials,
@@ -43,11 +41,10 @@ def write_results(store: TrialStore, options: SweepOptions, share: float, val_im
         log_names=log_names,
         val_images=val_images,
         price_per_hour=price_per_hour,
-        share=share,
         importances=parameter_importances(trials, log_names),
         settings=to_yaml(store.plan.base),
     )
-    frame = trial_frame(trials, price_per_hour, share, val_images=val_images)
+    frame = trial_frame(trials, price_per_hour, val_images=val_images)
     storage.write_bytes(storage.join(folder, TABLE_FILE), frame.to_parquet(index=False))
     figures = {
         "trial_curves.png": plots.trial_curves_figure(trials),
@@ -57,7 +54,7 @@ def write_results(store: TrialStore, options: SweepOptions, share: float, val_im
     for name, figure in figures.items():
         storage.write_bytes(storage.join(folder, name), png_bytes(figure))
     _write_page(folder, report)
-    return results_table(trials, price_per_hour, share, val_images=val_images), report
+    return results_table(trials, price_per_hour, val_images=val_images), report
 
 
 def write_winner(

@@ -14,13 +14,22 @@ from pharmclf.core.units import (
     format_duration,
     format_examples,
     format_memory,
+    format_price,
     format_size,
     parse_duration,
     parse_share,
     parse_size,
+    price_of,
 )
 
 DAY_S = 86400.0
+
+
+def test_a_price_is_that_of_the_hours_with_digits_enough_to_be_seen():
+    """Without a price per hour there is none."""
+    assert price_of(5400, 2.0) == 3.0
+    assert price_of(5400, 0.0) is None
+    assert [format_price(3.0), format_price(0.0123), format_price(0.0123, largest=3.0)] == ["3.00", "0.0123", "0.01"]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,14 @@ def test_a_result_is_json_with_the_test_accuracy_of_the_phases_that_were_tested(
     assert json.loads(json.dumps(finished, allow_nan=False)) == finished
 
 
+def test_a_price_is_written_and_shown_only_where_it_is_known(finished):
+    facts = make_facts(extra=())
+    priced = run_summary.build_result(dataclasses.replace(facts, run=dataclasses.replace(facts.run, price=0.0123)))
+    assert priced == finished | {"price": 0.0123}
+    assert ", price 0.0123\n" in run_summary.summary_text(priced, "runs/x", TRAINED)
+    assert "price" not in run_summary.summary_text(finished, "runs/x", TRAINED)
+
+
 def test_intervals_hold_their_numbers(finished):
     for key in ("val_accuracy", "test_accuracy", "test_macro_f1"):
         low, high = finished[f"{key}_interval"]

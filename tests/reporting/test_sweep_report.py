@@ -36,7 +36,7 @@ def make_report(comparison=None, count=16, winner=True, **about):
     trials = make_trials(count)
     values = {
         "name": "search", "trials": trials, "num_trials": count, "log_names": LOG_NAMES, "val_images": 160,
-        "price_per_hour": None, "share": 1.0, "importances": parameter_importances(trials, LOG_NAMES),
+        "importances": parameter_importances(trials, LOG_NAMES),
         "winner": best_trial(trials) if winner else None, "winner_folder": "trials/0003",
         "test_accuracy": Estimate(0.91, 0.86, 0.94), "comparison": comparison,
     }  # fmt: skip

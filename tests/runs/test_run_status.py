@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from pharmclf.core.events import (
     WorkersStarted,
 )
 from pharmclf.runs import status_writer
+from pharmclf.runs.record import RecordState, read_record
 from pharmclf.runs.status import Place, RunState, StatusBuilder, parse_status, utc_timestamp
 from pharmclf.runs.status_format import status_details, status_table
 from pharmclf.runs.status_reader import LOST, RunStatus, list_status, read_status
@@ -354,6 +356,32 @@ def test_a_run_with_a_driver_that_lives_is_running(root: str) -> None:
         "checkpoint  phase1-epoch0001, ",
     ):
         assert words in full
+
+
+def test_what_a_run_costs_grows_with_its_hours_and_is_known_at_the_end_by_its_eta(tmp_path: Path) -> None:
+    """An hour of the drivers before and one of this one at 2.00; without a price per hour nothing is shown of it."""
+    root, earlier = str(tmp_path), datetime.fromtimestamp(time.time() - 3600, UTC).isoformat()
+    folder = write_record(root, "run", "running")
+    put_lease(folder)
+    put_status(folder, step(), started_at=earlier, eta_s=1800.0, eta_whole=True)
+    unpriced = find(root, "run")
+    assert (unpriced.price, unpriced.final_price) == (None, None)
+    assert "price" not in status_table([unpriced], 0.0) + status_details(unpriced, 0.0) + str(unpriced.to_dict())
+    record = read_record(folder)
+    assert record is not None
+    record.config["price_per_hour"], record.seconds = 2.0, 3600.0
+    record.write(folder)
+    found = find(root, "run")
+    assert found.price == pytest.approx(4.0, abs=0.01)
+    assert found.final_price == pytest.approx(5.0, abs=0.01)
+    assert found.to_dict()["price"] == found.price
+    assert "price       4.00 of 5.00\n" in status_details(found, time.time())
+    assert status_table([found], time.time()).endswith("4.00 of 5.00")
+    record.state = RecordState.COMPLETE
+    record.write(folder)
+    ended = find(root, "run")
+    assert (ended.price, ended.final_price) == (2.0, None)
+    assert status_table([ended], time.time()).endswith(" 2.00")
 
 
 @pytest.mark.parametrize("dead", [True, False])

@@ -28,9 +28,6 @@ def room(
         ({"grace": -1}, "--grace: received -1, expected a number, 0 or more"),
         ({"workers_per_trial": 0}, "--workers-per-trial: received 0, expected a number, 1 or more"),
         ({"max_concurrent": -2}, "--max-concurrent: received -2, expected a number, 0 or more"),
-        ({"price_per_hour": -1.0}, "--price-per-hour: received -1.0, expected a price, 0 or more"),
-        ({"price_per_hour": math.inf}, "--price-per-hour: received inf, expected a price"),
-        ({"price_per_hour": math.nan}, "--price-per-hour: received nan, expected a price"),
     ],
 )
 def test_what_makes_no_sense_is_refused_under_its_flag(options: dict[str, Any], message: str):
