@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from pharmclf import storage
@@ -11,12 +11,11 @@ from pharmclf.config import RunConfig, from_dict, to_record
 from pharmclf.core.console import Say
 from pharmclf.core.errors import EXIT_OK, ConfigError
 from pharmclf.core.terminal import Result
-from pharmclf.core.units import format_count, format_examples
 from pharmclf.crop import crop_images
-from pharmclf.data.leakage import keep_splits
 from pharmclf.data.manifest import Manifest
-from pharmclf.data.prepare import MANIFEST_FILE, split_manifest
+from pharmclf.data.prepare import split_manifest
 from pharmclf.data.run_manifest import read_run_manifest, update_run_manifest
+from pharmclf.evaluation.label_alignment import adapt_to_model
 from pharmclf.progress import scan_progress
 from pharmclf.reporting.next_steps import TrainedModel
 from pharmclf.reporting.run_summary import summary_text
@@ -39,7 +38,7 @@ from pharmclf.tracking import track_complete
 from pharmclf.tracking.mlflow_client import ID_FILE
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
 from pharmclf.training.checkpoint_manager import staging_dir
-from pharmclf.training.context import MODEL_FILE, known_labels
+from pharmclf.training.context import MODEL_FILE
 from pharmclf.training.phases import Position
 
 _TRAINED_STATES = (RecordState.TRAINED, RecordState.COMPLETE)  # the model exists, with or without its checkpoints
@@ -124,34 +123,10 @@ def run_manifest(config: RunConfig, folder: str, fingerprint: str | None, say: S
     kept = read_run_manifest(folder, trained) if trained else None
     if kept is not None:
         return update_run_manifest(config, folder, kept, say, scan_progress())
-    manifest = split_manifest(config, folder, scan_progress())
-    if config.init_from:
-        manifest = _adapt_to_model(manifest, config.init_from)
-    manifest = crop_images(config, manifest)
+    manifest = crop_images(config, adapt_to_model(config, split_manifest(config, folder, scan_progress())))
     if fingerprint:
         check_fingerprints({"data": fingerprint}, {"data": manifest.fingerprint}, f"run {folder}")
     return manifest
-
-
-def _adapt_to_model(manifest: Manifest, model: str) -> Manifest:
-    """Keep the splits of the run whose model a run starts from, and note what the model knows."""
-    notes = [compare_labels(known_labels(model), manifest.class_names)]
-    source = storage.join(storage.parent(storage.parent(model)), MANIFEST_FILE)
-    if storage.is_file(source):
-        manifest = keep_splits(manifest, Manifest.read(source))
-    else:
-        notes.append("the images that this model was trained on are not known: scores on copies of them are too high")
-    return dataclasses.replace(manifest, notes=[*manifest.notes, *notes])
-
-
-def compare_labels(known: Sequence[str], class_names: Sequence[str]) -> str:
-    """What the model that a run starts from knows of the run's classes, in words."""
-    new, gone = (
-        [name for name in one if name not in other] for one, other in ((class_names, known), (known, class_names))
-    )
-    text = f"starts from a model that knows {len(class_names) - len(new)} of {format_count(len(class_names), 'class')}"
-    text += f"; new: {format_examples(new)}" if new else ""
-    return text + (f"; it also knows {format_examples(gone)}" if gone else "")
 
 
 def _training_fingerprint(folder: str) -> str:

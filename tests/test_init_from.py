@@ -9,7 +9,7 @@ import pytest
 
 import pharmclf
 from pharmclf.config import ConfigError, RunConfig
-from pharmclf.resume import compare_labels
+from pharmclf.evaluation.label_alignment import compare_labels
 from pharmclf.runs.record import resolve_weights_path
 
 SMALL = {

@@ -1,14 +1,21 @@
-"""Compares the labels of a data set with the classes of a model."""
+"""Compares a data set with what a model knows: its classes, and the images that it was trained on."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pharmclf import storage
+from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError
-from pharmclf.core.units import format_examples
+from pharmclf.core.units import format_count, format_examples
+from pharmclf.data.leakage import keep_splits
+from pharmclf.data.manifest import Manifest
+from pharmclf.data.prepare import MANIFEST_FILE
+from pharmclf.training.context import known_labels
 
 _NAMED = 20
 """Labels that a line names; the rest is counted."""
@@ -79,6 +86,34 @@ def align_labels(counts: Mapping[str, int], known: Sequence[str]) -> LabelMatch:
         lacking=tuple(name for name in known if name not in present),
         suggestions=suggestions,
     )
+
+
+def adapt_to_model(config: RunConfig, manifest: Manifest) -> Manifest:
+    """Keep the splits of the run whose model a run starts from, and note what the model knows; else nothing changes.
+
+    Args:
+        config: the run, with the location of the model as `init_from`.
+        manifest: with splits.
+    """
+    if not config.init_from:
+        return manifest
+    notes = [compare_labels(known_labels(config.init_from), manifest.class_names)]
+    source = storage.join(storage.parent(storage.parent(config.init_from)), MANIFEST_FILE)
+    if storage.is_file(source):
+        manifest = keep_splits(manifest, Manifest.read(source))
+    else:
+        notes.append("the images that this model was trained on are not known: scores on copies of them are too high")
+    return dataclasses.replace(manifest, notes=[*manifest.notes, *notes])
+
+
+def compare_labels(known: Sequence[str], class_names: Sequence[str]) -> str:
+    """What the model that a run starts from knows of the run's classes, in words."""
+    new, gone = (
+        [name for name in one if name not in other] for one, other in ((class_names, known), (known, class_names))
+    )
+    text = f"starts from a model that knows {len(class_names) - len(new)} of {format_count(len(class_names), 'class')}"
+    text += f"; new: {format_examples(new)}" if new else ""
+    return text + (f"; it also knows {format_examples(gone)}" if gone else "")
 
 
 def _nearest(label: str, classes: Mapping[str, str]) -> str | None:
