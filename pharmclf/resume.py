@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pharmclf import storage
 from pharmclf.config import RunConfig, from_dict, to_record
+from pharmclf.config.parsing import parse_image_sizes
 from pharmclf.core.console import Say
 from pharmclf.core.errors import EXIT_OK, ConfigError
 from pharmclf.core.terminal import Result
@@ -38,8 +39,8 @@ from pharmclf.tracking import track_complete
 from pharmclf.tracking.mlflow_client import ID_FILE
 from pharmclf.training.checkpoint import check_fingerprints, list_checkpoints
 from pharmclf.training.checkpoint_manager import staging_dir
-from pharmclf.training.context import MODEL_FILE
-from pharmclf.training.phases import Position
+from pharmclf.training.phases import Position, build_phases
+from pharmclf.training.train_state import TrainState
 
 _TRAINED_STATES = (RecordState.TRAINED, RecordState.COMPLETE)  # the model exists, with or without its checkpoints
 _START_FILES = (STATUS_FILE, ID_FILE)  # left by a run that has trained nothing
@@ -54,7 +55,7 @@ class RunStart:
     clears: Collection[str] | None = None
     """Names to delete from its folder first, empty: all; None: nothing is deleted."""
     grown: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Phases that train for more epochs than the run began with: epochs before, and now."""
+    """Settings by which it trains for longer than it began with, by dotted name: value before, and now."""
 
     @property
     def is_complete(self) -> bool:
@@ -85,12 +86,15 @@ def inspect_run_folder(config: RunConfig, folder: str, say: Say, *, overwrite: b
     if record.state not in _TRAINED_STATES and not has_trained(folder):
         say(f"note: the run in {folder} has trained nothing, and begins again with the settings of this command")
         return RunStart(clears=_START_FILES)
-    name, grown = f"run {folder}", extended_epochs(folder, record, config)
-    check_settings(record.settings, result_settings(config), name, [f"{phase}.epochs" for phase in grown])
+    name, (grown, idle) = f"run {folder}", find_extension(folder, record, config)
+    check_settings(record.settings, result_settings(config), name, grown)
     weights = record.fingerprints.get("weights")
     check_fingerprints({"weights": weights}, {"weights": weights_fingerprint(config)}, name)
-    for phase, (before, now) in grown.items():
-        say(f"note: {phase}.epochs is {before} there and {now} now: training continues from the newest checkpoint")
+    if idle and record.state is RecordState.COMPLETE:
+        say(f"note: the run trains no more with another {' and '.join(grown)}: {idle}")
+        return RunStart(record=record)
+    for setting, (before, now) in grown.items():
+        say(f"note: {setting} is {before} there and {now} now: training continues from the newest checkpoint")
     return RunStart(record=record, grown=grown)
 
 
@@ -160,7 +164,10 @@ def reopen_complete_run(config: RunConfig, folder: str, record: RunRecord, say: 
     track_complete(config, folder, record, say)
     trained = TrainedModel.of_run(config, folder)
     say(Result(summary_text(load_record(storage.join(folder, "result.json")), folder, trained)))
-    say(f"the run {folder} is complete already; give another --name, or --overwrite, to train again")
+    say(
+        f"the run {folder} is complete already; give more --phase2.epochs or --stopping.early-patience to extend "
+        "it, another --name, or --overwrite"
+    )
     return EXIT_OK
 
 
@@ -225,43 +232,65 @@ def evaluate_further_datasets(config: RunConfig, folder: str, record: RunRecord,
     return True
 
 
-def extended_epochs(folder: str, record: RunRecord, config: RunConfig) -> dict[str, tuple[int, int]]:
-    """Find the phases that train for more epochs than the run began with: phase -> epochs before, and now.
+def find_extension(folder: str, record: RunRecord, config: RunConfig) -> tuple[dict[str, tuple[int, int]], str]:
+    """Find what lets a run train for longer than it began with: its epochs and early_patience.
 
-    A phase that has not begun may be extended. The current or last phase may be if its learning rate does not depend
-    on the number of its epochs. Earlier phases may not.
+    A phase that has not begun may have more epochs. The current or last phase may if its learning rate does not depend
+    on their number, earlier phases may not. So may early_patience, unless it has ended a phase before the current one.
+
+    Returns:
+        Dotted name -> value before, and now; and why the run trains no more even so, "" if it does.
 
     Raises:
-        ConfigError: a cosine schedule has been planned over fewer epochs.
+        ConfigError: a schedule has been planned over fewer epochs, or a phase that early stopping ended is over.
     """
-    found = flatten(record.settings)
-    wanted = {"phase1": config.phase1, "phase2": config.phase2}
-    more = {
-        name: (int(found[f"{name}.epochs"]), phase.epochs)
-        for name, phase in wanted.items()
-        if int(found[f"{name}.epochs"]) < phase.epochs
-    }
+    found, wanted = flatten(record.settings), flatten(result_settings(config))
+    stop, epochs = "stopping.early_patience", [f"{phase}.epochs" for phase in ("phase1", "phase2")]
+    more = {name: (int(found[name]), int(wanted[name])) for name in epochs if found[name] < wanted[name]}
+    if found[stop] > 0 and not 0 < wanted[stop] <= found[stop]:
+        more[stop] = found[stop], wanted[stop]
     if not more:
-        return {}
-    at = _newest_position(folder).phase
-    grown = {}
-    for number, name in enumerate(wanted):
-        if name not in more or number < at:
-            continue
-        if number == at and found[f"{name}.schedule"] == "cosine":
-            there, now = more[name]
-            model = storage.join(folder, MODEL_FILE)
-            raise ConfigError(
-                f"run {folder}: {name}.epochs: {there} there, {now} now, and its cosine schedule ends at epoch {there}."
-                f" Give the settings of that run, or train a new run from its model: --name NEW --weights {model}"
-            )
-        grown[name] = more[name]
-    return grown
+        return {}, ""
+    at, state = _newest_checkpoint(folder)
+
+    def refuse(name: str, reason: str) -> ConfigError:
+        there, now = more[name]
+        return ConfigError(
+            f"run {folder}: {name}: {there} there, {now} now, and {reason}. Give the settings of that run, or train a "
+            f"new run from its model: --name NEW --init-from {folder}"
+        )
+
+    before = dataclasses.replace(config.stopping, early_patience=found[stop])
+    for number, name in enumerate(epochs):
+        phase = name.removesuffix(".epochs")
+        trained = sum(epoch.phase == phase for epoch in state.history)
+        was_stopped = phase in state.monitors and state.monitors[phase].should_stop(before)
+        if number < at.phase:
+            more.pop(name, None)
+            if stop in more and was_stopped and trained < state.epochs.get(phase, found[name]):
+                raise refuse(stop, f"it ended {phase}, which is over")
+        elif number == at.phase and name in more:
+            if found[f"{phase}.schedule"] == "cosine":
+                raise refuse(name, f"its cosine schedule ends at epoch {found[name]}")
+            text = getattr(config, phase).image_size
+            sizes = [parse_image_sizes(text, count, name, config.image_size)[: found[name]] for count in more[name]]
+            if sizes[0] != sizes[1]:
+                raise refuse(name, f"its image sizes {text} are shares of {found[name]} epochs")
+    last = build_phases(config)[-1]
+    if last.number != at.phase:
+        return more, ""
+    if last.name in state.monitors and state.monitors[last.name].should_stop(config.stopping):
+        return more, f"{last.name} has ended by {stop} {wanted[stop]}"
+    return more, f"{last.name} has all of its epochs" if at.epoch >= last.settings.epochs else ""
 
 
-def _newest_position(folder: str) -> Position:
-    """Of the newest checkpoint, also of one that waits for its upload."""
-    checkpoints = storage.join(folder, "checkpoints")
+def _newest_checkpoint(folder: str) -> tuple[Position, TrainState]:
+    """Position and state of the newest checkpoint, also of one that waits for its upload."""
+    checkpoints, state = storage.join(folder, "checkpoints"), TrainState()
     places = [checkpoints, *([staging_dir(checkpoints)] if storage.is_remote(folder) else [])]
-    positions = [checkpoint.position for place in places for checkpoint in list_checkpoints(place)]
-    return max(positions, default=Position(0, 0, 0))
+    found = [checkpoint for place in places for checkpoint in list_checkpoints(place)]
+    newest = max(found, key=lambda checkpoint: checkpoint.position, default=None)
+    if newest is None:
+        return Position(0, 0, 0), state
+    state.load_state_dict(newest.state)
+    return newest.position, state

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.epoch_records import epoch_record
+from support.programs import final
 from support.run_folders import small_config, write_record
 
+import pharmclf
 from pharmclf import storage
-from pharmclf.config import ConfigError, HeadConfig, PhaseConfig, RunConfig
+from pharmclf.config import ConfigError, HeadConfig, PhaseConfig, RunConfig, StoppingConfig
 from pharmclf.resume import RunStart, inspect_run_folder, reopen_complete_run
 from pharmclf.runs.final_evaluation import untested_datasets
 from pharmclf.runs.record import clear_folder, read_record, result_settings
-from pharmclf.training.checkpoint import write_checkpoint
+from pharmclf.training.checkpoint import list_checkpoints, write_checkpoint
+from pharmclf.training.lr_schedule import EarlyStoppingState
 from pharmclf.training.phases import Position
 
 BEGAN = {"phase1": PhaseConfig(epochs=4), "phase2": PhaseConfig(epochs=2)}
@@ -105,9 +110,9 @@ def test_a_setting_that_an_earlier_version_did_not_know_has_its_default(tmp_path
 @pytest.mark.parametrize(
     ("state", "position", "epochs", "grown"),
     [
-        ("complete", Position(1, 2, 0), (4, 5), {"phase2": (2, 5)}),
-        ("interrupted", Position(1, 1, 3), (4, 5), {"phase2": (2, 5)}),
-        ("interrupted", Position(0, 3, 1), (6, 5), {"phase1": (4, 6), "phase2": (2, 5)}),
+        ("complete", Position(1, 2, 0), (4, 5), {"phase2.epochs": (2, 5)}),
+        ("interrupted", Position(1, 1, 3), (4, 5), {"phase2.epochs": (2, 5)}),
+        ("interrupted", Position(0, 3, 1), (6, 5), {"phase1.epochs": (4, 6), "phase2.epochs": (2, 5)}),
     ],
 )
 def test_epochs_may_grow_where_nothing_trained_depends_on_their_number(
@@ -119,7 +124,7 @@ def test_epochs_may_grow_where_nothing_trained_depends_on_their_number(
     start, said = _look(folder, **phases)
     assert (start.grown, start.is_complete) == (grown, False)
     assert said == [
-        f"note: {name}.epochs is {there} there and {now} now: training continues from the newest checkpoint"
+        f"note: {name} is {there} there and {now} now: training continues from the newest checkpoint"
         for name, (there, now) in grown.items()
     ]
 
@@ -140,10 +145,74 @@ def test_a_cosine_schedule_is_not_extended_and_the_model_is_named_as_the_way_out
     cosine = PhaseConfig(epochs=2, schedule="cosine")
     more = dataclasses.replace(cosine, epochs=3)
     folder = _run(str(tmp_path / "one"), "complete", Position(1, 2, 0), phase2=cosine)
-    with pytest.raises(ConfigError, match=rf"2 there, 3 now.*ends at epoch 2.*--weights {folder}/model/model\.keras"):
+    with pytest.raises(ConfigError, match=rf"2 there, 3 now.*ends at epoch 2.*--name NEW --init-from {folder}"):
         _look(folder, phase2=more)
     folder = _run(str(tmp_path / "two"), "interrupted", Position(0, 4, 0), phase2=cosine)
-    assert _look(folder, phase2=more)[0].grown == {"phase2": (2, 3)}
+    assert _look(folder, phase2=more)[0].grown == {"phase2.epochs": (2, 3)}
+
+
+def test_image_sizes_that_are_shares_of_the_epochs_keep_their_number(tmp_path):
+    """Of 4 epochs two were at 32 pixels, of 8 four would be; a number of epochs at 32 stays what it is."""
+    for text, grows in (("32-64", False), ("32x1-64", True)):
+        sized = PhaseConfig(epochs=4, image_size=text)
+        folder = _run(str(tmp_path / text), "interrupted", Position(1, 3, 0), phase2=sized, image_size=64)
+        more = {"phase2": dataclasses.replace(sized, epochs=8), "image_size": 64}
+        if grows:
+            assert _look(folder, **more)[0].grown == {"phase2.epochs": (4, 8)}
+            continue
+        with pytest.raises(ConfigError, match=r"phase2\.epochs: 4 there, 8 now, and its image sizes 32-64 are shares"):
+            _look(folder, **more)
+
+
+def _stopped(folder: str, phase: str, epochs: int, since_best: int) -> None:
+    """Let the newest checkpoint say that a phase has trained some epochs, the last ones without a better accuracy."""
+    location = f"{list_checkpoints(f'{folder}/checkpoints')[-1].location}/checkpoint.json"
+    content = storage.read_json(location)
+    history = [epoch_record(phase, number).to_dict() for number in range(epochs)]
+    content["state"]["history"] = content["state"].get("history", []) + history
+    monitor = EarlyStoppingState(best_accuracy=0.5, best_epoch=0, since_best=since_best)
+    content["state"]["monitors"] = content["state"].get("monitors", {}) | {phase: monitor.to_dict()}
+    storage.write_json(location, content)
+
+
+@pytest.mark.parametrize("patience", [3, 0])
+@pytest.mark.parametrize(("state", "position"), [("complete", Position(1, 2, 0)), ("interrupted", Position(0, 3, 0))])
+def test_patience_may_grow_where_it_has_ended_no_phase_before_the_current_one(
+    tmp_path, state: str, position: Position, patience: int
+):
+    """0 is never. Less of it is refused, and so is more where it ended a phase that another one has followed."""
+    patient, phase = StoppingConfig(early_patience=2), f"phase{position.phase + 1}"
+    six = {"phase2": PhaseConfig(epochs=6), "stopping": patient}
+    folder = _run(str(tmp_path), state, position, **six)
+    _stopped(folder, phase, position.epoch, 2)
+    start, said = _look(folder, **six | {"stopping": StoppingConfig(early_patience=patience)})
+    assert (start.grown, start.is_complete) == ({"stopping.early_patience": (2, patience)}, False)
+    assert said == [
+        f"note: stopping.early_patience is 2 there and {patience} now: training continues from the newest checkpoint"
+    ]
+    with pytest.raises(ConfigError, match=r"stopping\.early_patience: 2 there, 1 now"):
+        _look(folder, **six | {"stopping": StoppingConfig(early_patience=1)})
+    if phase == "phase2":
+        _stopped(folder, "phase1", 3, 2)
+        with pytest.raises(ConfigError, match=rf"early_patience: 2 there.*it ended phase1, .*--init-from {folder}"):
+            _look(folder, **six | {"stopping": StoppingConfig(early_patience=patience)})
+
+
+def test_a_complete_run_that_would_train_no_more_stays_complete_and_says_why(tmp_path):
+    """More epochs of a phase that patience ended, and more patience for one that has had all of its epochs."""
+    patient = StoppingConfig(early_patience=2)
+    folder = _run(str(tmp_path / "one"), "complete", Position(1, 2, 0), phase2=PhaseConfig(epochs=6), stopping=patient)
+    _stopped(folder, "phase2", 2, 2)
+    start, said = _look(folder, phase2=PhaseConfig(epochs=9), stopping=patient)
+    assert start.is_complete
+    ended = "phase2 has ended by stopping.early_patience 2"
+    assert said == [f"note: the run trains no more with another phase2.epochs: {ended}"]
+    both = {"phase2": PhaseConfig(epochs=9), "stopping": StoppingConfig(early_patience=3)}
+    assert set(_look(folder, **both)[0].grown) == {"phase2.epochs", "stopping.early_patience"}
+    folder = _run(str(tmp_path / "two"), "complete", Position(1, 2, 0), stopping=patient)
+    start, said = _look(folder, stopping=StoppingConfig(early_patience=3))
+    assert start.is_complete
+    assert said == ["note: the run trains no more with another stopping.early_patience: phase2 has all of its epochs"]
 
 
 def test_a_complete_run_says_so_whatever_has_become_of_its_images(tmp_path):
@@ -168,7 +237,10 @@ def test_a_complete_run_says_so_whatever_has_become_of_its_images(tmp_path):
     assert reopen_complete_run(dataclasses.replace(config, target_error="5%"), folder, start.record, said.append) == 0
     assert said.pop(0) == "note: the threshold of the run stays that of --target-error 1%; 5% is not used"
     assert ["test", "accuracy", "3", "0.750", "0.300-0.900"] in [line.split() for line in said[0].splitlines()]
-    assert said[1] == f"the run {folder} is complete already; give another --name, or --overwrite, to train again"
+    assert said[1] == (
+        f"the run {folder} is complete already; give more --phase2.epochs or --stopping.early-patience to extend it, "
+        "another --name, or --overwrite"
+    )
     with pytest.raises(ConfigError, match=r"lost its manifest.*pharmclf evaluate"):
         reopen_complete_run(dataclasses.replace(config, eval_data=(f"lamp={gone}",)), folder, start.record, print)
 
@@ -180,3 +252,29 @@ def test_a_set_that_was_tested_is_known_by_name_and_place(tmp_path):
     assert untested_datasets(asked, result) == {"day": f"{tmp_path}/a"}
     assert untested_datasets(RunConfig(eval_data=(f"lamp={tmp_path}/b",)), result) == {"lamp": f"{tmp_path}/b"}
     assert untested_datasets(RunConfig(), result) == {}
+
+
+@pytest.mark.ray
+@pytest.mark.tf
+def test_a_run_with_more_patience_ends_as_one_that_had_it_from_the_start(
+    shared_ray: None, drawn_images: str, tmp_path: Path
+):
+    """Phase 2 ends early, is extended over the rest of its cosine schedule, and equals the patient one bit for bit."""
+    settings = {
+        "data": drawn_images, "image_size": 64, "batch_size": 10, "unfreeze_blocks": 1, "head": {"dense": []},
+        "phase1": {"epochs": 2, "learning_rate": 1e-2}, "phase2": {"epochs": 6, "schedule": "cosine"},
+        "num_workers": "0", "skip_checks": True, "quiet": True,
+    }  # fmt: skip
+    never, one = {"early_patience": 0}, {"early_patience": 1}
+    patient = pharmclf.train(name="run", storage=tmp_path / "patient", stopping=never, **settings)
+    settings |= {"name": "run", "storage": tmp_path / "extended"}
+    early = len(pharmclf.train(stopping=one, **settings).history)
+    assert early < len(patient.history) == 8
+    extended = pharmclf.train(stopping=never, **settings)
+    kept = ("phase", "epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate")
+    histories = [[[getattr(epoch, name) for name in kept] for epoch in run.history] for run in (patient, extended)]
+    assert histories[0] == histories[1]
+    ours, theirs = (final(tmp_path / name / "run") for name in ("extended", "patient"))
+    for file in ("weights", "optimizer"):
+        assert all(np.array_equal(ours[file][name], array) for name, array in theirs[file].items())
+    assert extended.result["test_accuracy"] == patient.result["test_accuracy"]

@@ -12,12 +12,13 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
+from pharmclf import storage
 from pharmclf.commands.description import format_description
 from pharmclf.commands.refusals import refusals_as_errors, value_of
-from pharmclf.config import RENAMED, RunConfig, check_batch_word, expand_home
+from pharmclf.config import RENAMED, RunConfig, check_batch_word, expand_home, from_dict
 from pharmclf.config.presets import load_preset, preset_names
 from pharmclf.core.console import configure_terminal
-from pharmclf.core.errors import ConfigError
+from pharmclf.core.errors import ConfigError, closest_names
 
 PROGRAM = "pharmclf"
 
@@ -119,7 +120,9 @@ class RunParser(Generic[T]):
         settings = _flag_types(RunConfig)
         flags = _flag_types(type(self.options)) | _flag_types(OutputOptions) | settings | {"--config": str}
         given = _modernize(sys.argv[1:] if arguments is None else arguments, _switches(flags))
-        default = self._flags(load_preset(value_of("--config", given) or self.preset))
+        extended = value_of("--extend", given) if "--extend" in flags else ""
+        base = recorded_settings(given) if extended else load_preset(value_of("--config", given) or self.preset)
+        default = self._flags(base)
         program = f"{PROGRAM} {self.command}"
         with refusals_as_errors(program, flags, given), _settings_as_flags(settings):
             parsed = tyro.cli(
@@ -129,8 +132,14 @@ class RunParser(Generic[T]):
                 default=default,
                 args=given,
             )
+        run: RunConfig = parsed.run
+        if extended and (storage.absolute(run.storage), run.run_name) != (base.storage, base.name):
+            raise ConfigError(
+                f"--extend {extended}: received --name {run.run_name} in --storage {run.storage} too, expected none of "
+                "them, since the run keeps its folder. Leave them out"
+            )
         configure_terminal(quiet=parsed.output.quiet, verbose=parsed.output.verbose)
-        return parsed.options, parsed.run
+        return parsed.options, run
 
     def subcommand(self) -> object:
         """The type of the flags as a subcommand of tyro, which completes the names of presets."""
@@ -149,6 +158,41 @@ class RunParser(Generic[T]):
         return dataclasses.make_dataclass("Flags", fields, frozen=True)(
             self.options, OutputOptions(), self.preset, base
         )
+
+
+def recorded_settings(arguments: Sequence[str]) -> RunConfig:
+    """The settings of the run that `--extend` names, by its folder or by its name in the storage.
+
+    Args:
+        arguments: with `--extend`.
+
+    Raises:
+        ConfigError: `--config` too, no such run, a trial of a sweep, or a damaged record.
+    """
+    from pharmclf.runs.record import RUN_FILE, read_record  # imports what most commands do without
+
+    where = value_of("--extend", arguments)
+    if config := value_of("--config", arguments):
+        raise ConfigError(
+            f"--extend {where}: received --config {config} too, expected the run's own settings. Give one"
+        )
+    home = storage.absolute(value_of("--storage", arguments) or RunConfig().storage)
+    with storage.errors_as_config_errors(home):
+        places = (storage.absolute(where).rstrip("/"), storage.join(home, where))
+        folder = next((place for place in places if storage.is_file(storage.join(place, RUN_FILE))), "")
+        if not folder:
+            runs = [name for name in storage.list_folders(home) if storage.is_file(storage.join(home, name, RUN_FILE))]
+            near = ", ".join(closest_names(where, runs)) or "none is there"
+            raise ConfigError(
+                f"--extend: received {where!r}, expected a run's folder, or a run of {home}, such as {near}"
+            )
+        record = read_record(folder)
+    if record is None or record.trial:
+        found = "a trial of a sweep" if record else "the record of another program"
+        raise ConfigError(f"--extend: received {folder}, which holds {found}, expected a run. Give the folder of one")
+    place, _, name = folder.rpartition("/")
+    recorded = from_dict(record.config, source=storage.join(folder, RUN_FILE))
+    return dataclasses.replace(recorded, storage=place, name=name)
 
 
 @contextlib.contextmanager

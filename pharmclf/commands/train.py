@@ -1,8 +1,9 @@
 """Train a classifier of product images: both phases, final evaluation, report.
 
-pharmclf train                           the demo, in minutes
-pharmclf train --data DIR --name NAME    your own images, a folder per product
-ray job submit -- pharmclf train ...     the same on a cluster
+pharmclf train                                     the demo, in minutes
+pharmclf train --data DIR --name NAME              your own images, a folder per product
+pharmclf train --extend NAME --phase2.epochs 40    the run of that name for longer
+ray job submit -- pharmclf train ...               the same on a cluster
 
 The same command again resumes the run, or reports that it is complete.
 """
@@ -11,6 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from pharmclf.commands.parser import RunParser, Switch
 from pharmclf.core.console import print_line, print_result, show_loading
@@ -21,6 +25,9 @@ from pharmclf.core.errors import EXIT_OK, ConfigError
 class Options:
     """What is done with the run configuration."""
 
+    extend: Annotated[str, tyro.conf.arg(metavar="RUN")] = ""
+    """Folder of a run, or its name in the storage: it resumes with its own settings, and with the flags on top of them;
+    `--phase2.epochs` and `--stopping.early-patience` may grow."""
     overwrite: Switch = False
     """Delete the run of this name, and start a new one."""
     dry_run: Switch = False

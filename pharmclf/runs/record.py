@@ -138,7 +138,10 @@ def read_record(folder: str) -> RunRecord | None:
         ) from error
     check_schema_version(values, location)
     required = {"settings", "fingerprints", "state", "seconds"}
-    return RunRecord.from_dict(values) if isinstance(values, dict) and required <= set(values) else None
+    try:
+        return RunRecord.from_dict(values) if isinstance(values, dict) and required <= set(values) else None
+    except (LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"{location}: damaged ({error!r}). Delete it to let the run resume") from error
 
 
 def write_final_record(folder: str, record: RunRecord, lease: Lease) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 from typing import Annotated
 
 import pytest
 import tyro
+from support.run_folders import small_config, write_record
 
 from pharmclf.commands.parser import RunParser, Switch
 from pharmclf.commands.registry import COMMANDS, load_command
@@ -142,3 +145,46 @@ def test_every_command_that_shows_progress_can_be_quiet_or_verbose(flags: tuple[
 def test_quiet_and_verbose_at_once_are_refused():
     with pytest.raises(ConfigError, match="--quiet and --verbose"):
         parse("--quiet", "--verbose")
+
+
+def extend(*arguments: str) -> RunConfig:
+    config: RunConfig = load_command("train").PARSER.parse(["--extend", *arguments])[1]
+    return config
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_run_is_extended_with_its_own_settings_and_the_flags_on_top(tmp_path: Path, by_name: bool):
+    """By the name of its folder in the storage or by its folder, which has been moved since; the flags win."""
+    folder = write_record(str(tmp_path), "moved", "complete", seed=7, storage="elsewhere", name="")
+    found = extend(*(["moved", f"--storage={tmp_path}"] if by_name else [f"{folder}/"]), "--phase2.epochs", "40")
+    began = small_config(seed=7, storage=str(tmp_path), name="moved")
+    assert found == dataclasses.replace(began, phase2=dataclasses.replace(began.phase2, epochs=40))
+    assert extend(folder, "--name=moved", f"--storage={tmp_path}") == began
+
+
+def test_what_cannot_be_extended_is_refused_in_a_line(tmp_path: Path):
+    """No run there, another one's record, a damaged one, a trial; other settings than those of the run."""
+    storage, folder = f"--storage={tmp_path}", write_record(str(tmp_path), "photos", "complete")
+    broken, other = tmp_path / "broken" / "run.json", tmp_path / "other" / "run.json"
+    for file, content in ((broken, "{"), (other, "{}")):
+        file.parent.mkdir()
+        file.write_text(content)
+    trial = write_record(str(tmp_path), "trial", "complete")
+    content = json.loads(Path(f"{trial}/run.json").read_text())
+    Path(f"{trial}/run.json").write_text(json.dumps(content | {"trial": {"number": 0}}))
+    for arguments, words in (
+        (("photo", storage), f"received 'photo', expected a run's folder, or a run of {tmp_path}, such as photos"),
+        ((str(tmp_path / "none"), f"--storage={tmp_path}/none"), "such as none is there"),
+        ((folder, "--config", "demo"), "received --config demo too"),
+        ((folder, "--name=new"), "received --name new in --storage"),
+        ((folder, "--storage=new"), "received --name photos in --storage new"),
+        ((folder, "--overwrite"), "received --extend and --overwrite"),
+        ((str(broken.parent),), "not JSON"),
+        ((str(other.parent),), "another program"),
+        ((trial,), "a trial of a sweep"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            extend(*arguments)
+    Path(f"{folder}/run.json").write_text(json.dumps(content | {"state": "odd"}))
+    with pytest.raises(ConfigError, match="damaged"):
+        extend(folder)
