@@ -105,7 +105,8 @@ def update_run_manifest(
             "accept more with --max-invalid, or give a new --name"
         )
     if text := changes.text():
-        say(f"note: the run keeps the images that it started with: {text}")
+        way = f"; a new run with --init-from {folder}, once this one is complete, uses new files and keeps the splits"
+        say(f"note: the run keeps the images that it started with: {text}{way if changes.added else ''}")
     return manifest
 
 

@@ -58,7 +58,8 @@ def test_files_that_came_went_or_changed_are_named_and_the_rows_stay(began):
     assert (again.rows("train") == made.rows("train")).all()
     assert said == [
         "note: the run keeps the images that it started with: 2 new files are not used (the first is a/98.png); "
-        "1 file is gone (a/00.png); 1 file has changed (b/01.png)"
+        "1 file is gone (a/00.png); 1 file has changed (b/01.png); "
+        f"a new run with --init-from {folder}, once this one is complete, uses new files and keeps the splits"
     ]
 
 
