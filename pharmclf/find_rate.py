@@ -24,6 +24,7 @@ from pharmclf.data.prepare import check_storage, split_manifest
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.distributed.cluster import connect
 from pharmclf.distributed.controller import with_loader_cpus
+from pharmclf.evaluation.label_alignment import adapt_to_model
 from pharmclf.feature_cache.manager import get_or_compute
 from pharmclf.models.devices import configure_devices_for, gpu_compute_capability, resolve_precision
 from pharmclf.pipeline import describe_data
@@ -63,7 +64,7 @@ def find_learning_rates(config: RunConfig, say: Say) -> int:
     check_storage(config)
     configured = {phase.name: phase.settings.learning_rate for phase in build_phases(config)}
     with GracefulShutdown() as stop, tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
-        manifest = crop_images(config, split_manifest(config, folder, scan_progress()))
+        manifest = crop_images(config, adapt_to_model(config, split_manifest(config, folder, scan_progress())))
         describe_data(manifest, "", say)
         connect(allow_open=config.allow_unauthenticated_cluster)
         quarantine = Quarantine(manifest, config.max_invalid_share, say)

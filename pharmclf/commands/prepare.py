@@ -33,10 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, config = PARSER.parse(arguments)
     with show_loading():
         from pharmclf import storage
-        from pharmclf.data.prepare import MANIFEST_FILE, format_split_counts, prepare_manifest, split_counts
+        from pharmclf.data.prepare import (
+            MANIFEST_FILE,
+            format_split_counts,
+            split_counts,
+            split_manifest,
+            write_manifest,
+        )
+        from pharmclf.evaluation.label_alignment import adapt_to_model
+        from pharmclf.runs.record import resolve_weights_path
 
     folder = storage.join(storage.absolute(config.storage), config.run_name)
-    manifest = prepare_manifest(config, folder, scan_progress())
+    config = resolve_weights_path(config)
+    manifest = adapt_to_model(config, split_manifest(config, folder, scan_progress()))
+    write_manifest(manifest, folder)
     print("\n".join(format_split_counts(split_counts(manifest), storage.join(folder, MANIFEST_FILE))))
     invalid = manifest.quarantined
     for path, status in zip(invalid["path"].head(_MAX_LISTED), invalid["status"], strict=False):
