@@ -63,7 +63,7 @@ class RunConfig:
     """imagenet, none (random), or a file: .weights.h5, .keras or the .h5 of keras.applications."""
     init_from: str = setting("", affects_result=False)
     """A finished run's folder or a saved model: training starts from its weights, with those of its head for labels
-    that both know. Empty: from `weights`."""
+    that both know. Learning rates stay as given: for a few epochs, give a tenth. Empty: from `weights`."""
     seed: int = setting(0, "number", 0, 2**31 - 1)
     """Decides split, order, augmentation, initial head and dropout."""
     image_size: int = setting(224, "side in pixels", 32, 2048)
