@@ -14,6 +14,7 @@ from pharmclf import storage
 from pharmclf.core.errors import ConfigError
 from pharmclf.evaluation import metrics
 from pharmclf.evaluation.metrics import Estimate
+from pharmclf.evaluation.prediction_sets import PredictionSets, fit_sets
 from pharmclf.schema_version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 
 T = TypeVar("T")
@@ -48,6 +49,8 @@ class AbstentionPolicy:
     """The error is at most this at 95 % confidence, one-sided; 1 where none was answered."""
     num_needed: int
     """Independent images that must be answered without an error before `max_error` can be assured."""
+    sets: PredictionSets | None = None
+    """The classes that an image may be; None: too few validation images, or an earlier version has fitted it."""
 
     def __post_init__(self) -> None:
         limits = {"temperature": (0.0, math.inf), "threshold": (-math.inf, math.inf), "max_error": (0.0, 1.0)}
@@ -101,6 +104,7 @@ def fit_policy(probabilities: np.ndarray, truth: np.ndarray, groups: Any, max_er
         error=point.error,
         upper_bound=threshold.upper_bound,
         num_needed=threshold.num_needed,
+        sets=fit_sets(metrics.apply_temperature(probabilities, temperature), truth, codes),
     )
 
 
@@ -142,14 +146,24 @@ def read_model_file(location: str, what: str, parse: Callable[[Any], T]) -> T:
 
 
 def _parse_policy(record: dict[str, Any]) -> AbstentionPolicy:
-    values = {field.name: record[field.name] for field in dataclasses.fields(AbstentionPolicy)}
+    values = {field.name: record[field.name] for field in dataclasses.fields(AbstentionPolicy) if field.name != "sets"}
     values["coverage"] = _parse_estimate(values["coverage"])
     values["error"] = None if values["error"] is None else _parse_estimate(values["error"])
     for name in ("temperature", "threshold", "max_error", "upper_bound"):
         values[name] = float(values[name])
     if not isinstance(values["assured"], bool):
         raise TypeError(f"assured: received {values['assured']!r}")
-    return AbstentionPolicy(**values)
+    return AbstentionPolicy(**values, sets=_parse_sets(record.get("sets")))
+
+
+def _parse_sets(record: dict[str, Any] | None) -> PredictionSets | None:
+    if record is None:
+        return None
+    own = {int(number): float(value) for number, value in record["least_of_class"].items()}
+    names = ("coverage", "least")
+    return PredictionSets(
+        **{name: float(record[name]) for name in names}, least_of_class=own, num_groups=int(record["num_groups"])
+    )
 
 
 def _parse_estimate(record: dict[str, float]) -> Estimate:

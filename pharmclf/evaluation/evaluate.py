@@ -19,6 +19,7 @@ from pharmclf.core.units import format_examples
 from pharmclf.evaluation import metrics
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.metrics import Estimate
+from pharmclf.evaluation.prediction_sets import SetScores, score_sets
 from pharmclf.evaluation.results import ClassResult, EvaluationResult
 
 COLUMNS = ("row", "path", "label", "predicted", "confidence")
@@ -118,9 +119,18 @@ def evaluate(
         reliability=metrics.reliability(confidence, correct, codes),
         risk_coverage=metrics.risk_coverage(confidence, correct),
         answered=metrics.operating_point(confidence, correct, codes, decision.threshold) if decision else None,
+        sets=_score_sets(probabilities, decision, truth, codes),
         classes=tuple(_class_results(truth, predicted, names, codes)),
         cells=metrics.confusion_counts(truth, predicted, len(names)),
     )
+
+
+def _score_sets(
+    probabilities: np.ndarray | None, decision: AbstentionPolicy | None, truth: np.ndarray, codes: np.ndarray
+) -> SetScores | None:
+    if probabilities is None or decision is None or decision.sets is None:
+        return None
+    return score_sets(decision.sets, decision.calibrated(probabilities), truth, codes)
 
 
 def _top_k(truth: np.ndarray, probabilities: np.ndarray | None, codes: np.ndarray) -> dict[int, Estimate]:

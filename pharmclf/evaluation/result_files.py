@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_count
 from pharmclf.evaluation.evaluate import ABSTAIN, COLUMNS
 from pharmclf.evaluation.metrics import ConfusionCounts, Estimate, OperatingPoint, RiskCoverage
+from pharmclf.evaluation.prediction_sets import SetScores
 from pharmclf.evaluation.results import ClassResult, EvaluationResult, most_confused_pairs
 
 SCHEMA_VERSION = 2
@@ -86,6 +88,8 @@ def report_text(evaluation: EvaluationResult, predictions: pd.DataFrame) -> str:
         lines.append(_line("  before temperature scaling", evaluation.raw_calibration_error))
     if evaluation.answered:
         lines += ["", *_answered_lines(evaluation.answered)]
+    if evaluation.sets:
+        lines += ["", *_set_lines(evaluation.sets, evaluation.class_names)]
     lines += ["", *_coverage_lines(evaluation.risk_coverage), "", "Most confused pairs (true -> predicted)"]
     pairs = most_confused_pairs(evaluation)
     lines += [f"{pair.count:6,}  {pair.share:4.0%}  {pair.label} -> {pair.predicted}" for pair in pairs] or ["  none"]
@@ -105,6 +109,13 @@ def _answered_lines(point: OperatingPoint) -> list[str]:
         _line("  share answered", point.coverage),
         _line("  error among answered", point.error),
     ]
+
+
+def _set_lines(scores: SetScores, names: Sequence[str]) -> list[str]:
+    """How often the true class is among the possible classes, and which classes go together."""
+    lines = [f"Possible classes of an image: {scores.mean_size:.2f} on average"]
+    lines += [_line("  true class among them", scores.coverage), _line("  one class", scores.single)]
+    return lines + [f"{count:6,}  {', '.join(names[number] for number in classes)}" for classes, count in scores.common]
 
 
 def _coverage_lines(curve: RiskCoverage) -> list[str]:
@@ -143,11 +154,20 @@ def to_dict(evaluation: EvaluationResult) -> dict[str, Any]:
         "raw_calibration_error": _as_dict(evaluation.raw_calibration_error),
         "reliability": [dataclasses.asdict(part) for part in evaluation.reliability],
         "answered": _as_dict(evaluation.answered),
+        "sets": _sets_to_dict(evaluation),
         "risk_coverage": {name: points.tolist() for name, points in vars(curve).items()},
         "classes": [dataclasses.asdict(item) for item in evaluation.classes],
         "most_confused_pairs": [dataclasses.asdict(pair) for pair in most_confused_pairs(evaluation)],
         **_confusion(evaluation.cells),
     }
+
+
+def _sets_to_dict(evaluation: EvaluationResult) -> dict[str, Any] | None:
+    if evaluation.sets is None:
+        return None
+    names, scores = evaluation.class_names, evaluation.sets
+    common = [{"classes": [names[number] for number in classes], "images": count} for classes, count in scores.common]
+    return dataclasses.asdict(scores) | {"common": common}
 
 
 def _confusion(cells: ConfusionCounts) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pharmclf.evaluation import metrics
 from pharmclf.evaluation.metrics import ConfusionCounts, Estimate, OperatingPoint, ReliabilityBin, RiskCoverage
+from pharmclf.evaluation.prediction_sets import SetScores
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class EvaluationResult:
     """The error among answered images for every share of images answered."""
     answered: OperatingPoint | None
     """What happens at the threshold of the decision; None without one."""
+    sets: SetScores | None = None
+    """The prediction sets of the decision; None without them, or without probabilities."""
     classes: tuple[ClassResult, ...]
     cells: ConfusionCounts
     """The confusion matrix; of many classes, most of its cells hold no image."""

@@ -91,7 +91,7 @@ def predict_shards(
             known = reasons[done : done + len(bad)]
             bad = np.where(known == "", bad, known)
             here = paths.slice(done, len(bad))
-            table = answers.table(here, block["best"], block["confidence"], bad, block["crop"])
+            table = answers.table(here, block["best"], block["confidence"], bad, block["crop"], block.get("possible"))
             waiting, done = pa.concat_tables([waiting, table]), done + len(bad)
             progress(done, len(paths))
             while written < len(missing) and len(waiting) >= (size := spans[written][1] - spans[written][0]):

@@ -43,6 +43,8 @@ class Answer:
     """A person must look: the confidence is below the threshold, or the image cannot be used."""
     top: tuple[tuple[str, float], ...]
     """Up to three classes with their calibrated probabilities, the most probable first."""
+    possible: tuple[str, ...] = ()
+    """The classes that it may be, as `PredictionSets` has them; empty without sets, and for an unusable image."""
     path: str | None = None
     """Location of the image; None where its pixels were given."""
     error: str | None = None
@@ -171,14 +173,18 @@ class Model:
 
     def _answers(self, block: Block, threshold: float | None, locations: Iterator[str | None]) -> Iterator[Answer]:
         least = self.threshold if threshold is None else threshold
-        for best, confidence, bad in zip(block["best"], block["confidence"], block["bad"], strict=True):
+        sets = block.get("possible", np.zeros((len(block["bad"]), 0), bool))
+        for best, confidence, bad, members in zip(block["best"], block["confidence"], block["bad"], sets, strict=True):
             top = tuple((self.labels[number], float(share)) for number, share in zip(best, confidence, strict=True))
             if bad:
                 yield _no_answer(next(locations), str(bad))
             else:
                 label, share = top[0]
                 abstain = least is not None and share < least
-                yield Answer(label=label, confidence=share, abstain=abstain, top=top, path=next(locations))
+                possible = tuple(self.labels[number] for number in np.flatnonzero(members))
+                yield Answer(
+                    label=label, confidence=share, abstain=abstain, top=top, possible=possible, path=next(locations)
+                )
 
 
 def _no_answer(path: str | None, error: str) -> Answer:

@@ -29,7 +29,7 @@ from pharmclf.inference.output_table import SCHEMA
 _METADATA_KEY = b"pharmclf"  # key of the output's metadata
 _PREFIX = "part-"
 _STRIDE = 1 << 14  # images that are hashed at a time
-_VERSION = 1  # raise it when the same model would answer otherwise than before: parts are then predicted again
+_VERSION = 2  # raise it when the same model would answer otherwise than before: parts are then predicted again
 
 
 class CorruptedShardError(RunError, ValueError):

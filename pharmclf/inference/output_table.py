@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pharmclf.core.errors import ConfigError
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
+from pharmclf.evaluation.prediction_sets import set_names
 
 SCHEMA = pa.schema(
     [
@@ -19,6 +20,7 @@ SCHEMA = pa.schema(
         ("confidence_2", pa.float64()),
         ("label_3", pa.string()),
         ("confidence_3", pa.float64()),
+        ("possible", pa.string()),
         ("abstain", pa.bool_()),
         ("error", pa.string()),
         ("crop_left", pa.float32()),
@@ -27,9 +29,10 @@ SCHEMA = pa.schema(
     ]
 )
 """One row per image. The three most probable classes and their calibrated probabilities, null where the image is bad or
-there are fewer classes; `abstain`: a person must look, since the confidence is below the threshold or the image is bad,
-null without a threshold; `error`: why the image is bad, else null; `crop_left`, `crop_top`, `crop_side`: the square
-that the model looked at, as shares of the image's width and height, null where it looked at all of it."""
+there are fewer classes; `possible`: the classes that it may be, separated by |, as `PredictionSets` has them, null
+without sets; `abstain`: a person must look, since the confidence is below the threshold or the image is bad, null
+without a threshold; `error`: why the image is bad, else null; `crop_left`, `crop_top`, `crop_side`: the square that the
+model looked at, as shares of the image's width and height, null where it looked at all of it."""
 _TOP = 3
 _SUM_TOLERANCE = 1e-2  # of 1: what probabilities in half precision sum to
 
@@ -53,7 +56,8 @@ class TopKOutput:
 
         Returns:
             `best` (n, k) class numbers, the most probable first, equal ones in the order of the classes, and
-            `confidence` (n, k) float64, calibrated; k is 3, or the number of classes.
+            `confidence` (n, k) float64, calibrated; k is 3, or the number of classes. With prediction sets also
+            `possible`, (n, classes) booleans.
 
         Raises:
             ConfigError: there are not as many as labels, or they are no probabilities.
@@ -71,10 +75,19 @@ class TopKOutput:
             )
         calibrated = given if self.decision is None else self.decision.calibrated(given)
         best = np.argsort(-calibrated, axis=1, kind="stable")[:, :_TOP]
-        return {"best": best, "confidence": np.take_along_axis(calibrated, best, axis=1)}
+        found = {"best": best, "confidence": np.take_along_axis(calibrated, best, axis=1)}
+        if self.decision and self.decision.sets:
+            found["possible"] = self.decision.sets.members(calibrated)
+        return found
 
     def table(
-        self, paths: pa.Array, best: np.ndarray, confidence: np.ndarray, bad: np.ndarray, crops: np.ndarray
+        self,
+        paths: pa.Array,
+        best: np.ndarray,
+        confidence: np.ndarray,
+        bad: np.ndarray,
+        crops: np.ndarray,
+        possible: np.ndarray | None = None,
     ) -> pa.Table:
         """Rows of the table of predictions.
 
@@ -83,6 +96,7 @@ class TopKOutput:
             best: (n, k) class numbers.
             confidence: (n, k) calibrated probabilities.
             bad: (n,) why an image cannot be used, "" where it can.
+            possible: (n, classes) booleans, the prediction sets; None: there are none.
             crops: (n, 3) the part of each image that was looked at, as `ImageSet.crops`.
         """
         is_bad = bad != ""
@@ -96,6 +110,9 @@ class TopKOutput:
             lacks = is_bad if given else np.ones(len(bad), bool)
             columns[f"label{suffix}"] = pa.array(labels, pa.string(), mask=lacks)
             columns[f"confidence{suffix}"] = pa.array(numbers, pa.float64(), mask=lacks)
+        columns["possible"] = pa.nulls(len(bad), pa.string())
+        if possible is not None:
+            columns["possible"] = pa.array(set_names(possible, self.labels), pa.string(), mask=is_bad)
         for place, name in enumerate(("crop_left", "crop_top", "crop_side")):
             columns[name] = pa.array(crops[:, place], pa.float32(), from_pandas=True)
         abstain = np.zeros(len(bad), bool) if self.threshold is None else is_bad | (confidence[:, 0] < self.threshold)

@@ -14,6 +14,7 @@ from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_duration, format_price
 from pharmclf.evaluation.accuracy_agreement import AccuracyMismatch
 from pharmclf.evaluation.metrics import Estimate
+from pharmclf.evaluation.prediction_sets import SetScores
 from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.evaluation.verdict import Verdict
 from pharmclf.reporting.next_steps import NextStep, TrainedModel, next_steps, report_link, shown_location
@@ -67,6 +68,7 @@ def build_result(report: ReportData, mismatch: AccuracyMismatch | None = None) -
         **_score("test_answered", answered.coverage if answered else None),
         **_score("test_answered_error", answered.error if answered else None),
         **_held_out_result(report.held_out),
+        **_set_result(test.sets),
         "extra_tests": [_extra_result(extra) for extra in report.sets[1:]],
         "val_accuracy_mismatch": vars(mismatch) if mismatch else None,
         "seconds_total": _finite(run.seconds_total),
@@ -81,6 +83,12 @@ def _held_out_result(scores: EvaluationResult | None) -> dict[str, Any]:
         return {}
     named = _score("held_out_accuracy", scores.accuracy) | _score("held_out_macro_f1", scores.macro_f1)
     return {"held_out_images": scores.num_images, **named}
+
+
+def _set_result(scores: SetScores | None) -> dict[str, Any]:
+    if scores is None:
+        return {}
+    return _score("test_set_coverage", scores.coverage) | {"test_set_size": scores.mean_size}
 
 
 def _extra_result(facts: EvalSetReport) -> dict[str, Any]:

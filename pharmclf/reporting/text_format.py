@@ -11,6 +11,7 @@ from typing import Literal
 from pharmclf.core.units import format_count
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.metrics import Estimate, OperatingPoint
+from pharmclf.evaluation.prediction_sets import SetScores
 from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.reporting.report_data import EvalSetReport, MeasureName, ReportData
 
@@ -143,6 +144,20 @@ def held_out_sentence(scores: EvaluationResult) -> str:
     """The accuracy of the models of the folds."""
     images, right = format_count(scores.num_images, "image"), format_with_interval(scores.accuracy)
     return f"Of all {images}, each predicted by a model that has not seen it, {right} are right."
+
+
+def sets_sentence(decision: AbstentionPolicy, scores: SetScores, images: str) -> str:
+    """How often the true class is among the possible classes, and how many those are."""
+    goal = f"Goal {format_limit(decision.sets.coverage)}: " if decision.sets else ""
+    return (
+        f"{goal}for {format_with_interval(scores.coverage)} of {images}, the true class is among the possible classes, "
+        f"{scores.mean_size:.1f} on average; {format_percent(scores.single.value)} have only one."
+    )
+
+
+def class_list(scores: EvaluationResult, numbers: Sequence[int]) -> str:
+    """Names of some classes: "Dolmaquin, Eskibor"."""
+    return ", ".join(scores.class_names[number] for number in numbers)
 
 
 def answer_shares(point: OperatingPoint) -> tuple[float, float, float]:
