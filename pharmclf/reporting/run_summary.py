@@ -176,7 +176,11 @@ def _answers_lines(result: Mapping[str, Any]) -> list[str]:
             f"from a confidence of {result['threshold']:.3f} it answers {100 * share:.1f} % of the test images by "
             f"itself, {100 * error:.1f} % of them wrongly ({100 * low:.1f}-{100 * high:.1f} %)"
         )
-    return ["", *_wrap(text, "  ")]
+    lines = ["", *_wrap(text, "  ")]
+    if (share := result.get("test_set_coverage")) is not None:
+        size = f"{result['test_set_size']:.1f} on average"
+        lines += _wrap(f"the classes that an image may be, {size}, hold its true one for {100 * share:.1f} %", "  ")
+    return lines
 
 
 def _score_row(title: str, values: Mapping[str, Any], key: str, count: int) -> list[str]:
