@@ -19,6 +19,7 @@ from pharmclf.core.usual_times import LOAD_MODEL_S
 from pharmclf.data.image_set import ImageSet
 from pharmclf.distributed.cluster import connect, usable_nodes
 from pharmclf.distributed.ray_address import requested_address
+from pharmclf.evaluation.metrics import Estimate, proportion_difference, wilson_interval
 from pharmclf.evaluation.predict import predict_stream
 from pharmclf.evaluation.predictor import PredictSpec
 from pharmclf.inference.interruptible import interruptible
@@ -117,8 +118,13 @@ class PredictionSummary:
         self.num_abstained += pc.sum(table["abstain"]).as_py() or 0
         self.shown += [f"{row['path']}: {row['error']}" for row in bad[: _SHOWN - len(self.shown)]]
 
-    def summary_line(self, output: str, threshold: float | None, say: Say) -> None:
-        """Say it."""
+    def summary_line(self, output: str, threshold: float | None, usual: Estimate | None, say: Say) -> None:
+        """Say it, and whether the images look unlike those that the model knows.
+
+        Args:
+            threshold: least confidence of an answer; None: nothing abstains.
+            usual: share of the validation images that have this confidence; None: unknown.
+        """
         for line in self.shown:
             say(f"bad image: {line}")
         if self.num_bad > len(self.shown):
@@ -130,4 +136,10 @@ class PredictionSummary:
             unsure = self.num_abstained - self.num_bad
             share = unsure / max(good, 1)
             say(f"{unsure:,} of {good:,} images ({share:.1%}) are below the confidence {threshold:.4f}: for a person")
+            if usual and good and proportion_difference(usual, wilson_interval(good - unsure, good)).high < 0:
+                say(
+                    f"warning: the model answers {1 - share:.1%} of these images, and {usual.value:.1%} of its "
+                    "validation images: they look unlike those, so that more of its answers may be wrong. Test it on "
+                    "some that people have named: pharmclf evaluate"
+                )
         say(Result(f"{format_count(self.num_images, 'image')}, {self.num_bad:,} of them bad; written to {output}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 from pharmclf import storage
@@ -85,6 +86,7 @@ def _build_shards(model: SavedModel, answers: TopKOutput, options: PredictOption
         "image_size": model.image_size,
         "temperature": model.decision.temperature if model.decision else None,
         "threshold": answers.threshold,
+        "sets": dataclasses.asdict(model.decision.sets) if model.decision and model.decision.sets else None,
         **({} if model.white_level == MAX_VALUE else {"white_level": model.white_level}),
     }
     return OutputShards(output=output, images=images, size=options.part_size, about=about)
@@ -144,5 +146,7 @@ def _predict_and_join(
         return False
     summary = PredictionSummary()
     parts.join(summary.add)
-    summary.summary_line(parts.output, answers.threshold, say)
+    decision = model.decision
+    usual = decision.coverage if decision and answers.threshold == decision.threshold else None
+    summary.summary_line(parts.output, answers.threshold, usual, say)
     return True

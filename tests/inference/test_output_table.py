@@ -22,7 +22,7 @@ from support.report_examples import make_decision
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.distributed.scaling_policy import ClusterNode
-from pharmclf.evaluation.metrics import REJECT_ALL
+from pharmclf.evaluation.metrics import REJECT_ALL, wilson_interval
 from pharmclf.evaluation.saved_model import SavedModel
 from pharmclf.inference.batch_predict import PredictionSummary
 from pharmclf.inference.image_listing import ImageListing, list_images
@@ -438,7 +438,18 @@ def test_a_model_that_may_not_answer_is_described_in_words(tmp_path: Path):
         "answers; --threshold gives it one"
     ]
     said.clear()
-    PredictionSummary(num_images=1234, num_abstained=1234, num_bad=4).summary_line("out.csv", REJECT_ALL, said.append)
-    PredictionSummary(num_images=10, num_abstained=4, num_bad=1).summary_line("out.csv", 0.75, said.append)
+    PredictionSummary(num_images=1234, num_abstained=1234, num_bad=4).summary_line(
+        "out.csv", REJECT_ALL, None, said.append
+    )
+    PredictionSummary(num_images=10, num_abstained=4, num_bad=1).summary_line("out.csv", 0.75, None, said.append)
     assert said[1] == "all 1,230 images are for a person: the model answers nothing by itself"
     assert said[4] == "3 of 9 images (33.3%) are below the confidence 0.7500: for a person"
+
+
+@pytest.mark.parametrize(("abstained", "warned"), [(500, True), (150, True), (115, False), (0, False)])
+def test_images_that_are_answered_less_often_than_the_validation_images_are_doubted(abstained: int, warned: bool):
+    """Of 320 validation images it answers nine in ten."""
+    said: list[str] = []
+    summary = PredictionSummary(num_images=1010, num_abstained=abstained + 10, num_bad=10)
+    summary.summary_line("out.csv", 0.75, wilson_interval(288, 320), said.append)
+    assert any(line.startswith("warning: the model answers") for line in said) == warned
