@@ -12,7 +12,7 @@ from pharmclf.data.list_tables import LIST_EXTENSIONS, read_list
 from pharmclf.data.manifest import EXCLUDED, OK, Manifest
 
 DROP = "drop"
-"""In place of a label: the image is left out."""
+"""In place of a label: the image is left out. Where it is a class, it means that."""
 
 
 def read_corrections(source: str, root: str) -> dict[str, str]:
@@ -54,7 +54,7 @@ def correct_labels(manifest: Manifest, source: str) -> Manifest:
         raise ConfigError(f"--labels {source}: received {unknown[0]!r}, expected {DROP} or a class, such as {near}")
     given = table["path"].map(labels)
     usable = (table["status"] == OK) & given.notna()
-    dropped = usable & (given == DROP)
+    dropped = usable & (given == DROP) & (DROP not in manifest.class_names)
     changed = usable & ~dropped & (given != table["label"])
     table.loc[dropped, "status"] = f"{EXCLUDED}: dropped by --labels"
     table.loc[changed, "label"] = given[changed]

@@ -43,6 +43,14 @@ def test_a_run_has_the_corrected_labels(drawn_images: str, drawn_manifest: Manif
     assert "another label now, which is not used" in said[0]
 
 
+def test_a_class_of_the_name_drop_keeps_its_images(drawn_manifest: Manifest, paths: list[str], tmp_path: Path):
+    table = drawn_manifest.table.assign(label=drawn_manifest.table["label"].replace("Ambrovex", "drop"))
+    names = tuple(sorted(set(table["label"])))
+    manifest = Manifest(table, names, drawn_manifest.root)
+    corrected = correct_labels(manifest, write_list(tmp_path, f"{paths[0]},drop"))
+    assert corrected.ok["label"].tolist() == manifest.ok["label"].tolist()
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
