@@ -22,7 +22,7 @@ import tyro
 
 from pharmclf import storage
 from pharmclf.commands.parser import OptionsParser, Switch
-from pharmclf.core.errors import ConfigError
+from pharmclf.core.errors import ConfigError, first_line
 from pharmclf.runs.status_format import status_details, status_table
 from pharmclf.runs.status_reader import RunStatus, list_status
 
@@ -67,9 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with storage.timeout(_PATIENCE_S):
             print(report_link(write_index(options.storage)))
         return 0
+    found: list[RunStatus] = []
     while True:
-        with storage.timeout(_PATIENCE_S):
-            found = list_status(options.storage, options.name)
+        try:
+            with storage.timeout(_PATIENCE_S):
+                found = list_status(options.storage, options.name)
+        except storage.StorageUnavailableError as error:
+            if not found:
+                raise
+            print(f"{first_line(error)}; it is asked again", file=sys.stderr)
+            time.sleep(_EVERY_S)
+            continue
         clear = _CLEAR if options.watch and sys.stdout.isatty() else ""
         print(clear + _shown(found, options), flush=True)
         if not (options.watch and any(run.is_active for run in found)):

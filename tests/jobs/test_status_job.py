@@ -9,9 +9,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ import pytest
 from support.programs import REPOSITORY, SMALL, environment, finish, kill_tree, start, wait_for
 from support.ray_head import free_port, running_head
 from support.run_folders import incomplete_run, write_record
+from support.s3proxy import RESET, Through
 
 from pharmclf import storage
+from pharmclf.commands import status as command
 from pharmclf.storage.lease import Lease
 
 SCRIPT = str(REPOSITORY / "jobs" / "status.py")
@@ -89,6 +93,35 @@ def test_it_watches_until_the_run_has_ended(tmp_path: Path) -> None:
     rest, _ = watcher.communicate(timeout=60)
     assert watcher.returncode == 0
     assert json.loads(rest.splitlines()[-1])["state"] == "complete"
+
+
+@pytest.mark.s3
+def test_it_watches_through_an_outage_of_the_storage(
+    bucket: str, through: Through, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All connections are reset for a while; one JSON a line before and after, and the end of the run is seen."""
+    folder = write_record(bucket, "run", "running")
+    held, down = Lease.acquire(folder), threading.Event()
+    through(lambda _: RESET if down.is_set() else None)
+    monkeypatch.setattr(command, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(command, "_EVERY_S", 0.1)
+
+    def fail_for_a_while() -> None:
+        time.sleep(2)
+        down.set()
+        time.sleep(5)
+        down.clear()
+        storage.write_json(f"{folder}/run.json", storage.read_json(f"{folder}/run.json") | {"state": "complete"})
+        held.release()
+
+    with ThreadPoolExecutor(1) as thread:
+        failing = thread.submit(fail_for_a_while)
+        assert command.main([f"--storage={bucket}", "--name=run", "--watch", "--json"]) == 0
+        failing.result()
+    printed = capsys.readouterr()
+    states = [json.loads(line)["state"] for line in printed.out.splitlines()]
+    assert (states[0], states[-1]) == ("running", "complete")
+    assert "it is asked again" in printed.err
 
 
 @pytest.mark.ray
