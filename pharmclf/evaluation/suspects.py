@@ -14,10 +14,10 @@ COLUMNS = ("path", "label", "likely", "p_label", "p_likely", "group", "set")
 
 
 def find_suspects(sets: Sequence[ScoredDataset], class_names: Sequence[str]) -> pd.DataFrame:
-    """Rank the images that are confidently predicted as another class than their label, the least likely label first.
+    """Rank the images that are predicted as another class than their label, the least likely label first.
 
-    Confident is a probability of at least the mean that images of that class have, as in confident learning (Northcutt
-    et al. 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels"). Near duplicates follow each other.
+    The probability of the label is the self-confidence of Northcutt et al. 2021, "Confident Learning: Estimating
+    Uncertainty in Dataset Labels". Near duplicates follow each other.
 
     Args:
         sets: of images that the predicting models have not seen.
@@ -47,9 +47,7 @@ def find_suspects(sets: Sequence[ScoredDataset], class_names: Sequence[str]) -> 
             )
         )
     rows = pd.concat(parts, ignore_index=True)
-    usual = rows.groupby("label")["p_label"].mean()
-    is_confident = rows["p_likely"] >= rows["likely"].map(usual).fillna(1.0)
-    found = rows[is_confident & (rows["likely"] != rows["label"])]
+    found = rows[rows["likely"] != rows["label"]]
     least = found.groupby("group")["p_label"].transform("min")
     return found.assign(least=least).sort_values(["least", "group", "p_label", "path"]).drop(columns="least")
 

@@ -52,14 +52,8 @@ def test_nine_of_ten_of_as_many_images_as_were_mislabelled_are_mislabelled():
     found = find_suspects([scored_set([NAMES[number] for number in given], probabilities)], NAMES)
     hits = found["place"].isin(flipped)
     assert hits[:100].mean() >= 0.9
-    assert hits.sum() >= 90
+    assert hits.sum() >= 98
     assert (found["p_label"].to_numpy()[1:] >= found["p_label"].to_numpy()[:-1]).all()
-
-
-def test_a_wrong_answer_of_a_model_that_is_unsure_is_no_suspect():
-    probabilities = np.float32([[0.9, 0.1, 0, 0], [0.1, 0.9, 0, 0], [0.4, 0.6, 0, 0], [0.1, 0.9, 0, 0]])
-    found = find_suspects([scored_set(["a", "b", "a", "a"], probabilities)], NAMES)
-    assert found["place"].tolist() == [3]
 
 
 def test_near_duplicates_of_a_suspect_follow_it():
