@@ -104,7 +104,7 @@ def fit_policy(probabilities: np.ndarray, truth: np.ndarray, groups: Any, max_er
         error=point.error,
         upper_bound=threshold.upper_bound,
         num_needed=threshold.num_needed,
-        sets=fit_sets(metrics.apply_temperature(probabilities, temperature), truth, codes),
+        sets=fit_sets(probabilities, truth, codes, temperature=temperature),
     )
 
 

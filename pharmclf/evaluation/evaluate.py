@@ -130,7 +130,7 @@ def _score_sets(
 ) -> SetScores | None:
     if probabilities is None or decision is None or decision.sets is None:
         return None
-    return score_sets(decision.sets, decision.calibrated(probabilities), truth, codes)
+    return score_sets(decision.sets, probabilities, truth, codes, temperature=decision.temperature)
 
 
 def _top_k(truth: np.ndarray, probabilities: np.ndarray | None, codes: np.ndarray) -> dict[int, Estimate]:

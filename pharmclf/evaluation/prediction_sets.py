@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pharmclf.evaluation.metrics import Estimate, proportion
+from pharmclf.evaluation.metrics import Estimate, apply_temperature, proportion
+from pharmclf.evaluation.metrics.intervals import row_blocks
 
 COVERAGE = 0.98
 """Share of images whose true class is to be in its set."""
@@ -62,20 +63,28 @@ class SetScores:
 
 
 def fit_sets(
-    probabilities: np.ndarray, truth: np.ndarray, groups: np.ndarray, coverage: float = COVERAGE
+    probabilities: np.ndarray,
+    truth: np.ndarray,
+    groups: np.ndarray,
+    coverage: float = COVERAGE,
+    *,
+    temperature: float = 1.0,
 ) -> PredictionSets | None:
     """Choose the probabilities from which a class is in a set.
 
     Args:
-        probabilities: (n, classes), after temperature scaling, of images that the model was not trained on.
+        probabilities: (n, classes), of images that the model was not trained on.
         truth: (n,) class numbers.
         groups: (n,) integers; of the images of one group, the least probable true class counts.
         coverage: share of images whose set has the true class, 0..1.
+        temperature: of the temperature scaling.
 
     Returns:
         None where there are too few images for this share: 49 different ones for 98 %.
     """
-    given = probabilities[np.arange(len(truth)), truth]
+    given = np.empty(len(truth))
+    for rows, calibrated in _calibrated_blocks(probabilities, temperature):
+        given[rows] = calibrated[np.arange(len(calibrated)), truth[rows]]
     order = np.argsort(given, kind="stable")
     first = order[np.unique(groups[order], return_index=True)[1]]  # of each group
     least = _conformal_quantile(given[first], coverage)
@@ -94,19 +103,36 @@ def _conformal_quantile(given: np.ndarray, coverage: float) -> float | None:
     return float(np.sort(given)[place - 1]) if place >= 1 else None
 
 
-def score_sets(sets: PredictionSets, probabilities: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> SetScores:
+def _calibrated_blocks(probabilities: np.ndarray, temperature: float) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of rows after temperature scaling: doubles of all of many classes would fill the memory."""
+    for rows in row_blocks(*probabilities.shape):
+        yield rows, apply_temperature(probabilities[rows], temperature)
+
+
+def score_sets(
+    sets: PredictionSets,
+    probabilities: np.ndarray,
+    truth: np.ndarray,
+    groups: np.ndarray,
+    *,
+    temperature: float = 1.0,
+) -> SetScores:
     """Score the sets of some images.
 
     Args:
-        probabilities: (n, classes), after temperature scaling.
+        probabilities: (n, classes).
         truth: (n,) class numbers.
         groups: (n,) integers; images of one group are near duplicates.
+        temperature: of the temperature scaling.
     """
-    members = sets.members(probabilities)
-    sizes = members.sum(axis=1)
-    several = Counter(tuple(np.flatnonzero(row).tolist()) for row in members[sizes > 1])
+    hits, sizes = np.empty(len(truth), bool), np.empty(len(truth), np.int64)
+    several: Counter[tuple[int, ...]] = Counter()
+    for rows, calibrated in _calibrated_blocks(probabilities, temperature):
+        members = sets.members(calibrated)
+        hits[rows], sizes[rows] = members[np.arange(len(members)), truth[rows]], members.sum(axis=1)
+        several.update(tuple(np.flatnonzero(row).tolist()) for row in members[sizes[rows] > 1])
     return SetScores(
-        coverage=proportion(members[np.arange(len(truth)), truth], groups),
+        coverage=proportion(hits, groups),
         single=proportion(sizes == 1, groups),
         mean_size=float(sizes.mean()),
         common=tuple(several.most_common(_COMMON)),

@@ -85,6 +85,19 @@ def test_the_page_has_the_verdict_with_its_reasons_and_commands():
     assert "Usable" not in Read(page_html(alone())).text
 
 
+def test_the_page_has_suspicious_labels_possible_classes_and_the_scores_of_folds(ordinary: str):
+    """Each section is left out where a run has none of it."""
+    found = Read(ordinary).text
+    bare = dataclasses.replace(make_facts(), held_out=None, suspects=())
+    less = Read(page_html(bare)).text
+    for text in ("Suspicious labels", "labelled amber", "each predicted by a model that has not seen it"):
+        assert text in found
+        assert text not in less
+    assert "with --folds all are" not in found
+    assert "Possible classes" in found
+    assert "the true class is among the possible classes" in found
+
+
 def test_equal_facts_give_equal_pages(ordinary: str):
     assert page_html(make_facts(extra_mistakes=10)) == ordinary
 

@@ -11,6 +11,7 @@ from pharmclf.core.events import EpochRecord
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.evaluate import evaluate, predictions_table
 from pharmclf.evaluation.metrics import Estimate
+from pharmclf.evaluation.prediction_sets import PredictionSets
 from pharmclf.evaluation.results import EvaluationResult, accuracy_difference, most_confused_pairs
 from pharmclf.reporting.next_steps import TrainedModel
 from pharmclf.reporting.report_data import (
@@ -56,6 +57,7 @@ def make_decision(threshold: float = 0.8, *, assured: bool = True, max_error: fl
         error=Estimate(0.01, 0.003, 0.03) if answers else None,
         upper_bound=0.032 if answers else 1.0,
         num_needed=59,
+        sets=PredictionSets(coverage=0.98, least=0.2, least_of_class={}, num_groups=300),
     )
 
 
@@ -196,6 +198,9 @@ def make_facts(
     counts = [(name, 20, 5, 20) for name in names]
     facts = ReportData(
         sets=sets,
+        held_out=validation,
+        suspects=test.worst,
+        num_suspects=len(test.worst),
         decision=decision,
         validation=validation,
         run=run,
