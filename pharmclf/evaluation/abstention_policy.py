@@ -160,10 +160,8 @@ def _parse_sets(record: dict[str, Any] | None) -> PredictionSets | None:
     if record is None:
         return None
     own = {int(number): float(value) for number, value in record["least_of_class"].items()}
-    names = ("coverage", "least")
-    return PredictionSets(
-        **{name: float(record[name]) for name in names}, least_of_class=own, num_groups=int(record["num_groups"])
-    )
+    coverage, least = float(record["coverage"]), float(record["least"])
+    return PredictionSets(coverage=coverage, least=least, least_of_class=own, num_groups=int(record["num_groups"]))
 
 
 def _parse_estimate(record: dict[str, float]) -> Estimate:

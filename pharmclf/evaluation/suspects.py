@@ -29,25 +29,24 @@ def find_suspects(sets: Sequence[ScoredDataset], class_names: Sequence[str]) -> 
     numbers = {name: number for number, name in enumerate(class_names)}
     parts = []
     for scored in sets:
-        probabilities, root = scored.probabilities, scored.images.manifest.root.rstrip("/") + "/"
-        label = scored.table["label"].map(numbers).to_numpy(np.int64)
-        likely, places = probabilities.argmax(axis=1), np.arange(len(label))
+        wrong, root = scored.table[scored.table["label"] != scored.table["predicted"]], scored.images.manifest.root
+        places = wrong.index.to_numpy(np.int64)
+        shares, label = scored.probabilities[places].astype(np.float64), wrong["label"].map(numbers).to_numpy(np.int64)
         parts.append(
             pd.DataFrame(
                 {
-                    "path": scored.table["path"].str.removeprefix(root),
-                    "label": scored.table["label"],
-                    "likely": np.asarray(class_names, object)[likely],
-                    "p_label": probabilities[places, label].astype(np.float64),
-                    "p_likely": probabilities[places, likely].astype(np.float64),
-                    "group": scored.images.groups,
+                    "path": wrong["path"].str.removeprefix(root.rstrip("/") + "/"),
+                    "label": wrong["label"],
+                    "likely": wrong["predicted"],
+                    "p_label": shares[np.arange(len(label)), label],
+                    "p_likely": shares.max(axis=1),
+                    "group": scored.images.groups[places],
                     "set": scored.images.name,
                     "place": places,
                 }
             )
         )
-    rows = pd.concat(parts, ignore_index=True)
-    found = rows[rows["likely"] != rows["label"]]
+    found = pd.concat(parts, ignore_index=True)
     least = found.groupby("group")["p_label"].transform("min")
     return found.assign(least=least).sort_values(["least", "group", "p_label", "path"]).drop(columns="least")
 

@@ -122,9 +122,10 @@ def run_final_evaluation(
             score_dataset(images, part[:, 0], class_names, decision) for images, part in found
         ]
         held_out = read_folds(config, folder, manifest)
+        unseen = [held_out] if held_out else scored[:2]  # images that the models which predicted them had not seen
         for item in [*scored, *([held_out] if held_out else [])]:
             write_scored_dataset(item, storage.join(folder, "evaluation", item.images.name), config.image_size)
-        suspects = find_suspects([held_out] if held_out else scored[:2], class_names)
+        suspects = find_suspects(unseen, class_names)
         storage.write_bytes(storage.join(folder, SUSPECTS_FILE), suspects_csv(suspects))
         shown = [build_set_report(test, None, config.image_size, explainer)]
         shown += [build_set_report(extra, test, config.image_size, explainer) for extra in extras]
@@ -161,7 +162,7 @@ def run_final_evaluation(
         validation=validation.evaluation,
         sets=shown,
         held_out=held_out.evaluation if held_out else None,
-        suspects=load_suspects([held_out] if held_out else scored[:2], suspects),
+        suspects=load_suspects(unseen, suspects),
         num_suspects=len(suspects),
         data=build_dataset_report(quarantine.manifest),
         config_yaml=to_yaml(config),
