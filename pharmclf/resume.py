@@ -191,7 +191,7 @@ def check_data_location(
 
 
 def evaluate_further_datasets(config: RunConfig, folder: str, record: RunRecord, say: Say) -> bool:
-    """Evaluate a complete run on the data sets of `eval_data` that are new to it, and write its report again.
+    """Evaluate a complete run on the sets of `eval_data` and `unknown` that are new to it, and write its report again.
 
     Args:
         config: with the requested data sets; those of the run are kept.
@@ -224,10 +224,12 @@ def evaluate_further_datasets(config: RunConfig, folder: str, record: RunRecord,
         storage=config.storage,
         max_invalid=config.max_invalid,
         eval_data=tuple(f"{name}={at}" for name, at in (recorded.eval_locations | config.eval_locations).items()),
+        unknown=tuple(f"{name}={at}" for name, at in (recorded.unknown_locations | config.unknown_locations).items()),
     )
     with run_lock(folder):
         rerun_final_evaluation(evaluated, folder, manifest, checkpoints[-1].state, result, record, say)
-        record.config = to_record(dataclasses.replace(recorded, eval_data=evaluated.eval_data))
+        tested = dataclasses.replace(recorded, eval_data=evaluated.eval_data, unknown=evaluated.unknown)
+        record.config = to_record(tested)
         record.write(folder)
     return True
 

@@ -42,6 +42,7 @@ SHAPED: dict[str, st.SearchStrategy[Any]] = {
     "feature_cache": st.sampled_from(["auto", "never"]),  # always goes with some values of augment.views only
     "target_error": st.sampled_from(["0.1 %", "1%", "0.05"]),
     "eval_data": st.sampled_from([(), ("shifted=/a/b",), ("x.1=s3://b/p", "y=c d")]),
+    "unknown": st.sampled_from([(), ("other=/a/b",), ("u.1=s3://b/p", "v=c d")]),
     "mlflow": st.sampled_from(["", "http://127.0.0.1:5000", "databricks"]),
     **{f"phase{number}.image_size": st.just("") for number in (1, 2)},  # one that fits the other fields: test_phases.py
     "head.dense": st.lists(st.integers(1, 4096), max_size=4).map(tuple),
@@ -317,15 +318,15 @@ def test_the_reference_config_is_the_reference_run():
     assert optimizer.class_weights == "off"
 
 
-@pytest.mark.parametrize("field", ["data", "storage", "weights", "eval_data"])
+@pytest.mark.parametrize("field", ["data", "storage", "weights", "eval_data", "unknown"])
 def test_the_address_of_a_web_page_is_no_location(field: str):
     """It is refused before anything is asked of the network; the stores' own schemes are not."""
     for scheme in ("https", "HTTP", "ftp", "hf"):
         location = f"{scheme}://images.invalid/pills.zip"
         with pytest.raises(ConfigError, match=f"{field}: .*{scheme}:// is no folder or bucket. Download and unpack it"):
-            RunConfig(**{field: (f"x={location}",) if field == "eval_data" else location})
+            RunConfig(**{field: (f"x={location}",) if field in ("eval_data", "unknown") else location})
     for location in ("s3://bucket/x", "gs://bucket/x", "az://container/x", "file:///x", "C:/x", "a b"):
-        RunConfig(**{field: (f"x={location}",) if field == "eval_data" else location})
+        RunConfig(**{field: (f"x={location}",) if field in ("eval_data", "unknown") else location})
 
 
 def test_activations_can_always_be_kept_where_pictures_come_back():

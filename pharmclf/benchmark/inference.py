@@ -85,10 +85,10 @@ def _saved_model(config: RunConfig, folder: str) -> str:
 
 def _forward_rate(predictor: Predictor, batch: np.ndarray) -> float:
     """Images/s of the forward pass on images in memory."""
-    predictor.probabilities(batch)
+    predictor.predict(batch)
     began, count = time.perf_counter(), 0
     while count < _MIN_FORWARD_BATCHES * BATCH or time.perf_counter() - began < _MEASURED_S / 3:
-        count += len(predictor.probabilities(batch))
+        count += len(predictor.predict(batch)[0])
     return count / (time.perf_counter() - began)
 
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag without a value and without a `--no-` form, for what is off unless it is given."""
 _FLATTEN = tyro.conf.arg(name="")
-_REPEATABLE = "--eval-data"
+_REPEATABLE = ("--eval-data", "--unknown")
 _LIST_BACKBONES = "--list-backbones"
 
 
@@ -252,7 +252,7 @@ def _modernize(arguments: Sequence[str], switches: Collection[str]) -> list[str]
             modern.append(["--microbatch", *values])
         elif flag == "--backbone" and values == ["list"] and _LIST_BACKBONES in switches:
             modern.append([_LIST_BACKBONES])
-        elif flag == _REPEATABLE and (earlier := next((group for group in modern if group[:1] == [flag]), None)):
+        elif flag in _REPEATABLE and (earlier := next((group for group in modern if group[:1] == [flag]), None)):
             earlier += values
         else:
             modern.append([flag, *values])

@@ -140,8 +140,8 @@ def refuse_auto(microbatch: str, who: str) -> None:
         )
 
 
-def parse_data_sets(texts: Sequence[str]) -> dict[str, str]:
-    """Read NAME=LOCATION entries -> name -> location, in the order given.
+def parse_data_sets(texts: Sequence[str], setting: str = "eval_data") -> dict[str, str]:
+    """Read NAME=LOCATION entries of a setting -> name -> location, in the order given.
 
     Raises:
         ConfigError: an entry without a name or a location, a name that no folder can have or that stands there twice.
@@ -151,12 +151,12 @@ def parse_data_sets(texts: Sequence[str]) -> dict[str, str]:
         name, _, location = text.partition("=")
         if not re.fullmatch(_NAME, name) or not location:
             raise ConfigError(
-                f"eval_data: received {text!r}, expected NAME=DIR or NAME=s3://…, the name of letters, digits, '.', "
+                f"{setting}: received {text!r}, expected NAME=DIR or NAME=s3://…, the name of letters, digits, '.', "
                 "'_' and '-'. It becomes a folder's name"
             )
         if name in found or name in _SPLIT_NAMES:
-            raise ConfigError(f"eval_data: the name {name!r} is taken already. Give each set another name")
-        check_location("eval_data", location)
+            raise ConfigError(f"{setting}: the name {name!r} is taken already. Give each set another name")
+        check_location(setting, location)
         found[name] = location
     return found
 

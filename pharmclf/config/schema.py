@@ -27,7 +27,7 @@ from pharmclf.config.sections import (
     StoppingConfig,
 )
 from pharmclf.core.errors import ConfigError
-from pharmclf.core.units import parse_duration, parse_share
+from pharmclf.core.units import format_examples, parse_duration, parse_share
 
 DEMO = "demo"
 
@@ -123,6 +123,9 @@ class RunConfig:
     """Price of the machines for an hour, in any currency; of a sweep, of the whole cluster. 0: unknown."""
     eval_data: tuple[str, ...] = setting((), affects_result=False, per_head=True)
     """NAME=DIR or NAME=s3://…: images from another source, evaluated besides the test split; may be repeated."""
+    unknown: tuple[str, ...] = setting((), affects_result=False, per_head=True)
+    """NAME=DIR or NAME=s3://…: images of products that the model does not know, of which it should answer none; may be
+    repeated."""
     target_error: str = setting("1%", affects_result=False, per_head=True)
     """Share of wrong answers, at most, among images that the model does not send to manual review, as 1% or 0.01."""
     tensorboard: bool = setting(True, affects_result=False, per_head=True)
@@ -141,7 +144,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("data", "labels", "storage", "weights", "init_from"):
             object.__setattr__(self, name, expand_home(getattr(self, name)))
-        object.__setattr__(self, "eval_data", tuple(map(expand_home, self.eval_data)))
+        for name in ("eval_data", "unknown"):
+            object.__setattr__(self, name, tuple(map(expand_home, getattr(self, name))))
         _check(self)
 
     @property
@@ -166,6 +170,11 @@ class RunConfig:
     def eval_locations(self) -> dict[str, str]:
         """`eval_data` as name -> location."""
         return parse_data_sets(self.eval_data)
+
+    @property
+    def unknown_locations(self) -> dict[str, str]:
+        """`unknown` as name -> location."""
+        return parse_data_sets(self.unknown, "unknown")
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -199,7 +208,10 @@ def _check(config: RunConfig) -> None:
     if not 0 < config.target_error_share < 1:
         text = "expected a share above 0 and below 1. Write it as 1% or 0.01"
         raise ConfigError(f"target_error: received {config.target_error!r}, {text}")
-    parse_data_sets(config.eval_data)
+    twice = parse_data_sets(config.eval_data).keys() & parse_data_sets(config.unknown, "unknown").keys()
+    if twice:
+        names = format_examples(sorted(twice))
+        raise ConfigError(f"unknown: received {names}, which eval_data has too. Give each set another name")
     parse_workers(config.num_workers)
     parse_microbatch(config.microbatch)
     parse_duration(config.node_timeout, "node_timeout", plain_seconds=True)

@@ -119,11 +119,11 @@ def _list_folders(data: str, root: str, reading: LayoutOptions) -> DatasetListin
     layout = parse_folders(data, counts, reading) if counts else FolderLayout({}, {}, [])
     items, loose = [], 0
     for path, entry in paths:
-        label = layout.labels.get(folders[path], "")
+        label = layout.labels.get(folders[path], "" if folders[path] else reading.loose_label)
         if not label:
             loose += 1
             continue
-        split = layout.splits[folders[path]]
+        split = layout.splits.get(folders[path], "")
         stat = (entry.size_bytes, entry.mtime_ns)
         items.append(ImageEntry(entry.location, path, label, *stat, split=split, status=entry.unreadable))
     notes = [*files.notes, *([f"files not read, images outside any class folder: {loose}"] if loose else [])]

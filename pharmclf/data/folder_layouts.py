@@ -48,6 +48,8 @@ class LayoutOptions:
     """The storage of runs, which is not listed; "": none."""
     classes: tuple[str, ...] = ()
     """Classes of a model: the innermost folder with such a name is the label. Empty: unknown."""
+    loose_label: str = ""
+    """Label of images in no folder; "": they are not read."""
 
 
 DEFAULT_LAYOUT_OPTIONS = LayoutOptions()

@@ -64,10 +64,12 @@ def check_storage(config: RunConfig) -> None:
         check_destination("--storage", storage.absolute(config.storage))
     with storage.errors_as_config_errors(config.storage):
         storage.list_folders(storage.absolute(config.storage))
-    for name, location in config.eval_locations.items():
+    sets = {f"--eval-data {name}": location for name, location in config.eval_locations.items()}
+    sets |= {f"--unknown {name}": location for name, location in config.unknown_locations.items()}
+    for flag, location in sets.items():
         if not storage.exists(location):
             word = storage.place_word(location)
-            raise ConfigError(f"--eval-data {name}={location}: nothing there. Give a readable {word} or list")
+            raise ConfigError(f"{flag}={location}: nothing there. Give a readable {word} or list")
 
 
 def split_manifest(config: RunConfig, folder: str, progress: ProgressCallback | None = None) -> Manifest:

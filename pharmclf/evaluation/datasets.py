@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pharmclf import storage
 from pharmclf.config import RunConfig
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.units import format_count
-from pharmclf.data.folder_layouts import LayoutOptions
+from pharmclf.data.folder_layouts import LayoutOptions, label_key
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.leakage import find_leaked_images
 from pharmclf.data.manifest import Manifest
@@ -115,21 +117,13 @@ def external_dataset(
     Raises:
         ConfigError: no image to score.
     """
-    try:
-        reading = LayoutOptions(keep_splits=False, results=cache.rpartition("/")[0], classes=tuple(class_names))
-        manifest = cached_manifest(
-            location, cache, max_invalid_share=max_invalid_share, progress=progress, min_classes=1, reading=reading
-        )
+    with _named(name):
+        reading = LayoutOptions(keep_splits=False, results=storage.parent(cache), classes=tuple(class_names))
+        manifest = _read_manifest(location, cache, max_invalid_share, progress, reading, white_level)
         match = align_labels(Counter(manifest.ok["label"].tolist()), class_names)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {str(error).removeprefix('--data ')}") from error
-    if manifest.white_level <= white_level < MAX_VALUE:
-        manifest = replace(manifest, white_level=white_level)
     usable = manifest.ok[manifest.ok["label"].isin(set(class_names))]
     rows = usable.index.to_numpy(np.int64)
     notes = [*manifest.notes, *match.notes()]
-    if len(manifest.quarantined):
-        notes.append(f"left out, because they cannot be read: {format_count(len(manifest.quarantined), 'image')}")
     if known is not None:
         seen = np.intersect1d(find_leaked_images(manifest, known, ("train", "validation")), rows)
         if len(seen):
@@ -138,6 +132,86 @@ def external_dataset(
     if not len(rows):
         raise ConfigError(f"{name}: {location}: no image is left to test on ({'; '.join(notes)}). Give other images")
     return EvalDataset(name=name, source=location, manifest=manifest, rows=rows, notes=tuple(notes))
+
+
+def unknown_dataset(
+    name: str,
+    location: str,
+    class_names: Sequence[str],
+    *,
+    cache: str,
+    max_invalid_share: float = 1.0,
+    white_level: int = MAX_VALUE,
+    progress: ProgressCallback | None = None,
+) -> EvalDataset:
+    """Load images of products that a model does not know, in a folder for each product or in none.
+
+    Args:
+        class_names: the model's classes; their images are left out.
+        location, cache, max_invalid_share, white_level, progress: as `external_dataset`.
+
+    Raises:
+        ConfigError: no image of another product.
+    """
+    with _named(name):
+        reading = LayoutOptions(keep_splits=False, results=storage.parent(cache), loose_label=name)
+        manifest = _read_manifest(location, cache, max_invalid_share, progress, reading, white_level)
+    known = manifest.ok["label"].map(label_key).isin(set(map(label_key, class_names)))
+    rows, notes = manifest.ok.index[~known].to_numpy(np.int64), manifest.notes
+    if known.any():
+        notes = [*notes, f"left out, as the model knows their products: {format_count(int(known.sum()), 'image')}"]
+    if not len(rows):
+        raise ConfigError(
+            f"{name}: {location}: no image of an unknown product is left ({'; '.join(notes)}). Give other images"
+        )
+    return EvalDataset(name=name, source=location, manifest=manifest, rows=rows, notes=tuple(notes))
+
+
+def unknown_datasets(config: RunConfig, manifest: Manifest) -> list[EvalDataset]:
+    """Load the sets of `unknown`.
+
+    Raises:
+        ConfigError: one of them has no image of an unknown product.
+    """
+    return [
+        unknown_dataset(
+            name,
+            location,
+            manifest.class_names,
+            cache=manifest_cache(config.storage),
+            max_invalid_share=config.max_invalid_share,
+            white_level=manifest.white_level,
+        )
+        for name, location in config.unknown_locations.items()
+    ]
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Name the set in an error of the block."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {str(error).removeprefix('--data ')}") from error
+
+
+def _read_manifest(
+    location: str,
+    cache: str,
+    max_invalid_share: float,
+    progress: ProgressCallback | None,
+    reading: LayoutOptions,
+    white_level: int,
+) -> Manifest:
+    """The images of a set; its notes say how many cannot be read."""
+    manifest = cached_manifest(
+        location, cache, max_invalid_share=max_invalid_share, progress=progress, min_classes=1, reading=reading
+    )
+    if manifest.white_level <= white_level < MAX_VALUE:
+        manifest = replace(manifest, white_level=white_level)
+    bad = len(manifest.quarantined)
+    lost = [f"left out, because they cannot be read: {format_count(bad, 'image')}"] if bad else []
+    return replace(manifest, notes=[*manifest.notes, *lost])
 
 
 def external_datasets(

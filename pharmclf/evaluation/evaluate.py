@@ -2,7 +2,8 @@
 
 The table has one row per image: `row` (int64, row of the manifest), `path`, `label` (true class, text), `predicted`
 (text) and `confidence` (probability of the predicted class, 0..1, float64). With a decision the confidence is that
-after temperature scaling, and `abstain` (bool) marks the images that are left to a human. Probabilities of all classes
+after temperature scaling, and `abstain` (bool) marks the images that are left to a human; with a strangeness there are
+also `strangeness` (float64) and `unknown` (bool). Probabilities of all classes
 are a separate array, (images, classes) float32 in the table's order, as the model gives them: a list column would be
 slow and large in memory.
 """
@@ -26,6 +27,8 @@ COLUMNS = ("row", "path", "label", "predicted", "confidence")
 """The columns of every table of predictions."""
 ABSTAIN = "abstain"
 """The additional column of a table with a decision."""
+STRANGENESS, UNKNOWN = "strangeness", "unknown"
+"""The additional columns of a table with a strangeness."""
 _TOP_K = (3, 5)
 
 
@@ -36,6 +39,7 @@ def predictions_table(
     probabilities: np.ndarray,
     class_names: Sequence[str],
     decision: AbstentionPolicy | None = None,
+    strangeness: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Build the table of predictions, in the order of the arguments.
 
@@ -46,6 +50,7 @@ def predictions_table(
         probabilities: (n, classes), as the model gives them.
         class_names: in the order of the model's outputs.
         decision: the model's temperature and threshold, if it has them.
+        strangeness: (n,) scores, where the decision has a limit for them.
 
     Raises:
         ValueError: probabilities that do not fit the rows or the classes.
@@ -67,7 +72,9 @@ def predictions_table(
             "confidence": confidence,
         }
     )
-    return table.assign(**{ABSTAIN: ~decision.accepts(confidence)}) if decision else table
+    if decision and strangeness is not None:
+        table = table.assign(**{STRANGENESS: strangeness, UNKNOWN: decision.is_unknown(strangeness)})
+    return table.assign(**{ABSTAIN: ~decision.accepts(confidence, strangeness)}) if decision else table
 
 
 def evaluate(
@@ -106,6 +113,8 @@ def evaluate(
         _check_temperature(probabilities, confidence, decision)
     codes = pd.factorize(np.asarray(groups))[0]
     correct = truth == predicted
+    unknown = predictions[UNKNOWN].to_numpy(bool) if UNKNOWN in predictions else None
+    given = confidence if unknown is None else np.where(unknown, -1.0, confidence)  # as `fit_policy`
     draws: dict[str, Any] = {"groups": codes, "resamples": resamples, "seed": seed}
     raw = probabilities.max(axis=1).astype(np.float64) if decision and probabilities is not None else None
     return EvaluationResult(
@@ -118,7 +127,8 @@ def evaluate(
         raw_calibration_error=_calibration(raw, correct, **draws) if raw is not None else None,
         reliability=metrics.reliability(confidence, correct, codes),
         risk_coverage=metrics.risk_coverage(confidence, correct),
-        answered=metrics.operating_point(confidence, correct, codes, decision.threshold) if decision else None,
+        answered=metrics.operating_point(given, correct, codes, decision.threshold) if decision else None,
+        unknown=metrics.proportion(unknown, codes) if unknown is not None else None,
         sets=_score_sets(probabilities, decision, truth, codes),
         classes=tuple(_class_results(truth, predicted, names, codes)),
         cells=metrics.confusion_counts(truth, predicted, len(names)),

@@ -22,6 +22,8 @@ MORE_OFTEN_THAN_NOT = 0.5
 """Below this accuracy, beyond chance, a proposal costs the person who checks it more than it saves."""
 WEAK = 0.9
 """Below this accuracy, beyond chance, more than one proposal in ten must be corrected."""
+MAX_UNKNOWN_ANSWERED = 0.05
+"""If more images of unknown products are answered, beyond chance, answers cannot be used where such products occur."""
 MIN_TRAIN_IMAGES = 20
 """With fewer training images of a class, each halving costs eight points of accuracy or more. Measured on pills10-A, a
 linear classifier on features of EfficientNet-Lite0: 3 of a class 0.31, 5 0.41, 10 0.51, 20 0.59, 40 0.64, 140 0.70."""
@@ -40,6 +42,8 @@ class Evidence:
     validation: EvaluationResult | None = None
     elsewhere: Mapping[str, EvaluationResult] = field(default_factory=dict)
     """Name of a set from another source -> its scores."""
+    unknown: Mapping[str, Estimate] = field(default_factory=dict)
+    """Name of a set of unknown products -> the share of its images that is answered."""
     train_images: Mapping[str, int] = field(default_factory=dict)
     """Class -> its training images."""
     history: Sequence[EpochRecord] = ()
@@ -62,6 +66,7 @@ def judge(evidence: Evidence) -> Verdict:
             *_accuracy(evidence.test.accuracy),
             *_threshold(evidence.decision, evidence.test),
             *_other_sets(evidence),
+            *_unknown_products(evidence.unknown),
             *_look_alikes(evidence.test),
             *_few_test_images(evidence.test),
         ]
@@ -224,6 +229,14 @@ def _other_sets(evidence: Evidence) -> Iterator[Reason]:
                 text=f"It does worse on {name}: {_with_interval(scores.accuracy)} of its images are right{wrong}.",
                 remedy="Add photos from there to the training images.",
             )
+
+
+def _unknown_products(answered: Mapping[str, Estimate]) -> Iterator[Reason]:
+    for name, share in answered.items():
+        if share.low > MAX_UNKNOWN_ANSWERED:
+            text = f"It answers {_with_interval(share)} of the images of {name}, products that it does not know."
+            remedy = "Have a person check every answer where such products occur, or train with them as classes."
+            yield Reason(code=ReasonCode.ANSWERS_UNKNOWN, level=Level.REVIEW, text=text, remedy=remedy)
 
 
 def _excess_error(decision: AbstentionPolicy | None, scores: EvaluationResult) -> Estimate | None:

@@ -45,6 +45,8 @@ class Predictions(NamedTuple):
     """(n,) text: why an image cannot be used, so that its probabilities mean nothing, or ""."""
     crops: np.ndarray
     """(n, 3) the part of each image that was looked at, as `ImageSet.crops`."""
+    features: tuple[np.ndarray, ...]
+    """(n, channels) float16 of the first model, for each of its `feature_outputs`."""
 
 
 def predict(
@@ -55,6 +57,7 @@ def predict(
     *,
     actors: int,
     gpus: bool = True,
+    with_features: bool = False,
     check: Callable[[], None] = lambda: None,
     explainer: Explainer | None = None,
 ) -> Predictions:
@@ -67,6 +70,7 @@ def predict(
         locator_size: as in `PredictSpec`.
         actors: Ray actors that predict; 0: this process.
         gpus: whether available GPUs may be used.
+        with_features: whether the features are given.
         check: called before each block; an exception that it raises ends the prediction.
         explainer: of the first model; takes it where this process has loaded it.
 
@@ -75,20 +79,22 @@ def predict(
         PermissionError, StorageUnavailableError: the storage cannot be read at all.
     """
     what = PredictSpec(models=tuple(models), image_size=image_size, locator_size=locator_size, actors=actors, gpus=gpus)
-    probabilities, bad, crops, done = [], [], [], 0
+    what = dataclasses.replace(what, with_features=with_features)
+    parts: list[tuple[np.ndarray, ...]] = []
+    done = 0
     report = image_progress("predicting")
     with show_activity("loading the model", LOAD_MODEL_S) as loading:
         predictor = None if actors else Predictor(what)
         for block in predict_stream(what, images, predictor):
             loading.begin("")
             check()
-            probabilities.append(block["probabilities"])
-            bad.append(block["bad"])
-            crops.append(block["crop"])
-            report(done := done + len(bad[-1]), len(images))
+            features = sorted(name for name in block if name.startswith("features"))
+            parts.append(tuple(block[name] for name in ("probabilities", "bad", "crop", *features)))
+            report(done := done + len(block["bad"]), len(images))
     if explainer and predictor:
         explainer.use(predictor.models[0])
-    return Predictions(np.concatenate(probabilities), np.concatenate(bad), np.concatenate(crops))
+    probabilities, bad, crops, *rest = map(np.concatenate, zip(*parts, strict=True))
+    return Predictions(probabilities, bad, crops, tuple(rest))
 
 
 def predict_stream(

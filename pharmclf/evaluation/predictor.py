@@ -28,12 +28,16 @@ Block = dict[str, np.ndarray]
 """Columns of consecutive images."""
 
 
-def all_probabilities(probabilities: np.ndarray) -> Block:
-    """The column `probabilities`: (n, models, classes) float32."""
-    return {"probabilities": probabilities}
+Features = Sequence[np.ndarray]
+"""(n, channels) float16 of n images, for each tensor of `feature_outputs`."""
 
 
-def place_of_product(places: np.ndarray) -> Block:
+def all_outputs(probabilities: np.ndarray, features: Features) -> Block:
+    """The columns `probabilities`, (n, models, classes) float32, and `features0`, `features1` …, as `Features`."""
+    return {"probabilities": probabilities} | {f"features{place}": part for place, part in enumerate(features)}
+
+
+def place_of_product(places: np.ndarray, _: Features) -> Block:
     """The column `found`: (n, 1, 3) places -> (n, 3)."""
     return {"found": places[:, 0]}
 
@@ -50,10 +54,13 @@ class PredictSpec:
     """Side of the images in which the first one looks for the product, pixels; 0: they look at whole images."""
     locates: bool = False
     """Give the place of the product, (n, 1, 3) of `Crop`, and no probabilities."""
+    with_features: bool = False
+    """Give the features of the first model too, where it has `feature_outputs`."""
     read: Callable[[ImageSet, int], Block] = load_block
     """Reads images as `load_block` does: columns `image`, `bad` and `error`, and any others to pass on."""
-    columns: Callable[[np.ndarray], Block] = all_probabilities
-    """Makes the output columns from (n, models, classes) probabilities. Its ConfigError ends the stream."""
+    columns: Callable[[np.ndarray, Features], Block] = all_outputs
+    """Makes the output columns from (n, models, classes) probabilities and the features. Its ConfigError ends the
+    stream."""
     actors: int = 0
     """Ray actors that predict; 0: this process."""
     gpus: bool = True
@@ -63,7 +70,7 @@ class PredictSpec:
     def finder(self) -> PredictSpec:
         """What finds the product in each image, as the column `found` (n, 3) of `ImageSet.crops`."""
         one = dataclasses.replace(self, models=self.models[:1], locates=True, columns=place_of_product)
-        return dataclasses.replace(one, image_size=self.locator_size, locator_size=0)
+        return dataclasses.replace(one, image_size=self.locator_size, locator_size=0, with_features=False)
 
 
 class Predictor:
@@ -85,7 +92,10 @@ class Predictor:
         self._forwards: list[Callable[[np.ndarray], Any]] = []
         try:
             self.models = self.models or [_load_model(location) for location in what.models]
-            self._forwards = [_trace_forward(model, what) for model in self.models]
+            self._forwards = [
+                _trace_forward(model, what, features=what.with_features and not place)
+                for place, model in enumerate(self.models)
+            ]
         except (ConfigError, OSError) as error:
             self._error = encode_error(error)
 
@@ -106,20 +116,23 @@ class Predictor:
         others = {name: column for name, column in block.items() if name != "image"}
         if not self._error:
             try:
-                return others | self._what.columns(self.probabilities(block["image"]))
+                return others | self._what.columns(*self.predict(block["image"]))
             except ConfigError as error:
                 self._error = encode_error(error)
         return others | {"error": np.full(len(block["image"]), self._error)}
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Predict images: (n, S, S, 3) uint8 -> (n, models, classes) float32."""
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Predict images: (n, S, S, 3) uint8 -> (n, models, classes) float32, and their features."""
         count = len(images)
         padding = -count % BATCH
         if padding:
             images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
         batches = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
         outputs = [[forward(batch) for forward in self._forwards] for batch in batches]  # queued on a GPU
-        return np.concatenate([np.stack([output.numpy() for output in row], axis=1) for row in outputs])[:count]
+        probabilities = [np.stack([output[0].numpy() for output in row], axis=1) for row in outputs]
+        # rounded, so that an image is as strange when it is predicted as when the distances were fitted
+        parts = zip(*([part.numpy().astype(np.float16) for part in row[0][1:]] for row in outputs), strict=True)
+        return np.concatenate(probabilities)[:count], [np.concatenate(part)[:count] for part in parts]
 
 
 def _load_model(location: str) -> keras.Model:
@@ -143,16 +156,19 @@ def _load_model(location: str) -> keras.Model:
         ) from error
 
 
-def _trace_forward(model: keras.Model, what: PredictSpec) -> Callable[[np.ndarray], Any]:
-    """The forward pass for a batch of uint8 images, which are cast to float on the device."""
+def _trace_forward(model: keras.Model, what: PredictSpec, *, features: bool) -> Callable[[np.ndarray], list[Any]]:
+    """The forward pass for a batch of uint8 images, which are cast to float on the device: output, then features."""
+    import keras
     import tensorflow as tf
 
     from pharmclf.models.backbones import CLASSIFIER, LOCATOR, inner_model
+    from pharmclf.models.head import feature_outputs
 
     part = inner_model(model, LOCATOR if what.locates else CLASSIFIER)
+    part = keras.Model(part.inputs[0], [part.outputs[0], *(feature_outputs(part) if features else [])])
 
     def forward(images: Any) -> Any:
-        return part(tf.cast(images, tf.float32), training=False)
+        return tf.nest.flatten(part(tf.cast(images, tf.float32), training=False))  # Keras unpacks a list of one
 
     batch = tf.TensorSpec((BATCH, what.image_size, what.image_size, 3), tf.uint8)
     # a concrete function per model: TensorFlow would warn of one function that is traced too often

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pharmclf import storage
 from pharmclf.core.tables import align_columns
 from pharmclf.core.units import format_count
-from pharmclf.evaluation.evaluate import ABSTAIN, COLUMNS
+from pharmclf.evaluation.evaluate import ABSTAIN, COLUMNS, STRANGENESS, UNKNOWN
 from pharmclf.evaluation.metrics import ConfusionCounts, Estimate, OperatingPoint, RiskCoverage
 from pharmclf.evaluation.prediction_sets import SetScores
 from pharmclf.evaluation.results import ClassResult, EvaluationResult, most_confused_pairs
@@ -88,6 +88,8 @@ def report_text(evaluation: EvaluationResult, predictions: pd.DataFrame) -> str:
         lines.append(_line("  before temperature scaling", evaluation.raw_calibration_error))
     if evaluation.answered:
         lines += ["", *_answered_lines(evaluation.answered)]
+    if evaluation.unknown:
+        lines.append(_line("  called unknown", evaluation.unknown))
     if evaluation.sets:
         lines += ["", *_set_lines(evaluation.sets, evaluation.class_names)]
     lines += ["", *_coverage_lines(evaluation.risk_coverage), "", "Most confused pairs (true -> predicted)"]
@@ -155,6 +157,7 @@ def to_dict(evaluation: EvaluationResult) -> dict[str, Any]:
         "reliability": [dataclasses.asdict(part) for part in evaluation.reliability],
         "answered": _as_dict(evaluation.answered),
         "sets": _sets_to_dict(evaluation),
+        "unknown": _as_dict(evaluation.unknown),
         "risk_coverage": {name: points.tolist() for name, points in vars(curve).items()},
         "classes": [dataclasses.asdict(item) for item in evaluation.classes],
         "most_confused_pairs": [dataclasses.asdict(pair) for pair in most_confused_pairs(evaluation)],
@@ -213,14 +216,19 @@ def write_evaluation(
     Returns:
         The three locations.
     """
+    locations = [storage.join(location, name) for name in ("report.txt", "metrics.json")]
+    table = write_predictions(predictions, location, probabilities=probabilities)
+    storage.write_bytes(locations[0], report_text(evaluation, predictions).encode())
+    storage.write_json(locations[1], to_dict(evaluation))
+    return [table, *locations]
+
+
+def write_predictions(predictions: pd.DataFrame, location: str, *, probabilities: np.ndarray | None = None) -> str:
+    """Write predictions.parquet below a folder or prefix -> its location; the arguments are those of the evaluation."""
     order = np.argsort(predictions["row"].to_numpy(), kind="stable")
-    columns = [*COLUMNS, *([ABSTAIN] if ABSTAIN in predictions else [])]
+    columns = [*COLUMNS, *(name for name in (ABSTAIN, STRANGENESS, UNKNOWN) if name in predictions)]
     table = pa.Table.from_pandas(predictions[columns].iloc[order], preserve_index=False)
     sink = pa.BufferOutputStream()
     _write_parquet(table, None if probabilities is None else (probabilities, order), sink)
-    names = ("predictions.parquet", "report.txt", "metrics.json")
-    locations = [storage.join(location, name) for name in names]
-    storage.write_bytes(locations[0], sink.getvalue().to_pybytes())
-    storage.write_bytes(locations[1], report_text(evaluation, predictions).encode())
-    storage.write_json(locations[2], to_dict(evaluation))
-    return locations
+    storage.write_bytes(written := storage.join(location, "predictions.parquet"), sink.getvalue().to_pybytes())
+    return written

@@ -68,6 +68,8 @@ class EvaluationResult:
     """What happens at the threshold of the decision; None without one."""
     sets: SetScores | None = None
     """The prediction sets of the decision; None without them, or without probabilities."""
+    unknown: Estimate | None = None
+    """Share of the images that the decision calls unknown; None where it has no limit for that."""
     classes: tuple[ClassResult, ...]
     cells: ConfusionCounts
     """The confusion matrix; of many classes, most of its cells hold no image."""

@@ -11,9 +11,16 @@ from typing import Any
 
 from pharmclf import storage
 from pharmclf.core.errors import ConfigError
-from pharmclf.core.hashing import sha256_file
+from pharmclf.core.hashing import sha256_bytes, sha256_file
 from pharmclf.data.pixel_depth import MAX_VALUE
-from pharmclf.evaluation.abstention_policy import DECISION_FILE, AbstentionPolicy, read_model_file, read_policy
+from pharmclf.evaluation.abstention_policy import (
+    DECISION_FILE,
+    AbstentionPolicy,
+    UnknownLimit,
+    read_model_file,
+    read_policy,
+)
+from pharmclf.evaluation.strangeness import STRANGENESS_FILE, Strangeness
 from pharmclf.evaluation.verdict import Verdict
 from pharmclf.training.context import MODEL_FILE, PIXELS_FILE
 
@@ -42,6 +49,8 @@ class SavedModel:
     """What its run said of it; None where it has none."""
     locator_size: int = 0
     """Side of the images in which it looks for the product, pixels; 0: it looks at whole images."""
+    strangeness: Strangeness | None = None
+    """How unlike its training images an image is; None where its decision has no limit for that."""
 
     @property
     def input_size(self) -> int:
@@ -97,12 +106,13 @@ def _resolve_model(location: str, flag: str, where: str) -> SavedModel:
     if (expected := _recorded_sha256(folder, name)) not in (None, sha256):
         raise ConfigError(f"{flag} {where}: {model} has sha256 {sha256}, expected {expected}. Fetch or train it again")
     decision, pixels = (storage.join(folder, file) for file in (DECISION_FILE, PIXELS_FILE.rpartition("/")[2]))
+    policy = read_policy(decision) if storage.is_file(decision) else None
     return SavedModel(
         location=model,
         sha256=sha256,
         labels=read_model_file(labels, "a list of the model's labels", _parse_labels),
         image_size=size,
-        decision=read_policy(decision) if storage.is_file(decision) else None,
+        decision=policy,
         run_folder=run_folder,
         white_level=(
             read_model_file(pixels, "a model's white level", lambda record: int(record["white_level"]))
@@ -111,7 +121,21 @@ def _resolve_model(location: str, flag: str, where: str) -> SavedModel:
         ),
         verdict=_read_verdict(folder, run_folder),
         locator_size=locator_size,
+        strangeness=_read_strangeness(folder, policy.unknown) if policy and policy.unknown else None,
     )
+
+
+def _read_strangeness(folder: str, unknown: UnknownLimit) -> Strangeness:
+    """The file that a limit of the decision is for."""
+    location = storage.join(folder, STRANGENESS_FILE)
+    advice = f"{DECISION_FILE} names it. Take both from the model's run again"
+    try:
+        content = storage.read_bytes(location)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{location}: it is missing, and {advice}") from error
+    if (sha256 := sha256_bytes(content)) != unknown.sha256:
+        raise ConfigError(f"{location}: received sha256 {sha256}, expected {unknown.sha256}: {advice}")
+    return Strangeness.from_bytes(content)
 
 
 def _read_verdict(folder: str, run_folder: str | None) -> Verdict | None:

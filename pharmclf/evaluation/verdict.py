@@ -51,6 +51,7 @@ class ReasonCode(StrEnum):
     WEAK = "weak"
     SPLITS_DISAGREE = "splits_disagree"
     WORSE_ELSEWHERE = "worse_elsewhere"
+    ANSWERS_UNKNOWN = "answers_unknown"
     LOOK_ALIKES = "look_alikes"
     NO_THRESHOLD = "no_threshold"
     THRESHOLD_NOT_ASSURED = "threshold_not_assured"

@@ -92,7 +92,7 @@ def predict_shards(
             known = reasons[done : done + len(bad)]
             bad = np.where(known == "", bad, known)
             here = paths.slice(done, len(bad))
-            table = answers.table(here, block["best"], block["confidence"], bad, block["crop"], block.get("possible"))
+            table = answers.table(here, block, bad)
             waiting, done = pa.concat_tables([waiting, table]), done + len(bad)
             progress(done, len(paths))
             while written < len(missing) and len(waiting) >= (size := spans[written][1] - spans[written][0]):
@@ -106,6 +106,7 @@ class PredictionSummary:
 
     num_images: int = 0
     num_abstained: int = 0
+    num_unknown: int = 0
     num_bad: int = 0
     shown: list[str] = field(default_factory=list)
     """The first bad images, with their reasons."""
@@ -116,14 +117,18 @@ class PredictionSummary:
         self.num_images += len(table)
         self.num_bad += len(bad)
         self.num_abstained += pc.sum(table["abstain"]).as_py() or 0
+        self.num_unknown += pc.sum(table["unknown"]).as_py() or 0
         self.shown += [f"{row['path']}: {row['error']}" for row in bad[: _SHOWN - len(self.shown)]]
 
-    def summary_line(self, output: str, threshold: float | None, usual: Estimate | None, say: Say) -> None:
+    def summary_line(
+        self, output: str, threshold: float | None, usual: Estimate | None, unknown: Estimate | None, say: Say
+    ) -> None:
         """Say it, and whether the images look unlike those that the model knows.
 
         Args:
             threshold: least confidence of an answer; None: nothing abstains.
-            usual: share of the validation images that have this confidence; None: unknown.
+            usual: share of the validation images that it answers; None: not known for this threshold.
+            unknown: share of the validation images that it calls unknown; None: it has no limit for that.
         """
         for line in self.shown:
             say(f"bad image: {line}")
@@ -133,13 +138,21 @@ class PredictionSummary:
         if threshold is not None and threshold > 1:
             say(f"all {good:,} images are for a person: the model answers nothing by itself")
         elif threshold is not None:
-            unsure = self.num_abstained - self.num_bad
-            share = unsure / max(good, 1)
-            say(f"{unsure:,} of {good:,} images ({share:.1%}) are below the confidence {threshold:.4f}: for a person")
-            if usual and good and proportion_difference(usual, wilson_interval(good - unsure, good)).high < 0:
+            left = self.num_abstained - self.num_bad
+            share = left / max(good, 1)
+            strangers = f"{self.num_unknown:,} look like no training image, " if unknown else ""
+            unsure = f"{left - self.num_unknown:,} are below the confidence {threshold:.4f}"
+            say(f"{left:,} of {good:,} images ({share:.1%}) are for a person: {strangers}{unsure}")
+            strange = wilson_interval(self.num_unknown, good) if good else None
+            signs = []
+            if usual and good and proportion_difference(usual, wilson_interval(good - left, good)).high < 0:
+                signs.append(f"answers {1 - share:.1%} of these images, and {usual.value:.1%} of its validation images")
+            if unknown and strange and proportion_difference(unknown, strange).low > 0:
+                more = f"calls {strange.value:.1%} of these images unknown, and {unknown.value:.1%} of"
+                signs.append(f"{more} {'those' if signs else 'its validation images'}")
+            if signs:
                 say(
-                    f"warning: the model answers {1 - share:.1%} of these images, and {usual.value:.1%} of its "
-                    "validation images: they look unlike those, so that more of its answers may be wrong. Test it on "
-                    "some that people have named: pharmclf evaluate"
+                    f"warning: the model {'; it '.join(signs)}: they look unlike those, so that more of its answers "
+                    "may be wrong. Test it on some that people have named: pharmclf evaluate"
                 )
         say(Result(f"{format_count(self.num_images, 'image')}, {self.num_bad:,} of them bad; written to {output}"))

@@ -72,7 +72,7 @@ def _build_output(model: SavedModel, threshold: float | None, say: Say) -> TopKO
                 f"note: the model's threshold {threshold:.4f} is a best guess: its validation images could not assure "
                 f"that at most {decision.max_error:.2%} of its answers are wrong"
             )
-    return TopKOutput(labels=model.labels, decision=decision, threshold=threshold)
+    return TopKOutput(labels=model.labels, decision=decision, threshold=threshold, strangeness=model.strangeness)
 
 
 def _build_shards(model: SavedModel, answers: TopKOutput, options: PredictOptions, say: Say) -> OutputShards:
@@ -87,6 +87,7 @@ def _build_shards(model: SavedModel, answers: TopKOutput, options: PredictOption
         "temperature": model.decision.temperature if model.decision else None,
         "threshold": answers.threshold,
         "sets": dataclasses.asdict(model.decision.sets) if model.decision and model.decision.sets else None,
+        "unknown": dataclasses.asdict(model.decision.unknown) if model.decision and model.decision.unknown else None,
         **({} if model.white_level == MAX_VALUE else {"white_level": model.white_level}),
     }
     return OutputShards(output=output, images=images, size=options.part_size, about=about)
@@ -134,6 +135,7 @@ def _predict_and_join(
             models=(model.location,),
             image_size=model.image_size,
             locator_size=model.locator_size,
+            with_features=answers.strangeness is not None,
             read=read_images,
             columns=answers,
             gpus=options.accelerator != "cpu",
@@ -148,5 +150,6 @@ def _predict_and_join(
     parts.join(summary.add)
     decision = model.decision
     usual = decision.coverage if decision and answers.threshold == decision.threshold else None
-    summary.summary_line(parts.output, answers.threshold, usual, say)
+    unknown = decision.unknown.share if decision and decision.unknown else None
+    summary.summary_line(parts.output, answers.threshold, usual, unknown, say)
     return True

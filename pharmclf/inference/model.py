@@ -18,6 +18,7 @@ from pharmclf.data.decoded_image import Crop, InvalidImageError
 from pharmclf.data.image_decoding import prepare_image
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.ray_loader import raise_block_error
+from pharmclf.evaluation.evaluate import STRANGENESS
 from pharmclf.evaluation.predict import predict_stream
 from pharmclf.evaluation.predictor import BATCH, Block, Predictor, PredictSpec
 from pharmclf.evaluation.results import EvaluationResult
@@ -40,11 +41,15 @@ class Answer:
     confidence: float
     """Calibrated probability of the label, 0..1; 0 where the image cannot be used."""
     abstain: bool
-    """A person must look: the confidence is below the threshold, or the image cannot be used."""
+    """A person must look: the confidence is below the threshold, or the image is unknown, or it cannot be used."""
     top: tuple[tuple[str, float], ...]
     """Up to three classes with their calibrated probabilities, the most probable first."""
     possible: tuple[str, ...] = ()
     """The classes that it may be, as `PredictionSets` has them; empty without sets, and for an unusable image."""
+    unknown: bool = False
+    """It looks like no product that the model was trained on, or as no training image shows one."""
+    strangeness: float | None = None
+    """How unlike the training images it is; None where the model has no limit for that, or the image cannot be used."""
     path: str | None = None
     """Location of the image; None where its pixels were given."""
     error: str | None = None
@@ -131,14 +136,18 @@ class Model:
 
     @functools.cached_property
     def _spec(self) -> PredictSpec:
-        output = TopKOutput(labels=self.labels, decision=self.info.decision)
         return PredictSpec(
             models=(self.info.location,),
             image_size=self.info.image_size,
             locator_size=self.info.locator_size,
+            with_features=self.info.strangeness is not None,
             read=read_images,
-            columns=output,
+            columns=self._output,
         )
+
+    @functools.cached_property
+    def _output(self) -> TopKOutput:
+        return TopKOutput(labels=self.labels, decision=self.info.decision, strangeness=self.info.strangeness)
 
     @functools.cached_property
     def _predictor(self) -> Predictor:
@@ -174,16 +183,23 @@ class Model:
     def _answers(self, block: Block, threshold: float | None, locations: Iterator[str | None]) -> Iterator[Answer]:
         least = self.threshold if threshold is None else threshold
         sets = block.get("possible", np.zeros((len(block["bad"]), 0), bool))
-        for best, confidence, bad, members in zip(block["best"], block["confidence"], block["bad"], sets, strict=True):
+        strangeness = block.get(STRANGENESS, [None] * len(sets))
+        columns = block["best"], block["confidence"], block["bad"], sets, self._output.is_unknown(block), strangeness
+        for best, confidence, bad, members, unknown, score in zip(*columns, strict=True):
             top = tuple((self.labels[number], float(share)) for number, share in zip(best, confidence, strict=True))
             if bad:
                 yield _no_answer(next(locations), str(bad))
             else:
                 label, share = top[0]
-                abstain = least is not None and share < least
-                possible = tuple(self.labels[number] for number in np.flatnonzero(members))
                 yield Answer(
-                    label=label, confidence=share, abstain=abstain, top=top, possible=possible, path=next(locations)
+                    label=label,
+                    confidence=share,
+                    abstain=bool(unknown) or (least is not None and share < least),
+                    top=top,
+                    possible=tuple(self.labels[number] for number in np.flatnonzero(members)),
+                    unknown=bool(unknown),
+                    strangeness=None if score is None else float(score),
+                    path=next(locations),
                 )
 
 

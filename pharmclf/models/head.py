@@ -10,8 +10,9 @@ import numpy as np
 from keras import layers
 
 from pharmclf.config import HeadConfig
-from pharmclf.core.compat.keras import flatten_layers
+from pharmclf.core.compat.keras import computation_order, flatten_layers
 from pharmclf.core.errors import ConfigError
+from pharmclf.models.backbone_split import split_tensors
 from pharmclf.models.fold_norm import fold_normalization
 
 
@@ -105,3 +106,17 @@ def build_inference_model(backbone: keras.Model, head: keras.Model, name: str = 
     logits = head(backbone.output)
     probabilities = layers.Softmax(dtype="float32", name="probabilities")(logits)
     return fold_normalization(keras.Model(backbone.input, probabilities, name=name))
+
+
+def feature_outputs(classifier: keras.Model) -> list[Any]:
+    """The tensors of a saved model in which images are compared: before its last block, and its pooled features.
+
+    Returns:
+        (batch, channels) each, of length 1 for every image; none for a model that `build_inference_model` did not make.
+    """
+    pooled = [sources[0] for _, operation, sources in computation_order(classifier) if operation.name == "head"]
+    if not pooled:
+        return []
+    before = split_tensors(keras.Model(classifier.inputs[0], pooled[0]))[1]
+    tensors = [before if len(before.shape) == 2 else layers.GlobalAveragePooling2D()(before), pooled[0]]
+    return [layers.UnitNormalization(dtype="float32")(tensor) for tensor in tensors]

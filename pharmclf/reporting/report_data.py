@@ -103,6 +103,25 @@ class EvalSetReport:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class UnknownReport:
+    """Images of products that the model does not know."""
+
+    name: str
+    source: str
+    num_images: int
+    answered: Estimate
+    """Share of them that it answers all the same, 0..1."""
+    unknown: Estimate | None
+    """Share that it calls unknown; None: it has no limit for that."""
+    products: Sequence[tuple[str, int, Estimate]]
+    """(product, images, share answered), the most answered first."""
+    worst: Sequence[PredictedThumbnail] = ()
+    """The answered ones of the highest confidence."""
+    notes: Sequence[str] = ()
+    """Remarks for readers, one line each."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetReport:
     """The data set of a run."""
 
@@ -169,6 +188,8 @@ class ReportData:
 
     sets: Sequence[EvalSetReport]
     """The test split first, then the extra sets; at least one."""
+    unknown: Sequence[UnknownReport] = ()
+    """Sets of images of unknown products."""
     held_out: EvaluationResult | None = None
     """Scores on all images, each predicted by the model of a fold that has not seen it; None: it has no folds."""
     suspects: Sequence[PredictedThumbnail] = ()
@@ -227,6 +248,7 @@ class ReportData:
                 decision=self.decision,
                 validation=self.validation,
                 elsewhere={item.name: item.evaluation for item in self.sets[1:]},
+                unknown={item.name: item.answered for item in self.unknown},
                 train_images={name: train for name, train, _, _ in counts},
                 history=self.history or (),
                 best=self.best,

@@ -17,15 +17,16 @@ from pharmclf.data.decoded_image import Crop
 from pharmclf.data.manifest import Manifest
 from pharmclf.data.prepare import split_counts
 from pharmclf.data.ray_loader import load_images
+from pharmclf.evaluation.datasets import EvalDataset
 from pharmclf.evaluation.evaluate import ABSTAIN
 from pharmclf.evaluation.gradcam import Explainer
 from pharmclf.evaluation.result_files import write_evaluation
 from pharmclf.evaluation.results import accuracy_difference, most_confused_pairs
-from pharmclf.evaluation.scoring import ScoredDataset
+from pharmclf.evaluation.scoring import ScoredDataset, UnknownScores
 from pharmclf.monitoring.cores import usable_cores
 from pharmclf.reporting.figures import png_bytes
 from pharmclf.reporting.image_sample import evenly_spaced_indices, load_thumbnails, load_upright, sample_dataset
-from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, PredictedThumbnail, Prediction
+from pharmclf.reporting.report_data import DatasetReport, EvalSetReport, PredictedThumbnail, Prediction, UnknownReport
 from pharmclf.reporting.run_plots import NUM_SAMPLES, confusion_matrix_figure, sample_predictions_figure
 
 _GROUPS, _PER_GROUP, _QUARANTINED = 4, 4, 50
@@ -113,6 +114,22 @@ def build_set_report(
     )
 
 
+def build_unknown_report(scores: UnknownScores) -> UnknownReport:
+    """The section of a report on images of unknown products."""
+    images, table = scores.images, scores.table
+    worst = table[~table[ABSTAIN]].sort_values(["confidence", "row"], ascending=[False, True]).index[:_WORST]
+    return UnknownReport(
+        name=images.name,
+        source=images.source,
+        num_images=len(table),
+        answered=scores.answered,
+        unknown=scores.unknown,
+        products=scores.products,
+        worst=list(_load_shown(images, table, worst.to_numpy(np.int64), {}).values()),
+        notes=images.notes,
+    )
+
+
 def load_suspects(sets: Sequence[ScoredDataset], suspects: pd.DataFrame) -> list[PredictedThumbnail]:
     """Thumbnails of the first of the images with suspicious labels.
 
@@ -124,7 +141,7 @@ def load_suspects(sets: Sequence[ScoredDataset], suspects: pd.DataFrame) -> list
     images: dict[tuple[str, int], PredictedThumbnail] = {}
     for scored in sets:
         places = first.loc[first["set"] == scored.images.name, "place"].to_numpy(np.int64)
-        found = _load_thumbnails(scored, places, places[:0], 0, None)
+        found = _load_shown(scored.images, scored.table, places, {})
         images |= {(scored.images.name, place): thumbnail for place, thumbnail in found.items()}
     keys = zip(first["set"], first["place"], strict=True)
     return [images[key] for key in keys if key in images]
@@ -133,7 +150,7 @@ def load_suspects(sets: Sequence[ScoredDataset], suspects: pd.DataFrame) -> list
 def _load_thumbnails(
     scored: ScoredDataset, chosen: np.ndarray, explained: np.ndarray, image_size: int, explainer: Explainer | None
 ) -> dict[int, PredictedThumbnail]:
-    """Index in the table -> thumbnail; without files that differ from the manifest."""
+    """Index in the table -> thumbnail, some with heatmaps."""
     files = scored.images.files
     heatmaps: dict[int, np.ndarray] = {}
     if explainer and len(explained):
@@ -142,10 +159,17 @@ def _load_thumbnails(
         maps = explainer.heatmaps(images[bad == ""], scored.probabilities[explained].argmax(axis=1))
         shown = files.select(explained)
         heatmaps = {index: _place_map(maps[n], shown.crop(n)) for n, index in enumerate(explained.tolist())}
-    rows = scored.table.iloc[chosen].to_dict("records")
+    return _load_shown(scored.images, scored.table, chosen, heatmaps)
+
+
+def _load_shown(
+    images: EvalDataset, table: pd.DataFrame, chosen: np.ndarray, heatmaps: Mapping[int, np.ndarray]
+) -> dict[int, PredictedThumbnail]:
+    """Index in the table -> thumbnail; without files that differ from the manifest."""
+    rows = table.iloc[chosen].to_dict("records")
     return {
         index: PredictedThumbnail(image=image, heatmap=heatmaps.get(index), **_prediction(row))
-        for index, image, row in zip(chosen.tolist(), load_upright(files.select(chosen)), rows, strict=True)
+        for index, image, row in zip(chosen.tolist(), load_upright(images.files.select(chosen)), rows, strict=True)
         if image is not None
     }
 

@@ -18,7 +18,7 @@ from pharmclf.evaluation.prediction_sets import SetScores
 from pharmclf.evaluation.results import EvaluationResult
 from pharmclf.evaluation.verdict import Verdict
 from pharmclf.reporting.next_steps import NextStep, TrainedModel, next_steps, report_link, shown_location
-from pharmclf.reporting.report_data import EvalSetReport, ReportData
+from pharmclf.reporting.report_data import EvalSetReport, ReportData, UnknownReport
 from pharmclf.reporting.text_format import phase_name
 
 WIDTH = 80
@@ -69,7 +69,9 @@ def build_result(report: ReportData, mismatch: AccuracyMismatch | None = None) -
         **_score("test_answered_error", answered.error if answered else None),
         **_held_out_result(report.held_out),
         **_set_result(test.sets),
+        **(_score("test_unknown", test.unknown) if test.unknown else {}),
         "extra_tests": [_extra_result(extra) for extra in report.sets[1:]],
+        **({"unknown_tests": [_unknown_result(item) for item in report.unknown]} if report.unknown else {}),
         "val_accuracy_mismatch": vars(mismatch) if mismatch else None,
         "seconds_total": _finite(run.seconds_total),
         **({} if run.price is None else {"price": run.price}),
@@ -102,6 +104,11 @@ def _extra_result(facts: EvalSetReport) -> dict[str, Any]:
     }
 
 
+def _unknown_result(facts: UnknownReport) -> dict[str, Any]:
+    scores = _score("answered", facts.answered) | _score("unknown", facts.unknown)
+    return {"name": facts.name, "source": facts.source, "images": facts.num_images, **scores}
+
+
 def _score(name: str, estimate: Estimate | None) -> dict[str, Any]:
     interval = [estimate.low, estimate.high] if estimate else None
     return {name: estimate.value if estimate else None, f"{name}_interval": interval}
@@ -117,7 +124,7 @@ def summary_text(result: Mapping[str, Any], folder: str, trained: TrainedModel) 
     took = format_duration(result["seconds_total"])
     took += f", price {format_price(result['price'])}" if "price" in result else ""
     head = f"{result['name']}: {result['backbone']}, {result['train_images']:,} training images, {workers}, {took}"
-    extras, folds = result.get("extra_tests") or (), result.get("held_out_images")
+    extras, unknown, folds = (result.get(key) or () for key in ("extra_tests", "unknown_tests", "held_out_images"))
     scores = [
         ["", "images", "score", "95 % interval"],
         _score_row("validation accuracy", result, "val_accuracy", result["val_images"]),
@@ -125,6 +132,7 @@ def summary_text(result: Mapping[str, Any], folder: str, trained: TrainedModel) 
         _score_row("test macro F1", result, "test_macro_f1", result["test_images"]),
         *([_score_row("held-out accuracy", result, "held_out_accuracy", folds)] if folds else []),
         *(_score_row(f"{extra['name']} accuracy", extra, "accuracy", extra["images"]) for extra in extras),
+        *(_score_row(f"{item['name']} answered", item, "answered", item["images"]) for item in unknown),
     ]
     phases = [["", "epochs", "time", "images/s", "validation", "test", "95 % interval"]]
     for phase in result["phases"]:
@@ -180,6 +188,10 @@ def _answers_lines(result: Mapping[str, Any]) -> list[str]:
     if (share := result.get("test_set_coverage")) is not None:
         size = f"{result['test_set_size']:.1f} on average"
         lines += _wrap(f"the classes that an image may be, {size}, hold its true one for {100 * share:.1f} %", "  ")
+    if (share := result.get("test_unknown")) is not None:
+        lines += _wrap(
+            f"it calls {100 * share:.1f} % of the test images unknown: they look like no training image", "  "
+        )
     return lines
 
 

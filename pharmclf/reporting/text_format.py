@@ -155,6 +155,11 @@ def sets_sentence(decision: AbstentionPolicy, scores: SetScores, images: str) ->
     )
 
 
+def unknown_sentence(share: Estimate, images: str) -> str:
+    """The share of images of known products that are called unknown."""
+    return f"Of {images}, all of products that it knows, it calls {format_with_interval(share)} unknown."
+
+
 def class_list(scores: EvaluationResult, numbers: Sequence[int]) -> str:
     """Names of some classes: "Dolmaquin, Eskibor"."""
     return ", ".join(scores.class_names[number] for number in numbers)

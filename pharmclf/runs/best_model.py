@@ -22,6 +22,7 @@ from pharmclf.data.manifest import Manifest
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.data.prepare import MANIFEST_FILE
 from pharmclf.evaluation.abstention_policy import DECISION_FILE
+from pharmclf.evaluation.strangeness import STRANGENESS_FILE
 from pharmclf.evaluation.verdict import Verdict
 from pharmclf.models.devices import configure_devices
 from pharmclf.progress import progress_reporter
@@ -132,7 +133,7 @@ def _copy(run: RunInfo, part: Path) -> None:
             received, expected = sha256_file(copy), checksums[copy.name]
             if received != expected:
                 raise CorruptedRunError(f"{location} has sha256 {received}, expected {expected}")
-        for file in (DECISION_FILE, CARD_FILE):  # where the model was tested
+        for file in (DECISION_FILE, STRANGENESS_FILE, CARD_FILE):  # where the model was tested
             location = storage.join(run.location, "model", file)
             if location in sizes:
                 storage.download(location, part / file)

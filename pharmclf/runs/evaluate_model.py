@@ -77,20 +77,22 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResu
         connect(allow_open=options.allow_unauthenticated_cluster)
     device = device_kind() if workers else "this process"
     with Explainer(model.location, on_ray=workers > 0) as explainer:
-        ((images, probabilities),) = predict_datasets(
+        ((images, probabilities, features),) = predict_datasets(
             [model.location],
             [images],
             model.image_size,
             model.locator_size,
             actors=workers,
             gpus=device == "GPU",
+            with_features=model.strangeness is not None,
             explainer=explainer,
         )
         activity.begin("scoring and drawing", DRAW_S)
         quarantine = Quarantine(images.manifest, max_invalid_share, say)
         quarantine.add(images.lost)
         quarantine.check()
-        scored = score_dataset(images, probabilities[:, 0], model.labels, model.decision)
+        strangeness = model.strangeness(features) if model.strangeness else None
+        scored = score_dataset(images, probabilities[:, 0], model.labels, model.decision, strangeness)
         write_scored_dataset(scored, out, model.image_size)
         set_report = build_set_report(scored, None, model.image_size, explainer)
     config = from_dict(record["config"], source="run.json") if record else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,12 +25,13 @@ from pharmclf.data.prepare import QUARANTINE_FILE
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.evaluation.abstention_policy import DECISION_FILE, fit_policy, write_policy
 from pharmclf.evaluation.accuracy_agreement import accuracy_mismatch, best_accuracy, rounding_tolerance
-from pharmclf.evaluation.datasets import external_datasets, split_dataset
+from pharmclf.evaluation.datasets import external_datasets, split_dataset, unknown_datasets
 from pharmclf.evaluation.evaluate import evaluate, predictions_table
 from pharmclf.evaluation.gradcam import Explainer
 from pharmclf.evaluation.metrics import Estimate
-from pharmclf.evaluation.result_files import console_table
-from pharmclf.evaluation.scoring import ScoredDataset, predict_datasets, score_dataset
+from pharmclf.evaluation.result_files import console_table, write_predictions
+from pharmclf.evaluation.scoring import PredictedDataset, predict_datasets, score_dataset, score_unknown
+from pharmclf.evaluation.strangeness import fit_strangeness, sample_training_rows
 from pharmclf.evaluation.suspects import SUSPECTS_FILE, find_suspects, suspects_csv
 from pharmclf.monitoring import HardwareAlert, NodeSample, read_alerts, read_samples
 from pharmclf.reporting.figures import png_bytes
@@ -42,6 +45,7 @@ from pharmclf.reporting.report_data import PhaseSummary, ReportData, RunSummary
 from pharmclf.reporting.report_inputs import (
     build_dataset_report,
     build_set_report,
+    build_unknown_report,
     describe_machine,
     load_suspects,
     write_scored_dataset,
@@ -93,49 +97,64 @@ def run_final_evaluation(
     models = [storage.join(folder, MODEL_FILE), *(storage.join(folder, phase_model_file(name)) for name in others)]
     sets = [split_dataset(manifest, split, config.data) for split in ("validation", "test")]
     sets += external_datasets(config, manifest)
-    say(f"testing the saved model on {sum(len(images.rows) for images in sets):,} images")
+    sample = dataclasses.replace(split_dataset(manifest, "train", config.data), rows=sample_training_rows(manifest))
+    strangers = unknown_datasets(config, manifest)
+    say(f"testing the saved model on {sum(len(images.rows) for images in [*sets, *strangers]):,} images")
     actors = outcome.workers if actors is None else actors
     with Explainer(models[0], on_ray=actors > 0) as explainer:
         gpus = actors > 0 and outcome.device != "CPU"
-        found = predict_datasets(
-            models,
-            sets,
-            config.image_size,
-            manifest.locator_size,
+        predict = functools.partial(
+            predict_datasets,
+            image_size=config.image_size,
+            locator_size=manifest.locator_size,
             actors=actors,
             gpus=gpus,
             check=check,
-            explainer=explainer,
         )
+        of_sample, *found = predict(models[:1], [sample, *sets, *strangers], with_features=True, explainer=explainer)
+        found, of_strangers = found[: len(sets)], found[len(sets) :]
+        sets = [part.images for part in found]
+        of_others = predict(models[1:], sets[1:2])[0] if others else None
         activity.begin("scoring and drawing", DRAW_S)
-        sets = [images for images, _ in found]
-        for images in sets[:2]:  # the others are of another manifest
+        for images in [of_sample.images, *sets[:2]]:  # the others are of another manifest
             quarantine.add(images.lost)
         quarantine.check()
-        for images in sets[2:]:
+        for images in [*sets[2:], *(part.images for part in of_strangers)]:
             if images.lost:
                 say(f"note: {images.name}: {images.notes[-1]}")
         numbers = _class_numbers(sets[0].labels, class_names)
-        decision = fit_policy(found[0][1][:, 0], numbers, sets[0].groups, config.target_error_share)
-        write_policy(decision, storage.join(folder, "model", DECISION_FILE))
+        classes = _class_numbers(of_sample.images.labels, class_names)
+        strangeness = fit_strangeness(of_sample.features, classes, found[0].features)
+        scores = [strangeness(part.features) if strangeness else None for part in found]
+        decision = fit_policy(
+            found[0].probabilities[:, 0], numbers, sets[0].groups, config.target_error_share, scores[0]
+        )
+        decision = write_policy(decision, storage.join(folder, "model", DECISION_FILE), strangeness)
         validation, test, *extras = scored = [
-            score_dataset(images, part[:, 0], class_names, decision) for images, part in found
+            score_dataset(part.images, part.probabilities[:, 0], class_names, decision, score)
+            for part, score in zip(found, scores, strict=True)
         ]
         held_out = read_folds(config, folder, manifest)
         unseen = [held_out] if held_out else scored[:2]  # images that the models which predicted them had not seen
         for item in [*scored, *([held_out] if held_out else [])]:
             write_scored_dataset(item, storage.join(folder, "evaluation", item.images.name), config.image_size)
+        unknown = [
+            score_unknown(part, class_names, decision, strangeness(part.features) if strangeness else None)
+            for part in of_strangers
+        ]
+        for each in unknown:
+            write_predictions(each.table, storage.join(folder, "evaluation", each.images.name))
         suspects = find_suspects(unseen, class_names)
         storage.write_bytes(storage.join(folder, SUSPECTS_FILE), suspects_csv(suspects))
         shown = [build_set_report(test, None, config.image_size, explainer)]
         shown += [build_set_report(extra, test, config.image_size, explainer) for extra in extras]
     phase_tests = {chosen: test.evaluation.accuracy}
-    for place, name in enumerate(others, start=1):
-        phase_tests[name] = _accuracy(test, found[1][1][:, place], class_names)
+    if of_others:
+        phase_tests |= {name: _accuracy(of_others, place, class_names) for place, name in enumerate(others)}
     history = outcome.history
     mismatch = accuracy_mismatch(
         best_accuracy(history, chosen, outcome.monitors[chosen].best_epoch),
-        found[0][1][:, 0],
+        found[0].probabilities[:, 0],
         numbers,
         lost=len(quarantine.rows & set(manifest.rows("validation").tolist())),
         tie=rounding_tolerance(_number_formats(config, outcome, record, chosen)),
@@ -161,6 +180,7 @@ def run_final_evaluation(
         decision=decision,
         validation=validation.evaluation,
         sets=shown,
+        unknown=[build_unknown_report(each) for each in unknown],
         held_out=held_out.evaluation if held_out else None,
         suspects=load_suspects(unseen, suspects),
         num_suspects=len(suspects),
@@ -189,11 +209,12 @@ def run_final_evaluation(
 
 
 def untested_datasets(config: RunConfig, result: Mapping[str, Any]) -> dict[str, str]:
-    """The sets of `eval_data` that are not in the result.json of a complete run: name -> location."""
-    known = {(each["name"], storage.absolute(each["source"])) for each in result.get("extra_tests") or ()}
+    """The sets of `eval_data` and `unknown` that are not in the result.json of a complete run: name -> location."""
+    tested = [*(result.get("extra_tests") or ()), *(result.get("unknown_tests") or ())]
+    known = {(each["name"], storage.absolute(each["source"])) for each in tested}
     return {
         name: location
-        for name, location in config.eval_locations.items()
+        for name, location in (config.eval_locations | config.unknown_locations).items()
         if (name, storage.absolute(location)) not in known
     }
 
@@ -248,9 +269,9 @@ def _class_numbers(labels: Sequence[str], class_names: Sequence[str]) -> np.ndar
     return np.array([places[label] for label in labels], np.int64)
 
 
-def _accuracy(test: ScoredDataset, probabilities: np.ndarray, class_names: Sequence[str]) -> Estimate:
-    """Of another model on the same images."""
-    images = test.images
+def _accuracy(test: PredictedDataset, model: int, class_names: Sequence[str]) -> Estimate:
+    """Of one of the models that predicted a set."""
+    images, probabilities = test.images, test.probabilities[:, model]
     table = predictions_table(images.rows, images.paths, images.labels, probabilities, class_names)
     return evaluate(table, class_names, groups=images.groups, resamples=1).accuracy
 

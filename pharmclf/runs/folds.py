@@ -67,7 +67,7 @@ def plan_folds(config: RunConfig, folder: str, manifest: Manifest) -> list[Fold]
         given[rows] = TEST
         splits = split_rows(labels, groups, config.seed, config.split.test, config.split.validation, given)
         name = f"{config.run_name}-fold-{number}"
-        own = dataclasses.replace(config, name=name, eval_data=(), skip_checks=True)
+        own = dataclasses.replace(config, name=name, eval_data=(), unknown=(), skip_checks=True)
         place = storage.join(folder, FOLDS, str(number))
         folds.append(Fold(number=number, config=own, folder=place, manifest=manifest.with_splits(splits)))
     return folds

@@ -125,7 +125,7 @@ def _compare_with_plain(
         return None
     tested = split_dataset(manifest, "test", plain.config.data)
     model, size, gpus = storage.join(plain.folder, MODEL_FILE), plain.config.image_size, device_kind() != "CPU"
-    ((images, parts),) = predict_datasets(
+    ((images, parts, _),) = predict_datasets(
         [model], [tested], size, manifest.locator_size, actors=workers, gpus=gpus, check=check
     )
     storage.delete_folder(storage.join(plain.folder, "model"))

@@ -63,7 +63,7 @@ def reopen_complete_sweep(base: RunConfig, folder: str, record: dict[str, Any], 
     """
     check_data_location(base, folder, record["config"], record["fingerprints"]["data"], say)
     winner = storage.join(folder, "trials", str(record["winner_folder"]).rsplit("/", 1)[-1])
-    of_winner = read_record(winner) if base.eval_data else None
+    of_winner = read_record(winner) if base.eval_data or base.unknown else None
     if of_winner is not None and evaluate_further_datasets(base, winner, of_winner, say):
         record["result"] = load_record(storage.join(winner, "result.json"))
         storage.write_json(storage.join(folder, SWEEP_FILE), record)

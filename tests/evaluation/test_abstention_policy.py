@@ -9,7 +9,7 @@ import pytest
 from pharmclf import storage
 from pharmclf.config import ConfigError
 from pharmclf.evaluation import metrics
-from pharmclf.evaluation.abstention_policy import fit_policy, read_policy, write_policy
+from pharmclf.evaluation.abstention_policy import UnknownLimit, fit_policy, read_policy, write_policy
 
 
 def say(count, generator, *, classes=6, temperature=2.0, skill=9.0):
@@ -90,6 +90,9 @@ def test_a_decision_comes_back_as_it_was_written(decision, tmp_path, answers_not
     """Equal to the last bit, from plain JSON with its schema version."""
     if answers_nothing:
         decision = dataclasses.replace(decision, threshold=metrics.REJECT_ALL, error=None, assured=False)
+    else:
+        unknown = UnknownLimit(limit=1 / 3, share=metrics.wilson_interval(3, 70), sha256="ab")
+        decision = dataclasses.replace(decision, unknown=unknown)
     location = str(tmp_path / "model" / "decision.json")
     write_policy(decision, location)
     assert read_policy(location) == decision

@@ -9,7 +9,13 @@ import pytest
 
 from pharmclf.config import ConfigError, RunConfig
 from pharmclf.data.manifest import Manifest
-from pharmclf.evaluation.datasets import external_dataset, external_datasets, split_dataset
+from pharmclf.evaluation.datasets import (
+    external_dataset,
+    external_datasets,
+    split_dataset,
+    unknown_dataset,
+    unknown_datasets,
+)
 
 
 @pytest.fixture
@@ -51,6 +57,35 @@ def test_a_set_from_outside_leaves_out_what_was_trained_on_and_what_is_unknown(
     assert "Unknown" in notes
     apart = external_dataset("x", str(other), names, cache=str(tmp_path / "cache"))
     assert len(apart.rows) == 7
+
+
+def test_a_set_of_unknown_products_leaves_out_those_that_are_known(
+    other: Path, drawn_manifest: Manifest, tmp_path: Path
+):
+    """Also where their folders are written in another case; images in no folder are of the set as a whole."""
+    names = drawn_manifest.class_names
+    known = next(folder for folder in other.iterdir() if folder.name != "Unknown")
+    known.rename(other / known.name.upper())
+    next(iter((other / "Unknown").iterdir())).rename(other / "loose.jpg")
+    images = unknown_dataset("x", str(other), names, cache=str(tmp_path / "cache"))
+    assert sorted(images.labels) == ["Unknown", "x"]
+    assert "left out, as the model knows their products: 7 images" in images.notes
+    flat = unknown_dataset("y", str(other / "Unknown"), names, cache=str(tmp_path / "cache"))
+    assert flat.labels == ["y"]
+
+
+def test_a_set_with_nothing_but_known_products_is_no_set_of_unknown_ones(
+    other: Path, drawn_manifest: Manifest, tmp_path: Path
+):
+    """The set is named, and what was found; a name stands for one set only."""
+    shutil.rmtree(other / "Unknown")
+    config = RunConfig(storage=str(tmp_path / "runs"), unknown=(f"x={other}",))
+    with pytest.raises(ConfigError, match=r"^x: .*no image of an unknown product is left .*knows their products: 7"):
+        unknown_datasets(config, drawn_manifest)
+    with pytest.raises(ConfigError, match="unknown: received x, which eval_data has too"):
+        RunConfig(unknown=(f"x={other}",), eval_data=(f"x={other}",))
+    with pytest.raises(ConfigError, match="unknown: received 'x', expected NAME=DIR"):
+        RunConfig(unknown=("x",))
 
 
 def test_a_set_in_which_nothing_can_be_scored_is_refused(other: Path, drawn_manifest: Manifest, tmp_path: Path):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support.epoch_records import epoch_record
 
 from pharmclf.core.events import EpochRecord
+from pharmclf.evaluation import metrics
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy, fit_policy
 from pharmclf.evaluation.accuracy_agreement import AccuracyMismatch
 from pharmclf.evaluation.evaluate import evaluate, predictions_table
@@ -265,6 +266,14 @@ def test_a_set_of_another_source_where_it_does_worse_is_named() -> None:
     loose = dataclasses.replace(policy(400, 0.01), threshold=0.3)
     fails = {"dim": score(*mistaken(4, 100, 0.03), 4, loose)}  # 12 of 400 answers are wrong
     assert "answers" in only(good(decision=loose, elsewhere=fails), CODES.WORSE_ELSEWHERE, Level.REVIEW).text
+
+
+def test_a_model_that_answers_images_of_unknown_products_is_to_be_reviewed() -> None:
+    """Beyond chance more than one in twenty; of a set of which it answers few, nothing is said."""
+    sets = {"pharmacy": metrics.wilson_interval(40, 200), "drawn": metrics.wilson_interval(12, 200)}
+    reason = only(good(unknown=sets), CODES.ANSWERS_UNKNOWN, Level.REVIEW)
+    assert "pharmacy" in reason.text
+    assert "20" in reason.text
 
 
 def test_look_alikes_are_named_as_a_group() -> None:

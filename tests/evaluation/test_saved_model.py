@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pharmclf.config import ConfigError
-from pharmclf.core.hashing import sha256_file
+from pharmclf.core.hashing import sha256_bytes, sha256_file
+from pharmclf.evaluation.abstention_policy import fit_policy, write_policy
 from pharmclf.evaluation.saved_model import load_model_info
+from pharmclf.evaluation.strangeness import fit_strangeness
 from pharmclf.evaluation.verdict import Level, Reason, ReasonCode, Verdict
 
 
@@ -75,6 +79,28 @@ def test_a_model_that_is_not_what_was_saved_is_refused(run: Path):
 def test_a_damaged_file_next_to_a_model_is_named(run: Path, file: str, text: str):
     (run / file).write_text(text)
     with pytest.raises(ConfigError, match=rf"^{run}/{file}: expected .*\. Take the file from the model's run"):
+        load_model_info(str(run))
+
+
+def test_the_file_that_a_decision_names_must_be_the_one_it_was_made_with(run: Path):
+    """The distances of the training images: missing or changed, they are refused by name."""
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((60, 4)).astype(np.float16)
+    score = fit_strangeness([rows], np.arange(60) % 2, [rows])
+    assert score is not None
+    policy = fit_policy(np.full((60, 2), 0.5), np.arange(60) % 2, np.arange(60), 0.1, score([rows]))
+    assert policy.unknown is not None
+    content, place = score.to_bytes(), run / "model" / "strangeness.npz"
+    unknown = dataclasses.replace(policy.unknown, sha256=sha256_bytes(content))
+    write_policy(dataclasses.replace(policy, unknown=unknown), str(run / "model" / "decision.json"))
+    with pytest.raises(ConfigError, match=r"strangeness\.npz: it is missing.* Take both from the model's run"):
+        load_model_info(str(run))
+    place.write_bytes(content)
+    found = load_model_info(str(run)).strangeness
+    assert found is not None
+    np.testing.assert_array_equal(found([rows]), score([rows]))
+    place.write_bytes(content[:-1])
+    with pytest.raises(ConfigError, match=r"strangeness\.npz: received sha256 \w{64}, expected"):
         load_model_info(str(run))
 
 

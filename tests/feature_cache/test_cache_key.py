@@ -30,6 +30,7 @@ FREE = {  # what comes behind the frozen part, and where and how the run goes on
     "checkpoint_interval_s": 1.0, "num_checkpoints_to_keep": 5, "feature_cache": "never", "max_failures": 2,
     "accelerator": "cpu", "node_timeout": "1m", "step_timeout_s": 9.0,
     "allow_unauthenticated_cluster": True, "skip_checks": True, "monitor_interval_s": 0.0, "eval_data": ["x=y"],
+    "unknown": ["z=y"],
     "target_error": "2%", "time_budget": "1h", "price_per_hour": 1.5,
     "microbatch": "3", "tensorboard": False, "mlflow": "http://127.0.0.1:1", "head.dense": [8], "head.dropout": 0.1,
     "phase1.image_size": "128-224", "phase2.image_size": "128-224",

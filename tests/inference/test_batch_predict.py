@@ -266,7 +266,7 @@ def test_an_image_that_a_run_has_lost_takes_no_other_with_it(
     sums = [sha256_bytes(Path(path).read_bytes()) for path in paths]
     paths, sums = [*paths, str(images / "gone.jpg")], [*sums[:-1], "0" * 64, "0" * 64]
     files = ImageSet(pa.array(paths), pa.array(sums), pa.repeat(65535, len(paths)))
-    found, bad, _ = predict([str(model / "model.keras")], files, SIZE, actors=0)
+    found, bad, *_ = predict([str(model / "model.keras")], files, SIZE, actors=0)
     reasons = {Path(path).name: str(reason) for path, reason in zip(paths, bad, strict=True) if reason}
     changed = Path(paths[-2]).name
     assert reasons == {

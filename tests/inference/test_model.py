@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -10,9 +12,14 @@ import pytest
 from PIL import Image
 from support.small_model import save_small_model
 
-from pharmclf.config import ConfigError
+from pharmclf.config import ConfigError, HeadConfig
+from pharmclf.core.hashing import sha256_bytes
 from pharmclf.data.demo import MARKER
 from pharmclf.data.image_decoding import decode
+from pharmclf.data.image_set import ImageSet
+from pharmclf.evaluation.abstention_policy import fit_policy, write_policy
+from pharmclf.evaluation.predict import predict
+from pharmclf.evaluation.strangeness import fit_strangeness
 from pharmclf.inference.job import predict_images
 from pharmclf.inference.model import Answer, Model
 from pharmclf.inference.options import PredictOptions
@@ -59,6 +66,57 @@ def test_files_are_answered_as_the_table_of_predictions_says(model: Model, paths
     np.testing.assert_allclose([answer.confidence for answer in answers], table["confidence"], atol=1e-6)
     assert [answer.top[2][0] for answer in answers] == list(table["label_3"])
     assert [answer.path for answer in answers] == list(table["path"])
+
+
+@pytest.fixture(scope="module")
+def limited(drawn_images: str, paths: list[str], tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model with a limit that was fitted on the drawn images."""
+    from pharmclf.models.backbones import build_backbone
+    from pharmclf.models.head import build_head, build_inference_model
+
+    folder = tmp_path_factory.mktemp("limited")
+    backbone = build_backbone("mobilenet_v3_small", SIZE, "none")
+    head = build_head(HeadConfig(dense=(16,)), 576, len(LABELS), seed=0)
+    build_inference_model(backbone, head).save(folder / "model.keras")
+    (folder / "labels.json").write_text(json.dumps(LABELS))
+    found = predict([str(folder / "model.keras")], ImageSet.of_paths(paths), SIZE, actors=0, with_features=True)
+    classes = np.unique([Path(path).parent.name for path in paths], return_inverse=True)[1]
+    score = fit_strangeness(found.features, classes, found.features)
+    assert score is not None
+    scores = score(found.features)
+    decision = fit_policy(found.probabilities[:, 0], classes, np.arange(len(paths)), 0.01, scores)
+    assert decision.unknown is not None
+    content = score.to_bytes()
+    (folder / "strangeness.npz").write_bytes(content)
+    unknown = dataclasses.replace(decision.unknown, limit=float(scores.max()), sha256=sha256_bytes(content))
+    write_policy(dataclasses.replace(decision, threshold=0.0, unknown=unknown), str(folder / "decision.json"))
+    return Model(folder)
+
+
+def test_an_image_of_no_known_product_is_unknown_and_not_answered(limited: Model, paths: list[str], tmp_path: Path):
+    """By its path, by its pixels, and in the table of predictions; the drawn images are answered."""
+    import pandas as pd
+
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(noise).save(folder / "noise.png")
+    shutil.copy(paths[0], folder / "a.jpg")
+    known, strange = limited.predict(folder)
+    assert (known.unknown, known.abstain, strange.unknown, strange.abstain) == (False, False, True, True)
+    assert known.strangeness is not None
+    assert strange.strangeness is not None
+    assert strange.strangeness > known.strangeness
+    assert limited.predict(noise)[0].strangeness == pytest.approx(strange.strangeness, rel=1e-6)
+    assert limited.predict(folder, threshold=0.0)[1].abstain, "a threshold is for the confidence alone"
+    location = tmp_path / "table.parquet"
+    options = PredictOptions(
+        model=limited.info.location, input=str(folder), output=str(location), num_workers="0", threshold=None
+    )
+    assert predict_images(options, print) == 0
+    table = pd.read_parquet(location)
+    assert (list(table["unknown"]), list(table["abstain"])) == ([False, True], [False, True])
+    np.testing.assert_allclose(table["strangeness"], [known.strangeness, strange.strangeness], rtol=1e-6)
 
 
 def test_a_path_its_pixels_and_its_pillow_image_get_one_answer(model: Model, paths: list[str], tmp_path: Path):

@@ -52,7 +52,7 @@ def rows(paths: pa.Array, seed: int = 0) -> pa.Table:
     probabilities = generator.dirichlet(np.ones(4), size=len(paths))[:, None].astype(np.float32)
     answers = TopKOutput(labels=tuple("abcd"), threshold=0.5)
     bad = np.array(['truncated, "quoted"' if place == 2 else "" for place in range(len(paths))])
-    return answers.table(paths, **answers(probabilities), bad=bad, crops=np.full((len(bad), 3), np.nan))
+    return answers.table(paths, answers(probabilities) | {"crop": np.full((len(bad), 3), np.nan)}, bad)
 
 
 def write_all(whole: OutputShards) -> None:
@@ -147,7 +147,7 @@ def test_a_row_holds_the_best_classes_in_order(num_classes: int, count: int, see
     bad = np.where(generator.random(count) < 0.3, "empty", "")
     answers = TopKOutput(labels=labels, threshold=0.6)
     whole = np.full((count, 3), np.nan)
-    table = answers.table(pa.array(["p"] * count), **answers(probabilities[:, None]), bad=bad, crops=whole)
+    table = answers.table(pa.array(["p"] * count), answers(probabilities[:, None]) | {"crop": whole}, bad)
     assert table.schema == SCHEMA
     for row, given_row, reason in zip(table.to_pylist(), probabilities, bad, strict=True):
         assert row["error"] == (reason or None)
@@ -172,16 +172,17 @@ def test_without_a_threshold_nothing_is_said_of_abstaining():
     """The column is null, also for a bad image."""
     answers = TopKOutput(labels=("a", "b"))
     bad, whole = np.array(["", "empty"]), np.full((2, 3), np.nan)
-    table = answers.table(pa.array(["p", "q"]), **answers(np.full((2, 1, 2), 0.5)), bad=bad, crops=whole)
+    table = answers.table(pa.array(["p", "q"]), answers(np.full((2, 1, 2), 0.5)) | {"crop": whole}, bad)
     assert table["abstain"].to_pylist() == [None, None]
+    assert table["unknown"].to_pylist() == table["strangeness"].to_pylist() == [None, None]
 
 
 def test_a_row_says_where_the_model_looked():
     """Null where it looked at all of an image."""
     crops = np.array([[0.25, 0.5, 0.375], [np.nan] * 3])
     answers = TopKOutput(labels=("a", "b"))
-    found = answers(np.full((2, 1, 2), 0.5))
-    table = answers.table(pa.array(["p", "q"]), **found, bad=np.array(["", ""]), crops=crops)
+    found = answers(np.full((2, 1, 2), 0.5)) | {"crop": crops}
+    table = answers.table(pa.array(["p", "q"]), found, np.array(["", ""]))
     columns = [table[f"crop_{name}"].to_pylist() for name in ("left", "top", "side")]
     assert columns == [[0.25, None], [0.5, None], [0.375, None]]
 
@@ -439,11 +440,11 @@ def test_a_model_that_may_not_answer_is_described_in_words(tmp_path: Path):
     ]
     said.clear()
     PredictionSummary(num_images=1234, num_abstained=1234, num_bad=4).summary_line(
-        "out.csv", REJECT_ALL, None, said.append
+        "out.csv", REJECT_ALL, None, None, said.append
     )
-    PredictionSummary(num_images=10, num_abstained=4, num_bad=1).summary_line("out.csv", 0.75, None, said.append)
+    PredictionSummary(num_images=10, num_abstained=4, num_bad=1).summary_line("out.csv", 0.75, None, None, said.append)
     assert said[1] == "all 1,230 images are for a person: the model answers nothing by itself"
-    assert said[4] == "3 of 9 images (33.3%) are below the confidence 0.7500: for a person"
+    assert said[4] == "3 of 9 images (33.3%) are for a person: 3 are below the confidence 0.7500"
 
 
 @pytest.mark.parametrize(("abstained", "warned"), [(500, True), (150, True), (115, False), (0, False)])
@@ -451,5 +452,17 @@ def test_images_that_are_answered_less_often_than_the_validation_images_are_doub
     """Of 320 validation images it answers nine in ten."""
     said: list[str] = []
     summary = PredictionSummary(num_images=1010, num_abstained=abstained + 10, num_bad=10)
-    summary.summary_line("out.csv", 0.75, wilson_interval(288, 320), said.append)
+    summary.summary_line("out.csv", 0.75, wilson_interval(288, 320), None, said.append)
     assert any(line.startswith("warning: the model answers") for line in said) == warned
+
+
+@pytest.mark.parametrize(("unknown", "warned"), [(200, True), (60, False)])
+def test_images_that_are_unknown_more_often_than_the_validation_images_are_doubted(unknown: int, warned: bool):
+    """Of 320 validation images it calls 16 unknown; both numbers are said."""
+    said: list[str] = []
+    summary = PredictionSummary(num_images=1010, num_abstained=310, num_bad=10, num_unknown=unknown)
+    summary.summary_line("out.csv", 0.75, None, wilson_interval(16, 320), said.append)
+    reasons = f"{unknown} look like no training image, {300 - unknown} are below the confidence 0.7500"
+    assert f"300 of 1,000 images (30.0%) are for a person: {reasons}" in said
+    warning = "warning: the model calls 20.0% of these images unknown, and 5.0% of those: they look unlike those"
+    assert any(line.startswith(warning.replace("those:", "its validation images:")) for line in said) == warned

@@ -95,6 +95,7 @@ def test_a_complete_run_is_tested_on_a_further_set(trained: TrainedRuns, tmp_pat
         assert all(word in ended.stdout for word in [*words, "is complete already"])
         assert ("it is tested on" in ended.stdout) == bool(words)
     after = json.loads((folder / "result.json").read_text())
+    assert [item["images"] for item in after["unknown_tests"]] == [5]
     lamp, day, night = after.pop("extra_tests")
     assert [lamp, day] == before.pop("extra_tests")
     assert (night["name"], night["accuracy"]) == ("night", lamp["accuracy"])
@@ -103,6 +104,25 @@ def test_a_complete_run_is_tested_on_a_further_set(trained: TrainedRuns, tmp_pat
     assert (folder / "model" / "model.keras").read_bytes() == weights
     assert "night" in (folder / "model" / "README.md").read_text()
     assert "night" in (folder / "report.html").read_text()
+
+
+def test_a_complete_run_is_tested_on_products_that_it_does_not_know(trained: TrainedRuns, tmp_path: Path):
+    """The set is named in the summary, in result.json and the report; its predictions are in the run's folder."""
+    flags = trained.copy(tmp_path / "copy")
+    folder = tmp_path / "copy" / "run"
+    ended = call(*flags, f"--unknown=more={trained.other / 'Unknown'}")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "it is tested on more now" in ended.stdout
+    assert "more answered" in ended.stdout
+    new, more = json.loads((folder / "result.json").read_text())["unknown_tests"]
+    assert (new["name"], more["name"], new["answered"]) == ("new", "more", more["answered"])
+    table = pd.read_parquet(folder / "evaluation" / "more" / "predictions.parquet")
+    assert set(table["label"]) == {"more"}
+    assert (~table["abstain"]).mean() == more["answered"]
+    assert "Unknown products" in (folder / "report.html").read_text()
+    assert json.loads((folder / "run.json").read_text())["config"]["unknown"] == [
+        f"new={trained.other}", f"more={trained.other / 'Unknown'}",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

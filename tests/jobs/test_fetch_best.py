@@ -22,7 +22,7 @@ from pharmclf.data.image_decoding import decode
 from pharmclf.training.checkpoint import read_checkpoint
 
 FILES = ["config.yaml", "labels.json", "metrics.json", "model.keras"]
-OF_A_TESTED_MODEL = sorted([*FILES, "decision.json", "README.md"])
+OF_A_TESTED_MODEL = sorted([*FILES, "decision.json", "strangeness.npz", "README.md"])
 
 
 fetch = partial(call, program="jobs/fetch_best.py")

@@ -152,3 +152,32 @@ def test_a_head_with_other_layers_is_refused_and_left_as_it_was(heads: Any):
         heads.load_head(head, saved, list("abcd"), list("abcd"))
     for one, two in zip(before, head.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v2", "resnet50", "convnext_tiny", "vgg16"])
+def test_the_features_of_a_saved_model_are_those_of_its_last_block_and_its_pooling(heads: Any, name: str):
+    """In front of the last block and behind it, of length 1; the folded model gives those of the backbone."""
+    import keras
+
+    from pharmclf.models.backbone_split import split_tensors
+    from pharmclf.models.backbones import build_backbone
+
+    backbone = build_backbone(name, 64, "none")
+    head = heads.build_head(HeadConfig(dense=()), backbone.output.shape[-1], 3, seed=0)
+    model = heads.build_inference_model(backbone, head)
+    outputs = heads.feature_outputs(model)
+    before = split_tensors(backbone)[1]
+    assert [output.shape[-1] for output in outputs] == [before.shape[-1], backbone.output.shape[-1]]
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
+    found = [np.asarray(part) for part in keras.Model(model.inputs[0], outputs)(images)]
+    block, pooled = (np.asarray(part) for part in keras.Model(backbone.inputs[0], [before, backbone.output])(images))
+    for part, expected in zip(found, (block.mean(axis=(1, 2)), pooled), strict=True):
+        np.testing.assert_allclose(np.linalg.norm(part, axis=1), 1.0, rtol=1e-5)
+        np.testing.assert_allclose(part, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=2e-5)
+
+
+def test_a_model_of_another_origin_has_no_features(heads: Any):
+    import keras
+
+    layers = [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
+    assert heads.feature_outputs(keras.Sequential(layers)) == []

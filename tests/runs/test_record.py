@@ -42,5 +42,5 @@ def test_the_settings_that_no_result_depends_on_are_these():
         "accelerator", "num_workers", "max_failures", "node_timeout", "step_timeout_s", "monitor_interval_s",
         "allow_unauthenticated_cluster", "checkpoint_interval_s", "num_checkpoints_to_keep", "feature_cache",
         "feature_cache_dtype", "image_cache",
-        "eval_data", "max_invalid", "target_error", "price_per_hour",
+        "eval_data", "unknown", "max_invalid", "target_error", "price_per_hour",
     }  # fmt: skip

@@ -50,7 +50,7 @@ class TrainedRuns:
 
     def flags(self, storage: Path) -> list[str]:
         """The command line of the run."""
-        extra = [f"--eval-data=lamp={self.other}", "--eval-data", f"day={self.other}"]
+        extra = [f"--eval-data=lamp={self.other}", "--eval-data", f"day={self.other}", f"--unknown=new={self.other}"]
         return [f"--data={self.images}", f"--storage={storage}", *SETTINGS, *extra]
 
     def copy(self, storage: Path) -> list[str]:

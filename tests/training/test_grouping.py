@@ -29,6 +29,7 @@ OWN = {  # in which members of a group may differ
     "num_checkpoints_to_keep": 5,
     "feature_cache": "always", "image_cache": "on", "max_failures": 2, "node_timeout": "1m", "step_timeout_s": 9.0,
     "allow_unauthenticated_cluster": True, "skip_checks": True, "monitor_interval_s": 0.0, "eval_data": ["x=y"],
+    "unknown": ["z=y"],
     "target_error": "2%", "price_per_hour": 1.5,
     "microbatch": "3", "tensorboard": False, "mlflow": "http://127.0.0.1:1", "unfreeze_blocks": 3, "head.dropout": 0.1,
     "phase1.learning_rate": 0.1, "phase1.schedule": "cosine", "phase1.warmup": 0.3,
