@@ -8,13 +8,14 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pharmclf.core.background import BackgroundTask
 from pharmclf.core.errors import ConfigError
+from pharmclf.core.units import format_examples
 from pharmclf.monitoring import Nvml
 from pharmclf.monitoring.cores import usable_cores
 
@@ -22,6 +23,7 @@ Report = dict[str, Any]
 """What a benchmark writes as JSON: `rows`, and what else its function says."""
 RAPL = Path("/sys/class/powercap")
 _POWER_INTERVAL_S = 0.1
+_PARTS = 3
 _UNKNOWN = "—"
 
 
@@ -82,6 +84,35 @@ class RecipeOptions:
             raise ConfigError(f"--seeds: received {self.seeds}, expected 1 or more")
         if not self.ingredients:
             raise ConfigError("--ingredients: received none, expected one or more. Write --ingredients light erase")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnknownOptions:
+    """The comparison of ways to find unknown products."""
+
+    leave_out: tuple[str, ...] = ()
+    """Products that a model does not see, as A,B,C: a model for each entry. Nothing: three models, and each product is
+    left out of one."""
+    near: tuple[str, ...] = ()
+    """Products that look like others, which are reported apart."""
+
+    def parts(self, products: Sequence[str]) -> list[tuple[str, ...]]:
+        """The products that each model does not see.
+
+        Raises:
+            ConfigError: a product that is not there, or fewer than two that a model sees.
+        """
+        found = [tuple(entry.split(",")) for entry in self.leave_out]
+        found = found or [tuple(products[number::_PARTS]) for number in range(_PARTS)]
+        named = {*self.near, *(name for part in found for name in part)}
+        if wrong := sorted(named - set(products)):
+            raise ConfigError(
+                f"--leave-out, --near: received {format_examples(wrong)}, expected products of the data: "
+                f"{format_examples(products)}"
+            )
+        if any(len(products) - len(set(part)) < 2 for part in found):
+            raise ConfigError("--leave-out: received nearly all products, expected two that are left to train with")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

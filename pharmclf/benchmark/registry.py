@@ -10,7 +10,14 @@ from functools import partial
 from pathlib import Path
 
 from pharmclf import storage
-from pharmclf.benchmark.measure import MeasureOptions, PeersOptions, RecipeOptions, Report, describe_machine
+from pharmclf.benchmark.measure import (
+    MeasureOptions,
+    PeersOptions,
+    RecipeOptions,
+    Report,
+    UnknownOptions,
+    describe_machine,
+)
 from pharmclf.benchmark.scaling_options import ScaleOptions, ScalingOptions
 from pharmclf.config import RunConfig
 from pharmclf.config.presets import SPACES
@@ -21,7 +28,7 @@ from pharmclf.data.destination import check_destination
 
 BACKBONES = ["efficientnet_lite0", "resnet50"]
 QUICK_PRESET = "benchmark-quick"
-BenchmarkOptions = MeasureOptions | PeersOptions | RecipeOptions | ScaleOptions | ScalingOptions | None
+BenchmarkOptions = MeasureOptions | PeersOptions | RecipeOptions | UnknownOptions | ScaleOptions | ScalingOptions | None
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ BENCHMARKS = {
     "plain": Benchmark("vs_keras:benchmark_vs_keras", "lookalikes-quick", MeasureOptions(), _SHORT),
     "peers": Benchmark("peers:benchmark_peers", "lookalikes", PeersOptions(), _EASY),
     "recipe": Benchmark("recipe:benchmark_recipe", "lookalikes", RecipeOptions(), _ONE),
+    "unknown": Benchmark("unknown:benchmark_unknown", "lookalikes", UnknownOptions()),
     "stages": Benchmark("stages:benchmark_stages", argument=BACKBONES),
     "devices": Benchmark("devices:benchmark_devices", options=MeasureOptions(), quick=_SHORT),
     "monitor": Benchmark("monitor_cost:benchmark_monitor", options=MeasureOptions(), quick=_SHORT),

@@ -5,6 +5,7 @@ pharmclf benchmark --quick                                 plain and devices, on
 pharmclf benchmark plain --data DIR                        a run and the same job in plain Keras
 pharmclf benchmark peers --data DIR                        accuracy over time: a run, plain Keras, PyTorch
 pharmclf benchmark recipe --data DIR --eval-data X=DIR      what each kind of augmentation gains
+pharmclf benchmark unknown --data DIR --near A B           what is answered of products that a model has not seen
 pharmclf benchmark stages --data DIR                       decoding, stream, training step, loop
 pharmclf benchmark devices --backbone resnet50             CPU and GPUs: speed, memory, energy by precision
 pharmclf benchmark monitor                                 costs of the hardware monitor
