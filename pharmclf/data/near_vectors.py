@@ -28,8 +28,9 @@ _Pairs = tuple[Rows, Rows, Floats]  # rows (n,), larger rows (n,), distances (n,
 MAX_NEAREST = 32
 """Pairs of a row that are found, the nearest: bounds the work where all images are alike."""
 _BOX_SIZE = 512
-_TILE = 64, 2048  # entries that are compared at once, in the cache of a core
+_TILE = 64, 512  # entries that are compared at once, in the cache of a core
 _MAX_PAIRS = 32768  # that are measured at once
+_MAX_FILTERED = 4096  # entries that are compared with a box at once, in the cache of a core
 _MAX_WAITING = 2**18  # pairs of a box that wait for it
 _NUM_PARTS = 64  # that threads share
 _MIN_PART_SIZE = 4096
@@ -153,7 +154,7 @@ class _Entries:
 
 
 class _Search:
-    """The points of the entries: a projection of their vectors that makes no distance larger."""
+    """The points of the entries: a projection of their vectors that makes no distance larger, and -1/2 its square."""
 
     def __init__(self, wanted: NearVectors, entries: _Entries) -> None:
         self.wanted, self.entries = wanted, entries
@@ -164,12 +165,13 @@ class _Search:
         sample = wanted.vectors[:: 1 + len(wanted.vectors) // 10_000].astype(np.float64)
         axes = np.linalg.eigh(np.cov(sample, rowvar=False))[1][:, : -_NUM_AXES - 1 : -1].astype(np.float32)
         centre = sample.mean(axis=0).astype(np.float32)
-        self.points = np.empty((len(self.first), axes.shape[1] + 1), np.float32)
+        self.points = np.empty((axes.shape[1] + 2, len(self.first)), np.float32)
         for start in range(0, len(self.first), _MAX_PAIRS):
             vectors = wanted.vectors[self.first[start : start + _MAX_PAIRS]] - centre
             near = vectors @ axes
             rest = np.linalg.norm(vectors - near @ axes.T, axis=1, keepdims=True)
-            self.points[start : start + _MAX_PAIRS] = np.hstack([near, rest])
+            half = (np.square(near).sum(axis=1, keepdims=True) + np.square(rest)) / 2
+            self.points[:, start : start + _MAX_PAIRS] = np.hstack([near, rest, -half]).T
 
     def split(self, ones: Rows, others: Rows, size: int) -> Iterator[tuple[Rows, Rows]]:
         """Split entries into boxes of `size` or fewer, each with those of the others that are near to it."""
@@ -178,18 +180,18 @@ class _Search:
             ones, others = waiting.pop()
             if not len(ones) or not len(others):
                 continue
-            points = self.points[ones, :_BOX_AXES]
-            least, most = points.min(axis=0), points.max(axis=0)
+            points = self.points[:_BOX_AXES].take(ones, axis=1)
+            least, most = points.min(axis=1, keepdims=True), points.max(axis=1, keepdims=True)
             near = []
-            for start in range(0, len(others), _MAX_PAIRS):
-                places = self.points[others[start : start + _MAX_PAIRS], :_BOX_AXES]
+            for start in range(0, len(others), _MAX_FILTERED):
+                places = self.points[:_BOX_AXES].take(others[start : start + _MAX_FILTERED], axis=1)
                 places -= places.clip(least, most)
-                near.append(np.einsum("ij,ij->i", places, places) <= self.limit)
+                near.append(np.square(places, out=places).sum(axis=0) <= self.limit)
             others = others[np.concatenate(near)]
             if len(ones) <= size:
                 yield ones, others
                 continue
-            halves = np.argpartition(points[:, (most - least).argmax()], len(ones) // 2)
+            halves = np.argpartition(points[(most - least).argmax()], len(ones) // 2)
             waiting += [(np.sort(ones[half]), others) for half in np.array_split(halves, 2)]
 
     def search(self, part: tuple[Rows, Rows]) -> list[Rows]:
@@ -199,21 +201,25 @@ class _Search:
     def _search_box(self, ones: Rows, others: Rows) -> Rows:
         measure = self.wanted.prepare(self.first[ones])
         ones = ones[np.argsort(self.first[ones])]
-        last, lifted = self.last[others], self._lifted(others, True)
-        hashes = None if self.hashes is None else self.hashes[others]
+        last, points = self.last[others], self.points.take(others, axis=1)
+        products = np.empty(_TILE, np.float32)
         nearest: _Pairs = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
         waiting: list[tuple[Rows, Rows]] = []
         count = 0
         for start in range(0, len(ones), _TILE[0]):
             block = ones[start : start + _TILE[0]]
-            points = self._lifted(block, False)
+            own = self.points[:, block].T
+            least = -self.limit / 2 - own[:, -1:]  # a product and two halves are minus half of the squared distance
+            own[:, -1] = 1
             for left in range(int(np.searchsorted(last, self.first[block[0]], "right")), len(others), _TILE[1]):
-                tile = slice(left, left + _TILE[1])
-                near = points @ lifted[tile].T >= -self.limit / 2
-                if self.hashes is not None and hashes is not None:
-                    near &= np.bitwise_count(self.hashes[block, None] ^ hashes[tile]) <= self.wanted.max_bits
-                one, other = np.divmod(np.flatnonzero(near), near.shape[1])
-                waiting.append((block[one], others[left + other]))
+                tile = points[:, left : left + _TILE[1]]
+                near = np.matmul(own, tile, out=products[: len(block), : tile.shape[1]]) >= least
+                one, other = np.divmod(near.ravel().nonzero()[0], tile.shape[1])
+                one, other = block[one], others[left + other]
+                if self.hashes is not None:  # the points reject more, and faster
+                    keep = np.bitwise_count(self.hashes[one] ^ self.hashes[other]) <= self.wanted.max_bits
+                    one, other = one[keep], other[keep]
+                waiting.append((one, other))
                 count += len(one)
                 if count > _MAX_WAITING:
                     nearest, waiting, count = self._nearer(nearest, waiting, measure), [], 0
@@ -232,13 +238,6 @@ class _Search:
             more = self.entries.expand(one[some][keep], other[some][keep], distances)
             nearest = _nearest(*(np.concatenate(column) for column in zip(*[nearest, more], strict=True)))
         return nearest
-
-    def _lifted(self, entries: Rows, second: bool) -> Floats:
-        """Points whose product is minus half of the squared distance."""
-        points = self.points[entries]
-        half = np.einsum("ij,ij->i", points, points)[:, None] / -2
-        ones = np.ones_like(half)
-        return np.hstack([points, ones, half] if second else [points, half, ones])
 
 
 def _nearest(rows: Rows, others: Rows, distances: Floats) -> _Pairs:
