@@ -61,7 +61,8 @@ def benchmark_stream(config: RunConfig, say: Say) -> Report:
         all CPUs times one, 5 million rows against 2,000, and the first epoch of photos of 12 megapixels against the
         later ones with the image cache.
     """
-    ray.init(num_cpus=_LOGICAL_CPUS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    settings = {"address": "local", "include_dashboard": False, "log_to_driver": False}
+    ray.init(num_cpus=_LOGICAL_CPUS, logging_level=logging.ERROR, **settings)
     rows = []
 
     def add(what: str, rate: float, reference: float, meaning: str) -> None:
