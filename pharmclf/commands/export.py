@@ -1,4 +1,4 @@
-"""Export a saved model for other runtimes: SavedModel, ONNX, TFLite; preprocessing inside, raw pixels in.
+"""Export a saved model for other runtimes: SavedModel, ONNX, TFLite, OpenVINO; preprocessing inside, raw pixels in.
 
 pharmclf export --model runs/NAME --out DIR --format onnx                    one format
 pharmclf export --model runs/NAME --out s3://… --format savedmodel onnx      several, into a bucket

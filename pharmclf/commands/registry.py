@@ -10,7 +10,7 @@ COMMANDS = {
     "sweep": "search learning rates, dropout and unfreeze depth",
     "predict": "predict the images of a folder, bucket or list into a table",
     "evaluate": "test a saved model on labelled images",
-    "export": "write SavedModel, ONNX or TFLite, each verified in its runtime",
+    "export": "write SavedModel, ONNX, TFLite or OpenVINO, verified by running it",
     "fetch-best": "copy the best model out of a storage, verified",
     "status": "show where runs and sweeps are",
     "doctor": "check machines, storage and data before a run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import numpy as np
 
 from pharmclf.core.errors import single_line
 from pharmclf.export.compare import ExportError
+from pharmclf.export.exported_runtime import OPENVINO_FILE
 from pharmclf.export.formats import INPUT, ONNX_OPSET, OUTPUT, FormatName, Precision
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def write_model(
         model: (n, S, S, 3) float RGB in 0..255, or of any height and width where it crops -> (n, classes)
             probabilities.
         name: the format.
-        path: of the file, or of the folder of a SavedModel.
+        path: of the file, or of the folder of SavedModel and OpenVINO.
         precision: of a TFLite file; of the others float32 only.
         calibration: (n, S, S, 3) uint8, images of the kind that the model was trained on; for int8.
 
@@ -39,6 +41,8 @@ def write_model(
             _write_savedmodel(model, path, batch=None)
         elif name == "onnx":
             _write_onnx(model, path)
+        elif name == "openvino":
+            _write_openvino(model, path)
         else:
             _write_tflite(model, path, precision, calibration)
     except OSError:
@@ -84,6 +88,16 @@ def _write_onnx(model: keras.Model, path: Path) -> None:
             proto.graph.input[0].type.tensor_type.shape.dim[place].dim_param = name
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString())
+
+
+def _write_openvino(model: keras.Model, path: Path) -> None:
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it reports each import to its makers
+    import openvino
+
+    with tempfile.TemporaryDirectory(prefix="pharmclf-") as folder:
+        _write_savedmodel(model, Path(folder) / "model", batch=None)
+        converted = openvino.Core().read_model(Path(folder) / "model")
+        openvino.save_model(converted, path / OPENVINO_FILE, compress_to_fp16=False)
 
 
 def _write_tflite(model: keras.Model, path: Path, precision: Precision, calibration: np.ndarray | None) -> None:

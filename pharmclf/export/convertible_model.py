@@ -8,6 +8,7 @@ last. Where there is one group per channel, the convolution is a depthwise one.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +21,10 @@ def make_convertible(model: keras.Model) -> keras.Model:
     """The model itself, or, where it has such layers, a copy that computes the same without them."""
     import keras
 
-    if not any(_is_depthwise(layer) or _is_gelu(layer) or _is_normalisation(layer) for layer in model.layers):
+    if not any(_is_depthwise(layer) or _is_gelu(layer) or _is_normalisation(layer) for layer in _layers(model)):
         return model
-    copy = keras.models.clone_model(model, clone_function=_replace_layer)
-    for source, target in zip(model.layers, copy.layers, strict=True):
+    copy = keras.models.clone_model(model, clone_function=_replace_layer, recursive=True)
+    for source, target in zip(_layers(model), _layers(copy), strict=True):
         if _is_normalisation(source):
             continue  # its settings are in the copy's configuration
         weights = source.get_weights()
@@ -31,6 +32,14 @@ def make_convertible(model: keras.Model) -> keras.Model:
             weights[0] = weights[0].transpose(0, 1, 3, 2)
         target.set_weights(weights)
     return copy
+
+
+def _layers(model: keras.Model) -> Iterator[Any]:
+    """The layers of a model and of the models inside of it, as one that crops has them."""
+    import keras
+
+    for layer in model.layers:
+        yield from _layers(layer) if isinstance(layer, keras.Model) else (layer,)
 
 
 def _is_depthwise(layer: Any) -> bool:

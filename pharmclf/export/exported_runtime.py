@@ -1,6 +1,6 @@
 """Runs an exported model as others will: in its own runtime, in a process that has neither Keras nor this package.
 
-python exported_runtime.py savedmodel|onnx|tflite MODEL FOLDER
+python exported_runtime.py savedmodel|onnx|tflite|openvino MODEL FOLDER
 
 FOLDER holds images.npy, (n, S, S, 3) uint8. Written into it are probabilities.npy, (n, classes) float32, and
 about.json: the input and the output as the runtime sees them.
@@ -19,7 +19,9 @@ import numpy as np
 
 CORES = "PHARMCLF_EXPORT_CORES"
 """Variable with the cores that this process may use; without it one."""
-_ABSENT = ("keras", "tf_keras", "pharmclf")
+OPENVINO_FILE = "model.xml"
+"""In the folder of an OpenVINO model, with the weights in model.bin."""
+_ABSENT = ("keras", "tf_keras", "pharmclf", "openvino_telemetry")
 Predict = Callable[[np.ndarray], np.ndarray]
 _BATCH = 32
 
@@ -61,11 +63,27 @@ def tflite(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
     return lambda images: serve(**{name: images})[output], about, 1
 
 
+def openvino(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
+    """By OpenVINO, on the CPU, in float32: by itself it takes bfloat16 where the processor has it."""
+    import openvino as runtime
+
+    core = runtime.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": os.environ.get(CORES, "1")}
+    serve = core.compile_model(core.read_model(f"{path}/{OPENVINO_FILE}"), "CPU", settings)
+    pixels, probabilities = serve.input(), serve.output("probabilities")
+    about = []
+    for tensor in (pixels, probabilities):
+        sizes = [None if size.is_dynamic else size.get_length() for size in tensor.partial_shape]
+        about.append(_tensor(tensor.any_name, sizes, np.dtype(tensor.element_type.to_dtype()).name))
+    return lambda images: serve(images)[probabilities], about, _BATCH
+
+
 def main(name: str, model: str, folder: Path) -> None:
     """Predict all images: the first alone, then batch by batch, as a model for any batch must stand."""
     for module in _ABSENT:  # TensorFlow takes Keras in by itself where it finds it
         sys.modules[module] = None  # type: ignore[assignment]
-    predict, (pixels, probabilities), batch = {"savedmodel": savedmodel, "onnx": onnx, "tflite": tflite}[name](model)
+    runtimes = {"savedmodel": savedmodel, "onnx": onnx, "tflite": tflite, "openvino": openvino}
+    predict, (pixels, probabilities), batch = runtimes[name](model)
     images = np.load(folder / "images.npy")
     found = [predict(images[:1])]
     found += [predict(images[first : first + batch]) for first in range(1, len(images), batch)]

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pharmclf.core.errors import ConfigError
 
-FormatName = Literal["savedmodel", "onnx", "tflite"]
+FormatName = Literal["savedmodel", "onnx", "tflite", "openvino"]
 Precision = Literal["float32", "float16", "int8"]
 
 INPUT, OUTPUT = "image", "probabilities"
@@ -27,7 +27,7 @@ class Format:
     """One way to hand a model over."""
 
     file: str
-    """Its name in the folder of the export; a SavedModel is a folder itself."""
+    """Its name in the folder of the export; SavedModel and OpenVINO are folders themselves."""
     runtime: str
     """The package that runs it, as pip knows it."""
     modules: tuple[str, ...] = ()
@@ -41,6 +41,7 @@ FORMATS: dict[FormatName, Format] = {
     "onnx": Format(file="model.onnx", runtime="onnxruntime", modules=("tf2onnx", "onnx", "onnxruntime")),
     # delegates for phones' GPUs and accelerators take fixed shapes only
     "tflite": Format(file="model.tflite", runtime="ai-edge-litert", modules=("ai_edge_litert",), any_batch=False),
+    "openvino": Format(file="openvino", runtime="openvino", modules=("openvino",)),
 }
 
 

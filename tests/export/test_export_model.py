@@ -17,6 +17,7 @@ from pharmclf.data.image_decoding import decode
 from pharmclf.data.manifest import Manifest
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy, fit_policy, read_policy, write_policy
 from pharmclf.evaluation.metrics import Estimate
+from pharmclf.evaluation.prediction_sets import PredictionSets
 from pharmclf.export.compare import ExportError
 from pharmclf.export.export_model import export_model
 from pharmclf.export.options import ExportOptions
@@ -26,6 +27,7 @@ SIDE = 32
 DECISION = AbstentionPolicy(
     temperature=2.0, threshold=0.5, max_error=0.01, assured=False, num_validation_images=9, num_answered=9,
     coverage=Estimate(1.0, 0.9, 1.0), error=None, upper_bound=1.0, num_needed=300,
+    sets=PredictionSets(coverage=0.99, least=0.3, least_of_class={1: 0.0}, num_groups=9),
 )  # fmt: skip
 
 
@@ -95,7 +97,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     manifest.with_splits(["validation"] * 40).write(f"{folder}/run/manifest.parquet")
     write_policy(DECISION, str(folder / "run" / "model" / "decision.json"))
     pictures = {"images": f"{folder}/pictures", "calibration": f"{folder}/pictures"}
-    said = export(folder / "run", folder / "out", "savedmodel", "onnx", "tflite", tflite="int8", **pictures)
+    said = export(folder / "run", folder / "out", "savedmodel", "onnx", "tflite", "openvino", tflite="int8", **pictures)
     return Exported(folder / "run", folder / "out", said, images, np.asarray(model(images.astype(np.float32))))
 
 
@@ -110,16 +112,48 @@ def test_every_format_gives_the_answers_of_the_keras_model(exported: Exported):
     runner = Interpreter(str(exported.out / "model.tflite")).get_signature_runner("serving_default")
     tflite = np.concatenate([runner(image=image[None])["probabilities"] for image in exported.images])
     formats = json.loads((exported.out / "export.json").read_text())["formats"]
-    assert list(formats) == ["savedmodel", "onnx", "tflite"]
+    assert list(formats) == ["savedmodel", "onnx", "tflite", "openvino"]
     for name, found in (("onnx", onnx), ("tflite", tflite)):
         noted = formats[name]["comparison"]
         assert noted["num_images"] == len(exported.images)
         assert noted["largest_difference"] == pytest.approx(np.abs(found - exported.probabilities).max(), abs=1e-6)
         assert noted["num_equal"] == (found.argmax(axis=1) == exported.probabilities.argmax(axis=1)).sum()
-    assert max(formats[name]["comparison"]["largest_difference"] for name in ("savedmodel", "onnx")) < 1e-5
+    assert max(formats[name]["comparison"]["largest_difference"] for name in ("savedmodel", "onnx", "openvino")) < 1e-5
     assert formats["tflite"]["comparison"]["largest_difference"] > 1e-4
-    assert [line.split()[0] for line in exported.said] == ["int8", "savedmodel", "onnx", "threshold", "tflite"]
+    assert [line.split()[0] for line in exported.said] == [
+        "int8",
+        "savedmodel",
+        "onnx",
+        "threshold",
+        "tflite",
+        "openvino",
+    ]
     assert all("largest difference" in line for line in exported.said[1:3] + exported.said[4:])
+
+
+def test_label_and_confidence_are_those_of_the_keras_model(exported: Exported, tmp_path: Path):
+    """Of one image, with the decision that lies beside each float format, and with its prediction set."""
+    from pharmclf.export.runtime_check import predict_in_runtime
+    from pharmclf.inference.model import Model
+
+    pictures = exported.run.with_name("pictures")
+    picture = str(pictures / "blue" / "33.png")
+    export(exported.run, tmp_path / "out", "tflite", images=str(pictures))
+    model = Model(exported.run)
+    answer = model.predict(picture)[0]
+    assert len(answer.possible) > 1
+    files = {"savedmodel": exported.out, "onnx": exported.out, "openvino": exported.out, "tflite": tmp_path / "out"}
+    for name, folder in files.items():
+        decision = read_policy(str(folder / "decision.json"))
+        path = folder / json.loads((folder / "export.json").read_text())["formats"][name]["file"]
+        probabilities, _, _ = predict_in_runtime(name, path, exported.images[33:34])
+        [calibrated] = decision.calibrated(probabilities)
+        labels = json.loads((folder / "labels.json").read_text())
+        assert labels[calibrated.argmax()] == answer.label
+        assert calibrated.max() == pytest.approx(answer.confidence, abs=1e-5)
+        assert decision.sets
+        [members] = decision.sets.members(calibrated[None])
+        assert {labels[number] for number in np.flatnonzero(members)} == set(answer.possible)
 
 
 def test_int8_has_a_float_softmax_and_a_threshold_of_its_own(exported: Exported):
@@ -175,7 +209,8 @@ def test_every_file_is_noted_with_its_sha256(exported: Exported):
     record = json.loads((exported.out / "export.json").read_text())
     files = {str(path.relative_to(exported.out)) for path in exported.out.rglob("*") if path.is_file()}
     assert files - {"export.json"} == set(record["files"])
-    assert {"savedmodel/saved_model.pb", "model.onnx", "model.tflite", "labels.json", "decision.json"} <= files
+    assert {"savedmodel/saved_model.pb", "model.onnx", "model.tflite", "openvino/model.xml"} <= files
+    assert {"labels.json", "decision.json", "openvino/model.bin"} <= files
     assert {name: sha256_file(exported.out / name) for name in record["files"]} == {
         name: about["sha256"] for name, about in record["files"].items()
     }
@@ -280,5 +315,5 @@ def test_the_backbones_can_be_exported(backbone: Any, drawn_images: str, tmp_pat
     network = build_backbone(backbone, 64, "none")
     model = build_inference_model(network, build_head(HeadConfig(dense=()), network.output.shape[-1], 10, 0))
     folder = save(model, tmp_path / "model", [str(number) for number in range(10)])
-    said = export(folder, tmp_path / "out", "savedmodel", "onnx", "tflite", images=drawn_images)
-    assert len(said) == 3
+    said = export(folder, tmp_path / "out", "savedmodel", "onnx", "tflite", "openvino", images=drawn_images)
+    assert len(said) == 4

@@ -35,7 +35,8 @@ def model(locator: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     keras.utils.set_random_seed(0)
     image = keras.Input((CLASSIFIED, CLASSIFIED, 3))
-    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 5)(keras.layers.Rescaling(1 / 255)(image)))
+    features = keras.layers.Conv2D(8, 5)(keras.layers.Rescaling(1 / 255)(image))
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Activation("gelu")(features))
     classifier = keras.Model(image, keras.layers.Dense(4, activation="softmax")(pooled), name=CLASSIFIER)
     path = tmp_path_factory.mktemp("model") / "model.keras"
     build_cropping_model(locator, classifier).save(path)
@@ -111,6 +112,20 @@ def test_a_model_that_crops_answers_as_its_classifier_on_the_cropped_image(model
     expected = np.asarray(inner_model(model, CLASSIFIER)(cropped.astype(np.float32), training=False))
     np.testing.assert_allclose(found, expected, atol=2e-2)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["savedmodel", "onnx", "tflite", "openvino"])
+def test_an_exported_model_crops_images_of_any_size(model: Any, name: Any, tmp_path: Path):
+    """The layers inside the classifier are converted too, of which ONNX lacks one."""
+    from pharmclf.export.convert import write_model
+    from pharmclf.export.convertible_model import make_convertible
+    from pharmclf.export.runtime_check import predict_in_runtime
+
+    write_model(make_convertible(model), name, tmp_path / "exported")
+    pixels = np.stack([np.asarray(draw_photo("A", np.random.default_rng(seed))[0]) for seed in range(3)])[:, :, 20:]
+    found, seen, _ = predict_in_runtime(name, tmp_path / "exported", pixels)
+    assert np.abs(found - np.asarray(model(pixels.astype(np.float32), training=False))).max() < 1e-4
+    assert seen["input"]["shape"] == ([1, 1, 1, 3] if name == "tflite" else [None, None, None, 3])
 
 
 def test_the_crop_in_the_model_has_the_pixels_of_decoding():
