@@ -14,7 +14,7 @@ import numpy as np
 from pharmclf.core.errors import single_line
 from pharmclf.export.compare import ExportError
 from pharmclf.export.exported_runtime import OPENVINO_FILE
-from pharmclf.export.formats import INPUT, ONNX_OPSET, OUTPUT, FormatName, Precision
+from pharmclf.export.formats import INPUT, ONNX_OPSET, OUTPUT, STRANGENESS, FormatName, Precision
 
 if TYPE_CHECKING:
     import keras
@@ -27,7 +27,7 @@ def write_model(
 
     Args:
         model: (n, S, S, 3) float RGB in 0..255, or of any height and width where it crops -> (n, classes)
-            probabilities.
+            probabilities, and perhaps (n,) strangeness.
         name: the format.
         path: of the file, or of the folder of SavedModel and OpenVINO.
         precision: of a TFLite file; of the others float32 only.
@@ -60,7 +60,8 @@ def _serving_model(model: keras.Model, batch: int | None) -> Any:
 
     @tf.function(input_signature=[pixels], autograph=False)  # type: ignore[untyped-decorator]
     def serve(image: Any) -> dict[str, Any]:
-        return {OUTPUT: model(tf.cast(image, tf.float32), training=False)}
+        outputs = tf.nest.flatten(model(tf.cast(image, tf.float32), training=False))
+        return dict(zip((OUTPUT, STRANGENESS), outputs, strict=False))
 
     return serve
 

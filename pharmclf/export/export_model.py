@@ -17,7 +17,7 @@ from pharmclf.core.units import format_count, format_size
 from pharmclf.core.usual_times import LOAD_MODEL_S, WRITE_FORMAT_S
 from pharmclf.evaluation.abstention_policy import DECISION_FILE, AbstentionPolicy, write_policy
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
-from pharmclf.export.compare import ExportError
+from pharmclf.export.compare import ExportError, ModelOutputs
 from pharmclf.export.convert import write_model
 from pharmclf.export.convertible_model import make_convertible
 from pharmclf.export.formats import FORMATS, FormatName, check_installed
@@ -25,6 +25,7 @@ from pharmclf.export.options import ExportOptions
 from pharmclf.export.output_dir import atomic_output_dir
 from pharmclf.export.reference_images import sample_images, validation_images
 from pharmclf.export.runtime_check import RuntimeCheck
+from pharmclf.export.strangeness_output import add_strangeness
 from pharmclf.models.devices import configure_devices
 from pharmclf.reporting import load_image_snippet
 
@@ -66,7 +67,9 @@ def export_model(options: ExportOptions, say: Say) -> None:
         activity.begin("loading the model", LOAD_MODEL_S)
         model = _load_keras_model(found)
         activity.begin(f"predicting {len(images):,} images with the Keras model")
-        reference, written = _probabilities(model, images), make_convertible(model)
+        strangeness, written = found.strangeness, make_convertible(model)
+        with_score = add_strangeness(written, strangeness) if strangeness else None
+        reference = _outputs(model if strangeness is None else add_strangeness(model, strangeness), images)
         formats: dict[FormatName, Any] = {}
         decision = found.decision  # of the TFLite file
         for name in names:
@@ -77,7 +80,9 @@ def export_model(options: ExportOptions, say: Say) -> None:
             try:
                 activity.begin(f"writing {name} {trial.precision}", WRITE_FORMAT_S)
                 with suppress_native_stderr():
-                    write_model(written, name, path, trial.precision, calibration)
+                    # 256 steps are too few for distances
+                    graph = written if with_score is None or trial.precision == "int8" else with_score
+                    write_model(graph, name, path, trial.precision, calibration)
                 activity.begin(f"verifying {name} in {FORMATS[name].runtime}", LOAD_MODEL_S)
                 comparison, about, fitted = trial.run(path, images, reference, validation)
             except ExportError as error:
@@ -111,16 +116,17 @@ def _load_keras_model(found: SavedModel) -> keras.Model:
     return model
 
 
-def _probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """(n, classes) float32 of the Keras model."""
+def _outputs(model: keras.Model, images: np.ndarray) -> ModelOutputs:
+    """What the Keras model gives."""
     import tensorflow as tf
 
     @tf.function(input_signature=[tf.TensorSpec((None, *images.shape[1:]), tf.float32)])  # type: ignore[untyped-decorator]
     def predict(pixels: Any) -> Any:
-        return model(pixels, training=False)
+        return tf.nest.flatten(model(pixels, training=False))
 
     batches = (images[first : first + _BATCH].astype(np.float32) for first in range(0, len(images), _BATCH))
-    return np.concatenate([predict(batch).numpy() for batch in batches])
+    found = [[part.numpy() for part in predict(batch)] for batch in batches]
+    return ModelOutputs(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
 def _size_bytes(path: Path) -> int:

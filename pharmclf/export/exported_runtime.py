@@ -2,8 +2,8 @@
 
 python exported_runtime.py savedmodel|onnx|tflite|openvino MODEL FOLDER
 
-FOLDER holds images.npy, (n, S, S, 3) uint8. Written into it are probabilities.npy, (n, classes) float32, and
-about.json: the input and the output as the runtime sees them.
+FOLDER holds images.npy, (n, S, S, 3) uint8. Written into it are probabilities.npy, (n, classes) float32, and where the
+model gives it strangeness.npy, (n,) float32; and about.json: the input and the outputs as the runtime sees them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CORES = "PHARMCLF_EXPORT_CORES"
 OPENVINO_FILE = "model.xml"
 """In the folder of an OpenVINO model, with the weights in model.bin."""
 _ABSENT = ("keras", "tf_keras", "pharmclf", "openvino_telemetry")
-Predict = Callable[[np.ndarray], np.ndarray]
+Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
 _BATCH = 32
 
 
@@ -36,9 +36,13 @@ def savedmodel(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
 
     serve = tf.saved_model.load(path).signatures["serving_default"]
     [(name, pixels)] = serve.structured_input_signature[1].items()
-    [(output, probabilities)] = serve.structured_outputs.items()
-    about = [_tensor(n, t.shape.as_list(), t.dtype.name) for n, t in ((name, pixels), (output, probabilities))]
-    return lambda images: serve(**{name: tf.constant(images)})[output].numpy(), about, _BATCH
+    tensors = [(name, pixels), *serve.structured_outputs.items()]
+    about = [_tensor(name, tensor.shape.as_list(), tensor.dtype.name) for name, tensor in tensors]
+
+    def predict(images: np.ndarray) -> dict[str, np.ndarray]:
+        return {output: value.numpy() for output, value in serve(**{name: tf.constant(images)}).items()}
+
+    return predict, about, _BATCH
 
 
 def onnx(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
@@ -46,10 +50,11 @@ def onnx(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    [pixels], [probabilities] = session.get_inputs(), session.get_outputs()
+    [pixels], outputs = session.get_inputs(), session.get_outputs()
     dtypes = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
-    about = [_tensor(tensor.name, tensor.shape, dtypes[tensor.type]) for tensor in (pixels, probabilities)]
-    return lambda images: session.run([probabilities.name], {pixels.name: images})[0], about, _BATCH
+    about = [_tensor(tensor.name, tensor.shape, dtypes[tensor.type]) for tensor in (pixels, *outputs)]
+    names = [output.name for output in outputs]
+    return lambda images: dict(zip(names, session.run(names, {pixels.name: images}), strict=True)), about, _BATCH
 
 
 def tflite(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
@@ -57,10 +62,10 @@ def tflite(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
     from ai_edge_litert.interpreter import Interpreter
 
     serve = Interpreter(model_path=path, num_threads=int(os.environ.get(CORES, "1"))).get_signature_runner()
-    [(name, pixels)], [(output, probabilities)] = serve.get_input_details().items(), serve.get_output_details().items()
-    tensors = ((name, pixels), (output, probabilities))
+    [(name, pixels)] = serve.get_input_details().items()
+    tensors = [(name, pixels), *sorted(serve.get_output_details().items())]
     about = [_tensor(n, details["shape"].tolist(), np.dtype(details["dtype"]).name) for n, details in tensors]
-    return lambda images: serve(**{name: images})[output], about, 1
+    return lambda images: serve(**{name: images}), about, 1
 
 
 def openvino(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
@@ -70,12 +75,17 @@ def openvino(path: str) -> tuple[Predict, list[dict[str, Any]], int]:
     core = runtime.Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": os.environ.get(CORES, "1")}
     serve = core.compile_model(core.read_model(f"{path}/{OPENVINO_FILE}"), "CPU", settings)
-    pixels, probabilities = serve.input(), serve.output("probabilities")
+    outputs = sorted(serve.outputs, key=lambda output: output.any_name)
     about = []
-    for tensor in (pixels, probabilities):
+    for tensor in (serve.input(), *outputs):
         sizes = [None if size.is_dynamic else size.get_length() for size in tensor.partial_shape]
         about.append(_tensor(tensor.any_name, sizes, np.dtype(tensor.element_type.to_dtype()).name))
-    return lambda images: serve(images)[probabilities], about, _BATCH
+
+    def predict(images: np.ndarray) -> dict[str, np.ndarray]:
+        found = serve(images)
+        return {output.any_name: found[output] for output in outputs}
+
+    return predict, about, _BATCH
 
 
 def main(name: str, model: str, folder: Path) -> None:
@@ -83,12 +93,15 @@ def main(name: str, model: str, folder: Path) -> None:
     for module in _ABSENT:  # TensorFlow takes Keras in by itself where it finds it
         sys.modules[module] = None  # type: ignore[assignment]
     runtimes = {"savedmodel": savedmodel, "onnx": onnx, "tflite": tflite, "openvino": openvino}
-    predict, (pixels, probabilities), batch = runtimes[name](model)
+    predict, (pixels, *outputs), batch = runtimes[name](model)
     images = np.load(folder / "images.npy")
     found = [predict(images[:1])]
     found += [predict(images[first : first + batch]) for first in range(1, len(images), batch)]
-    np.save(folder / "probabilities.npy", np.concatenate(found))
-    (folder / "about.json").write_text(json.dumps({"input": pixels, "output": probabilities}), encoding="utf-8")
+    for output in found[0]:
+        np.save(folder / f"{output}.npy", np.concatenate([part[output] for part in found]))
+    named = {tensor["name"]: tensor for tensor in outputs}
+    about = {"input": pixels, "output": named.pop("probabilities"), **named}
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 if __name__ == "__main__":

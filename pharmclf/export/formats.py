@@ -12,8 +12,9 @@ from pharmclf.core.errors import ConfigError
 FormatName = Literal["savedmodel", "onnx", "tflite", "openvino"]
 Precision = Literal["float32", "float16", "int8"]
 
-INPUT, OUTPUT = "image", "probabilities"
-"""The names that every exported model has: (batch, S, S, 3) uint8 RGB in, (batch, classes) float32 out.
+INPUT, OUTPUT, STRANGENESS = "image", "probabilities", "strangeness"
+"""The names that exported models have: (batch, S, S, 3) uint8 RGB in, (batch, classes) float32 out, and where the
+decision of the model has a limit for it (batch,) float32.
 
 Pixels are uint8 as image libraries give them, and not float: so a model that scales its pixels itself is never fed
 with pixels that are scaled already. Every runtime refuses them by their type.
@@ -53,13 +54,33 @@ class Tolerance:
     """Of any probability, at most; 1 is no limit."""
     equal_share: float
     """Share of the images that must get the same class, 0..1."""
+    strangeness: float | None
+    """Of any strangeness, at most, in standard deviations of validation images; None: it is not limited."""
+    close_share: float = 0.0
+    """Share of the images whose probabilities differ by `CLOSE` at most, 0..1."""
 
 
+CLOSE = 1e-4
+"""Difference of probabilities from the same sums in another order."""
+CROPPING = Tolerance(difference=0.05, equal_share=0.99, strangeness=None, close_share=0.8)
+"""Of a model that crops, in float32."""
 TOLERANCES: dict[Precision, Tolerance] = {
-    "float32": Tolerance(difference=1e-4, equal_share=0.0),  # the same sums in another order
-    "float16": Tolerance(difference=0.05, equal_share=0.99),  # weights of 11 bits: 0.01 was seen
-    "int8": Tolerance(difference=1.0, equal_share=0.98),  # 256 steps per tensor: confidences move, classes seldom
+    "float32": Tolerance(difference=CLOSE, equal_share=0.0, strangeness=0.02),
+    "float16": Tolerance(difference=0.05, equal_share=0.99, strangeness=0.5),  # weights of 11 bits: 0.01 was seen
+    # 256 steps per tensor: confidences move, classes seldom
+    "int8": Tolerance(difference=1.0, equal_share=0.98, strangeness=None),
 }
+
+
+def tolerance(precision: Precision, *, crops: bool) -> Tolerance:
+    """How far an exported model may be from the Keras model.
+
+    Args:
+        crops: whether it looks for the product in each image. Places are rounded, so that most images get the same
+            square in every runtime; in some the last digit decides between two squares, a thousandth of a side apart,
+            or between a square and the whole image.
+    """
+    return CROPPING if crops and precision == "float32" else TOLERANCES[precision]
 
 
 def check_installed(names: Iterable[FormatName]) -> None:

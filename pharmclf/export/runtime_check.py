@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,15 @@ from pharmclf.core.errors import describe_exit
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy, fit_policy
 from pharmclf.evaluation.saved_model import SavedModel
 from pharmclf.export import exported_runtime
-from pharmclf.export.compare import Comparison, ExportError, check_policy, check_tolerance, compare
-from pharmclf.export.formats import FORMATS, ONNX_OPSET, TOLERANCES, FormatName, Precision
+from pharmclf.export.compare import (
+    Comparison,
+    ExportError,
+    ModelOutputs,
+    check_policy,
+    check_tolerance,
+    compare,
+)
+from pharmclf.export.formats import FORMATS, ONNX_OPSET, OUTPUT, STRANGENESS, FormatName, Precision, tolerance
 from pharmclf.export.reference_images import ValidationImages
 from pharmclf.monitoring.cores import usable_cores
 
@@ -38,14 +45,14 @@ class RuntimeCheck:
     say: Say
 
     def run(
-        self, path: Path, images: np.ndarray, reference: np.ndarray, validation: ValidationImages | None
+        self, path: Path, images: np.ndarray, reference: ModelOutputs, validation: ValidationImages | None
     ) -> tuple[Comparison, dict[str, Any], AbstentionPolicy | None]:
         """Compare with the Keras model, and choose the threshold of int8.
 
         Args:
             path: of the exported model.
-            images: (n, S, S, 3) uint8, and what the Keras model gives for them:
-            reference: (n, classes) probabilities.
+            images: (n, S, S, 3) uint8.
+            reference: what the Keras model gives for them.
             validation: images to choose the threshold of int8 on.
 
         Returns:
@@ -56,19 +63,24 @@ class RuntimeCheck:
         """
         own = validation if self.precision == "int8" else None
         shown = images if own is None else np.concatenate([images, own.images])
-        probabilities, about, runtime = predict_in_runtime(self.name, path, shown)
-        decision, of_images = self.found.decision, probabilities[: len(images)]
+        outputs, about, runtime = predict_in_runtime(self.name, path, shown)
+        decision, probabilities = self.found.decision, outputs.probabilities
         about |= {"precision": self.precision, "runtime": runtime}
         about |= {"opset": ONNX_OPSET} if self.name == "onnx" else {}
-        usable = probabilities.shape[1:] == reference.shape[1:] and np.isfinite(probabilities).all()
+        expected = reference.probabilities.shape[1:]
+        if self.precision == "int8" and decision is not None and decision.unknown:
+            self.say("int8 does not say which images are unknown: 256 steps are too few for distances")
+            decision = replace(decision, unknown=None)
+        usable = probabilities.shape[1:] == expected and np.isfinite(probabilities).all()
         if own is not None and decision is not None and usable:
             decision = fit_policy(probabilities[len(images) :], own.truth, own.groups, decision.max_error)
         try:
-            comparison = compare(reference, of_images, self.found.decision, decision)
+            comparison = compare(reference, outputs.first(len(images)), self.found.decision, decision)
         except ExportError as error:
             raise ExportError(f"{self.name} {self.precision} in {runtime}: {error}") from error
+        allowed = tolerance(self.precision, crops=bool(self.found.locator_size))
         losses = [
-            *_violation(check_tolerance, comparison, TOLERANCES[self.precision]),
+            *_violation(check_tolerance, comparison, allowed),
             *self._threshold_losses(decision, own),
         ]
         if losses:
@@ -79,7 +91,7 @@ class RuntimeCheck:
             self.say(f"warning: {text}; kept by --accept-loss")
             about["accepted_loss"] = losses
         measured = asdict(comparison) | {"equal_share": comparison.equal_share}
-        about["comparison"] = measured | {"tolerance": asdict(TOLERANCES[self.precision])}
+        about["comparison"] = measured | {"tolerance": asdict(allowed)}
         return comparison, {"file": path.name, **about}, decision
 
     def _threshold_losses(self, fitted: AbstentionPolicy | None, validation: ValidationImages | None) -> list[str]:
@@ -109,8 +121,8 @@ def _violation(check: Callable[..., None], *arguments: object) -> list[str]:
     return []
 
 
-def predict_in_runtime(name: FormatName, path: Path, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any], str]:
-    """Predict images by an exported model in its own runtime -> probabilities, input and output, the runtime's name.
+def predict_in_runtime(name: FormatName, path: Path, images: np.ndarray) -> tuple[ModelOutputs, dict[str, Any], str]:
+    """Predict images by an exported model in its own runtime -> its outputs, what they are, the runtime's name.
 
     Raises:
         ExportError: it cannot be run.
@@ -123,4 +135,6 @@ def predict_in_runtime(name: FormatName, path: Path, images: np.ndarray) -> tupl
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone, check=False)
         if done.returncode:
             raise ExportError(f"{name}: it cannot be run in {runtime}: {describe_exit(done.returncode, done.stderr)}")
-        return np.load(Path(folder) / "probabilities.npy"), storage.read_json(f"{folder}/about.json"), runtime
+        arrays = {part.stem: np.load(part) for part in Path(folder).glob("*.npy")}
+        outputs = ModelOutputs(arrays[OUTPUT], arrays.get(STRANGENESS))
+        return outputs, storage.read_json(f"{folder}/about.json"), runtime

@@ -12,14 +12,19 @@ import pytest
 from PIL import Image
 from support.manifests import build_manifest
 
+from pharmclf.config import HeadConfig
 from pharmclf.core.hashing import sha256_file
 from pharmclf.data.image_decoding import decode
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.manifest import Manifest
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy, fit_policy, read_policy, write_policy
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.prediction_sets import PredictionSets
+from pharmclf.evaluation.saved_model import load_model_info
+from pharmclf.evaluation.strangeness import fit_strangeness
 from pharmclf.export.compare import ExportError
 from pharmclf.export.export_model import export_model
+from pharmclf.export.formats import FORMATS
 from pharmclf.export.options import ExportOptions
 
 pytestmark = pytest.mark.tf
@@ -146,7 +151,8 @@ def test_label_and_confidence_are_those_of_the_keras_model(exported: Exported, t
     for name, folder in files.items():
         decision = read_policy(str(folder / "decision.json"))
         path = folder / json.loads((folder / "export.json").read_text())["formats"][name]["file"]
-        probabilities, _, _ = predict_in_runtime(name, path, exported.images[33:34])
+        outputs, _, _ = predict_in_runtime(name, path, exported.images[33:34])
+        probabilities = outputs.probabilities
         [calibrated] = decision.calibrated(probabilities)
         labels = json.loads((folder / "labels.json").read_text())
         assert labels[calibrated.argmax()] == answer.label
@@ -154,6 +160,46 @@ def test_label_and_confidence_are_those_of_the_keras_model(exported: Exported, t
         assert decision.sets
         [members] = decision.sets.members(calibrated[None])
         assert {labels[number] for number in np.flatnonzero(members)} == set(answer.possible)
+
+
+def test_every_float_format_says_what_is_unknown_as_predict_does(exported: Exported, tmp_path: Path):
+    """Its second output is the strangeness of an image; int8, which is too coarse for distances, has none."""
+    from pharmclf.evaluation.predict import predict
+    from pharmclf.export.runtime_check import predict_in_runtime
+    from pharmclf.inference.model import Model
+    from pharmclf.models.backbones import build_backbone
+    from pharmclf.models.head import build_head, build_inference_model
+
+    backbone = build_backbone("efficientnet_lite0", SIDE, "imagenet")
+    head = build_head(HeadConfig(dense=()), 1280, 4, seed=0)
+    model = build_inference_model(backbone, head)
+    run, pictures = tmp_path / "run", exported.run.with_name("pictures")
+    save(model, run / "model", ["black", "blue", "red", "white"])
+    paths = sorted(str(path) for path in pictures.rglob("*.png"))
+    info = load_model_info(str(run))
+    found = predict([info.location], ImageSet.of_paths(paths), SIDE, actors=0, with_features=True)
+    classes = np.unique([Path(path).parent.name for path in paths], return_inverse=True)[1]
+    score = fit_strangeness(found.features, classes, found.features)
+    assert score is not None
+    scores = score(found.features)
+    decision = fit_policy(found.probabilities[:, 0], classes, np.arange(len(paths)), 0.01, scores)
+    write_policy(decision, str(run / "model" / "decision.json"), score)
+    export(run, tmp_path / "out", *FORMATS, images=str(pictures))
+    loose = {"images": str(pictures), "calibration": str(pictures), "accept_loss": True}
+    said = export(run, tmp_path / "int8", "tflite", tflite="int8", **loose)
+    assert any(line.startswith("int8 does not say which images are unknown") for line in said)
+    answers = Model(run).predict(paths)
+    assert [answer.strangeness for answer in answers] == pytest.approx(scores.tolist(), abs=1e-3)
+    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    about = json.loads((tmp_path / "out" / "export.json").read_text())["formats"]
+    for name in FORMATS:
+        outputs, seen, _ = predict_in_runtime(name, tmp_path / "out" / about[name]["file"], pixels)
+        assert outputs.strangeness is not None
+        assert seen["strangeness"]["name"] == "strangeness"
+        np.testing.assert_allclose(outputs.strangeness, scores, atol=0.02)
+        assert about[name]["comparison"]["strangeness_difference"] < 0.02
+    assert predict_in_runtime("tflite", tmp_path / "int8" / "model.tflite", pixels[:2])[0].strangeness is None
+    assert read_policy(str(tmp_path / "int8" / "decision.json")).unknown is None
 
 
 def test_int8_has_a_float_softmax_and_a_threshold_of_its_own(exported: Exported):

@@ -124,7 +124,7 @@ def test_an_exported_model_crops_images_of_any_size(model: Any, name: Any, tmp_p
     write_model(make_convertible(model), name, tmp_path / "exported")
     pixels = np.stack([np.asarray(draw_photo("A", np.random.default_rng(seed))[0]) for seed in range(3)])[:, :, 20:]
     found, seen, _ = predict_in_runtime(name, tmp_path / "exported", pixels)
-    assert np.abs(found - np.asarray(model(pixels.astype(np.float32), training=False))).max() < 1e-4
+    assert np.abs(found.probabilities - np.asarray(model(pixels.astype(np.float32), training=False))).max() < 1e-4
     assert seen["input"]["shape"] == ([1, 1, 1, 3] if name == "tflite" else [None, None, None, 3])
 
 
