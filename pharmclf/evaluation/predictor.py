@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import keras
 
 BATCH = 64
-"""Images of one forward pass. One shape needs one graph."""
+"""Images of one forward pass."""
 
 Block = dict[str, np.ndarray]
 """Columns of consecutive images."""
@@ -61,6 +61,8 @@ class PredictSpec:
     columns: Callable[[np.ndarray, Features], Block] = all_outputs
     """Makes the output columns from (n, models, classes) probabilities and the features. Its ConfigError ends the
     stream."""
+    batch_sizes: tuple[int, ...] = (BATCH,)
+    """Images of one forward pass, ascending: a batch is padded with black images to the smallest that holds it."""
     actors: int = 0
     """Ray actors that predict; 0: this process."""
     gpus: bool = True
@@ -123,11 +125,12 @@ class Predictor:
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Predict images: (n, S, S, 3) uint8 -> (n, models, classes) float32, and their features."""
-        count = len(images)
-        padding = -count % BATCH
+        count, sizes = len(images), self._what.batch_sizes
+        rest = count % sizes[-1]
+        padding = next(size for size in sizes if size >= rest) - rest if rest else 0
         if padding:
             images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
-        batches = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
+        batches = [images[first : first + sizes[-1]] for first in range(0, len(images), sizes[-1])]
         outputs = [[forward(batch) for forward in self._forwards] for batch in batches]  # queued on a GPU
         probabilities = [np.stack([output[0].numpy() for output in row], axis=1) for row in outputs]
         # rounded, so that an image is as strange when it is predicted as when the distances were fitted
@@ -170,7 +173,8 @@ def _trace_forward(model: keras.Model, what: PredictSpec, *, features: bool) -> 
     def forward(images: Any) -> Any:
         return tf.nest.flatten(part(tf.cast(images, tf.float32), training=False))  # Keras unpacks a list of one
 
-    batch = tf.TensorSpec((BATCH, what.image_size, what.image_size, 3), tf.uint8)
+    length = what.batch_sizes[0] if len(what.batch_sizes) == 1 else None
+    batch = tf.TensorSpec((length, what.image_size, what.image_size, 3), tf.uint8)
     # a concrete function per model: TensorFlow would warn of one function that is traced too often
     concrete = tf.function(forward, autograph=False).get_concrete_function(batch)
     return lambda images: concrete(tf.constant(images))

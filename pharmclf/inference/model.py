@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 
 from pharmclf.core.errors import ConfigError
 from pharmclf.data.decoded_image import Crop, InvalidImageError
-from pharmclf.data.image_decoding import prepare_image
+from pharmclf.data.image_decoding import decode, prepare_image
 from pharmclf.data.image_set import ImageSet
 from pharmclf.data.ray_loader import raise_block_error
 from pharmclf.evaluation.evaluate import STRANGENESS
@@ -26,10 +27,12 @@ from pharmclf.evaluation.saved_model import SavedModel, load_model_info
 from pharmclf.inference.image_listing import ImageListing, list_images
 from pharmclf.inference.output_table import TopKOutput
 from pharmclf.inference.tolerant_reader import read_images
+from pharmclf.monitoring.cores import usable_cores
 from pharmclf.runs.evaluation_options import EvaluationOptions
 
-ImageInput: TypeAlias = str | Path | np.ndarray | Image.Image
-"""A location, the pixels of an image, or an image of Pillow."""
+ImageInput: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
+"""A location, the content of an image file, the pixels of an image, or an image of Pillow."""
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, BATCH)  # one image must not cost as much as many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +98,8 @@ class Model:
 
         Args:
             images: one image or several. A location is that of a file, local or s3://; alone it may also be a folder, a
-                prefix or a list with a column `path`. Pixels are uint8 from 0 to 255: (height, width, 3), or (height,
-                width) for grey, of any size; (n, height, width, 3) is n images.
+                prefix or a list with a column `path`. Bytes are the content of an image file. Pixels are uint8 from 0
+                to 255: (height, width, 3), or (height, width) for grey, of any size; (n, height, width, 3) is n images.
             threshold: confidence below which the model abstains, 0..1. None: its own.
 
         Returns:
@@ -111,7 +114,7 @@ class Model:
             raise ConfigError(f"predict: received threshold {threshold}, expected a confidence from 0 to 1")
         if isinstance(images, str | Path):
             return self._predict_listing(list_images(str(images)), threshold)
-        if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
+        if isinstance(images, Image.Image | bytes) or (isinstance(images, np.ndarray) and images.ndim < 4):
             images = [images]
         locations = [str(image) for image in images if isinstance(image, str | Path)]
         from_files = iter(self._predict_files(pa.array(locations, pa.string()), threshold))
@@ -143,6 +146,7 @@ class Model:
             with_features=self.info.strangeness is not None,
             read=read_images,
             columns=self._output,
+            batch_sizes=_BATCH_SIZES,
         )
 
     @functools.cached_property
@@ -167,9 +171,11 @@ class Model:
         locations = iter(paths.to_pylist())
         return [answer for block in stream for answer in self._answers(block, threshold, locations)]
 
-    def _predict_pixels(self, images: Sequence[np.ndarray | Image.Image], threshold: float | None) -> Iterator[Answer]:
+    def _predict_pixels(
+        self, images: Sequence[bytes | np.ndarray | Image.Image], threshold: float | None
+    ) -> Iterator[Answer]:
         for first in range(0, len(images), BATCH):
-            some = [_to_pillow(image) for image in images[first : first + BATCH]]
+            some = [image if isinstance(image, bytes) else _to_pillow(image) for image in images[first : first + BATCH]]
             crops: list[Crop | None] = [None] * len(some)
             if self._spec.locator_size:
                 pixels, _ = _to_squares(some, self._spec.locator_size, self.info.white_level, crops)
@@ -208,15 +214,24 @@ def _no_answer(path: str | None, error: str) -> Answer:
 
 
 def _to_squares(
-    images: Sequence[Image.Image], size: int, white_level: int, crops: Sequence[Crop | None]
+    images: Sequence[Image.Image | bytes], size: int, white_level: int, crops: Sequence[Crop | None]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n, S, S, 3) uint8 of images or of parts of them; and (n,) why one cannot be used, "" where it can."""
     pixels, bad = np.zeros((len(images), size, size, 3), np.uint8), [""] * len(images)
-    for place, image in enumerate(images):
+
+    def prepare(place: int) -> None:
+        image = images[place]
         try:
-            pixels[place] = prepare_image(image, size, white_level, crops[place])
+            if isinstance(image, bytes):
+                pixels[place] = decode(image, size, white_level, crops[place])
+            else:
+                pixels[place] = prepare_image(image, size, white_level, crops[place])
         except InvalidImageError as error:
             bad[place] = str(error)
+
+    one_by_one = any(isinstance(image, Image.Image) for image in images)  # twice in the list, one would load twice
+    with ThreadPoolExecutor(1 if one_by_one else usable_cores()) as pool:
+        list(pool.map(prepare, range(len(images))))
     return pixels, np.array(bad)
 
 
