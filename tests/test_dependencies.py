@@ -35,7 +35,7 @@ def _names(*lists: list[str]) -> set[str]:
     return {canonicalize_name(Requirement(text).name) for texts in lists for text in texts} - {"pharmclf"}
 
 
-RUNTIME = _names(PROJECT["dependencies"], EXTRAS["export"], EXTRAS["lite"], EXTRAS["mlflow"])
+RUNTIME = _names(PROJECT["dependencies"], EXTRAS["export"], EXTRAS["lite"], EXTRAS["mlflow"], EXTRAS["serve"])
 TESTS = _names(EXTRAS["test"])
 
 

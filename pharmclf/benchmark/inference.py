@@ -28,7 +28,8 @@ from pharmclf.monitoring.cores import usable_cores
 _MEASURED_S = 30.0  # of each measurement
 _MIN_FORWARD_BATCHES = 4
 _AHEAD_BYTES = 512 << 20  # Ray decodes so much before the first image is predicted; only later images count
-_NUM_CLASSES = 10
+NUM_CLASSES = 10
+"""Outputs of the model that is measured."""
 
 
 def benchmark_inference(config: RunConfig, say: Say) -> Report:
@@ -43,22 +44,22 @@ def benchmark_inference(config: RunConfig, say: Say) -> Report:
     with tempfile.TemporaryDirectory(prefix="pharmclf-benchmark-") as folder:
         images = list_images(data_location(dataclasses.replace(config, storage=folder)))
         spec = PredictSpec(
-            models=(_saved_model(config, folder),),
+            models=(save_random_model(config, folder),),
             image_size=config.image_size,
             read=read_images,
-            columns=TopKOutput(labels=tuple(f"class {number}" for number in range(_NUM_CLASSES))),
+            columns=TopKOutput(labels=tuple(f"class {number}" for number in range(NUM_CLASSES))),
         )
         connect(allow_open=config.allow_unauthenticated_cluster)
         predictor = Predictor(spec)
         batch = read_images(ImageSet.of_paths(images.paths[:BATCH]), config.image_size)["image"]
         rows = []
-        before = _forward_rate(predictor, batch)
+        before = forward_rate(predictor, batch)
         for name, actors in (("this process", 0), ("1 process on Ray", 1)):
             skipped = _AHEAD_BYTES // batch[0].nbytes if actors else 2 * usable_cores() * BATCH
             rate = _stream_rate(
                 dataclasses.replace(spec, actors=actors), images.paths, skipped, int(before * _MEASURED_S)
             )
-            after = _forward_rate(predictor, batch)
+            after = forward_rate(predictor, batch)
             forward = 2 / (1 / before + 1 / after)
             row = {"what": name, "images_per_second": rate, "forward": forward, "share": rate / forward}
             rows.append(row | {"backbone": config.backbone, "device": device_name()})
@@ -70,20 +71,21 @@ def benchmark_inference(config: RunConfig, say: Say) -> Report:
     return {"rows": rows, "batch_size": BATCH, "image_size": config.image_size}
 
 
-def _saved_model(config: RunConfig, folder: str) -> str:
+def save_random_model(config: RunConfig, folder: str) -> str:
+    """Save the model of a configuration with random weights -> its location."""
     with suppress_native_stderr():
         from pharmclf.models.backbones import build_backbone
         from pharmclf.models.head import build_head, build_inference_model
 
         configure_devices(deterministic=False)
         backbone = build_backbone(config.backbone, config.image_size, "none")
-        head = build_head(config.head, backbone.output.shape[-1], _NUM_CLASSES, config.seed)
+        head = build_head(config.head, backbone.output.shape[-1], NUM_CLASSES, config.seed)
         location = storage.join(folder, "model.keras")
         build_inference_model(backbone, head).save(location)
     return location
 
 
-def _forward_rate(predictor: Predictor, batch: np.ndarray) -> float:
+def forward_rate(predictor: Predictor, batch: np.ndarray) -> float:
     """Images/s of the forward pass on images in memory."""
     predictor.predict(batch)
     began, count = time.perf_counter(), 0

@@ -134,6 +134,12 @@ def _predict(report: Report) -> list[BarPanel]:
     return [BarPanel("Prediction, and as a share of the bare forward pass", bars)]
 
 
+def _serve(report: Report) -> list[BarPanel]:
+    bars = [Bar(f"{row['clients']} clients, {row['images']} images each", row["images_per_second"],
+                f"{row['images_per_second']:,.0f}/s · {row['share']:.2f}x") for row in report["rows"]]  # fmt: skip
+    return [BarPanel("Images/s of the server, and as a share of the bare forward pass", bars)]
+
+
 def _folding(report: Report) -> list[BarPanel]:
     panels = []
     for row in report["rows"]:
@@ -145,11 +151,11 @@ def _folding(report: Report) -> list[BarPanel]:
 
 _PANELS: dict[str, Callable[[Report], list[BarPanel]]] = {
     "plain": _plain, "devices": _devices, "stages": _stages, "activations": _activations, "sweep": _sweep,
-    "monitor": _monitor, "predict": _predict, "folding": _folding,
+    "monitor": _monitor, "predict": _predict, "serve": _serve, "folding": _folding,
 }  # fmt: skip
 _HEADINGS = {
     "plain": "A run and the same job in plain Keras", "devices": "The training step by device and precision",
     "stages": "The stages of a run", "activations": "Gain of the feature cache", "sweep": "Costs of a sweep",
-    "monitor": "Costs of the hardware monitor", "predict": "Prediction",
+    "monitor": "Costs of the hardware monitor", "predict": "Prediction", "serve": "Server",
     "folding": "Batch normalisation, plain and folded into the convolutions",
 }  # fmt: skip

@@ -66,6 +66,7 @@ BENCHMARKS = {
     "storage": Benchmark("storage_throughput:benchmark_storage"),
     "stream": Benchmark("stream:benchmark_stream"),
     "predict": Benchmark("inference:benchmark_inference"),
+    "serve": Benchmark("serving:benchmark_serving"),
     "folding": Benchmark("folding:benchmark_folding"),
 }
 ALL = ("plain", "stages", "devices", "monitor", "activations", "scaling", "scale", "sweep")

@@ -13,6 +13,7 @@ pharmclf benchmark activations                             runs with and without
 pharmclf benchmark sweep --data DIR                        trials with shared features and workers, and without
 pharmclf benchmark storage --storage s3://BUCKET/PREFIX    the same images from the storage and from local disk
 pharmclf benchmark predict --backbone resnet50             prediction from files, and the bare forward pass
+pharmclf benchmark serve --backbone resnet50               the server under load, and the bare forward pass
 pharmclf benchmark folding                                 networks with batch normalisation plain and folded
 pharmclf benchmark scale --images 1000000                  copies, splits, manifest, scores of large data sets
 pharmclf benchmark scaling --link-gbit 25 100              one and two workers, and a forecast up to 256 GPUs

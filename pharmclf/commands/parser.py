@@ -26,7 +26,7 @@ T = TypeVar("T")
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag without a value and without a `--no-` form, for what is off unless it is given."""
 _FLATTEN = tyro.conf.arg(name="")
-_REPEATABLE = ("--eval-data", "--unknown")
+_REPEATABLE = ("--eval-data", "--unknown", "--model")
 _LIST_BACKBONES = "--list-backbones"
 
 

@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train and test a classifier of product images",
     "sweep": "search learning rates, dropout and unfreeze depth",
     "predict": "predict the images of a folder, bucket or list into a table",
+    "serve": "answer for images over HTTP, with a page for people",
     "evaluate": "test a saved model on labelled images",
     "export": "write SavedModel, ONNX, TFLite or OpenVINO, verified by running it",
     "fetch-best": "copy the best model out of a storage, verified",

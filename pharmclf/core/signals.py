@@ -21,7 +21,9 @@ class GracefulShutdown:
     A thread that is not the main one gets no signals, and none is recorded there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: str = "stopping: a checkpoint is written first (once more to end at once)") -> None:
+        """Take the words for the first signal."""
+        self._notice = notice
         self.received: int | None = None
         self._before: dict[int, object] = {}
 
@@ -41,7 +43,7 @@ class GracefulShutdown:
             close_terminal()
             os._exit(128 + number)
         self.received = number
-        print_result("\nstopping: a checkpoint is written first (once more to end at once)")
+        print_result(f"\n{self._notice}")
 
     def pass_on(self, exit_code: int) -> None:
         """Take over the signal that another of this kind has received inside this one, from its exit code."""

@@ -22,6 +22,7 @@ from pharmclf.core.terminal import Verbosity
 REQUIRED = {
     "export": ["--model=m", "--out=o", "--format", "onnx"],
     "predict": ["--model=m", "--input=i", "--output=o.csv"],
+    "serve": ["--model=m"],
 }
 """Flags that a command cannot do without."""
 

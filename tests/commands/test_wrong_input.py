@@ -33,6 +33,12 @@ CASES = {
         "--model {tmp}/empty --input {tmp}/list.csv --output {tmp}/list.csv", "--part-size 0",
         "--model m --input i --output o.csv --threshold 2", "--model m --input i --output o.csv --num-workers x",
     ],
+    "serve": [
+        "", "--model {tmp}/none", "--model {tmp}/empty", "--model {tmp}/none {tmp}/none", "--model https://a.org/x",
+        "--model m --replicas 3-1", "--model m --port 0", "--model m --max-bytes many",
+        "--model m --token-file {tmp}/none",
+        "--model m --no-token --token-file {tmp}/file.txt", "--modle x",
+    ],
     "evaluate": ["", "--model {tmp}/none", "--model {tmp}/empty", "--model {tmp}/none --dat x"],
     "export": [
         "", "--model {tmp}/none --out {tmp}/new --format onnx", "--model m --out {tmp}/new --format onx",

@@ -14,7 +14,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,24 @@ class Page:
 
     def open(self, path: Path) -> None:
         """Load a local file, and wait until it and its pictures are there."""
-        self._loaded = False
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        self._browser.wait(lambda: self._loaded, f"{path} to load")
+        self.visit(path.resolve().as_uri())
         self.evaluate("Promise.all([...document.images].map(image => image.decode().catch(() => null)))")
+
+    def visit(self, url: str) -> None:
+        """Load a page, and wait until it is there."""
+        self._loaded = False
+        self.call("Page.navigate", url="about:blank")  # else another fragment of the same page would load nothing
+        self._browser.wait(lambda: self._loaded, "an empty page")
+        self._loaded = False
+        self.call("Page.navigate", url=url)
+        self._browser.wait(lambda: self._loaded, f"{url} to load")
+
+    def choose_files(self, selector: str, paths: Sequence[str]) -> None:
+        """Give files to an input, as a person who chooses them."""
+        self.call("DOM.enable")
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=list(paths))
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page, awaited where it is a promise; it must fit into JSON."""
@@ -161,6 +175,14 @@ class Browser:
         while content:
             content = content[os.write(self._to_browser, content) :]
         return self._number
+
+    def wait_until(self, is_so: Callable[[], bool], what: str) -> None:
+        """Ask again and again until something is so."""
+        end = time.monotonic() + _PATIENCE_S
+        while not is_so():
+            if time.monotonic() > end:
+                raise TimeoutError(f"waited {_PATIENCE_S:.0f} s for {what}")
+            time.sleep(0.1)
 
     def wait(self, done: Any, what: str) -> None:
         """Take messages until something is done."""
