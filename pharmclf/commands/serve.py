@@ -8,8 +8,8 @@ POST /predict with the header Authorization: Bearer TOKEN takes image files as a
 one as the body, and answers with label, confidence, possible classes, and abstain: a person must look. ?model=NAME
 chooses a model. GET / is a page where a photo is dropped or taken with the phone's camera. Also /models, /metrics
 (Prometheus), /healthz, /readyz and /openapi.json.
-A model whose files change, as by pharmclf fetch-best, is loaded, verified and tried, then replaces the earlier one
-without a lost request; a damaged one is refused, and the earlier one continues to answer.
+A model whose files change at its location is loaded, verified and tried, then replaces the earlier one without a lost
+request; a damaged one is refused, and the earlier one continues to answer.
 """
 
 from __future__ import annotations

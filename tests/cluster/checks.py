@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gzip
+import importlib
 import json
 import re
 import tomllib
@@ -15,6 +16,8 @@ from typing import Any
 import click
 import jsonschema
 import yaml
+
+from pharmclf.serving.options import TOKEN_VARIABLE, ServeOptions
 
 REPOSITORY = Path(__file__).parents[2]
 SCHEMAS = Path(__file__).with_name("kuberay")
@@ -29,6 +32,8 @@ _SECRETS = {
     "credentials": r"\bgcp_credentials\b",
     "a token": r"\b[0-9a-f]{40,}\b",
 }
+_AGENT_HEALTH = {"path": "/api/healthz", "port": 52365}
+_SERVE_READY = {"path": "/-/healthz", "port": 8000}
 _PINNED = re.compile(r"[^:@]+(:\d+/[^:@]+)?:[\w.-]+(@sha256:[0-9a-f]{64})?")
 # keys of Compute Engine's instances.insert, and of its scheduling, that these files may use
 _GCP_KEYS = {"machineType", "tags", "networkInterfaces", "disks", "scheduling", "serviceAccounts", "metadata", "labels"}
@@ -238,12 +243,12 @@ def _gcp(name: str, machine: dict[str, Any], head: bool) -> Iterator[str]:
 
 
 def _kuberay(documents: list[dict[str, Any]]) -> Iterator[str]:
-    kinds = {"RayCluster", "RayJob", "ServiceAccount", "NetworkPolicy"}
+    kinds = {"RayCluster", "RayJob", "RayService", "ServiceAccount", "NetworkPolicy"}
     for document in documents:
         kind = str(document.get("kind"))
         if kind not in kinds:
             yield f"{kind}: not expected here; services to the outside and secrets stay out of the file"
-        elif kind in ("RayCluster", "RayJob"):
+        elif kind.startswith("Ray"):
             yield from (f"{kind}: {problem}" for problem in _against_schema(document))
     yield from _network(documents)
     accounts = {item["metadata"]["name"] for item in documents if item.get("kind") == "ServiceAccount"}
@@ -253,9 +258,13 @@ def _kuberay(documents: list[dict[str, Any]]) -> Iterator[str]:
             yield from _job(spec)
             yield from _pod("submitter", spec.get("submitterPodTemplate", {}), account=None)
             spec = spec.get("rayClusterSpec", {})
+        elif document.get("kind") == "RayService":
+            yield from _service(spec)
+            spec = spec.get("rayClusterConfig", {})
         elif document.get("kind") != "RayCluster":
             continue
-        yield from _cluster(spec, document["metadata"]["name"], accounts)
+        ready = _SERVE_READY if document["kind"] == "RayService" else _AGENT_HEALTH
+        yield from _cluster(spec, document["metadata"]["name"], accounts, ready)
 
 
 @functools.cache
@@ -313,7 +322,35 @@ def _job(spec: dict[str, Any]) -> Iterator[str]:
         yield "RayJob: RAY_JOB_STOP_WAIT_TIME_S is not that of jobs/runtime-env.yaml"
 
 
-def _cluster(spec: dict[str, Any], name: str, accounts: set[str]) -> Iterator[str]:
+def _service(spec: dict[str, Any]) -> Iterator[str]:
+    """The application: Ray's schema, our options, and the token by a secret on every pod."""
+    from ray.serve.schema import ServeDeploySchema  # takes seconds to import
+
+    try:
+        config = ServeDeploySchema.model_validate(yaml.safe_load(spec.get("serveConfigV2", "")))
+        (application,) = config.applications
+        options = ServeOptions(**{**application.args, "model": tuple(application.args["model"])})
+    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        yield f"serveConfigV2: {error}"
+        return
+    module, _, function = application.import_path.partition(":")
+    if not hasattr(importlib.import_module(module), function):
+        yield f"serveConfigV2: there is no {application.import_path}"
+    if options.no_token:
+        yield "serveConfigV2: answers everyone who reaches the port"
+    if not all(location.startswith(("s3://", "gs://")) for location in options.models.values()):
+        yield "serveConfigV2: a model is not in the storage, which every pod sees"
+    if not spec.get("excludeHeadPodFromServeSvc"):
+        yield "RayService: requests go to the head (excludeHeadPodFromServeSvc)"
+    cluster = spec.get("rayClusterConfig", {})
+    for group in (cluster.get("headGroupSpec", {}), *cluster.get("workerGroupSpecs", [])):
+        container = group.get("template", {}).get("spec", {}).get("containers", [{}])[0]
+        given = {each["name"]: each.get("valueFrom", {}) for each in container.get("env", [])}
+        if "secretKeyRef" not in given.get(TOKEN_VARIABLE, {}):
+            yield f"RayService: no token for requests ({TOKEN_VARIABLE} by a secret)"
+
+
+def _cluster(spec: dict[str, Any], name: str, accounts: set[str], worker_ready: dict[str, Any]) -> Iterator[str]:
     auth, scaler = spec.get("authOptions", {}), spec.get("autoscalerOptions", {})
     if auth.get("mode") != "token" or not auth.get("secretName"):
         yield "authOptions: token authentication by a secret is off"
@@ -330,7 +367,7 @@ def _cluster(spec: dict[str, Any], name: str, accounts: set[str]) -> Iterator[st
     yield from _resources(spec, name)
     yield from _ray_pod("head", head.get("template", {}), accounts)
     for group in spec.get("workerGroupSpecs", []):
-        yield from _ray_pod(group["groupName"], group["template"], accounts)
+        yield from _ray_pod(group["groupName"], group["template"], accounts, worker_ready)
         yield from _leaves(group["groupName"], group["template"]["spec"])
 
 
@@ -385,7 +422,9 @@ def _container(where: str, container: dict[str, Any]) -> Iterator[str]:
         yield f"{where}: no limits of cpu and memory"
 
 
-def _ray_pod(where: str, template: dict[str, Any], accounts: set[str]) -> Iterator[str]:
+def _ray_pod(
+    where: str, template: dict[str, Any], accounts: set[str], ready: dict[str, Any] = _AGENT_HEALTH
+) -> Iterator[str]:
     yield from _pod(where, template, accounts)
     spec = template.get("spec", {})
     container = spec.get("containers", [{}])[0]
@@ -393,9 +432,9 @@ def _ray_pod(where: str, template: dict[str, Any], accounts: set[str]) -> Iterat
     mounts = {item["name"] for item in container.get("volumeMounts", []) if item["mountPath"] == "/dev/shm"}
     if not mounts & set(memory):
         yield f"{where}: /dev/shm is not in memory, so Ray's object store would lie on disk"
-    for probe in ("readinessProbe", "livenessProbe"):
-        if container.get(probe, {}).get("httpGet") != {"path": "/api/healthz", "port": 52365}:
-            yield f"{where}: {probe} does not ask the agent's /api/healthz"
+    for probe, expected in (("readinessProbe", ready), ("livenessProbe", _AGENT_HEALTH)):
+        if container.get(probe, {}).get("httpGet") != expected:
+            yield f"{where}: {probe} does not ask {expected['path']} at {expected['port']}"
     yield from (f"{where}: {said}" for said in _noticed({e["name"]: e.get("value") for e in container.get("env", [])}))
 
 

@@ -24,7 +24,8 @@ import checks
 import pytest
 
 CLUSTER = checks.REPOSITORY / "cluster"
-FILES = ["aws.yaml", "gcp.yaml", "kuberay/raycluster.yaml", "kuberay/rayjob.yaml", "Dockerfile", "local.sh"]
+KUBERAY_FILES = ("raycluster", "rayjob", "rayservice")
+FILES = ["aws.yaml", "gcp.yaml", *(f"kuberay/{name}.yaml" for name in KUBERAY_FILES), "Dockerfile", "local.sh"]
 
 
 def text_of(name: str) -> str:
@@ -163,6 +164,19 @@ MISTAKES = {
         ("--name tablets", "", "begins anew"),
         ('RAY_JOB_STOP_WAIT_TIME_S: "120"', 'RAY_JOB_STOP_WAIT_TIME_S: "3"', "RAY_JOB_STOP_WAIT_TIME_S"),
     ],
+    "kuberay/rayservice.yaml": [
+        *(tuple(text.replace(": &ready", ":") for text in mistake) for mistake in KUBERAY),
+        ("import_path: pharmclf.serving", "import_pth: pharmclf.serving", "serveConfigV2: .*import_path"),
+        (":from_arguments", ":from_argument", "there is no"),
+        ("replicas: 1-4", "replicas: 4-1", "serveConfigV2: --replicas"),
+        ("replicas: 1-4", "replica: 1-4", "serveConfigV2: .*replica"),
+        ("replicas: 1-4", "no_token: true", "answers everyone"),
+        ("tablets=s3://FILL_IN_BUCKET/best", "runs/tablets", "not in the storage"),
+        ("excludeHeadPodFromServeSvc: true", "excludeHeadPodFromServeSvc: false", "go to the head"),
+        ("valueFrom: {secretKeyRef: {name: pharmclf-serve, key: token}}", "value: abcdefgh", "no token for requests"),
+        ("path: /-/healthz, port: 8000", "path: /api/healthz, port: 52365", "readinessProbe"),
+        ("serveConfigV2: |", "serveConfig: |", "KubeRay's schema: .*serveConfig"),
+    ],
     "Dockerfile": [
         ("python:3.11.13-slim-bookworm", "python:latest", "not pinned"),
         ("python:3.11.13-slim-bookworm", "python", "not pinned"),
@@ -204,7 +218,7 @@ def test_a_planted_mistake_is_found_and_named(mistake):
 
 @pytest.mark.parametrize(
     "mistake",
-    [Mistake(f"kuberay/{name}.yaml", *rest) for name in ("raycluster", "rayjob") for rest in KUBERAY_SCHEMA],
+    [Mistake(f"kuberay/{name}.yaml", *rest) for name in KUBERAY_FILES for rest in KUBERAY_SCHEMA],
     ids=str,
 )
 def test_what_kuberay_does_not_know_is_found_and_named(mistake):

@@ -291,6 +291,24 @@ def test_a_killed_replica_gives_no_wrong_answer_and_is_replaced(server: Server):
     until(lambda: states() == {"RUNNING": 2})
 
 
+def test_the_arguments_of_a_service_are_the_options_of_the_command(server: Server, monkeypatch: pytest.MonkeyPatch):
+    """Its token comes from the environment, since its file is for everyone who may read it."""
+    from ray.serve import Application
+
+    from pharmclf.core.errors import ConfigError
+    from pharmclf.serving.options import TOKEN_VARIABLE
+    from pharmclf.serving.server import from_arguments
+
+    arguments = {"model": [str(server.folder)], "replicas": "1-4", "accelerator": "cpu"}
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    assert isinstance(from_arguments(arguments), Application)
+    with pytest.raises(ConfigError, match="replica"):
+        from_arguments({**arguments, "replica": 1})
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    with pytest.raises(ConfigError, match=TOKEN_VARIABLE):
+        from_arguments(arguments)
+
+
 @pytest.mark.slow
 def test_a_thousand_bad_requests_take_no_memory(server: Server):
     """Each gets its status, and the replicas, which have answered as many before, do not grow by more than a tenth."""
