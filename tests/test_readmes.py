@@ -121,7 +121,7 @@ def test_the_commands_run_as_typed(machine: Machine, readme: str):
 def commands(readme: str) -> list[list[str]]:
     """The words of each command of the package in the blocks of a README."""
     lines = [line for block in blocks(readme) for line in block.text.replace("\\\n", " ").splitlines()]
-    words = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+    words = [shlex.split(part.rstrip().removesuffix("&"), comments=True) for line in lines for part in line.split("&&")]
     return [found[1:] for found in words if found and found[0].endswith("pharmclf")]
 
 
