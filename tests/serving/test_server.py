@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +23,7 @@ from support.small_model import save_small_model
 
 from pharmclf.core.hashing import sha256_file
 from pharmclf.inference.model import Answer, Model
+from pharmclf.serving.options import TOKEN_VARIABLE
 
 pytestmark = [pytest.mark.ray, pytest.mark.tf]
 SIZE = 64
@@ -296,7 +301,6 @@ def test_the_arguments_of_a_service_are_the_options_of_the_command(server: Serve
     from ray.serve import Application
 
     from pharmclf.core.errors import ConfigError
-    from pharmclf.serving.options import TOKEN_VARIABLE
     from pharmclf.serving.server import from_arguments
 
     arguments = {"model": [str(server.folder)], "replicas": "1-4", "accelerator": "cpu"}
@@ -334,3 +338,31 @@ def test_a_thousand_bad_requests_take_no_memory(server: Server):
     assert wrong == []
     assert sizes[-1] < 1.1 * sizes[1]
     assert server.client.predict(Path(server.path).read_bytes())[0] == 200
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_link_answers_and_ends_when_it_is_asked_to(tmp_path: Path):
+    """In a process with its own Ray; a second one on its port is bad input."""
+    save_model(tmp_path / "model", LABELS)
+    port = free_port()
+    program = [sys.executable, "-m", "pharmclf", "serve", "--model", str(tmp_path / "model"), "--port", str(port)]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", TOKEN_VARIABLE)}
+    with subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        try:
+            assert process.stdout
+            lines = iter(process.stdout.readline, "")
+            link = next(line for line in lines if line.startswith("serving at "))
+            token = link.strip().partition("#token=")[2]
+            status, content = Client(port, token).predict(jpeg())
+            assert (status, content["model"]) == (200, tmp_path.name)
+            assert Client(port, "").predict(jpeg())[0] == 401
+            second = subprocess.run(program, capture_output=True, text=True, env=environment, check=False)
+            assert second.returncode == 2
+            assert "expected an address where nothing listens" in second.stderr
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(WAIT_S) == 143
+            assert "Traceback" not in "".join(lines)
+        finally:
+            process.kill()
