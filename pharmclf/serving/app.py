@@ -89,9 +89,8 @@ def build_app(backend: Backend, limits: Limits, token_digest: str) -> FastAPI:
         limits: of a request to predict.
         token_digest: `digest` of the token that requests must have; "": they need none.
     """
-    app = FastAPI(
-        title="pharmclf", version=VERSION, docs_url=None, redoc_url=None
-    )  # those fetch scripts from elsewhere
+    # pages of the documentation would load scripts from elsewhere
+    app = FastAPI(title="pharmclf", version=VERSION, docs_url=None, redoc_url=None)
 
     async def authorize(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
         if token_digest and not hmac.compare_digest(digest(given.credentials if given else ""), token_digest):

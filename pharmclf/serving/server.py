@@ -28,6 +28,7 @@ APPLICATION = "pharmclf"
 _ONGOING = 64  # requests that a replica works on: two full batches of single images
 _TARGET = 24.0  # of them for each replica, above which another one starts
 _QUEUED = 512  # requests that wait for a replica; more are refused with 503
+_ATTEMPTS = 3  # to start a replica
 _POLL_INTERVAL_S = 0.5
 # what blocks runs in threads, so that replicas and proxies do without a second event loop: 6 ms less a request
 _ENVIRONMENT = {
@@ -87,8 +88,9 @@ def start(options: ServeOptions, token: str) -> None:
         serve.run(build_application(options, token), name=APPLICATION, route_prefix="/", logging_config=_LOGS)
     except (RuntimeError, TimeoutError) as error:
         status = serve.status().applications.get(APPLICATION)
-        reasons = [deployment.message for deployment in status.deployments.values()] if status else []
-        raise RunError(f"serve: the replicas did not start: {first_line(next(iter(reasons), '') or error)}") from error
+        text = "".join(deployment.message for deployment in status.deployments.values()) if status else ""
+        reason = (text or str(error)).strip().splitlines()[-1]  # of the traceback of a replica
+        raise RunError(f"serve: the replicas did not start: {reason}") from error
 
 
 def build_application(options: ServeOptions, token: str) -> serve.Application:
@@ -109,6 +111,7 @@ def build_application(options: ServeOptions, token: str) -> serve.Application:
         **scaling,
         max_ongoing_requests=_ONGOING,
         max_queued_requests=_QUEUED,
+        max_constructor_retry_count=_ATTEMPTS,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(gpus), "runtime_env": _ENVIRONMENT},
         graceful_shutdown_timeout_s=options.limits.seconds,
     ).bind(options.models, options.limits, digest(token))

@@ -11,6 +11,7 @@ from goldens import check_golden
 from pharmclf.config import RunConfig
 from pharmclf.runs import prometheus
 from pharmclf.runs.status import StatusBuilder
+from pharmclf.serving.replica import METRICS
 
 
 def test_the_prometheus_metrics_have_their_names_and_labels(
@@ -37,3 +38,9 @@ def test_the_prometheus_metrics_have_their_names_and_labels(
     states = [tags["state"] for name, tags, _ in prometheus.status_samples(run.status, time.time()) if tags]
     lines = [*declared.values(), f"states: {', '.join(states)}"]
     check_golden("names/prometheus.txt", "\n".join(lines) + "\n", request)
+
+
+def test_the_metrics_of_the_server_have_their_names(request: pytest.FixtureRequest) -> None:
+    """Ray puts ray_ before each name, and _total behind those that count."""
+    lines = [f"{name}: {text}" for name, text in METRICS.items()]
+    check_golden("names/serve.txt", "\n".join(lines) + "\n", request)
