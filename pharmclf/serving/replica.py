@@ -20,6 +20,7 @@ from pharmclf.serving.batching import Batcher
 from pharmclf.serving.options import Limits
 from pharmclf.serving.served_models import MAX_BATCH, ModelState, Prediction, ServedModel, ServedModels
 
+_BATCHES = 2  # at once, so that one is decoded while the other one is predicted
 _WATCH_INTERVAL_S = 5.0
 _METRICS_TIMEOUT_S = 5.0
 _SHOWN = re.compile(
@@ -54,7 +55,7 @@ class Replica:
         self._version = Gauge("pharmclf_serve_model", METRICS["pharmclf_serve_model"], ("model", "version"))
         self._refused = Gauge("pharmclf_serve_refused", METRICS["pharmclf_serve_refused"], ("model",))
         self._served = ServedModels(locations)
-        self._batcher = Batcher(self._answer, MAX_BATCH)
+        self._batcher = Batcher(self._answer, MAX_BATCH, _BATCHES)
         self._seen: set[tuple[str, str]] = set()
         self._watch = BackgroundTask("models", self._refresh, every_s=_WATCH_INTERVAL_S, at_start=True)
 

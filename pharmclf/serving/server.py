@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 
 from pharmclf.core.console import Say, print_result, show_activity
-from pharmclf.core.errors import ConfigError, RunError, error_reason, first_line
+from pharmclf.core.errors import ConfigError, RunError, error_reason
 from pharmclf.core.signals import GracefulShutdown
 from pharmclf.core.units import format_count
 from pharmclf.core.usual_times import LOAD_MODEL_S

@@ -63,6 +63,30 @@ def test_an_error_is_that_of_its_batch_and_a_request_that_was_given_up_costs_not
     assert calls == [[1], [0], [2]]
 
 
+def test_as_many_batches_as_are_allowed_are_in_work_at_once():
+    """Each waits for the other here, so that one at a time would never end."""
+    both = threading.Barrier(2, timeout=60)
+
+    async def send() -> list[list[int]]:
+        batcher = Batcher(lambda items: (both.wait(), list(items))[1], 1, at_once=2)
+        return await asyncio.gather(*[batcher([number]) for number in range(4)])
+
+    assert asyncio.run(send()) == [[0], [1], [2], [3]]
+
+
+def test_nothing_waits_for_ever_between_the_end_of_one_batch_and_the_next_request():
+    async def send() -> int:
+        batcher = Batcher(list, 4, at_once=2)
+
+        async def client(count: int) -> int:
+            return sum([len(await batcher([number])) for number in range(count)])
+
+        async with asyncio.timeout(120):
+            return sum(await asyncio.gather(*[client(200) for _ in range(7)]))
+
+    assert asyncio.run(send()) == 1400
+
+
 def test_work_starts_again_after_a_pause():
     async def send() -> list[list[int]]:
         batcher = Batcher(list, 8)

@@ -248,7 +248,7 @@ def test_a_changed_model_replaces_the_earlier_one_without_a_lost_request(server:
     body, kind = form([content] * 3)
 
     def versions() -> set[str]:
-        return {server.client.predict(content)[1]["version"] for _ in range(8)}
+        return {server.client.predict(content)[1]["version"] for _ in range(30)}  # of both replicas
 
     with Load(lambda: server.client.predict(body, kind), clients=3) as load:
         save_model(tmp_path / "new", OTHERS)
@@ -277,7 +277,7 @@ def test_a_killed_replica_gives_no_wrong_answer_and_is_replaced(server: Server):
 
     save_model(server.folder, LABELS)
     content = Path(server.path).read_bytes()
-    until(lambda: {server.client.predict(content)[1]["answers"][0]["label"] in LABELS for _ in range(8)} == {True})
+    until(lambda: {server.client.predict(content)[1]["answers"][0]["label"] in LABELS for _ in range(30)} == {True})
     replicas = [each for each in ray.util.list_named_actors(all_namespaces=True) if "#model#" in each["name"]]
     assert len(replicas) == 2
     with Load(lambda: server.client.predict(content)) as load:
