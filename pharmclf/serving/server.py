@@ -30,7 +30,7 @@ _TARGET = 24.0  # of them for each replica, above which another one starts
 _QUEUED = 512  # requests that wait for a replica; more are refused with 503
 _ATTEMPTS = 3  # to start a replica
 _POLL_INTERVAL_S = 0.5
-# what blocks runs in threads, so that replicas and proxies do without a second event loop: 6 ms less a request
+# what blocks runs in threads, so that replicas and proxies do without a second event loop
 _ENVIRONMENT = {
     "env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 }
