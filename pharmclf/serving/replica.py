@@ -29,7 +29,7 @@ _SHOWN = re.compile(
 )
 METRICS = {
     "pharmclf_serve_responses": "Responses by status of HTTP",
-    "pharmclf_serve_answers": "Images by model and outcome: answered, abstained or unusable",
+    "pharmclf_serve_answers": "Images by model and outcome: answered, abstained, unknown or unusable",
     "pharmclf_serve_batches": "Batches of images that were predicted together",
     "pharmclf_serve_model": "1 for the version of a model that answers, 0 for earlier ones",
     "pharmclf_serve_refused": "1 while the files at a model's location are refused, and an earlier version answers",
@@ -75,8 +75,7 @@ class Replica:
         """As in `Backend`; in batches with the images of other requests."""
         answers = await self._batcher([(model, content) for content in contents])
         for answer in answers:
-            outcome = "unusable" if answer.error else "abstained" if answer.abstain else "answered"
-            self._answers.inc(tags={"model": model.name, "outcome": outcome})
+            self._answers.inc(tags={"model": model.name, "outcome": _outcome(answer)})
         return Prediction(model=model.name, version=model.version, answers=answers)
 
     def _answer(self, items: Sequence[tuple[ServedModel, bytes]]) -> list[Answer]:
@@ -112,6 +111,12 @@ class Replica:
             self._version.set(float((name, version) in current), tags={"model": name, "version": version})
         for state in states:
             self._refused.set(float(state.refused is not None), tags={"model": state.name})
+
+
+def _outcome(answer: Answer) -> str:
+    if answer.error:
+        return "unusable"
+    return "unknown" if answer.unknown else "abstained" if answer.abstain else "answered"
 
 
 Deployment = serve.deployment(name="model")(serve.ingress()(Replica))

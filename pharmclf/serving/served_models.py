@@ -47,6 +47,10 @@ class ModelState:
     """Side of the images that it classifies, pixels."""
     threshold: float | None
     """Confidence below which a person must look; None: it never abstains."""
+    usual_answered: float | None
+    """Share of its validation images that it answers, 0..1: of images that look unlike those it answers fewer."""
+    usual_unknown: float | None
+    """Share of its validation images that it calls unknown, 0..1; None: it has no limit for that."""
     refused: str | None
     """Why the files at its location do not replace it; None where they are its own."""
 
@@ -120,17 +124,20 @@ class ServedModels:
 
     def states(self) -> list[ModelState]:
         """What is served, in the order of the models."""
-        return [
-            ModelState(
-                name=name,
-                version=served.version,
-                labels=list(served.model.labels),
-                image_size=served.model.info.image_size,
-                threshold=served.model.threshold,
-                refused=self._refused[name].reason if name in self._refused else None,
-            )
-            for name, served in self._served.items()
-        ]
+        return [self._state(name, served) for name, served in self._served.items()]
+
+    def _state(self, name: str, served: ServedModel) -> ModelState:
+        decision = served.model.info.decision
+        return ModelState(
+            name=name,
+            version=served.version,
+            labels=list(served.model.labels),
+            image_size=served.model.info.image_size,
+            threshold=served.model.threshold,
+            usual_answered=decision.coverage.value if decision else None,
+            usual_unknown=decision.unknown.share.value if decision and decision.unknown else None,
+            refused=self._refused[name].reason if name in self._refused else None,
+        )
 
     def refresh(self) -> None:
         """Replace the models whose files have changed."""
