@@ -14,6 +14,7 @@ from pharmclf import storage
 from pharmclf.core.errors import ConfigError
 from pharmclf.core.hashing import sha256_bytes
 from pharmclf.evaluation import metrics
+from pharmclf.evaluation.drift import Appearance
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.prediction_sets import PredictionSets, fit_sets
 from pharmclf.evaluation.strangeness import STRANGENESS_FILE, Strangeness
@@ -69,6 +70,8 @@ class AbstentionPolicy:
     """The classes that an image may be; None: too few validation images, or an earlier version has fitted it."""
     unknown: UnknownLimit | None = None
     """Which images are unknown; None: too few images to know, or an earlier version has fitted it."""
+    appearance: Appearance | None = None
+    """How the images of its data set look; None: there are too few, or an earlier version has fitted it."""
 
     def __post_init__(self) -> None:
         limits = {"temperature": (0.0, math.inf), "threshold": (-math.inf, math.inf), "max_error": (0.0, 1.0)}
@@ -204,7 +207,7 @@ def read_model_file(location: str, what: str, parse: Callable[[Any], T]) -> T:
 
 
 def _parse_policy(record: dict[str, Any]) -> AbstentionPolicy:
-    optional = ("sets", "unknown")
+    optional = ("sets", "unknown", "appearance")
     names = [field.name for field in dataclasses.fields(AbstentionPolicy) if field.name not in optional]
     values = {name: record[name] for name in names}
     values["coverage"] = _parse_estimate(values["coverage"])
@@ -214,7 +217,10 @@ def _parse_policy(record: dict[str, Any]) -> AbstentionPolicy:
     if not isinstance(values["assured"], bool):
         raise TypeError(f"assured: received {values['assured']!r}")
     return AbstentionPolicy(
-        **values, sets=_parse_sets(record.get("sets")), unknown=_parse_unknown(record.get("unknown"))
+        **values,
+        sets=_parse_sets(record.get("sets")),
+        unknown=_parse_unknown(record.get("unknown")),
+        appearance=_parse_appearance(record.get("appearance")),
     )
 
 
@@ -224,6 +230,14 @@ def _parse_sets(record: dict[str, Any] | None) -> PredictionSets | None:
     own = {int(number): float(value) for number, value in record["least_of_class"].items()}
     coverage, least = float(record["coverage"]), float(record["least"])
     return PredictionSets(coverage=coverage, least=least, least_of_class=own, num_groups=int(record["num_groups"]))
+
+
+def _parse_appearance(record: dict[str, Any] | None) -> Appearance | None:
+    if record is None:
+        return None
+    (dark, usual, bright), (blurred, normal, sharp) = record["brightness"], record["sharpness"]
+    brightness, sharpness = (float(dark), float(usual), float(bright)), (float(blurred), float(normal), float(sharp))
+    return Appearance(brightness=brightness, sharpness=sharpness)
 
 
 def _parse_unknown(record: dict[str, Any] | None) -> UnknownLimit | None:

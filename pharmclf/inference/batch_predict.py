@@ -140,8 +140,8 @@ class PredictionSummary:
         elif threshold is not None:
             left = self.num_abstained - self.num_bad
             share = left / max(good, 1)
-            strangers = f"{self.num_unknown:,} look like no training image, " if unknown else ""
-            unsure = f"{left - self.num_unknown:,} are below the confidence {threshold:.4f}"
+            strangers = f"{self.num_unknown:,} unlike the training images, " if unknown else ""
+            unsure = f"{left - self.num_unknown:,} below the confidence {threshold:.4f}"
             say(f"{left:,} of {good:,} images ({share:.1%}) are for a person: {strangers}{unsure}")
             strange = wilson_interval(self.num_unknown, good) if good else None
             signs = []

@@ -13,15 +13,18 @@ from pharmclf.core.signals import GracefulShutdown
 from pharmclf.core.timeouts import FINAL_STORAGE_S
 from pharmclf.core.units import format_count
 from pharmclf.data.destination import check_destination
+from pharmclf.data.image_set import ImageSet
 from pharmclf.data.pixel_depth import MAX_VALUE
+from pharmclf.evaluation.drift import Appearance, describe_drift
 from pharmclf.evaluation.predictor import PredictSpec
 from pharmclf.evaluation.saved_model import SavedModel, load_model_info
 from pharmclf.inference.batch_predict import PredictionSummary, assign_workers, missing_shards, predict_shards
-from pharmclf.inference.image_listing import list_images
+from pharmclf.inference.image_listing import ImageListing, list_images
 from pharmclf.inference.options import PredictOptions
 from pharmclf.inference.output_shards import OutputShards
 from pharmclf.inference.output_table import TopKOutput
 from pharmclf.inference.tolerant_reader import read_images
+from pharmclf.reporting.image_sample import SAMPLED_IMAGES, evenly_spaced_indices, load_upright
 from pharmclf.storage.lease import Lease, LeaseHeldError
 
 
@@ -151,5 +154,15 @@ def _predict_and_join(
     decision = model.decision
     usual = decision.coverage if decision and answers.threshold == decision.threshold else None
     unknown = decision.unknown.share if decision and decision.unknown else None
+    if decision and decision.appearance:
+        _say_drift(decision.appearance, parts.images, model.white_level, say)
     summary.summary_line(parts.output, answers.threshold, usual, unknown, say)
     return True
+
+
+def _say_drift(usual: Appearance, images: ImageListing, white_level: int, say: Say) -> None:
+    """Say in what some of the images differ from those of the training."""
+    some = images.paths.take(evenly_spaced_indices(len(images.paths), SAMPLED_IMAGES))
+    here = Appearance.of_images(load_upright(ImageSet.of_paths(some, white_level)))
+    for line in describe_drift(usual, here) if here else ():
+        say(f"note: these images are {line}")

@@ -12,6 +12,7 @@ from pharmclf.core.events import EpochRecord
 from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.accuracy_agreement import AccuracyMismatch
+from pharmclf.evaluation.drift import Appearance
 from pharmclf.evaluation.judge import Evidence, judge
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.results import ConfusedPair, EvaluationResult
@@ -146,6 +147,12 @@ class DatasetReport:
     """Whether it is divided into splits; if not, a model is tested on all of it, which counts as test."""
     white_level: int = MAX_VALUE
     """The value of white in its files of 16 bits per channel."""
+
+    @property
+    def appearance(self) -> Appearance | None:
+        """How its images look; None where too few were measured."""
+        values = {measure.name: measure.values.tolist() for measure in self.quality}
+        return Appearance.of_values(values.get("brightness", ()), values.get("sharpness", ()))
 
 
 @dataclass(frozen=True, kw_only=True)

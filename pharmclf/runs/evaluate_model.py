@@ -18,6 +18,7 @@ from pharmclf.data.prepare import MANIFEST_FILE, manifest_cache
 from pharmclf.data.quarantine import Quarantine
 from pharmclf.distributed.cluster import connect, device_kind
 from pharmclf.evaluation.datasets import EvalDataset, external_dataset, split_dataset
+from pharmclf.evaluation.drift import describe_drift
 from pharmclf.evaluation.gradcam import Explainer
 from pharmclf.evaluation.result_files import console_table
 from pharmclf.evaluation.results import EvaluationResult
@@ -96,10 +97,11 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResu
         write_scored_dataset(scored, out, model.image_size)
         set_report = build_set_report(scored, None, model.image_size, explainer)
     config = from_dict(record["config"], source="run.json") if record else None
+    data = build_dataset_report(quarantine.manifest, has_splits=options.data in _SPLITS)
     report = ReportData(
         decision=model.decision,
         sets=[set_report],
-        data=build_dataset_report(quarantine.manifest, has_splits=options.data in _SPLITS),
+        data=data,
         config_yaml=to_yaml(config) if config else "",
         versions=record.get("versions", {}),
         fingerprints=record.get("fingerprints", {}) | {"model": model.sha256},
@@ -112,6 +114,9 @@ def evaluate_saved_model(options: EvaluationOptions, say: Say) -> EvaluationResu
     location = storage.join(out, "report.html")
     storage.write_bytes(location, page_html(report).encode())
     activity.close()
+    usual, here = model.decision.appearance if model.decision else None, data.appearance
+    for line in describe_drift(usual, here) if usual and here else ():
+        say(f"note: these images are {line}")
     say(console_table(scored.evaluation))
     for line in font_notes(model.labels):
         say(f"note: {line}")

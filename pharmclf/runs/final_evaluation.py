@@ -129,6 +129,8 @@ def run_final_evaluation(
         decision = fit_policy(
             found[0].probabilities[:, 0], numbers, sets[0].groups, config.target_error_share, scores[0]
         )
+        data = build_dataset_report(quarantine.manifest)
+        decision = dataclasses.replace(decision, appearance=data.appearance)
         decision = write_policy(decision, storage.join(folder, "model", DECISION_FILE), strangeness)
         validation, test, *extras = scored = [
             score_dataset(part.images, part.probabilities[:, 0], class_names, decision, score)
@@ -184,7 +186,7 @@ def run_final_evaluation(
         held_out=held_out.evaluation if held_out else None,
         suspects=load_suspects(unseen, suspects),
         num_suspects=len(suspects),
-        data=build_dataset_report(quarantine.manifest),
+        data=data,
         config_yaml=to_yaml(config),
         versions=record.versions,
         fingerprints=record.fingerprints,

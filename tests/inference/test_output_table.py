@@ -444,7 +444,7 @@ def test_a_model_that_may_not_answer_is_described_in_words(tmp_path: Path):
     )
     PredictionSummary(num_images=10, num_abstained=4, num_bad=1).summary_line("out.csv", 0.75, None, None, said.append)
     assert said[1] == "all 1,230 images are for a person: the model answers nothing by itself"
-    assert said[4] == "3 of 9 images (33.3%) are for a person: 3 are below the confidence 0.7500"
+    assert said[4] == "3 of 9 images (33.3%) are for a person: 3 below the confidence 0.7500"
 
 
 @pytest.mark.parametrize(("abstained", "warned"), [(500, True), (150, True), (115, False), (0, False)])
@@ -462,7 +462,7 @@ def test_images_that_are_unknown_more_often_than_the_validation_images_are_doubt
     said: list[str] = []
     summary = PredictionSummary(num_images=1010, num_abstained=310, num_bad=10, num_unknown=unknown)
     summary.summary_line("out.csv", 0.75, None, wilson_interval(16, 320), said.append)
-    reasons = f"{unknown} look like no training image, {300 - unknown} are below the confidence 0.7500"
+    reasons = f"{unknown} unlike the training images, {300 - unknown} below the confidence 0.7500"
     assert f"300 of 1,000 images (30.0%) are for a person: {reasons}" in said
     warning = "warning: the model calls 20.0% of these images unknown, and 5.0% of those: they look unlike those"
     assert any(line.startswith(warning.replace("those:", "its validation images:")) for line in said) == warned
