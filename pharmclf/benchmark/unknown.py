@@ -125,21 +125,17 @@ def run_outputs(config: RunConfig) -> dict[str, Outputs]:
 def _outputs(location: str, images: EvalDataset, image_size: int) -> Outputs:
     import keras
 
-    from pharmclf.core.compat.keras import computation_order
-    from pharmclf.models.backbone_split import split_tensors
     from pharmclf.models.backbones import CLASSIFIER, inner_model, read_model
+    from pharmclf.models.head import compared_tensors
 
     classifier = inner_model(read_model(location), CLASSIFIER)
-    logits, pooled = next(
-        (tensor, sources[0]) for tensor, layer, sources in computation_order(classifier) if layer.name == "head"
-    )
-    block = split_tensors(keras.Model(classifier.inputs[0], pooled))[1]
+    block, pooled = compared_tensors(classifier)
+    logits = classifier.get_layer("head")(pooled)
     model = keras.Model(classifier.inputs[0], [classifier.outputs[0], logits, block, pooled])
     parts = []
     for first in range(0, len(images.rows), _BATCH):
         pixels, _ = load_images(images.files.slice(first, _BATCH), image_size)
-        probabilities, scores, before, features = (np.asarray(part) for part in model(pixels.astype(np.float32)))
-        parts.append((probabilities, scores, before.mean(axis=tuple(range(1, before.ndim - 1))), features))
+        parts.append([np.asarray(part) for part in model(pixels.astype(np.float32))])
     probabilities, scores, before, features = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Outputs(
         labels=np.array(images.labels), groups=images.groups.astype(np.int64),

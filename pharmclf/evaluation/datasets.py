@@ -119,11 +119,11 @@ def external_dataset(
     """
     with _named(name):
         reading = LayoutOptions(keep_splits=False, results=storage.parent(cache), classes=tuple(class_names))
-        manifest = _read_manifest(location, cache, max_invalid_share, progress, reading, white_level)
+        manifest, lost = _read_manifest(location, cache, max_invalid_share, reading, white_level, progress)
         match = align_labels(Counter(manifest.ok["label"].tolist()), class_names)
     usable = manifest.ok[manifest.ok["label"].isin(set(class_names))]
     rows = usable.index.to_numpy(np.int64)
-    notes = [*manifest.notes, *match.notes()]
+    notes = [*manifest.notes, *match.notes(), *lost]
     if known is not None:
         seen = np.intersect1d(find_leaked_images(manifest, known, ("train", "validation")), rows)
         if len(seen):
@@ -142,24 +142,23 @@ def unknown_dataset(
     cache: str,
     max_invalid_share: float = 1.0,
     white_level: int = MAX_VALUE,
-    progress: ProgressCallback | None = None,
 ) -> EvalDataset:
     """Load images of products that a model does not know, in a folder for each product or in none.
 
     Args:
         class_names: the model's classes; their images are left out.
-        location, cache, max_invalid_share, white_level, progress: as `external_dataset`.
+        location, cache, max_invalid_share, white_level: as `external_dataset`.
 
     Raises:
         ConfigError: no image of another product.
     """
     with _named(name):
         reading = LayoutOptions(keep_splits=False, results=storage.parent(cache), loose_label=name)
-        manifest = _read_manifest(location, cache, max_invalid_share, progress, reading, white_level)
+        manifest, lost = _read_manifest(location, cache, max_invalid_share, reading, white_level)
     known = manifest.ok["label"].map(label_key).isin(set(map(label_key, class_names)))
-    rows, notes = manifest.ok.index[~known].to_numpy(np.int64), manifest.notes
+    rows, notes = manifest.ok.index[~known].to_numpy(np.int64), [*manifest.notes, *lost]
     if known.any():
-        notes = [*notes, f"left out, as the model knows their products: {format_count(int(known.sum()), 'image')}"]
+        notes.append(f"left out, as the model knows their products: {format_count(int(known.sum()), 'image')}")
     if not len(rows):
         raise ConfigError(
             f"{name}: {location}: no image of an unknown product is left ({'; '.join(notes)}). Give other images"
@@ -199,19 +198,18 @@ def _read_manifest(
     location: str,
     cache: str,
     max_invalid_share: float,
-    progress: ProgressCallback | None,
     reading: LayoutOptions,
     white_level: int,
-) -> Manifest:
-    """The images of a set; its notes say how many cannot be read."""
+    progress: ProgressCallback | None = None,
+) -> tuple[Manifest, list[str]]:
+    """The images of a set, and a note of those that cannot be read, if there are any."""
     manifest = cached_manifest(
         location, cache, max_invalid_share=max_invalid_share, progress=progress, min_classes=1, reading=reading
     )
     if manifest.white_level <= white_level < MAX_VALUE:
         manifest = replace(manifest, white_level=white_level)
     bad = len(manifest.quarantined)
-    lost = [f"left out, because they cannot be read: {format_count(bad, 'image')}"] if bad else []
-    return replace(manifest, notes=[*manifest.notes, *lost])
+    return manifest, [f"left out, because they cannot be read: {format_count(bad, 'image')}"] if bad else []
 
 
 def external_datasets(

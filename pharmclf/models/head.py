@@ -108,15 +108,19 @@ def build_inference_model(backbone: keras.Model, head: keras.Model, name: str = 
     return fold_normalization(keras.Model(backbone.input, probabilities, name=name))
 
 
-def feature_outputs(classifier: keras.Model) -> list[Any]:
+def compared_tensors(classifier: keras.Model) -> list[Any]:
     """The tensors of a saved model in which images are compared: before its last block, and its pooled features.
 
     Returns:
-        (batch, channels) each, of length 1 for every image; none for a model that `build_inference_model` did not make.
+        (batch, channels) each, means over all places; none for a model that `build_inference_model` did not make.
     """
     pooled = [sources[0] for _, operation, sources in computation_order(classifier) if operation.name == "head"]
     if not pooled:
         return []
     before = split_tensors(keras.Model(classifier.inputs[0], pooled[0]))[1]
-    tensors = [before if len(before.shape) == 2 else layers.GlobalAveragePooling2D()(before), pooled[0]]
-    return [layers.UnitNormalization(dtype="float32")(tensor) for tensor in tensors]
+    return [before if len(before.shape) == 2 else layers.GlobalAveragePooling2D()(before), pooled[0]]
+
+
+def feature_outputs(classifier: keras.Model) -> list[Any]:
+    """The `compared_tensors` with the length 1 for every image."""
+    return [layers.UnitNormalization(dtype="float32")(tensor) for tensor in compared_tensors(classifier)]

@@ -13,7 +13,7 @@ from pharmclf.data.pixel_depth import MAX_VALUE
 from pharmclf.evaluation.abstention_policy import AbstentionPolicy
 from pharmclf.evaluation.accuracy_agreement import AccuracyMismatch
 from pharmclf.evaluation.drift import Appearance
-from pharmclf.evaluation.judge import Evidence, judge
+from pharmclf.evaluation.judge import MAX_UNKNOWN_ANSWERED, Evidence, judge
 from pharmclf.evaluation.metrics import Estimate
 from pharmclf.evaluation.results import ConfusedPair, EvaluationResult
 from pharmclf.evaluation.verdict import Verdict
@@ -120,6 +120,11 @@ class UnknownReport:
     """The answered ones of the highest confidence."""
     notes: Sequence[str] = ()
     """Remarks for readers, one line each."""
+
+    @property
+    def is_too_much(self) -> bool:
+        """Whether it answers so many, beyond chance, that the verdict says so."""
+        return self.answered.low > MAX_UNKNOWN_ANSWERED
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
